@@ -1,0 +1,46 @@
+"""mmspec: pluggable multimodal speculative decoding over stock Hugging Face models.
+
+    import mmspec
+    target = mmspec.load_target("tiny")
+    drafter = mmspec.load_drafter("tiny/draft_model", target)
+    out = mmspec.generate(target, drafter, prompt="Describe the picture.", images=[image])
+    out.text, out.stats.mean_acceptance_length
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("mmspec")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+# Loaded on first use, so that `import mmspec` and the command line's --help need not wait for torch.
+_LAZY = {
+    "Drafter": "drafters",
+    "MMSpecError": "errors",
+    "Output": "generation",
+    "Piece": "generation",
+    "Target": "target",
+    "generate": "generation",
+    "load_drafter": "loading",
+    "load_target": "loading",
+    "stream": "generation",
+}
+_MODULES = ("drafters", "families", "hf", "trees", "verifiers", "zoo")
+
+__all__ = ["__version__", *_LAZY, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'mmspec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

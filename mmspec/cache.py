@@ -1,0 +1,179 @@
+"""TreeCache: a preallocated, ragged, prunable key-value cache for targets and drafters alike.
+
+Every row of the batch owns the slots `0 .. length` of a storage with room to spare. A forward pass writes its new
+entries in place behind the committed ones, each row at its own offset; `commit` keeps the accepted path by moving its
+few entries to the front of that speculative area. The committed prefix is never copied.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+CHUNK = 256
+"""The storage grows by multiples of this many slots."""
+
+
+@dataclass(frozen=True)
+class SlotShape:
+    """What one layer stores per token, of keys or of values: `[heads, dim]` on a device, in a dtype."""
+
+    heads: int
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class TreeCacheLayer(CacheLayerMixin):
+    """One layer's view of a `TreeCache`, in the form that transformers' attention layers expect."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, cache: TreeCache):
+        super().__init__()
+        self.cache = cache
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the storage was allocated with the cache."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write `[batch, heads, new, dim]` states behind each row's entries; return views of all slots in use."""
+        self.cache.write(self.keys, key_states)
+        self.cache.write(self.values, value_states)
+        end = self.cache.slots_in_use  # the same for all rows: a short row's surplus is masked
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.longest + self.cache.speculative + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.longest + self.cache.speculative
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class TreeCache(Cache):
+    """Key-value storage of one request.
+
+    Args:
+        shapes: for every layer the `SlotShape` of its keys and of its values (see `Target.cache_shapes`).
+        batch_size: rows.
+        capacity: slots to allocate at once; more are added in chunks when a forward pass needs them.
+
+    A round is any number of forward passes, each opened by `begin(new)`, and one `commit`. Between two commits the
+    entries of those passes lie behind one another, at slots `length + 0, 1, 2, ...` of each row.
+    """
+
+    def __init__(self, shapes: list[tuple[SlotShape, SlotShape]], batch_size: int, capacity: int = CHUNK):
+        super().__init__(layers=[TreeCacheLayer(self) for _ in shapes])
+        self.rows = batch_size
+        device = shapes[0][0].device
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.lengths_list = [0] * batch_size
+        self.speculative = 0
+        self._pass = 0
+        # Layers of one shape share one tensor, so that a commit is one gather and one scatter for all of them.
+        self._members: dict[SlotShape, list[tuple[int, str]]] = defaultdict(list)
+        for layer, (keys, values) in enumerate(shapes):
+            self._members[keys].append((layer, "keys"))
+            self._members[values].append((layer, "values"))
+        self._storage: dict[SlotShape, Tensor] = {}
+        self.capacity = 0
+        self.reserve(capacity)
+
+    @property
+    def longest(self) -> int:
+        """Committed entries of the longest row."""
+        return max(self.lengths_list)
+
+    @property
+    def uniform(self) -> bool:
+        """True if all rows have the same length."""
+        return min(self.lengths_list) == self.longest
+
+    @property
+    def slots_in_use(self) -> int:
+        return self.longest + self.speculative + self._pass
+
+    def reserve(self, slots: int) -> None:
+        """Make room for `slots` slots per row. Grows in place of the old storage, by whole chunks."""
+        if slots <= self.capacity:
+            return
+        capacity = -(-slots // CHUNK) * CHUNK
+        for shape, members in self._members.items():
+            # Zeros, because attention multiplies masked slots by 0 and 0 * NaN is NaN.
+            grown = torch.zeros(
+                len(members), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
+            )
+            if self.capacity:
+                used = self.longest + self.speculative
+                grown[..., :used, :] = self._storage[shape][..., :used, :]
+            self._storage[shape] = grown
+            for index, (layer, name) in enumerate(members):
+                setattr(self.layers[layer], name, grown[index])
+        self.capacity = capacity
+
+    def begin(self, new: int) -> None:
+        """Open a forward pass that writes `new` entries per row."""
+        self._pass = new
+        self.reserve(self.slots_in_use)
+        self._start = self.longest + self.speculative
+        self._scattered = not self.uniform
+        if self._scattered:
+            device = self.lengths.device
+            self._row_index = torch.arange(self.rows, device=device)[:, None]
+            self._slots = self.lengths[:, None] + torch.arange(self.speculative, self.speculative + new, device=device)
+
+    def end(self) -> None:
+        """Close the pass: its entries are now speculative."""
+        self.speculative += self._pass
+        self._pass = 0
+
+    def write(self, storage: Tensor, states: Tensor) -> None:
+        """Put `[batch, heads, new, dim]` states into a layer's `[batch, heads, capacity, dim]` storage."""
+        if self._scattered:
+            storage[self._row_index.to(storage.device), :, self._slots.to(storage.device)] = states.transpose(1, 2)
+        else:
+            storage[:, :, self._start : self._start + states.shape[2]] = states
+
+    def commit(self, counts: list[int], path: Tensor | None = None) -> None:
+        """Keep a path of the speculative entries and drop the rest.
+
+        Args:
+            counts: per row, how many entries to keep (0 leaves the row as it was).
+            path: `[batch, steps]` which speculative entries to keep, in order, `steps >= max(counts)`; entries beyond
+                a row's count are ignored. None keeps the first `counts` entries, which costs nothing.
+        """
+        if path is not None and path.shape[1]:
+            steps = torch.arange(path.shape[1], device=path.device)
+            keep = steps < torch.tensor(counts, device=path.device)[:, None]
+            base = self.lengths[:, None].to(path.device)
+            # A step that is not kept moves onto itself.
+            destination = base + steps
+            source = base + torch.where(keep, path, steps)
+            rows = torch.arange(self.rows, device=path.device)[:, None]
+            for shape, storage in self._storage.items():
+                r, s, d = (index.to(shape.device) for index in (rows, source, destination))
+                by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [batch, capacity, members, heads, dim]
+                by_slot[r, d] = by_slot[r, s]
+        self.speculative = 0
+        self.lengths_list = [length + count for length, count in zip(self.lengths_list, counts, strict=True)]
+        self.lengths = torch.tensor(self.lengths_list, device=self.lengths.device)
+
+    # What transformers asks of a cache besides its layers.
+
+    @property
+    def is_initialized(self) -> bool:
+        return True
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of storage allocated."""
+        return sum(storage.nbytes for storage in self._storage.values())

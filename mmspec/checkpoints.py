@@ -1,0 +1,135 @@
+"""Drafters on disk: `config.json` with everything needed to rebuild one, and `model.safetensors`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .errors import MMSpecError
+
+if TYPE_CHECKING:
+    from .drafters import Drafter
+    from .target import Target
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_drafter(drafter: Drafter, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write a drafter.
+
+    Args:
+        drafter: anything with `config()`.
+        folder: made if missing.
+        metadata: further plain values for `config.json`: how it was trained, what it reached.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    cls = type(drafter)
+    config = {
+        "mmspec_drafter": f"{cls.__module__}.{cls.__qualname__}",
+        "target": {
+            "model_type": drafter.target.model.config.model_type,
+            "vocab_size": drafter.target.vocab_size,
+            "hidden_size": drafter.target.hidden_size,
+        },
+        **drafter.config(),
+        **({"metadata": metadata} if metadata else {}),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    weights = {name: tensor.detach().contiguous() for name, tensor in _own_weights(drafter).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `config.json` of a folder.
+
+    Raises:
+        MMSpecError: if it is missing or is no JSON object.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise MMSpecError(f"folder {str(folder)!r} has no {CONFIG}, so it holds no drafter or model") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MMSpecError(f"{str(path)!r} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise MMSpecError(f"{str(path)!r} holds a {type(config).__name__} where a JSON object is expected")
+    return config
+
+
+def load_saved_drafter(folder: str | Path, target: Target) -> Drafter:
+    """Rebuild a drafter that `save_drafter` wrote.
+
+    Raises:
+        MMSpecError: for a class that cannot be imported, a drafter of another target, a corrupt or mismatched
+            weights file (the keys are listed).
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    cls = _drafter_class(config["mmspec_drafter"], folder)
+    made_for = config.get("target", {}).get("vocab_size", target.vocab_size)
+    if made_for != target.vocab_size:
+        raise MMSpecError(
+            f"drafter {str(folder)!r} was made for a vocabulary of {made_for} tokens but the target's has "
+            f"{target.vocab_size}: they must share a tokenizer; load a drafter trained for this target"
+        )
+    drafter = cls.from_config(config, target)
+    weights = read_weights(folder / WEIGHTS)
+    expected = _own_weights(drafter)
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        raise MMSpecError(
+            f"{str(folder / WEIGHTS)!r} does not fit {cls.__name__}: missing keys {missing or 'none'}, unexpected keys "
+            f"{unexpected or 'none'}"
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise MMSpecError(
+                f"{str(folder / WEIGHTS)!r}: {name} has shape {list(weights[name].shape)}, {cls.__name__} needs "
+                f"{list(tensor.shape)}"
+            )
+    drafter.load_state_dict(weights, strict=False)
+    return drafter.eval()
+
+
+def read_weights(path: Path) -> dict:
+    """The tensors of a safetensors file.
+
+    Raises:
+        MMSpecError: if it is missing or corrupt.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise MMSpecError(f"weights file {str(path)!r} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise MMSpecError(f"{str(path)!r} is not a valid safetensors file ({error}); fetch or train it again") from None
+
+
+def _own_weights(drafter: Drafter) -> dict:
+    """The state of a drafter, tied tensors once."""
+    seen, weights = set(), {}
+    for name, tensor in drafter.state_dict(keep_vars=True).items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            weights[name] = tensor
+    return weights
+
+
+def _drafter_class(path: str, folder: Path) -> type[Drafter]:
+    from .drafters import Drafter
+
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MMSpecError(f"{str(folder / CONFIG)!r} names the drafter class {path!r}, not importable: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Drafter)):
+        raise MMSpecError(f"{str(folder / CONFIG)!r} names {path!r}, which is no Drafter")
+    return cls

@@ -1,0 +1,121 @@
+"""The command line: `mmspec COMMAND [flags] [group=option] [key=value]`.
+
+Free text and paths are ordinary flags; everything else is a hydra override, composed by `mmspec.configuration`. Every
+command is a module in `mmspec.commands` that offers `add_flags(parser)` and `run(arguments)`, which returns the exit
+code. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import configuration
+from .errors import MMSpecError, did_you_mean
+from .version import __version__
+
+COMMANDS = {"generate": "answer a question about a picture by speculative decoding"}
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose complaints are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MMSpecError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except MMSpecError as error:
+        if "debug=true" in (argument.lower() for argument in argv):
+            raise
+        print(f"mmspec: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\nmmspec: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe such as `mmspec generate | head -1` has left. Python would complain again when it flushes
+        # standard output at exit, so that has to go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"mmspec {__version__}")
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        raise MMSpecError(f"command {name!r} is unknown.{did_you_mean(name, COMMANDS)}")
+    command = importlib.import_module(f".commands.{name}", __package__)
+    parser = Parser(prog=f"mmspec {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    parser.add_argument(
+        "--config-dir", metavar="DIR", help="a folder of your own configurations, laid out as in mmspec"
+    )
+    command.add_flags(parser)
+    arguments, arguments_left = parser.parse_known_args(_join_values(argv[1:], parser))
+    for argument in arguments_left:
+        if argument.startswith("-"):
+            flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+            raise MMSpecError(f"flag {argument!r} is unknown.{did_you_mean(argument, flags)}")
+    arguments.overrides = arguments_left
+    if arguments.help:
+        print(_command_help(name, parser, arguments.config_dir))
+        return 0
+    return command.run(arguments)
+
+
+def _join_values(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Write `--flag value` as `--flag=value`, because argparse refuses separate values that begin with a dash."""
+    joined, rest = [], iter(argv)
+    for argument in rest:
+        action = parser._option_string_actions.get(argument)
+        value = next(rest, None) if action is not None and action.nargs is None else None
+        joined.append(argument if value is None else f"{argument}={value}")
+    return joined
+
+
+def _overview() -> str:
+    commands = _table({name: purpose for name, purpose in COMMANDS.items()})
+    return (
+        "usage: mmspec COMMAND [flags] [group=option] [key=value]\n\n"
+        "Multimodal speculative decoding: the same text as the model alone would write, sooner.\n\n"
+        f"commands:\n{commands}\n\n"
+        "`mmspec COMMAND --help` lists a command's flags, groups and keys; `mmspec --version` prints the version."
+    )
+
+
+def _command_help(name: str, parser: argparse.ArgumentParser, config_dir: str | None) -> str:
+    """Return the help of a command: its flags, and what its configuration offers."""
+    options, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
+    lines = [f"usage: mmspec {name} [flags] [group=option] [key=value]", "", parser.description or COMMANDS[name], ""]
+    flags = {
+        ", ".join(action.option_strings) + (f" {action.metavar}" if action.metavar else ""): action.help or ""
+        for action in parser._actions
+    }
+    lines += ["flags:", _table(flags), "", "groups, set with group=option (* is the default):"]
+    for group, (default, purpose) in chosen.items():
+        marked = {f"{option}{' *' if option == default else ''}": about for option, about in options[group].items()}
+        lines += [f"  {group}: {purpose}", _table(marked, indent=4)]
+    lines += ["", "keys, set with key=value, also inside a group as in tree.length=3:"]
+    lines += [_table({f"{key}={default}": purpose for key, (default, purpose) in keys.items()})]
+    return "\n".join(lines)
+
+
+def _table(rows: dict[str, str], indent: int = 2) -> str:
+    width = max(len(name) for name in rows)
+    return "\n".join(f"{' ' * indent}{name:<{width}}  {text}".rstrip() for name, text in rows.items())

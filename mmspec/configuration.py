@@ -1,0 +1,234 @@
+"""Find, compose and build configurations: hydra underneath, one-line errors on top.
+
+    config = compose("generate", ["drafter=ngram", "tree=chain", "tree.length=3"])
+    target = build(config.target)
+    drafter = build(config.drafter, target=target)
+
+A configuration folder holds one YAML file per command and one subfolder per group; the files in it are the options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import MMSpecError, did_you_mean
+
+# Groups whose option may also be a folder or a hub id, which stands for the option `pretrained` with that name.
+FOLDER_GROUPS = ("target", "drafter")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+Settings = TypeVar("Settings")
+
+
+def shipped_folder() -> Path:
+    """Return the folder of mmspec's own configurations: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "generate.yaml").is_file():
+            return folder
+    raise MMSpecError(
+        f"no configurations in {package} or beside it: the installation is incomplete, install mmspec again"
+    )
+
+
+def search_folders(config_dir: str | Path | None = None) -> list[Path]:
+    """Return the folders to search: mmspec's own, then the user's, which may add options but not replace any."""
+    folders = [shipped_folder()]
+    if config_dir is not None:
+        own = Path(config_dir).expanduser().resolve()
+        if not own.is_dir():
+            raise MMSpecError(f"--config-dir {config_dir}: there is no such folder")
+        for file in sorted(own.rglob("*.yaml")):
+            # hydra would silently prefer the shipped file, so that an edit of the user's would have no effect.
+            if (folders[0] / file.relative_to(own)).exists():
+                name = file.relative_to(own).as_posix()
+                raise MMSpecError(
+                    f"--config-dir {config_dir}: {name} exists in mmspec too, so it would be ignored: rename it"
+                )
+        folders.append(own)
+    return folders
+
+
+def groups(config_dir: str | Path | None = None) -> dict[str, dict[str, str]]:
+    """Return what can be chosen: `{group: {option: its first line of comment}}`."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in search_folders(config_dir):
+        for file in sorted(folder.glob("*/**/*.yaml")):
+            group, option = file.relative_to(folder).with_suffix("").as_posix().split("/", maxsplit=1)
+            found.setdefault(group, {})[option] = _summary(file)
+    return found
+
+
+def _summary(file: Path) -> str:
+    """Return a file's first comment that is not a directive such as `# @package _global_`."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ")
+    return ""
+
+
+def settings(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
+    """Return the groups and the keys of a command's configuration, each as `{name: (default, comment)}`."""
+    chosen, keys = {}, {}
+    for line in (shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"(  - )?(\w+): (.*?)(?:\s+# (.*))?", line):
+            indented, key, default, comment = match.groups()
+            (chosen if indented else keys)[key] = (default, comment or "")
+    return chosen, keys
+
+
+def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Any:
+    """Compose the configuration of command `name` with hydra overrides such as `drafter=ngram` or `tree.length=3`.
+
+    A value that is the path of an existing file or folder is taken as it is, whatever characters are in it. Whatever is
+    wrong with the overrides is raised as an `MMSpecError` that names the nearest thing that exists.
+    """
+    folders, options = search_folders(config_dir), groups(config_dir)
+    choices, values, literals = [], [], {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals and not override.startswith("~"):
+            raise MMSpecError(
+                f"{override!r} is not of the form key=value; text goes to --prompt and pictures to --image"
+            )
+        if key in options:
+            value, path = _choose(key, value, options[key])
+            choices.append(f"{key}={value}")
+            if path is not None:
+                literals[f"{key}.name"] = path
+        elif "/" in value and Path(value).expanduser().exists():
+            literals[key] = str(Path(value).expanduser())
+        else:
+            values.append(override)
+
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = _compose(name, choices + values, folders)
+        for key, value in literals.items():
+            OmegaConf.update(config, key, value.replace("${", r"\${"))  # a path is never an interpolation
+        OmegaConf.to_container(config, resolve=True)  # finds broken interpolations now, where the error can say so
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        reason = _unknown_key(name, choices, [*values, *literals], folders) or " ".join(str(error).split())
+        raise MMSpecError(reason) from error
+    return config
+
+
+def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return the option that `group=value` chooses and, where the value stands for a folder or a hub id, that name."""
+    if value in options:
+        return value, None
+    if group in FOLDER_GROUPS:
+        path = Path(value).expanduser()
+        if path.is_dir():
+            return "pretrained", str(path)
+        if HUB_ID.fullmatch(value) and not value.startswith((".", "~")):
+            return "pretrained", value
+        if "/" in value:
+            raise MMSpecError(f"{group}={value}: there is no such folder, and a hub id looks like ORGANISATION/MODEL")
+    raise MMSpecError(f"{group} {value!r} is unknown.{did_you_mean(value, options)}")
+
+
+def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
+    """Compose with hydra's own errors, leaving hydra's global state as it was."""
+    from hydra import compose, initialize_config_dir
+
+    # Quoted for hydra's grammar, in which only the quote is special inside quotes.
+    extra = ["'file://{}'".format(str(folder).replace("'", r"\'")) for folder in folders[1:]]
+    search_path = [f"hydra.searchpath=[{','.join(extra)}]"] if extra else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders[0])):
+        return compose(name, overrides=overrides + search_path)
+
+
+def _unknown_key(name: str, choices: list[str], overrides: Iterable[str], folders: list[Path]) -> str | None:
+    """Say which of the overrides names a key that does not exist, or return None where that is not what is wrong."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = _compose(name, choices, folders)
+    except (HydraException, OmegaConfBaseException, YAMLError):
+        return None
+    known = _keys(config)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("~")
+        if override.startswith("+") or key in known:
+            continue
+        group = key.partition(".")[0]
+        if group != key and group in known and not any(other.startswith(f"{group}.") for other in known):
+            chosen = dict(choice.split("=") for choice in choices).get(group) or settings(name)[0][group][0]
+            return f"setting {key!r} is unknown: {group}={chosen} has no settings"
+        return f"setting {key!r} is unknown.{did_you_mean(key, known)}"
+    return None
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted names of everything in a configuration, without hydra's own such as `_target_`."""
+    from omegaconf import OmegaConf
+
+    found = set()
+    for key, value in OmegaConf.to_container(config).items() if OmegaConf.is_config(config) else config.items():
+        if not str(key).startswith("_"):
+            found.add(f"{prefix}{key}")
+            if isinstance(value, Mapping):
+                found |= _keys(value, f"{prefix}{key}.")
+    return found
+
+
+def typed(config: Any, schema: type[Settings]) -> Settings:
+    """Return the top-level keys of a configuration as an instance of a dataclass, with their types checked."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    result = OmegaConf.structured(schema)
+    for key in result:
+        try:
+            result[key] = config[key]
+        except OmegaConfBaseException as error:
+            wanted = str(schema.__annotations__[key]).replace("| None", "or null")
+            raise MMSpecError(f"{key}={config[key]} is not valid: it must be of type {wanted}") from error
+    return OmegaConf.to_object(result)
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Call the `_target_` of a configuration with the settings beside it and `arguments`; None builds None.
+
+    The call is made here and not by `hydra.utils.instantiate`, which copies what it is given into a configuration and
+    wraps every error; the settings are instantiated by hydra, so they may themselves hold `_target_`.
+    """
+    if node is None:
+        return None
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(node, resolve=True)
+    path = values.pop("_target_", None)
+    if path is None:
+        raise MMSpecError(f"a configuration has no _target_ that names a class: {values}")
+    if missing := [key for key, value in values.items() if value == "???"]:
+        raise MMSpecError(f"{path} needs a value for {', '.join(missing)}")
+    try:
+        factory = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}") from error
+    try:
+        values = instantiate(values, _convert_="all") | arguments
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MMSpecError):
+            raise error.__cause__ from error
+        raise MMSpecError(f"{path}: {' '.join(str(error).split())}") from error
+    try:
+        inspect.signature(factory).bind(**values)
+    except TypeError as error:
+        raise MMSpecError(f"{path} does not take these settings: {error}") from error
+    return factory(**values)

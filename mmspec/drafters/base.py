@@ -1,0 +1,75 @@
+"""The interface of drafters."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from ..trees import TreeBuilder
+
+if TYPE_CHECKING:
+    from ..target import Context, Target
+
+
+class Drafter(nn.Module):
+    """Proposes a tree of tokens each round.
+
+    A subclass implements `start`, `draft` and `observe`. What it assigns to `self` in them belongs to the request at
+    hand: the loop works on a copy (`fork`) that shares the weights and nothing else, so one drafter serves any number
+    of requests at once.
+
+    Args:
+        target: the model to draft for.
+        tree: the builder of its trees, for drafters that grow them; `generate(tree=...)` overrides it.
+    """
+
+    feature_layers: tuple[int, ...] = ()
+    """Hidden states of the target to be handed over in `context.features` and `scores.features`: the number of the
+    layer that a state enters, or `mmspec.runner.LAST` for the state after the final norm."""
+
+    def __init__(self, target: Target, tree: TreeBuilder | None = None):
+        super().__init__()
+        self.target = target
+        self.tree = tree
+
+    def fork(self, tree: TreeBuilder | None = None) -> Drafter:
+        """A copy for one request: own attributes and tree builder, shared weights."""
+        drafter = copy.copy(self)
+        for registry in ("_parameters", "_buffers", "_modules"):
+            setattr(drafter, registry, dict(getattr(self, registry)))
+        tree = tree or self.tree
+        drafter.tree = tree.fork() if tree is not None else None
+        return drafter
+
+    def check(self, proposal: str) -> None:
+        """Refuse a request that this drafter's trees cannot serve; see `TreeBuilder.check`."""
+
+    def start(self, context: Context) -> None:
+        """Take up a request whose prompt the target has read."""
+        raise NotImplementedError
+
+    def draft(self, root: Tensor) -> DraftTree:
+        """Propose a tree below `root`, `[batch]`, the newest token of each row."""
+        raise NotImplementedError
+
+    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        """Hear what became of the last tree; `context.history` already holds what was emitted."""
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to rebuild this drafter without its weights, as plain JSON values."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved: it has no config()")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], target: Target) -> Drafter:
+        """Rebuild a drafter from `config()`, weights not yet loaded."""
+        raise NotImplementedError(f"{cls.__name__} cannot be loaded from a folder: it has no from_config()")
+
+    def save_pretrained(self, folder, **metadata: Any) -> None:
+        """Write `config.json` and `model.safetensors`, which `mmspec.load_drafter(folder, target)` reads."""
+        from ..checkpoints import save_drafter
+
+        save_drafter(self, folder, metadata)

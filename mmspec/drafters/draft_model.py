@@ -1,0 +1,211 @@
+"""An independent small model as drafter: with a vision tower of its own, with the target's, or blind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MMSpecError, did_you_mean
+from ..families import Vision
+from ..inputs import Request, prepare
+from ..outcome import Scores, Verdict
+from ..runner import Runner
+from ..tree import DraftTree
+from ..trees import TreeBuilder
+from ..trees.growth import Block
+from .step import StepDrafter
+
+if TYPE_CHECKING:
+    from ..target import Context, Target
+
+MODES = ("own_vision", "shared_vision", "text_only")
+
+
+class DraftModelDrafter(StepDrafter):
+    """Drafts with a small causal model that shares the target's tokenizer.
+
+    Args:
+        target: the model to draft for.
+        model: a Hugging Face model: a VLM for `own_vision`, a causal LM otherwise.
+        mode: where its sight comes from.
+            `own_vision`: the draft model is a VLM and encodes the pictures itself.
+            `shared_vision`: the pictures are encoded once, by the target's tower; `projector` maps the tower's features
+            into the draft model (Spec-LLaVA, arXiv 2509.11961; MASSV, arXiv 2505.10526).
+            `text_only`: pictures are left out of the draft prompt (Gagrani et al., arXiv 2404.08856). Its prompt is
+            shorter than the target's, and so are its positions.
+        projector: for `shared_vision`, a module from `[tokens, vision_hidden]` to `[tokens, draft_hidden]`.
+        processor: for `own_vision`, if the draft model needs another one than the target.
+        tree: how to grow trees; a chain of five by default.
+
+    Raises:
+        MMSpecError: for an unknown mode, a missing or superfluous projector, or another vocabulary than the target's.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        model: nn.Module,
+        mode: str = "own_vision",
+        projector: nn.Module | None = None,
+        processor=None,
+        tree: TreeBuilder | None = None,
+    ):
+        from ..target import Target
+
+        super().__init__(target, tree)
+        if mode not in MODES:
+            raise MMSpecError(f"DraftModelDrafter mode {mode!r} is unknown.{did_you_mean(mode, MODES)}")
+        if (projector is not None) != (mode == "shared_vision"):
+            raise MMSpecError("DraftModelDrafter: a projector belongs to mode='shared_vision', and to no other")
+        if mode == "own_vision" and Target(model).family.image_token_id is None:
+            raise MMSpecError(
+                f"DraftModelDrafter: mode='own_vision' needs a vision-language model, {type(model).__name__} takes no "
+                "pictures; use mode='text_only'"
+            )
+        self.mode = mode
+        self.model = model
+        self.projector = projector
+        self.draft_target = Target(model, processor)
+        _check_vocabulary(target, self.draft_target)
+
+    def start(self, context: Context) -> None:
+        super().start(context)
+        request, vision = self._prompt(context)
+        family = self.draft_target.family
+        self.runner = Runner(self.draft_target, request.batch_size, request.max_length + context.room)
+        embeds = family.embed(request.inputs["input_ids"], None if self.mode == "shared_vision" else vision)
+        if self.mode == "shared_vision" and vision is not None:
+            visual = request.inputs["input_ids"] == context.target.family.image_token_id
+            embeds = embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
+        position_ids, delta = family.positions(request.inputs)
+        self.runner.prefill(embeds, position_ids, delta, request.lengths, family.prefill_inputs(request.inputs))
+        # Tokens that were accepted but that this model has not read yet, per row.
+        self.unread: list[list[int]] = [[] for _ in request.lengths]
+
+    def expand_root(self, root: Tensor) -> Tensor:
+        """Read what is still unread, then the root; both are certain, so they are committed at once."""
+        active = self.context.active
+        width = 1 + max(map(len, self.unread))
+        if width == 1:
+            tokens = root[:, None]
+        else:
+            rows = [[*unread, history[-1]] for unread, history in zip(self.unread, self.context.history, strict=True)]
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=root.device)
+        steps = torch.arange(width, device=root.device).expand_as(tokens)
+        causal = torch.ones(width, width, dtype=torch.bool, device=root.device).tril().expand(len(root), -1, -1)
+        logits = self.runner.extend(tokens, causal, steps)
+        counts = [len(unread) + 1 for unread in self.unread]
+        self.runner.commit([count if on else 0 for count, on in zip(counts, active, strict=True)])
+        last = torch.tensor(counts, device=root.device) - 1
+        return self._fit(logits[torch.arange(len(root), device=root.device), last])
+
+    def expand(self, block: Block) -> Tensor:
+        return self._fit(self.runner.extend(block.tokens, block.visible, block.depth))
+
+    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        super().observe(tree, scores, verdict)
+        # Entry 0 of the expansions is the root, which is committed already.
+        entries = tree.expansion.gather(1, verdict.path.clamp(min=0))[:, 1:] - 1
+        on_path = torch.arange(1, entries.shape[1] + 1, device=entries.device) < verdict.length[:, None]
+        read = ((entries >= 0) & on_path).sum(-1)
+        table = torch.stack([read, verdict.length], dim=1).tolist()
+        self.runner.commit([count for count, _ in table], None if tree.is_chain else entries)
+        # The history ends with the path's drafted tokens and the bonus, which is the next root.
+        self.unread = [
+            history[len(history) - length + count : -1] if length else []
+            for history, (count, length) in zip(self.context.history, table, strict=True)
+        ]
+
+    def _prompt(self, context: Context) -> tuple[Request, Vision | None]:
+        """The prompt as the draft model reads it, and what stands for its pictures."""
+        request = context.request
+        if self.mode == "text_only":
+            return _without_images(request, context.target.family.image_token_id), None
+        if self.mode == "shared_vision":
+            if context.vision is None:
+                return request, None
+            projected = [self.projector(features) for features in context.vision.features]
+            return request, Vision(projected, context.vision.features)
+        if self.draft_target.processor is not None:
+            if request.prompts is None:
+                raise MMSpecError(
+                    "a draft model with its own processor needs the prompt and the images; call generate(prompt=, "
+                    "images=) instead of generate(inputs=)"
+                )
+            request = prepare(self.draft_target, request.prompts, request.images)
+        return request, self.draft_target.encode(request)
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        """Logits over the target's vocabulary: models pad their embedding tables differently."""
+        vocab = self.target.vocab_size
+        if logits.shape[-1] >= vocab:
+            return logits[..., :vocab]
+        return nn.functional.pad(logits, (0, vocab - logits.shape[-1]), value=float("-inf"))
+
+    def config(self) -> dict[str, Any]:
+        projector = None
+        if self.projector is not None:
+            if not isinstance(self.projector, VisualProjector):
+                raise MMSpecError(f"a {type(self.projector).__name__} projector cannot be saved; use VisualProjector")
+            projector = self.projector.sizes
+        return {"mode": self.mode, "model": self.model.config.to_diff_dict(), "projector": projector}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], target: Target) -> DraftModelDrafter:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+        settings = dict(config["model"])
+        model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        loader = AutoModelForImageTextToText if config["mode"] == "own_vision" else AutoModelForCausalLM
+        model = loader.from_config(model_config, dtype=target.dtype, attn_implementation=target.attention)
+        projector = VisualProjector(*config["projector"]) if config.get("projector") else None
+        drafter = cls(target, model, config["mode"], projector)
+        return drafter.to(target.device, target.dtype)
+
+
+class VisualProjector(nn.Module):
+    """Two linear layers with a GELU between, from vision features to a draft model's embeddings (as in LLaVA-1.5).
+
+    Args:
+        vision_hidden, hidden: widths of the features and of the draft model.
+    """
+
+    def __init__(self, vision_hidden: int, hidden: int):
+        super().__init__()
+        self.sizes = [vision_hidden, hidden]
+        self.inner = nn.Linear(vision_hidden, hidden)
+        self.outer = nn.Linear(hidden, hidden)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[tokens, vision_hidden]` to `[tokens, hidden]`."""
+        return self.outer(nn.functional.gelu(self.inner(features)))
+
+
+def _without_images(request: Request, image_token: int | None) -> Request:
+    """The prompt with every placeholder left out."""
+    rows = [[token for token in ids if token != image_token] for ids in request.token_ids()]
+    lengths = [len(row) for row in rows]
+    if min(lengths) == 0:
+        raise MMSpecError("a prompt without its images is empty, so a text_only draft model has nothing to read")
+    device = request.inputs["input_ids"].device
+    ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=device)
+    mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+    return Request({"input_ids": ids, "attention_mask": mask.long()}, lengths)
+
+
+def _check_vocabulary(target: Target, draft: Target) -> None:
+    """Token ids must mean the same to both; embedding tables may be padded to different sizes."""
+    ours, theirs = target.tokenizer, draft.tokenizer
+    if ours is not None and theirs is not None and ours is not theirs:
+        if ours.get_vocab() != theirs.get_vocab():
+            raise MMSpecError(
+                f"the draft model's tokenizer ({len(theirs.get_vocab())} tokens) is not the target's "
+                f"({len(ours.get_vocab())} tokens): they must share one; choose a draft model of the target's family"
+            )
+    elif target.vocab_size != draft.vocab_size:
+        raise MMSpecError(
+            f"target vocab is {target.vocab_size} but the drafter's is {draft.vocab_size}: they must share a tokenizer; "
+            "if they do and only their padding differs, give both models their processor so that it can be compared"
+        )

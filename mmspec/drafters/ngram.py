@@ -1,0 +1,102 @@
+"""Prompt lookup: what followed these words the last time will follow them again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import MMSpecError
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from ..trees.base import positive
+from .base import Drafter
+
+if TYPE_CHECKING:
+    from ..target import Context, Target
+
+
+class NGramDrafter(Drafter):
+    """Looks the newest n-gram up in the sequence so far and proposes what came after it.
+
+    Prompt lookup decoding (Saxena 2023; `prompt_lookup_num_tokens` of transformers) proposes one continuation, that of
+    the first match. Ours proposes those of the latest `branches` matches of the longest n-gram that has any, merged
+    into a tree where they share a beginning. Needs no training and no model; look-ups cost the same at any length of
+    the sequence, by an index that grows with it. Image placeholders are not indexed.
+
+    Args:
+        target: the model to draft for.
+        max_ngram, min_ngram: longest and shortest n-gram to look up, in tokens.
+        length: tokens to propose per continuation.
+        branches: continuations to propose.
+    """
+
+    def __init__(self, target: Target, max_ngram: int = 4, min_ngram: int = 1, length: int = 8, branches: int = 4):
+        super().__init__(target)
+        positive(self, max_ngram=max_ngram, min_ngram=min_ngram, length=length, branches=branches)
+        if min_ngram > max_ngram:
+            raise MMSpecError(f"NGramDrafter: min_ngram={min_ngram} is larger than max_ngram={max_ngram}")
+        self.max_ngram, self.min_ngram, self.length, self.branches = max_ngram, min_ngram, length, branches
+
+    def start(self, context: Context) -> None:
+        self.context = context
+        self.image_token = context.target.family.image_token_id
+        # Per row: n-gram to the indices of the tokens that followed it, in order.
+        self.index = [defaultdict(list) for _ in context.history]
+        self.indexed = [0] * len(context.history)
+        self._update()
+
+    def draft(self, root: Tensor) -> DraftTree:
+        rows = [
+            self._grow(history, index) if active else ([history[-1]], [-1])
+            for history, index, active in zip(self.context.history, self.index, self.context.active, strict=True)
+        ]
+        nodes = max(len(tokens) for tokens, _ in rows)
+        tokens = [tokens + [0] * (nodes - len(tokens)) for tokens, _ in rows]
+        parents = [parents + [0] * (nodes - len(parents)) for _, parents in rows]
+        valid = [[i < len(row) for i in range(nodes)] for row, _ in rows]
+        return DraftTree(
+            torch.tensor(tokens, device=root.device),
+            torch.tensor(parents, device=root.device),
+            max_depth=min(self.length, nodes - 1),
+            valid=None if all(map(all, valid)) else torch.tensor(valid, device=root.device),
+        )
+
+    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        self._update()
+
+    def _update(self) -> None:
+        """Index every n-gram that now has a successor."""
+        for row, history in enumerate(self.context.history):
+            index = self.index[row]
+            for after in range(max(self.indexed[row], self.min_ngram), len(history)):
+                for n in range(self.min_ngram, min(self.max_ngram, after) + 1):
+                    gram = tuple(history[after - n : after])
+                    if self.image_token in gram:
+                        break
+                    index[gram].append(after)
+            self.indexed[row] = len(history)
+
+    def _grow(self, history: list[int], index: dict[tuple[int, ...], list[int]]) -> tuple[list[int], list[int]]:
+        """Tokens and parents of one row's tree."""
+        tokens, parents = [history[-1]], [-1]
+        children: dict[tuple[int, int], int] = {}
+        for n in range(min(self.max_ngram, len(history)), self.min_ngram - 1, -1):
+            matches = index.get(tuple(history[-n:]))
+            if not matches:
+                continue
+            for after in matches[: -self.branches - 1 : -1]:
+                node = 0
+                for token in history[after : after + self.length]:
+                    if token == self.image_token:
+                        break
+                    key = (node, token)
+                    if key not in children:
+                        children[key] = len(tokens)
+                        tokens.append(token)
+                        parents.append(node)
+                    node = children[key]
+            break
+        return tokens, parents

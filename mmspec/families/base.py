@@ -1,0 +1,128 @@
+"""What a family of models must answer, with the answers that most families share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MMSpecError
+
+
+@dataclass
+class Vision:
+    """The pictures of a batch, encoded once, in the order of their placeholders.
+
+    Args:
+        embeds: one `[tokens, hidden]` tensor per picture: what the language model reads in place of its placeholders.
+        features: one `[tokens, vision_hidden]` tensor per picture, token for token the same: what the vision tower
+            saw, before the target's projector. Drafters that share the tower put their own projector on it.
+    """
+
+    embeds: list[Tensor]
+    features: list[Tensor]
+
+
+class Family:
+    """A view of one model: where its parts are, how pictures enter, and which positions its tokens have.
+
+    The base class describes a LLaVA-shaped model: a vision tower behind `get_image_features`, one placeholder token per
+    visual token, positions that count tokens.
+    """
+
+    model_types: tuple[str, ...] = ()
+    vision_inputs: tuple[str, ...] = ("pixel_values",)
+    """Processor outputs that belong to pictures, not to token positions."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.text_config = model.config.get_text_config(decoder=True)
+        decoder = model.get_decoder()
+        if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+            raise MMSpecError(
+                f"{type(model).__name__}: its decoder {type(decoder).__name__} has no `layers` and `norm` where mmspec "
+                "reads hidden states; give it a family of its own in mmspec/families"
+            )
+        self.decoder = decoder
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The placeholder token, one per visual token; None if the model takes no pictures."""
+        return self.model.config.image_token_id
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.layers
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.decoder.norm
+
+    @property
+    def vision_projector(self) -> nn.Module:
+        """The module whose input is `Vision.features`: `[pictures, tokens, vision_hidden]`."""
+        return self.model.model.multi_modal_projector
+
+    def encode_images(self, inputs: dict[str, Any]) -> Vision:
+        """Run the vision tower on the `vision_inputs` of a batch."""
+        captured = []
+        hook = self.vision_projector.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        try:
+            output = self.model.get_image_features(
+                **{name: inputs[name] for name in self.vision_inputs if inputs.get(name) is not None},
+                return_dict=True,
+            )
+        finally:
+            hook.remove()
+        embeds = [image.reshape(-1, image.shape[-1]) for image in output.pooler_output]
+        return Vision(embeds, self.align_features(captured[0], embeds, inputs))
+
+    def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        """Cut the projector's input into one tensor per picture, in the order of the visual tokens."""
+        return list(features)
+
+    def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
+        """Token embeddings `[batch, length, hidden]` with the pictures in place of their placeholders."""
+        if vision is None:
+            return self.model.get_input_embeddings()(input_ids)
+        visual = input_ids == self.image_token_id
+        # The placeholder may lie outside the embedding table.
+        embeds = self.model.get_input_embeddings()(input_ids.masked_fill(visual, 0))
+        return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
+
+    def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Positions of a right-padded prompt.
+
+        Returns:
+            position_ids: `[batch, length]`, or `[axes, batch, length]` for multi-axis rotary embeddings.
+            delta: `[batch]`, what to add to a later token's index in its sequence to get its position.
+        """
+        ids = inputs["input_ids"]
+        position_ids = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return position_ids, torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device)
+
+    def prefill_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Further arguments of the model's forward pass over the prompt."""
+        return {}
+
+    def attention_windows(self) -> dict[str, int | None]:
+        """The kinds of attention in the model: name to sliding window, None for full attention.
+
+        Raises:
+            MMSpecError: for a kind that tree passes cannot use.
+        """
+        config = self.text_config
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        kinds = getattr(config, "layer_types", None)
+        if not kinds:
+            return {"full_attention" if window is None else "sliding_attention": window}
+        windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
+        unknown = sorted(set(kinds) - set(windows))
+        if unknown:
+            raise MMSpecError(
+                f"model type {config.model_type!r} has layers of type {', '.join(unknown)}, whose state cannot be "
+                "rolled back or masked per tree node; mmspec supports full and sliding-window attention"
+            )
+        return {kind: windows[kind] for kind in sorted(set(kinds))}

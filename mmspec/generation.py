@@ -1,0 +1,266 @@
+"""The loop: draft, score, verify, commit, observe. The only one; it knows no method and no model family by name."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from .drafters import Drafter
+from .errors import MMSpecError
+from .inputs import prepare
+from .sampling import LogitsPipeline
+from .stats import PhaseClock, Round, Stats
+from .stopping import Stopping
+from .target import Target
+from .text import TextStream
+from .tree import DraftTree
+from .trees import Proposals, TreeBuilder
+from .verifiers import Greedy, PointMassSampling, Verifier
+
+
+@dataclass
+class Piece:
+    """What one round adds to one row.
+
+    Args:
+        row: of the batch.
+        token_ids: the new tokens.
+        drafted: per token, True if the drafter proposed it, False if the target supplied it.
+        spans: the new text cut at changes of origin: `(text, drafted)`.
+        round: number of the round; 0 is the prefill, which gives the first token.
+    """
+
+    row: int
+    token_ids: list[int]
+    drafted: list[bool]
+    spans: list[tuple[str, bool]]
+    round: int
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.spans)
+
+
+@dataclass
+class Output:
+    """The result of `generate`; every list has one entry per row.
+
+    Args:
+        text: the new text, without special tokens (None if the target has no tokenizer).
+        token_ids: the new tokens, the end token included.
+        finish_reason: `"eos"`, `"length"` or `"stopping_criteria"`.
+        drafted: per token, whether the drafter proposed it.
+        stats: records and metrics.
+    """
+
+    text: list[str | None]
+    token_ids: list[list[int]]
+    finish_reason: list[str | None]
+    drafted: list[list[bool]]
+    stats: Stats = field(repr=False)
+
+
+class Decoding:
+    """One call of `generate`: a request on its way through the loop."""
+
+    def __init__(self, target: Target, drafter: Drafter | None, verifier: Verifier, pipeline, request, stopping, seed):
+        self.target, self.drafter, self.verifier = target, drafter, verifier
+        self.pipeline, self.request, self.stopping, self.seed = pipeline, request, stopping, seed
+        batch = request.batch_size
+        self.stats = Stats(prompt_tokens=request.lengths, new_tokens=[0] * batch, lossless=verifier.lossless)
+        self.token_ids: list[list[int]] = [[] for _ in range(batch)]
+        self.drafted: list[list[bool]] = [[] for _ in range(batch)]
+        self.finish_reason: list[str | None] = [None] * batch
+        self._texts = [TextStream(target.tokenizer) for _ in range(batch)]
+        cuda = target.device.type == "cuda"
+        self.clock = PhaseClock(torch.cuda.synchronize if cuda else None)
+
+    @torch.inference_mode()
+    def prefill(self) -> list[Piece]:
+        """Read the prompt; emit the first token of every row."""
+        vision = self.target.encode(self.request)
+        self.clock.lap("vision")
+        drafter, request = self.drafter, self.request
+        capacity = request.max_length + self.stopping.max_new_tokens
+        features = drafter.feature_layers if drafter is not None else ()
+        context = self.context = self.target.prefill(request, vision, capacity, features)
+        self.verifier = self.verifier.fork(context, self.pipeline, self.seed)
+        self.root = self.verifier.first_token(context)
+        emitted = [[token] for token in self.root.tolist()]
+        for history, tokens in zip(context.history, emitted, strict=True):
+            history.extend(tokens)
+        self.clock.lap("prefill")
+        if drafter is not None:
+            sampled = self.verifier.proposal == "sampled"
+            generator = torch.Generator(self.target.device).manual_seed(self.seed + 1) if sampled else None
+            context.proposals = Proposals(sampled, self.pipeline, context.history, generator)
+            drafter.start(context)
+            self.clock.lap("prefill")
+        return self._emit(emitted)
+
+    @torch.inference_mode()
+    def round(self) -> list[Piece]:
+        """One round of every row that is still active."""
+        context, drafter, clock = self.context, self.drafter, self.clock
+        before = dict(clock.seconds)
+        tree = drafter.draft(self.root) if drafter is not None else DraftTree.root_only(self.root)
+        clock.lap("draft")
+        scores = context.score(tree)
+        clock.lap("score")
+        verdict = self.verifier.verify(tree, scores)
+        clock.lap("verify")
+        emitted = context.commit(tree, verdict)
+        clock.lap("commit")
+        if drafter is not None:
+            drafter.observe(tree, scores, verdict)
+            clock.lap("observe")
+        self.root = verdict.bonus
+        pieces = self._emit(emitted, tree)
+        self.stats.rounds[-1].seconds = {name: clock.seconds[name] - before[name] for name in before}
+        return pieces
+
+    def _emit(self, emitted: list[list[int]], tree: DraftTree | None = None) -> list[Piece]:
+        """Cut what a round emitted where a row ends, record it, and make pieces of it."""
+        pieces, batch = [], self.request.batch_size
+        record = Round([0] * batch, [0] * batch, [0] * batch, tree.max_depth if tree is not None else 0)
+        drafted = tree.drafted.tolist() if tree is not None else None
+        for row, tokens in enumerate(emitted):
+            if not self.context.active[row]:
+                continue
+            accepted = len(tokens) - 1
+            tokens, reason = self.stopping.cut(self.context.history[row], self.token_ids[row], tokens)
+            if reason is not None:
+                self.finish_reason[row] = reason
+                self.context.active[row] = False
+            origin = [i < accepted for i in range(len(tokens))]
+            self.token_ids[row] += tokens
+            self.drafted[row] += origin
+            self.stats.new_tokens[row] += len(tokens)
+            if drafted is not None:
+                record.drafted[row], record.accepted[row], record.emitted[row] = drafted[row], sum(origin), len(tokens)
+            spans = [(self._texts[row].push(token), drafted_) for token, drafted_ in zip(tokens, origin, strict=True)]
+            if reason is not None:
+                spans.append((self._texts[row].flush(), origin[-1]))
+            pieces.append(Piece(row, tokens, origin, _merge(spans), len(self.stats.rounds) + (tree is not None)))
+        if tree is not None:
+            self.stats.rounds.append(record)
+        self.clock.lap("other")
+        self.stats.seconds = dict(self.clock.seconds)
+        return pieces
+
+    def output(self) -> Output:
+        tokenizer = self.target.tokenizer
+        text = [None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in self.token_ids]
+        return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats)
+
+
+def stream(
+    target: Target,
+    drafter: Drafter | None = None,
+    prompt: str | list[str] | None = None,
+    images=None,
+    *,
+    inputs=None,
+    max_new_tokens: int = 256,
+    tree: TreeBuilder | None = None,
+    verifier: Verifier | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    logits_processor: Iterable | None = None,
+    stopping_criteria: Iterable | None = None,
+    streamer=None,
+    eos_token_id: int | Iterable[int] | None = None,
+    seed: int = 0,
+) -> Generator[Piece, None, Output]:
+    """Generate, and yield what each round adds. The generator's return value is the `Output`.
+
+    Closing the generator, or an exception in it, leaves target and drafter as they were: all state is the request's.
+    Bad arguments raise here, before the first piece is asked for.
+
+    Args:
+        target: the model whose output is preserved.
+        drafter: what proposes tokens; None decodes one token at a time through the same loop.
+        prompt: a text, or one per row of a batch.
+        images: the pictures of the prompt, PIL images or paths; for a list of prompts, one (list) per row.
+        inputs: instead of both, what a Hugging Face processor returned, or `{"input_ids": ...}`.
+        max_new_tokens: at most so many new tokens per row, at least 1.
+        tree: how the drafter grows its trees, instead of its own default.
+        verifier: by default `Greedy()` at temperature 0 and `PointMassSampling()` above it, both lossless.
+        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`.
+        stopping_criteria: Hugging Face criteria, called after every token with the row's `[1, length]` ids and None for
+            the scores.
+        streamer: a Hugging Face streamer, for a single row.
+        eos_token_id: end token(s), instead of the model's own; `[]` for none.
+        seed: of all draws; the same seed and arguments give the same tokens.
+
+    Raises:
+        MMSpecError: for anything the caller can put right.
+    """
+    pipeline = LogitsPipeline(temperature, top_k, top_p, min_p, repetition_penalty, logits_processor)
+    verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
+    verifier.check(pipeline)
+    if drafter is not None:
+        if not isinstance(drafter, Drafter):
+            raise MMSpecError(f"drafter={drafter!r} is no Drafter; load one with mmspec.load_drafter(name, target)")
+        if drafter.target is not target and drafter.target.model is not target.model:
+            raise MMSpecError(
+                f"this {type(drafter).__name__} was made for another target; build it with the target it is to serve"
+            )
+        if tree is not None and drafter.tree is None:
+            raise MMSpecError(f"{type(drafter).__name__} proposes whole trees of its own, so tree= does not apply to it")
+        drafter = drafter.fork(tree)
+        drafter.check(verifier.proposal)
+    elif tree is not None:
+        raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
+    request = prepare(target, prompt, images, inputs)
+    if streamer is not None and request.batch_size > 1:
+        raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
+    eos = target.eos_token_ids if eos_token_id is None else eos_token_id
+    stopping = Stopping(max_new_tokens, eos, stopping_criteria)
+    decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, seed)
+    return _run(decoding, streamer)
+
+
+def _run(decoding: Decoding, streamer) -> Generator[Piece, None, Output]:
+    if streamer is not None:
+        streamer.put(decoding.request.inputs["input_ids"].cpu())
+    step = decoding.prefill
+    while True:
+        decoding.clock.resume()
+        pieces = step()
+        step = decoding.round
+        for piece in pieces:
+            if streamer is not None:
+                streamer.put(torch.tensor(piece.token_ids))
+            yield piece
+        if not any(decoding.context.active):
+            break
+    if streamer is not None:
+        streamer.end()
+    return decoding.output()
+
+
+def generate(target: Target, drafter: Drafter | None = None, prompt=None, images=None, **options) -> Output:
+    """Generate text (see `stream` for the arguments) and return it whole."""
+    pieces = stream(target, drafter, prompt, images, **options)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def _merge(spans: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Join neighbours of one origin."""
+    merged: list[tuple[str, bool]] = []
+    for text, drafted in spans:
+        if text and merged and merged[-1][1] == drafted:
+            merged[-1] = (merged[-1][0] + text, drafted)
+        elif text:
+            merged.append((text, drafted))
+    return merged

@@ -1,0 +1,178 @@
+"""From a prompt and pictures, or from a processor's output, to what a target reads: a right-padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import MMSpecError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .target import Target
+
+
+@dataclass
+class Request:
+    """A batch of prompts.
+
+    Args:
+        inputs: what a Hugging Face processor returns, on the target's device, right-padded, with an attention mask.
+        lengths: tokens per row.
+        prompts: the texts it was made from, if it was.
+        images: the pictures of each row, if the request was made from pictures.
+    """
+
+    inputs: dict[str, Any]
+    lengths: list[int]
+    prompts: list[str] | None = None
+    images: list[list[Image]] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        return max(self.lengths)
+
+    def token_ids(self) -> list[list[int]]:
+        """The prompts as lists, without padding."""
+        return [ids[:n] for ids, n in zip(self.inputs["input_ids"].tolist(), self.lengths, strict=True)]
+
+
+def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] | None = None) -> Request:
+    """Build a request.
+
+    Args:
+        target: whose processor or tokenizer, family and limits apply.
+        prompt: a text, or a list of texts, one per row.
+        images: the pictures of the prompt (PIL images or paths); for a list of prompts one picture or list per row.
+        inputs: instead of the above, a processor's output: at least `input_ids`, `[batch, length]`.
+
+    Raises:
+        MMSpecError: for an empty or overlong prompt, an unreadable picture, a wrong number of pictures.
+    """
+    if (prompt is None) == (inputs is None):
+        raise MMSpecError("give either prompt= (and images=) or inputs=, the output of a processor")
+    if inputs is not None:
+        if images is not None:
+            raise MMSpecError("images= goes with prompt=; with inputs= pass the processor's pixel_values instead")
+        request = _right_pad(target, inputs)
+    else:
+        request = _from_prompt(target, prompt, images)
+    limit = getattr(target.family.text_config, "max_position_embeddings", None)
+    if limit is not None and request.max_length >= limit:
+        raise MMSpecError(
+            f"the prompt is {request.max_length} tokens long (visual tokens included) but the model's limit is {limit}; "
+            "shorten it or pass fewer images"
+        )
+    return request
+
+
+def load_image(source) -> Image:
+    """A PIL picture in RGB, from a picture or a path.
+
+    Raises:
+        MMSpecError: if the file is missing or is not a picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    path = Path(source)
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise MMSpecError(f"image {str(path)!r} does not exist") from None
+    except UnidentifiedImageError:
+        raise MMSpecError(f"image {str(path)!r} is not in a picture format that Pillow reads") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MMSpecError(f"image {str(path)!r} cannot be read: {error}") from None
+
+
+def _from_prompt(target: Target, prompt, images) -> Request:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise MMSpecError("prompt is an empty list; give at least one text")
+    if images is None:
+        rows = [[] for _ in prompts]
+    else:
+        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
+            images = [images]
+        rows = [images] if isinstance(prompt, str) else [i if isinstance(i, (list, tuple)) else [i] for i in images]
+    if len(rows) != len(prompts):
+        raise MMSpecError(f"{len(prompts)} prompts but images for {len(rows)}; give one entry of images per prompt")
+    for row, text in enumerate(prompts):
+        if not isinstance(text, str) or not text.strip():
+            raise MMSpecError(f"prompt {row} is empty: {text!r}; say what you want to know")
+    rows = [[load_image(image) for image in row] for row in rows]
+    tokenizer = target.tokenizer
+    if tokenizer is None:
+        raise MMSpecError("the target has no processor, so it reads no text; give Target(model, processor) or inputs=")
+    count = sum(map(len, rows))
+    if count and target.family.image_token_id is None:
+        raise MMSpecError(f"{count} images were given but {type(target.model).__name__} takes none")
+    batch = _apply_template(target, prompts, rows)
+    request = _right_pad(target, batch)
+    request.prompts, request.images = prompts, rows
+    return request
+
+
+def _apply_template(target: Target, prompts: list[str], rows: list[list[Image]]) -> Mapping[str, Any]:
+    """Chat template where there is one, else the bare text with the pictures' placeholders before it."""
+    processor, tokenizer = target.processor, target.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    options = {"return_tensors": "pt", "padding": True}
+    multimodal = processor is not tokenizer
+    if getattr(processor, "chat_template", None) is None:
+        texts = [getattr(processor, "image_token", "") * len(row) + text for text, row in zip(prompts, rows, strict=True)]
+        if not multimodal:
+            return processor(texts, **options)
+        return processor(text=texts, images=[row for row in rows if row] or None, **options)
+    conversations = []
+    for text, row in zip(prompts, rows, strict=True):
+        content = [{"type": "image", "image": image} for image in row] + [{"type": "text", "text": text}]
+        conversations.append([{"role": "user", "content": content if multimodal else text}])
+    return processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+    )
+
+
+def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
+    """Move every row's tokens to the left edge and drop columns that only hold padding."""
+    if inputs.get("input_ids") is None:
+        raise MMSpecError(f"inputs has no input_ids, only {', '.join(inputs) or 'nothing'}")
+    tensors = {
+        name: value.to(target.device) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+        if value is not None
+    }
+    ids = torch.as_tensor(tensors["input_ids"], device=target.device)
+    if ids.ndim != 2:
+        raise MMSpecError(f"input_ids must be [batch, length], got shape {tuple(ids.shape)}")
+    mask = tensors.get("attention_mask")
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    lengths = mask.sum(-1).tolist()
+    if ids.shape[0] == 0 or min(lengths) == 0:
+        raise MMSpecError(f"inputs must hold at least one token per row, the rows' lengths are {lengths}")
+    # A stable sort of the padding flags keeps the order of the tokens.
+    order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
+    per_token = {"input_ids": ids}
+    for name, value in tensors.items():
+        if name != "attention_mask" and isinstance(value, Tensor) and value.shape == ids.shape:
+            per_token.setdefault(name, value)
+    tensors.update({name: value.gather(1, order) for name, value in per_token.items()})
+    tensors["attention_mask"] = mask.gather(1, order).long()
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            tensors[name] = value.to(target.dtype)
+    return Request(tensors, lengths)

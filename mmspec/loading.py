@@ -1,0 +1,101 @@
+"""Targets and drafters by name: embedded ones, local folders, hub ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from .checkpoints import load_saved_drafter, read_config
+from .drafters import Drafter, DraftModelDrafter
+from .errors import MMSpecError, did_you_mean
+from .target import Target
+
+EMBEDDED = Path(__file__).parent / "zoo" / "weights"
+EMBEDDED_TARGET = "tiny"
+
+
+def load_target(name: str = EMBEDDED_TARGET, dtype: str | torch.dtype = "float32", device=None, **kwargs) -> Target:
+    """Load a target with its processor.
+
+    Args:
+        name: `"tiny"` (the embedded model), a local folder, or a hub id.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
+        device: where to put it; by default a GPU if there is one. Not with `device_map`.
+        kwargs: for `from_pretrained`.
+
+    Raises:
+        MMSpecError: if there is no such model, its files are damaged, or it cannot be decoded speculatively.
+    """
+    source = _resolve(name, "target")
+    try:
+        config = AutoConfig.from_pretrained(source)
+        visual = getattr(config, "vision_config", None) is not None
+        loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
+        model = loader.from_pretrained(source, dtype=_dtype(dtype), **kwargs)
+        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        if isinstance(error, MMSpecError):
+            raise
+        raise MMSpecError(f"target {name!r} cannot be loaded: {_first_line(error)}") from error
+    if "device_map" not in kwargs:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Target(model, processor)
+
+
+def load_drafter(name: str, target: Target) -> Drafter:
+    """Load a drafter for a target.
+
+    Args:
+        name: an embedded one (`"tiny/draft_model"`), a folder that `save_pretrained` wrote, or a folder or hub id of a
+            small Hugging Face model of the target's family, which then drafts as it is: with its own vision tower if
+            it has one, blind otherwise.
+        target: the model to draft for.
+
+    Raises:
+        MMSpecError: if there is no such drafter, its files are damaged, or it does not fit the target.
+    """
+    source = _resolve(name, "drafter")
+    if Path(source).is_dir() and "mmspec_drafter" in read_config(source):
+        return load_saved_drafter(source, target)
+    draft = load_target(source, target.dtype, target.device, attn_implementation=target.attention)
+    mode = "text_only" if draft.family.image_token_id is None else "own_vision"
+    return DraftModelDrafter(target, draft.model, mode, processor=draft.processor)
+
+
+def _resolve(name: str, kind: str) -> str:
+    """A folder or hub id for what the user typed."""
+    folders = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()) if EMBEDDED.is_dir() else []
+    if name == EMBEDDED_TARGET and kind == "target":
+        return str(EMBEDDED / "target")
+    if Path(name).is_dir():
+        return str(name)
+    prefix, _, embedded = str(name).partition("/")
+    if prefix == EMBEDDED_TARGET and kind == "drafter":
+        options = [f for f in folders if f != "target"]
+        if embedded not in options:
+            hint = did_you_mean(name, [f"{EMBEDDED_TARGET}/{option}" for option in options])
+            raise MMSpecError(f"embedded drafter {name!r} is unknown.{hint}")
+        return str(EMBEDDED / embedded)
+    if "/" not in str(name) or Path(name).is_absolute() or str(name).startswith("."):
+        options = [EMBEDDED_TARGET] if kind == "target" else [f"{EMBEDDED_TARGET}/{f}" for f in folders if f != "target"]
+        raise MMSpecError(
+            f"{kind} {str(name)!r} is neither an embedded name, nor an existing folder, nor a hub id "
+            f"(owner/name).{did_you_mean(str(name), options)}"
+        )
+    return str(name)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in names:
+        raise MMSpecError(f"dtype {dtype!r} is unknown.{did_you_mean(str(dtype), names)}")
+    return names[dtype]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

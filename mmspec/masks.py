@@ -1,0 +1,108 @@
+"""Attention masks of tree passes, built without touching the prefix.
+
+A query (a tree node) sees every committed entry of its row, and of the speculative entries its own ancestors. The mask
+over the prefix is all True and is kept in a buffer; a pass only rewrites the columns that changed since the last one,
+so its cost does not depend on the length of the prefix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cache import TreeCache
+
+
+class TreeMask:
+    """Builds the masks of one request.
+
+    Args:
+        cache: the request's cache, whose lengths tell what is committed.
+        windows: attention type (a name from the config's `layer_types`) to its sliding window in tokens, or None for
+            full attention. One entry makes `build` return a tensor, several a dictionary by attention type.
+        additive: the eager back end adds its mask to the scores and needs floats; sdpa takes booleans.
+        dtype: of the additive mask.
+    """
+
+    def __init__(self, cache: TreeCache, windows: dict[str, int | None], additive: bool, dtype: torch.dtype):
+        self.cache, self.windows, self.additive, self.dtype = cache, windows, additive, dtype
+        self._seen = torch.zeros(cache.rows, 0, 0, dtype=torch.bool, device=cache.lengths.device)
+        self._lengths = [0] * cache.rows
+        self._written = 0
+
+    def build(self, visible: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor] | None:
+        """The mask of a pass; call it between `cache.begin` and the forward pass.
+
+        Args:
+            visible: `[batch, new, speculative + new]`, which speculative entries (earlier passes of this round, then
+                this one) each new node sees, itself included.
+            depth: `[batch, speculative + new]` distance of every speculative entry from the last committed token, minus
+                one: what comes right after it has depth 0.
+
+        Returns:
+            `[batch, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
+            the same: a single new node in rows of equal length.
+        """
+        new, total = visible.shape[1:]
+        if total == 1 and self.cache.uniform:
+            self._written = max(self._written, 1)
+            return None
+        self._refresh(new)
+        self._put(self._seen[:, :new], visible)
+        self._written = max(self._written, total)
+        slots = self.cache.slots_in_use
+        full = self._seen[:, :new, :slots]
+        masks = {name: self._window(full, window, depth, new) for name, window in self.windows.items()}
+        masks = {name: self._finish(mask[:, None]) for name, mask in masks.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _refresh(self, new: int) -> None:
+        """Bring the prefix part of the buffer up to what is committed now."""
+        rows, capacity = self._seen.shape[1:]
+        lengths = self.cache.lengths_list
+        if new > rows or self.cache.capacity > capacity:
+            columns = torch.arange(self.cache.capacity, device=self._seen.device)
+            prefix = columns < self.cache.lengths[:, None]
+            self._seen = prefix[:, None].repeat(1, max(new, rows), 1)
+        elif lengths != self._lengths:
+            # Columns written by the last round are visible from now on if they were committed, else to nobody.
+            kept = torch.tensor([now - old for now, old in zip(lengths, self._lengths, strict=True)])
+            changed = max(self._written, int(kept.max()))
+            column = torch.arange(changed, device=self._seen.device)
+            values = column < kept.to(column.device)[:, None]
+            self._put(self._seen, values[:, None].expand(-1, rows, -1), self._lengths)
+        else:
+            return
+        self._lengths, self._written = list(lengths), 0
+
+    def _put(self, rows: Tensor, values: Tensor, lengths: list[int] | None = None) -> None:
+        """Write `[batch, queries, width]` values into columns `length ...` of each row."""
+        lengths = self.cache.lengths_list if lengths is None else lengths
+        width = min(values.shape[-1], rows.shape[-1] - max(lengths))
+        values = values[..., :width]
+        if min(lengths) == max(lengths):
+            rows[..., lengths[0] : lengths[0] + width] = values
+        else:
+            start = torch.tensor(lengths, device=rows.device)[:, None, None]
+            rows.scatter_(2, (start + torch.arange(width, device=rows.device)).expand(values.shape), values)
+
+    def _window(self, full: Tensor, window: int | None, depth: Tensor, new: int) -> Tensor:
+        """Hide what lies a sliding window or more before each node.
+
+        Distance is counted in tokens of the node's own sequence, not in slots: siblings share an index.
+        """
+        slots = full.shape[-1]
+        if window is None or slots <= window:
+            return full
+        lengths = self.cache.lengths[:, None]
+        position = torch.arange(slots, device=full.device).expand(full.shape[0], slots).clone()
+        speculative = lengths + torch.arange(depth.shape[1], device=full.device)
+        position.scatter_(1, speculative, lengths + depth)
+        query = (lengths + depth)[:, -new:]
+        return full & (query[..., None] - position[:, None] < window)
+
+    def _finish(self, mask: Tensor) -> Tensor:
+        if not self.additive:
+            return mask
+        blocked = torch.finfo(self.dtype).min
+        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, blocked)

@@ -1,0 +1,186 @@
+"""Records of what happened, round by round, and the metrics derived from them.
+
+The names and meanings are vLLM's; where the literature has synonyms, the docstrings say which definition this is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+PHASES = ("vision", "prefill", "draft", "score", "verify", "commit", "observe", "other")
+PROMPT_PHASES = ("vision", "prefill")
+
+
+class PhaseClock:
+    """Cuts time into phases without gaps: each lap ends where the next begins, so the phases add up to the total.
+
+    Args:
+        synchronize: called before each reading; pass `torch.cuda.synchronize` to attribute queued GPU work to the phase
+            that queued it, at the price of the overlap that it prevents.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None):
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._synchronize = synchronize
+        self._last = self._start = self._now()
+
+    def _now(self) -> float:
+        if self._synchronize is not None:
+            self._synchronize()
+        return time.perf_counter()
+
+    def lap(self, phase: str) -> float:
+        """Book the time since the last lap to `phase`; return it."""
+        now = self._now()
+        spent, self._last = now - self._last, now
+        self.seconds[phase] += spent
+        return spent
+
+    def resume(self) -> None:
+        """Leave out the time since the last lap: the consumer of a stream had it."""
+        now = self._now()
+        self._start += now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        return self._last - self._start
+
+
+@dataclass
+class Round:
+    """One round of one batch. Lists have an entry per row; a row that had finished before has 0 in all of them.
+
+    Args:
+        drafted: nodes that the drafter proposed (the root not counted).
+        accepted: drafted tokens that were emitted.
+        emitted: tokens emitted: accepted ones and the bonus, cut at an end token or the length limit.
+        depth: levels of the tree.
+        seconds: time by phase.
+    """
+
+    drafted: list[int]
+    accepted: list[int]
+    emitted: list[int]
+    depth: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Stats:
+    """The records of one call of `generate`.
+
+    Args:
+        rounds: one record per round.
+        prompt_tokens: per row, visual tokens included.
+        new_tokens: per row, the first token (which the prefill pass gives) and the end token included.
+        seconds: time by phase over the whole call; its values add up to `total_seconds`.
+        lossless: what the verifier says of itself.
+    """
+
+    rounds: list[Round] = field(default_factory=list)
+    prompt_tokens: list[int] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    lossless: bool = True
+
+    def _per_row_rounds(self) -> list[tuple[int, int, int, int]]:
+        """(drafted, accepted, emitted, depth) of every row in every round in which it was active."""
+        return [
+            (drafted, accepted, emitted, record.depth)
+            for record in self.rounds
+            for drafted, accepted, emitted in zip(record.drafted, record.accepted, record.emitted, strict=True)
+            if emitted
+        ]
+
+    @property
+    def num_spec_steps(self) -> int:
+        """Verifications, counted per row: the target passes after the prefill."""
+        return len(self._per_row_rounds())
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Drafted nodes submitted to the target."""
+        return sum(drafted for drafted, *_ in self._per_row_rounds())
+
+    @property
+    def num_accepted_draft_tokens(self) -> int:
+        return sum(accepted for _, accepted, *_ in self._per_row_rounds())
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tau: tokens emitted per target pass, bonus included, so 1 without a drafter. The prefill is not counted."""
+        return _ratio(sum(emitted for _, _, emitted, _ in self._per_row_rounds()), self.num_spec_steps)
+
+    @property
+    def mean_accepted_draft_tokens(self) -> float:
+        """Accepted drafted tokens per target pass, bonus excluded."""
+        return _ratio(self.num_accepted_draft_tokens, self.num_spec_steps)
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Accepted share of all drafted nodes; low by nature for trees, of which one path is kept."""
+        return _ratio(self.num_accepted_draft_tokens, self.num_draft_tokens)
+
+    @property
+    def acceptance_rate_per_position(self) -> list[float]:
+        """Entry i: share of the target passes that accepted at least i + 1 drafted tokens."""
+        steps = self._per_row_rounds()
+        deepest = max((depth for *_, depth in steps), default=0)
+        return [_ratio(sum(accepted > i for _, accepted, *_ in steps), len(steps)) for i in range(deepest)]
+
+    @property
+    def acceptance_histogram(self) -> dict[int, int]:
+        """Accepted drafted tokens to the number of target passes that accepted as many."""
+        return dict(sorted(Counter(accepted for _, accepted, *_ in self._per_row_rounds()).items()))
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def decode_seconds(self) -> float:
+        """Time after the prompt was read."""
+        return self.total_seconds - sum(self.seconds.get(phase, 0.0) for phase in PROMPT_PHASES)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of all rows per second of decoding, the prompt's time and its token not counted."""
+        return _ratio(sum(self.new_tokens) - len(self.new_tokens), self.decode_seconds)
+
+    @property
+    def tokens_per_second_end_to_end(self) -> float:
+        """New tokens of all rows per second, vision and prefill included."""
+        return _ratio(sum(self.new_tokens), self.total_seconds)
+
+    def summary(self) -> dict:
+        """The figures as plain JSON values."""
+        names = (
+            "num_spec_steps",
+            "num_draft_tokens",
+            "num_accepted_draft_tokens",
+            "mean_acceptance_length",
+            "mean_accepted_draft_tokens",
+            "draft_acceptance_rate",
+            "acceptance_rate_per_position",
+            "tokens_per_second",
+            "tokens_per_second_end_to_end",
+            "total_seconds",
+            "decode_seconds",
+        )
+        return {
+            "rounds": len(self.rounds),
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "lossless": self.lossless,
+            **{name: getattr(self, name) for name in names},
+            "acceptance_histogram": {str(k): v for k, v in self.acceptance_histogram.items()},
+            "seconds": dict(self.seconds),
+        }
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0

@@ -1,0 +1,51 @@
+"""When a row ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .errors import MMSpecError
+
+
+class Stopping:
+    """End tokens, the length limit and Hugging Face stopping criteria, applied token by token.
+
+    A round emits several tokens at once; a row ends at the first of them after which one-by-one decoding would have
+    stopped, and what lies behind it is dropped.
+
+    Args:
+        max_new_tokens: at least 1.
+        eos_token_ids: one id or several.
+        criteria: called with `[1, length]` ids and None for the scores.
+    """
+
+    def __init__(
+        self, max_new_tokens: int, eos_token_ids: int | Iterable[int] = (), criteria: Iterable | None = None
+    ):
+        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+            raise MMSpecError(f"max_new_tokens={max_new_tokens!r} must be a positive integer: there is nothing to do")
+        self.max_new_tokens = max_new_tokens
+        self.eos = {eos_token_ids} if isinstance(eos_token_ids, int) else set(eos_token_ids)
+        self.criteria = list(criteria or ())
+
+    def cut(self, history: list[int], so_far: list[int], emitted: list[int]) -> tuple[list[int], str | None]:
+        """The part of `emitted` that stands, and why the row ends with it (None if it goes on).
+
+        Args:
+            history: all ids of the row, `emitted` included at the end.
+            so_far: new tokens before this round.
+            emitted: tokens of this round.
+        """
+        start = len(history) - len(emitted)
+        for count, token in enumerate(emitted, start=1):
+            if token in self.eos:
+                return emitted[:count], "eos"
+            if self.criteria:
+                ids = torch.tensor([history[: start + count]])
+                if any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.criteria):
+                    return emitted[:count], "stopping_criteria"
+            if len(so_far) + count == self.max_new_tokens:
+                return emitted[:count], "length"
+        return emitted, None

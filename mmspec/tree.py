@@ -1,0 +1,179 @@
+"""The candidates of one round: a tree of tokens rooted at the newest emitted token.
+
+A tree is a set of parallel arrays with a leading batch dimension. Node 0 is the root; every parent stands before its
+children (topological order), so the ancestors of a node, sorted by index, are its path. A chain is a tree of width one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import MMSpecError
+
+
+@dataclass
+class DraftTree:
+    """Token candidates of one round.
+
+    Args:
+        tokens: `[batch, nodes]` token ids; `tokens[:, 0]` is the root.
+        parents: `[batch, nodes]` index of each node's parent; -1 for the root. `parents[i] < i`.
+        max_depth: an upper bound of the depth of any node, known without looking at the tensors.
+        valid: `[batch, nodes]` False where a row has fewer nodes than the widest one (padding, always behind the valid
+            nodes); None when every node counts.
+        log_probs: `[batch, nodes]` the drafter's log-probability of each node given its parent (0 for the root), or None.
+        expansion: `[batch, nodes]` the drafter's own serial number of a node that it expanded, -1 of a leaf; None for
+            drafters that propose whole blocks.
+        draft_probs: `[batch, expansions, vocab]` the distribution from which the children of each expanded node were
+            drawn without replacement, in order. None marks point proposals (a deterministic choice of the drafter).
+        is_chain: True if every row is a chain, known without looking at the tensors.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    max_depth: int
+    valid: Tensor | None = None
+    log_probs: Tensor | None = None
+    expansion: Tensor | None = None
+    draft_probs: Tensor | None = None
+    is_chain: bool = False
+    _cache: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the widest row, the root included."""
+        return self.tokens.shape[1]
+
+    @property
+    def proposal(self) -> str:
+        """`"sampled"` if `draft_probs` tell how the nodes were drawn, else `"point"`."""
+        return "point" if self.draft_probs is None else "sampled"
+
+    @property
+    def depth(self) -> Tensor:
+        """`[batch, nodes]` distance from the root."""
+        return self._derived("depth", lambda: self.ancestors.sum(-1) - 1)
+
+    @property
+    def ancestors(self) -> Tensor:
+        """`[batch, nodes, nodes]`, True at `[b, i, j]` if `j` is `i` itself or one of its ancestors."""
+        return self._derived("ancestors", lambda: ancestor_mask(self.parents, self.max_depth))
+
+    @property
+    def drafted(self) -> Tensor:
+        """`[batch]` number of drafted nodes (the root is not one)."""
+        if self.valid is None:
+            return torch.full((self.batch_size,), self.num_nodes - 1, device=self.tokens.device)
+        return self.valid.sum(-1) - 1
+
+    def _derived(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self._cache:
+            self._cache[name] = compute()
+        return self._cache[name]
+
+    @classmethod
+    def root_only(cls, root: Tensor) -> DraftTree:
+        """The tree of plain decoding: `root` is `[batch]`."""
+        return cls.chain(root[:, None])
+
+    @classmethod
+    def chain(cls, tokens: Tensor, valid: Tensor | None = None, **fields) -> DraftTree:
+        """A chain from `[batch, nodes]` tokens, the root first."""
+        batch, nodes = tokens.shape
+        steps = torch.arange(nodes, device=tokens.device)
+        return cls(
+            tokens,
+            (steps - 1).expand(batch, nodes),
+            nodes - 1,
+            valid,
+            is_chain=True,
+            _cache={
+                "depth": steps.expand(batch, nodes),
+                "ancestors": torch.ones(nodes, nodes, dtype=torch.bool, device=tokens.device)
+                .tril()
+                .expand(batch, nodes, nodes),
+            },
+            **fields,
+        )
+
+    def path_to(self, node: Tensor) -> tuple[Tensor, Tensor]:
+        """The nodes from the root to `node` (`[batch]`), inclusive.
+
+        Returns:
+            path: `[batch, max_depth + 1]` node indices, padded with -1.
+            length: `[batch]` number of nodes on the path.
+        """
+        rows = torch.arange(self.batch_size, device=node.device)
+        on_path = self.ancestors[rows, node]
+        length = on_path.sum(-1)
+        # Topological order makes the k-th True of the row the path's k-th node.
+        rank = torch.where(on_path, on_path.cumsum(-1) - 1, self.max_depth + 1)
+        path = torch.full((self.batch_size, self.max_depth + 2), -1, dtype=torch.long, device=node.device)
+        index = torch.arange(self.num_nodes, device=node.device).expand_as(rank)
+        return path.scatter_(1, rank, index)[:, :-1], length
+
+    def validate(self) -> DraftTree:
+        """Check the invariants; for tests and for authors of drafters, never in the loop.
+
+        Raises:
+            MMSpecError: naming the first row and node that break one.
+        """
+        for row, parents in enumerate(self.parents.tolist()):
+            if parents[0] != -1:
+                raise MMSpecError(f"tree row {row}: node 0 must be the root (parent -1), its parent is {parents[0]}")
+            depth = [0] * len(parents)
+            for node, parent in enumerate(parents[1:], start=1):
+                if not 0 <= parent < node:
+                    raise MMSpecError(f"tree row {row}: parent {parent} of node {node} does not stand before it")
+                depth[node] = depth[parent] + 1
+            if max(depth) > self.max_depth:
+                raise MMSpecError(f"tree row {row}: depth {max(depth)} exceeds max_depth {self.max_depth}")
+        if self.valid is not None:
+            parent_valid = self.valid.gather(1, self.parents.clamp(min=0))
+            if not (self.valid[:, 0].all() and (parent_valid | ~self.valid).all()):
+                raise MMSpecError("tree: a valid node hangs below a node that is not valid")
+            if (self.valid[:, 1:] & ~self.valid[:, :-1]).any():
+                raise MMSpecError("tree: padding nodes must stand behind all valid nodes")
+        return self
+
+    def draw(self, decode: Callable[[int], str] = str, row: int = 0) -> str:
+        """The tree of one row as text, one node a line, indented by depth."""
+        lines = []
+        parents = self.parents[row].tolist()
+        tokens = self.tokens[row].tolist()
+        valid = [True] * len(tokens) if self.valid is None else self.valid[row].tolist()
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(parents):
+            if valid[node]:
+                children.setdefault(parent, []).append(node)
+
+        stack = [(0, 0)]
+        while stack:
+            node, depth = stack.pop()
+            prob = "" if self.log_probs is None or node == 0 else f"  p={self.log_probs[row, node].exp().item():.3f}"
+            lines.append(f"{'  ' * depth}{node}: {decode(tokens[node])!r}{prob}")
+            stack.extend((child, depth + 1) for child in reversed(children.get(node, [])))
+        return "\n".join(lines)
+
+
+def ancestor_mask(parents: Tensor, max_depth: int) -> Tensor:
+    """`[batch, nodes]` parents to the `[batch, nodes, nodes]` mask of each node and its ancestors.
+
+    Climbs all nodes one generation at a time: `max_depth` batched steps, no loop over nodes.
+    """
+    batch, nodes = parents.shape
+    mask = torch.eye(nodes, dtype=torch.bool, device=parents.device).repeat(batch, 1, 1)
+    current = torch.arange(nodes, device=parents.device).expand(batch, nodes)
+    for _ in range(max_depth):
+        # The root's parent is the root itself here: climbing past the top changes nothing.
+        current = parents.gather(1, current).clamp(min=0)
+        mask.scatter_(2, current[..., None], True)
+    return mask

@@ -1,0 +1,51 @@
+"""The interface of tree builders."""
+
+from __future__ import annotations
+
+import copy
+
+from ..errors import MMSpecError
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from .growth import Growth
+
+
+class TreeBuilder:
+    """Grows the tree of a round from a drafter's next-token distributions.
+
+    A subclass implements `build`; one that adapts also `observe`, keeping what it learns in attributes: every request
+    works on a copy (`fork`).
+    """
+
+    value_independent = True
+    """True if the shape never depends on which tokens were chosen. Only such trees may be drawn from q."""
+
+    def fork(self) -> TreeBuilder:
+        """A copy for one request."""
+        return copy.copy(self)
+
+    def build(self, growth: Growth) -> DraftTree:
+        """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""
+        raise NotImplementedError
+
+    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        """Hear what became of the last tree."""
+
+    def check(self, proposal: str) -> None:
+        """Refuse proposals that this shape would bias.
+
+        Raises:
+            MMSpecError: for sampled proposals in a tree whose nodes are picked by their probability.
+        """
+        if proposal == "sampled" and not self.value_independent:
+            raise MMSpecError(
+                f"{type(self).__name__} keeps the likeliest nodes, so they are no longer draws from q and "
+                "RejectionSampling would not be lossless; use PointMassSampling, or Chain or StaticTree"
+            )
+
+
+def positive(owner: object, **values: int) -> None:
+    """Check that constructor arguments are positive integers."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a positive integer")

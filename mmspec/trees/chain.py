@@ -1,0 +1,25 @@
+"""The chain: one guess after the other."""
+
+from __future__ import annotations
+
+from ..tree import DraftTree
+from .base import TreeBuilder, positive
+from .growth import Growth
+
+
+class Chain(TreeBuilder):
+    """A tree of width one (Leviathan et al., arXiv 2211.17192).
+
+    Args:
+        length: tokens to draft per round (gamma in the literature); as many drafter passes.
+    """
+
+    def __init__(self, length: int = 5):
+        positive(self, length=length)
+        self.length = length
+
+    def build(self, growth: Growth) -> DraftTree:
+        node = growth.root
+        for _ in range(self.length):
+            node = growth.expand(node, 1)
+        return growth.keep_chain()

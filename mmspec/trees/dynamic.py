@@ -1,0 +1,41 @@
+"""Dynamic trees: expand where the drafter is confident, verify what is likeliest overall."""
+
+from __future__ import annotations
+
+import torch
+
+from ..tree import DraftTree
+from .base import TreeBuilder, positive
+from .growth import Growth
+
+
+class DynamicTree(TreeBuilder):
+    """The context-aware tree of EAGLE-2 (arXiv 2406.16858, sections 4.1 and 4.2).
+
+    Level by level the `top_k` nodes of largest path probability get `top_k` children each; of all candidates the
+    `total - 1` of largest path probability are kept. Path probabilities fall from parent to child, so that set is
+    connected.
+
+    Args:
+        depth: levels of drafted nodes, which is the number of drafter passes (EAGLE's own `depth` is one less).
+        top_k: children per node, and nodes expanded per level.
+        total: nodes in the tree, the root included (EAGLE's `total_token`).
+    """
+
+    value_independent = False
+
+    def __init__(self, depth: int = 5, top_k: int = 4, total: int = 24):
+        positive(self, depth=depth, top_k=top_k, total=total)
+        self.depth, self.top_k, self.total = depth, top_k, total
+
+    def build(self, growth: Growth) -> DraftTree:
+        frontier = growth.expand(growth.root, self.top_k)
+        for _ in range(self.depth - 1):
+            children = growth.expand(frontier, self.top_k)
+            best = growth.path_log_probs.gather(1, children).topk(min(self.top_k, children.shape[1]), dim=1).indices
+            frontier = children.gather(1, best.sort(-1).values)
+        scores = growth.path_log_probs[:, 1:]
+        # A stable sort puts a parent before a child of equal probability (one that the drafter is certain of).
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.total - 1]
+        nodes = order.sort(-1).values + 1
+        return growth.keep(torch.cat([growth.root, nodes], dim=1))

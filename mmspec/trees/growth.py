@@ -1,0 +1,188 @@
+"""Growth: the candidates of a round while a builder expands them level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..sampling import LogitsPipeline
+from ..tree import DraftTree
+
+
+@dataclass
+class Block:
+    """Nodes that a drafter is to expand in one pass.
+
+    Args:
+        tokens: `[batch, new]`.
+        parents: `[batch, new]` serial number of each node's parent among the expanded nodes (the root has number 0).
+        visible: `[batch, new, earlier + new]`, which nodes expanded this round each one sees: its ancestors and
+            itself. The root is not counted: it is committed.
+        depth: `[batch, new]` distance from the root, minus one.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    visible: Tensor
+    depth: Tensor
+
+
+@dataclass
+class Proposals:
+    """How children are chosen from a drafter's logits.
+
+    Args:
+        sampled: False for the likeliest children, True for children drawn without replacement.
+        pipeline: the target's logits pipeline, which q goes through too when children are drawn.
+        history: per row, the tokens so far, the root last; for processors that depend on the prefix.
+        generator: of the draws.
+    """
+
+    sampled: bool = False
+    pipeline: LogitsPipeline | None = None
+    history: list[list[int]] | None = None
+    generator: torch.Generator | None = None
+
+    def choose(self, logits: Tensor, count: int, paths: Callable[[], list[list[list[int]]]]):
+        """Choose `count` children per node from `[batch, nodes, vocab]` logits.
+
+        Returns:
+            tokens, log_probs: `[batch, nodes, count]`, the best (or first drawn) child first.
+            probs: `[batch, nodes, vocab]` q if children were drawn, else None.
+        """
+        count = min(count, logits.shape[-1])
+        if not self.sampled:
+            top = logits.topk(count, dim=-1)
+            log_probs = top.values.float() - logits.float().logsumexp(-1, keepdim=True)
+            # Rounding must not make a child likelier than its parent: ancestors are kept first.
+            return top.indices, log_probs.clamp(max=0.0), None
+        processed = self.pipeline(
+            logits,
+            lambda: [
+                [past + path for path in row] for past, row in zip(self.history, paths(), strict=True)
+            ],
+        )
+        log_q = processed.log_softmax(-1)
+        noise = torch.empty_like(log_q).exponential_(generator=self.generator).log()
+        # The k largest of log q + Gumbel noise are k draws without replacement, in order.
+        tokens = (log_q - noise).topk(count, dim=-1).indices
+        return tokens, log_q.gather(-1, tokens), log_q.exp()
+
+
+class Growth:
+    """All candidates of a round. Nodes are numbered in the order of their creation, the root is 0.
+
+    Args:
+        root: `[batch]` the newest token.
+        expand_root: gives `[batch, vocab]` logits after the root.
+        expand: gives `[batch, new, vocab]` logits after the nodes of a `Block`.
+        proposals: how children are chosen.
+    """
+
+    def __init__(
+        self, root: Tensor, expand_root: Callable[[], Tensor], expand: Callable[[Block], Tensor], proposals: Proposals
+    ):
+        self._expand_root, self._expand, self._proposals = expand_root, expand, proposals
+        zero = torch.zeros_like(root)[:, None]
+        self.root = zero
+        self.tokens = root[:, None]
+        self.parents = zero - 1
+        self.depth = zero
+        self.log_probs = torch.zeros(zero.shape, dtype=torch.float32, device=root.device)
+        self.path_log_probs = self.log_probs
+        """`[batch, nodes]` log-probability of the whole path to each node."""
+        self.expansion = zero - 1
+        self.levels = 0
+        self.logits: Tensor | None = None
+        """`[batch, nodes, vocab]` of the last expansion, for builders that look at entropy or confidence."""
+        self._expanded = 0
+        self._visible = torch.zeros(len(root), 0, 0, dtype=torch.bool, device=root.device)
+        self._draft_probs: list[Tensor] = []
+
+    def expand(self, nodes: Tensor, count: int) -> Tensor:
+        """Run the drafter on `[batch, n]` nodes and add `count` children to each.
+
+        The root comes first, alone; after that any nodes whose parents were expanded.
+
+        Returns:
+            `[batch, n * count]` numbers of the new nodes, those of one parent side by side, the best first.
+        """
+        batch, n = nodes.shape
+        self.logits = self._run(nodes)
+        tokens, log_probs, probs = self._proposals.choose(self.logits, count, lambda: self._paths(nodes))
+        if probs is not None:
+            self._draft_probs.append(probs)
+        count = tokens.shape[-1]
+        serial = torch.arange(self._expanded, self._expanded + n, device=nodes.device).expand(batch, n)
+        self.expansion = self.expansion.scatter(1, nodes, serial)
+        self._expanded += n
+        first = self.tokens.shape[1]
+        parents = nodes.repeat_interleave(count, dim=1)
+        log_probs = log_probs.flatten(1)
+        self.tokens = torch.cat([self.tokens, tokens.flatten(1)], dim=1)
+        self.parents = torch.cat([self.parents, parents], dim=1)
+        self.depth = torch.cat([self.depth, self.depth.gather(1, parents) + 1], dim=1)
+        self.log_probs = torch.cat([self.log_probs, log_probs], dim=1)
+        path = self.path_log_probs.gather(1, parents) + log_probs
+        self.path_log_probs = torch.cat([self.path_log_probs, path], dim=1)
+        self.expansion = torch.cat([self.expansion, torch.full_like(parents, -1)], dim=1)
+        self.levels += 1
+        return torch.arange(first, first + n * count, device=nodes.device).expand(batch, n * count)
+
+    def keep(self, nodes: Tensor) -> DraftTree:
+        """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included)."""
+        batch = nodes.shape[0]
+        new_index = torch.full_like(self.tokens, -1)
+        new_index.scatter_(1, nodes, torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes))
+        parents = new_index.gather(1, self.parents.gather(1, nodes).clamp(min=0))
+        parents[:, 0] = -1
+        return DraftTree(
+            tokens=self.tokens.gather(1, nodes),
+            parents=parents,
+            max_depth=self.levels,
+            _cache={"depth": self.depth.gather(1, nodes)},
+            **self._fields(nodes),
+        )
+
+    def keep_chain(self) -> DraftTree:
+        """The tree of all nodes, which were grown one below the other."""
+        nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
+        return DraftTree.chain(self.tokens, **self._fields(nodes))
+
+    def _fields(self, nodes: Tensor) -> dict:
+        return {
+            "log_probs": self.log_probs.gather(1, nodes),
+            "expansion": self.expansion.gather(1, nodes),
+            "draft_probs": torch.cat(self._draft_probs, dim=1) if self._draft_probs else None,
+        }
+
+    def _run(self, nodes: Tensor) -> Tensor:
+        if self._expanded == 0:
+            return self._expand_root()[:, None]
+        batch, n = nodes.shape
+        parents = self.expansion.gather(1, self.parents.gather(1, nodes))
+        # A node sees what its parent sees, and itself; children of the root (number 0) see only themselves.
+        earlier = torch.cat([self._visible.new_zeros(batch, 1, self._visible.shape[2]), self._visible], dim=1)
+        inherited = earlier.gather(1, parents[..., None].expand(-1, -1, earlier.shape[2]))
+        itself = torch.eye(n, dtype=torch.bool, device=nodes.device).expand(batch, n, n)
+        visible = torch.cat([inherited, itself], dim=2)
+        older = torch.cat([self._visible, self._visible.new_zeros(batch, self._visible.shape[1], n)], dim=2)
+        self._visible = torch.cat([older, visible], dim=1)
+        return self._expand(Block(self.tokens.gather(1, nodes), parents, visible, self.depth.gather(1, nodes) - 1))
+
+    def _paths(self, nodes: Tensor) -> list[list[list[int]]]:
+        """Per row and node, the drafted tokens from below the root down to the node."""
+        result = []
+        for tokens, parents, wanted in zip(self.tokens.tolist(), self.parents.tolist(), nodes.tolist(), strict=True):
+            row = []
+            for node in wanted:
+                path = []
+                while node:
+                    path.append(tokens[node])
+                    node = parents[node]
+                row.append(path[::-1])
+            result.append(row)
+        return result

@@ -1,0 +1,87 @@
+"""Static trees: a fixed template of child ranks, the same in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ..errors import MMSpecError, did_you_mean
+from ..tree import DraftTree
+from .base import TreeBuilder
+from .growth import Growth
+
+# fmt: off
+PRESETS: dict[str, tuple[str, ...]] = {
+    # The tree of EAGLE-1 (arXiv 2401.15077): 25 drafted nodes, depth 5.
+    "eagle1": (
+        "0", "1", "2", "3",
+        "00", "01", "02", "10", "11", "20", "21", "30",
+        "000", "001", "002", "010", "011", "020", "021", "100",
+        "0000", "0001", "0002",
+        "00000", "00001",
+    ),
+}
+# fmt: on
+
+
+class StaticTree(TreeBuilder):
+    """Nodes given as paths of child ranks: `(0, 1)` is the second child of the root's first child.
+
+    Ranks are by drafter probability, or by order of draw when children are sampled.
+
+    Args:
+        paths: the name of a preset (`"eagle1"`), or the paths of all nodes but the root: sequences of ranks, or
+            strings of digits.
+
+    Raises:
+        MMSpecError: for an unknown preset, a node without its parent, or a rank without the ranks before it.
+    """
+
+    def __init__(self, paths: str | Iterable[Sequence[int] | str] = "eagle1"):
+        if isinstance(paths, str):
+            if paths not in PRESETS:
+                raise MMSpecError(f"StaticTree preset {paths!r} is unknown.{did_you_mean(paths, PRESETS)}")
+            paths = PRESETS[paths]
+        nodes = {tuple(int(rank) for rank in path) for path in paths}
+        if not nodes:
+            raise MMSpecError("StaticTree needs at least one path, such as [[0], [0, 0], [1]]")
+        for node in nodes:
+            if not node or min(node) < 0:
+                raise MMSpecError(f"StaticTree: {list(node)} is not a path of child ranks (0, 1, ...)")
+            if len(node) > 1 and node[:-1] not in nodes:
+                raise MMSpecError(f"StaticTree: path {list(node)} has no parent; add {list(node[:-1])}")
+            if node[-1] > 0 and (*node[:-1], node[-1] - 1) not in nodes:
+                raise MMSpecError(
+                    f"StaticTree: path {list(node)} skips a rank; add {[*node[:-1], node[-1] - 1]} (ranks are tried in order)"
+                )
+        self.paths = sorted(nodes, key=lambda node: (len(node), node))
+        self._levels = self._plan()
+
+    def _plan(self) -> list[tuple[list[int], int, list[int]]]:
+        """Per level: which of the level's nodes to expand, how many children each, and which of those to keep."""
+        depth = max(map(len, self.paths))
+        levels, current = [], [()]
+        for level in range(1, depth + 1):
+            below = [path for path in self.paths if len(path) == level]
+            inner = [node for node in current if any(path[:-1] == node for path in below)]
+            width = 1 + max(path[-1] for path in below)
+            levels.append(
+                (
+                    [current.index(node) for node in inner],
+                    width,
+                    [inner.index(path[:-1]) * width + path[-1] for path in below],
+                )
+            )
+            current = below
+        return levels
+
+    def build(self, growth: Growth) -> DraftTree:
+        nodes, kept = growth.root, [growth.root]
+        for expand, width, keep in self._levels:
+            children = growth.expand(nodes[:, expand], width)
+            if children.shape[1] < len(expand) * width:
+                raise MMSpecError(f"StaticTree asks for {width} children but the drafter's vocabulary is smaller")
+            nodes = children[:, keep]
+            kept.append(nodes)
+        return growth.keep(torch.cat(kept, dim=1))

@@ -1,0 +1,239 @@
+"""Tiny random models of the real Hugging Face classes, and inputs for them.
+
+Weights are rescaled to a standard deviation of 1/sqrt(fan_in): with the default initialisation all logits are nearly
+equal, and a wrong position or mask would hide in the noise.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+VOCAB = 61
+IMAGE, VISION_START, VISION_END, VIDEO, PAD = 60, 59, 58, 57, 0
+WINDOW = 12
+TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": PAD,
+}
+
+
+def rescale(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Draw every matrix anew with a standard deviation of 1/sqrt(fan_in), and every bias and norm a little off."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim < 2:
+                parameter.add_(0.1 * noise)
+            else:
+                fan_in = parameter[0].numel()
+                # A sharper head: near-ties between random logits would make the argmax a matter of rounding.
+                parameter.copy_(noise if id(parameter) in embeddings else noise / fan_in**0.5)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model.eval()
+
+
+def llava(attention="sdpa", seed=0, layers=3):
+    config = LlavaConfig(
+        text_config=LlamaConfig(**{**TEXT, "num_hidden_layers": layers}),
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            projection_dim=16,
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=4,
+        vision_feature_layer=-1,
+        attn_implementation=attention,
+    )
+    return rescale(LlavaForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
+
+
+def qwen_vl(attention="sdpa", seed=0):
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **TEXT,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+        },
+        vision_config={
+            "hidden_size": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+            "patch_size": 4,
+            "window_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
+    return rescale(Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
+
+
+def gemma3(attention="sdpa", seed=0):
+    config = Gemma3Config(
+        text_config={
+            **TEXT,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 8,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        mm_tokens_per_image=4,
+        image_token_id=IMAGE,
+        boi_token_id=VISION_START,
+        eoi_token_id=VISION_END,
+    )
+    return rescale(Gemma3ForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
+
+
+def llama(attention="sdpa", seed=0, layers=3):
+    config = LlamaConfig(**{**TEXT, "num_hidden_layers": layers})
+    return rescale(LlamaForCausalLM._from_config(config, attn_implementation=attention), seed)
+
+
+def qwen3(attention="sdpa", seed=0):
+    return rescale(Qwen3ForCausalLM._from_config(Qwen3Config(**TEXT), attn_implementation=attention), seed)
+
+
+def mistral(attention="sdpa", seed=0):
+    config = MistralConfig(**TEXT, sliding_window=WINDOW)
+    return rescale(MistralForCausalLM._from_config(config, attn_implementation=attention), seed)
+
+
+MODELS = {
+    "llava": llava,
+    "qwen_vl": qwen_vl,
+    "gemma3": gemma3,
+    "llama": llama,
+    "qwen3": qwen3,
+    "mistral": mistral,
+}
+VISUAL = ("llava", "qwen_vl", "gemma3")
+
+
+def _text(generator: torch.Generator, length: int) -> list[int]:
+    return torch.randint(1, 50, (length,), generator=generator).tolist()
+
+
+def inputs_for(name: str, images: list[int], lengths: list[int] | None = None, seed: int = 0) -> dict:
+    """A processor's output for a batch, padded on the left as processors do for generation.
+
+    Args:
+        name: of the family.
+        images: pictures in each row.
+        lengths: text tokens in each row, besides the pictures.
+        seed: of ids and pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = lengths or [9] * len(images)
+    grids, rows = [], []
+    for count, length in zip(images, lengths, strict=True):
+        ids = _text(generator, 2)
+        for index in range(count):
+            visual = 4
+            if name == "qwen_vl":
+                grid = [1, 4 + 2 * (index % 2), 4]
+                grids.append(grid)
+                visual = grid[1] * grid[2] // 4
+            ids += [VISION_START] + [IMAGE] * visual + [VISION_END] + _text(generator, 1)
+        rows.append(ids + _text(generator, length - 2))
+    width = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if name == "gemma3":
+        inputs["token_type_ids"] = (ids == IMAGE).long()
+    if name == "qwen_vl":
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    if sum(images):
+        if name == "qwen_vl":
+            patches = sum(grid[1] * grid[2] for grid in grids)
+            inputs["pixel_values"] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+            inputs["image_grid_thw"] = torch.tensor(grids)
+        else:
+            inputs["pixel_values"] = torch.randn(sum(images), 3, 16, 16, generator=generator)
+    return inputs
+
+
+def reference(model, inputs: dict, max_new_tokens: int, **options) -> list[list[int]]:
+    """What `model.generate` writes, row by row without padding."""
+    rows = []
+    for row in range(inputs["input_ids"].shape[0]):
+        single = one_row(inputs, row)
+        if hasattr(model, "model") and hasattr(model.model, "rope_deltas"):
+            model.model.rope_deltas = None
+        out = model.generate(**single, max_new_tokens=max_new_tokens, do_sample=False, **options)
+        rows.append(out[0, single["input_ids"].shape[1] :].tolist())
+    return rows
+
+
+def one_row(inputs: dict, row: int) -> dict:
+    """A batch's row on its own, without padding."""
+    keep = inputs["attention_mask"][row].bool()
+    single = {
+        name: value[row : row + 1, keep]
+        for name, value in inputs.items()
+        if value.shape == inputs["attention_mask"].shape
+    }
+    if "pixel_values" in inputs:
+        runs = [_pictures(ids) for ids in inputs["input_ids"].tolist()]
+        first, count = sum(runs[:row]), runs[row]
+        if count and "image_grid_thw" in inputs:
+            patches = inputs["image_grid_thw"].prod(-1).tolist()
+            start = sum(patches[:first])
+            single["pixel_values"] = inputs["pixel_values"][start : start + sum(patches[first : first + count])]
+            single["image_grid_thw"] = inputs["image_grid_thw"][first : first + count]
+        elif count:
+            single["pixel_values"] = inputs["pixel_values"][first : first + count]
+    return single
+
+
+def _pictures(ids: list[int]) -> int:
+    return sum(a == IMAGE and b != IMAGE for a, b in zip(ids, ids[1:], strict=False))
