@@ -108,8 +108,10 @@ class TreeCache(Cache):
             return
         capacity = -(-slots // CHUNK) * CHUNK
         for shape, members in self._members.items():
-            # Zeros, because attention multiplies masked slots by 0 and 0 * NaN is NaN.
-            grown = torch.zeros(
+            # Attention multiplies masked slots by 0, and 0 * NaN is NaN: ragged rows need clean memory. A single row
+            # never sees a slot that it did not write.
+            allocate = torch.zeros if self.rows > 1 else torch.empty
+            grown = allocate(
                 len(members), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
             )
             if self.capacity:
@@ -151,7 +153,8 @@ class TreeCache(Cache):
             path: `[batch, steps]` which speculative entries to keep, in order, `steps >= max(counts)`; entries beyond
                 a row's count are ignored. None keeps the first `counts` entries, which costs nothing.
         """
-        if path is not None and path.shape[1]:
+        if path is not None and max(counts):
+            path = path[:, : max(counts)]  # padding may reach beyond the storage
             steps = torch.arange(path.shape[1], device=path.device)
             keep = steps < torch.tensor(counts, device=path.device)[:, None]
             base = self.lengths[:, None].to(path.device)

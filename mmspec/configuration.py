@@ -89,7 +89,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     wrong with the overrides is raised as an `MMSpecError` that names the nearest thing that exists.
     """
     folders, options = search_folders(config_dir), groups(config_dir)
-    choices, values, literals = [], [], {}
+    choices, values, names, literals = {}, [], {}, {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals and not override.startswith("~"):
@@ -97,14 +97,12 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
                 f"{override!r} is not of the form key=value; text goes to --prompt and pictures to --image"
             )
         if key in options:
-            value, path = _choose(key, value, options[key])
-            choices.append(f"{key}={value}")
-            if path is not None:
-                literals[f"{key}.name"] = path
-        elif "/" in value and Path(value).expanduser().exists():
+            choices[key], names[f"{key}.name"] = _choose(key, value, options[key])
+        elif "/" in value and key[:1] not in "+~" and Path(value).expanduser().exists():
             literals[key] = str(Path(value).expanduser())
         else:
             values.append(override)
+    literals = {key: path for key, path in names.items() if path is not None} | literals
 
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -112,7 +110,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     from yaml import YAMLError
 
     try:
-        config = _compose(name, choices + values, folders)
+        config = _compose(name, [*_pairs(choices), *values], folders)
         for key, value in literals.items():
             OmegaConf.update(config, key, value.replace("${", r"\${"))  # a path is never an interpolation
         OmegaConf.to_container(config, resolve=True)  # finds broken interpolations now, where the error can say so
@@ -137,6 +135,10 @@ def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, st
     raise MMSpecError(f"{group} {value!r} is unknown.{did_you_mean(value, options)}")
 
 
+def _pairs(choices: dict[str, str]) -> list[str]:
+    return [f"{group}={option}" for group, option in choices.items()]
+
+
 def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
     """Compose with hydra's own errors, leaving hydra's global state as it was."""
     from hydra import compose, initialize_config_dir
@@ -148,25 +150,25 @@ def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
         return compose(name, overrides=overrides + search_path)
 
 
-def _unknown_key(name: str, choices: list[str], overrides: Iterable[str], folders: list[Path]) -> str | None:
+def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], folders: list[Path]) -> str | None:
     """Say which of the overrides names a key that does not exist, or return None where that is not what is wrong."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
-        config = _compose(name, choices, folders)
+        config = _compose(name, _pairs(choices), folders)
     except (HydraException, OmegaConfBaseException, YAMLError):
         return None
-    known = _keys(config)
+    known, defaults = _keys(config), settings(name)[0]
     for override in overrides:
         key = override.partition("=")[0].lstrip("~")
         if override.startswith("+") or key in known:
             continue
         group = key.partition(".")[0]
-        if group != key and group in known and not any(other.startswith(f"{group}.") for other in known):
-            chosen = dict(choice.split("=") for choice in choices).get(group) or settings(name)[0][group][0]
-            return f"setting {key!r} is unknown: {group}={chosen} has no settings"
+        if group in defaults and not any(other.startswith(f"{group}.") for other in known):
+            option = choices.get(group, defaults[group][0])
+            return f"setting {key!r} is unknown: {group}={option} has no settings"
         return f"setting {key!r} is unknown.{did_you_mean(key, known)}"
     return None
 

@@ -168,9 +168,10 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
     per_token = {"input_ids": ids}
     for name, value in tensors.items():
-        if name != "attention_mask" and isinstance(value, Tensor) and value.shape == ids.shape:
+        if name != "attention_mask" and isinstance(value, Tensor) and value.shape[-2:] == ids.shape:
             per_token.setdefault(name, value)
-    tensors.update({name: value.gather(1, order) for name, value in per_token.items()})
+    for name, value in per_token.items():
+        tensors[name] = value.gather(-1, order.expand(*value.shape[:-1], -1))
     tensors["attention_mask"] = mask.gather(1, order).long()
     for name, value in tensors.items():
         if isinstance(value, Tensor) and value.is_floating_point():

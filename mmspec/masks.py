@@ -47,7 +47,7 @@ class TreeMask:
         if total == 1 and self.cache.uniform:
             self._written = max(self._written, 1)
             return None
-        self._refresh(new)
+        self._refresh(new, first=new == total)
         self._put(self._seen[:, :new], visible)
         self._written = max(self._written, total)
         slots = self.cache.slots_in_use
@@ -56,16 +56,17 @@ class TreeMask:
         masks = {name: self._finish(mask[:, None]) for name, mask in masks.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _refresh(self, new: int) -> None:
-        """Bring the prefix part of the buffer up to what is committed now."""
+    def _refresh(self, new: int, first: bool) -> None:
+        """Bring the prefix part of the buffer up to what is committed now; `first` pass of a round or not."""
         rows, capacity = self._seen.shape[1:]
         lengths = self.cache.lengths_list
         if new > rows or self.cache.capacity > capacity:
             columns = torch.arange(self.cache.capacity, device=self._seen.device)
             prefix = columns < self.cache.lengths[:, None]
             self._seen = prefix[:, None].repeat(1, max(new, rows), 1)
-        elif lengths != self._lengths:
+        elif first or lengths != self._lengths:
             # Columns written by the last round are visible from now on if they were committed, else to nobody.
+            # Lengths alone do not tell that a round is over: it may have committed nothing.
             kept = torch.tensor([now - old for now, old in zip(lengths, self._lengths, strict=True)])
             changed = max(self._written, int(kept.max()))
             column = torch.arange(changed, device=self._seen.device)

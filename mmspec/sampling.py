@@ -81,16 +81,17 @@ class LogitsPipeline:
         return self.temperature == 0.0
 
     def __call__(self, logits: Tensor, prefixes: Prefixes) -> Tensor:
-        """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does; returns the same shape.
+        """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does (float64 stays); returns the same shape.
 
         Args:
             logits: for the token after each node.
             prefixes: called if some processor depends on the tokens so far.
         """
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         if not self.processors:
-            return logits if self.greedy else logits.float()
+            return logits if self.greedy else logits.to(dtype)
         batch, nodes, vocab = logits.shape
-        flat = logits.reshape(-1, vocab).to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        flat = logits.reshape(-1, vocab).to(dtype, copy=True)
         if self.prefix_free:
             dummy = torch.zeros(flat.shape[0], 0, dtype=torch.long, device=flat.device)
             return self.processors(dummy, flat).view(batch, nodes, vocab)

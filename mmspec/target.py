@@ -107,13 +107,14 @@ class Target:
         inputs, token = request.inputs, self.family.image_token_id
         placeholders = 0 if token is None else int((inputs["input_ids"] == token).sum())
         pictures = [name for name in self.family.vision_inputs if inputs.get(name) is not None]
-        if not pictures:
+        encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        if not pictures and encoded is None:
             if placeholders:
                 raise MMSpecError(
                     f"the prompt has {placeholders} image placeholder tokens but no image was given; pass images=[...]"
                 )
             return None
-        vision = self.family.encode_images(inputs)
+        vision = self.family.encode_images(inputs) if encoded is None else self.family.adopt_images(encoded)
         tokens = sum(image.shape[0] for image in vision.embeds)
         if tokens != placeholders:
             raise MMSpecError(

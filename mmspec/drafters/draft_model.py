@@ -126,6 +126,11 @@ class DraftModelDrafter(StepDrafter):
         if self.mode == "shared_vision":
             if context.vision is None:
                 return request, None
+            if context.vision.features is None:
+                raise MMSpecError(
+                    "transformers encoded the pictures and did not keep what the vision tower saw, which a draft model "
+                    "with mode='shared_vision' reads; call mmspec.generate instead of custom_generate"
+                )
             projected = [self.projector(features) for features in context.vision.features]
             return request, Vision(projected, context.vision.features)
         if self.draft_target.processor is not None:

@@ -18,11 +18,12 @@ class Vision:
     Args:
         embeds: one `[tokens, hidden]` tensor per picture: what the language model reads in place of its placeholders.
         features: one `[tokens, vision_hidden]` tensor per picture, token for token the same: what the vision tower
-            saw, before the target's projector. Drafters that share the tower put their own projector on it.
+            saw, before the target's projector. Drafters that share the tower put their own projector on it. None where
+        transformers encoded the pictures and kept only `embeds`.
     """
 
     embeds: list[Tensor]
-    features: list[Tensor]
+    features: list[Tensor] | None
 
 
 class Family:
@@ -78,6 +79,10 @@ class Family:
             hook.remove()
         embeds = [image.reshape(-1, image.shape[-1]) for image in output.pooler_output]
         return Vision(embeds, self.align_features(captured[0], embeds, inputs))
+
+    def adopt_images(self, output: Any) -> Vision:
+        """Pictures that `generate` has encoded already; what the tower saw is lost then."""
+        return Vision([image.reshape(-1, image.shape[-1]) for image in output.pooler_output], None)
 
     def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
         """Cut the projector's input into one tensor per picture, in the order of the visual tokens."""

@@ -41,6 +41,12 @@ class Qwen25VL(Family):
         return list(merged.split([image.shape[0] for image in embeds]))
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        given = inputs.get("position_ids")
+        if given is not None and given.ndim == 3:  # from inside `generate`, which has consumed the grid
+            axes = given[-3:]
+            real = inputs["attention_mask"].bool()
+            last = axes.masked_fill(~real, 0).amax(dim=(0, 2))
+            return axes, last + 1 - real.sum(-1)
         if inputs.get("image_grid_thw") is None:
             return super().positions(inputs)
         ids = inputs["input_ids"]

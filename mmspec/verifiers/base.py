@@ -78,6 +78,8 @@ def follow(tree: DraftTree, choices: Tensor) -> Verdict:
         tree: the candidates.
         choices: `[batch, nodes]` the target's own token after each node.
     """
+    if tree.num_nodes == 1:  # plain decoding: nothing was guessed
+        return Verdict(torch.zeros_like(choices), torch.ones_like(choices[:, 0]), choices[:, 0])
     matches = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
     matches[:, 0] = True
     if tree.valid is not None:

@@ -1,0 +1,248 @@
+"""Speed of the loop, as ratios within one run. Prints one JSON object.
+
+    python benchmarks/loop.py                      # everything, both dtypes
+    python benchmarks/loop.py --sections plain prefix --dtypes float32
+
+The two sides of each comparison alternate, and medians are compared; run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+
+import mmspec
+from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.inputs import prepare
+from mmspec.trees import Chain, DynamicTree
+from mmspec.verifiers import Synthetic
+
+PREFIXES = (512, 2048, 8192, 16384)
+FORWARD = ("draft", "score")
+
+
+def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
+    """Run each side in turn, `repeats` times after one warm-up; each returns its seconds."""
+    for run in sides.values():
+        run()
+    seconds = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            seconds[name].append(run())
+    return {
+        name: {"median_s": statistics.median(values), "min_s": min(values), "max_s": max(values)}
+        for name, values in seconds.items()
+    }
+
+
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    """A function that runs another and returns its seconds."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return measure
+
+
+def picture_inputs(target: mmspec.Target, task: str, index: int) -> dict:
+    """A test picture and its question as the processor returns them."""
+    image, prompt, _ = mmspec.zoo.sample(task, "test", index)
+    return prepare(target, prompt, [image]).inputs
+
+
+def plain(target: mmspec.Target, repeats: int, tokens: int) -> dict:
+    """Our loop without a drafter against `model.generate`, on a picture, a fixed number of tokens."""
+    inputs = picture_inputs(target, "scenes", 7)
+    target.model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": tokens, "eos_token_id": None, "do_sample": False}
+    ours = mmspec.generate(target, None, inputs=inputs, max_new_tokens=tokens, eos_token_id=[])
+    theirs = target.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+    result = alternate(
+        {
+            "generate": timed(lambda: target.model.generate(**inputs, **options)),
+            "ours": timed(lambda: mmspec.generate(target, None, inputs=inputs, max_new_tokens=tokens, eos_token_id=[])),
+        },
+        repeats,
+    )
+    result["same_tokens"] = ours.token_ids[0] == theirs
+    result["ratio"] = result["generate"]["median_s"] / result["ours"]["median_s"]
+    return result
+
+
+def as_llava(target: mmspec.Target, drafter: DraftModelDrafter) -> LlavaForConditionalGeneration:
+    """The embedded draft model as a stock VLM with the target's vision tower, which assisted generation can use."""
+    config = LlavaConfig.from_dict(target.model.config.to_dict())
+    config.text_config = LlamaConfig.from_dict(drafter.model.config.to_dict())
+    config.tie_word_embeddings = drafter.model.config.tie_word_embeddings
+    model = LlavaForConditionalGeneration(config).to(target.dtype).eval()
+    model.model.vision_tower.load_state_dict(target.model.model.vision_tower.state_dict())
+    model.model.language_model.load_state_dict(drafter.model.model.state_dict())
+    model.lm_head.load_state_dict(drafter.model.lm_head.state_dict())
+    projector = model.model.multi_modal_projector
+    projector.linear_1.load_state_dict(drafter.projector.inner.state_dict())
+    projector.linear_2.load_state_dict(drafter.projector.outer.state_dict())
+    model.generation_config = target.model.generation_config
+    return model
+
+
+def assisted(target: mmspec.Target, repeats: int, tokens: int, length: int = 5) -> dict:
+    """The same small VLM as draft model, the same chain length: ours against transformers' assisted generation."""
+    draft = as_llava(target, mmspec.load_drafter("tiny/draft_model", target))
+    draft.generation_config.num_assistant_tokens = length
+    draft.generation_config.num_assistant_tokens_schedule = "constant"
+    draft.generation_config.assistant_confidence_threshold = 0.0
+    drafter = DraftModelDrafter(target, draft, "own_vision", tree=Chain(length))
+    result = {}
+    for task in mmspec.zoo.TASKS:
+        inputs = picture_inputs(target, task, 7)
+        options = {"max_new_tokens": tokens, "do_sample": False}
+        ours = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=tokens)
+        theirs = target.model.generate(**inputs, assistant_model=draft, **options)
+        sides = alternate(
+            {
+                "assisted": timed(lambda: target.model.generate(**inputs, assistant_model=draft, **options)),
+                "ours": timed(lambda: mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=tokens)),
+            },
+            repeats,
+        )
+        result[task] = {
+            **sides,
+            "same_tokens": ours.token_ids[0] == theirs[0, inputs["input_ids"].shape[1] :].tolist(),
+            "ratio": sides["assisted"]["median_s"] / sides["ours"]["median_s"],
+        }
+    result["mean_ratio"] = statistics.mean(result[task]["ratio"] for task in mmspec.zoo.TASKS)
+    return result
+
+
+def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
+    """Round time by prefix length, with the embedded target's text shape, random weights and forced acceptance.
+
+    What is not a forward pass (drafting and scoring are) should not depend on the prefix; memory should grow by the
+    cache and no more.
+    """
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 768,
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "max_position_embeddings": 32768,
+        "eos_token_id": None,
+        "bos_token_id": None,
+    }
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=16, **shape)).to(dtype)
+    draft = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **shape)).to(dtype)
+    target = mmspec.Target(model)
+    drafter = DraftModelDrafter(target, draft, "text_only", tree=DynamicTree(5, 4, 24))
+    result = {}
+    for length in PREFIXES:
+        ids = torch.randint(0, shape["vocab_size"], (1, length))
+        pieces = mmspec.stream(
+            target, drafter, inputs={"input_ids": ids}, max_new_tokens=5 * rounds, verifier=Synthetic(0.8)
+        )
+        next(pieces)
+        next(pieces)
+        before = peak_memory()
+        stats = finish(pieces).stats
+        outside = [sum(s for name, s in r.seconds.items() if name not in FORWARD) for r in stats.rounds[1:]]
+        entry = {
+            "outside_forward_ms": 1e3 * statistics.median(outside),
+            "score_ms": 1e3 * statistics.median(r.seconds["score"] for r in stats.rounds[1:]),
+            "draft_ms": 1e3 * statistics.median(r.seconds["draft"] for r in stats.rounds[1:]),
+            "cache_mb": 2 * 16 * length * 192 * dtype.itemsize / 2**20,
+            "peak_memory_growth_while_decoding_mb": (peak_memory() - before) / 2**20,
+        }
+        result[str(length)] = entry
+    first, last = (result[str(n)]["outside_forward_ms"] for n in (PREFIXES[0], PREFIXES[-1]))
+    result["outside_forward_growth"] = last / first
+    return result
+
+
+def peak_memory() -> int:
+    """Highest resident memory so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def finish(pieces):
+    """Run a stream to its end and return its output."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def embedded(target: mmspec.Target, repeats: int, examples: int) -> dict:
+    """Every embedded drafter against plain decoding, end to end, on every task; the same pictures for all."""
+    chain, dynamic = Chain(5), DynamicTree(5, 4, 16)
+    methods = {
+        "ngram": (NGramDrafter(target), None),
+        "draft_model chain": (mmspec.load_drafter("tiny/draft_model", target), chain),
+        "draft_model dynamic": (mmspec.load_drafter("tiny/draft_model", target), dynamic),
+        "text_only chain": (mmspec.load_drafter("tiny/text_only", target), chain),
+        "text_only dynamic": (mmspec.load_drafter("tiny/text_only", target), dynamic),
+    }
+    result = {}
+    for task in mmspec.zoo.TASKS:
+        batches = [picture_inputs(target, task, 100 + index) for index in range(examples)]
+
+        def decode(drafter=None, tree=None, batches=batches) -> list[mmspec.Output]:
+            return [mmspec.generate(target, drafter, inputs=i, tree=tree, max_new_tokens=256) for i in batches]
+
+        plain_ids = [out.token_ids for out in decode()]
+        sides = {"plain": timed(decode)}
+        sides |= {n: timed(lambda d=d, t=t, decode=decode: decode(d, t)) for n, (d, t) in methods.items()}
+        seconds = alternate(sides, repeats)
+        result[task] = {}
+        for name, (drafter, tree) in methods.items():
+            outputs = decode(drafter, tree)
+            emitted = sum(r.emitted[0] for out in outputs for r in out.stats.rounds)
+            result[task][name] = {
+                "speedup_end_to_end": seconds["plain"]["median_s"] / seconds[name]["median_s"],
+                "mean_acceptance_length": emitted / sum(len(out.stats.rounds) for out in outputs),
+                "same_tokens": sum(o.token_ids == p for o, p in zip(outputs, plain_ids, strict=True)) / examples,
+            }
+    return result
+
+
+def main() -> None:
+    sections = ("plain", "assisted", "prefix", "embedded")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per answer in plain and assisted")
+    parser.add_argument("--examples", type=int, default=8, help="pictures per task in embedded")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report: dict = {"torch": torch.__version__, "threads": options.threads}
+    for name in options.dtypes:
+        dtype = getattr(torch, name)
+        run = {
+            "plain": lambda: plain(mmspec.load_target("tiny", name), options.repeats, options.tokens),
+            "assisted": lambda: assisted(mmspec.load_target("tiny", name), options.repeats, options.tokens),
+            "prefix": lambda: prefix(dtype),
+            "embedded": lambda: embedded(mmspec.load_target("tiny", name), options.repeats, options.examples),
+        }
+        report[name] = {}
+        for section in options.sections:
+            print(f"{section} in {name} ...", file=sys.stderr, flush=True)
+            report[name][section] = run[section]()  # noqa: B023
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
