@@ -1,21 +1,17 @@
 """mmspec: pluggable multimodal speculative decoding over stock Hugging Face models.
 
-    import mmspec
-    target = mmspec.load_target("tiny")
-    drafter = mmspec.load_drafter("tiny/draft_model", target)
-    out = mmspec.generate(target, drafter, prompt="Describe the picture.", images=[image])
-    out.text, out.stats.mean_acceptance_length
+import mmspec
+target = mmspec.load_target("tiny")
+drafter = mmspec.load_drafter("tiny/draft_model", target)
+out = mmspec.generate(target, drafter, prompt="Describe the picture.", images=[image])
+out.text, out.stats.mean_acceptance_length
 """
 
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("mmspec")
-except PackageNotFoundError:  # a checkout that was not installed
-    __version__ = "0+unknown"
+from .version import __version__
 
 # Loaded on first use, so that `import mmspec` and the command line's --help need not wait for torch.
 _LAZY = {
@@ -31,7 +27,7 @@ _LAZY = {
 }
 _MODULES = ("drafters", "families", "hf", "trees", "verifiers", "zoo")
 
-__all__ = ["__version__", *_LAZY, *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY, *_MODULES]
 
 
 def __getattr__(name: str):

@@ -129,7 +129,9 @@ def _drafter_class(path: str, folder: Path) -> type[Drafter]:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise MMSpecError(f"{str(folder / CONFIG)!r} names the drafter class {path!r}, not importable: {error}") from None
+        raise MMSpecError(
+            f"{str(folder / CONFIG)!r} names the drafter class {path!r}, not importable: {error}"
+        ) from None
     if not (isinstance(cls, type) and issubclass(cls, Drafter)):
         raise MMSpecError(f"{str(folder / CONFIG)!r} names {path!r}, which is no Drafter")
     return cls

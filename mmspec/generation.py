@@ -10,7 +10,7 @@ import torch
 from .drafters import Drafter
 from .errors import MMSpecError
 from .inputs import prepare
-from .sampling import LogitsPipeline
+from .sampling import LogitsPipeline, random_stream
 from .stats import PhaseClock, Round, Stats
 from .stopping import Stopping
 from .target import Target
@@ -94,7 +94,7 @@ class Decoding:
         self.clock.lap("prefill")
         if drafter is not None:
             sampled = self.verifier.proposal == "sampled"
-            generator = torch.Generator(self.target.device).manual_seed(self.seed + 1) if sampled else None
+            generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
             context.proposals = Proposals(sampled, self.pipeline, context.history, generator)
             drafter.start(context)
             self.clock.lap("prefill")
@@ -152,7 +152,9 @@ class Decoding:
 
     def output(self) -> Output:
         tokenizer = self.target.tokenizer
-        text = [None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in self.token_ids]
+        text = [
+            None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in self.token_ids
+        ]
         return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats)
 
 
@@ -212,7 +214,9 @@ def stream(
                 f"this {type(drafter).__name__} was made for another target; build it with the target it is to serve"
             )
         if tree is not None and drafter.tree is None:
-            raise MMSpecError(f"{type(drafter).__name__} proposes whole trees of its own, so tree= does not apply to it")
+            raise MMSpecError(
+                f"{type(drafter).__name__} proposes whole trees of its own, so tree= does not apply to it"
+            )
         drafter = drafter.fork(tree)
         drafter.check(verifier.proposal)
     elif tree is not None:

@@ -43,7 +43,9 @@ def custom_generate(
         with the pad token. `drafter.last_output` holds the full `mmspec.Output` of the latest call.
     """
 
-    def run(model, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, streamer=None, **kw):
+    def run(
+        model, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, streamer=None, **kw
+    ):
         if model is not drafter.target.model:
             raise MMSpecError("custom_generate: the drafter was made for another model than the one that is called")
         if generation_config.num_beams > 1 or generation_config.num_return_sequences > 1:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from .target import Target
 
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+"""Processor outputs with an entry per token, `[..., batch, length]`."""
+
 
 @dataclass
 class Request:
@@ -70,7 +73,7 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
     limit = getattr(target.family.text_config, "max_position_embeddings", None)
     if limit is not None and request.max_length >= limit:
         raise MMSpecError(
-            f"the prompt is {request.max_length} tokens long (visual tokens included) but the model's limit is {limit}; "
+            f"the prompt has {request.max_length} tokens (visual tokens included) but the model's limit is {limit}: "
             "shorten it or pass fewer images"
         )
     return request
@@ -134,7 +137,9 @@ def _apply_template(target: Target, prompts: list[str], rows: list[list[Image]])
     options = {"return_tensors": "pt", "padding": True}
     multimodal = processor is not tokenizer
     if getattr(processor, "chat_template", None) is None:
-        texts = [getattr(processor, "image_token", "") * len(row) + text for text, row in zip(prompts, rows, strict=True)]
+        texts = [
+            getattr(processor, "image_token", "") * len(row) + text for text, row in zip(prompts, rows, strict=True)
+        ]
         if not multimodal:
             return processor(texts, **options)
         return processor(text=texts, images=[row for row in rows if row] or None, **options)
@@ -156,20 +161,27 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
         for name, value in inputs.items()
         if value is not None
     }
-    ids = torch.as_tensor(tensors["input_ids"], device=target.device)
+    known = {*PER_TOKEN, "mm_encoder_outputs", *target.family.vision_inputs}
+    if unread := sorted(set(tensors) - known):
+        raise MMSpecError(
+            f"inputs has {', '.join(unread)}, which mmspec does not know how to give to {type(target.model).__name__}; "
+            "leave it out if the answer does not depend on it"
+        )
+    per_token = {name: torch.as_tensor(tensors[name], device=target.device) for name in PER_TOKEN if name in tensors}
+    ids = per_token["input_ids"]
     if ids.ndim != 2:
         raise MMSpecError(f"input_ids must be [batch, length], got shape {tuple(ids.shape)}")
-    mask = tensors.get("attention_mask")
-    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    for name, value in per_token.items():
+        if value.shape[-2:] != ids.shape:
+            raise MMSpecError(
+                f"{name} has shape {tuple(value.shape)} but input_ids {tuple(ids.shape)}: they must agree"
+            )
+    mask = per_token.get("attention_mask", torch.ones_like(ids)).bool()
     lengths = mask.sum(-1).tolist()
     if ids.shape[0] == 0 or min(lengths) == 0:
         raise MMSpecError(f"inputs must hold at least one token per row, the rows' lengths are {lengths}")
     # A stable sort of the padding flags keeps the order of the tokens.
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
-    per_token = {"input_ids": ids}
-    for name, value in tensors.items():
-        if name != "attention_mask" and isinstance(value, Tensor) and value.shape[-2:] == ids.shape:
-            per_token.setdefault(name, value)
     for name, value in per_token.items():
         tensors[name] = value.gather(-1, order.expand(*value.shape[:-1], -1))
     tensors["attention_mask"] = mask.gather(1, order).long()

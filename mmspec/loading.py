@@ -80,7 +80,9 @@ def _resolve(name: str, kind: str) -> str:
             raise MMSpecError(f"embedded drafter {name!r} is unknown.{hint}")
         return str(EMBEDDED / embedded)
     if "/" not in str(name) or Path(name).is_absolute() or str(name).startswith("."):
-        options = [EMBEDDED_TARGET] if kind == "target" else [f"{EMBEDDED_TARGET}/{f}" for f in folders if f != "target"]
+        options = (
+            [EMBEDDED_TARGET] if kind == "target" else [f"{EMBEDDED_TARGET}/{f}" for f in folders if f != "target"]
+        )
         raise MMSpecError(
             f"{kind} {str(name)!r} is neither an embedded name, nor an existing folder, nor a hub id "
             f"(owner/name).{did_you_mean(str(name), options)}"

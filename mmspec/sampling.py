@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 
@@ -81,7 +82,7 @@ class LogitsPipeline:
         return self.temperature == 0.0
 
     def __call__(self, logits: Tensor, prefixes: Prefixes) -> Tensor:
-        """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does (float64 stays); returns the same shape.
+        """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does (float64 stays); same shape out.
 
         Args:
             logits: for the token after each node.
@@ -106,6 +107,13 @@ class LogitsPipeline:
         return flat.view(batch, nodes, vocab)
 
 
+def random_stream(device: torch.device, seed: int, purpose: str) -> torch.Generator:
+    """A generator for one purpose within a request. Streams of different purposes or seeds share no draws; with plain
+    seeds such as `seed + row` the noise of one would be that of another, and draws that must be independent equal."""
+    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+
+
 class NoiseTape:
     """Gumbel noise by position: the draw for the t-th new token of a row depends on the seed, the row and t only.
 
@@ -117,7 +125,7 @@ class NoiseTape:
 
     def __init__(self, batch_size: int, vocab_size: int, seed: int, device: torch.device):
         self.vocab_size = vocab_size
-        self.generators = [torch.Generator(device).manual_seed(seed * 1_000_003 + row) for row in range(batch_size)]
+        self.generators = [random_stream(device, seed, f"noise of row {row}") for row in range(batch_size)]
         self.ahead: list[deque[Tensor]] = [deque() for _ in range(batch_size)]
         self.device = device
 

@@ -21,9 +21,7 @@ class Stopping:
         criteria: called with `[1, length]` ids and None for the scores.
     """
 
-    def __init__(
-        self, max_new_tokens: int, eos_token_ids: int | Iterable[int] = (), criteria: Iterable | None = None
-    ):
+    def __init__(self, max_new_tokens: int, eos_token_ids: int | Iterable[int] = (), criteria: Iterable | None = None):
         if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
             raise MMSpecError(f"max_new_tokens={max_new_tokens!r} must be a positive integer: there is nothing to do")
         self.max_new_tokens = max_new_tokens

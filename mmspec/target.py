@@ -37,6 +37,11 @@ class Target:
     """
 
     def __init__(self, model, processor=None):
+        if getattr(model, "_is_stateful", False):
+            raise MMSpecError(
+                f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
+                "mmspec supports attention-only models"
+            )
         self.model = model.eval()
         self.processor = processor
         self.family = family_of(model)
@@ -45,11 +50,6 @@ class Target:
             raise MMSpecError(
                 f"attention back end {self.attention!r} takes no tree mask; load the model with "
                 f"attn_implementation={' or '.join(map(repr, ATTENTION_BACK_ENDS))}"
-            )
-        if getattr(model, "_is_stateful", False):
-            raise MMSpecError(
-                f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
-                "mmspec supports attention-only models"
             )
         self.windows = self.family.attention_windows()
         self.cache_shapes = self._probe()
@@ -102,10 +102,15 @@ class Target:
         """Run the vision tower over a request's pictures; None if it has none.
 
         Raises:
-            MMSpecError: if the prompt's placeholders and the pictures' tokens differ in number.
+            MMSpecError: if the prompt's placeholders and the pictures' tokens differ in number, or it holds a video.
         """
         inputs, token = request.inputs, self.family.image_token_id
         placeholders = 0 if token is None else int((inputs["input_ids"] == token).sum())
+        video = getattr(self.model.config, "video_token_id", None)
+        if video is not None and (inputs["input_ids"] == video).any():
+            raise MMSpecError(
+                "the prompt has video placeholder tokens, but mmspec reads pictures only; pass single frames"
+            )
         pictures = [name for name in self.family.vision_inputs if inputs.get(name) is not None]
         encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
         if not pictures and encoded is None:

@@ -25,7 +25,7 @@ class DraftTree:
         max_depth: an upper bound of the depth of any node, known without looking at the tensors.
         valid: `[batch, nodes]` False where a row has fewer nodes than the widest one (padding, always behind the valid
             nodes); None when every node counts.
-        log_probs: `[batch, nodes]` the drafter's log-probability of each node given its parent (0 for the root), or None.
+        log_probs: `[batch, nodes]` log-probability of each node given its parent (0 for the root), or None.
         expansion: `[batch, nodes]` the drafter's own serial number of a node that it expanded, -1 of a leaf; None for
             drafters that propose whole blocks.
         draft_probs: `[batch, expansions, vocab]` the distribution from which the children of each expanded node were

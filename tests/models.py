@@ -6,6 +6,7 @@ equal, and a wrong position or mask would hide in the noise.
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import torch
@@ -236,4 +237,4 @@ def one_row(inputs: dict, row: int) -> dict:
 
 
 def _pictures(ids: list[int]) -> int:
-    return sum(a == IMAGE and b != IMAGE for a, b in zip(ids, ids[1:], strict=False))
+    return sum(a == IMAGE and b != IMAGE for a, b in itertools.pairwise(ids))

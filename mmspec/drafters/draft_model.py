@@ -155,7 +155,9 @@ class DraftModelDrafter(StepDrafter):
             if not isinstance(self.projector, VisualProjector):
                 raise MMSpecError(f"a {type(self.projector).__name__} projector cannot be saved; use VisualProjector")
             projector = self.projector.sizes
-        return {"mode": self.mode, "model": self.model.config.to_diff_dict(), "projector": projector}
+        settings = self.model.config.to_diff_dict()
+        settings.pop("dtype", None)  # it loads in the dtype of its target
+        return {"mode": self.mode, "model": settings, "projector": projector}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> DraftModelDrafter:
@@ -211,6 +213,6 @@ def _check_vocabulary(target: Target, draft: Target) -> None:
             )
     elif target.vocab_size != draft.vocab_size:
         raise MMSpecError(
-            f"target vocab is {target.vocab_size} but the drafter's is {draft.vocab_size}: they must share a tokenizer; "
-            "if they do and only their padding differs, give both models their processor so that it can be compared"
+            f"target vocab is {target.vocab_size} but the drafter's is {draft.vocab_size}: they must share a "
+            "tokenizer; if they do and only their padding differs, give both models their processor to compare"
         )

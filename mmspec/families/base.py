@@ -86,7 +86,7 @@ class Family:
 
     def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
         """Cut the projector's input into one tensor per picture, in the order of the visual tokens."""
-        return list(features)
+        return list(features.flatten(0, -2).split([image.shape[0] for image in embeds]))
 
     def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
         """Token embeddings `[batch, length, hidden]` with the pictures in place of their placeholders."""

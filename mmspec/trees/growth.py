@@ -61,9 +61,7 @@ class Proposals:
             return top.indices, log_probs.clamp(max=0.0), None
         processed = self.pipeline(
             logits,
-            lambda: [
-                [past + path for path in row] for past, row in zip(self.history, paths(), strict=True)
-            ],
+            lambda: [[past + path for path in row] for past, row in zip(self.history, paths(), strict=True)],
         )
         log_q = processed.log_softmax(-1)
         noise = torch.empty_like(log_q).exponential_(generator=self.generator).log()
@@ -134,7 +132,6 @@ class Growth:
 
     def keep(self, nodes: Tensor) -> DraftTree:
         """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included)."""
-        batch = nodes.shape[0]
         new_index = torch.full_like(self.tokens, -1)
         new_index.scatter_(1, nodes, torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes))
         parents = new_index.gather(1, self.parents.gather(1, nodes).clamp(min=0))

@@ -43,18 +43,14 @@ class StaticTree(TreeBuilder):
             if paths not in PRESETS:
                 raise MMSpecError(f"StaticTree preset {paths!r} is unknown.{did_you_mean(paths, PRESETS)}")
             paths = PRESETS[paths]
-        nodes = {tuple(int(rank) for rank in path) for path in paths}
+        nodes = {_ranks(path) for path in paths}
         if not nodes:
             raise MMSpecError("StaticTree needs at least one path, such as [[0], [0, 0], [1]]")
         for node in nodes:
-            if not node or min(node) < 0:
-                raise MMSpecError(f"StaticTree: {list(node)} is not a path of child ranks (0, 1, ...)")
             if len(node) > 1 and node[:-1] not in nodes:
                 raise MMSpecError(f"StaticTree: path {list(node)} has no parent; add {list(node[:-1])}")
             if node[-1] > 0 and (*node[:-1], node[-1] - 1) not in nodes:
-                raise MMSpecError(
-                    f"StaticTree: path {list(node)} skips a rank; add {[*node[:-1], node[-1] - 1]} (ranks are tried in order)"
-                )
+                raise MMSpecError(f"StaticTree: path {list(node)} skips a rank; add {[*node[:-1], node[-1] - 1]}")
         self.paths = sorted(nodes, key=lambda node: (len(node), node))
         self._levels = self._plan()
 
@@ -85,3 +81,13 @@ class StaticTree(TreeBuilder):
             nodes = children[:, keep]
             kept.append(nodes)
         return growth.keep(torch.cat(kept, dim=1))
+
+
+def _ranks(path: Sequence[int] | str) -> tuple[int, ...]:
+    try:
+        ranks = tuple(int(rank) for rank in path)
+    except (TypeError, ValueError):
+        ranks = ()
+    if not ranks or min(ranks) < 0:
+        raise MMSpecError(f'StaticTree: {path!r} is not a path of child ranks, such as [0, 1] or "01"')
+    return ranks

@@ -45,7 +45,9 @@ class PointMassSampling(Verifier):
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
         if tree.proposal != "point":
-            raise MMSpecError(f"{type(self).__name__} needs point proposals, the tree was sampled; use RejectionSampling")
+            raise MMSpecError(
+                f"{type(self).__name__} needs point proposals, the tree was sampled; use RejectionSampling"
+            )
         noise = self.noise.peek(tree.max_depth + 1)
         depth = tree.depth[..., None].expand(-1, -1, noise.shape[-1])
         verdict = follow(tree, (self.processed(tree, scores) + noise.gather(1, depth)).argmax(-1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
+from ..sampling import random_stream
 from ..tree import DraftTree
 from .point_mass import PointMassSampling
 
@@ -32,7 +33,7 @@ class RejectionSampling(PointMassSampling):
 
     def start(self, seed: int) -> None:
         super().start(seed)
-        self.generator = torch.Generator(self.context.logits.device).manual_seed(seed)
+        self.generator = random_stream(self.context.logits.device, seed, "verifier")
 
     def first_token(self, context: Context) -> Tensor:
         return self._draw(self.processed_first(context).softmax(-1))

@@ -1,0 +1,140 @@
+"""`mmspec generate`: one answer, printed as it comes, with the drafted tokens set apart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import configuration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DRAFTED, OWN = "green", "bold"  # styles of the text that was drafted, and of the text that the target supplied itself
+
+COMPARED_RUNS = 3  # the median of three, taken in turns, so that a busy machine slows both sides alike
+
+
+@dataclass
+class Settings:
+    """The top-level keys of `configs/generate.yaml`, where their defaults and meanings are."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    max_new_tokens: int
+    seed: int
+    compare: bool
+    json: bool
+
+    def sampling(self) -> dict[str, Any]:
+        """Return what both speculative and plain decoding are called with."""
+        return {name: value for name, value in vars(self).items() if name not in ("compare", "json")}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `mmspec generate`."""
+    parser.description = "Answer a question about a picture; with neither flag, about a picture that ships with mmspec."
+    parser.add_argument(
+        "--image", metavar="PATH", action="append", default=[], help="a picture; may be given repeatedly"
+    )
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="the question, in any words; alone it is asked without a picture"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compose, load, decode and print."""
+    overrides = [*default_drafter(arguments.overrides), *arguments.overrides]
+    config = configuration.compose("generate", overrides, arguments.config_dir)
+    settings = configuration.typed(config, Settings)
+
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading"):
+        import transformers
+
+        import mmspec
+        from mmspec.inputs import load_image
+
+        transformers.utils.logging.disable_progress_bar()
+        prompt, images = arguments.prompt, [load_image(path) for path in arguments.image]
+        if prompt is None:
+            prompt, images = mmspec.zoo.DEMO_PROMPT, images or [mmspec.zoo.demo_image()]
+        target = configuration.build(config.target)
+        drafter = configuration.build(config.drafter, target=target)
+        request = {"prompt": prompt, "images": images or None, **settings.sampling()}
+        shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
+
+    out = show(mmspec.stream(target, drafter, **request, **shape), Console())
+    comparison = None
+    if settings.compare and out.stats.rounds:  # without a round there is no decoding to compare, only the prompt's pass
+        comparison = compare(
+            lambda: mmspec.generate(target, drafter, **request, **shape),
+            lambda: mmspec.generate(target, None, **request),
+        )
+    print(summary_line(out.stats, comparison, sampled=settings.temperature > 0))
+    if settings.json:
+        result = {"text": out.text[0], "token_ids": out.token_ids[0], "stats": out.stats.summary()}
+        print(json.dumps(result | ({"compare": comparison} if comparison else {})))
+    return 0
+
+
+def default_drafter(overrides: list[str]) -> list[str]:
+    """Return `drafter=ngram` for a target of the user's own: the configured one only fits the embedded target."""
+    chosen = dict(override.partition("=")[::2] for override in overrides)
+    return ["drafter=ngram"] if chosen.get("target", "tiny") != "tiny" and "drafter" not in chosen else []
+
+
+def show(pieces: Iterator[Any], console: Console) -> Any:
+    """Print the pieces of a stream as they come and return what the stream returns at its end."""
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as stop:
+            console.file.write("\n")
+            return stop.value
+        for text, drafted in piece.spans:
+            if console.is_terminal:
+                console.out(text, style=DRAFTED if drafted else OWN, highlight=False, end="")
+            else:  # exactly what the model wrote: rich would expand tabs
+                console.file.write(text)
+                console.file.flush()
+
+
+def compare(speculative: Any, plain: Any) -> dict[str, Any]:
+    """Time both ways of decoding in turns: median tokens per second, their ratio, and whether the ids agree."""
+    ours, theirs = [], []
+    for _ in range(COMPARED_RUNS):
+        theirs.append(plain())
+        ours.append(speculative())
+    speed, plain_speed = (statistics.median(out.stats.tokens_per_second for out in outs) for outs in (ours, theirs))
+    return {
+        "tokens_per_second": speed,
+        "plain_tokens_per_second": plain_speed,
+        "speedup": speed / plain_speed,
+        "identical": ours[0].token_ids == theirs[0].token_ids,
+    }
+
+
+def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:
+    """Return the line under the answer."""
+    parts = [
+        f"{stats.tokens_per_second:.1f} tokens/s",
+        f"mean_acceptance_length {stats.mean_acceptance_length:.2f}",
+        f"{len(stats.rounds)} rounds",
+    ]
+    if comparison:
+        plain = f"{comparison['plain_tokens_per_second']:.1f} tokens/s"
+        parts.append(f"{comparison['speedup']:.2f} times as fast as plain decoding ({plain})")
+        if sampled:
+            parts.append("text sampled, so the two may differ")
+        else:
+            parts.append("text identical" if comparison["identical"] else "text DIFFERS")
+    return " | ".join(parts)

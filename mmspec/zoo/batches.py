@@ -1,0 +1,94 @@
+"""Training batches: conversations as token ids, with the loss only on the answers.
+
+The layout of a row is that of the chat template, spelled out token by token:
+
+    <s> <|user|> <image> x 144  prompt <|assistant|> answer </s>  <|user|> prompt <|assistant|> answer </s> ...
+
+Rows are padded on the right, so a causal model needs no padding mask: what stands behind a row never reaches it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from mmspec.zoo.architecture import VISUAL_TOKENS
+from mmspec.zoo.data import TASKS, Conversation, conversation
+
+IGNORE = -100
+IMAGE_START = 2  # the image stands behind <s> and <|user|>
+
+# How many of every 32 pictures belong to each task: reading text is the hardest, so it gets the most.
+MIXTURE = {"scenes": 9, "charts": 6, "documents": 12, "questions": 5}
+EASY_PICTURES = 20000  # the curriculum: few shapes and lines at first, full pictures from here on
+
+
+class Batch(NamedTuple):
+    """Rows of one forward pass: `[rows, length]` ids and labels, `[rows, 3, 96, 96]` pixels, the task of each row."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    pixel_values: torch.Tensor
+    tasks: torch.Tensor
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    """What the processor makes of a 96 x 96 picture: channels first, from -1 to 1."""
+    array = numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1.0
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a conversation; the labels are the ids of the answers, `IGNORE` elsewhere."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    image, user, assistant = tokenizer.convert_tokens_to_ids(["<image>", "<|user|>", "<|assistant|>"])
+    ids = [bos, user] + [image] * VISUAL_TOKENS
+    labels = [IGNORE] * len(ids)
+    for turn, (prompt, answer) in enumerate(example.turns):
+        asked = [user] * (turn > 0) + tokenizer.encode(prompt, add_special_tokens=False) + [assistant]
+        answered = [*tokenizer.encode(answer, add_special_tokens=False), eos]
+        ids += asked + answered
+        labels += [IGNORE] * len(asked) + answered
+    return ids, labels
+
+
+def _schedule() -> list[str]:
+    """The tasks of 32 consecutive pictures, interleaved."""
+    places = [((i + 0.5) / n, task) for task, n in MIXTURE.items() for i in range(n)]
+    return [task for _, task in sorted(places)]
+
+
+class Conversations:
+    """An endless stream of steps; each step is a list of micro-batches of similar length.
+
+    Drawing a picture takes a fraction of a millisecond, so the batches are made when they are needed.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, pictures: int, rows: int):
+        self.tokenizer, self.pictures, self.rows = tokenizer, pictures, rows
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of step `number`, `pictures` pictures in all, at most `rows` in each."""
+        schedule = _schedule()
+        examples = []
+        for index in range(number * self.pictures, (number + 1) * self.pictures):
+            task = schedule[index % len(schedule)]
+            example = conversation(task, index, difficulty=index / EASY_PICTURES)
+            examples.append((TASKS.index(task), example, *encode(example, self.tokenizer)))
+        examples.sort(key=lambda e: len(e[2]))  # rows of similar length share a forward pass: little padding
+        return [self._collate(examples[i : i + self.rows]) for i in range(0, len(examples), self.rows)]
+
+    def _collate(self, examples: list) -> Batch:
+        # Few different lengths: the CPU kernels are compiled per shape, and every new one costs a moment.
+        length = -(-max(len(ids) for _, _, ids, _ in examples) // 16) * 16
+        input_ids = torch.full((len(examples), length), self.tokenizer.pad_token_id)
+        labels = torch.full((len(examples), length), IGNORE)
+        for row, (_, _, ids, label) in enumerate(examples):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(label)
+        pictures = torch.stack([pixels(example.image) for _, example, _, _ in examples])
+        return Batch(input_ids, labels, pictures, torch.tensor([task for task, *_ in examples]))

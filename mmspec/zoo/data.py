@@ -1,0 +1,124 @@
+"""The four tasks behind one door: `sample(task, split, index)` and, for training, `conversation(...)`.
+
+Everything follows from (task, split, index): no state, no files, the same picture on every machine. The splits share
+no picture: a hash of the content decides to which split a scene, chart or document belongs, so a training picture
+cannot turn up in the test split by accident.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import NamedTuple
+
+from PIL import Image
+
+from mmspec.zoo import charts, documents, questions, scenes
+
+TASKS = ("scenes", "charts", "documents", "questions")
+SPLITS = ("train", "validation", "test")
+_BUCKETS = {"train": range(0, 14), "validation": range(14, 15), "test": range(15, 16)}
+
+Subject = scenes.Scene | charts.Chart | documents.Document
+
+
+class Sample(NamedTuple):
+    """One example: a picture, what is asked, and the right answer."""
+
+    image: Image.Image
+    prompt: str
+    reference: str
+
+
+class Conversation(NamedTuple):
+    """One training example: a picture and several turns of (prompt, reference)."""
+
+    image: Image.Image
+    turns: tuple[tuple[str, str], ...]
+
+
+def _check(task: str, split: str, index: int) -> None:
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if index < 0:
+        raise ValueError(f"the index of a sample must be 0 or more, not {index}")
+
+
+def draw_subject(task: str, split: str, rng: random.Random, difficulty: float = 1.0) -> Subject:
+    """What the picture will show. `difficulty` below 1 means fewer shapes, bars, characters and lines.
+
+    Documents start from almost nothing: to read the first letter of a short line is a lesson that a page full of
+    text, where it is one of sixty, would take far longer to teach.
+    """
+    ease = 1.0 - min(max(difficulty, 0.0), 1.0)
+
+    def most(easy: int, full: int, ease: float = ease) -> int:
+        return round(full + (easy - full) * ease)
+
+    if task == "questions":
+        task = rng.choice(("scenes", "charts"))
+    while True:
+        if task == "scenes":
+            subject = scenes.draw_scene(rng, most=most(2, 5), allow_held_out=split == "test")
+        elif task == "charts":
+            subject = charts.draw_chart(rng, fewest=most(2, 4), most=most(2, 5))
+        else:
+            slow = 1.0 - (1.0 - ease) ** 2  # first longer lines, then more of them
+            subject = documents.draw_document(
+                rng, most(1, 5, slow), most(1, documents.ROWS, slow), most(3, documents.COLUMNS)
+            )
+        if zlib.crc32(repr(subject).encode()) % 16 in _BUCKETS[split]:
+            return subject
+
+
+def _render(subject: Subject, rng: random.Random) -> Image.Image:
+    if isinstance(subject, scenes.Scene):
+        return scenes.render(subject, rng)
+    if isinstance(subject, charts.Chart):
+        return charts.render(subject, rng)
+    return documents.render(subject)
+
+
+def _long_turn(subject: Subject, rng: random.Random) -> tuple[str, str]:
+    """The prompt and answer that cover the whole picture."""
+    if isinstance(subject, scenes.Scene):
+        return rng.choice(scenes.PROMPTS), scenes.describe(subject, rng)
+    if isinstance(subject, charts.Chart):
+        return rng.choice(charts.PROMPTS), charts.tabulate(subject)
+    return rng.choice(documents.PROMPTS), documents.transcribe(subject)
+
+
+def subject_of(task: str, split: str, index: int) -> Subject:
+    """The exact content of the picture of `sample(task, split, index)`, for metrics and tests."""
+    _check(task, split, index)
+    return draw_subject(task, split, random.Random(f"mmspec/{task}/{split}/{index}"))
+
+
+def sample(task: str, split: str, index: int) -> Sample:
+    """Example number `index` of a task: `image, prompt, reference = sample("charts", "test", 7)`."""
+    _check(task, split, index)
+    rng = random.Random(f"mmspec/{task}/{split}/{index}")
+    subject = draw_subject(task, split, rng)
+    image = _render(subject, rng)
+    turn = questions.ask(subject, rng) if task == "questions" else _long_turn(subject, rng)
+    return Sample(image, *turn)
+
+
+def conversation(task: str, index: int, difficulty: float = 1.0) -> Conversation:
+    """A training example: one picture with several turns, so that each look at it teaches more.
+
+    In half of the conversations the questions come first, so that they have to be answered from the picture and not
+    from the description that is already there; in the other half the long answer does.
+    """
+    rng = random.Random(f"mmspec/conversation/{task}/{index}")
+    subject = draw_subject(task, "train", rng, difficulty)
+    image = _render(subject, rng)
+    if isinstance(subject, documents.Document):
+        return Conversation(image, (_long_turn(subject, rng),))
+    asked = dict(questions.ask(subject, rng) for _ in range(4 if task == "questions" else 2))
+    turns = list(asked.items())
+    if task != "questions":
+        turns.insert(rng.choice((0, len(turns))), _long_turn(subject, rng))
+    return Conversation(image, tuple(turns))

@@ -1,0 +1,67 @@
+"""Let a model answer the samples of a split, and count how often it is right."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from mmspec.zoo.data import TASKS, sample
+from mmspec.zoo.metrics import measure, total
+
+LONGEST_ANSWER = 192
+
+
+def chat(processor: LlavaProcessor, prompt: str, pictures: int = 1) -> str:
+    """The text of a user turn with pictures, ready for the processor."""
+    content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+@torch.inference_mode()
+def answer(model: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list, prompts: list[str]) -> list:
+    """Greedy answers to a batch of pictures with one prompt each: pairs of (text, number of tokens)."""
+    texts = [chat(processor, prompt) for prompt in prompts]
+    inputs = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    ids = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=LONGEST_ANSWER,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )[:, inputs["input_ids"].shape[1] :]
+    lengths = (ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
+    return list(zip(processor.batch_decode(ids, skip_special_tokens=True), lengths, strict=True))
+
+
+def evaluate(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    split: str = "test",
+    examples: int = 100,
+    rows: int = 32,
+    tasks: tuple[str, ...] = TASKS,
+) -> dict[str, dict]:
+    """Metrics, mean answer length in tokens (end token included) and share of perfect answers, per task."""
+    report: dict[str, dict] = {}
+    for task in tasks:
+        started = time.monotonic()
+        counts, lengths, perfect = [], [], 0
+        for start in range(0, examples, rows):
+            samples = [sample(task, split, index) for index in range(start, min(start + rows, examples))]
+            answers = answer(model, processor, [s.image for s in samples], [s.prompt for s in samples])
+            for example, (text, length) in zip(samples, answers, strict=True):
+                entry = measure(task, example.reference, text)
+                counts.append(entry)
+                lengths.append(length)
+                perfect += entry == measure(task, example.reference, example.reference)
+        report[task] = {name: value if value is None else round(value, 4) for name, value in total(counts).items()}
+        report[task] |= {
+            "perfect_answers": round(perfect / examples, 4),
+            "mean_answer_tokens": round(sum(lengths) / len(lengths), 1),
+            "examples": examples,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    return report

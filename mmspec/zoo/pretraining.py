@@ -1,0 +1,293 @@
+"""Train the tiny target from nothing: `python scripts/train_tiny_target.py`.
+
+What keeps an hour of two CPU cores enough:
+
+- the forward and backward pass run in bf16, the weights that the optimizer changes are fp32;
+- one single-threaded process per core, each with its share of the pictures, and gradients averaged once per step:
+  faster than one process with several threads, which meet after every operation, and far faster on a busy machine;
+- attention is two plain matrix products, which on a CPU and at these lengths beat the fused kernel by far;
+- Muon for the hidden matrices, AdamW for everything else;
+- the learning rate warms up, stays, and decays at the end (warmup-stable-decay), so that a run can be extended or cut
+  short by resuming it with another budget.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import distributed, multiprocessing, nn
+from torch.nn import functional
+from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from mmspec.zoo.architecture import VISUAL_TOKENS, build_config, build_model
+from mmspec.zoo.batches import IGNORE, IMAGE_START, Batch, Conversations
+from mmspec.zoo.data import TASKS
+from mmspec.zoo.evaluation import evaluate
+from mmspec.zoo.vocabulary import build_processor, kept_tokenizer
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class Settings:
+    """Everything that a run depends on. The budget is `minutes` of training if given, `steps` otherwise."""
+
+    output: Path
+    steps: int = 2500
+    minutes: float | None = None
+    pictures: int = 32
+    rows: int = 8
+    processes: int = 2
+    learning_rate: float = 2e-3
+    muon_learning_rate: float = 4e-3
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    warmup_steps: int = 60
+    decay: float = 0.25
+    optimizer: str = "muon"
+    save_minutes: float = 4.0
+    validate_minutes: float = 10.0
+    validate_examples: int = 12
+    seed: int = 0
+
+
+def dense_attention(module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """Softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal one."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if module.is_causal:
+        length = query.shape[2]
+        scores.add_(torch.full((length, length), -1e9, dtype=scores.dtype).triu_(1))
+    return torch.matmul(functional.softmax(scores, -1), value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("mmspec_dense", dense_attention)
+
+
+def answer_losses(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of every answer token, and the row that each belongs to. The rest of the logits is never made."""
+    inner = model.model
+    features = inner.vision_tower(batch.pixel_values.to(model.dtype)).last_hidden_state[:, 1:]
+    visual = inner.multi_modal_projector(features)
+    embeddings = inner.get_input_embeddings()(batch.input_ids)
+    start, end = IMAGE_START, IMAGE_START + VISUAL_TOKENS
+    embeddings = torch.cat([embeddings[:, :start], visual, embeddings[:, end:]], dim=1)
+    hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    targets = batch.labels[:, 1:]
+    wanted = targets != IGNORE
+    logits = model.lm_head(hidden[:, :-1][wanted]).float()
+    return functional.cross_entropy(logits, targets[wanted], reduction="none"), wanted.nonzero()[:, 0]
+
+
+class MasterWeights:
+    """fp32 copies of the bf16 model's parameters, and the optimizers that change them."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, settings: Settings):
+        self.settings = settings
+        self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in model.named_parameters()}
+        self.model = model.to(torch.bfloat16)
+        self.parameters = dict(self.model.named_parameters())
+        hidden, other = [], []
+        for name, parameter in self.masters.items():
+            matrix = parameter.dim() == 2 and "embed" not in name and "lm_head" not in name
+            (hidden if matrix and settings.optimizer == "muon" else other).append(parameter)
+        decayed = [p for p in other if p.dim() > 1]
+        rest = [p for p in other if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+        ]
+        if hidden:
+            muon = torch.optim.Muon(
+                hidden,
+                lr=settings.muon_learning_rate,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.optimizers.append(muon)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+
+    def average_gradients(self, progress: float) -> float:
+        """Give every process the mean gradient, and the mean of `progress`, so that all of them stay identical."""
+        gradients = []
+        for name, master in self.masters.items():
+            gradient = self.parameters[name].grad  # None where the loss does not reach (the unused last norm of CLIP)
+            master.grad = torch.zeros_like(master) if gradient is None else gradient.float()
+            gradients.append(master.grad.view(-1))
+            self.parameters[name].grad = None
+        if self.settings.processes == 1:
+            return progress
+        flat = torch.cat([*gradients, torch.tensor([progress])]) / self.settings.processes
+        distributed.all_reduce(flat)
+        for master, piece in zip(self.masters.values(), flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            master.grad = piece.view_as(master)
+        return flat[-1].item()
+
+    def step(self, schedule: float) -> float:
+        """Clip, update the fp32 weights, copy them into the model. Returns the norm of the gradient."""
+        norm = nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule * group["initial_lr"]
+            optimizer.step()
+        self.copy_to_model()
+        return norm.item()
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Round the fp32 weights into the bf16 model."""
+        for name, master in self.masters.items():
+            self.parameters[name].copy_(master)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights and optimizer state under flat names, for one safetensors file."""
+        flat = {f"weights/{name}": master.detach() for name, master in self.masters.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for name, master in self.masters.items():
+                for key, value in optimizer.state.get(master, {}).items():
+                    flat[f"optimizer{number}/{name}/{key}"] = torch.as_tensor(value).clone()
+        return flat
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The reverse of `tensors`."""
+        for key, value in tensors.items():
+            kind, name, *rest = key.split("/")
+            if kind == "weights":
+                self.masters[name].copy_(value)
+            else:
+                state = self.optimizers[int(kind.removeprefix("optimizer"))].state
+                state.setdefault(self.masters[name], {})[rest[0]] = value
+        self.copy_to_model()
+
+
+def share_spent(settings: Settings, step: int, seconds: float) -> float:
+    """How much of the budget, time or steps, is used up."""
+    return seconds / (60 * settings.minutes) if settings.minutes else step / settings.steps
+
+
+def rate(settings: Settings, step: int, progress: float) -> float:
+    """Warmup-stable-decay, as a share of the peak; `progress` is the spent share of the budget, its end decays to 0."""
+    warm = min(1.0, (step + 1) / settings.warmup_steps)
+    cold = min(1.0, max(0.0, (1.0 - progress) / settings.decay))
+    return warm * cold
+
+
+def write_checkpoint(path: Path, weights: MasterWeights, state: dict) -> None:
+    """One safetensors file, written beside and then renamed: an interruption leaves the old one whole."""
+    temporary = path.with_suffix(".tmp")
+    save_file(weights.tensors(), temporary, metadata={"state": json.dumps(state)})
+    temporary.replace(path)
+
+
+def read_checkpoint(path: Path, weights: MasterWeights) -> dict:
+    """Load weights and optimizer state; returns the step and the seconds already spent."""
+    with safe_open(path, "pt") as file:
+        weights.load({key: file.get_tensor(key) for key in file.keys()})
+        return json.loads(file.metadata()["state"])
+
+
+def train(settings: Settings) -> Path:
+    """Run or resume a training; returns the path of its last checkpoint."""
+    settings.output.mkdir(parents=True, exist_ok=True)
+    kept_tokenizer(settings.output / "tokenizer")  # made once, before the processes share it
+    with tempfile.TemporaryDirectory() as meeting:
+        multiprocessing.spawn(_run, args=(settings, f"file://{meeting}/point"), nprocs=settings.processes)
+    return settings.output / CHECKPOINT
+
+
+def _run(rank: int, settings: Settings, meeting: str) -> None:
+    """One process: its share of every step. The first one also saves, logs and validates."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.processes))
+    if settings.processes > 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=settings.processes)
+    tokenizer = kept_tokenizer(settings.output / "tokenizer")
+    model = build_model(build_config(tokenizer), settings.seed)
+    model.set_attn_implementation("mmspec_dense")
+    weights = MasterWeights(model, settings)
+    path = settings.output / CHECKPOINT
+    state = read_checkpoint(path, weights) if path.exists() else {"step": 0, "seconds": 0.0}
+    model.train()
+    journal = Journal(settings, tokenizer, weights) if rank == 0 else None
+    stream = Conversations(tokenizer, settings.pictures, settings.rows)
+    step, spent, started = state["step"], state["seconds"], time.monotonic()
+    progress = share_spent(settings, step, spent)
+    while progress < 1.0:
+        batches = stream.step(step)
+        answers = sum((batch.labels[:, 1:] != IGNORE).sum().item() for batch in batches)
+        for number, batch in enumerate(batches):
+            # Rows are sorted by length, so deal them out like cards, changing hands with every round and step.
+            if (number + number // settings.processes + step) % settings.processes != rank:
+                continue
+            losses, rows = answer_losses(model, batch)
+            (losses.sum() * settings.processes / answers).backward()
+            if journal:
+                journal.note(losses.detach(), batch.tasks[rows])
+        schedule = rate(settings, step, progress)
+        step += 1
+        seconds = spent + time.monotonic() - started
+        progress = weights.average_gradients(share_spent(settings, step, seconds))
+        norm = weights.step(schedule)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient is not finite at step {step}: lower the learning rate and resume")
+        if journal:
+            journal.after_step({"step": step, "seconds": round(seconds, 1)}, schedule, norm, progress >= 1.0)
+
+
+class Journal:
+    """What the first process keeps for later: losses per task (of its share), validation metrics, checkpoints."""
+
+    def __init__(self, settings: Settings, tokenizer: PreTrainedTokenizerFast, weights: MasterWeights):
+        self.settings, self.tokenizer, self.weights = settings, tokenizer, weights
+        self.totals, self.counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
+        self.saved = self.validated = time.monotonic()
+
+    def write(self, record: dict) -> None:
+        """Append a line to `log.jsonl` and print it."""
+        line = json.dumps(record)
+        with (self.settings.output / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def note(self, losses: torch.Tensor, tasks: torch.Tensor) -> None:
+        """Add the losses of some answer tokens to the mean of their tasks."""
+        self.totals.index_add_(0, tasks, losses)
+        self.counts.index_add_(0, tasks, torch.ones_like(losses))
+
+    def after_step(self, state: dict, schedule: float, norm: float, last: bool) -> None:
+        """Log every tenth step, save and validate when it is time, and after the last step."""
+        if state["step"] % 10 == 0:
+            means = (self.totals / self.counts.clamp(min=1)).tolist()
+            losses = {task: round(mean, 4) for task, mean in zip(TASKS, means, strict=True)}
+            self.write({**state, "rate": round(schedule, 4), "norm": round(norm, 3), **losses})
+            self.totals.zero_()
+            self.counts.zero_()
+        now, settings = time.monotonic(), self.settings
+        if last or now - self.saved > 60 * settings.save_minutes:
+            write_checkpoint(settings.output / CHECKPOINT, self.weights, state)
+            self.saved = now
+        if settings.validate_minutes and (last or now - self.validated > 60 * settings.validate_minutes):
+            self.validate(state)
+            self.validated = time.monotonic()
+
+    def validate(self, state: dict) -> None:
+        """A quick look at the metrics: a few greedy answers per task of the validation split."""
+        model = self.weights.model
+        model.eval()
+        model.set_attn_implementation("sdpa")
+        report = evaluate(model, build_processor(self.tokenizer), "validation", self.settings.validate_examples)
+        model.set_attn_implementation("mmspec_dense")
+        model.train()
+        self.write({**state, "validation": report})

@@ -1,0 +1,302 @@
+"""The command line: what it prints, its exit codes, and the real thing from flags to JSON on a small random model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmspec import cli
+from mmspec.commands import generate as command
+from mmspec.errors import MMSpecError
+from mmspec.version import __version__
+
+PROMPTS = [
+    "What's left, right & above?",
+    "- a dash",
+    "--prompt",
+    "a=b",
+    "${dtype}",
+    'say "hi"',
+    "[1,2]{3}",
+    "zwei\nZeilen",
+    "é漢",
+]
+
+
+def run(*argv: str) -> int:
+    return cli.main(list(argv))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A folder with a small random LLaVA and its processor."""
+    from mmspec.zoo import architecture, vocabulary
+
+    folder = tmp_path_factory.mktemp("model, of=random weights")
+    processor = vocabulary.build_processor(vocabulary.build_tokenizer(examples=4))
+    config = architecture.build_config(processor.tokenizer)
+    # With its embeddings as head an untrained model would only repeat the last token.
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
+    architecture.build_model(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "a picture, 1=1.png"
+    Image.radial_gradient("L").save(path)
+    return path
+
+
+def asked(model, picture, *more: str) -> list[str]:
+    flags = ["--image", str(picture), "--prompt", "Describe it."]
+    return ["generate", f"target={model}", *flags, "max_new_tokens=12", "json=true", *more]
+
+
+def last_line(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+# Flags and mistakes
+
+
+def test_help_and_version(capsys):
+    assert run() == run("--help") == 0
+    assert "generate  answer" in capsys.readouterr().out
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"mmspec {__version__}\n"
+
+
+def test_command_help_lists_flags_groups_and_keys(capsys, tmp_path):
+    (tmp_path / "drafter").mkdir()
+    (tmp_path / "drafter" / "mine.yaml").write_text("# my own\n_target_: builtins.dict\n")
+    assert run("generate", "--config-dir", str(tmp_path), "--help") == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "--image PATH",
+        "--prompt TEXT",
+        "draft_model *",
+        "point_mass",
+        "mine ",
+        "my own",
+        "max_new_tokens=256",
+    ):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["genrate"], "command 'genrate' is unknown. Did you mean 'generate'?"),
+        (["generate", "--imgae", "x"], "flag '--imgae' is unknown. Did you mean '--image'?"),
+        (["generate", "--image"], "argument --image: expected one argument"),
+        (["generate", "drafter=egle"], "drafter 'egle' is unknown."),
+        (["generate", "tre=chain"], "setting 'tre' is unknown. Did you mean 'tree'?"),
+        (["generate", "max_new_tokens=many"], "max_new_tokens=many is not valid: it must be of type int"),
+        (["generate", "what is this?"], "text goes to --prompt"),
+        (["generate", "--config-dir", "/no/such/folder"], "--config-dir /no/such/folder: there is no such folder"),
+        (["generate", "--image", "/no/such.png"], "'/no/such.png' does not exist"),
+        (["generate", "--image", os.curdir], "'.' cannot be read"),
+        (["generate", "--image", __file__], "is not in a picture format"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(argv, message, capsys):
+    assert run(*argv) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("mmspec: ") and message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(MMSpecError, match="drafter 'egle' is unknown"):
+        run("generate", "drafter=egle", "debug=true")
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, ""])
+def test_any_text_is_a_prompt_and_any_path_an_image(prompt, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "run", lambda arguments: seen.append(arguments) or 0)
+    assert run("generate", "tree=chain", "--prompt", prompt, "--image", "-a=b.png", f"--image={prompt}", "seed=1") == 0
+    assert seen[0].prompt == prompt
+    assert seen[0].image == ["-a=b.png", prompt]
+    assert seen[0].overrides == ["tree=chain", "seed=1"]
+
+
+def test_a_target_of_ones_own_gets_a_drafter_that_fits_it():
+    assert command.default_drafter(["seed=1"]) == command.default_drafter(["target=tiny"]) == []
+    assert command.default_drafter(["target=folder"]) == ["drafter=ngram"]
+    assert command.default_drafter(["target=folder", "drafter=none"]) == []
+
+
+# What is printed
+
+
+def streamed(*spans):
+    yield from (SimpleNamespace(spans=[span]) for span in spans)
+    return "outcome"
+
+
+def test_drafted_text_is_coloured_on_a_terminal_only():
+    spans = [("A [b] ", False), ("red\tsquare\n", True), ("and " * 60, True)]
+    terminal, pipe = io.StringIO(), io.StringIO()
+    assert command.show(streamed(*spans), Console(file=terminal, force_terminal=True, width=40)) == "outcome"
+    assert command.show(streamed(*spans), Console(file=pipe, width=40)) == "outcome"
+    assert "\x1b[1mA [b] \x1b[0m" in terminal.getvalue() and "\x1b[32mred" in terminal.getvalue()
+    assert pipe.getvalue() == "".join(text for text, _ in spans) + "\n"
+
+
+def outcome(speed: float, ids=(1, 2)):
+    stats = SimpleNamespace(tokens_per_second=speed, mean_acceptance_length=2.5, rounds=[None] * 4)
+    return SimpleNamespace(token_ids=[list(ids)], stats=stats)
+
+
+def test_comparison_alternates_and_takes_medians():
+    order = []
+
+    def timed(name, speeds, ids):
+        speeds = iter(speeds)
+        return lambda: order.append(name) or outcome(next(speeds), ids)
+
+    result = command.compare(timed("draft", [90, 20, 30], (1, 2)), timed("plain", [10, 15, 11], (1, 2)))
+    assert order == ["plain", "draft"] * 3
+    assert result == {"tokens_per_second": 30, "plain_tokens_per_second": 11, "speedup": 30 / 11, "identical": True}
+    line = command.summary_line(outcome(30).stats, result, sampled=False)
+    assert line == (
+        "30.0 tokens/s | mean_acceptance_length 2.50 | 4 rounds | 2.73 times as fast as plain decoding (11.0 tokens/s)"
+        " | text identical"
+    )
+    differing = command.compare(timed("draft", [1] * 3, (1, 2)), timed("plain", [1] * 3, (1, 3)))
+    assert "text DIFFERS" in command.summary_line(outcome(30).stats, differing, sampled=False)
+    assert "may differ" in command.summary_line(outcome(30).stats, differing, sampled=True)
+
+
+# The real thing
+
+
+def test_every_drafter_prints_the_same_answer(model, picture, capsys):
+    answers = []
+    for overrides in (
+        ["drafter=none"],
+        [],
+        ["drafter=ngram", "drafter.length=2"],
+        ["drafter.branches=2"],
+    ):
+        assert run(*asked(model, picture, "--prompt", 'What\'s this, "then"?', *overrides)) == 0
+        shown = capsys.readouterr()
+        answer, _summary, line = shown.out.removesuffix("\n").rsplit("\n", 2)
+        result = json.loads(line)
+        assert result["text"] == answer
+        assert "\x1b" not in shown.out
+        answers.append((result["text"], result["token_ids"]))
+    assert len(answers[0][1]) == 12
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_json_holds_statistics_and_comparison(model, picture, capsys):
+    assert run(*asked(model, picture, "compare=true")) == 0
+    result = last_line(capsys)
+    assert result["stats"]["mean_acceptance_length"] >= 1
+    assert result["compare"]["identical"] is True
+    assert result["compare"]["speedup"] > 0
+
+
+def test_a_seed_repeats_a_sample(model, picture, capsys):
+    results = []
+    for seed in (1, 1, 2):
+        assert run(*asked(model, picture, "temperature=1.5", "top_k=50", f"seed={seed}")) == 0
+        results.append(last_line(capsys)["token_ids"])
+    assert results[0] == results[1] != results[2]
+
+
+def test_several_images_and_none(model, picture, capsys):
+    assert run(*asked(model, picture, "--image", str(picture), "--prompt", "Compare.")) == 0
+    two = last_line(capsys)["token_ids"]
+    assert run("generate", f"target={model}", "--prompt", "Compare.", "max_new_tokens=12", "json=true") == 0
+    assert last_line(capsys)["token_ids"] != two
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("max_new_tokens=0", "max_new_tokens"),
+        ("temperature=-1", "temperature"),
+        ("top_p=2", "top_p"),
+        ("tree=chain tree.length=0", "length"),
+        ("dtype=float31", "float31"),
+        ("device=abacus", "abacus"),
+        ("drafter.min_ngram=9", "ngram"),
+    ],
+)
+def test_bad_values_reach_the_user_as_one_line(override, word, model, picture, capsys):
+    assert run(*asked(model, picture, *override.split())) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("mmspec: ") and word in shown and shown.count("\n") == 1
+
+
+def test_bad_folders_reach_the_user_as_one_line(model, picture, tmp_path, capsys):
+    for override in (f"drafter={tmp_path}", "target=pretrained", f"target={tmp_path}"):
+        assert run(*asked(model, picture), override) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("mmspec: ") and shown.count("\n") == 1
+
+
+def test_corrupt_weights_reach_the_user_as_one_line(model, picture, tmp_path, capsys):
+    for file in model.iterdir():
+        content = file.read_bytes()
+        (tmp_path / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
+    assert run(*asked(tmp_path, picture)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("mmspec: ") and str(tmp_path) in shown and shown.count("\n") == 1
+
+
+def test_interruption_is_quiet(model, picture):
+    argv = asked(model, picture, "max_new_tokens=4000", "drafter=none")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmspec", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.read(1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "\nmmspec: interrupted\n"
+
+
+def test_a_reader_that_leaves_is_no_error(model, picture):
+    argv = asked(model, picture, "max_new_tokens=2000", "drafter=none")
+    process = subprocess.Popen([sys.executable, "-m", "mmspec", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 0
+
+
+def test_without_arguments_it_answers_about_its_own_picture():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "mmspec", "generate"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    answer, summary = done.stdout.rstrip("\n").rsplit("\n", 1)
+    assert answer.strip() and "mean_acceptance_length" in summary
+    assert time.perf_counter() - begin < 120
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from mmspec.cli import main; main(['generate', '--help']);"
+        "print([m for m in ('torch', 'transformers', 'hydra') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,218 @@
+"""Configurations: everything that ships composes and fits its class, and mistakes are answered with one line."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mmspec import configuration
+from mmspec.commands.generate import Settings
+from mmspec.errors import MMSpecError
+
+OPTIONS = [(group, option) for group, options in configuration.groups().items() for option in options]
+NULL_OPTIONS = {("drafter", "none"), ("tree", "default"), ("verifier", "auto")}
+GIVEN_BY_THE_CALLER = {"drafter": {"target": object()}}
+
+
+class Widget:
+    """Stands for a user's own class in a user's own package."""
+
+    def __init__(self, target, size: int, parts: list | None = None):
+        self.target, self.size, self.parts = target, size, parts
+        if size < 0:
+            raise MMSpecError(f"size is {size} but must not be negative")
+
+
+def node(**values):
+    return OmegaConf.create({"_target_": f"{__name__}.Widget", **values})
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_fits_its_class(group, option):
+    config = configuration.compose("generate", [f"{group}={option}"])
+    if (group, option) in NULL_OPTIONS:
+        assert config[group] is None
+        return
+    values = OmegaConf.to_container(config[group], resolve=True)
+    factory = pkgutil.resolve_name(values.pop("_target_"))
+    inspect.signature(factory).bind(**values, **GIVEN_BY_THE_CALLER.get(group, {}))
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] in ("tree", "verifier") and pair not in NULL_OPTIONS]
+)
+def test_what_needs_no_weights_is_built(group, option):
+    config = configuration.compose("generate", [f"{group}={option}"])
+    built = configuration.build(config[group])
+    assert f"{type(built).__module__}.{type(built).__name__}".startswith(f"mmspec.{group}s.")
+
+
+def test_every_option_and_key_is_described():
+    described = configuration.groups()
+    assert all(summary for options in described.values() for summary in options.values())
+    chosen, keys = configuration.settings("generate")
+    composed = configuration.compose("generate")
+    assert set(chosen) | set(keys) == set(composed)
+    assert all(comment for _, comment in (chosen | keys).values())
+    assert all(default in described[group] for group, (default, _) in chosen.items())
+
+
+def test_overrides_reach_groups_and_keys():
+    config = configuration.compose("generate", ["tree=chain", "tree.length=3", "dtype=bfloat16", "top_k=5"])
+    assert config.tree.length == 3 and config.top_k == 5
+    assert config.target.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "drafter=draftmodel",
+            "drafter 'draftmodel' is unknown. Did you mean 'draft_model'? Available: draft_model, ngram",
+        ),
+        ("tree=null", "tree 'null' is unknown. Available: chain, default"),
+        ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
+        ("max_new_token=3", "setting 'max_new_token' is unknown. Did you mean 'max_new_tokens'?"),
+        ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean 'drafter.name'?"),
+        ("tree.length=3", "setting 'tree.length' is unknown: tree=default has no settings"),
+        ("drafter=/no/such folder", "drafter=/no/such folder: there is no such folder"),
+        ("target=./nowhere", "target=./nowhere: there is no such folder"),
+        ("describe", "'describe' is not of the form key=value; text goes to --prompt"),
+        ("temperature=[1", "no viable alternative"),
+        ("top_k=${nothing}", "nothing"),
+        ("temperature.low=1", "setting 'temperature.low' is unknown. Did you mean 'temperature'?"),
+        ("~tree.length", "setting 'tree.length' is unknown: tree=default has no settings"),
+        ("experiment=x", "setting 'experiment' is unknown."),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_way_out(override, message):
+    with pytest.raises(MMSpecError) as caught:
+        configuration.compose("generate", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("group", configuration.FOLDER_GROUPS)
+@pytest.mark.parametrize(
+    "name", ["plain", "with space", "a=b", "a,b", "it's", 'say "hi"', "${dtype}", "[x]", "ngram.d"]
+)
+def test_a_folder_stands_for_the_pretrained_option(group, name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    for value in (tmp_path / name, f"./{name}"):
+        monkeypatch.chdir(tmp_path)
+        config = configuration.compose("generate", [f"{group}={value}"])
+        resolved = OmegaConf.to_container(config[group], resolve=True)
+        assert resolved["_target_"] == f"mmspec.load_{group}"
+        assert Path(resolved["name"]).resolve() == tmp_path / name
+
+
+def test_an_option_wins_over_a_folder_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "ngram").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert configuration.compose("generate", ["drafter=ngram"]).drafter._target_.endswith("NGramDrafter")
+    assert configuration.compose("generate", ["drafter=./ngram"]).drafter.name == "ngram"
+
+
+@pytest.mark.parametrize("name", ["tiny/draft_model", "some-org/Some.Model-7B"])
+def test_a_hub_id_stands_for_the_pretrained_option(name):
+    assert configuration.compose("generate", [f"drafter={name}"]).drafter.name == name
+
+
+def test_a_path_is_taken_as_it_is_in_any_setting(tmp_path):
+    folder = tmp_path / "a, b=c"
+    folder.mkdir()
+    config = configuration.compose("generate", ["target=pretrained", f"target.name={folder}"])
+    assert config.target.name == str(folder)
+    with pytest.raises(MMSpecError, match=r"setting 'target\.nam' is unknown"):
+        configuration.compose("generate", [f"target.nam={folder}"])
+
+
+@pytest.mark.parametrize("name", ["mine", "mine, and='yours'", "${x}"])
+def test_config_dir_adds_options(name, tmp_path):
+    own = tmp_path / name
+    (own / "drafter" / "deep").mkdir(parents=True)
+    (own / "drafter" / "widget.yaml").write_text(f"# a widget\n_target_: {__name__}.Widget\nsize: 2\n")
+    (own / "drafter" / "deep" / "widget.yaml").write_text(f"_target_: {__name__}.Widget\nsize: 3\n")
+    assert configuration.groups(own)["drafter"]["widget"] == "a widget"
+    config = configuration.compose("generate", ["drafter=widget", "drafter.size=5"], own)
+    assert configuration.build(config.drafter, target="t").size == 5
+    assert configuration.compose("generate", ["drafter=deep/widget"], own).drafter.size == 3
+    assert configuration.compose("generate", [], own).drafter._target_ == "mmspec.load_drafter"
+
+
+def test_config_dir_must_exist_and_not_shadow(tmp_path):
+    with pytest.raises(MMSpecError, match="there is no such folder"):
+        configuration.compose("generate", [], tmp_path / "absent")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "chain.yaml").write_text("length: 1\n")
+    with pytest.raises(MMSpecError, match=r"tree/chain\.yaml exists in mmspec too"):
+        configuration.compose("generate", [], tmp_path)
+
+
+def test_a_broken_file_of_the_users_is_one_line(tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "broken.yaml").write_text("length: [1\n")
+    with pytest.raises(MMSpecError, match=r"broken\.yaml") as caught:
+        configuration.compose("generate", ["tree=broken"], tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_composing_leaves_no_global_state():
+    from hydra.core.global_hydra import GlobalHydra
+
+    configuration.compose("generate")
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_types_of_keys_are_checked():
+    settings = configuration.typed(configuration.compose("generate", ["temperature=1", "top_k=null"]), Settings)
+    assert settings.temperature == 1.0 and settings.top_k is None
+    for override in ("max_new_tokens=abc", "max_new_tokens=3.5", "temperature=null", "top_k=[1]", "json=maybe"):
+        with pytest.raises(MMSpecError, match="is not valid: it must be of type"):
+            configuration.typed(configuration.compose("generate", [override]), Settings)
+
+
+def test_build_passes_objects_through_and_builds_what_is_inside():
+    target = object()
+    built = configuration.build(node(size=1, parts=[{"_target_": "fractions.Fraction", "numerator": 3}]), target=target)
+    assert built.target is target
+    assert built.parts == [3] and type(built.parts) is list
+    assert configuration.build(None) is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (node(size=-1), "size is -1 but must not be negative"),
+        (node(size=1, parts=[{"_target_": f"{__name__}.Widget", "target": 0, "size": -2}]), "size is -2"),
+        (node(size=1, parts=[{"_target_": "fractions.Nothing"}]), "fractions.Nothing"),
+        (node(sizes=1), "does not take these settings: missing a required argument: 'size'"),
+        (node(size="???"), "needs a value for size"),
+        (OmegaConf.create({"_target_": "fractions.Nothing"}), "_target_ 'fractions.Nothing' cannot be imported"),
+        (
+            OmegaConf.create({"_target_": "no_such_package.Thing"}),
+            "_target_ 'no_such_package.Thing' cannot be imported",
+        ),
+        (OmegaConf.create({"size": 1}), "has no _target_"),
+    ],
+)
+def test_build_explains_what_is_wrong(broken, message):
+    with pytest.raises(MMSpecError) as caught:
+        configuration.build(broken, target=0)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_listing_configurations_imports_nothing_heavy():
+    code = (
+        "import sys; from mmspec import configuration as c; c.groups(); c.settings('generate');"
+        "print([m for m in ('torch', 'transformers', 'hydra') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,207 @@
+"""Verifiers on hand-made trees with known verdicts, what they refuse, and the coupling of point-mass sampling."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from models import VISUAL, inputs_for, llama, llava, one_row
+
+import mmspec
+from mmspec import MMSpecError, Target
+from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.outcome import Scores
+from mmspec.sampling import LogitsPipeline
+from mmspec.tree import DraftTree
+from mmspec.trees import Chain, DynamicTree, StaticTree
+from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, Synthetic
+from mmspec.verifiers.base import node_prefixes
+
+V = 6
+#        0
+#      1   2
+#     3 4   5
+#     6
+PARENTS = [-1, 0, 0, 1, 1, 2, 3]
+TOKENS = [0, 1, 2, 3, 4, 5, 1]
+
+
+def batch(rows: list[tuple[list[int], list[int]]], valid=None) -> DraftTree:
+    tokens, parents = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return DraftTree(tokens, parents, 3, None if valid is None else torch.tensor(valid))
+
+
+def decided(choices: list[list[int]]) -> Scores:
+    """Logits of +100 for the choice after each node and -100 for the rest."""
+    return Scores(200.0 * torch.nn.functional.one_hot(torch.tensor(choices), V) - 100.0)
+
+
+def forked(verifier, rows: int, temperature: float = 0.0):
+    context = SimpleNamespace(logits=torch.zeros(rows, V), history=[[0]] * rows)
+    return verifier.fork(context, LogitsPipeline(temperature), seed=0)
+
+
+# choices after the nodes 0..6, and what must be emitted: accepted tokens, then the bonus
+CASES = {
+    "first mismatch": ([5, 0, 0, 0, 0, 0, 0], [5]),
+    "one accepted": ([1, 5, 0, 0, 0, 0, 0], [1, 5]),
+    "second child": ([2, 0, 5, 0, 0, 3, 0], [2, 5, 3]),
+    "second child of the first": ([1, 4, 0, 0, 2, 0, 0], [1, 4, 2]),
+    "to the deepest leaf": ([1, 3, 0, 1, 0, 0, 4], [1, 3, 1, 4]),
+    "matches below a mismatch do not count": ([2, 3, 0, 1, 0, 0, 4], [2, 0]),
+    "a token elsewhere in the tree does not count": ([3, 3, 0, 1, 0, 0, 0], [3]),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "point_mass"])
+def test_hand_made_verdicts_in_one_batch(temperature):
+    choices = [case for case, _ in CASES.values()]
+    tree = batch([(TOKENS, PARENTS)] * len(CASES))
+    verifier = forked(PointMassSampling() if temperature else Greedy(), len(CASES), temperature)
+    verdict = verifier.verify(tree, decided(choices))
+    lengths, emitted = verdict.host(tree)
+    assert dict(zip(CASES, emitted, strict=True)) == {name: want for name, (_, want) in CASES.items()}
+    assert lengths == [len(want) for _, want in CASES.values()]
+
+
+def test_rows_of_different_trees_and_padding():
+    short = ([0, 1, 1, 1, 1, 1, 1], [-1, 0, 1, 0, 0, 0, 0])  # two nodes, then padding that would match
+    valid = [[True] * 7, [True, True, True] + [False] * 4]
+    tree = batch([(TOKENS, PARENTS), short], valid).validate()
+    verifier = forked(Greedy(), 2)
+    _, emitted = verifier.verify(tree, decided([[2, 0, 4, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0]])).host(tree)
+    assert emitted == [[2, 4], [1, 2]]
+    only_padding = batch([([0, 1, 1, 1, 1, 1, 1], [-1, 0, 0, 0, 0, 0, 0])], [[True] + [False] * 6])
+    _, emitted = forked(Greedy(), 1).verify(only_padding, decided([[1, 2, 2, 2, 2, 2, 2]])).host(only_padding)
+    assert emitted == [[1]], "a padding node was accepted"
+
+
+def test_rejection_sampling_never_accepts_padding():
+    certain = torch.zeros(1, 1, V)
+    certain[..., 1] = 1.0
+    tree = DraftTree(
+        torch.tensor([[0, 1]]),
+        torch.tensor([[-1, 0]]),
+        1,
+        valid=torch.tensor([[True, False]]),
+        expansion=torch.tensor([[0, -1]]),
+        draft_probs=certain,
+    )
+    verifier = forked(RejectionSampling(), 1, 1.0)
+    assert verifier.verify(tree, decided([[1, 2]])).host(tree) == ([1], [[1]])
+    tree.valid = None
+    assert verifier.verify(tree, decided([[1, 2]])).host(tree) == ([2], [[1, 2]])
+
+
+def test_rows_of_rejection_sampling_do_not_leak_into_one_another():
+    """Row 0 accepts both levels, row 1 nothing, row 2 the first level only: whatever the draws, by certain laws."""
+    q = torch.full((3, 2, V), 1e-12)
+    for row, path in enumerate(([1, 2], [3, 4], [5, 1])):
+        for level, token in enumerate(path):
+            q[row, level, token] = 1.0
+    tree = DraftTree.chain(
+        torch.tensor([[0, 1, 2], [0, 3, 4], [0, 5, 1]]),
+        expansion=torch.tensor([[0, 1, -1]] * 3),
+        draft_probs=q / q.sum(-1, keepdim=True),
+    )
+    scores = decided([[1, 2, 3], [2, 4, 5], [5, 0, 0]])
+    assert forked(RejectionSampling(), 3, 1.0).verify(tree, scores).host(tree)[1] == [[1, 2, 3], [2], [5, 0]]
+
+
+def test_prefixes_of_nodes():
+    tree = batch([(TOKENS, PARENTS), ([9, 8, 7, 6, 5, 4, 3], [-1, 0, 1, 2, 3, 4, 5])])
+    first, second = node_prefixes([[7, 0], [9]], tree)
+    below = [[], [1], [2], [1, 3], [1, 4], [2, 5], [1, 3, 1]]
+    assert first == [[7, 0, *path] for path in below]
+    assert second == [list(range(9, 8 - n, -1)) for n in range(7)]
+
+
+def test_lossless_follows_from_the_rule():
+    assert Greedy().lossless and PointMassSampling().lossless and RejectionSampling().lossless
+    assert not Synthetic(0.0).lossless and not Synthetic(1.0).lossless
+    assert (Greedy().proposal, PointMassSampling().proposal, RejectionSampling().proposal) == ("point", "point", "sampled")
+
+
+@pytest.mark.parametrize("verifier", [PointMassSampling(), RejectionSampling()])
+def test_samplers_refuse_temperature_zero_and_greedy_refuses_any_other(verifier):
+    name = type(verifier).__name__
+    with pytest.raises(MMSpecError, match=f"{name} samples: give temperature= above 0, or use Greedy"):
+        verifier.check(LogitsPipeline(0.0))
+    with pytest.raises(MMSpecError, match=r"Greedy verifies at temperature 0 only, not 0\.7; use PointMassSampling or"):
+        Greedy().check(LogitsPipeline(0.7))
+    verifier.check(LogitsPipeline(0.7))
+    Greedy().check(LogitsPipeline(0.0))
+
+
+def test_point_mass_sampling_refuses_sampled_trees():
+    tree = DraftTree.chain(torch.tensor([[0, 1]]), draft_probs=torch.ones(1, 1, V) / V)
+    with pytest.raises(MMSpecError, match="needs point proposals.*use RejectionSampling"):
+        forked(PointMassSampling(), 1, 1.0).verify(tree, decided([[1, 2]]))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1])
+def test_synthetic_refuses_a_rate_out_of_range(rate):
+    with pytest.raises(MMSpecError, match=f"acceptance_rate={rate} is out of range: it must be from 0 to 1"):
+        Synthetic(rate)
+
+
+@pytest.mark.parametrize(("rate", "mean"), [(0.0, 1.0), (0.5, 1.75), (1.0, 3.0)])
+def test_synthetic_acceptance_has_the_rate_asked_for(rate, mean):
+    """A chain of two: 1 + rate + rate**2 tokens per pass."""
+    target = Target(llama(layers=1))
+    drafter = DraftModelDrafter(target, llama(layers=1, seed=5), "text_only", tree=Chain(2))
+    out = mmspec.generate(
+        target, drafter, inputs=inputs_for("llama", [0] * 40), max_new_tokens=60, verifier=Synthetic(rate)
+    )
+    assert out.stats.mean_acceptance_length == pytest.approx(mean, abs=0.12 if 0 < rate < 1 else 0.06)
+    assert not out.stats.lossless
+
+
+# Coupling: with one seed, every deterministic drafter writes the text of plain sampling, token for token.
+
+TREES = {
+    "chain": Chain(3),
+    "static": StaticTree(["0", "1", "2", "00", "01", "10", "000"]),
+    "dynamic": DynamicTree(depth=3, top_k=3, total=12),
+}
+SAMPLING = [
+    {"temperature": 0.3},
+    {"temperature": 1.0, "top_p": 0.8, "repetition_penalty": 1.2},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLING, ids=str)
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_every_deterministic_drafter_writes_the_text_of_plain_sampling(family, options):
+    images = [1, 0, 2] if family in VISUAL else [0, 0, 0]
+    inputs = inputs_for(family, images, [9, 4, 12])
+    target = Target({"llama": llama, "llava": llava}[family]())
+    options = {**options, "inputs": inputs, "max_new_tokens": 20, "seed": 5}
+    plain = mmspec.generate(target, **options)
+    assert plain.token_ids != mmspec.generate(target, **{**options, "seed": 6}).token_ids
+    twin = DraftModelDrafter(target, target.model, "own_vision" if family in VISUAL else "text_only")
+    stranger = DraftModelDrafter(target, llama(seed=7), "text_only")
+    assert mmspec.generate(target, NGramDrafter(target, min_ngram=1), **options).token_ids == plain.token_ids
+    accepted = 0
+    for tree in TREES.values():
+        for drafter in (twin, stranger):
+            out = mmspec.generate(target, drafter, tree=tree, **options)
+            assert out.token_ids == plain.token_ids
+            accepted += out.stats.num_accepted_draft_tokens
+    assert accepted > 0
+    # Noise belongs to the number of the row, so the first row may be had alone.
+    alone = {**options, "inputs": one_row(inputs, 0)}
+    assert mmspec.generate(target, **alone).token_ids[0] == plain.token_ids[0]
+    assert mmspec.generate(target, twin, tree=TREES["static"], **alone).token_ids[0] == plain.token_ids[0]
+
+
+def test_rejection_sampling_repeats_itself_with_a_seed_and_only_then():
+    target = Target(llama())
+    drafter = DraftModelDrafter(target, llama(seed=7), "text_only", tree=TREES["static"])
+    options = {"inputs": inputs_for("llama", [0, 0]), "max_new_tokens": 16, "temperature": 1.0}
+    first, again, other = (
+        mmspec.generate(target, drafter, verifier=RejectionSampling(), seed=seed, **options).token_ids
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
