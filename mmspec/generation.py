@@ -14,7 +14,7 @@ from .sampling import LogitsPipeline, random_stream
 from .stats import PhaseClock, Round, Stats
 from .stopping import Stopping
 from .target import Target
-from .text import TextStream
+from .text import TextStream, whole_text
 from .tree import DraftTree
 from .trees import Proposals, TreeBuilder
 from .verifiers import Greedy, PointMassSampling, Verifier
@@ -151,10 +151,7 @@ class Decoding:
         return pieces
 
     def output(self) -> Output:
-        tokenizer = self.target.tokenizer
-        text = [
-            None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True) for ids in self.token_ids
-        ]
+        text = [whole_text(self.target.tokenizer, ids) for ids in self.token_ids]
         return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats)
 
 

@@ -85,14 +85,14 @@ def load_image(source) -> Image:
     Raises:
         MMSpecError: if the file is missing or is not a picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     path = Path(source)
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")  # photographs may be stored lying on their side
     except FileNotFoundError:
         raise MMSpecError(f"image {str(path)!r} does not exist") from None
     except UnidentifiedImageError:
@@ -134,22 +134,23 @@ def _apply_template(target: Target, prompts: list[str], rows: list[list[Image]])
     processor, tokenizer = target.processor, target.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    options = {"return_tensors": "pt", "padding": True}
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
     multimodal = processor is not tokenizer
     if getattr(processor, "chat_template", None) is None:
-        texts = [
-            getattr(processor, "image_token", "") * len(row) + text for text, row in zip(prompts, rows, strict=True)
-        ]
-        if not multimodal:
-            return processor(texts, **options)
-        return processor(text=texts, images=[row for row in rows if row] or None, **options)
-    conversations = []
-    for text, row in zip(prompts, rows, strict=True):
-        content = [{"type": "image", "image": image} for image in row] + [{"type": "text", "text": text}]
-        conversations.append([{"role": "user", "content": content if multimodal else text}])
-    return processor.apply_chat_template(
-        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-    )
+        image = getattr(processor, "image_token", "")
+        texts = [image * len(row) + text for text, row in zip(prompts, rows, strict=True)]
+    else:
+        texts = []
+        for text, row in zip(prompts, rows, strict=True):
+            content = [{"type": "image"} for _ in row] + [{"type": "text", "text": text}]
+            message = {"role": "user", "content": content if multimodal else text}
+            texts.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+        # Most templates begin with the start token, which the tokenizer would add once more.
+        bos = tokenizer.bos_token
+        options["add_special_tokens"] = bos is None or not texts[0].startswith(bos)
+    if not multimodal:
+        return processor(texts, **options)
+    return processor(text=texts, images=rows if any(rows) else None, **options)
 
 
 def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:

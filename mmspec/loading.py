@@ -41,7 +41,11 @@ def load_target(name: str = EMBEDDED_TARGET, dtype: str | torch.dtype = "float32
             raise
         raise MMSpecError(f"target {name!r} cannot be loaded: {_first_line(error)}") from error
     if "device_map" not in kwargs:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError) as error:  # an unknown name, a missing or a full accelerator
+            raise MMSpecError(f"device {device!r} cannot take the model: {_first_line(error)}") from error
     return Target(model, processor)
 
 
@@ -69,6 +73,8 @@ def _resolve(name: str, kind: str) -> str:
     """A folder or hub id for what the user typed."""
     folders = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()) if EMBEDDED.is_dir() else []
     if name == EMBEDDED_TARGET and kind == "target":
+        if not (EMBEDDED / "target").is_dir():
+            raise MMSpecError(f"the embedded model is missing from {str(EMBEDDED)!r}: install mmspec again")
         return str(EMBEDDED / "target")
     if Path(name).is_dir():
         return str(name)

@@ -38,4 +38,12 @@ class TextStream:
         return after[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return whole_text(self.tokenizer, ids)
+
+
+def whole_text(tokenizer, ids: list[int]) -> str | None:
+    """The text of all tokens at once: the same as the pieces, so without the clean-up of spaces that a tokenizer may
+    do afterwards, when a stream has printed them already. None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

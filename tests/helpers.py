@@ -9,6 +9,7 @@ import models
 import torch
 from hypothesis import settings
 
+from mmspec.drafters import DraftModelDrafter
 from mmspec.inputs import prepare
 from mmspec.outcome import Scores, Verdict
 from mmspec.target import Context, Target
@@ -114,3 +115,11 @@ def tree_error(context: Context, inputs: dict, tree: DraftTree, scores: Scores, 
                 difference = ours[row, path] - theirs[number, first : first + len(path)]
                 worst = max(worst, difference.abs().max().item())
     return worst
+
+
+@cache
+def blurred_drafter(name: str, attention: str = "sdpa") -> DraftModelDrafter:
+    """A drafter that is right some of the time: the target's own model with noise on its weights."""
+    target = target_of(name, attention)
+    mode = "own_vision" if name in models.VISUAL else "text_only"
+    return DraftModelDrafter(target, models.blurred(target.model), mode)

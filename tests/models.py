@@ -7,6 +7,7 @@ equal, and a wrong position or mask would hide in the noise.
 from __future__ import annotations
 
 import itertools
+import copy
 import logging
 
 import torch
@@ -117,6 +118,7 @@ def gemma3(attention="sdpa", seed=0):
             "sliding_window": WINDOW,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "query_pre_attn_scalar": 8,
+            "tie_word_embeddings": False,
         },
         vision_config={
             "hidden_size": 16,
@@ -130,6 +132,7 @@ def gemma3(attention="sdpa", seed=0):
         image_token_id=IMAGE,
         boi_token_id=VISION_START,
         eoi_token_id=VISION_END,
+        tie_word_embeddings=False,  # a tied random model repeats its last token for ever, whatever it attends to
     )
     return rescale(Gemma3ForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
 
@@ -146,6 +149,17 @@ def qwen3(attention="sdpa", seed=0):
 def mistral(attention="sdpa", seed=0):
     config = MistralConfig(**TEXT, sliding_window=WINDOW)
     return rescale(MistralForCausalLM._from_config(config, attn_implementation=attention), seed)
+
+
+def blurred(model: torch.nn.Module, amount: float = 0.25, seed: int = 7) -> torch.nn.Module:
+    """A copy whose language model is a little off: as a drafter it is right some of the time."""
+    generator = torch.Generator().manual_seed(seed)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.get_decoder().layers.parameters():
+            if parameter.ndim > 1:
+                parameter += amount * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return copied
 
 
 MODELS = {

@@ -22,4 +22,4 @@ class Chain(TreeBuilder):
         node = growth.root
         for _ in range(self.length):
             node = growth.expand(node, 1)
-        return growth.keep_chain()
+        return growth.keep_all()

@@ -144,10 +144,12 @@ class Growth:
             **self._fields(nodes),
         )
 
-    def keep_chain(self) -> DraftTree:
-        """The tree of all nodes, which were grown one below the other."""
+    def keep_all(self) -> DraftTree:
+        """The tree of all nodes."""
         nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
-        return DraftTree.chain(self.tokens, **self._fields(nodes))
+        if nodes.shape[1] == self.levels + 1:  # one node per level
+            return DraftTree.chain(self.tokens, **self._fields(nodes))
+        return self.keep(nodes)
 
     def _fields(self, nodes: Tensor) -> dict:
         return {

@@ -16,12 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mmspec.zoo.drawing import SIZE
-from mmspec.zoo.vocabulary import PATCH
+from mmspec.zoo.drawing import GRID, PATCH, SIZE
 
 LAYERS, WIDTH, HEADS, INNER = 16, 192, 6, 512
 VISION_LAYERS, VISION_WIDTH = 4, 192
-VISUAL_TOKENS = (SIZE // PATCH) ** 2
+VISUAL_TOKENS = GRID**2
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:

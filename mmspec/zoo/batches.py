@@ -28,11 +28,15 @@ EASY_PICTURES = 20000  # the curriculum: few shapes and lines at first, full pic
 
 
 class Batch(NamedTuple):
-    """Rows of one forward pass: `[rows, length]` ids and labels, `[rows, 3, 96, 96]` pixels, the task of each row."""
+    """Rows of one forward pass.
+
+    `[rows, length]` ids and labels, `[rows, 3, 96, 96]` pixels, `[rows, 144]` labels of the patches, `[rows]` tasks.
+    """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     pixel_values: torch.Tensor
+    patch_labels: torch.Tensor
     tasks: torch.Tensor
 
 
@@ -91,4 +95,8 @@ class Conversations:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(label)
         pictures = torch.stack([pixels(example.image) for _, example, _, _ in examples])
-        return Batch(input_ids, labels, pictures, torch.tensor([task for task, *_ in examples]))
+        patches = torch.full((len(examples), VISUAL_TOKENS), IGNORE)
+        for row, (_, example, _, _) in enumerate(examples):
+            for patch, word in example.patch_words.items():
+                patches[row, patch] = self.tokenizer.encode(word, add_special_tokens=False)[0]
+        return Batch(input_ids, labels, pictures, patches, torch.tensor([task for task, *_ in examples]))

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from mmspec.zoo.drawing import ALPHABET, COLOURS, SIZE, draw_text
+from mmspec.zoo.drawing import ALPHABET, COLOURS, GRID, PATCH, SIZE, draw_text
 
 LETTERS, DIGITS = ALPHABET[:24], ALPHABET[24:]
 UNITS = (1, 2, 5)
 """What one grid line is worth: the axis then ends at 10, 20 or 50."""
-STEP = 8  # pixels between grid lines, one patch
+STEP = PATCH  # pixels between grid lines
 FLOOR = 80  # the y coordinate of value zero; the labels stand below it
 FONT, POINTS = "DejaVuSansMono-Bold.ttf", 12
 
@@ -73,6 +73,21 @@ def render(chart: Chart, rng: random.Random) -> Image.Image:
         draw.rectangle((left + 2, FLOOR - bar.level * STEP, left + 13, FLOOR - 1), fill=COLOURS[bar.colour])
         draw_text(image, bar.label, (left, FLOOR), (0, 0, 0), FONT, POINTS)
     return image
+
+
+def patch_words(chart: Chart) -> dict[int, str]:
+    """What the patches show: the label below a bar, its colour inside, and the digits of its value at its top."""
+    words = {}
+    floor = FLOOR // PATCH
+    for number, bar in enumerate(chart.bars):
+        for side in (0, 1):
+            column = 2 + 2 * number + side
+            for row in range(floor - bar.level + 1, floor):
+                words[GRID * row + column] = f" {bar.colour}"
+            words[GRID * (floor - bar.level) + column] = f"{chart.value(bar):>2}"[side]
+            for row in (floor, floor + 1):
+                words[GRID * row + column] = bar.label[side]
+    return words
 
 
 def tabulate(chart: Chart) -> str:

@@ -31,10 +31,11 @@ class Sample(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """One training example: a picture and several turns of (prompt, reference)."""
+    """One training example: a picture, several turns of (prompt, reference), and what single patches show."""
 
     image: Image.Image
     turns: tuple[tuple[str, str], ...]
+    patch_words: dict[int, str]
 
 
 def _check(task: str, split: str, index: int) -> None:
@@ -116,9 +117,10 @@ def conversation(task: str, index: int, difficulty: float = 1.0) -> Conversation
     subject = draw_subject(task, "train", rng, difficulty)
     image = _render(subject, rng)
     if isinstance(subject, documents.Document):
-        return Conversation(image, (_long_turn(subject, rng),))
+        return Conversation(image, (_long_turn(subject, rng),), documents.patch_words(subject))
     asked = dict(questions.ask(subject, rng) for _ in range(4 if task == "questions" else 2))
     turns = list(asked.items())
     if task != "questions":
         turns.insert(rng.choice((0, len(turns))), _long_turn(subject, rng))
-    return Conversation(image, tuple(turns))
+    module = scenes if isinstance(subject, scenes.Scene) else charts
+    return Conversation(image, tuple(turns), module.patch_words(subject))

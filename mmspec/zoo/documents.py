@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mmspec.zoo.drawing import ALPHABET, CELL, FONTS, SIZE, draw_text
+from mmspec.zoo.drawing import ALPHABET, CELL, FONTS, GRID, SIZE, draw_text
 
 COLUMNS = 11
 ROWS = 6
@@ -66,6 +66,16 @@ def render(document: Document) -> Image.Image:
     for row, line in enumerate(document.lines):
         draw_text(image, line, (0, row * CELL[1]), ink, document.font, document.points)
     return image
+
+
+def patch_words(document: Document) -> dict[int, str]:
+    """What the patches show: both patches of a cell its character."""
+    words = {}
+    for row, line in enumerate(document.lines):
+        for column, character in enumerate(line):
+            corner = GRID * 2 * row + column
+            words |= dict.fromkeys((corner, corner + GRID), character)
+    return words
 
 
 def transcribe(document: Document) -> str:

@@ -15,6 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 96
 """Width and height of every picture in pixels."""
+PATCH = 8
+"""Width and height of a patch of the vision tower in pixels."""
+GRID = SIZE // PATCH
+"""Patches in a row of the picture; patch `GRID * row + column` is the one in that row and column."""
 CELL = (8, 16)
 """Width and height of a glyph cell in pixels."""
 OVERSAMPLE = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from mmspec.zoo.data import TASKS, sample
@@ -20,7 +21,13 @@ def chat(processor: LlavaProcessor, prompt: str, pictures: int = 1) -> str:
 
 
 @torch.inference_mode()
-def answer(model: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list, prompts: list[str]) -> list:
+def answer(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    images: list[Image.Image],
+    prompts: list[str],
+    longest: int = LONGEST_ANSWER,
+) -> list[tuple[str, int]]:
     """Greedy answers to a batch of pictures with one prompt each: pairs of (text, number of tokens)."""
     texts = [chat(processor, prompt) for prompt in prompts]
     inputs = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
@@ -28,7 +35,7 @@ def answer(model: LlavaForConditionalGeneration, processor: LlavaProcessor, imag
     ids = model.generate(
         **inputs,
         do_sample=False,
-        max_new_tokens=LONGEST_ANSWER,
+        max_new_tokens=longest,
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )[:, inputs["input_ids"].shape[1] :]
@@ -43,6 +50,7 @@ def evaluate(
     examples: int = 100,
     rows: int = 32,
     tasks: tuple[str, ...] = TASKS,
+    longest: int = LONGEST_ANSWER,
 ) -> dict[str, dict]:
     """Metrics, mean answer length in tokens (end token included) and share of perfect answers, per task."""
     report: dict[str, dict] = {}
@@ -51,7 +59,7 @@ def evaluate(
         counts, lengths, perfect = [], [], 0
         for start in range(0, examples, rows):
             samples = [sample(task, split, index) for index in range(start, min(start + rows, examples))]
-            answers = answer(model, processor, [s.image for s in samples], [s.prompt for s in samples])
+            answers = answer(model, processor, [s.image for s in samples], [s.prompt for s in samples], longest)
             for example, (text, length) in zip(samples, answers, strict=True):
                 entry = measure(task, example.reference, text)
                 counts.append(entry)

@@ -20,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -51,6 +52,7 @@ class Settings:
     muon_learning_rate: float = 4e-3
     weight_decay: float = 0.05
     clip: float = 1.0
+    patch_weight: float = 0.3
     warmup_steps: int = 60
     decay: float = 0.25
     optimizer: str = "muon"
@@ -73,8 +75,21 @@ def dense_attention(module: nn.Module, query, key, value, attention_mask, scalin
 AttentionInterface.register("mmspec_dense", dense_attention)
 
 
-def answer_losses(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of every answer token, and the row that each belongs to. The rest of the logits is never made."""
+class Losses(NamedTuple):
+    """Cross entropy of every answer token, the row that each belongs to, and the mean over the labelled patches."""
+
+    answers: torch.Tensor
+    rows: torch.Tensor
+    patches: torch.Tensor
+
+
+def losses_of(model: LlavaForConditionalGeneration, batch: Batch) -> Losses:
+    """One forward pass. Logits are made only where there is something to predict.
+
+    The loss on the patches asks the projector that the embedding of a patch resemble the word for what it shows, the
+    letter K or the colour red. Seeing is then learnt at once instead of through sixteen layers, and transcribing
+    becomes what language models are good at: copying.
+    """
     inner = model.model
     features = inner.vision_tower(batch.pixel_values.to(model.dtype)).last_hidden_state[:, 1:]
     visual = inner.multi_modal_projector(features)
@@ -85,7 +100,10 @@ def answer_losses(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[t
     targets = batch.labels[:, 1:]
     wanted = targets != IGNORE
     logits = model.lm_head(hidden[:, :-1][wanted]).float()
-    return functional.cross_entropy(logits, targets[wanted], reduction="none"), wanted.nonzero()[:, 0]
+    answers = functional.cross_entropy(logits, targets[wanted], reduction="none")
+    labelled = batch.patch_labels != IGNORE
+    words = model.lm_head(functional.rms_norm(visual[labelled], visual.shape[-1:])).float()
+    return Losses(answers, wanted.nonzero()[:, 0], functional.cross_entropy(words, batch.patch_labels[labelled]))
 
 
 class MasterWeights:
@@ -198,10 +216,15 @@ def read_checkpoint(path: Path, weights: MasterWeights) -> dict:
         return json.loads(file.metadata()["state"])
 
 
-def train(settings: Settings) -> Path:
-    """Run or resume a training; returns the path of its last checkpoint."""
+def train(settings: Settings, spawn: bool = True) -> Path:
+    """Run or resume a training; returns the path of its last checkpoint. Without `spawn`, a single process runs here."""
     settings.output.mkdir(parents=True, exist_ok=True)
     kept_tokenizer(settings.output / "tokenizer")  # made once, before the processes share it
+    if not spawn:
+        if settings.processes != 1:
+            raise ValueError(f"spawn=False trains in this process alone, but processes is {settings.processes}")
+        _run(0, settings, meeting="")
+        return settings.output / CHECKPOINT
     with tempfile.TemporaryDirectory() as meeting:
         multiprocessing.spawn(_run, args=(settings, f"file://{meeting}/point"), nprocs=settings.processes)
     return settings.output / CHECKPOINT
@@ -231,10 +254,11 @@ def _run(rank: int, settings: Settings, meeting: str) -> None:
             # Rows are sorted by length, so deal them out like cards, changing hands with every round and step.
             if (number + number // settings.processes + step) % settings.processes != rank:
                 continue
-            losses, rows = answer_losses(model, batch)
-            (losses.sum() * settings.processes / answers).backward()
+            losses = losses_of(model, batch)
+            loss = losses.answers.sum() / answers + settings.patch_weight * losses.patches / len(batches)
+            (loss * settings.processes).backward()
             if journal:
-                journal.note(losses.detach(), batch.tasks[rows])
+                journal.note(losses, batch.tasks)
         schedule = rate(settings, step, progress)
         step += 1
         seconds = spent + time.monotonic() - started
@@ -251,7 +275,7 @@ class Journal:
 
     def __init__(self, settings: Settings, tokenizer: PreTrainedTokenizerFast, weights: MasterWeights):
         self.settings, self.tokenizer, self.weights = settings, tokenizer, weights
-        self.totals, self.counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
+        self.totals, self.counts = torch.zeros(len(TASKS) + 1), torch.zeros(len(TASKS) + 1)
         self.saved = self.validated = time.monotonic()
 
     def write(self, record: dict) -> None:
@@ -261,16 +285,18 @@ class Journal:
             file.write(line + "\n")
         print(line, flush=True)
 
-    def note(self, losses: torch.Tensor, tasks: torch.Tensor) -> None:
-        """Add the losses of some answer tokens to the mean of their tasks."""
-        self.totals.index_add_(0, tasks, losses)
-        self.counts.index_add_(0, tasks, torch.ones_like(losses))
+    def note(self, losses: Losses, tasks: torch.Tensor) -> None:
+        """Add the losses of a micro-batch to the means of its tasks and of the patches."""
+        values = torch.cat([losses.answers, losses.patches[None]]).detach()
+        kinds = torch.cat([tasks[losses.rows], torch.tensor([len(TASKS)])])
+        self.totals.index_add_(0, kinds, values)
+        self.counts.index_add_(0, kinds, torch.ones_like(values))
 
     def after_step(self, state: dict, schedule: float, norm: float, last: bool) -> None:
         """Log every tenth step, save and validate when it is time, and after the last step."""
         if state["step"] % 10 == 0:
             means = (self.totals / self.counts.clamp(min=1)).tolist()
-            losses = {task: round(mean, 4) for task, mean in zip(TASKS, means, strict=True)}
+            losses = {task: round(mean, 4) for task, mean in zip((*TASKS, "patches"), means, strict=True)}
             self.write({**state, "rate": round(schedule, 4), "norm": round(norm, 3), **losses})
             self.totals.zero_()
             self.counts.zero_()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mmspec.zoo.drawing import COLOURS, SHAPES, SIZE, draw_shape
+from mmspec.zoo.drawing import COLOURS, GRID, SHAPES, SIZE, draw_shape
 
 SIZES = {"small": 14, "large": 28}
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
@@ -74,6 +74,17 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
         centre = (32 * column + 16 + rng.randint(-wander, wander), 32 * row + 16 + rng.randint(-wander, wander))
         draw_shape(image, thing.shape, centre, SIZES[thing.size], COLOURS[thing.colour])
     return image
+
+
+def patch_words(scene: Scene) -> dict[int, str]:
+    """What the four patches in the middle of every shape show: its colour in the upper two, its kind in the lower."""
+    words = {}
+    for thing in scene.things:
+        row, column = divmod(thing.cell, 3)
+        corner = GRID * (4 * row + 1) + 4 * column + 1
+        words |= dict.fromkeys((corner, corner + 1), f" {thing.colour}")
+        words |= dict.fromkeys((corner + GRID, corner + GRID + 1), f" {thing.shape}")
+    return words
 
 
 def article(name: str) -> str:

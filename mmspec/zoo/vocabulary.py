@@ -14,9 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from mmspec.zoo.data import TASKS, sample
-from mmspec.zoo.drawing import SIZE
+from mmspec.zoo.drawing import PATCH, SIZE
 
-PATCH = 8
 VOCABULARY_SIZE = 768
 BOS, EOS, PAD, IMAGE, USER, ASSISTANT = "<s>", "</s>", "<pad>", "<image>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)

@@ -1,0 +1,102 @@
+"""The embedded model and its drafters: they see, they are exact, and they are what their files say."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+import mmspec
+from mmspec import zoo
+from mmspec.drafters import NGramDrafter
+from mmspec.inputs import prepare
+from mmspec.loading import EMBEDDED
+from mmspec.trees import Chain, DynamicTree, StaticTree
+
+DRAFTERS = ("ngram", "draft_model", "text_only")
+TOKENS = 96
+
+
+@cache
+def target():
+    return mmspec.load_target("tiny")
+
+
+@cache
+def drafter(name):
+    return NGramDrafter(target()) if name == "ngram" else mmspec.load_drafter(f"tiny/{name}", target())
+
+
+@cache
+def plain(task, index):
+    """What the model's own `generate` writes about a test picture."""
+    image, prompt, _ = zoo.sample(task, "test", index)
+    inputs = prepare(target(), prompt, [image]).inputs
+    ids = target().model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("task", zoo.TASKS)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_every_drafter_writes_what_the_model_writes(task, name):
+    image, prompt, _ = zoo.sample(task, "test", 5)
+    for tree in (None,) if name == "ngram" else (Chain(4), DynamicTree(4, 3, 12), StaticTree()):
+        out = mmspec.generate(target(), drafter(name), prompt, [image], tree=tree, max_new_tokens=TOKENS)
+        assert out.token_ids[0] == plain(task, 5)
+        assert out.stats.mean_acceptance_length > 1
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_ragged_batch_of_all_tasks(name):
+    samples = [zoo.sample(task, "test", 5) for task in zoo.TASKS]
+    out = mmspec.generate(
+        target(), drafter(name), [s.prompt for s in samples], [s.image for s in samples], max_new_tokens=TOKENS
+    )
+    assert out.token_ids == [plain(task, 5) for task in zoo.TASKS]
+
+
+@pytest.mark.parametrize("task", ["scenes", "charts", "documents"])
+@pytest.mark.parametrize("name", [None, *DRAFTERS])
+def test_another_picture_gives_another_answer(task, name):
+    texts = set()
+    for index in (1, 2, 3):
+        image = zoo.sample(task, "test", index).image
+        options = {"prompt": zoo.sample(task, "test", 1).prompt, "images": [image], "max_new_tokens": TOKENS}
+        texts.add(mmspec.generate(target(), drafter(name) if name else None, **options).text[0])
+    assert len(texts) == 3
+
+
+def test_the_draft_model_that_sees_beats_the_one_that_does_not():
+    accepted = {}
+    for name in ("draft_model", "text_only"):
+        outs = []
+        for index in (1, 2):
+            image, prompt, _ = zoo.sample("scenes", "test", index)
+            outs.append(mmspec.generate(target(), drafter(name), prompt, [image], max_new_tokens=TOKENS).stats)
+        steps = sum(stats.num_spec_steps for stats in outs)
+        accepted[name] = sum(stats.num_accepted_draft_tokens for stats in outs) / steps
+    assert accepted["draft_model"] > accepted["text_only"] > 0.5
+
+
+def test_sampling_is_coupled_across_drafters():
+    image, prompt, _ = zoo.sample("scenes", "test", 4)
+    options = {"prompt": prompt, "images": [image], "max_new_tokens": 48, "temperature": 1.0, "seed": 3}
+    texts = {name: mmspec.generate(target(), drafter(name), **options).token_ids for name in DRAFTERS}
+    assert set(map(str, texts.values())) == {str(mmspec.generate(target(), None, **options).token_ids)}
+
+
+def test_weights_are_small_safetensors():
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert {path.parent.name for path in weights} == {"target", "draft_model", "text_only"}
+    assert sum(path.stat().st_size for path in files) < 30e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+
+
+def test_the_target_is_as_large_as_it_should_be():
+    model = target().model
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert model.config.text_config.num_hidden_layers >= 16
+    image, prompt, _ = zoo.sample("scenes", "test", 0)
+    request = prepare(target(), prompt, [image])
+    assert sum(id_ == target().family.image_token_id for id_ in request.token_ids()[0]) >= 128

@@ -1,0 +1,242 @@
+"""Greedy ids equal those of `model.generate`, whatever drafts; and each way of getting it wrong is seen to fail."""
+
+from __future__ import annotations
+
+import math
+
+import helpers
+import models
+import pytest
+import torch
+from helpers import accept, blurred_drafter, pictures_for, random_tree, start, target_of, tree_error
+
+import mmspec
+from mmspec.cache import TreeCache
+from mmspec.drafters import DraftModelDrafter
+from mmspec.families import Qwen25VL
+from mmspec.masks import TreeMask
+from mmspec.runner import Runner
+from mmspec.target import Target
+from mmspec.trees import Chain, DynamicTree, StaticTree
+
+NEW = 24
+# Pictures and text tokens per row. The sliding window of gemma3 and mistral is 12 tokens wide.
+SITUATIONS = {
+    "one picture": ([1], [9]),
+    "several pictures": ([3], [6]),
+    "short text, answer crosses the window": ([0], [4]),
+    "longer than the window": ([1], [30]),
+    "ragged batch": ([1, 0, 2, 1], [9, 20, 5, 13]),
+    "batch of equal lengths": ([1, 1], [8, 8]),
+    "batch without pictures": ([0, 0, 0], [4, 15, 9]),
+}
+CASES = [
+    (name, attention, situation)
+    for name, attention in helpers.FAMILIES
+    for situation, (images, _) in SITUATIONS.items()
+    if name in models.VISUAL or max(images) < 2
+]
+
+
+@pytest.mark.parametrize(("name", "attention", "situation"), CASES)
+def test_ids_equal_those_of_generate(name, attention, situation):
+    target = target_of(name, attention)
+    images, lengths = SITUATIONS[situation]
+    inputs = models.inputs_for(name, pictures_for(name, images), lengths)
+    expected = models.reference(target.model, inputs, NEW)
+    assert mmspec.generate(target, inputs=inputs, max_new_tokens=NEW).token_ids == expected
+    accepted = set()
+    for tree in (Chain(4), DynamicTree(4, 3, 10)):
+        out = mmspec.generate(target, blurred_drafter(name, attention), inputs=inputs, max_new_tokens=NEW, tree=tree)
+        assert out.token_ids == expected, tree
+        assert out.stats.new_tokens == [NEW] * len(images)
+        accepted |= set(out.stats.acceptance_histogram)
+    assert len(accepted) > 1, "rows are to accept different numbers of tokens, else this tests little"
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_tiny_models_write_varied_text(name):
+    """A model that repeats one token would agree with anything."""
+    inputs = models.inputs_for(name, pictures_for(name, [1, 0, 2, 1]), [9, 20, 5, 13])
+    assert all(len(set(ids)) > 3 for ids in models.reference(target_of(name).model, inputs, NEW))
+
+
+@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize("images", [[1], [1, 0, 2, 1]])
+def test_every_draft_of_the_target_itself_is_accepted(name, attention, images):
+    target, length = target_of(name, attention), 4
+    drafter = DraftModelDrafter(target, target.model, "own_vision" if name in models.VISUAL else "text_only")
+    inputs = models.inputs_for(name, pictures_for(name, images), [5 + 4 * row for row in range(len(images))])
+    full = 1 + 3 * (length + 1)
+    for new, rounds in ((full, 3), (full + 2, 4)):
+        out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=new, tree=Chain(length))
+        assert out.token_ids == models.reference(target.model, inputs, new)
+        assert len(out.stats.rounds) == rounds == math.ceil((new - 1) / (length + 1))
+        assert out.stats.mean_acceptance_length == (new - 1) / rounds
+    assert all(record.accepted == [length] * len(images) for record in out.stats.rounds[:-1])
+
+
+@pytest.mark.parametrize("tree", [StaticTree(), DynamicTree(5, 2, 12)])
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_tree_of_the_target_itself_holds_what_it_writes(name, tree):
+    """The likeliest child of every node is in these trees, so no round ends before their full depth."""
+    target = target_of(name)
+    drafter = DraftModelDrafter(target, target.model, "own_vision" if name in models.VISUAL else "text_only")
+    inputs = models.inputs_for(name, pictures_for(name, [1, 0, 2]), [5, 9, 13])
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=19, tree=tree)
+    assert out.token_ids == models.reference(target.model, inputs, 19)
+    if isinstance(tree, StaticTree):
+        assert [record.accepted for record in out.stats.rounds] == [[5] * 3] * 3
+
+
+@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+def test_a_random_drafter_changes_nothing(name, attention):
+    target = target_of(name, attention)
+    drafter = DraftModelDrafter(target, models.llama(attention, seed=5, layers=1), "text_only")
+    inputs = models.inputs_for(name, pictures_for(name, [1, 0, 2, 1]), [9, 20, 5, 13])
+    expected = models.reference(target.model, inputs, NEW)
+    for tree in (Chain(2), StaticTree()):
+        assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree).token_ids == expected
+
+
+@pytest.mark.parametrize("name", models.VISUAL)
+def test_another_picture_changes_drafted_and_plain_text_alike(name):
+    target, texts = target_of(name), []
+    inputs = models.inputs_for(name, [1], [6])
+    for pixels in (inputs["pixel_values"], -inputs["pixel_values"]):
+        shown = {**inputs, "pixel_values": pixels}
+        drafted = mmspec.generate(target, blurred_drafter(name), inputs=shown, max_new_tokens=NEW).token_ids
+        assert drafted == models.reference(target.model, shown, NEW)
+        texts.append(drafted)
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_requests_share_target_and_drafter_without_disturbing_each_other(name):
+    """Two streams in turns on the same objects, `model.generate` in between, and both requests once more afterwards."""
+    target, drafter = target_of(name), blurred_drafter(name)
+    requests = [models.inputs_for(name, pictures_for(name, images), seed=len(images)) for images in ([2, 0], [1])]
+    expected = [models.reference(target.model, inputs, NEW) for inputs in requests]
+    texts = [[[] for _ in rows] for rows in expected]
+    streams = {i: mmspec.stream(target, drafter, inputs=r, max_new_tokens=NEW) for i, r in enumerate(requests)}
+    while streams:
+        for number, stream in list(streams.items()):
+            piece = next(stream, None)
+            if piece is None:
+                del streams[number]
+            else:
+                texts[number][piece.row] += piece.token_ids
+            target.model.generate(**models.one_row(requests[0], 0), max_new_tokens=2, do_sample=False)
+    assert texts == expected
+    again = [mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW).token_ids for inputs in requests]
+    assert again == expected
+
+
+# Negative controls: each patch makes one mistake that published implementations have made, and is to be seen.
+
+
+def no_tree_mask(monkeypatch, target):
+    """Every node sees all nodes before it."""
+    extend = Runner.extend
+
+    def causal(self, tokens, visible, depth):
+        return extend(self, tokens, torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1]), depth)
+
+    monkeypatch.setattr(Runner, "extend", causal)
+
+
+def sequential_positions(monkeypatch, target):
+    """Siblings stand behind one another, as the nodes do in the batch of tokens."""
+    extend = Runner.extend
+
+    def sequential(self, tokens, visible, depth):
+        first = visible.shape[2] - visible.shape[1]
+        return extend(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth))
+
+    monkeypatch.setattr(Runner, "extend", sequential)
+
+
+def no_rope_delta(monkeypatch, target):
+    """Tokens after a picture stand at their index."""
+    positions = Qwen25VL.positions
+    monkeypatch.setattr(
+        Qwen25VL, "positions", lambda self, inputs: (positions(self, inputs)[0], 0 * positions(self, inputs)[1])
+    )
+
+
+def delta_of_another_request(monkeypatch, target):
+    """What the model itself remembers: the offset of whoever came last."""
+    positions = Qwen25VL.positions
+
+    def leaking(self, inputs):
+        position_ids, delta = positions(self, inputs)
+        return position_ids, delta.roll(1)
+
+    monkeypatch.setattr(Qwen25VL, "positions", leaking)
+
+
+def boolean_mask(monkeypatch, target):
+    """Eager attention adds its mask to the scores: True becomes 1."""
+    monkeypatch.setattr(TreeMask, "_finish", lambda self, mask: mask)
+
+
+def no_window(monkeypatch, target):
+    """Sliding-window layers see everything."""
+    monkeypatch.setattr(target, "windows", dict.fromkeys(target.windows))
+
+
+def window_in_slots(monkeypatch, target):
+    """Distance is counted in entries of the cache, of which siblings take one each."""
+    window = TreeMask._window
+
+    def slots(self, full, size, depth, new):
+        return window(self, full, size, torch.arange(depth.shape[1]).expand_as(depth), new)
+
+    monkeypatch.setattr(TreeMask, "_window", slots)
+
+
+def path_not_compacted(monkeypatch, target):
+    """As many entries as were accepted are kept, but the first ones instead of the accepted ones."""
+    commit = TreeCache.commit
+    monkeypatch.setattr(TreeCache, "commit", lambda self, counts, path=None: commit(self, counts))
+
+
+def picture_dropped(monkeypatch, target):
+    """The placeholders' own embeddings stand where the picture should."""
+    monkeypatch.setattr(target.family, "embed", lambda ids, vision: target.model.get_input_embeddings()(ids))
+
+
+MISTAKES = [
+    *[(mistake, name) for mistake in (no_tree_mask, sequential_positions, path_not_compacted) for name in models.MODELS],
+    *[(mistake, name) for mistake in (no_window, window_in_slots) for name in ("gemma3", "mistral")],
+    *[(mistake, "qwen_vl") for mistake in (no_rope_delta, delta_of_another_request)],
+    *[(picture_dropped, name) for name in models.VISUAL],
+    *[(boolean_mask, name) for name in models.MODELS],
+]
+
+
+@pytest.mark.parametrize(("mistake", "name"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_mistake_is_seen(mistake, name, monkeypatch):
+    """Both in the logits and in the ids; without the patch the same run is exact."""
+    attention = "eager" if mistake is boolean_mask else "sdpa"
+    target = Target(target_of(name, attention).model)
+    inputs = models.inputs_for(name, pictures_for(name, [1, 0, 2, 1]), [9, 20, 5, 13])
+    drafter = DraftModelDrafter(target, blurred_drafter(name, attention).model, blurred_drafter(name, attention).mode)
+    expected = models.reference(target.model, inputs, NEW)
+
+    def worst_error() -> float:
+        generator = torch.Generator().manual_seed(0)
+        context, worst = start(target, inputs), 0.0
+        for nodes in (6, 8):
+            tree = random_tree(context, nodes, generator)
+            worst = max(worst, tree_error(context, inputs, tree, context.score(tree)))
+            accept(context, tree, [nodes - 1, 2, 3, nodes - 2], [5, 6, 7, 8])
+        return worst
+
+    def ids() -> list[list[int]]:
+        return mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=StaticTree()).token_ids
+
+    assert worst_error() < 1e-4 and ids() == expected
+    mistake(monkeypatch, target)
+    assert worst_error() > 1e-2
+    assert ids() != expected

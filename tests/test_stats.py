@@ -1,0 +1,195 @@
+"""Metrics from hand-made records, identities that hold for every run, and time that is accounted for."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from models import inputs_for, llama, llava
+from toys import Scripted
+
+import mmspec
+from mmspec import Target, stats
+from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.stats import PHASES, PhaseClock, Round, Stats
+from mmspec.trees import Chain, DynamicTree
+
+
+def test_metrics_of_hand_made_records():
+    """Two rows; row 1 ends in the second round, whose last token was accepted (no bonus: cut)."""
+    record = Stats(
+        rounds=[
+            Round(drafted=[3, 5], accepted=[2, 0], emitted=[3, 1], depth=3),
+            Round(drafted=[3, 5], accepted=[0, 2], emitted=[1, 2], depth=3),
+            Round(drafted=[3, 0], accepted=[3, 0], emitted=[4, 0], depth=3),
+        ],
+        prompt_tokens=[10, 7],
+        new_tokens=[9, 4],
+        seconds={"vision": 1.0, "prefill": 2.0, "draft": 3.0, "score": 4.0, "other": 1.0},
+    )
+    assert record.num_spec_steps == 5
+    assert record.num_draft_tokens == 19 and record.num_accepted_draft_tokens == 7
+    assert record.mean_acceptance_length == pytest.approx(11 / 5)
+    assert record.mean_accepted_draft_tokens == pytest.approx(7 / 5)
+    assert record.draft_acceptance_rate == pytest.approx(7 / 19)
+    assert record.acceptance_rate_per_position == pytest.approx([3 / 5, 3 / 5, 1 / 5])
+    assert record.acceptance_histogram == {0: 2, 2: 2, 3: 1}
+    assert record.total_seconds == 11.0 and record.decode_seconds == 8.0
+    assert record.tokens_per_second == pytest.approx(11 / 8)
+    assert record.tokens_per_second_end_to_end == pytest.approx(13 / 11)
+    summary = json.loads(json.dumps(record.summary()))
+    assert summary["rounds"] == 3 and summary["prompt_tokens"] == [10, 7] and summary["lossless"] is True
+    assert summary["acceptance_histogram"] == {"0": 2, "2": 2, "3": 1}
+    for name in ("mean_acceptance_length", "draft_acceptance_rate", "num_spec_steps", "tokens_per_second"):
+        assert summary[name] == getattr(record, name)
+
+
+def test_records_of_nothing_divide_nothing_by_zero():
+    assert json.dumps(Stats().summary())
+    assert Stats().acceptance_rate_per_position == [] and Stats().tokens_per_second == 0.0
+
+
+def test_known_drafts_give_known_figures():
+    target = Target(llama())
+    inputs = inputs_for("llama", [0])
+    text = mmspec.generate(target, inputs=inputs, max_new_tokens=13).token_ids
+    drafter = Scripted(target, text, right=2, length=5, siblings=1)
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=13)  # the first token, then 4 rounds of 3
+    assert [(r.drafted, r.accepted, r.emitted, r.depth) for r in out.stats.rounds] == [([10], [2], [3], 5)] * 4
+    assert out.stats.mean_acceptance_length == 3.0
+    assert out.stats.acceptance_rate_per_position == [1.0, 1.0, 0.0, 0.0, 0.0]
+    cut = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=12)  # the last bonus does not fit
+    assert cut.stats.rounds[-1].accepted == [2] and cut.stats.rounds[-1].emitted == [2]
+    assert cut.stats.mean_acceptance_length == pytest.approx(11 / 4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_a_drafter_every_pass_emits_one_token(temperature):
+    target = Target(llama())
+    inputs = inputs_for("llama", [0, 0], [9, 4])
+    out = mmspec.generate(target, inputs=inputs, max_new_tokens=8, temperature=temperature)
+    assert out.stats.mean_acceptance_length == 1.0 and out.stats.mean_accepted_draft_tokens == 0.0
+    assert out.stats.num_draft_tokens == 0 and out.stats.draft_acceptance_rate == 0.0
+    assert out.stats.num_spec_steps == 14 and len(out.stats.rounds) == 7
+    assert out.stats.prompt_tokens == [9, 4] and out.stats.acceptance_histogram == {0: 14}
+    assert not any(map(any, out.drafted))
+
+
+RUNS = {
+    "ngram": lambda target: NGramDrafter(target, length=4),
+    "chain": lambda target: DraftModelDrafter(target, target.model, "text_only", tree=Chain(3)),
+    "dynamic": lambda target: DraftModelDrafter(target, llama(seed=1), "text_only", tree=DynamicTree(3, 3, 10)),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", RUNS)
+def test_identities(name, temperature):
+    target = Target(llama())
+    options = {"inputs": inputs_for("llama", [0, 0, 0], [9, 4, 12]), "max_new_tokens": 15, "temperature": temperature}
+    plain = mmspec.generate(target, **options)
+    out = mmspec.generate(target, RUNS[name](target), eos_token_id=[plain.token_ids[1][6]], **options)
+    record = out.stats
+    steps = [
+        (d, a, e)
+        for r in record.rounds
+        for d, a, e in zip(r.drafted, r.accepted, r.emitted, strict=True)
+        if e
+    ]
+    truncated = sum(e == a for _, a, e in steps)
+    assert sum(e for *_, e in steps) == record.num_accepted_draft_tokens + len(steps) - truncated
+    assert 0 <= truncated <= 3, "only the last round of a row can lack its bonus"
+    assert record.num_spec_steps == len(steps)
+    assert sum(record.new_tokens) == 3 + sum(e for *_, e in steps)
+    assert record.new_tokens == list(map(len, out.token_ids)) == list(map(len, out.drafted))
+    assert sum(map(sum, out.drafted)) == record.num_accepted_draft_tokens
+    rates = record.acceptance_rate_per_position
+    assert rates == sorted(rates, reverse=True) and all(0 <= rate <= 1 for rate in rates)
+    assert sum(rates) == pytest.approx(record.mean_accepted_draft_tokens)
+    histogram = record.acceptance_histogram
+    assert sum(histogram.values()) == len(steps)
+    assert sum(k * n for k, n in histogram.items()) == record.num_accepted_draft_tokens
+    assert all(a <= d for d, a, _ in steps)
+    if name == "chain" and not temperature:  # the target drafts for itself: all accepted until the end
+        assert all(a == 3 or e == a for _, a, e in steps)
+    json.dumps(record.summary())
+
+
+# Time.
+
+
+class Ticks:
+    """A clock that is moved by hand."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_phase_clock_has_no_gaps(monkeypatch):
+    ticks = Ticks()
+    monkeypatch.setattr(stats.time, "perf_counter", ticks)
+    synchronized = []
+    clock = PhaseClock(lambda: synchronized.append(ticks.now))
+    for phase, seconds in (("vision", 2.0), ("draft", 0.5), ("score", 1.0), ("draft", 0.25)):
+        ticks.now += seconds
+        assert clock.lap(phase) == seconds
+    ticks.now += 50.0  # a consumer of the stream takes its time
+    clock.resume()
+    ticks.now += 4.0
+    clock.lap("other")
+    want = {**dict.fromkeys(PHASES, 0.0), "vision": 2.0, "draft": 0.75, "score": 1.0, "other": 4.0}
+    assert clock.seconds == want and clock.total == sum(want.values()) == 7.75
+    assert len(synchronized) == 7, "the device must be waited for before each reading"
+
+
+def test_time_is_accounted_for():
+    """The phases add up to the total, and the total is the time that a caller measures (best of three: others use this
+    machine too)."""
+    target = Target(llava())
+    drafter = DraftModelDrafter(target, llava(seed=1), "own_vision", tree=Chain(3))
+    inputs = inputs_for("llava", [1, 2])
+    missing = []
+    for _ in range(3):
+        start = time.perf_counter()
+        out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=16)
+        wall = time.perf_counter() - start
+        record = out.stats
+        assert record.total_seconds <= wall
+        missing.append(wall - record.total_seconds - 0.02 * wall)
+        assert set(record.seconds) == set(PHASES) and all(seconds > 0 for seconds in record.seconds.values())
+        assert record.total_seconds == pytest.approx(sum(record.seconds.values()))
+        decoding = sum(sum(r.seconds.values()) for r in record.rounds)
+        prompt = record.seconds["vision"] + record.seconds["prefill"]
+        assert decoding <= record.decode_seconds + 1e-9, "a round counts time of the prompt"
+        assert record.total_seconds - decoding - prompt < 0.05 * wall + 0.005, "the rounds miss time"
+        assert all(r.seconds["vision"] == r.seconds["prefill"] == 0.0 for r in record.rounds)
+    assert min(missing) < 0.005
+
+
+def test_time_of_the_consumer_is_not_counted():
+    target = Target(llama())
+    stream = mmspec.stream(target, inputs=inputs_for("llama", [0, 0]), max_new_tokens=4)
+    waits = 0.0
+    start = time.perf_counter()
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            record = end.value.stats
+            break
+        before = time.perf_counter()
+        time.sleep(0.05)
+        waits += time.perf_counter() - before
+    assert waits > 0.3
+    assert record.total_seconds <= time.perf_counter() - start - waits + 1e-3
+
+
+def test_first_token_alone_has_no_rounds():
+    out = mmspec.generate(Target(llama()), inputs={"input_ids": torch.tensor([[1, 2]])}, max_new_tokens=1)
+    assert out.stats.rounds == [] and out.stats.new_tokens == [1] and out.stats.num_spec_steps == 0
+    json.dumps(out.stats.summary())
