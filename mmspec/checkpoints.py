@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +74,25 @@ def load_saved_drafter(folder: str | Path, target: Target) -> Drafter:
     folder = Path(folder)
     config = read_config(folder)
     cls = _drafter_class(config["mmspec_drafter"], folder)
-    made_for = config.get("target", {}).get("vocab_size", target.vocab_size)
+    try:
+        made_for = config.get("target", {}).get("vocab_size", target.vocab_size)
+    except AttributeError:
+        raise MMSpecError(
+            f"{str(folder / CONFIG)!r}: `target` does not say for which model the {cls.__name__} is; it should be an "
+            "object with vocab_size"
+        ) from None
     if made_for != target.vocab_size:
         raise MMSpecError(
             f"drafter {str(folder)!r} was made for a vocabulary of {made_for} tokens but the target's has "
             f"{target.vocab_size}: they must share a tokenizer; load a drafter trained for this target"
         )
-    drafter = cls.from_config(config, target)
+    try:
+        drafter = cls.from_config(config, target)
+    except MMSpecError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        raise MMSpecError(f"{str(folder / CONFIG)!r} does not describe a {cls.__name__} ({reason})") from error
     weights = read_weights(folder / WEIGHTS)
     expected = _own_weights(drafter)
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
@@ -125,7 +138,7 @@ def _own_weights(drafter: Drafter) -> dict:
 def _drafter_class(path: str, folder: Path) -> type[Drafter]:
     from .drafters import Drafter
 
-    module, _, name = path.rpartition(".")
+    module, _, name = str(path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -202,7 +202,11 @@ def stream(
     """
     pipeline = LogitsPipeline(temperature, top_k, top_p, min_p, repetition_penalty, logits_processor)
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
+    if not isinstance(verifier, Verifier):
+        raise MMSpecError(f"verifier={verifier!r} is no Verifier; pass an instance, such as mmspec.verifiers.Greedy()")
     verifier.check(pipeline)
+    if not isinstance(tree, TreeBuilder | None):
+        raise MMSpecError(f"tree={tree!r} is no TreeBuilder; pass an instance, such as mmspec.trees.Chain()")
     if drafter is not None:
         if not isinstance(drafter, Drafter):
             raise MMSpecError(f"drafter={drafter!r} is no Drafter; load one with mmspec.load_drafter(name, target)")

@@ -34,7 +34,13 @@ def load_target(name: str = EMBEDDED_TARGET, dtype: str | torch.dtype = "float32
         config = AutoConfig.from_pretrained(source)
         visual = getattr(config, "vision_config", None) is not None
         loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
-        model = loader.from_pretrained(source, dtype=_dtype(dtype), **kwargs)
+        model, info = loader.from_pretrained(source, dtype=_dtype(dtype), output_loading_info=True, **kwargs)
+        if info["missing_keys"]:  # transformers would go on with random numbers in their place
+            raise MMSpecError(
+                f"target {name!r} lacks weights of {type(model).__name__}: missing keys "
+                f"{sorted(info['missing_keys'])}, unexpected keys {sorted(info['unexpected_keys']) or 'none'}; fetch "
+                "it again, or load the model yourself and pass it to mmspec.Target"
+            )
         processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, MMSpecError):

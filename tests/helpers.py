@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import models
 import torch
 from hypothesis import settings
 
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import Drafter, DraftModelDrafter
+from mmspec.drafters.draft_model import VisualProjector
 from mmspec.inputs import prepare
 from mmspec.outcome import Scores, Verdict
 from mmspec.target import Context, Target
@@ -21,15 +24,38 @@ settings.load_profile("mmspec")
 FAMILIES = [(name, attention) for name in models.MODELS for attention in ("sdpa", "eager")]
 
 
+# Pictures and text tokens per row of the batch that most tests are about.
+RAGGED = ((1, 0, 2, 1), (9, 20, 5, 13))
+
+
 @cache
-def target_of(name: str, attention: str = "sdpa") -> Target:
+def target_of(name: str, attention: str) -> Target:
     """One tiny target per family and back end, used by all tests of a process: requests must leave no trace."""
     return Target(models.MODELS[name](attention))
 
 
-def pictures_for(name: str, images: list[int]) -> list[int]:
+@cache
+def blurred_drafter(name: str, attention: str) -> DraftModelDrafter:
+    """A drafter that is right some of the time: the target's own model with noise on its weights."""
+    target = target_of(name, attention)
+    return DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
+
+
+def own_mode(name: str) -> str:
+    """The mode in which a model of the target's own kind drafts."""
+    return "own_vision" if name in models.VISUAL else "text_only"
+
+
+@cache
+def case(name: str, attention: str, images: tuple, lengths: tuple, new: int, seed: int = 0) -> tuple[dict, list]:
+    """Inputs and what `model.generate` writes to them."""
+    inputs = models.inputs_for(name, pictures_for(name, images), list(lengths), seed)
+    return inputs, models.reference(target_of(name, attention).model, inputs, new)
+
+
+def pictures_for(name: str, images: Sequence[int]) -> list[int]:
     """The pictures per row, or none for a model that takes none."""
-    return images if name in models.VISUAL else [0] * len(images)
+    return list(images) if name in models.VISUAL else [0] * len(images)
 
 
 def start(target: Target, inputs: dict, **options) -> Context:
@@ -59,9 +85,10 @@ def accept(context: Context, tree: DraftTree, nodes: list[int], bonus: list[int]
 
 @torch.no_grad()
 def recompute(model, single: dict, continuations: list[list[int]], **options):
-    """One pass without a cache over a prompt with each of its continuations; the model finds positions and masks itself.
+    """One pass without a cache over a prompt with each of its continuations.
 
-    Shorter continuations are filled up behind, where causal attention does not look.
+    The model finds positions and masks by itself. Shorter continuations are filled up behind, where causal attention
+    does not look.
     """
     count, width = len(continuations), max(map(len, continuations))
     inputs = {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in single.items()}
@@ -117,9 +144,41 @@ def tree_error(context: Context, inputs: dict, tree: DraftTree, scores: Scores, 
     return worst
 
 
-@cache
-def blurred_drafter(name: str, attention: str = "sdpa") -> DraftModelDrafter:
-    """A drafter that is right some of the time: the target's own model with noise on its weights."""
-    target = target_of(name, attention)
-    mode = "own_vision" if name in models.VISUAL else "text_only"
-    return DraftModelDrafter(target, models.blurred(target.model), mode)
+def text_drafter(name: str, attention: str) -> DraftModelDrafter:
+    """A random language model of another kind, which never sees a picture."""
+    return DraftModelDrafter(target_of(name, attention), models.llama(attention, seed=5, layers=1), "text_only")
+
+
+def shared_vision_drafter(name: str, attention: str) -> DraftModelDrafter:
+    """A random language model that reads the target's vision tower through a random projector."""
+    target, model = target_of(name, attention), models.llama(attention, seed=6, layers=2)
+    vision = target.encode(prepare(target, inputs=models.inputs_for(name, [1])))
+    projector = models.redraw(VisualProjector(vision.features[0].shape[-1], models.TEXT["hidden_size"]), seed=0)
+    return DraftModelDrafter(target, model, "shared_vision", projector)
+
+
+# Drafters that need weights, built on tiny random models for any family and back end.
+TINY_DRAFTERS = {"own model": blurred_drafter, "shared vision": shared_vision_drafter, "text only": text_drafter}
+NEED_PICTURES = {"shared vision"}
+
+
+@dataclass
+class Draft:
+    """A tree as it was drafted, with the tokens of each row at that time (the root last)."""
+
+    tree: DraftTree
+    history: list[list[int]]
+    active: list[bool]
+
+
+def record_drafts(monkeypatch, cls: type[Drafter]) -> list[Draft]:
+    """Every tree that drafters of a class propose from now on."""
+    drafts, draft = [], cls.draft
+
+    def recording(self, root):
+        tree = draft(self, root)
+        drafts.append(Draft(tree, [list(history) for history in self.context.history], list(self.context.active)))
+        return tree
+
+    monkeypatch.setattr(cls, "draft", recording)
+    return drafts

@@ -31,6 +31,16 @@ def random_tables(vocab: int, depth: int, seed: int, sharpness: float = 1.5) -> 
     return [(sharpness * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(-1) for shape in shapes]
 
 
+def zeroed(tables: Tables, tokens: list[int]) -> Tables:
+    """The tables without some tokens, renormalised."""
+    result = []
+    for table in tables:
+        table = table.clone()
+        table[..., tokens] = 0
+        result.append(table / table.sum(-1, keepdim=True))
+    return result
+
+
 def sequence_law(tables: Tables) -> Tensor:
     """`[vocab] * len(tables)`: the probability of every sequence."""
     law = torch.ones((), dtype=torch.float64)

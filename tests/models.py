@@ -6,8 +6,8 @@ equal, and a wrong position or mask would hide in the noise.
 
 from __future__ import annotations
 
-import itertools
 import copy
+import itertools
 import logging
 
 import torch
@@ -48,6 +48,15 @@ TEXT = {
 
 
 def rescale(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """`redraw` a language model, let it write without an end, and never an image placeholder."""
+    redraw(model, seed)
+    model.get_output_embeddings().weight.data[IMAGE:VOCAB] = 0
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model.eval()
+
+
+def redraw(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Draw every matrix anew with a standard deviation of 1/sqrt(fan_in), and every bias and norm a little off."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
@@ -58,11 +67,8 @@ def rescale(model: torch.nn.Module, seed: int) -> torch.nn.Module:
                 parameter.add_(0.1 * noise)
             else:
                 fan_in = parameter[0].numel()
-                # A sharper head: near-ties between random logits would make the argmax a matter of rounding.
                 parameter.copy_(noise if id(parameter) in embeddings else noise / fan_in**0.5)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
-    return model.eval()
+    return model
 
 
 def llava(attention="sdpa", seed=0, layers=3):

@@ -43,7 +43,7 @@ def test_every_drafter_writes_what_the_model_writes(task, name):
     for tree in (None,) if name == "ngram" else (Chain(4), DynamicTree(4, 3, 12), StaticTree()):
         out = mmspec.generate(target(), drafter(name), prompt, [image], tree=tree, max_new_tokens=TOKENS)
         assert out.token_ids[0] == plain(task, 5)
-        assert out.stats.mean_acceptance_length > 1
+        assert name == "ngram" or out.stats.mean_acceptance_length > 1  # a short answer may repeat nothing
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

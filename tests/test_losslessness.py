@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laws import Enumeration, TableModel, draw_probability, processed, random_tables, sequence_law
+from laws import Enumeration, draw_probability, processed, random_tables, sequence_law, zeroed
 
 from mmspec.outcome import Scores, Verdict
 from mmspec.sampling import LogitsPipeline
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
-from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, rejection
+from mmspec.verifiers import RejectionSampling, rejection
 
 EXACT = 1e-9
 WRONG = 1e-3
@@ -30,16 +30,6 @@ SHAPES = {
 def depth_of(shape: str) -> int:
     builder = SHAPES[shape]
     return builder.length if isinstance(builder, Chain) else max(map(len, builder.paths))
-
-
-def zeroed(tables, tokens):
-    """The tables without some tokens, renormalised."""
-    result = []
-    for table in tables:
-        table = table.clone()
-        table[..., tokens] = 0
-        result.append(table / table.sum(-1, keepdim=True))
-    return result
 
 
 def models(kind: str, vocab: int, depth: int):
@@ -64,7 +54,10 @@ def models(kind: str, vocab: int, depth: int):
     if kind == "nearly_equal":
         return p, [(0.999 * a + 0.001 * b) for a, b in zip(p, q, strict=True)]
     if kind == "close_calls":  # a second sibling may be refused too
-        return [torch.tensor([0.05, 0.32, 0.23, 0.4]).double(), *p[1:]], [torch.tensor([0.4, 0.3, 0.2, 0.1]).double(), *q[1:]]
+        return [torch.tensor([0.05, 0.32, 0.23, 0.4]).double(), *p[1:]], [
+            torch.tensor([0.4, 0.3, 0.2, 0.1]).double(),
+            *q[1:],
+        ]
     return p, q
 
 
@@ -219,129 +212,3 @@ def test_the_enumeration_itself_weighs_draws_rightly():
     dry = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
     assert draw_probability(dry, torch.tensor([[1, 0]])).item() == 1
     assert draw_probability(dry, torch.tensor([[1, 2]])).item() == 0
-
-
-# Point proposals: the target draws, the draft is kept where it guessed the draw.
-
-
-class ForcedNoise:
-    """Noise that makes the choice after `d` tokens be token `d` of a row's prescribed sequence."""
-
-    def __init__(self, sequences: torch.Tensor, vocab: int):
-        self.noise = 1e9 * torch.nn.functional.one_hot(sequences, vocab).double()
-        self.consumed: list[int] = []
-
-    def peek(self, count: int) -> torch.Tensor:
-        return self.noise[:, :count]
-
-    def consume(self, counts: list[int]) -> None:
-        self.consumed = counts
-
-
-def point_tree(paths, draws, rows: int) -> DraftTree:
-    """A tree whose node `path` holds the token `draws[path]`, the same in all rows."""
-    paths = sorted(paths, key=lambda path: (len(path), path))
-    index = {(): 0, **{path: i + 1 for i, path in enumerate(paths)}}
-    tokens = torch.tensor([[0, *(draws[path] for path in paths)]]).expand(rows, -1)
-    parents = torch.tensor([[-1, *(index[path[:-1]] for path in paths)]]).expand(rows, -1)
-    return DraftTree(tokens, parents, max(map(len, paths))).validate()
-
-
-def emitted_by_point_mass(tree: DraftTree, target) -> dict[tuple[int, ...], float]:
-    """Law of the emitted tokens, all sequences of draws enumerated by forcing the noise."""
-    vocab, depth = target[0].shape[-1], len(target)
-    sequences = torch.cartesian_prod(*[torch.arange(vocab)] * depth).view(-1, depth)
-    rows = len(sequences)
-    context = SimpleNamespace(logits=torch.zeros(rows, vocab), history=[[0]] * rows)
-    verifier = PointMassSampling().fork(context, LogitsPipeline(1.0), seed=0)
-    verifier.noise = ForcedNoise(sequences, vocab)
-    verdict = verifier.verify(tree, TableModel(target, rows).score(tree))
-    lengths, emitted = verdict.host(tree)
-    assert verifier.noise.consumed == lengths
-    law: dict[tuple[int, ...], float] = {}
-    for tokens, sequence, weight in zip(emitted, sequences.tolist(), sequence_law(target).flatten(), strict=True):
-        if not weight:  # forcing an impossible draw has no effect
-            continue
-        assert tokens == sequence[: len(tokens)]
-        law[tuple(tokens)] = law.get(tuple(tokens), 0.0) + weight.item()
-    return law
-
-
-def emitted_by_eagle2(tree: DraftTree, target) -> dict[tuple[int, ...], float]:
-    """EAGLE-2's rule, written down on its own: try the children in turn, accept x with probability p(x), else strike x
-    from p and renormalise; without an accepted child draw from what is left."""
-    tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
-    law: dict[tuple[int, ...], float] = {}
-
-    def visit(node: int, path: tuple[int, ...], weight: float) -> None:
-        p = target[len(path)][path].tolist()
-        for child in [i for i, parent in enumerate(parents) if parent == node]:
-            total = sum(p)
-            if total == 0:
-                return
-            accept = p[tokens[child]] / total
-            visit(child, (*path, tokens[child]), weight * accept)
-            weight *= 1 - accept
-            p[tokens[child]] = 0.0
-        for token, rest in enumerate(p):
-            if rest and weight:
-                emitted = (*path, token)
-                law[emitted] = law.get(emitted, 0.0) + weight * rest / sum(p)
-
-    visit(0, (), 1.0)
-    return law
-
-
-POINT_TREES = {
-    "chain": {(0,): 2, (0, 0): 1},
-    "siblings": {(0,): 2, (1,): 0, (2,): 1},
-    "two_levels": {(0,): 1, (1,): 0, (0, 0): 2, (0, 1): 1, (1, 0): 2},
-    "same_token_below_both": {(0,): 1, (1,): 2, (0, 0): 0, (1, 0): 0, (1, 1): 1},
-}
-
-
-@pytest.mark.parametrize("name", POINT_TREES)
-@pytest.mark.parametrize("kind", ["random", "target_lacks_a_token", "certain_target"])
-def test_point_mass_sampling_equals_the_rule_of_eagle2_and_the_target(name, kind):
-    target, _ = models(kind, 3, 2)
-    paths = POINT_TREES[name]
-    ours = emitted_by_point_mass(point_tree(paths, paths, rows=27), target)
-    theirs = emitted_by_eagle2(point_tree(paths, paths, rows=1), target)
-    for emitted in ours.keys() | theirs.keys():
-        assert ours.get(emitted, 0.0) == pytest.approx(theirs.get(emitted, 0.0), abs=EXACT)
-    law = torch.zeros(3, 3, 3, dtype=torch.float64)
-    for emitted, weight in ours.items():
-        part = torch.tensor(weight, dtype=torch.float64)
-        for depth in range(len(emitted), 3):
-            part = part[..., None] * target[depth][emitted]
-        law[emitted] += part
-    assert (law - sequence_law(target)).abs().max() < EXACT
-
-
-def test_rejection_sampling_treats_point_trees_as_point_mass_sampling_does():
-    target, _ = models("random", 3, 2)
-    paths = POINT_TREES["two_levels"]
-    context = SimpleNamespace(logits=torch.zeros(27, 3), history=[[0]] * 27)
-    tree = point_tree(paths, paths, rows=27)
-    scores = TableModel(target, 27).score(tree)
-    verdicts = []
-    for verifier in (PointMassSampling(), RejectionSampling()):
-        verifier = verifier.fork(context, LogitsPipeline(1.0), seed=5)
-        verdicts.append(verifier.verify(tree, scores))
-    assert verdicts[0].host(tree) == verdicts[1].host(tree)
-
-
-def test_greedy_emits_the_argmax_path_whatever_is_drafted():
-    target, _ = models("random", 3, 2)
-    best = [int(target[0].argmax())]
-    for depth in (1, 2):
-        best.append(int(target[depth][tuple(best)].argmax()))
-    context = SimpleNamespace(logits=torch.zeros(1, 3), history=[[0]])
-    verifier = Greedy().fork(context, LogitsPipeline(), seed=0)
-    for tokens in torch.cartesian_prod(*[torch.arange(3)] * 5).tolist():
-        paths = dict(zip([(0,), (1,), (0, 0), (0, 1), (1, 0)], tokens, strict=True))
-        tree = point_tree(paths, paths, rows=1)
-        emitted = verifier.verify(tree, TableModel(target, 1).score(tree)).host(tree)[1][0]
-        assert emitted == best[: len(emitted)]
-        possible = {path for path in paths if [paths[path[: i + 1]] for i in range(len(path))] == best[: len(path)]}
-        assert len(emitted) == 1 + max(map(len, possible), default=0)

@@ -114,7 +114,7 @@ def test_index_that_grew_equals_one_built_afresh():
 def test_image_tokens_are_never_looked_up_nor_proposed():
     random.seed(1)
     image = 99
-    histories = [random.choices([1, 2, image], k=60) + [last] for last in (1, 2)]
+    histories = [[*random.choices([1, 2, image], k=60), last] for last in (1, 2)]
     histories.append([1, 2, *[image] * 30, 1, 2, 3, 1, 2])
     tree = draft(started(histories, image_token=image))
     drafter = started(histories, image_token=image)

@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from laws import g_test
-from models import TEXT, inputs_for, llama, llava, reference, rescale
+from models import inputs_for, llama, llava, reference
+from toys import PrefixRule
 from transformers import (
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 import mmspec
@@ -26,17 +19,9 @@ from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.sampling import LogitsPipeline, NoiseTape, random_stream
 from mmspec.trees import Chain, DynamicTree, StaticTree
-from mmspec.verifiers import PointMassSampling, RejectionSampling, rejection
+from mmspec.verifiers import RejectionSampling
 
 ALPHA = 1e-4
-
-
-class NoTokenTwice(LogitsProcessor):
-    """Depends on the prefix: bars the newest token, and favours the token one above the second newest."""
-
-    def __call__(self, input_ids, scores):
-        scores = scores.scatter(1, input_ids[:, -1:], float("-inf"))
-        return scores.scatter_add(1, (input_ids[:, -2:-1] + 1) % scores.shape[1], torch.full((len(scores), 1), 4.0))
 
 
 # The pipeline, one call at a time.
@@ -53,7 +38,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_pipeline_equals_the_processors_of_model_generate(options):
     model = llama(layers=1)
-    custom = [NoTokenTwice()]
+    custom = [PrefixRule()]
     config = GenerationConfig(do_sample=True, **{"top_k": None, **options})
     theirs = model._get_logits_processor(config, input_ids_seq_length=6, logits_processor=LogitsProcessorList(custom))
     ours = LogitsPipeline(**options, logits_processor=custom)
@@ -83,7 +68,11 @@ def test_prefixes_are_only_asked_for_when_a_processor_needs_them():
 
 
 def test_precision_is_float32_at_least():
-    for dtype, result in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+    for dtype, result in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         logits = torch.randn(1, 1, 5).to(dtype)
         assert LogitsPipeline(1.0)(logits, list).dtype == result
         assert LogitsPipeline(0.5)(logits, list).dtype == result
@@ -148,10 +137,10 @@ def _draft_model(target):
             {"logits_processor": [NoBadWordsLogitsProcessor([[7], [3, 9], [12, 40, 8]], None)]},
             {"bad_words_ids": [[7], [3, 9], [12, 40, 8]]},
         ),
-        ({"logits_processor": [NoTokenTwice()]}, {"logits_processor": [NoTokenTwice()]}),
+        ({"logits_processor": [PrefixRule()]}, {"logits_processor": [PrefixRule()]}),
         (
-            {"repetition_penalty": 1.2, "logits_processor": [NoRepeatNGramLogitsProcessor(3), NoTokenTwice()]},
-            {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "logits_processor": [NoTokenTwice()]},
+            {"repetition_penalty": 1.2, "logits_processor": [NoRepeatNGramLogitsProcessor(3), PrefixRule()]},
+            {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "logits_processor": [PrefixRule()]},
         ),
     ],
     ids=["penalty", "no_repeat", "bad_words", "custom", "all"],
@@ -222,122 +211,3 @@ def test_first_and_second_token_of_one_row_are_independent(seed):
     verifier = RejectionSampling().fork(context, LogitsPipeline(1.0), seed)
     first = verifier.first_token(context)
     assert first.item() != verifier.noise.peek(1)[0, 0].argmax().item()
-
-
-# End to end, against the exact law of a toy model. Rows of one batch are independent samples.
-
-TOY_VOCAB, TOY_TOKENS, ROWS = 6, 3, 2500
-PROMPT = [1, 2, 3, 1, 4, 2, 3]
-
-
-def toy(seed: int) -> LlamaForCausalLM:
-    sizes = {"vocab_size": TOY_VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return rescale(LlamaForCausalLM(LlamaConfig(**{**TEXT, **sizes, "num_key_value_heads": 1})), seed)
-
-
-@torch.inference_mode()
-def exact_law(model, *processors) -> torch.Tensor:
-    """`[vocab] * tokens`, from full passes over every prefix."""
-    law = torch.ones(1, dtype=torch.float64)
-    prefixes = torch.tensor([PROMPT])
-    for _ in range(TOY_TOKENS):
-        scores = LogitsProcessorList(processors)(prefixes, model(prefixes).logits[:, -1].clone())
-        law = (law[:, None] * scores.double().softmax(-1)).flatten()
-        tokens = torch.arange(TOY_VOCAB).repeat(len(prefixes))[:, None]
-        prefixes = torch.cat([prefixes.repeat_interleave(TOY_VOCAB, dim=0), tokens], dim=1)
-    return law.view([TOY_VOCAB] * TOY_TOKENS)
-
-
-def sample(target, drafter, tree, **options) -> list[tuple[int, ...]]:
-    inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
-    options = {"temperature": 1.0, **options}
-    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, tree=tree, **options)
-    assert out.stats.lossless
-    if drafter is not None:
-        assert 0 < out.stats.num_accepted_draft_tokens < out.stats.num_draft_tokens
-    return [tuple(row) for row in out.token_ids]
-
-
-@pytest.fixture(scope="module")
-def toys():
-    target = Target(toy(0))
-    return target, DraftModelDrafter(target, toy(1), "text_only"), NGramDrafter(target, max_ngram=2, length=3)
-
-
-TWO_LEVELS = StaticTree(["0", "1", "2", "00", "01", "10"])
-COMBINATIONS = {
-    "plain": (None, None, None),
-    "rejection-chain": ("model", Chain(2), RejectionSampling()),
-    "rejection-static": ("model", TWO_LEVELS, RejectionSampling()),
-    "rejection-ngram": ("ngram", None, RejectionSampling()),
-    "point-ngram": ("ngram", None, PointMassSampling()),
-    "point-static": ("model", TWO_LEVELS, PointMassSampling()),
-    "point-dynamic": ("model", DynamicTree(depth=2, top_k=3, total=8), PointMassSampling()),
-}
-
-
-def _pick(toys, name):
-    target, model, ngram = toys
-    return target, {None: None, "model": model, "ngram": ngram}[name]
-
-
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_sampled_text_follows_the_exact_law(toys, name):
-    which, tree, verifier = COMBINATIONS[name]
-    target, drafter = _pick(toys, which)
-    assert g_test(sample(target, drafter, tree, verifier=verifier, seed=11), exact_law(target.model)) > ALPHA
-
-
-FILTERS = {
-    "temperature": ({"temperature": 0.5}, [TemperatureLogitsWarper(0.5)]),
-    "top_k": ({"top_k": 2}, [TopKLogitsWarper(2)]),
-    "top_p": ({"top_p": 0.6}, [TopPLogitsWarper(0.6)]),
-    "min_p": ({"min_p": 0.3, "temperature": 1.5}, [TemperatureLogitsWarper(1.5), MinPLogitsWarper(0.3)]),
-    "penalty": ({"repetition_penalty": 1.8}, [RepetitionPenaltyLogitsProcessor(1.8)]),
-    "prefix": ({"logits_processor": [NoTokenTwice()]}, [NoTokenTwice()]),
-}
-
-
-@pytest.mark.parametrize("filters", FILTERS)
-@pytest.mark.parametrize("name", ["rejection-static", "point-dynamic"])
-def test_sampled_text_follows_the_law_behind_processors(toys, name, filters):
-    """`g_test` is 0 if a single token lies outside the allowed set."""
-    which, tree, verifier = COMBINATIONS[name]
-    target, drafter = _pick(toys, which)
-    options, processors = FILTERS[filters]
-    samples = sample(target, drafter, tree, verifier=verifier, seed=12, **options)
-    assert g_test(samples, exact_law(target.model, *processors)) > ALPHA
-    assert g_test(samples, exact_law(target.model)) < ALPHA, "the processors change nothing here"
-
-
-class OneNoiseForAll(PointMassSampling):
-    """Wrong: every position of a row uses the same noise."""
-
-    def start(self, seed):
-        super().start(seed)
-        first = self.noise.peek(1)
-        self.noise.peek = lambda count: first.expand(-1, count, -1)
-        self.noise.consume = lambda counts: None
-
-
-@pytest.mark.parametrize("wrong", ["residual", "strike", "noise", "drafter_temperature"])
-def test_control_wrong_verifiers_fail_the_same_test(toys, monkeypatch, wrong):
-    target, model, _ = toys
-    verifier, tree, options = RejectionSampling(), TWO_LEVELS, {}
-    if wrong == "residual":
-        monkeypatch.setattr(rejection, "residual", lambda p, q: p)
-    elif wrong == "strike":
-        monkeypatch.setattr(rejection, "strike", lambda q, token: q)
-    elif wrong == "noise":
-        verifier = OneNoiseForAll()
-    else:  # q reported without the temperature that it was drawn with
-        choose = mmspec.trees.Proposals.choose
-
-        def without_temperature(self, logits, count, paths):
-            tokens, log_probs, _ = choose(self, logits, count, paths)
-            return tokens, log_probs, logits.softmax(-1)
-
-        monkeypatch.setattr(mmspec.trees.Proposals, "choose", without_temperature)
-        options = {"temperature": 0.5}
-    law = exact_law(target.model, *([TemperatureLogitsWarper(0.5)] if options else []))
-    assert g_test(sample(target, model, tree, verifier=verifier, seed=11, **options), law) < ALPHA

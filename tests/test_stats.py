@@ -92,12 +92,7 @@ def test_identities(name, temperature):
     plain = mmspec.generate(target, **options)
     out = mmspec.generate(target, RUNS[name](target), eos_token_id=[plain.token_ids[1][6]], **options)
     record = out.stats
-    steps = [
-        (d, a, e)
-        for r in record.rounds
-        for d, a, e in zip(r.drafted, r.accepted, r.emitted, strict=True)
-        if e
-    ]
+    steps = [(d, a, e) for r in record.rounds for d, a, e in zip(r.drafted, r.accepted, r.emitted, strict=True) if e]
     truncated = sum(e == a for _, a, e in steps)
     assert sum(e for *_, e in steps) == record.num_accepted_draft_tokens + len(steps) - truncated
     assert 0 <= truncated <= 3, "only the last round of a row can lack its bonus"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from models import inputs_for, llama
@@ -37,6 +39,10 @@ def collect(stream):
             return pieces, end.value
 
 
+def flat(lists) -> list:
+    return list(itertools.chain.from_iterable(lists))
+
+
 @pytest.mark.parametrize("right", [0, 2, 9])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_pieces_add_up_to_the_output(target, rows, right):
@@ -47,8 +53,8 @@ def test_pieces_add_up_to_the_output(target, rows, right):
     assert out.token_ids == [cut(text, LENGTH, ends) for text in drafter.texts]
     for row in range(rows):
         mine = [piece for piece in pieces if piece.row == row]
-        assert sum((piece.token_ids for piece in mine), []) == out.token_ids[row]
-        assert sum((piece.drafted for piece in mine), []) == out.drafted[row]
+        assert flat(piece.token_ids for piece in mine) == out.token_ids[row]
+        assert flat(piece.drafted for piece in mine) == out.drafted[row]
         assert "".join(piece.text for piece in mine) == out.text[row]
         assert [piece.round for piece in mine] == list(range(len(mine))), "rounds count from the prefill on"
         assert mine[0].drafted == [False] and len(mine[0].token_ids) == 1
@@ -65,7 +71,11 @@ def test_spans_tell_drafted_text_from_the_targets_own(target):
     """Two of three drafted tokens are right, so every round emits two drafted letters and one of the target's."""
     ids = target.tokenizer.encode("abcdefghij", add_special_tokens=False)
     assert len(ids) == 10
-    options = {"inputs": {"input_ids": torch.tensor([[3, 4]])}, "max_new_tokens": 9, "logits_processor": [Force(ids, 2)]}
+    options = {
+        "inputs": {"input_ids": torch.tensor([[3, 4]])},
+        "max_new_tokens": 9,
+        "logits_processor": [Force(ids, 2)],
+    }
     pieces, _ = collect(mmspec.stream(target, Scripted(target, [ids], right=2), **options))
     assert [piece.spans for piece in pieces] == [
         [("a", False)],
@@ -112,7 +122,7 @@ def test_streamer_gets_the_prompt_then_the_tokens_then_the_end(target, right):
     out = mmspec.generate(target, drafter, streamer=log, **options)
     prompt, *tokens, end = log.calls
     assert prompt == options["inputs"]["input_ids"].tolist() and end == "end"
-    assert sum(tokens, []) == out.token_ids[0] == drafter.texts[0]
+    assert flat(tokens) == out.token_ids[0] == drafter.texts[0]
     assert "end" not in tokens
 
 
@@ -149,7 +159,7 @@ SENTENCE = "the é€😀漢ß n't a, b . 'c' !\n the ing"
 def test_text_grows_by_whole_characters_and_ends_complete(make, cleaning):
     tokenizer = make(clean_up_tokenization_spaces=cleaning)
     sentence = SENTENCE if make is byte_tokenizer else "the é€😀 ing a b"
-    ids = tokenizer.encode(sentence, add_special_tokens=False) + [END]
+    ids = [*tokenizer.encode(sentence, add_special_tokens=False), END]
     assert len(ids) > len(sentence) and ids.count(tokenizer.unk_token_id or -1) == 0
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in ids] + [stream.flush()]
@@ -186,3 +196,13 @@ def test_text_equals_the_pieces_with_a_tokenizer_that_cleans_up():
     options = {"inputs": {"input_ids": torch.tensor([[3, 4]])}, "max_new_tokens": len(ids)}
     pieces, out = collect(mmspec.stream(Target(llama(), tokenizer), logits_processor=[Force(ids, 2)], **options))
     assert "".join(piece.text for piece in pieces) == out.text[0] == "a . b , c n't"
+
+
+@pytest.mark.parametrize("right", [0, 9])
+def test_a_row_that_ends_inside_a_character_shows_what_there_is(target, right):
+    ids = target.tokenizer.encode("ab😀", add_special_tokens=False)[:-1]
+    options = {"inputs": {"input_ids": torch.tensor([[3, 4]])}, "max_new_tokens": len(ids)}
+    drafter = Scripted(target, [ids], right=right, length=4)
+    pieces, out = collect(mmspec.stream(target, drafter, logits_processor=[Force(ids, 2)], **options))
+    assert "".join(piece.text for piece in pieces) == out.text[0] == "ab\ufffd"
+    assert pieces[-1].spans[-1][1] == bool(right)

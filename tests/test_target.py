@@ -22,7 +22,7 @@ FEATURES = {0: 0, 1: 1, 2: 2, LAST: 3}
 
 def ragged(name: str, seed: int = 0) -> dict:
     """Four rows of different length: a picture, none, two, one."""
-    return models.inputs_for(name, pictures_for(name, [1, 0, 2, 1]), [9, 20, 5, 13], seed)
+    return models.inputs_for(name, pictures_for(name, helpers.RAGGED[0]), list(helpers.RAGGED[1]), seed)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -97,8 +97,10 @@ def test_padding_on_either_side_or_none_makes_no_difference(name, attention):
 def test_interleaved_requests_do_not_disturb_each_other(name):
     """Qwen2.5-VL keeps the offset of its positions in an attribute of the model, one for all requests."""
     generator = torch.Generator().manual_seed(0)
-    target = target_of(name)
-    requests = [models.inputs_for(name, images, [7] * len(images), seed) for seed, images in enumerate(([2, 1], [0], [1]))]
+    target = target_of(name, "sdpa")
+    requests = [
+        models.inputs_for(name, images, [7] * len(images), seed) for seed, images in enumerate(([2, 1], [0], [1]))
+    ]
     contexts = [start(target, inputs) for inputs in requests]
     for step in range(3):
         for inputs, context in zip(requests, contexts, strict=True):
@@ -110,7 +112,7 @@ def test_interleaved_requests_do_not_disturb_each_other(name):
 
 
 def test_a_request_leaves_the_position_state_of_the_model_alone():
-    target, inputs = target_of("qwen_vl"), models.inputs_for("qwen_vl", [2])
+    target, inputs = target_of("qwen_vl", "sdpa"), models.inputs_for("qwen_vl", [2])
     target.model.model.rope_deltas = theirs = torch.tensor([[-123]])
     context = start(target, inputs)
     tree = random_tree(context, 3, torch.Generator().manual_seed(0))
@@ -136,7 +138,7 @@ def test_a_cache_that_grows_in_the_middle_of_a_request(name, attention, monkeypa
 
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_another_picture_gives_other_logits_in_its_row_only(name):
-    target, inputs = target_of(name), ragged(name)
+    target, inputs = target_of(name, "sdpa"), ragged(name)
     context = start(target, inputs)
     # The last pictures of the batch belong to row 3.
     other = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
@@ -146,7 +148,7 @@ def test_another_picture_gives_other_logits_in_its_row_only(name):
 
 
 def test_rows_that_have_finished_stay_as_they_are():
-    target, inputs = target_of("llama"), ragged("llama")
+    target, inputs = target_of("llama", "sdpa"), ragged("llama")
     context = start(target, inputs)
     context.active = [True, False, True, False]
     before = [list(history) for history in context.history]
@@ -164,7 +166,7 @@ def test_rows_that_have_finished_stay_as_they_are():
 
 def test_the_recompute_walks_every_path():
     """Guards the guard: all nodes of the helper's trees lie on a path that is compared."""
-    context = start(target_of("llama"), ragged("llama"))
+    context = start(target_of("llama", "sdpa"), ragged("llama"))
     tree = random_tree(context, 9, torch.Generator().manual_seed(3))
     for row in range(4):
         assert {node for path in paths_of(tree, row) for node in path} == set(range(9))
@@ -263,14 +265,14 @@ def test_pictures_and_placeholders_must_agree(name, placeholders, given):
         inputs.pop(key, None)
     pictures = models.inputs_for(name, [given])
     inputs |= {key: pictures[key] for key in ("pixel_values", "image_grid_thw") if key in pictures}
-    target = target_of(name)
+    target = target_of(name, "sdpa")
     with pytest.raises(MMSpecError, match=r"the prompt has \d+ image placeholder tokens but") as caught:
         target.encode(prepare(target, inputs=inputs))
     assert ("no image was given" in str(caught.value)) == (given == 0)
 
 
 def test_a_video_is_refused():
-    target, inputs = target_of("qwen_vl"), models.inputs_for("qwen_vl", [0])
+    target, inputs = target_of("qwen_vl", "sdpa"), models.inputs_for("qwen_vl", [0])
     inputs["input_ids"][0, 3:5] = models.VIDEO
     with pytest.raises(MMSpecError, match="video placeholder tokens"):
         target.encode(prepare(target, inputs=inputs))
@@ -299,17 +301,17 @@ IDS = torch.ones(2, 5, dtype=torch.long)
 )
 def test_bad_inputs_are_explained(inputs, message):
     with pytest.raises(MMSpecError, match=message):
-        prepare(target_of("llama"), inputs=inputs)
+        prepare(target_of("llama", "sdpa"), inputs=inputs)
 
 
 def test_lists_are_as_good_as_tensors():
-    target = target_of("llama")
+    target = target_of("llama", "sdpa")
     request = prepare(target, inputs={"input_ids": [[0, 5, 6], [7, 8, 9]], "attention_mask": [[0, 1, 1], [1, 1, 1]]})
     assert request.token_ids() == [[5, 6], [7, 8, 9]]
 
 
 def test_what_is_read_is_one_of_prompt_and_inputs():
-    target = target_of("llama")
+    target = target_of("llama", "sdpa")
     for arguments in ({}, {"prompt": "a", "inputs": {"input_ids": IDS}}):
         with pytest.raises(MMSpecError, match="give either prompt="):
             prepare(target, **arguments)

@@ -90,7 +90,7 @@ def naive_eagle2(toy: Toy, row: int, depth: int, top_k: int, total: int) -> list
     """The procedure of EAGLE-2 with lists: paths in order of creation, the root first."""
     created: list[tuple[float, tuple[int, ...]]] = []
     frontier = [(0.0, ())]
-    for level in range(depth):
+    for _ in range(depth):
         children = []
         for score, path in frontier:
             children += [(score + lp, (*path, token)) for lp, token in ranked(toy, row, path)[:top_k]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from models import PAD, VOCAB
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from mmspec.drafters import Drafter
 from mmspec.runner import LAST
@@ -114,6 +114,14 @@ def _byte_characters() -> dict[str, int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+class PrefixRule(LogitsProcessor):
+    """Depends on the prefix: bars the newest token, and favours the token one above the second newest."""
+
+    def __call__(self, input_ids, scores):
+        scores = scores.scatter(1, input_ids[:, -1:], float("-inf"))
+        return scores.scatter_add(1, (input_ids[:, -2:-1] + 1) % scores.shape[1], torch.full((len(scores), 1), 4.0))
 
 
 def hooks_of(*modules: torch.nn.Module) -> int:

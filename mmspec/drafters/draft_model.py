@@ -75,9 +75,13 @@ class DraftModelDrafter(StepDrafter):
         request, vision = self._prompt(context)
         family = self.draft_target.family
         self.runner = Runner(self.draft_target, request.batch_size, request.max_length + context.room)
-        embeds = family.embed(request.inputs["input_ids"], None if self.mode == "shared_vision" else vision)
+        ids = request.inputs["input_ids"]
+        if self.mode == "own_vision":
+            embeds = family.embed(ids, vision)
+        else:
+            embeds = family.embed(self._known(ids), None)
         if self.mode == "shared_vision" and vision is not None:
-            visual = request.inputs["input_ids"] == context.target.family.image_token_id
+            visual = ids == context.target.family.image_token_id
             embeds = embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
         position_ids, delta = family.positions(request.inputs)
         self.runner.prefill(embeds, position_ids, delta, request.lengths, family.prefill_inputs(request.inputs))
@@ -95,14 +99,14 @@ class DraftModelDrafter(StepDrafter):
             tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=root.device)
         steps = torch.arange(width, device=root.device).expand_as(tokens)
         causal = torch.ones(width, width, dtype=torch.bool, device=root.device).tril().expand(len(root), -1, -1)
-        logits = self.runner.extend(tokens, causal, steps)
+        logits = self.runner.extend(self._known(tokens), causal, steps)
         counts = [len(unread) + 1 for unread in self.unread]
         self.runner.commit([count if on else 0 for count, on in zip(counts, active, strict=True)])
         last = torch.tensor(counts, device=root.device) - 1
         return self._fit(logits[torch.arange(len(root), device=root.device), last])
 
     def expand(self, block: Block) -> Tensor:
-        return self._fit(self.runner.extend(block.tokens, block.visible, block.depth))
+        return self._fit(self.runner.extend(self._known(block.tokens), block.visible, block.depth))
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)
@@ -123,14 +127,14 @@ class DraftModelDrafter(StepDrafter):
         request = context.request
         if self.mode == "text_only":
             return _without_images(request, context.target.family.image_token_id), None
+        if context.vision is not None and context.vision.features is None:
+            raise MMSpecError(
+                "transformers encoded the pictures and kept neither their pixels nor what the vision tower saw, which "
+                f"a draft model with mode={self.mode!r} reads; call mmspec.generate instead of custom_generate"
+            )
         if self.mode == "shared_vision":
             if context.vision is None:
                 return request, None
-            if context.vision.features is None:
-                raise MMSpecError(
-                    "transformers encoded the pictures and did not keep what the vision tower saw, which a draft model "
-                    "with mode='shared_vision' reads; call mmspec.generate instead of custom_generate"
-                )
             projected = [self.projector(features) for features in context.vision.features]
             return request, Vision(projected, context.vision.features)
         if self.draft_target.processor is not None:
@@ -141,6 +145,11 @@ class DraftModelDrafter(StepDrafter):
                 )
             request = prepare(self.draft_target, request.prompts, request.images)
         return request, self.draft_target.encode(request)
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Tokens that this model can read. What only the target's padded table holds is read as token 0: the target may
+        emit it all the same, and a guess after it may be wrong."""
+        return tokens.masked_fill(tokens >= self.draft_target.vocab_size, 0)
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Logits over the target's vocabulary: models pad their embedding tables differently."""

@@ -4,7 +4,7 @@
     >>> image, prompt, reference = zoo.sample("scenes", "test", 0)
 
 Importing this package draws nothing and loads no model: torch and transformers come in only with the submodules that
-need them (`architecture`, `pretraining`, `evaluation`).
+need them (such as `architecture`, `pretraining` and `evaluation`).
 """
 
 from pathlib import Path

@@ -22,9 +22,12 @@ from mmspec.zoo.data import TASKS, Conversation, conversation
 IGNORE = -100
 IMAGE_START = 2  # the image stands behind <s> and <|user|>
 
-# How many of every 32 pictures belong to each task: reading text is the hardest, so it gets the most.
-MIXTURE = {"scenes": 9, "charts": 6, "documents": 12, "questions": 5}
-EASY_PICTURES = 20000  # the curriculum: few shapes and lines at first, full pictures from here on
+# The curriculum: few shapes, bars and letters at first, full pictures from this one on.
+EASY_PICTURES = 20_000
+# How many of every 32 pictures belong to each task. Reading text has to be learnt from nothing and comes first; once a
+# model can do it, it hardly ever unlearns it, and the other tasks get its place.
+EARLY_MIXTURE = {"scenes": 9, "charts": 6, "documents": 12, "questions": 5}
+LATE_MIXTURE = {"scenes": 10, "charts": 10, "documents": 4, "questions": 8}
 
 
 class Batch(NamedTuple):
@@ -60,10 +63,16 @@ def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[l
     return ids, labels
 
 
-def _schedule() -> list[str]:
-    """The tasks of 32 consecutive pictures, interleaved."""
-    places = [((i + 0.5) / n, task) for task, n in MIXTURE.items() for i in range(n)]
+def schedule(mixture: dict[str, int]) -> list[str]:
+    """The tasks of consecutive pictures, interleaved."""
+    places = [((i + 0.5) / n, task) for task, n in mixture.items() for i in range(n)]
     return [task for _, task in sorted(places)]
+
+
+def task_of(index: int) -> str:
+    """The task of training picture number `index`."""
+    tasks = schedule(EARLY_MIXTURE if index < EASY_PICTURES else LATE_MIXTURE)
+    return tasks[index % len(tasks)]
 
 
 class Conversations:
@@ -77,10 +86,9 @@ class Conversations:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number`, `pictures` pictures in all, at most `rows` in each."""
-        schedule = _schedule()
         examples = []
         for index in range(number * self.pictures, (number + 1) * self.pictures):
-            task = schedule[index % len(schedule)]
+            task = task_of(index)
             example = conversation(task, index, difficulty=index / EASY_PICTURES)
             examples.append((TASKS.index(task), example, *encode(example, self.tokenizer)))
         examples.sort(key=lambda e: len(e[2]))  # rows of similar length share a forward pass: little padding

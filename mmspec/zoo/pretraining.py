@@ -20,19 +20,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
-from torch.nn import functional
-from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mmspec.zoo.architecture import VISUAL_TOKENS, build_config, build_model
-from mmspec.zoo.batches import IGNORE, IMAGE_START, Batch, Conversations
+from mmspec.zoo.architecture import build_config, build_model
+from mmspec.zoo.batches import IGNORE, Conversations
 from mmspec.zoo.data import TASKS
 from mmspec.zoo.evaluation import evaluate
+from mmspec.zoo.losses import Losses, losses_of
 from mmspec.zoo.vocabulary import build_processor, kept_tokenizer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -60,50 +59,6 @@ class Settings:
     validate_minutes: float = 10.0
     validate_examples: int = 12
     seed: int = 0
-
-
-def dense_attention(module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """Softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal one."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if module.is_causal:
-        length = query.shape[2]
-        scores.add_(torch.full((length, length), -1e9, dtype=scores.dtype).triu_(1))
-    return torch.matmul(functional.softmax(scores, -1), value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("mmspec_dense", dense_attention)
-
-
-class Losses(NamedTuple):
-    """Cross entropy of every answer token, the row that each belongs to, and the mean over the labelled patches."""
-
-    answers: torch.Tensor
-    rows: torch.Tensor
-    patches: torch.Tensor
-
-
-def losses_of(model: LlavaForConditionalGeneration, batch: Batch) -> Losses:
-    """One forward pass. Logits are made only where there is something to predict.
-
-    The loss on the patches asks the projector that the embedding of a patch resemble the word for what it shows, the
-    letter K or the colour red. Seeing is then learnt at once instead of through sixteen layers, and transcribing
-    becomes what language models are good at: copying.
-    """
-    inner = model.model
-    features = inner.vision_tower(batch.pixel_values.to(model.dtype)).last_hidden_state[:, 1:]
-    visual = inner.multi_modal_projector(features)
-    embeddings = inner.get_input_embeddings()(batch.input_ids)
-    start, end = IMAGE_START, IMAGE_START + VISUAL_TOKENS
-    embeddings = torch.cat([embeddings[:, :start], visual, embeddings[:, end:]], dim=1)
-    hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    targets = batch.labels[:, 1:]
-    wanted = targets != IGNORE
-    logits = model.lm_head(hidden[:, :-1][wanted]).float()
-    answers = functional.cross_entropy(logits, targets[wanted], reduction="none")
-    labelled = batch.patch_labels != IGNORE
-    words = model.lm_head(functional.rms_norm(visual[labelled], visual.shape[-1:])).float()
-    return Losses(answers, wanted.nonzero()[:, 0], functional.cross_entropy(words, batch.patch_labels[labelled]))
 
 
 class MasterWeights:
@@ -217,25 +172,30 @@ def read_checkpoint(path: Path, weights: MasterWeights) -> dict:
 
 
 def train(settings: Settings, spawn: bool = True) -> Path:
-    """Run or resume a training; returns the path of its last checkpoint. Without `spawn`, a single process runs here."""
+    """Run or resume a training; returns the path of its last checkpoint. Without `spawn`, it runs in this process."""
     settings.output.mkdir(parents=True, exist_ok=True)
     kept_tokenizer(settings.output / "tokenizer")  # made once, before the processes share it
     if not spawn:
         if settings.processes != 1:
             raise ValueError(f"spawn=False trains in this process alone, but processes is {settings.processes}")
-        _run(0, settings, meeting="")
+        _run(0, settings)
         return settings.output / CHECKPOINT
     with tempfile.TemporaryDirectory() as meeting:
-        multiprocessing.spawn(_run, args=(settings, f"file://{meeting}/point"), nprocs=settings.processes)
+        multiprocessing.spawn(_join, args=(settings, f"file://{meeting}/point"), nprocs=settings.processes)
     return settings.output / CHECKPOINT
 
 
-def _run(rank: int, settings: Settings, meeting: str) -> None:
-    """One process: its share of every step. The first one also saves, logs and validates."""
+def _join(rank: int, settings: Settings, meeting: str) -> None:
+    """What a new process does: take its share of the cores and meet the others."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.processes))
-    if settings.processes > 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=settings.processes)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=settings.processes)
+    _run(rank, settings)
+    distributed.destroy_process_group()
+
+
+def _run(rank: int, settings: Settings) -> None:
+    """One process: its share of every step. The first one also saves, logs and validates."""
     tokenizer = kept_tokenizer(settings.output / "tokenizer")
     model = build_model(build_config(tokenizer), settings.seed)
     model.set_attn_implementation("mmspec_dense")
@@ -255,7 +215,7 @@ def _run(rank: int, settings: Settings, meeting: str) -> None:
             if (number + number // settings.processes + step) % settings.processes != rank:
                 continue
             losses = losses_of(model, batch)
-            loss = losses.answers.sum() / answers + settings.patch_weight * losses.patches / len(batches)
+            loss = losses.answers.sum() / answers + settings.patch_weight * losses.patches.sum() / settings.pictures
             (loss * settings.processes).backward()
             if journal:
                 journal.note(losses, batch.tasks)
@@ -287,8 +247,8 @@ class Journal:
 
     def note(self, losses: Losses, tasks: torch.Tensor) -> None:
         """Add the losses of a micro-batch to the means of its tasks and of the patches."""
-        values = torch.cat([losses.answers, losses.patches[None]]).detach()
-        kinds = torch.cat([tasks[losses.rows], torch.tensor([len(TASKS)])])
+        values = torch.cat([losses.answers, losses.patches]).detach()
+        kinds = torch.cat([tasks[losses.rows], torch.full_like(tasks, len(TASKS))])
         self.totals.index_add_(0, kinds, values)
         self.counts.index_add_(0, kinds, torch.ones_like(values))
 

@@ -12,7 +12,8 @@ from mmspec.zoo.architecture import build_config, build_model
 from mmspec.zoo.batches import IGNORE, Conversations
 from mmspec.zoo.evaluation import answer, evaluate
 from mmspec.zoo.export import export
-from mmspec.zoo.pretraining import MasterWeights, Settings, losses_of, rate, read_checkpoint, train, write_checkpoint
+from mmspec.zoo.losses import losses_of
+from mmspec.zoo.pretraining import MasterWeights, Settings, rate, read_checkpoint, train, write_checkpoint
 from mmspec.zoo.vocabulary import build_tokenizer
 
 
@@ -46,7 +47,7 @@ def test_the_loss_is_that_of_the_model(tokenizer):
     ).loss
     model.set_attn_implementation("mmspec_dense")
     losses = losses_of(model, batch)
-    assert losses.answers.shape == losses.rows.shape
+    assert losses.answers.shape == losses.rows.shape and losses.patches.shape == (3,)
     torch.testing.assert_close(losses.answers.mean(), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -57,7 +58,7 @@ def test_steps_reduce_the_loss_of_a_batch(tokenizer, tmp_path, optimizer):
     values = []
     for _ in range(6):
         losses = losses_of(weights.model, batch)
-        (losses.answers.mean() + losses.patches).backward()
+        (losses.answers.mean() + losses.patches.mean()).backward()
         values.append(losses.answers.mean().item())
         assert weights.average_gradients(0.5) == 0.5
         weights.step(0.5)

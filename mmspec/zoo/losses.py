@@ -1,0 +1,63 @@
+"""What the tiny target is trained to do: the forward pass of a batch, and its two losses.
+
+Importing this module registers the attention implementation `mmspec_dense`, which training uses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+
+from mmspec.zoo.architecture import VISUAL_TOKENS
+from mmspec.zoo.batches import IGNORE, IMAGE_START, Batch
+
+
+def dense_attention(module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """Softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal one."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if module.is_causal:
+        length = query.shape[2]
+        scores.add_(torch.full((length, length), -1e9, dtype=scores.dtype).triu_(1))
+    return torch.matmul(functional.softmax(scores, -1), value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("mmspec_dense", dense_attention)
+
+
+class Losses(NamedTuple):
+    """Cross entropy of every answer token, the row that each belongs to, and the mean over the patches of every row."""
+
+    answers: torch.Tensor  # [tokens]
+    rows: torch.Tensor  # [tokens]
+    patches: torch.Tensor  # [rows]
+
+
+def losses_of(model: LlavaForConditionalGeneration, batch: Batch) -> Losses:
+    """One forward pass. Logits are made only where there is something to predict.
+
+    The loss on the patches asks the projector that the embedding of a patch resemble the word for what it shows, the
+    letter K or the colour red. Seeing is then learnt at once instead of through sixteen layers, and transcribing
+    becomes what language models are good at: copying.
+    """
+    inner = model.model
+    features = inner.vision_tower(batch.pixel_values.to(model.dtype)).last_hidden_state[:, 1:]
+    visual = inner.multi_modal_projector(features)
+    embeddings = inner.get_input_embeddings()(batch.input_ids)
+    start, end = IMAGE_START, IMAGE_START + VISUAL_TOKENS
+    embeddings = torch.cat([embeddings[:, :start], visual, embeddings[:, end:]], dim=1)
+    hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    targets = batch.labels[:, 1:]
+    wanted = targets != IGNORE
+    logits = model.lm_head(hidden[:, :-1][wanted]).float()
+    answers = functional.cross_entropy(logits, targets[wanted], reduction="none")
+    labelled = batch.patch_labels != IGNORE
+    words = model.lm_head(functional.rms_norm(visual[labelled], visual.shape[-1:])).float()
+    seen = functional.cross_entropy(words, batch.patch_labels[labelled], reduction="none")
+    # A mean per picture: a page labels ten times as many patches as a scene, whose few must not be lost in the crowd.
+    sums = seen.new_zeros(len(labelled)).index_add(0, labelled.nonzero()[:, 0], seen)
+    return Losses(answers, wanted.nonzero()[:, 0], sums / labelled.sum(dim=1).clamp(min=1))

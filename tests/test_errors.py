@@ -1,0 +1,200 @@
+"""Bad input from Python: one line that names the thing, the value and the way out, before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import IMAGE, VOCAB, inputs_for, llama, llava
+from PIL import Image
+from toys import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mmspec
+from mmspec import MMSpecError, Target
+from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.errors import did_you_mean
+from mmspec.trees import Chain, DynamicTree
+from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
+
+
+@pytest.fixture(scope="module")
+def text_target():
+    return Target(llama(), byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def visual_target():
+    return Target(llava(), byte_tokenizer())
+
+
+def refused(target, message: str, drafter=None, **arguments) -> None:
+    with pytest.raises(MMSpecError, match=message) as error:
+        mmspec.generate(target, drafter, **{"max_new_tokens": 4, **arguments})
+    assert "\n" not in str(error.value)
+
+
+PROMPT = {"prompt": "a thing"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a positive integer"),
+        ({"max_new_tokens": -4}, "max_new_tokens=-4 must be a positive integer"),
+        ({"temperature": -1.0}, r"temperature=-1\.0 is out of range: it must be 0 \(greedy\) or more"),
+        ({"temperature": 1.0, "top_p": 2.0}, r"top_p=2\.0 is out of range"),
+        ({"top_k": 0}, "top_k=0 is out of range: it must be a positive integer"),
+        ({"temperature": 0.7, "verifier": Greedy()}, r"Greedy verifies at temperature 0 only, not 0\.7; use PointMass"),
+        ({"verifier": PointMassSampling()}, "PointMassSampling samples: give temperature= above 0, or use Greedy"),
+        ({"verifier": RejectionSampling()}, "RejectionSampling samples: give temperature= above 0, or use Greedy"),
+        ({"tree": Chain(3)}, "tree= shapes what a drafter proposes, but drafter is None"),
+        ({"drafter": "ngram"}, r"drafter='ngram' is no Drafter; load one with mmspec\.load_drafter\(name, target\)"),
+        ({"verifier": "greedy"}, r"verifier='greedy' is no Verifier.*mmspec\.verifiers\.Greedy\(\)"),
+        ({"verifier": Greedy}, r"verifier=.*Greedy.* is no Verifier"),
+        ({"prompt": ""}, "prompt 0 is empty: ''"),
+        ({"prompt": " \n"}, "prompt 0 is empty: "),
+        ({"prompt": ["a", ""]}, "prompt 1 is empty: ''"),
+        ({"prompt": []}, "prompt is an empty list"),
+        ({"prompt": None}, "give either prompt= .* or inputs="),
+        ({"inputs": {"input_ids": torch.tensor([[1]])}}, "give either prompt= .* or inputs="),
+        ({"prompt": None, "inputs": {}}, "inputs has no input_ids"),
+        ({"prompt": None, "inputs": {"input_ids": torch.tensor([1, 2])}}, r"input_ids must be \[batch, length\]"),
+        ({"prompt": None, "inputs": {"input_ids": torch.zeros(1, 0).long()}}, "at least one token per row"),
+        ({"prompt": "a " * 300}, r"the prompt has \d+ tokens .* but the model's limit is 512"),
+        ({"prompt": ["a", "b"], "images": []}, "2 prompts but images for 0"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_arguments(text_target, arguments, message):
+    refused(text_target, message, **{**PROMPT, **arguments})
+
+
+def test_trees_for_drafters(text_target):
+    refused(
+        text_target,
+        "NGramDrafter proposes whole trees of its own, so tree=",
+        NGramDrafter(text_target),
+        tree=Chain(2),
+        **PROMPT,
+    )
+    drafter = DraftModelDrafter(text_target, llama(), "text_only")
+    refused(text_target, r"tree='chain' is no TreeBuilder.*mmspec\.trees\.Chain\(\)", drafter, tree="chain", **PROMPT)
+    sampling = {"verifier": RejectionSampling(), "temperature": 1.0, **PROMPT}
+    refused(text_target, "DynamicTree keeps the likeliest nodes", drafter, tree=DynamicTree(), **sampling)
+
+
+def test_a_drafter_serves_the_target_it_was_built_for(text_target):
+    stranger = NGramDrafter(Target(llama()))
+    refused(text_target, "this NGramDrafter was made for another target; build it with the target", stranger, **PROMPT)
+    twin = NGramDrafter(Target(text_target.model))  # another view of the same model is fine
+    assert mmspec.generate(text_target, twin, max_new_tokens=2, **PROMPT).token_ids
+
+
+def test_a_draft_model_shares_the_vocabulary(text_target):
+    other = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(MMSpecError, match="target vocab is 61 but the drafter's is 64: they must share a tokenizer"):
+        DraftModelDrafter(text_target, other, "text_only")
+    # Padded embedding tables are fine when the tokenizers agree, and only then.
+    same, renamed = byte_tokenizer(), byte_tokenizer()
+    renamed.add_tokens(["<new>"])
+
+    def with_processor(processor):
+        return DraftModelDrafter(text_target, other, "text_only", processor=processor)
+
+    with pytest.raises(MMSpecError, match=r"tokenizer \(62 tokens\) is not the target's \(61 tokens\)"):
+        with_processor(renamed)
+    out = mmspec.generate(text_target, with_processor(same), max_new_tokens=4, **PROMPT)
+    assert out.token_ids == mmspec.generate(text_target, max_new_tokens=4, **PROMPT).token_ids
+
+
+@pytest.mark.parametrize(
+    ("mode", "projector", "message"),
+    [
+        ("blind", None, "mode 'blind' is unknown.*Available: own_vision, shared_vision, text_only"),
+        ("text_onyl", None, r"mode 'text_onyl' is unknown\. Did you mean 'text_only'\?"),
+        ("shared_vision", None, "a projector belongs to mode='shared_vision'"),
+        ("text_only", torch.nn.Identity(), "a projector belongs to mode='shared_vision'"),
+        ("own_vision", None, "needs a vision-language model, LlamaForCausalLM takes no pictures; use mode='text_only'"),
+    ],
+)
+def test_modes_of_draft_models(visual_target, mode, projector, message):
+    with pytest.raises(MMSpecError, match=message):
+        DraftModelDrafter(visual_target, llama(), mode, projector)
+
+
+# Pictures.
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    Image.effect_noise((64, 64), 99).convert("RGB").save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.with_name("no.png"), "image '.*no.png' does not exist"),
+        (lambda path: _written(path, b"not a picture"), "image '.*noise.png' is not in a picture format"),
+        (lambda path: _written(path, path.read_bytes()[:1500]), "image '.*noise.png' cannot be read: "),
+        (lambda path: _written(path, b""), "image '.*noise.png' is not in a picture format"),
+        (lambda path: path.parent, "image '.*' cannot be read: .*directory"),
+    ],
+    ids=["missing", "text", "truncated", "empty", "folder"],
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_unreadable_pictures(visual_target, picture, make, message, as_list):
+    path = make(picture)
+    for image in (path, str(path)):
+        refused(visual_target, message, images=[image] if as_list else image, **PROMPT)
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_pictures_for_a_text_model(text_target, picture):
+    refused(text_target, "1 images were given but LlamaForCausalLM takes none", images=[picture], **PROMPT)
+
+
+def test_numbers_of_pictures_and_placeholders(visual_target):
+    two = inputs_for("llava", [2])
+    fewer = {**two, "pixel_values": two["pixel_values"][:1]}
+    more = {**two, "pixel_values": two["pixel_values"].repeat(2, 1, 1, 1)}
+    none = {name: value for name, value in two.items() if name != "pixel_values"}
+    refused(visual_target, "8 image placeholder tokens but the 1 images given fill 4; pass as many", inputs=fewer)
+    refused(visual_target, "8 image placeholder tokens but the 4 images given fill 16; pass as many", inputs=more)
+    refused(visual_target, r"8 image placeholder tokens but no image was given; pass images=", inputs=none)
+    unplaced = {**inputs_for("llava", [0]), "pixel_values": two["pixel_values"]}
+    refused(visual_target, "0 image placeholder tokens but the 2 images given fill 8", inputs=unplaced)
+    refused(visual_target, "images= goes with prompt=", inputs=two, images=[Image.new("RGB", (4, 4))])
+
+
+def test_text_needs_a_tokenizer():
+    refused(Target(llama()), "the target has no processor, so it reads no text", **PROMPT)
+
+
+def test_a_blind_drafter_needs_words(visual_target):
+    ids = torch.tensor([[IMAGE] * 4])
+    inputs = {"input_ids": ids, "pixel_values": torch.zeros(1, 3, 16, 16)}
+    drafter = DraftModelDrafter(visual_target, llama(), "text_only")
+    refused(visual_target, "a prompt without its images is empty", drafter, inputs=inputs)
+
+
+def test_a_refused_request_leaves_the_target_usable(visual_target):
+    inputs = inputs_for("llava", [1])
+    want = mmspec.generate(visual_target, inputs=inputs, max_new_tokens=3).token_ids
+    refused(visual_target, "max_new_tokens", inputs=inputs, max_new_tokens=0)
+    assert mmspec.generate(visual_target, inputs=inputs, max_new_tokens=3).token_ids == want
+    assert all(0 <= token < VOCAB for token in want[0])
+
+
+def test_hints():
+    assert did_you_mean("chian", ["chain", "dynamic"]) == " Did you mean 'chain'? Available: chain, dynamic."
+    assert did_you_mean("xyz", ["b", "a"]) == " Available: a, b."
+    assert did_you_mean("xyz", []) == ""

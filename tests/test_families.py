@@ -1,0 +1,231 @@
+"""Families: where pictures stand, that features line up with tokens, positions, windows; all families are tested."""
+
+from __future__ import annotations
+
+import helpers
+import models
+import pytest
+import torch
+import transformers
+from helpers import RAGGED, case, pictures_for, start, target_of
+
+from mmspec.errors import MMSpecError
+from mmspec.families import FAMILIES, CausalLM, family_of
+from mmspec.inputs import prepare
+from mmspec.target import Target
+
+# A picture's height and width in patches; 2 x 2 patches make a token, and 2 x 2 tokens an attention window.
+GRIDS = [[1, 4, 8], [1, 8, 12], [1, 4, 4], [1, 6, 10]]
+
+
+def pixtral() -> Target:
+    """A LLaVA whose pictures differ in size: their tokens come out of the tower in one run."""
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**models.TEXT),
+        vision_config=transformers.PixtralVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            head_dim=8,
+            image_size=32,
+            patch_size=8,
+        ),
+        image_token_index=models.IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = transformers.LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    return Target(models.rescale(model, 0))
+
+
+def pixtral_inputs() -> dict:
+    """Two pictures of 2 x 2 and 3 x 1 tokens, with a separator after every row but the last."""
+    image, row, end = models.IMAGE, models.VIDEO, models.VISION_END
+    ids = [3, 4, *[image, image, row, image, image, end], 5, *[image, row, image, row, image, end], 7, 8]
+    pixels = torch.randn(2, 3, 24, 16, generator=torch.Generator().manual_seed(0))
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values": pixels,
+        "image_sizes": torch.tensor([[16, 16], [24, 8]]),
+    }
+
+
+def qwen_inputs(grids: list[list[int]]) -> dict:
+    """One row with pictures of the given sizes."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [3]
+    for _, height, width in grids:
+        ids += [models.VISION_START, *[models.IMAGE] * (height * width // 4), models.VISION_END]
+    ids = torch.tensor([[*ids, 4, 5]])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == models.IMAGE).int(),
+        "pixel_values": torch.randn(sum(h * w for _, h, w in grids), 96, generator=generator),
+        "image_grid_thw": torch.tensor(grids),
+    }
+
+
+def vision_of(target: Target, inputs: dict):
+    return target.encode(prepare(target, inputs=inputs))
+
+
+def project(name: str, model, features: torch.Tensor) -> torch.Tensor:
+    """What the target itself makes of one picture's features."""
+    if name == "qwen_vl":  # four patches a token
+        return model.visual.merger(features.reshape(-1, features.shape[-1] // 4))
+    projector = model.multi_modal_projector
+    if name == "gemma3":
+        return projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight
+    return projector(features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.VISUAL)
+def test_features_line_up_with_the_tokens_they_become(name):
+    target = target_of(name, "sdpa")
+    vision = vision_of(target, qwen_inputs(GRIDS) if name == "qwen_vl" else models.inputs_for(name, [3, 1]))
+    sizes = [height * width // 4 for _, height, width in GRIDS] if name == "qwen_vl" else [4] * 4
+    assert [embeds.shape[0] for embeds in vision.embeds] == sizes
+    for embeds, features in zip(vision.embeds, vision.features, strict=True):
+        assert (project(name, target.model.model, features) - embeds).abs().max() < 1e-5
+        assert (project(name, target.model.model, features.flip(0)) - embeds).abs().max() > 1e-2, "order counts"
+
+
+@torch.no_grad()
+def test_pictures_of_different_size_are_cut_apart():
+    target, inputs = pixtral(), pixtral_inputs()
+    vision = vision_of(target, inputs)
+    assert (
+        [embeds.shape[0] for embeds in vision.embeds] == [features.shape[0] for features in vision.features] == [4, 3]
+    )
+    for embeds, features in zip(vision.embeds, vision.features, strict=True):
+        assert (target.model.model.multi_modal_projector(features) - embeds).abs().max() < 1e-5
+    context = start(target, inputs)
+    assert context.visual_spans() == [[(2, 7), (9, 14)]]
+    full = helpers.recompute(target.model, inputs, [[]]).logits[:, -1]
+    assert (context.logits - full).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_qwen_windows_are_put_back_into_reading_order():
+    """The patches of a token are neighbours in the picture: a change of theirs changes that token's input alone."""
+    target, inputs = target_of("qwen_vl", "sdpa"), qwen_inputs([[1, 4, 8], [1, 8, 12]])
+    tower = target.model.model.visual
+    captured = {}
+    # The patch embedding is local, so it shows the order before attention has mixed the patches.
+    hooks = [
+        layer.register_forward_hook(lambda _, args, output: output * 0 if isinstance(output, torch.Tensor) else output)
+        for block in tower.blocks
+        for layer in (block.attn, block.mlp)
+    ]
+    try:
+        plain = vision_of(target, inputs).features
+        for token in (0, 3, 7):
+            changed = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
+            changed["pixel_values"][4 * token : 4 * token + 4] += 1
+            captured[token] = vision_of(target, changed).features
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for token, features in captured.items():
+        assert (features[0] - plain[0]).abs().amax(-1).nonzero().flatten().tolist() == [token]
+        assert torch.equal(features[1], plain[1])
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_visual_spans_hold_the_placeholders_and_nothing_else(name):
+    inputs, _ = case(name, "sdpa", *RAGGED, 1)
+    context = start(target_of(name, "sdpa"), inputs)
+    spans = context.visual_spans()
+    assert [len(row) for row in spans] == pictures_for(name, RAGGED[0])
+    for ids, row in zip(context.request.token_ids(), spans, strict=True):
+        inside = {index for start_, end in row for index in range(start_, end)}
+        assert inside == {index for index, token in enumerate(ids) if token == models.IMAGE}
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_visual_spans_of_pictures_side_by_side(name):
+    """Without a token between them, only the encoded sizes tell where one picture ends."""
+    ids = torch.tensor([[3, *[models.IMAGE] * 8, 4]])
+    inputs = {"input_ids": ids, "pixel_values": models.inputs_for(name, [2])["pixel_values"]}
+    assert start(target_of(name, "sdpa"), inputs).visual_spans() == [[(1, 5), (5, 9)]]
+
+
+@pytest.mark.parametrize("name", models.VISUAL)
+def test_the_prompt_is_read_with_the_pictures_in_place_of_their_placeholders(name):
+    target = target_of(name, "sdpa")
+    inputs, _ = case(name, "sdpa", *RAGGED, 1)
+    context = start(target, inputs)
+    ids = context.request.inputs["input_ids"]
+    visual = ids == models.IMAGE
+    assert torch.equal(context.embeds[visual], torch.cat(context.vision.embeds))
+    text = target.model.get_input_embeddings()(ids)
+    assert torch.equal(context.embeds[~visual], text[~visual])
+
+
+def test_a_placeholder_may_lie_outside_the_embedding_table():
+    """Gemma 3's does in some checkpoints."""
+    model = models.gemma3()
+    model.config.image_token_id = 1000
+    target, inputs = Target(model), models.inputs_for("gemma3", [1, 2])
+    inside = start(target_of("gemma3", "sdpa"), inputs)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == models.IMAGE, 1000)
+    assert (start(target, inputs).logits - inside.logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("grids", [[[1, 4, 4]], [[1, 8, 12], [1, 4, 8]]])
+def test_a_picture_advances_the_position_by_its_longer_side(grids):
+    target, inputs = target_of("qwen_vl", "sdpa"), qwen_inputs(grids)
+    request = prepare(target, inputs=inputs)
+    position_ids, delta = target.family.positions(request.inputs)
+    saved = sum(height * width // 4 - max(height, width) // 2 for _, height, width in grids)
+    assert saved and delta.tolist() == [-saved]
+    assert position_ids[:, 0, -1].tolist() == [request.max_length - 1 - saved] * 3
+
+
+def test_positions_are_the_same_without_the_processors_token_types():
+    target, inputs = target_of("qwen_vl", "sdpa"), case("qwen_vl", "sdpa", *RAGGED, 1)[0]
+    bare = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
+    results = [target.family.positions(prepare(target, inputs=each).inputs) for each in (inputs, bare)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "windows"),
+    [
+        ("LlamaConfig", {}, {FULL: None}),
+        ("MistralConfig", {"sliding_window": 7}, {SLIDING: 7}),
+        ("MistralConfig", {"sliding_window": None}, {FULL: None}),
+        ("Qwen2Config", {"sliding_window": 7, "use_sliding_window": False}, {FULL: None}),
+        ("Qwen2Config", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 0}, {SLIDING: 7}),
+        (
+            "Qwen2Config",
+            {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1},
+            {FULL: None, SLIDING: 7},
+        ),
+        ("Gemma3TextConfig", {"sliding_window": 7, "layer_types": [SLIDING, SLIDING, FULL]}, {FULL: None, SLIDING: 7}),
+    ],
+)
+def test_windows_are_those_of_the_config(config, settings, windows):
+    config = getattr(transformers, config)(**{**models.TEXT, **settings})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    assert isinstance(family_of(model), CausalLM)
+    assert family_of(model).attention_windows() == windows
+
+
+def test_a_kind_of_attention_without_a_mask_form_is_refused():
+    model = models.qwen3()
+    model.config.layer_types = [FULL, "chunked_attention", FULL]
+    with pytest.raises(MMSpecError, match="'qwen3' has layers of type chunked_attention"):
+        Target(model)
+
+
+def test_every_family_has_a_tiny_model_in_the_tests():
+    tested = {build().config.model_type for build in models.MODELS.values()}
+    assert {kind for family in FAMILIES for kind in family.model_types} <= tested

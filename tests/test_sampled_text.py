@@ -1,0 +1,144 @@
+"""Sampled texts of whole runs against the exact law of a toy model, and wrong rules that the same test finds out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws import g_test
+from models import TEXT, rescale
+from toys import PrefixRule
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import mmspec
+from mmspec import Target
+from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.trees import Chain, DynamicTree, StaticTree
+from mmspec.verifiers import PointMassSampling, RejectionSampling, rejection
+
+ALPHA = 1e-4
+
+# Rows of one batch are independent samples.
+TOY_VOCAB, TOY_TOKENS, ROWS = 6, 3, 2500
+PROMPT = [1, 2, 3, 1, 4, 2, 3]
+
+
+def toy(seed: int) -> LlamaForCausalLM:
+    sizes = {"vocab_size": TOY_VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return rescale(LlamaForCausalLM(LlamaConfig(**{**TEXT, **sizes, "num_key_value_heads": 1})), seed)
+
+
+@torch.inference_mode()
+def exact_law(model, *processors) -> torch.Tensor:
+    """`[vocab] * tokens`, from full passes over every prefix."""
+    law = torch.ones(1, dtype=torch.float64)
+    prefixes = torch.tensor([PROMPT])
+    for _ in range(TOY_TOKENS):
+        scores = LogitsProcessorList(processors)(prefixes, model(prefixes).logits[:, -1].clone())
+        law = (law[:, None] * scores.double().softmax(-1)).flatten()
+        tokens = torch.arange(TOY_VOCAB).repeat(len(prefixes))[:, None]
+        prefixes = torch.cat([prefixes.repeat_interleave(TOY_VOCAB, dim=0), tokens], dim=1)
+    return law.view([TOY_VOCAB] * TOY_TOKENS)
+
+
+def sample(target, drafter, tree, **options) -> list[tuple[int, ...]]:
+    inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
+    options = {"temperature": 1.0, **options}
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, tree=tree, **options)
+    assert out.stats.lossless
+    if drafter is not None:
+        assert 0 < out.stats.num_accepted_draft_tokens < out.stats.num_draft_tokens
+    return [tuple(row) for row in out.token_ids]
+
+
+@pytest.fixture(scope="module")
+def toys():
+    target = Target(toy(0))
+    return target, DraftModelDrafter(target, toy(1), "text_only"), NGramDrafter(target, max_ngram=2, length=3)
+
+
+TWO_LEVELS = StaticTree(["0", "1", "2", "00", "01", "10"])
+COMBINATIONS = {
+    "plain": (None, None, None),
+    "rejection-chain": ("model", Chain(2), RejectionSampling()),
+    "rejection-static": ("model", TWO_LEVELS, RejectionSampling()),
+    "rejection-ngram": ("ngram", None, RejectionSampling()),
+    "point-ngram": ("ngram", None, PointMassSampling()),
+    "point-static": ("model", TWO_LEVELS, PointMassSampling()),
+    "point-dynamic": ("model", DynamicTree(depth=2, top_k=3, total=8), PointMassSampling()),
+}
+
+
+def _pick(toys, name):
+    target, model, ngram = toys
+    return target, {None: None, "model": model, "ngram": ngram}[name]
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_sampled_text_follows_the_exact_law(toys, name):
+    which, tree, verifier = COMBINATIONS[name]
+    target, drafter = _pick(toys, which)
+    assert g_test(sample(target, drafter, tree, verifier=verifier, seed=11), exact_law(target.model)) > ALPHA
+
+
+FILTERS = {
+    "temperature": ({"temperature": 0.5}, [TemperatureLogitsWarper(0.5)]),
+    "top_k": ({"top_k": 2}, [TopKLogitsWarper(2)]),
+    "top_p": ({"top_p": 0.6}, [TopPLogitsWarper(0.6)]),
+    "min_p": ({"min_p": 0.3, "temperature": 1.5}, [TemperatureLogitsWarper(1.5), MinPLogitsWarper(0.3)]),
+    "penalty": ({"repetition_penalty": 1.8}, [RepetitionPenaltyLogitsProcessor(1.8)]),
+    "prefix": ({"logits_processor": [PrefixRule()]}, [PrefixRule()]),
+}
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("name", ["rejection-static", "point-dynamic"])
+def test_sampled_text_follows_the_law_behind_processors(toys, name, filters):
+    """`g_test` is 0 if a single token lies outside the allowed set."""
+    which, tree, verifier = COMBINATIONS[name]
+    target, drafter = _pick(toys, which)
+    options, processors = FILTERS[filters]
+    samples = sample(target, drafter, tree, verifier=verifier, seed=12, **options)
+    assert g_test(samples, exact_law(target.model, *processors)) > ALPHA
+    assert g_test(samples, exact_law(target.model)) < ALPHA, "the processors change nothing here"
+
+
+class OneNoiseForAll(PointMassSampling):
+    """Wrong: every position of a row uses the same noise."""
+
+    def start(self, seed):
+        super().start(seed)
+        first = self.noise.peek(1)
+        self.noise.peek = lambda count: first.expand(-1, count, -1)
+        self.noise.consume = lambda counts: None
+
+
+@pytest.mark.parametrize("wrong", ["residual", "strike", "noise", "drafter_temperature"])
+def test_control_wrong_verifiers_fail_the_same_test(toys, monkeypatch, wrong):
+    target, model, _ = toys
+    verifier, tree, options = RejectionSampling(), TWO_LEVELS, {}
+    if wrong == "residual":
+        monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    elif wrong == "strike":
+        monkeypatch.setattr(rejection, "strike", lambda q, token: q)
+    elif wrong == "noise":
+        verifier = OneNoiseForAll()
+    else:  # q reported without the temperature that it was drawn with
+        choose = mmspec.trees.Proposals.choose
+
+        def without_temperature(self, logits, count, paths):
+            tokens, log_probs, _ = choose(self, logits, count, paths)
+            return tokens, log_probs, logits.softmax(-1)
+
+        monkeypatch.setattr(mmspec.trees.Proposals, "choose", without_temperature)
+        options = {"temperature": 0.5}
+    law = exact_law(target.model, *([TemperatureLogitsWarper(0.5)] if options else []))
+    assert g_test(sample(target, model, tree, verifier=verifier, seed=11, **options), law) < ALPHA
