@@ -190,7 +190,9 @@ def stream(
         max_new_tokens: at most so many new tokens per row, at least 1.
         tree: how the drafter grows its trees, instead of its own default.
         verifier: by default `Greedy()` at temperature 0 and `PointMassSampling()` above it, both lossless.
-        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`.
+        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`. A penalty of None
+            is the one in the model's generation config, as in `model.generate`; nothing else is taken from there but
+            the end tokens.
         stopping_criteria: Hugging Face criteria, called after every token with the row's `[1, length]` ids and None for
             the scores.
         streamer: a Hugging Face streamer, for a single row.
@@ -200,6 +202,8 @@ def stream(
     Raises:
         MMSpecError: for anything the caller can put right.
     """
+    if repetition_penalty is None:
+        repetition_penalty = target.model.generation_config.repetition_penalty
     pipeline = LogitsPipeline(temperature, top_k, top_p, min_p, repetition_penalty, logits_processor)
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
     if not isinstance(verifier, Verifier):

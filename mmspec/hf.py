@@ -64,6 +64,7 @@ def custom_generate(
             verifier=verifier,
             # generate has already put the temperature and its kin among the processors.
             temperature=1.0 if generation_config.do_sample else 0.0,
+            repetition_penalty=1.0,
             logits_processor=logits_processor,
             stopping_criteria=_own(stopping_criteria),
             streamer=streamer,

@@ -60,3 +60,17 @@ def test_refusals():
         models.llama(seed=1).generate(**inputs, max_new_tokens=4, custom_generate=custom)
     with pytest.raises(MMSpecError, match="num_beams=2"):
         model.generate(**inputs, max_new_tokens=4, num_beams=2, custom_generate=custom)
+
+
+def test_the_models_own_penalty_applies_once():
+    model = models.llama()
+    model.generation_config.repetition_penalty = 1.6
+    target = mmspec.Target(model)
+    inputs = models.inputs_for("llama", [0])
+    expected = models.reference(model, inputs, 20)
+    assert mmspec.generate(target, NGramDrafter(target), inputs=inputs, max_new_tokens=20).token_ids == expected
+    custom = mmspec.hf.custom_generate(NGramDrafter(target))
+    ours = model.generate(**inputs, max_new_tokens=20, do_sample=False, custom_generate=custom)
+    assert ours[:, inputs["input_ids"].shape[1] :].tolist() == expected
+    plain = mmspec.generate(target, None, inputs=inputs, max_new_tokens=20, repetition_penalty=1.0)
+    assert plain.token_ids != expected
