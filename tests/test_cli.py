@@ -265,7 +265,12 @@ def test_corrupt_weights_reach_the_user_as_one_line(model, picture, tmp_path, ca
 def test_interruption_is_quiet(model, picture):
     argv = asked(model, picture, "max_new_tokens=4000", "drafter=none")
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmspec", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mmspec", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Background jobs inherit an ignored SIGINT, and the tests may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.read(1)  # the answer has begun
     process.send_signal(signal.SIGINT)
