@@ -125,8 +125,10 @@ def compare(speculative: Any, plain: Any) -> dict[str, Any]:
 
 def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:
     """Return the line under the answer."""
+    # With a comparison the speed is its median: the answer printed above was also the warm-up.
+    speed = comparison["tokens_per_second"] if comparison else stats.tokens_per_second
     parts = [
-        f"{stats.tokens_per_second:.1f} tokens/s",
+        f"{speed:.1f} tokens/s",
         f"mean_acceptance_length {stats.mean_acceptance_length:.2f}",
         f"{len(stats.rounds)} rounds",
     ]
