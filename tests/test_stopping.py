@@ -92,6 +92,25 @@ def test_rows_of_a_batch_end_on_their_own(ragged, drafter):
             assert row[2] > 0 or row == (0, 0, 0), "a finished row must not be counted"
 
 
+def test_finished_rows_stand_still(ragged):
+    """They take part in the passes of the others, but neither their history nor their cache grows."""
+    contexts = []
+
+    class Watch(Scripted):
+        def start(self, context):
+            super().start(context)
+            contexts.append(context)
+
+    ends = [ragged.texts[0][0]]
+    out = ragged.run(Watch(ragged.target, ragged.texts), eos_token_id=ends)
+    context = contexts[0]
+    assert len(out.token_ids[0]) == 1 and max(map(len, out.token_ids)) > 8
+    for row, ids in enumerate(out.token_ids):
+        grown = len(context.history[row]) - context.request.lengths[row]
+        assert len(ids) <= grown < len(ids) + 4, "only what the last round emitted too many may be left"
+        assert int(context.lengths[row]) == len(context.history[row]) - 1
+
+
 def test_end_token_and_limit_at_once_is_an_end(single):
     text = single.texts[0]
     place = next(i for i, token in enumerate(text) if i > 2 and token not in text[:i])

@@ -171,3 +171,16 @@ def test_rejection_sampling_repeats_itself_with_a_seed_and_only_then():
         for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+@pytest.mark.parametrize("tree", [Chain(3), StaticTree(["0", "1", "00", "10", "01", "000"])], ids=["chain", "static"])
+def test_rejection_sampling_accepts_whatever_the_target_itself_drafts(tree):
+    """q equals p, so nothing is refused: a token that the drafter missed, or read at a wrong place, would show. (Greedy
+    text of tiny random models runs in circles, where a drafter may err and still guess right.)"""
+    target = Target(llama())
+    drafter = DraftModelDrafter(target, target.model, "text_only", tree=tree)
+    inputs = inputs_for("llama", [0, 0, 0], [9, 4, 12])
+    options = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 41, "verifier": RejectionSampling()}
+    out = mmspec.generate(target, drafter, inputs=inputs, **options)
+    assert [record.accepted for record in out.stats.rounds] == [[3, 3, 3]] * 10
+    assert all(len(set(row)) > 15 for row in out.token_ids), "the text runs in circles"
