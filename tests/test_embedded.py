@@ -100,3 +100,11 @@ def test_the_target_is_as_large_as_it_should_be():
     image, prompt, _ = zoo.sample("scenes", "test", 0)
     request = prepare(target(), prompt, [image])
     assert sum(id_ == target().family.image_token_id for id_ in request.token_ids()[0]) >= 128
+
+
+@pytest.mark.parametrize("name", ["draft_model", "text_only"])
+def test_half_precision_drafters_keep_their_rotary_frequencies(name):
+    half = mmspec.load_target("tiny", "bfloat16")
+    drafter = mmspec.load_drafter(f"tiny/{name}", half)
+    assert {p.dtype for p in drafter.parameters()} == {half.dtype}
+    assert drafter.model.model.rotary_emb.inv_freq.dtype.itemsize == 4

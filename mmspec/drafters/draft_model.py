@@ -176,9 +176,9 @@ class DraftModelDrafter(StepDrafter):
         model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         loader = AutoModelForImageTextToText if config["mode"] == "own_vision" else AutoModelForCausalLM
         model = loader.from_config(model_config, dtype=target.dtype, attn_implementation=target.attention)
-        projector = VisualProjector(*config["projector"]) if config.get("projector") else None
-        drafter = cls(target, model, config["mode"], projector)
-        return drafter.to(target.device, target.dtype)
+        projector = VisualProjector(*config["projector"]).to(target.dtype) if config.get("projector") else None
+        # Moved but not cast: the rotary frequencies stay in float32 whatever the weights are in.
+        return cls(target, model, config["mode"], projector).to(target.device)
 
 
 class VisualProjector(nn.Module):
