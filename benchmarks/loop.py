@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import DraftModelDrafter
 from mmspec.inputs import prepare
 from mmspec.trees import Chain, DynamicTree
 from mmspec.verifiers import Synthetic
@@ -181,39 +181,6 @@ def finish(pieces):
             return end.value
 
 
-def embedded(target: mmspec.Target, repeats: int, examples: int) -> dict:
-    """Every embedded drafter against plain decoding, end to end, on every task; the same pictures for all."""
-    chain, dynamic = Chain(5), DynamicTree(5, 4, 16)
-    methods = {
-        "ngram": (NGramDrafter(target), None),
-        "draft_model chain": (mmspec.load_drafter("tiny/draft_model", target), chain),
-        "draft_model dynamic": (mmspec.load_drafter("tiny/draft_model", target), dynamic),
-        "text_only chain": (mmspec.load_drafter("tiny/text_only", target), chain),
-        "text_only dynamic": (mmspec.load_drafter("tiny/text_only", target), dynamic),
-    }
-    result = {}
-    for task in mmspec.zoo.TASKS:
-        batches = [picture_inputs(target, task, 100 + index) for index in range(examples)]
-
-        def decode(drafter=None, tree=None, batches=batches) -> list[mmspec.Output]:
-            return [mmspec.generate(target, drafter, inputs=i, tree=tree, max_new_tokens=256) for i in batches]
-
-        plain_ids = [out.token_ids for out in decode()]
-        sides = {"plain": timed(decode)}
-        sides |= {n: timed(lambda d=d, t=t, decode=decode: decode(d, t)) for n, (d, t) in methods.items()}
-        seconds = alternate(sides, repeats)
-        result[task] = {}
-        for name, (drafter, tree) in methods.items():
-            outputs = decode(drafter, tree)
-            emitted = sum(r.emitted[0] for out in outputs for r in out.stats.rounds)
-            result[task][name] = {
-                "speedup_end_to_end": seconds["plain"]["median_s"] / seconds[name]["median_s"],
-                "mean_acceptance_length": emitted / sum(len(out.stats.rounds) for out in outputs),
-                "same_tokens": sum(o.token_ids == p for o, p in zip(outputs, plain_ids, strict=True)) / examples,
-            }
-    return result
-
-
 def run_section(section: str, dtype: str, options: argparse.Namespace) -> dict:
     """One of the comparisons, in one dtype."""
     if section == "prefix":
@@ -221,19 +188,16 @@ def run_section(section: str, dtype: str, options: argparse.Namespace) -> dict:
     target = mmspec.load_target("tiny", dtype)
     if section == "plain":
         return plain(target, options.repeats, options.tokens)
-    if section == "assisted":
-        return assisted(target, options.repeats, options.tokens)
-    return embedded(target, options.repeats, options.examples)
+    return assisted(target, options.repeats, options.tokens)
 
 
 def main() -> None:
-    sections = ("plain", "assisted", "prefix", "embedded")
+    sections = ("plain", "assisted", "prefix")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128, help="tokens per answer in plain and assisted")
-    parser.add_argument("--examples", type=int, default=8, help="pictures per task in embedded")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -2,7 +2,7 @@
 
 import mmspec
 target = mmspec.load_target("tiny")
-drafter = mmspec.load_drafter("tiny/draft_model", target)
+drafter = mmspec.load_drafter("tiny/eagle3", target)
 out = mmspec.generate(target, drafter, prompt="Describe the picture.", images=[image])
 out.text, out.stats.mean_acceptance_length
 """

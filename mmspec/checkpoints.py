@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,56 @@ def save_drafter(drafter: Drafter, folder: str | Path, metadata: dict[str, Any] 
             "model_type": drafter.target.model.config.model_type,
             "vocab_size": drafter.target.vocab_size,
             "hidden_size": drafter.target.hidden_size,
+            "weights": drafter.target.fingerprint,
         },
+        **_features(drafter),
         **drafter.config(),
         **({"metadata": metadata} if metadata else {}),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     weights = {name: tensor.detach().contiguous() for name, tensor in _own_weights(drafter).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def push_drafter(drafter: Drafter, repository: str, private: bool = False, **metadata: Any) -> str:
+    """Upload a drafter to the Hugging Face hub, whence `mmspec.load_drafter(repository, target)` loads it.
+
+    Args:
+        drafter: anything with `config()`.
+        repository: `owner/name`, made if it does not exist.
+        private: whether to make it so that others cannot see it.
+        metadata: see `save_drafter`.
+
+    Returns:
+        the address of the upload.
+
+    Raises:
+        MMSpecError: if the hub refuses it or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        save_drafter(drafter, folder, metadata)
+        try:
+            hub.create_repo(repository, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+        except Exception as error:  # the hub's client raises errors of several libraries
+            reason = textwrap.shorten(str(error), 200)
+            raise MMSpecError(f"the hub did not take {repository!r}: {reason}; log in with `hf auth login`") from error
+
+
+def fetch_drafter(repository: str) -> Path | None:
+    """The local copy of a drafter on the hub; None if the repository is none of mmspec's, or cannot be read."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[CONFIG]))
+        if "mmspec_drafter" not in read_config(folder):
+            return None
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception:  # of several libraries; loading it as a model says what is wrong
+        return None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -133,6 +177,14 @@ def _own_weights(drafter: Drafter) -> dict:
             seen.add(tensor.data_ptr())
             weights[name] = tensor
     return weights
+
+
+def _features(drafter: Drafter) -> dict[str, Any]:
+    """Which states of the target a drafter was made to read, and how they are counted."""
+    if not drafter.feature_layers:
+        return {}
+    convention = "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm"
+    return {"features": {"layers": list(drafter.feature_layers), "convention": convention}}
 
 
 def _drafter_class(path: str, folder: Path) -> type[Drafter]:

@@ -18,7 +18,11 @@ from . import configuration
 from .errors import MMSpecError, did_you_mean
 from .version import __version__
 
-COMMANDS = {"generate": "answer a question about a picture by speculative decoding"}
+COMMANDS = {
+    "generate": "answer a question about a picture by speculative decoding",
+    "distill": "let the target answer prompts about pictures, for a drafter to learn from",
+    "train": "train a drafter on the target's answers",
+}
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -101,7 +105,7 @@ def _overview() -> str:
 
 def _command_help(name: str, parser: argparse.ArgumentParser, config_dir: str | None) -> str:
     """Return the help of a command: its flags, and what its configuration offers."""
-    options, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
+    found, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
     lines = [f"usage: mmspec {name} [flags] [group=option] [key=value]", "", parser.description or COMMANDS[name], ""]
     flags = {
         ", ".join(action.option_strings) + (f" {action.metavar}" if action.metavar else ""): action.help or ""
@@ -109,7 +113,8 @@ def _command_help(name: str, parser: argparse.ArgumentParser, config_dir: str | 
     }
     lines += ["flags:", _table(flags), "", "groups, set with group=option (* is the default):"]
     for group, (default, purpose) in chosen.items():
-        marked = {f"{option}{' *' if option == default else ''}": about for option, about in options[group].items()}
+        options = configuration.options_of(name, group, found)
+        marked = {f"{option}{' *' if option == default else ''}": about for option, about in options.items()}
         lines += [f"  {group}: {purpose}", _table(marked, indent=4)]
     lines += ["", "keys, set with key=value, also inside a group as in tree.length=3:"]
     lines += [_table({f"{key}={default}": purpose for key, (default, purpose) in keys.items()})]

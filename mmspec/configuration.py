@@ -4,7 +4,8 @@
     target = build(config.target)
     drafter = build(config.drafter, target=target)
 
-A configuration folder holds one YAML file per command and one subfolder per group; the files in it are the options.
+A configuration folder holds one YAML file per command and one subfolder per group; the files in it are the options. A
+group of one command only is in a subfolder of that command's: `train/recipe`, which `mmspec train` calls `recipe`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from .errors import MMSpecError, did_you_mean
 # Groups whose option may also be a folder or a hub id, which stands for the option `pretrained` with that name.
 FOLDER_GROUPS = ("target", "drafter")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# A line of a command's file, `key: default # comment`, or of its list of defaults, `  - group: default # comment`.
+LINE = re.compile(
+    r"(?:(?P<key>\w+)|  - /?(?P<group>[\w/]+)(?P<package>@[\w.]+)?): (?P<default>.*?)(?:\s+# (?P<comment>.*))?"
+)
 
 Settings = TypeVar("Settings")
 
@@ -55,13 +61,30 @@ def search_folders(config_dir: str | Path | None = None) -> list[Path]:
 
 
 def groups(config_dir: str | Path | None = None) -> dict[str, dict[str, str]]:
-    """Return what can be chosen: `{group: {option: its first line of comment}}`."""
+    """Return what can be chosen: `{group: {option: its first line of comment}}`, groups by their paths."""
     found: dict[str, dict[str, str]] = {}
     for folder in search_folders(config_dir):
         for file in sorted(folder.glob("*/**/*.yaml")):
-            group, option = file.relative_to(folder).with_suffix("").as_posix().split("/", maxsplit=1)
-            found.setdefault(group, {})[option] = _summary(file)
+            name = file.relative_to(folder).with_suffix("")
+            found.setdefault(name.parent.as_posix(), {})[name.name] = _summary(file)
     return found
+
+
+def options_of(name: str, group: str, found: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the options of what command `name` calls `group`, those in subfolders too: `{option: comment}`.
+
+    Args:
+        name: of the command.
+        group: as it is typed, `recipe` for `train/recipe`.
+        found: what `groups` returned.
+    """
+    path = f"{name}/{group}" if f"{name}/{group}" in found else group
+    below = {other.removeprefix(path).lstrip("/"): other for other in found if f"{other}/".startswith(f"{path}/")}
+    return {
+        f"{folder}/{option}" if folder else option: comment
+        for folder, other in below.items()
+        for option, comment in found[other].items()
+    }
 
 
 def _summary(file: Path) -> str:
@@ -73,13 +96,20 @@ def _summary(file: Path) -> str:
 
 
 def settings(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
-    """Return the groups and the keys of a command's configuration, each as `{name: (default, comment)}`."""
+    """Return the groups and the keys of a command's configuration, each as `{name: (default, comment)}`.
+
+    Groups are called what the user types, `recipe` for `train/recipe`.
+    """
     chosen, keys = {}, {}
-    for line in (shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
-        if match := re.fullmatch(r"(  - )?(\w+): (.*?)(?:\s+# (.*))?", line):
-            indented, key, default, comment = match.groups()
-            (chosen if indented else keys)[key] = (default, comment or "")
+    for line in _lines(name):
+        target, key = (keys, line["key"]) if line["key"] else (chosen, line["group"].removeprefix(f"{name}/"))
+        target[key] = (line["default"], line["comment"] or "")
     return chosen, keys
+
+
+def _lines(name: str) -> list[re.Match[str]]:
+    text = (shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return [match for line in text.splitlines() if (match := LINE.fullmatch(line))]
 
 
 def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Any:
@@ -88,16 +118,17 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     A value that is the path of an existing file or folder is taken as it is, whatever characters are in it. Whatever is
     wrong with the overrides is raised as an `MMSpecError` that names the nearest thing that exists.
     """
-    folders, options = search_folders(config_dir), groups(config_dir)
+    folders, found = search_folders(config_dir), groups(config_dir)
     choices, values, names, literals = {}, [], {}, {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals and not override.startswith("~"):
             raise MMSpecError(
-                f"{override!r} is not of the form key=value; text goes to --prompt and pictures to --image"
+                f"{override!r} is not of the form key=value; text goes to --prompt, and paths to flags that "
+                f"`mmspec {name} --help` lists"
             )
-        if key in options:
-            choices[key], names[f"{key}.name"] = _choose(key, value, options[key])
+        if (options := options_of(name, key, found)) and key not in settings(name)[1]:
+            choices[key], names[f"{key}.name"] = _choose(key, value, options)
         elif "/" in value and key[:1] not in "+~" and Path(value).expanduser().exists():
             literals[key] = str(Path(value).expanduser())
         else:
@@ -110,7 +141,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     from yaml import YAMLError
 
     try:
-        config = _compose(name, [*_pairs(choices), *values], folders)
+        config = _compose(name, [*_pairs(name, choices), *values], folders)
         for key, value in literals.items():
             OmegaConf.update(config, key, value.replace("${", r"\${"))  # a path is never an interpolation
         OmegaConf.to_container(config, resolve=True)  # finds broken interpolations now, where the error can say so
@@ -135,8 +166,11 @@ def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, st
     raise MMSpecError(f"{group} {value!r} is unknown.{did_you_mean(value, options)}")
 
 
-def _pairs(choices: dict[str, str]) -> list[str]:
-    return [f"{group}={option}" for group, option in choices.items()]
+def _pairs(name: str, choices: dict[str, str]) -> list[str]:
+    """Return the choices as hydra wants them, with the groups as the command's list of defaults has them."""
+    paths = {line["group"]: line["group"] + (line["package"] or "") for line in _lines(name) if line["group"]}
+    listed = paths | {path.removeprefix(f"{name}/"): full for path, full in paths.items()}
+    return [f"{listed.get(group, group)}={option}" for group, option in choices.items()]
 
 
 def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
@@ -156,11 +190,15 @@ def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], f
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    defaults = settings(name)[0]
     try:
-        config = _compose(name, _pairs(choices), folders)
-    except (HydraException, OmegaConfBaseException, YAMLError):
+        config = _compose(name, _pairs(name, choices), folders)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        for group in choices:
+            if f"Could not override '{group}'" in str(error):
+                return f"mmspec {name} has no group {group!r}.{did_you_mean(group, defaults)}"
         return None
-    known, defaults = _keys(config), settings(name)[0]
+    known = _keys(config)
     for override in overrides:
         key = override.partition("=")[0].lstrip("~")
         if override.startswith("+") or key in known:
@@ -202,7 +240,7 @@ def typed(config: Any, schema: type[Settings]) -> Settings:
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """Call the `_target_` of a configuration with the settings beside it and `arguments`; None builds None.
+    """Call the `_target_` of a configuration with the settings beside it and `arguments`, which win; None builds None.
 
     The call is made here and not by `hydra.utils.instantiate`, which copies what it is given into a configuration and
     wraps every error; the settings are instantiated by hydra, so they may themselves hold `_target_`.
@@ -217,6 +255,7 @@ def build(node: Any, **arguments: Any) -> Any:
     path = values.pop("_target_", None)
     if path is None:
         raise MMSpecError(f"a configuration has no _target_ that names a class: {values}")
+    values = {key: value for key, value in values.items() if key not in arguments}
     if missing := [key for key, value in values.items() if value == "???"]:
         raise MMSpecError(f"{path} needs a value for {', '.join(missing)}")
     try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
 from .drafters import Drafter
 from .errors import MMSpecError
-from .inputs import prepare
-from .sampling import LogitsPipeline, random_stream
+from .inputs import prepare, whole
+from .sampling import LogitsPipeline, random_stream, refuse_settings
 from .stats import PhaseClock, Round, Stats
 from .stopping import Stopping
 from .target import Target
@@ -170,11 +170,12 @@ def stream(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
-    logits_processor: Iterable | None = None,
-    stopping_criteria: Iterable | None = None,
+    logits_processor: Iterable | Callable | None = None,
+    stopping_criteria: Iterable | Callable | None = None,
     streamer=None,
     eos_token_id: int | Iterable[int] | None = None,
     seed: int = 0,
+    model_settings: bool = True,
 ) -> Generator[Piece, None, Output]:
     """Generate, and yield what each round adds. The generator's return value is the `Output`.
 
@@ -185,26 +186,36 @@ def stream(
         target: the model whose output is preserved.
         drafter: what proposes tokens; None decodes one token at a time through the same loop.
         prompt: a text, or one per row of a batch.
-        images: the pictures of the prompt, PIL images or paths; for a list of prompts, one (list) per row.
+        images: the pictures of the prompt: PIL images, paths, or uint8 arrays `[height, width, 3]`; for a list of
+            prompts, one (list) per row.
         inputs: instead of both, what a Hugging Face processor returned, or `{"input_ids": ...}`.
         max_new_tokens: at most so many new tokens per row, at least 1.
         tree: how the drafter grows its trees, instead of its own default.
         verifier: by default `Greedy()` at temperature 0 and `PointMassSampling()` above it, both lossless.
-        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`. A penalty of None
-            is the one in the model's generation config, as in `model.generate`; nothing else is taken from there but
-            the end tokens.
-        stopping_criteria: Hugging Face criteria, called after every token with the row's `[1, length]` ids and None for
-            the scores.
+        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`. Whether and how to
+            sample is said by these alone, whatever the model's generation config says.
+        stopping_criteria: Hugging Face criteria or functions, called after every token with the row's `[1, length]` ids
+            and None for the scores.
         streamer: a Hugging Face streamer, for a single row.
         eos_token_id: end token(s), instead of the model's own; `[]` for none.
-        seed: of all draws; the same seed and arguments give the same tokens.
+        seed: of all draws, an integer; the same seed and arguments give the same tokens.
+        model_settings: whether what the model's generation config asks for applies, as in `model.generate`: the
+            settings that `LogitsPipeline` lists, among them the penalty. One that mmspec cannot apply is refused, not
+            passed over. False leaves it all out but the end tokens.
 
     Raises:
         MMSpecError: for anything the caller can put right.
     """
-    if repetition_penalty is None:
-        repetition_penalty = target.model.generation_config.repetition_penalty
-    pipeline = LogitsPipeline(temperature, top_k, top_p, min_p, repetition_penalty, logits_processor)
+    if whole(seed) is None:
+        raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
+    eos = target.eos_token_ids if eos_token_id is None else eos_token_id
+    stopping = Stopping(max_new_tokens, eos, stopping_criteria)
+    settings = target.model.generation_config if model_settings else None
+    pipeline = LogitsPipeline(
+        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor, settings, stopping.eos
+    )
+    if settings is not None:
+        refuse_settings(settings, [*pipeline.processors, *stopping.criteria])
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
     if not isinstance(verifier, Verifier):
         raise MMSpecError(f"verifier={verifier!r} is no Verifier; pass an instance, such as mmspec.verifiers.Greedy()")
@@ -227,11 +238,10 @@ def stream(
     elif tree is not None:
         raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
     request = prepare(target, prompt, images, inputs)
+    pipeline.check_rows(request.lengths)
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    eos = target.eos_token_ids if eos_token_id is None else eos_token_id
-    stopping = Stopping(max_new_tokens, eos, stopping_criteria)
-    decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, seed)
+    decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, whole(seed))
     return _run(decoding, streamer)
 
 

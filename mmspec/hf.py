@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from .drafters import Drafter
 from .errors import MMSpecError
@@ -62,10 +63,10 @@ def custom_generate(
             max_new_tokens=generation_config.max_length - prompt_length,
             tree=tree,
             verifier=verifier,
-            # generate has already put the temperature and its kin among the processors.
+            # generate has already put the temperature and all the model's other settings among the processors.
             temperature=1.0 if generation_config.do_sample else 0.0,
-            repetition_penalty=1.0,
-            logits_processor=logits_processor,
+            model_settings=False,
+            logits_processor=[_unpadded(processor) for processor in logits_processor or ()],
             stopping_criteria=_own(stopping_criteria),
             streamer=streamer,
             eos_token_id=[] if eos is None else eos,
@@ -78,6 +79,13 @@ def custom_generate(
         return torch.cat([input_ids, torch.tensor(rows, device=input_ids.device)], dim=1)
 
     return run
+
+
+def _unpadded(processor):
+    """A repetition penalty that skips every row's padding is a plain one here: the loop's rows have none."""
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty)
+    return processor
 
 
 def _own(criteria) -> list:

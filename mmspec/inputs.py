@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,11 +59,12 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
     Args:
         target: whose processor or tokenizer, family and limits apply.
         prompt: a text, or a list of texts, one per row.
-        images: the pictures of the prompt (PIL images or paths); for a list of prompts one picture or list per row.
+        images: the pictures of the prompt (see `load_image`); for a list of prompts one picture or list per row.
         inputs: instead of the above, a processor's output: at least `input_ids`, `[batch, length]`.
 
     Raises:
-        MMSpecError: for an empty or overlong prompt, an unreadable picture, a wrong number of pictures.
+        MMSpecError: for an empty or overlong prompt, an unreadable picture, a wrong number of pictures, a token id
+            outside the vocabulary.
     """
     if (prompt is None) == (inputs is None):
         raise MMSpecError("give either prompt= (and images=) or inputs=, the output of a processor")
@@ -80,41 +84,62 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
 
 
 def load_image(source) -> Image:
-    """A PIL picture in RGB, from a picture or a path.
+    """A PIL picture in RGB, from a PIL picture, a path, or a NumPy array of 8-bit RGB values, `[height, width, 3]`.
 
     Raises:
-        MMSpecError: if the file is missing or is not a picture.
+        MMSpecError: if it is none of these, or the file is missing or is not a picture.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or not source.size:
+            raise MMSpecError(
+                f"an image is an array of {source.dtype} with shape {source.shape}, but arrays are read as uint8 RGB "
+                "values, [height, width, 3]; convert it, or pass a PIL image or a path"
+            )
+        source = Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    path = Path(source)
+        name = getattr(source, "filename", "") or "in memory"
+    elif isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+    else:
+        raise MMSpecError(
+            f"an image is a {type(source).__name__}; pass a PIL image, a path, or a uint8 array [height, width, 3]"
+        )
     try:
-        with Image.open(path) as image:
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")  # may have to read the file that it was opened from
+        with Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")  # photographs may be stored lying on their side
     except FileNotFoundError:
-        raise MMSpecError(f"image {str(path)!r} does not exist") from None
+        raise MMSpecError(f"image {name!r} does not exist") from None
     except UnidentifiedImageError:
-        raise MMSpecError(f"image {str(path)!r} is not in a picture format that Pillow reads") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MMSpecError(f"image {str(path)!r} cannot be read: {error}") from None
+        raise MMSpecError(f"image {name!r} is not in a picture format that Pillow reads") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MMSpecError(f"image {name!r} cannot be read: {error}") from None
 
 
 def _from_prompt(target: Target, prompt, images) -> Request:
+    if isinstance(prompt, (Mapping, Tensor)):
+        kind = type(prompt).__name__
+        raise MMSpecError(f"prompt is a {kind}, which is no text; what a processor returned goes into inputs=")
+    if not isinstance(prompt, Iterable) or isinstance(prompt, bytes):
+        raise MMSpecError(f"prompt={prompt!r} is no text; pass a str, or a list of them with one per row")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise MMSpecError("prompt is an empty list; give at least one text")
     if images is None:
         rows = [[] for _ in prompts]
     else:
-        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
+        if isinstance(images, (str, bytes, Path)) or not isinstance(images, Sequence):
             images = [images]
         rows = [images] if isinstance(prompt, str) else [i if isinstance(i, (list, tuple)) else [i] for i in images]
     if len(rows) != len(prompts):
         raise MMSpecError(f"{len(prompts)} prompts but images for {len(rows)}; give one entry of images per prompt")
     for row, text in enumerate(prompts):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            raise MMSpecError(f"prompt {row} is {text!r}, which is no text; pass a list of str, one per row")
+        if not text.strip():
             raise MMSpecError(f"prompt {row} is empty: {text!r}; say what you want to know")
     rows = [[load_image(image) for image in row] for row in rows]
     tokenizer = target.tokenizer
@@ -155,6 +180,11 @@ def _apply_template(target: Target, prompts: list[str], rows: list[list[Image]])
 
 def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
     """Move every row's tokens to the left edge and drop columns that only hold padding."""
+    if not isinstance(inputs, Mapping):
+        raise MMSpecError(
+            f"inputs is a {type(inputs).__name__}, but a processor returns a mapping; for token ids alone pass "
+            'inputs={"input_ids": tensor}'
+        )
     if inputs.get("input_ids") is None:
         raise MMSpecError(f"inputs has no input_ids, only {', '.join(inputs) or 'nothing'}")
     tensors = {
@@ -168,7 +198,7 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
             f"inputs has {', '.join(unread)}, which mmspec does not know how to give to {type(target.model).__name__}; "
             "leave it out if the answer does not depend on it"
         )
-    per_token = {name: torch.as_tensor(tensors[name], device=target.device) for name in PER_TOKEN if name in tensors}
+    per_token = {name: _integers(name, tensors[name], target.device) for name in PER_TOKEN if name in tensors}
     ids = per_token["input_ids"]
     if ids.ndim != 2:
         raise MMSpecError(f"input_ids must be [batch, length], got shape {tuple(ids.shape)}")
@@ -181,6 +211,7 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
     lengths = mask.sum(-1).tolist()
     if ids.shape[0] == 0 or min(lengths) == 0:
         raise MMSpecError(f"inputs must hold at least one token per row, the rows' lengths are {lengths}")
+    per_token["input_ids"] = _known(target, ids, mask)
     # A stable sort of the padding flags keeps the order of the tokens.
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
     for name, value in per_token.items():
@@ -190,3 +221,52 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
         if isinstance(value, Tensor) and value.is_floating_point():
             tensors[name] = value.to(target.dtype)
     return Request(tensors, lengths)
+
+
+def _integers(name: str, value, device: torch.device) -> Tensor:
+    """A per-token input as a tensor of whole numbers, or of flags."""
+    try:
+        tensor = torch.as_tensor(value, device=device)
+    except (TypeError, ValueError):
+        raise MMSpecError(f"{name} is no rectangular table of integers; pad its rows to one length") from None
+    if tensor.is_floating_point() and name != "attention_mask" and tensor.numel():
+        raise MMSpecError(f"{name} holds {tensor.dtype} values; it must hold integers")
+    return tensor
+
+
+def _known(target: Target, ids: Tensor, mask: Tensor) -> Tensor:
+    """The ids, known to be in the vocabulary but for image placeholders, which some models put outside it."""
+    vocabulary = target.model.get_input_embeddings().weight.shape[0]
+    strange = (ids < 0) | (ids >= vocabulary)
+    if target.family.image_token_id is not None:
+        strange &= ids != target.family.image_token_id
+    if (strange & mask).any():
+        raise MMSpecError(
+            f"input_ids holds {int(ids[strange & mask][0])}, but the token ids of {type(target.model).__name__} go "
+            f"from 0 to {vocabulary - 1}; make the inputs with the model's own processor"
+        )
+    return ids.masked_fill(strange & ~mask, 0)  # the id of padding may be anything
+
+
+def callables(name: str, value) -> list[Callable]:
+    """What was given as a list of functions or as a single one."""
+    if value is None:
+        return []
+    items = list(value) if isinstance(value, Iterable) else [value]
+    for item in items:
+        if not callable(item) or isinstance(item, type):
+            raise MMSpecError(
+                f"{name} holds {item!r}, which cannot be called with token ids and scores; give a function, or an "
+                "instance of a Hugging Face class"
+            )
+    return items
+
+
+def whole(value) -> int | None:
+    """A whole number of any type (Python's, NumPy's, a tensor with one element) as an int; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from .checkpoints import load_saved_drafter, read_config
+from .checkpoints import fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
 from .errors import MMSpecError, did_you_mean
 from .target import Target
@@ -59,9 +59,9 @@ def load_drafter(name: str, target: Target) -> Drafter:
     """Load a drafter for a target.
 
     Args:
-        name: an embedded one (`"tiny/draft_model"`), a folder that `save_pretrained` wrote, or a folder or hub id of a
-            small Hugging Face model of the target's family, which then drafts as it is: with its own vision tower if
-            it has one, blind otherwise.
+        name: an embedded one (`"tiny/eagle3"`), a folder or hub id that `save_pretrained` or `push_to_hub` wrote, or
+            one of a small Hugging Face model of the target's family, which then drafts as it is: with its own vision
+            tower if it has one, blind otherwise.
         target: the model to draft for.
 
     Raises:
@@ -70,6 +70,8 @@ def load_drafter(name: str, target: Target) -> Drafter:
     source = _resolve(name, "drafter")
     if Path(source).is_dir() and "mmspec_drafter" in read_config(source):
         return load_saved_drafter(source, target)
+    if not Path(source).is_dir() and (fetched := fetch_drafter(source)) is not None:
+        return load_saved_drafter(fetched, target)
     draft = load_target(source, target.dtype, target.device, attn_implementation=target.attention)
     mode = "text_only" if draft.family.image_token_id is None else "own_vision"
     return DraftModelDrafter(target, draft.model, mode, processor=draft.processor)

@@ -16,13 +16,49 @@ from .cache import TreeCache
 from .masks import TreeMask
 
 if TYPE_CHECKING:
+    from .families import Family
     from .target import Target
 
 LAST = -1
 """The feature after the final norm, what the head reads. Other features are numbered by the layer they enter."""
 
 
-class Runner:
+class Blocks:
+    """The blocks of speculative nodes that a round writes into a cache, one behind the other.
+
+    Args:
+        cache: of the request.
+        windows: see `TreeMask`.
+        additive: see `TreeMask`.
+        dtype: of the masks, if additive.
+    """
+
+    def __init__(self, cache: TreeCache, windows: dict[str, int | None], additive: bool, dtype: torch.dtype):
+        self.cache = cache
+        self.masks = TreeMask(cache, windows, additive, dtype)
+        self._depth = cache.lengths.new_zeros(cache.rows, 0)
+
+    def open(self, visible: Tensor, depth: Tensor) -> tuple[Tensor | dict[str, Tensor] | None, Tensor]:
+        """Make room for a block. Close it with `cache.end()`.
+
+        Args:
+            visible: `[batch, new, speculative + new]`, the speculative nodes that each new one sees, itself included.
+            depth: `[batch, new]` distance from the last committed token, minus one.
+
+        Returns:
+            The mask of its pass, see `TreeMask.build`, and `[batch, new]` indices of its nodes in their sequences.
+        """
+        self.cache.begin(visible.shape[1])
+        self._depth = torch.cat([self._depth, depth], dim=1) if self._depth.shape[1] else depth
+        return self.masks.build(visible, self._depth), self.cache.lengths[:, None] + depth
+
+    def commit(self, counts: list[int], path: Tensor | None = None) -> None:
+        """Keep a path of this round's nodes; see `TreeCache.commit`."""
+        self.cache.commit(counts, path)
+        self._depth = self._depth[:, :0]
+
+
+class Runner(Blocks):
     """The passes of one request over one model.
 
     Args:
@@ -33,14 +69,12 @@ class Runner:
     """
 
     def __init__(self, target: Target, batch_size: int, capacity: int, feature_layers: Iterable[int] = ()):
+        cache = TreeCache(target.cache_shapes, batch_size, capacity)
+        super().__init__(cache, target.windows, target.attention == "eager", target.dtype)
         self.model, self.family = target.model, target.family
-        self.cache = TreeCache(target.cache_shapes, batch_size, capacity)
-        additive = target.attention == "eager"
-        self.masks = TreeMask(self.cache, target.windows, additive, target.dtype)
         self.delta = torch.zeros(batch_size, dtype=torch.long, device=target.device)
         self.feature_layers = tuple(feature_layers)
         self.features: dict[int, Tensor] = {}
-        self._depth = torch.zeros(batch_size, 0, dtype=torch.long, device=target.device)
 
     def prefill(
         self, embeds: Tensor, position_ids: Tensor, delta: Tensor, lengths: list[int], extra: dict[str, Any]
@@ -59,8 +93,7 @@ class Runner:
         """
         length = embeds.shape[1]
         last = torch.tensor([n - 1 for n in lengths], device=embeds.device)
-        ragged = min(lengths) < length
-        mask = (torch.arange(length, device=embeds.device) <= last[:, None]).long() if ragged else None
+        mask = padding_mask(lengths, embeds.device)
         # The head runs on the last tokens only: on the distinct columns in which they stand.
         columns, index = last.unique(return_inverse=True)
         self.cache.begin(length)
@@ -84,32 +117,22 @@ class Runner:
 
         Args:
             tokens: `[batch, new]`.
-            visible: `[batch, new, speculative + new]`, the speculative nodes that each new one sees, itself included.
-            depth: `[batch, new]` distance from the last committed token, minus one.
+            visible, depth: see `Blocks.open`.
 
         Returns:
             `[batch, new, vocab]` logits; `features` then holds the block's `[batch, new, hidden]` states.
         """
-        new = tokens.shape[1]
-        self.cache.begin(new)
-        self._depth = torch.cat([self._depth, depth], dim=1) if self._depth.shape[1] else depth
-        mask = self.masks.build(visible, self._depth)
-        position_ids = (self.cache.lengths + self.delta)[:, None] + depth
+        mask, index = self.open(visible, depth)
         with self._capture():
             logits = self.model(
                 input_ids=tokens,
                 attention_mask=mask,
-                position_ids=position_ids,
+                position_ids=index + self.delta[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
             ).logits
         self.cache.end()
         return logits
-
-    def commit(self, counts: list[int], path: Tensor | None = None) -> None:
-        """Keep a path of this round's nodes; see `TreeCache.commit`."""
-        self.cache.commit(counts, path)
-        self._depth = self._depth[:, :0]
 
     @contextmanager
     def _capture(self) -> Iterator[None]:
@@ -117,26 +140,38 @@ class Runner:
         if not self.feature_layers:
             yield
             return
-        self.features = {}
-        hooks = []
-        try:
-            for layer in self.feature_layers:
-                if layer == LAST:
-                    hooks.append(
-                        self.family.final_norm.register_forward_hook(
-                            lambda _, args, output: self.features.__setitem__(LAST, output)
-                        )
-                    )
-                else:
-                    hooks.append(
-                        self.family.layers[layer].register_forward_pre_hook(
-                            lambda _, args, kwargs, layer=layer: self.features.__setitem__(
-                                layer, args[0] if args else kwargs["hidden_states"]
-                            ),
-                            with_kwargs=True,
-                        )
-                    )
+        with capture(self.family, self.feature_layers) as self.features:
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+
+@contextmanager
+def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Keep hidden states of the forward pass inside: layer (or `LAST`) to `[batch, length, hidden]`."""
+    features: dict[int, Tensor] = {}
+    hooks = []
+    try:
+        for layer in layers:
+            if layer == LAST:
+                hooks.append(
+                    family.final_norm.register_forward_hook(lambda _, args, output: features.__setitem__(LAST, output))
+                )
+            else:
+                hooks.append(
+                    family.layers[layer].register_forward_pre_hook(
+                        lambda _, args, kwargs, layer=layer: features.__setitem__(
+                            layer, args[0] if args else kwargs["hidden_states"]
+                        ),
+                        with_kwargs=True,
+                    )
+                )
+        yield features
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def padding_mask(lengths: list[int], device: torch.device) -> Tensor | None:
+    """`[batch, longest]` ones on the tokens of right-padded rows; None where nothing is padded."""
+    if min(lengths) == max(lengths):
+        return None
+    return (torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]).long()

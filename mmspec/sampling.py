@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import numbers
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteria, StopStringCriteria
 from transformers.generation import logits_process as hf
 
 from .errors import MMSpecError
+from .inputs import callables, whole
 
 PREFIX_FREE = (
     hf.TemperatureLogitsWarper,
@@ -23,8 +27,48 @@ PREFIX_FREE = (
     hf.EtaLogitsWarper,
     hf.LogitNormalization,
     hf.InfNanRemoveLogitsProcessor,
+    hf.SuppressTokensLogitsProcessor,
 )
 """Processors that look at the scores alone; any other one is called with each node's own prefix."""
+
+UNUSABLE = (
+    hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    hf.SynthIDTextWatermarkLogitsProcessor,
+    hf.EncoderRepetitionPenaltyLogitsProcessor,
+)
+"""Processors that keep state from token to token, or take the n-th row of scores for the n-th row of the batch."""
+
+FOR_ONE_ROW = (hf.PrefixConstrainedLogitsProcessor, hf.EncoderNoRepeatNGramLogitsProcessor)
+FOR_ONE_LENGTH = (
+    hf.MinNewTokensLengthLogitsProcessor,
+    hf.SuppressTokensAtBeginLogitsProcessor,
+    hf.ForcedEOSTokenLogitsProcessor,
+    hf.ExponentialDecayLengthPenalty,
+)
+"""Processors that were given the length of the prompt, which here is each row's own, without padding."""
+
+NOT_TAKEN_OVER: dict[str, tuple[Any, type | None]] = {
+    "min_length": (0, hf.MinLengthLogitsProcessor),
+    "min_new_tokens": (0, hf.MinNewTokensLengthLogitsProcessor),
+    "forced_bos_token_id": (None, hf.ForcedBOSTokenLogitsProcessor),
+    "forced_eos_token_id": (None, hf.ForcedEOSTokenLogitsProcessor),
+    "begin_suppress_tokens": ([], hf.SuppressTokensAtBeginLogitsProcessor),
+    "exponential_decay_length_penalty": (None, hf.ExponentialDecayLengthPenalty),
+    "encoder_no_repeat_ngram_size": (0, hf.EncoderNoRepeatNGramLogitsProcessor),
+    "encoder_repetition_penalty": (1, None),
+    "guidance_scale": (1, None),
+    "watermarking_config": (None, None),
+    "token_healing": (False, None),
+    "num_beams": (1, None),
+    "penalty_alpha": (0, None),
+    "dola_layers": (None, None),
+    "constraints": (None, None),
+    "force_words_ids": (None, None),
+    "stop_strings": (None, StopStringCriteria),
+    "max_time": (None, MaxTimeCriteria),
+}
+"""Settings of a generation config that change the text and that nothing here applies: the value that does nothing, and
+what a caller can pass to the same effect."""
 
 Prefixes = Callable[[], list[list[list[int]]]]
 """Called only when needed: per row and node, the tokens up to and including that node."""
@@ -38,8 +82,13 @@ class LogitsPipeline:
         top_k, top_p, min_p: keep the k likeliest tokens / the likeliest of total probability p / those above p times
             the likeliest. Without effect on greedy decoding.
         repetition_penalty: divisor of the positive (factor of the negative) logits of tokens already in the sequence.
-        logits_processor: further Hugging Face processors. They must not keep state between calls: nodes are judged in
-            any order. The order is that of `generate`: penalty, these, temperature, top-k, top-p, min-p.
+        logits_processor: further Hugging Face processors or functions, or a single one. They must not keep state
+            between calls: nodes are judged in any order. The order is that of `generate`: what the model asks for and
+            the penalty, these, temperature, top-k, top-p, min-p. As there, a processor of a class that one of the first
+            group has takes its place.
+        generation_config: a model's, whose repetition penalty applies if none is given here, and whose sequence_bias,
+            no_repeat_ngram_size, bad_words_ids, remove_invalid_values, suppress_tokens and renormalize_logits do.
+        eos_token_ids: are never bad words.
 
     Raises:
         MMSpecError: naming a value out of range.
@@ -52,28 +101,35 @@ class LogitsPipeline:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
-        logits_processor: Iterable | None = None,
+        logits_processor: Iterable | Callable | None = None,
+        generation_config: GenerationConfig | None = None,
+        eos_token_ids: Iterable[int] = (),
     ):
-        _check("temperature", temperature, temperature >= 0, "0 (greedy) or more")
-        _check("top_k", top_k, top_k is None or (isinstance(top_k, int) and top_k > 0), "a positive integer")
-        _check("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1")
-        _check("min_p", min_p, min_p is None or 0 <= min_p <= 1, "from 0 to 1")
-        valid = repetition_penalty is None or repetition_penalty > 0
-        _check("repetition_penalty", repetition_penalty, valid, "above 0 (1 is no penalty)")
-        self.temperature = float(temperature)
-        processors = []
-        if repetition_penalty not in (None, 1.0):
-            processors.append(hf.RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
-        processors.extend(logits_processor or ())
+        config = generation_config or GenerationConfig()
+        if repetition_penalty is None:
+            repetition_penalty = config.repetition_penalty
+        self.temperature = _number("temperature", temperature, lambda t: 0 <= t < math.inf, "0 (greedy) or more")
+        if top_k is not None:
+            top_k = _number("top_k", top_k, lambda k: k > 0 and whole(k) is not None, "a positive integer")
+        if top_p is not None:
+            top_p = _number("top_p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
+        if min_p is not None:
+            min_p = _number("min_p", min_p, lambda p: 0 <= p <= 1, "from 0 to 1")
+        penalty = 1.0 if repetition_penalty is None else repetition_penalty
+        penalty = _number("repetition_penalty", penalty, lambda r: 0 < r < math.inf, "above 0 (1 is no penalty)")
+        given = _usable(callables("logits_processor", logits_processor))
+        processors = _merged(_of_model(config, penalty, list(eos_token_ids)), given)
         if not self.greedy:
-            if temperature != 1.0:
-                processors.append(hf.TemperatureLogitsWarper(float(temperature)))
+            if self.temperature != 1.0:
+                processors.append(hf.TemperatureLogitsWarper(self.temperature))
             if top_k is not None:
-                processors.append(hf.TopKLogitsWarper(top_k))
+                processors.append(hf.TopKLogitsWarper(int(top_k)))
             if top_p is not None and top_p < 1.0:
-                processors.append(hf.TopPLogitsWarper(float(top_p)))
+                processors.append(hf.TopPLogitsWarper(top_p))
             if min_p:
-                processors.append(hf.MinPLogitsWarper(float(min_p)))
+                processors.append(hf.MinPLogitsWarper(min_p))
+        if config.renormalize_logits and not any(isinstance(own, hf.LogitNormalization) for own in given):
+            processors.append(hf.LogitNormalization())
         self.processors = LogitsProcessorList(processors)
         self.prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
 
@@ -106,6 +162,77 @@ class LogitsPipeline:
             flat[index] = self.processors(ids, flat[index]).to(flat.dtype)
         return flat.view(batch, nodes, vocab)
 
+    def check_rows(self, lengths: list[int]) -> None:
+        """Refuse processors that were made for other prompts than a batch's, whose rows have these lengths."""
+        for processor in self.processors:
+            many = isinstance(processor, FOR_ONE_ROW) and len(lengths) > 1
+            length = isinstance(processor, FOR_ONE_LENGTH) or getattr(processor, "prompt_ignore_length", None)
+            if many or (length and len(set(lengths)) > 1):
+                raise MMSpecError(
+                    f"{type(processor).__name__} was made for one prompt{'' if many else ' length'}, but the batch has "
+                    f"rows of {', '.join(map(str, lengths))} tokens; generate row by row, each with its own processor"
+                )
+
+
+def refuse_settings(config: GenerationConfig, given: Iterable) -> None:
+    """Refuse a model whose own `generate` writes another text than the loop would: because of a setting that
+    `LogitsPipeline` does not take over, and for which the caller has given no processor or criterion either."""
+    given = list(given)
+    for name, (neutral, kind) in NOT_TAKEN_OVER.items():
+        value = getattr(config, name, None)
+        if value is None or value == neutral or (kind is not None and any(isinstance(own, kind) for own in given)):
+            continue
+        instead = ""
+        if kind is not None:
+            argument = "stopping_criteria" if issubclass(kind, StoppingCriteria) else "logits_processor"
+            instead = f"pass {argument}=[{kind.__name__}(...)], or "
+        raise MMSpecError(
+            f"the model's generation config has {name}={' '.join(repr(value).split())}, which mmspec does not apply by "
+            f"itself; {instead}set it to None on model.generation_config to decode without it"
+        )
+
+
+def _of_model(config: GenerationConfig, penalty: float, eos: list[int]) -> list:
+    """The processors of a generation config, in the order of `generate`."""
+    wanted = {
+        "sequence_bias": (hf.SequenceBiasLogitsProcessor, config.sequence_bias),
+        "repetition_penalty": (hf.RepetitionPenaltyLogitsProcessor, penalty if penalty != 1.0 else None),
+        "no_repeat_ngram_size": (hf.NoRepeatNGramLogitsProcessor, config.no_repeat_ngram_size),
+        "bad_words_ids": (lambda words: hf.NoBadWordsLogitsProcessor(words, eos), config.bad_words_ids),
+        "remove_invalid_values": (lambda _: hf.InfNanRemoveLogitsProcessor(), config.remove_invalid_values),
+        "suppress_tokens": (hf.SuppressTokensLogitsProcessor, config.suppress_tokens),
+    }
+    processors = []
+    for name, (make, value) in wanted.items():
+        try:
+            processors += [make(value)] if value else []
+        except (TypeError, ValueError) as error:
+            raise MMSpecError(f"the model's generation config has a wrong {name}={value!r}: {error}") from None
+    return processors
+
+
+def _usable(processors: list) -> list:
+    """Processors that can judge any node of any row, in any order."""
+    for processor in processors:
+        name = type(processor).__name__
+        if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+            raise MMSpecError(
+                f"logits_processor holds a {name} with a prompt_ignore_length per row, but a tree has many nodes per "
+                "row; call mmspec.generate with repetition_penalty= instead"
+            )
+        if isinstance(processor, UNUSABLE):
+            raise MMSpecError(f"logits_processor holds a {name}, which cannot judge the nodes of a tree; leave it out")
+    return processors
+
+
+def _merged(own: list, given: list) -> list:
+    """As `generate` does it: of two processors of one class the caller's counts."""
+    merged = [next((processor for processor in given if type(processor) is type(mine)), mine) for mine in own]
+    for processor in given:
+        if processor not in merged:
+            merged.append(processor)
+    return merged
+
 
 def random_stream(device: torch.device, seed: int, purpose: str) -> torch.Generator:
     """A generator for one purpose within a request. Streams of different purposes or seeds share no draws; with plain
@@ -121,6 +248,9 @@ class NoiseTape:
     *position*, a sampled text does not depend on how many tokens each round drafts or accepts, so any deterministic
     drafter reproduces plain sampling token for token. Siblings share a vector, which is sound: at most one node per
     depth is on the path, and which nodes are drafted does not depend on noise ahead of them.
+
+    Rows are told apart by their number in the batch, not by their prompts: rows of one prompt must be independent
+    samples, and rows of one question about different pictures have the same token ids.
     """
 
     def __init__(self, batch_size: int, vocab_size: int, seed: int, device: torch.device):
@@ -144,6 +274,7 @@ class NoiseTape:
                 ahead.popleft()
 
 
-def _check(name: str, value, ok: bool, wanted: str) -> None:
-    if not ok:
+def _number(name: str, value, ok: Callable[[Any], bool], wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not ok(value):
         raise MMSpecError(f"{name}={value!r} is out of range: it must be {wanted}")
+    return float(value)

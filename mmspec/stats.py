@@ -73,6 +73,9 @@ class Round:
 class Stats:
     """The records of one call of `generate`.
 
+    Without a round (the prompt's pass gives the first token, and `max_new_tokens=1` ends there) the metrics have the
+    values that decoding without drafts has: an acceptance length of 1, rates and counts of 0.
+
     Args:
         rounds: one record per round.
         prompt_tokens: per row, visual tokens included.
@@ -112,8 +115,8 @@ class Stats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tau: tokens emitted per target pass, bonus included, so 1 without a drafter. The prefill is not counted."""
-        return _ratio(sum(emitted for _, _, emitted, _ in self._per_row_rounds()), self.num_spec_steps)
+        """Tau: tokens emitted per target pass, bonus included: 1 without drafts, never less. The prefill is not one."""
+        return _ratio(sum(emitted for _, _, emitted, _ in self._per_row_rounds()), self.num_spec_steps, nothing=1.0)
 
     @property
     def mean_accepted_draft_tokens(self) -> float:
@@ -148,7 +151,8 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens of all rows per second of decoding, the prompt's time and its token not counted."""
+        """New tokens of all rows per second of decoding, the prompt's time and its token not counted: 0 if there was
+        no other."""
         return _ratio(sum(self.new_tokens) - len(self.new_tokens), self.decode_seconds)
 
     @property
@@ -182,5 +186,6 @@ class Stats:
         }
 
 
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else 0.0
+def _ratio(a: float, b: float, nothing: float = 0.0) -> float:
+    """The quotient, or `nothing` where there was nothing to divide by: JSON has no nan."""
+    return a / b if b else nothing

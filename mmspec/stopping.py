@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from .errors import MMSpecError
+from .inputs import callables, whole
 
 
 class Stopping:
@@ -18,15 +19,24 @@ class Stopping:
     Args:
         max_new_tokens: at least 1.
         eos_token_ids: one id or several.
-        criteria: called with `[1, length]` ids and None for the scores.
+        criteria: called with `[1, length]` ids and None for the scores; a single one may stand for a list of one.
+
+    Raises:
+        MMSpecError: naming what is not of these types.
     """
 
-    def __init__(self, max_new_tokens: int, eos_token_ids: int | Iterable[int] = (), criteria: Iterable | None = None):
-        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-            raise MMSpecError(f"max_new_tokens={max_new_tokens!r} must be a positive integer: there is nothing to do")
-        self.max_new_tokens = max_new_tokens
-        self.eos = {eos_token_ids} if isinstance(eos_token_ids, int) else set(eos_token_ids)
-        self.criteria = list(criteria or ())
+    def __init__(
+        self,
+        max_new_tokens: int,
+        eos_token_ids: int | Iterable[int] = (),
+        criteria: Iterable[Callable] | Callable | None = None,
+    ):
+        limit = whole(max_new_tokens)
+        if limit is None or limit < 1:
+            raise MMSpecError(f"max_new_tokens={max_new_tokens!r} must be a positive integer, such as 256")
+        self.max_new_tokens = limit
+        self.eos = _ids(eos_token_ids)
+        self.criteria = callables("stopping_criteria", criteria)
 
     def cut(self, history: list[int], so_far: list[int], emitted: list[int]) -> tuple[list[int], str | None]:
         """The part of `emitted` that stands, and why the row ends with it (None if it goes on).
@@ -47,3 +57,14 @@ class Stopping:
             if len(so_far) + count == self.max_new_tokens:
                 return emitted[:count], "length"
         return emitted, None
+
+
+def _ids(given) -> set[int]:
+    """One token id or several, as a set."""
+    try:
+        ids = [whole(given)] if whole(given) is not None or isinstance(given, str) else [whole(one) for one in given]
+    except TypeError:
+        ids = [None]
+    if None in ids:
+        raise MMSpecError(f"eos_token_id={given!r} must be a token id or a list of them ([] for no end token)")
+    return set(ids)

@@ -6,6 +6,7 @@ number of requests may be interleaved on it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import torch
@@ -52,7 +53,7 @@ class Target:
                 f"attn_implementation={' or '.join(map(repr, ATTENTION_BACK_ENDS))}"
             )
         self.windows = self.family.attention_windows()
-        self.cache_shapes = self._probe()
+        self._probed = (self.device, self.dtype), self._probe()
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +82,21 @@ class Target:
         eos = self.model.generation_config.eos_token_id
         return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
 
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen characters that change when the weights do: what was computed with other weights can be told."""
+        digest = hashlib.sha256()
+        for tensor in (self.family.final_norm.weight, self.model.get_input_embeddings().weight[:64]):
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
+        """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast."""
+        if self._probed[0] != (self.device, self.dtype):
+            self._probed = (self.device, self.dtype), self._probe()
+        return self._probed[1]
+
     @torch.inference_mode()
     def _probe(self) -> list[tuple[SlotShape, SlotShape]]:
         """One pass over one token, to learn what every layer stores, wherever it lives."""
@@ -97,7 +113,7 @@ class Target:
 
         return [(shape(layer.keys), shape(layer.values)) for layer in cache.layers]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference mode: what is trained beside the target reads this too
     def encode(self, request: Request) -> Vision | None:
         """Run the vision tower over a request's pictures; None if it has none.
 

@@ -11,7 +11,7 @@ import models
 import torch
 from hypothesis import settings
 
-from mmspec.drafters import Drafter, DraftModelDrafter
+from mmspec.drafters import Drafter, DraftModelDrafter, Eagle3Drafter, EagleDrafter
 from mmspec.drafters.draft_model import VisualProjector
 from mmspec.inputs import prepare
 from mmspec.outcome import Scores, Verdict
@@ -157,8 +157,21 @@ def shared_vision_drafter(name: str, attention: str) -> DraftModelDrafter:
     return DraftModelDrafter(target, model, "shared_vision", projector)
 
 
+def eagle_drafter(name: str, attention: str) -> EagleDrafter:
+    return models.redraw(EagleDrafter(target_of(name, attention)), seed=8)
+
+
+def eagle3_drafter(name: str, attention: str) -> Eagle3Drafter:
+    """One that can propose every third token only."""
+    tokens = torch.arange(1, models.VOCAB, 3)
+    drafter = Eagle3Drafter(target_of(name, attention), draft_vocab_size=len(tokens))
+    drafter.choose_vocabulary(tokens)
+    return models.redraw(drafter, seed=9)
+
+
 # Drafters that need weights, built on tiny random models for any family and back end.
-TINY_DRAFTERS = {"own model": blurred_drafter, "shared vision": shared_vision_drafter, "text only": text_drafter}
+DRAFT_MODELS = {"own model": blurred_drafter, "shared vision": shared_vision_drafter, "text only": text_drafter}
+TINY_DRAFTERS = {**DRAFT_MODELS, "eagle": eagle_drafter, "eagle3, fewer tokens": eagle3_drafter}
 NEED_PICTURES = {"shared vision"}
 
 

@@ -72,7 +72,8 @@ def test_what_is_saved_is_what_is_loaded(target, tmp_path, monkeypatch, name):
     config = read_config(tmp_path / "a" / "b")
     assert config["mmspec_drafter"].endswith("DraftModelDrafter") and config["mode"] == name.split(",")[0]
     assert config["metadata"] == {"steps": 300, "note": "trained on pictures"}
-    assert config["target"] == {"model_type": "llava", "vocab_size": VOCAB, "hidden_size": 32}
+    about = {"model_type": "llava", "vocab_size": VOCAB, "hidden_size": 32, "weights": target.fingerprint}
+    assert config["target"] == about
 
     loaded = mmspec.load_drafter(str(tmp_path / "a" / "b"), target)
     ours, theirs = drafter.state_dict(), loaded.state_dict()
@@ -302,3 +303,51 @@ def test_a_model_folder_that_lacks_weights_is_refused_with_the_keys(model_folder
     save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MMSpecError, match=r"missing keys \['model\.layers\.1\.mlp\.up_proj\.weight'\]"):
         mmspec.load_target(str(model_folder), device="cpu")
+
+
+class Hub:
+    """Stands for the Hugging Face hub: a folder per repository."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def create_repo(self, repository, private=False, exist_ok=False):
+        if repository == "some/one":
+            raise PermissionError("403 Forbidden")
+        (self.root / repository).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, repo_id, folder_path):
+        for path in Path(folder_path).iterdir():
+            (self.root / repo_id / path.name).write_bytes(path.read_bytes())
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(self, repository, allow_patterns):
+        if not (self.root / repository).is_dir():
+            raise FileNotFoundError(repository)
+        return str(self.root / repository)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Hub:
+    import huggingface_hub
+
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_a_drafter_goes_to_the_hub_and_comes_back(target, hub):
+    drafter = MAKE["shared_vision"](target)
+    assert drafter.push_to_hub("me/drafter", recipe="mine") == "https://hub/me/drafter"
+    assert read_config(hub.root / "me" / "drafter")["metadata"] == {"recipe": "mine"}
+    loaded = mmspec.load_drafter("me/drafter", target)
+    for name, tensor in drafter.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+
+
+def test_what_the_hub_says_is_passed_on(target, hub):
+    with pytest.raises(MMSpecError, match="the hub did not take 'some/one': 403 Forbidden; log in with"):
+        MAKE["text_only"](target).push_to_hub("some/one")
+    with pytest.raises(MMSpecError, match="drafter 'no/where'|target 'no/where'"):
+        mmspec.load_drafter("no/where", target)

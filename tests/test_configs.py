@@ -15,6 +15,7 @@ from mmspec import configuration
 from mmspec.commands.generate import Settings
 from mmspec.errors import MMSpecError
 
+COMMANDS = sorted(file.stem for file in configuration.shipped_folder().glob("*.yaml"))
 OPTIONS = [(group, option) for group, options in configuration.groups().items() for option in options]
 NULL_OPTIONS = {("drafter", "none"), ("tree", "default"), ("verifier", "auto")}
 GIVEN_BY_THE_CALLER = {"drafter": {"target": object()}}
@@ -33,15 +34,23 @@ def node(**values):
     return OmegaConf.create({"_target_": f"{__name__}.Widget", **values})
 
 
+def commands_with(group: str) -> list[tuple[str, str]]:
+    """The commands that have a group, with what each of them calls it."""
+    names = [(command, group.removeprefix(f"{command}/")) for command in COMMANDS]
+    return [(command, name) for command, name in names if name in configuration.settings(command)[0]]
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_fits_its_class(group, option):
-    config = configuration.compose("generate", [f"{group}={option}"])
-    if (group, option) in NULL_OPTIONS:
-        assert config[group] is None
-        return
-    values = OmegaConf.to_container(config[group], resolve=True)
-    factory = pkgutil.resolve_name(values.pop("_target_"))
-    inspect.signature(factory).bind(**values, **GIVEN_BY_THE_CALLER.get(group, {}))
+    assert commands_with(group)
+    for command, name in commands_with(group):
+        config = configuration.compose(command, [f"{name}={option}"])
+        if (group, option) in NULL_OPTIONS:
+            assert config[name] is None
+        elif "_target_" in config[name]:
+            values = OmegaConf.to_container(config[name], resolve=True)
+            factory = pkgutil.resolve_name(values.pop("_target_"))
+            inspect.signature(factory).bind(**values, **GIVEN_BY_THE_CALLER.get(group, {}))
 
 
 @pytest.mark.parametrize(
@@ -53,14 +62,16 @@ def test_what_needs_no_weights_is_built(group, option):
     assert f"{type(built).__module__}.{type(built).__name__}".startswith(f"mmspec.{group}s.")
 
 
-def test_every_option_and_key_is_described():
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_and_key_is_described(command):
     described = configuration.groups()
     assert all(summary for options in described.values() for summary in options.values())
-    chosen, keys = configuration.settings("generate")
-    composed = configuration.compose("generate")
+    chosen, keys = configuration.settings(command)
+    composed = configuration.compose(command)
     assert set(chosen) | set(keys) == set(composed)
     assert all(comment for _, comment in (chosen | keys).values())
-    assert all(default in described[group] for group, (default, _) in chosen.items())
+    for group, (default, _) in chosen.items():
+        assert default in configuration.options_of(command, group, described)
 
 
 def test_overrides_reach_groups_and_keys():
@@ -74,7 +85,7 @@ def test_overrides_reach_groups_and_keys():
     [
         (
             "drafter=draftmodel",
-            "drafter 'draftmodel' is unknown. Did you mean 'draft_model'? Available: draft_model, ngram",
+            "drafter 'draftmodel' is unknown. Did you mean 'draft_model'? Available: draft_model, eagle",
         ),
         ("tree=null", "tree 'null' is unknown. Available: chain, default"),
         ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
@@ -131,6 +142,59 @@ def test_a_path_is_taken_as_it_is_in_any_setting(tmp_path):
     assert config.target.name == str(folder)
     with pytest.raises(MMSpecError, match=r"setting 'target\.nam' is unknown"):
         configuration.compose("generate", [f"target.nam={folder}"])
+
+
+@pytest.fixture
+def own_commands(tmp_path, monkeypatch):
+    """Configurations of a command `bake` with a group of its own, next to a group that all commands may have."""
+    files = {
+        "bake.yaml": "defaults:\n  - bake/recipe: bread # what\n  - oven: gas\n  - _self_\n\nseed: 0 # for luck\n",
+        "boil.yaml": "defaults:\n  - bake/recipe@meal: bread # what\n  - _self_\n",
+        "bake/recipe/bread.yaml": "# white\nflour: 500\n",
+        "bake/recipe/old/rye.yaml": "# dark\nflour: 400\n",
+        "bake/recipe/cake.yaml": "# @package _global_\n# sweet\nrecipe:\n  sugar: 100\n",
+        "oven/gas.yaml": "# blue\nheat: 1\n",
+        "recipe/none.yaml": "# nobody's\nflour: 0\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(configuration, "shipped_folder", lambda: tmp_path)
+
+
+def test_a_group_of_one_command_needs_no_path(own_commands):
+    assert configuration.groups()["bake/recipe"] == {"bread": "white", "cake": "sweet"}
+    assert configuration.settings("bake")[0] == {"recipe": ("bread", "what"), "oven": ("gas", "")}
+    assert configuration.settings("bake")[1] == {"seed": ("0", "for luck")}
+    options = configuration.options_of("bake", "recipe", configuration.groups())
+    assert options == {"bread": "white", "cake": "sweet", "old/rye": "dark"}
+    assert configuration.compose("bake").bake.recipe.flour == 500
+    for group in ("recipe", "bake/recipe"):
+        assert configuration.compose("bake", [f"{group}=old/rye"]).bake.recipe.flour == 400
+        config = configuration.compose("bake", [f"{group}=cake", "recipe.sugar=50", "oven.heat=3", "seed=1"])
+        assert (config.recipe.sugar, config.oven.heat, config.seed) == (50, 3, 1)
+    assert configuration.compose("boil", ["bake/recipe=old/rye", "meal.flour=1"]).meal.flour == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe=pie", "recipe 'pie' is unknown. Available: bread, cake, old/rye"),
+        ("recipe=none", "recipe 'none' is unknown."),
+        ("bake.recipe.flower=1", "setting 'bake.recipe.flower' is unknown. Did you mean 'bake.recipe.flour'?"),
+        ("recip=bread", "setting 'recip' is unknown. Did you mean 'bake.recipe'?"),
+        ("seeds=1", "setting 'seeds' is unknown. Did you mean 'seed'?"),
+    ],
+)
+def test_mistakes_in_a_group_of_one_command(override, message, own_commands):
+    with pytest.raises(MMSpecError) as caught:
+        configuration.compose("bake", [override])
+    assert message in str(caught.value)
+
+
+def test_a_group_that_a_command_lacks_is_named(own_commands):
+    with pytest.raises(MMSpecError, match="mmspec boil has no group 'oven'. Available: bake/recipe"):
+        configuration.compose("boil", ["oven=gas"])
 
 
 @pytest.mark.parametrize("name", ["mine", "mine, and='yours'", "${x}"])
@@ -207,6 +271,11 @@ def test_build_explains_what_is_wrong(broken, message):
         configuration.build(broken, target=0)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_the_caller_win():
+    assert configuration.build(node(size="???"), target=0, size=3).size == 3
+    assert configuration.build(node(size=2), target=0, size=3).size == 3
 
 
 def test_listing_configurations_imports_nothing_heavy():

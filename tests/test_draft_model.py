@@ -68,7 +68,7 @@ def assert_own_proposals(drafter: DraftModelDrafter, inputs: dict, drafts: list,
 LABELS = [
     (name, label)
     for name in models.MODELS
-    for label in helpers.TINY_DRAFTERS
+    for label in helpers.DRAFT_MODELS
     if name in models.VISUAL or label not in helpers.NEED_PICTURES
 ]
 
@@ -76,7 +76,7 @@ LABELS = [
 @pytest.mark.parametrize(("name", "label"), LABELS)
 def test_proposals_are_the_draft_models_own(name, label, monkeypatch):
     """Whatever was accepted or refused before, in rows that end at different times."""
-    drafter = helpers.TINY_DRAFTERS[label](name, "sdpa")
+    drafter = helpers.DRAFT_MODELS[label](name, "sdpa")
     inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     stop = expected[1][6]
     for tree in TREES:
@@ -116,11 +116,19 @@ def test_a_shared_tower_twin_of_the_target_is_always_right():
         assert (out.stats.mean_acceptance_length < 5) == wrong
 
 
-@pytest.mark.parametrize("label", helpers.TINY_DRAFTERS)
+@pytest.mark.parametrize("module", [torch.nn.Linear(16, 32), torch.nn.ZeroPad1d((0, 16))], ids=["weights", "none"])
+def test_any_module_may_be_the_projector(module):
+    target = target_of("llava", "sdpa")
+    inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
+    drafter = DraftModelDrafter(target, models.llama(seed=6), "shared_vision", module)
+    assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW).token_ids == expected
+
+
+@pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_only_a_drafter_that_sees_depends_on_the_picture(name, label):
     """The same tokens before another picture: its drafts change if it looks at pictures."""
-    drafter, trees = helpers.TINY_DRAFTERS[label](name, "sdpa"), []
+    drafter, trees = helpers.DRAFT_MODELS[label](name, "sdpa"), []
     inputs = models.inputs_for(name, [1], [6])
     for pixels in (inputs["pixel_values"], -inputs["pixel_values"]):
         context = start(drafter.target, {**inputs, "pixel_values": pixels})
@@ -247,10 +255,10 @@ def test_a_prompt_of_pictures_alone_leaves_a_blind_model_nothing_to_read():
         mmspec.generate(drafter.target, drafter, inputs=alone, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("label", helpers.TINY_DRAFTERS)
+@pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
 def test_inside_generate_a_seeing_draft_model_has_nothing_to_see(label):
     """transformers hands over the target's own embeddings of the pictures, which mean nothing to another model."""
-    drafter = helpers.TINY_DRAFTERS[label]("llava", "sdpa")
+    drafter = helpers.DRAFT_MODELS[label]("llava", "sdpa")
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
     options = {"max_new_tokens": NEW, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}
     if drafter.mode == "text_only":

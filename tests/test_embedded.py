@@ -13,7 +13,7 @@ from mmspec.inputs import prepare
 from mmspec.loading import EMBEDDED
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
-DRAFTERS = ("ngram", "draft_model", "text_only")
+DRAFTERS = ("ngram", "draft_model", "text_only", "eagle", "eagle3")
 TOKENS = 96
 
 
@@ -66,16 +66,17 @@ def test_another_picture_gives_another_answer(task, name):
     assert len(texts) == 3
 
 
-def test_the_draft_model_that_sees_beats_the_one_that_does_not():
+def test_what_is_seen_is_accepted():
+    """The target's own features tell most, then the picture, then the text alone."""
     accepted = {}
-    for name in ("draft_model", "text_only"):
+    for name in ("eagle3", "draft_model", "text_only"):
         outs = []
         for index in (1, 2):
             image, prompt, _ = zoo.sample("scenes", "test", index)
             outs.append(mmspec.generate(target(), drafter(name), prompt, [image], max_new_tokens=TOKENS).stats)
         steps = sum(stats.num_spec_steps for stats in outs)
         accepted[name] = sum(stats.num_accepted_draft_tokens for stats in outs) / steps
-    assert accepted["draft_model"] > accepted["text_only"] > 0.5
+    assert accepted["eagle3"] > accepted["draft_model"] > accepted["text_only"] > 0.5
 
 
 def test_sampling_is_coupled_across_drafters():
@@ -88,7 +89,7 @@ def test_sampling_is_coupled_across_drafters():
 def test_weights_are_small_safetensors():
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
     weights = [path for path in files if path.suffix == ".safetensors"]
-    assert {path.parent.name for path in weights} == {"target", "draft_model", "text_only"}
+    assert {path.parent.name for path in weights} == {"target", *DRAFTERS} - {"ngram"}
     assert sum(path.stat().st_size for path in files) < 30e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
@@ -102,9 +103,33 @@ def test_the_target_is_as_large_as_it_should_be():
     assert sum(id_ == target().family.image_token_id for id_ in request.token_ids()[0]) >= 128
 
 
-@pytest.mark.parametrize("name", ["draft_model", "text_only"])
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "ngram"])
 def test_half_precision_drafters_keep_their_rotary_frequencies(name):
     half = mmspec.load_target("tiny", "bfloat16")
     drafter = mmspec.load_drafter(f"tiny/{name}", half)
     assert {p.dtype for p in drafter.parameters()} == {half.dtype}
-    assert drafter.model.model.rotary_emb.inv_freq.dtype.itemsize == 4
+    frequencies = [buffer for key, buffer in drafter.named_buffers() if key.endswith("inv_freq")]
+    assert frequencies and all(buffer.dtype.itemsize == 4 for buffer in frequencies)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("tree", [Chain(5), StaticTree(), DynamicTree(5, 4, 16)], ids=lambda tree: type(tree).__name__)
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "ngram"])
+def test_a_hundred_pictures(name, tree, batch):
+    """All tasks, whole answers: the same tokens as plain decoding."""
+    for number in range(0, 100, batch):
+        samples = [zoo.sample(zoo.TASKS[n % 4], "test", 1000 + n // 4) for n in range(number, number + batch)]
+        request = {"prompt": [s.prompt for s in samples], "images": [s.image for s in samples], "max_new_tokens": 192}
+        out = mmspec.generate(target(), drafter(name), tree=tree, **request)
+        assert out.token_ids == plain_rows(number, batch), number
+
+
+@cache
+def plain_rows(number, batch):
+    """Plain decoding of pictures, one at a time: what stands beside a row must not matter."""
+    rows = []
+    for n in range(number, number + batch):
+        sample = zoo.sample(zoo.TASKS[n % 4], "test", 1000 + n // 4)
+        rows += mmspec.generate(target(), None, sample.prompt, [sample.image], max_new_tokens=192).token_ids
+    return rows

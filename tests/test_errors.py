@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import IMAGE, VOCAB, inputs_for, llama, llava
 from PIL import Image
 from toys import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BatchFeature, LlamaConfig, LlamaForCausalLM, MaxLengthCriteria
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -64,11 +65,53 @@ PROMPT = {"prompt": "a thing"}
         ({"prompt": None, "inputs": {"input_ids": torch.zeros(1, 0).long()}}, "at least one token per row"),
         ({"prompt": "a " * 300}, r"the prompt has \d+ tokens .* but the model's limit is 512"),
         ({"prompt": ["a", "b"], "images": []}, "2 prompts but images for 0"),
+        ({"prompt": 5}, "prompt=5 is no text; pass a str, or a list of them"),
+        ({"prompt": b"a"}, "prompt=b'a' is no text"),
+        ({"prompt": ["a", 5]}, "prompt 1 is 5, which is no text"),
+        ({"prompt": torch.ones(3, 40)}, "prompt is a Tensor, which is no text; .* goes into inputs="),
+        ({"prompt": BatchFeature({"input_ids": torch.ones(3, 40)})}, "prompt is a BatchFeature, .* goes into inputs="),
+        ({"max_new_tokens": "x"}, "max_new_tokens='x' must be a positive integer"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens=2\.5 must be a positive integer"),
+        ({"seed": "x"}, "seed='x' must be an integer"),
+        ({"seed": 1.0}, r"seed=1\.0 must be an integer"),
+        ({"seed": None}, "seed=None must be an integer"),
+        ({"temperature": None}, r"temperature=None is out of range: it must be 0 \(greedy\) or more"),
+        ({"temperature": "hot"}, "temperature='hot' is out of range"),
+        ({"repetition_penalty": "x"}, "repetition_penalty='x' is out of range: it must be above 0"),
+        ({"eos_token_id": "x"}, "eos_token_id='x' must be a token id or a list of them"),
+        ({"eos_token_id": ["</s>"]}, r"eos_token_id=\['</s>'\] must be a token id or a list of them"),
+        ({"stopping_criteria": 5}, "stopping_criteria holds 5, which cannot be called with token ids and scores"),
+        ({"stopping_criteria": "stop"}, "stopping_criteria holds 's', which cannot be called"),
+        ({"stopping_criteria": [MaxLengthCriteria]}, "stopping_criteria holds <class .*give .* an instance"),
+        ({"logits_processor": 5}, "logits_processor holds 5, which cannot be called with token ids and scores"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_arguments(text_target, arguments, message):
     refused(text_target, message, **{**PROMPT, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.tensor([[1, 2]]), r'inputs is a Tensor, .* pass inputs=\{"input_ids": tensor\}'),
+        ([[1, 2]], "inputs is a list, but a processor returns a mapping"),
+        ({"input_ids": [[1, 61]]}, "input_ids holds 61, but the token ids of LlamaForCausalLM go from 0 to 60; make"),
+        ({"input_ids": [[1, -1]]}, "input_ids holds -1, but the token ids"),
+        ({"input_ids": [[1, 2], [3]]}, "input_ids is no rectangular table of integers; pad its rows to one length"),
+        ({"input_ids": [["a", "b"]]}, "input_ids is no rectangular table of integers"),
+        ({"input_ids": [[1.0, 2.0]]}, r"input_ids holds torch\.float32 values; it must hold integers"),
+    ],
+)
+def test_inputs(text_target, inputs, message):
+    refused(text_target, message, inputs=inputs)
+
+
+def test_a_token_beyond_the_vocabulary_may_only_be_the_models_placeholder():
+    target = Target(llava())
+    for token in (VOCAB, 99):
+        inputs = {"input_ids": torch.tensor([[1, token, 2]])}
+        refused(target, f"input_ids holds {token}, but the token ids of Llava", inputs=inputs)
 
 
 def test_trees_for_drafters(text_target):
@@ -156,6 +199,32 @@ def test_unreadable_pictures(visual_target, picture, make, message, as_list):
 def _written(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3)), r"an image is an array of float64 with shape \(4, 4, 3\), but arrays are read as uint8"),
+        (np.zeros((4, 4), np.uint8), r"an image is an array of uint8 with shape \(4, 4\), but"),
+        (np.zeros((3, 4, 4), np.uint8), r"with shape \(3, 4, 4\), but arrays are read as .*\[height, width, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"with shape \(0, 4, 3\), but"),
+        (torch.zeros(3, 4, 4), "an image is a Tensor; pass a PIL image, a path, or a uint8 array"),
+        (b"\x89PNG", "an image is a bytes; pass a PIL image"),
+        (5, "an image is a int; pass a PIL image"),
+        ("a\0b", "image 'a.x00b' cannot be read: "),
+    ],
+    ids=["float", "gray", "channels first", "empty", "tensor", "bytes", "number", "no path"],
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_things_that_are_no_picture(visual_target, image, message, as_list):
+    refused(visual_target, message, images=[image] if as_list else image, **PROMPT)
+
+
+def test_a_picture_whose_file_breaks_off(visual_target, picture):
+    """Pillow reads the header when it opens a file, and the rest only when it is asked for pixels."""
+    _written(picture, picture.read_bytes()[:1500])
+    with Image.open(picture) as image:
+        refused(visual_target, "image '.*noise.png' cannot be read: ", images=[image], **PROMPT)
 
 
 def test_pictures_for_a_text_model(text_target, picture):

@@ -72,7 +72,7 @@ def test_the_installed_package_finds_its_configurations(installed, tmp_path):
 
 
 def test_the_installed_command_runs_from_another_folder(installed, tmp_path):
-    assert "draft_model *" in call(installed / "mmspec", "generate", "--help", cwd=tmp_path)
+    assert "eagle3 *" in call(installed / "mmspec", "generate", "--help", cwd=tmp_path)
 
 
 def test_the_installed_command_generates_from_another_folder(installed, tmp_path):

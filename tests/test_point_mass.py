@@ -182,7 +182,16 @@ def test_every_deterministic_drafter_writes_the_text_of_plain_sampling(family, o
             assert out.token_ids == plain.token_ids
             accepted += out.stats.num_accepted_draft_tokens
     assert accepted > 0
-    # Noise belongs to the number of the row, so the first row may be had alone.
+    # Noise belongs to the number of the row, so the first row may be had alone, and no other one may.
     alone = {**options, "inputs": one_row(inputs, 0)}
     assert mmspec.generate(target, **alone).token_ids[0] == plain.token_ids[0]
     assert mmspec.generate(target, twin, tree=TREES["static"], **alone).token_ids[0] == plain.token_ids[0]
+    third = {**options, "inputs": one_row(inputs, 2)}
+    assert mmspec.generate(target, **third).token_ids[0] != plain.token_ids[2]
+
+
+def test_equal_prompts_in_a_batch_sample_different_texts():
+    target, one = Target(llama()), inputs_for("llama", [0])
+    inputs = {name: value.repeat(3, 1) for name, value in one.items()}
+    texts = mmspec.generate(target, inputs=inputs, max_new_tokens=12, temperature=1.0, seed=5).token_ids
+    assert len(set(map(tuple, texts))) == 3

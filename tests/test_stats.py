@@ -49,6 +49,7 @@ def test_metrics_of_hand_made_records():
 def test_records_of_nothing_divide_nothing_by_zero():
     assert json.dumps(Stats().summary())
     assert Stats().acceptance_rate_per_position == [] and Stats().tokens_per_second == 0.0
+    assert Stats().mean_acceptance_length == 1.0, "its least value, as without drafts"
 
 
 def test_known_drafts_give_known_figures():
@@ -185,6 +186,14 @@ def test_time_of_the_consumer_is_not_counted():
 
 
 def test_first_token_alone_has_no_rounds():
-    out = mmspec.generate(Target(llama()), inputs={"input_ids": torch.tensor([[1, 2]])}, max_new_tokens=1)
+    """The metrics are then those of decoding without drafts."""
+    target = Target(llama())
+    inputs = {"input_ids": torch.tensor([[1, 2]])}
+    out = mmspec.generate(target, NGramDrafter(target), inputs=inputs, max_new_tokens=1)
     assert out.stats.rounds == [] and out.stats.new_tokens == [1] and out.stats.num_spec_steps == 0
-    json.dumps(out.stats.summary())
+    plain = mmspec.generate(target, inputs=inputs, max_new_tokens=4)
+    ours, theirs = (json.loads(json.dumps(o.stats.summary(), allow_nan=False)) for o in (out, plain))
+    for name in ("mean_acceptance_length", "mean_accepted_draft_tokens", "draft_acceptance_rate"):
+        assert ours[name] == theirs[name]
+    assert ours["mean_acceptance_length"] == 1.0 and ours["tokens_per_second"] == 0.0
+    assert ours["acceptance_rate_per_position"] == [] and ours["acceptance_histogram"] == {}

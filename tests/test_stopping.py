@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from models import inputs_for, llama
@@ -172,6 +173,15 @@ def test_criteria_of_hugging_face(single, ragged, drafter):
     assert out.token_ids == want
 
 
+def test_a_single_criterion_stands_for_a_list_of_one(single):
+    """As a function or as an object of Hugging Face's."""
+    prompt = single.inputs["input_ids"].shape[1]
+    want = [single.texts[0][:6]]
+    for criteria in (lambda ids, scores: ids.shape[1] >= prompt + 6, MaxLengthCriteria(max_length=prompt + 6)):
+        assert single.run(None, stopping_criteria=criteria).token_ids == want
+        assert single.run(None, stopping_criteria=[criteria]).token_ids == want
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "5"])
 def test_max_new_tokens_must_be_a_positive_integer(value):
     with pytest.raises(MMSpecError, match=f"max_new_tokens={value!r} must be a positive integer"):
@@ -184,3 +194,16 @@ def test_cut_on_its_own():
     assert stopping.cut([1, 2, 3, 4, 9, 5], [3], [4, 9, 5]) == ([4, 9], "eos")
     assert stopping.cut([0, 1, 2, 3, 4, 5, 6], [1, 2, 3], [4, 5, 6]) == ([4, 5], "length")
     assert Stopping(5, 9).eos == {9} and Stopping(5).eos == set()
+
+
+@pytest.mark.parametrize("five", [5, np.int64(5), torch.tensor(5)], ids=["int", "numpy", "tensor"])
+def test_whole_numbers_of_any_type(five):
+    assert Stopping(five).max_new_tokens == 5
+    for eos in (five, [five], (five, 5), np.array([5]), torch.tensor([5]), {5}):
+        assert Stopping(5, eos).eos == {5}
+
+
+@pytest.mark.parametrize("eos", ["x", "", "12", 1.5, True, None, ["x"], [1, None], torch.tensor(1.5)], ids=repr)
+def test_end_tokens_must_be_whole_numbers(eos):
+    with pytest.raises(MMSpecError, match=r"eos_token_id=.* must be a token id or a list of them \(\[\] for no"):
+        Stopping(5, eos)

@@ -278,3 +278,59 @@ def test_processors_judge_every_drafted_node_with_its_own_prefix():
         if entry >= 0
     ]
     assert sorted(seen) == sorted(wanted)
+
+
+# A drafter that knows fewer tokens than its target.
+
+KNOWN, VOCAB = torch.tensor([2, 3, 7, 11, 12, 19]), 20
+
+
+def grow_with_fewer_tokens(builder, toy: Toy, proposals: Proposals | None = None):
+    root = torch.full((ROWS,), ROOT)
+    growth = Growth(root, toy.expand_root, toy.expand, proposals or Proposals(), KNOWN, VOCAB)
+    return builder.build(growth).validate(), growth
+
+
+@pytest.mark.parametrize("builder", [Chain(3), DynamicTree(3, 3, 10), StaticTree(["0", "1", "2", "00", "01", "10"])])
+def test_nodes_hold_the_targets_tokens_whatever_the_drafter_numbers_them(builder):
+    """The toy finds its logits by the path, so a wrong token below the root would also change what follows."""
+    toy = Toy(len(KNOWN), 5)
+    tree, growth = grow_with_fewer_tokens(builder, toy)
+    assert growth.logits.shape[-1] == len(KNOWN) and tree.draft_probs is None
+    for row in range(ROWS):
+        paths = paths_of(tree, row)
+        assert len(set(paths)) == len(paths)
+        for node, path in enumerate(paths[1:], start=1):
+            number = KNOWN.tolist().index(path[-1])
+            wanted = toy.logits(row, path[:-1]).log_softmax(-1)[number]
+            assert tree.log_probs[row, node].item() == pytest.approx(wanted.item(), abs=1e-5)
+            siblings = sum(other[:-1] == path[:-1] for other in paths[1:])
+            best = toy.logits(row, path[:-1]).topk(siblings).indices
+            assert path[-1] in KNOWN[best]
+
+
+@pytest.mark.parametrize("builder", [Chain(3), StaticTree(["0", "1", "2", "00", "01", "10"])])
+def test_drawn_nodes_carry_a_q_over_the_targets_tokens(builder):
+    """Processors judge tokens by their number in the target's vocabulary."""
+    toy, seen = Toy(len(KNOWN), 5), []
+
+    def ban_three(ids, scores):
+        seen.append(scores.clone())
+        scores[:, 3] = float("-inf")
+        return scores
+
+    pipeline = LogitsPipeline(0.5, logits_processor=[ban_three])
+    proposals = Proposals(True, pipeline, [[ROOT]] * ROWS, torch.Generator().manual_seed(0))
+    tree, _ = grow_with_fewer_tokens(builder, toy, proposals)
+    unknown = [token for token in range(VOCAB) if token not in KNOWN]
+    assert all((scores[:, unknown] == float("-inf")).all() and scores.shape[-1] == VOCAB for scores in seen)
+    assert tree.draft_probs.shape[-1] == VOCAB
+    for row in range(ROWS):
+        paths = paths_of(tree, row)
+        for node in range(tree.num_nodes):
+            entry = tree.expansion[row, node].item()
+            if entry >= 0:
+                q = torch.zeros(VOCAB)
+                q[KNOWN] = (toy.logits(row, paths[node]) / 0.5).masked_fill(KNOWN == 3, float("-inf")).softmax(-1)
+                torch.testing.assert_close(tree.draft_probs[row, entry], q)
+        assert {path[-1] for path in paths[1:]} <= set(KNOWN.tolist()) - {3}

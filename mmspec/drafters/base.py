@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..trees import TreeBuilder
 
 if TYPE_CHECKING:
     from ..target import Context, Target
+    from ..training.lesson import Guess, Lesson
 
 
 class Drafter(nn.Module):
@@ -30,6 +32,9 @@ class Drafter(nn.Module):
     feature_layers: tuple[int, ...] = ()
     """Hidden states of the target to be handed over in `context.features` and `scores.features`: the number of the
     layer that a state enters, or `mmspec.runner.LAST` for the state after the final norm."""
+
+    draft_vocab_size: int | None = None
+    """Of a reduced vocabulary; None where every token can be drafted."""
 
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__()
@@ -59,6 +64,31 @@ class Drafter(nn.Module):
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         """Hear what became of the last tree; `context.history` already holds what was emitted."""
 
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """What this drafter would have guessed at every token of some answers, for training and for validation.
+
+        From every root (every answer token but the last) a chain is drafted along the answer itself: step i predicts
+        the answer token i + 1 places behind the root, after the tokens before it. Those are what the drafter would read
+        had all its earlier guesses been right, so the chance that guess i is right is the acceptance at position i.
+
+        Args:
+            lesson: answers with what the target knew while writing them.
+            steps: how long the chains are.
+            detach: pass no gradient from a step to earlier ones.
+
+        Yields:
+            One `Guess` per step, fewer where no answer is so long.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no unroll()")
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """What training changes: by default every weight of its own."""
+        return self.parameters()
+
+    def choose_vocabulary(self, tokens: Tensor) -> None:
+        """Set which target tokens can be drafted, for drafters with a reduced vocabulary (`draft_vocab_size`)."""
+        raise NotImplementedError(f"{type(self).__name__} drafts from the whole vocabulary")
+
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to rebuild this drafter without its weights, as plain JSON values."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved: it has no config()")
@@ -73,3 +103,9 @@ class Drafter(nn.Module):
         from ..checkpoints import save_drafter
 
         save_drafter(self, folder, metadata)
+
+    def push_to_hub(self, repository: str, private: bool = False, **metadata: Any) -> str:
+        """Upload this drafter to the Hugging Face hub as `owner/name`; returns its address."""
+        from ..checkpoints import push_drafter
+
+        return push_drafter(self, repository, private, **metadata)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from ..errors import MMSpecError, did_you_mean
 from ..families import Vision
 from ..inputs import Request, prepare
 from ..outcome import Scores, Verdict
-from ..runner import Runner
+from ..runner import LAST, Runner, capture, padding_mask
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
@@ -19,6 +21,7 @@ from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..target import Context, Target
+    from ..training.lesson import Guess, Lesson
 
 MODES = ("own_vision", "shared_vision", "text_only")
 
@@ -72,18 +75,11 @@ class DraftModelDrafter(StepDrafter):
 
     def start(self, context: Context) -> None:
         super().start(context)
-        request, vision = self._prompt(context)
+        request, vision = self._prompt(context.request, context.vision)
         family = self.draft_target.family
         self.runner = Runner(self.draft_target, request.batch_size, request.max_length + context.room)
-        ids = request.inputs["input_ids"]
-        if self.mode == "own_vision":
-            embeds = family.embed(ids, vision)
-        else:
-            embeds = family.embed(self._known(ids), None)
-        if self.mode == "shared_vision" and vision is not None:
-            visual = ids == context.target.family.image_token_id
-            embeds = embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
         position_ids, delta = family.positions(request.inputs)
+        embeds = self._embed(request, vision)
         self.runner.prefill(embeds, position_ids, delta, request.lengths, family.prefill_inputs(request.inputs))
         # Tokens that were accepted but that this model has not read yet, per row.
         self.unread: list[list[int]] = [[] for _ in request.lengths]
@@ -122,21 +118,54 @@ class DraftModelDrafter(StepDrafter):
             for history, (count, length) in zip(self.context.history, table, strict=True)
         ]
 
-    def _prompt(self, context: Context) -> tuple[Request, Vision | None]:
-        """The prompt as the draft model reads it, and what stands for its pictures."""
-        request = context.request
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all
+        steps; those of a later step are the first step's at later roots."""
+        from ..training.lesson import Guess, append
+
+        prompt, vision = self._prompt(lesson.prompt, lesson.vision)
+        request = append(prompt, lesson.answers)
+        family = self.draft_target.family
+        position_ids, _ = family.positions(request.inputs)
+        with capture(family, [LAST]) as features:
+            self.model(
+                inputs_embeds=self._embed(request, vision),
+                attention_mask=padding_mask(request.lengths, position_ids.device),
+                position_ids=position_ids,
+                use_cache=False,
+                logits_to_keep=1,
+                **family.prefill_inputs(request.inputs),
+            )
+        # A state is wanted at every answer token but the last of its row.
+        own = replace(lesson, prompt=prompt, features=features)
+        valid, first = own.drafted(0)
+        guesses = self._fit(family.head(own.states(LAST)[first]))
+        number = torch.full((len(own.tokens),), -1, device=first.device)
+        number[first] = torch.arange(len(first), device=first.device)
+        for step in range(steps):
+            valid, places = own.drafted(step)
+            if not valid.any():
+                return
+            yield Guess(guesses[number[places]], None, places, valid.flatten().nonzero()[:, 0])
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """All but a vision tower of its own, which is only ever run without gradients."""
+        if self.mode != "own_vision":
+            return self.parameters()
+        parts = (self.model.get_decoder(), self.model.get_output_embeddings())
+        return iter({id(p): p for part in parts for p in part.parameters()}.values())
+
+    def _prompt(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
+        """The target's prompt as the draft model reads it, and what stands for its pictures."""
         if self.mode == "text_only":
-            return _without_images(request, context.target.family.image_token_id), None
-        if context.vision is not None and context.vision.features is None:
+            return _without_images(request, self.target.family.image_token_id), None
+        if vision is not None and vision.features is None:
             raise MMSpecError(
                 "transformers encoded the pictures and kept neither their pixels nor what the vision tower saw, which "
                 f"a draft model with mode={self.mode!r} reads; call mmspec.generate instead of custom_generate"
             )
         if self.mode == "shared_vision":
-            if context.vision is None:
-                return request, None
-            projected = [self.projector(features) for features in context.vision.features]
-            return request, Vision(projected, context.vision.features)
+            return request, vision
         if self.draft_target.processor is not None:
             if request.prompts is None:
                 raise MMSpecError(
@@ -145,6 +174,19 @@ class DraftModelDrafter(StepDrafter):
                 )
             request = prepare(self.draft_target, request.prompts, request.images)
         return request, self.draft_target.encode(request)
+
+    def _embed(self, request: Request, vision: Vision | None) -> Tensor:
+        """`[batch, length, hidden]` what the draft model reads as its prompt."""
+        ids, family = request.inputs["input_ids"], self.draft_target.family
+        if self.mode == "own_vision":
+            return family.embed(ids, vision)
+        embeds = family.embed(self._known(ids), None)
+        if vision is None:
+            return embeds
+        visual = ids == self.target.family.image_token_id
+        dtype = next(self.projector.parameters(), vision.features[0]).dtype
+        projected = [self.projector(features.to(dtype)) for features in vision.features]
+        return embeds.masked_scatter(visual[..., None], torch.cat(projected).to(embeds))
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens that this model can read. What only the target's padded table holds is read as token 0: the target may

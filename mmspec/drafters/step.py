@@ -24,6 +24,9 @@ class StepDrafter(Drafter):
     expanded, and as which entry of the drafter's cache.
     """
 
+    draft_vocabulary: Tensor | None = None
+    """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
+
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__(target, tree or Chain())
 
@@ -34,7 +37,14 @@ class StepDrafter(Drafter):
         self.context = context
 
     def draft(self, root: Tensor) -> DraftTree:
-        growth = Growth(root, lambda: self.expand_root(root), self.expand, self.context.proposals)
+        growth = Growth(
+            root,
+            lambda: self.expand_root(root),
+            self.expand,
+            self.context.proposals,
+            self.draft_vocabulary,
+            self.target.vocab_size,
+        )
         return self.tree.build(growth)
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:

@@ -97,6 +97,19 @@ class Family:
         embeds = self.model.get_input_embeddings()(input_ids.masked_fill(visual, 0))
         return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
 
+    def head_rows(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, for all tokens or some."""
+        head = self.model.get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        return (weight, bias) if tokens is None else (weight[tokens], None if bias is None else bias[tokens])
+
+    def head(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """Logits `[..., count]` for `[..., hidden]` states after the final norm, of all tokens or given `head_rows`."""
+        weight, bias = rows or self.head_rows()
+        logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions of a right-padded prompt.
 

@@ -78,12 +78,21 @@ class Growth:
         expand_root: gives `[batch, vocab]` logits after the root.
         expand: gives `[batch, new, vocab]` logits after the nodes of a `Block`.
         proposals: how children are chosen.
+        vocabulary: `[draft_vocab]` the tokens that the logits are about, if they are not about all of them.
+        vocab_size: of the target; needed with `vocabulary`.
     """
 
     def __init__(
-        self, root: Tensor, expand_root: Callable[[], Tensor], expand: Callable[[Block], Tensor], proposals: Proposals
+        self,
+        root: Tensor,
+        expand_root: Callable[[], Tensor],
+        expand: Callable[[Block], Tensor],
+        proposals: Proposals,
+        vocabulary: Tensor | None = None,
+        vocab_size: int | None = None,
     ):
         self._expand_root, self._expand, self._proposals = expand_root, expand, proposals
+        self._vocabulary, self._vocab_size = vocabulary, vocab_size
         zero = torch.zeros_like(root)[:, None]
         self.root = zero
         self.tokens = root[:, None]
@@ -95,7 +104,8 @@ class Growth:
         self.expansion = zero - 1
         self.levels = 0
         self.logits: Tensor | None = None
-        """`[batch, nodes, vocab]` of the last expansion, for builders that look at entropy or confidence."""
+        """`[batch, nodes, vocab]` of the last expansion, for builders that look at entropy or confidence (over the
+        drafter's own vocabulary if that is smaller)."""
         self._expanded = 0
         self._visible = torch.zeros(len(root), 0, 0, dtype=torch.bool, device=root.device)
         self._draft_probs: list[Tensor] = []
@@ -110,7 +120,13 @@ class Growth:
         """
         batch, n = nodes.shape
         self.logits = self._run(nodes)
-        tokens, log_probs, probs = self._proposals.choose(self.logits, count, lambda: self._paths(nodes))
+        logits, vocabulary = self.logits, self._vocabulary
+        if vocabulary is not None and self._proposals.sampled:  # q is a distribution over the target's tokens
+            everything = logits.new_full((*logits.shape[:-1], self._vocab_size), float("-inf"))
+            logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
+        tokens, log_probs, probs = self._proposals.choose(logits, count, lambda: self._paths(nodes))
+        if vocabulary is not None:
+            tokens = vocabulary[tokens]
         if probs is not None:
             self._draft_probs.append(probs)
         count = tokens.shape[-1]

@@ -24,6 +24,10 @@ class PointMassSampling(Verifier):
     one token from p and following the child that equals it has the same law and needs one draw per node, all in
     parallel; this is what is done here. The draws are tied to positions (see `NoiseTape`): with the same seed every
     drafter, and no drafter, gives the same text.
+
+    The noise of a row is that of its number in the batch. So equal prompts in a batch give independent samples, and the
+    first row's text is that of its prompt alone; but a prompt in another row samples another text than it does alone
+    with the same seed.
     """
 
     @property

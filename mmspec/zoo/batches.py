@@ -27,7 +27,7 @@ EASY_PICTURES = 20_000
 # How many of every 32 pictures belong to each task. Reading text has to be learnt from nothing and comes first; once a
 # model can do it, it hardly ever unlearns it, and the other tasks get its place.
 EARLY_MIXTURE = {"scenes": 9, "charts": 6, "documents": 12, "questions": 5}
-LATE_MIXTURE = {"scenes": 10, "charts": 10, "documents": 4, "questions": 8}
+LATE_MIXTURE = {"scenes": 5, "charts": 4, "documents": 3, "questions": 20}
 
 
 class Batch(NamedTuple):

@@ -1,0 +1,156 @@
+"""`mmspec distill`: the target answers prompts about pictures, and the answers become a data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import configuration
+from ..errors import MMSpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..training.distill import Progress
+
+DEFAULT_OUTPUT = "runs/answers"
+
+SECONDS_BETWEEN_LINES = 30  # of progress, where standard error is no terminal
+
+
+@dataclass
+class Settings:
+    """The top-level keys of `configs/distill.yaml`, where their defaults and meanings are."""
+
+    batch_size: int
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    shard: int
+    shards: int
+    max_failures: int | None
+    json: bool
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `mmspec distill`."""
+    parser.description = (
+        "Let the target answer prompts about pictures, for a drafter to learn from. The same command goes on after an "
+        "interruption."
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", default=DEFAULT_OUTPUT, help=f"where the answers go; by default {DEFAULT_OUTPUT}"
+    )
+    parser.add_argument("--data", metavar="PATH", help="a file of conversations, or a folder of pictures")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="where the pictures of a file are; by default in the folder that it is in"
+    )
+    parser.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="what to ask about the pictures of a folder; repeatable"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compose, load, ask and report."""
+    chosen, flags = source_settings(arguments)
+    config = configuration.compose("distill", [*chosen, *arguments.overrides], arguments.config_dir)
+    settings = configuration.typed(config, Settings)
+    for key, (flag, _) in flags.items():
+        if key not in (known := list(config.source)):  # a value that is still missing is not "in" a configuration
+            has = ", ".join(name for name in known if name != "_target_")
+            raise MMSpecError(f"{flag} sets {key!r}, which this source of prompts does not have; it has {has}")
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("loading"):
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        import transformers
+
+        from ..training.distill import distill
+
+        transformers.utils.logging.disable_progress_bar()
+        source = configuration.build(config.source, **{key: value for key, (_, value) in flags.items()})
+        target = configuration.build(config.target)
+        drafter = configuration.build(config.drafter, target=target)
+
+    options = {name: value for name, value in vars(settings).items() if name != "json"}
+    display = Display(console)
+    try:
+        with display:
+            result = distill(target, source, arguments.output, drafter=drafter, progress=display.show, **options)
+    except KeyboardInterrupt:
+        if display.last is not None:
+            kept = f"{display.last.answers} of {display.last.total} answers are in {arguments.output}"
+            print(f"{kept}; the same command goes on from here", file=sys.stderr)
+        raise
+    print(summary_line(result, arguments.output))
+    if settings.json:
+        figures = {name: getattr(result, name) for name in ("mean_tokens", "tokens_per_second")}
+        print(json.dumps({**asdict(result), **figures, "folder": arguments.output}))
+    return 0
+
+
+def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str, tuple[str, Any]]]:
+    """Return what the flags about data mean: a choice of the source, and its settings as `{key: (flag, value)}`."""
+    chosen, flags = [], {}
+    if arguments.data is not None:
+        is_folder = Path(arguments.data).is_dir()
+        chosen = [f"source={'images' if is_folder else 'conversations'}"]
+        flags["folder" if is_folder else "path"] = ("--data", arguments.data)
+    if any(override.startswith("source=") for override in arguments.overrides):
+        chosen = []  # a source of the user's own, which may read such a path too
+    if arguments.images is not None:
+        flags["images"] = ("--images", arguments.images)
+    if arguments.prompt is not None:
+        flags["prompts"] = ("--prompt", arguments.prompt)
+    return chosen, flags
+
+
+class Display:
+    """Progress on standard error: a bar, or now and then a line where that is no terminal."""
+
+    def __init__(self, console: Console):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.bar.add_task("answers", total=None)
+        self.console, self.last, self._shown = console, None, time.monotonic()
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Show how far it is."""
+        done, text = progress.answers + progress.skipped, "answers"
+        if progress.new_tokens:
+            text += f", {progress.tokens_per_second:.0f} tokens/s"
+        if progress.skipped:
+            text += f", {progress.skipped} skipped"
+        if self.last is None:  # what earlier runs did says nothing about the time that is left
+            self.bar.reset(self.task, total=progress.total, completed=done)
+        self.bar.update(self.task, completed=done, description=text)
+        self.last = progress
+        if not self.console.is_terminal and time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
+            self._shown = time.monotonic()
+            print(f"{done} of {progress.total} {text}", file=sys.stderr, flush=True)
+
+
+def summary_line(result: Progress, folder: str) -> str:
+    """Return the last line."""
+    speed = f"{result.tokens_per_second:.1f} tokens/s" if result.new_tokens else "nothing was left to ask"
+    answers = f"{result.answers} answers of {result.mean_tokens:.1f} tokens on average"
+    return " | ".join([answers, f"{result.skipped} skipped", speed, folder])

@@ -1,0 +1,132 @@
+"""`mmspec train`: train a drafter, or go on with an interrupted training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import configuration
+from ..errors import MMSpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
+
+PRECISIONS = ("no", "bf16")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `mmspec train`."""
+    parser.description = (
+        "Train a drafter on answers that the target wrote itself. The same command resumes an interrupted training; "
+        "with several processes: accelerate launch --num_processes N -m mmspec train ..."
+    )
+    parser.add_argument("--data", metavar="PATH", help="the answers: a folder that mmspec distill wrote, or a file")
+    parser.add_argument("--images", metavar="FOLDER", help="where the pictures of a file are; by default beside it")
+    parser.add_argument("--output", metavar="FOLDER", help="where the log, the state and the drafters go")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compose, build, train and report."""
+    from omegaconf import OmegaConf
+
+    config = configuration.compose("train", arguments.overrides, arguments.config_dir)
+    for key, path in {"answers": arguments.data, "images": arguments.images, "output": arguments.output}.items():
+        if path is not None:
+            OmegaConf.update(config, key, path.replace("${", r"\${"))  # a path is never an interpolation
+
+    import torch
+    import transformers
+    from accelerate import Accelerator
+
+    from ..training.settings import Settings
+    from ..training.sources import open_source
+    from ..training.trainer import Trainer
+
+    transformers.utils.logging.disable_progress_bar()
+    settings = configuration.typed(config, Settings)
+    if config.mixed_precision not in PRECISIONS:
+        raise MMSpecError(f"mixed_precision={config.mixed_precision} must be one of {', '.join(PRECISIONS)}")
+    examples = open_source(config.answers, images=config.images)
+    check_tracker(config.tracker)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.device == "cpu",
+        log_with=config.tracker,
+        project_dir=str(Path(config.output)),
+    )
+    config.device = config.device or str(accelerator.device)
+    target = configuration.build(config.target)
+    torch.manual_seed(settings.seed)
+    drafter = configuration.build(config.recipe.drafter, target=target)
+    chosen = OmegaConf.to_container(config, resolve=True)
+    chosen["target"].pop("device", None)  # a training may go on elsewhere
+    recipe = chosen["recipe"] | {"target": chosen["target"], "mixed_precision": config.mixed_precision}
+    trainer = Trainer(
+        drafter,
+        configuration.build(config.recipe.objective),
+        examples,
+        config.output,
+        settings,
+        lambda parameters: configuration.build(config.recipe.optimizer, params=parameters),
+        accelerator,
+        recipe,
+        config.feature_cache,
+    )
+    if config.tracker:
+        accelerator.init_trackers("mmspec", config=trainer.identity())
+    report = follow(trainer)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        print(summary(trainer, report))
+        if config.json:
+            print(json.dumps(report))
+    return 0
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker that accelerate does not know, or would silently leave out because it is not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name is None:
+        return
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise MMSpecError(f"tracker={name} is unknown.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}")
+    if name not in [str(tracker) for tracker in get_available_trackers()]:
+        raise MMSpecError(f"tracker={name} is not installed: pip install 'mmspec[trackers]', or {name} itself")
+
+
+def follow(trainer: Trainer) -> dict[str, Any]:
+    """Run a training under a progress bar on standard error; what was done stays when it is interrupted."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not trainer.accelerator.is_main_process) as bar:
+        task = bar.add_task("training", total=trainer.settings.steps, completed=trainer.step)
+
+        def show(step: int, means: dict[str, float]) -> None:
+            right = f", next token {means['right 0']:.1%}"
+            bar.update(task, completed=step, description=f"loss {means['loss']:.4f}{right}")
+
+        try:
+            return trainer.run(show)
+        except KeyboardInterrupt:
+            print(f"{trainer.step} steps are in {trainer.output}; the same command goes on from here", file=sys.stderr)
+            raise
+
+
+def summary(trainer: Trainer, report: dict[str, Any]) -> str:
+    """Return the lines under the progress bar."""
+    simulated = report["simulated"]
+    positions = " ".join(f"{value:.0%}" for value in simulated["acceptance_by_position"])
+    length = simulated["mean_acceptance_length"]
+    lines = [f"accepted by position: {positions}; mean_acceptance_length of a chain {length:.2f}"]
+    for task, part in report["tasks"].items():
+        lines.append(f"  {task}: {part['mean_acceptance_length']:.2f}")
+    if trainer.loader.skipped:
+        lines.append(f"{len(trainer.loader.skipped)} examples were dropped: see {trainer.output}/dropped-*.jsonl")
+    lines.append(f"mmspec generate drafter={trainer.output / 'best'}")
+    return "\n".join(lines)

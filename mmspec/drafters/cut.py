@@ -1,0 +1,79 @@
+"""A draft model cut from its target: the first layers, the embedding, the last norm, and the projector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..errors import MMSpecError
+from ..trees import TreeBuilder
+from .draft_model import DraftModelDrafter, VisualProjector
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+def cut_from_target(
+    target: Target, layers: int = 2, mode: str = "shared_vision", tree: TreeBuilder | None = None
+) -> DraftModelDrafter:
+    """A draft model that begins as the bottom of its target, to be trained.
+
+    Where the paper of a small draft model takes one off the shelf, this makes one for any target: the same tokens, the
+    same width, fewer layers. With `shared_vision` its projector is a copy of the target's if that has two linear
+    layers, as LLaVA's has, and begins with random weights otherwise.
+
+    Args:
+        target: the model to draft for.
+        layers: how many of the target's.
+        mode: `shared_vision` or `text_only`, see `DraftModelDrafter`.
+        tree: how to grow trees.
+
+    Raises:
+        MMSpecError: for a target whose language model transformers cannot build on its own, or too many layers.
+    """
+    text = target.family.text_config
+    if mode == "shared_vision" and target.family.image_token_id is None:
+        raise MMSpecError(
+            f"mode='shared_vision': {type(target.model).__name__} takes no pictures; use mode='text_only'"
+        )
+    if not 0 < layers <= len(target.family.layers):
+        raise MMSpecError(f"layers={layers} must lie between 1 and the target's {len(target.family.layers)}")
+    embedding, head = target.model.get_input_embeddings(), target.model.get_output_embeddings()
+    tied = head.weight is embedding.weight  # a VLM's text configuration may say otherwise
+    settings = text.to_dict() | {"num_hidden_layers": layers, "tie_word_embeddings": tied}
+    for name in ("dtype", "model_type", "architectures"):
+        settings.pop(name, None)
+    if settings.get("layer_types"):
+        settings["layer_types"] = settings["layer_types"][:layers]
+    try:
+        config = AutoConfig.for_model(text.model_type, **settings)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=target.attention)
+    except ValueError:
+        raise MMSpecError(
+            f"transformers has no causal language model for {text.model_type!r}, so none can be cut from this target; "
+            "give mmspec.load_drafter the folder of a small model of the same family"
+        ) from None
+    pairs = [
+        (model.get_input_embeddings(), embedding),
+        (model.get_decoder().norm, target.family.final_norm),
+        *zip(model.get_decoder().layers, target.family.layers, strict=False),
+    ]
+    if not tied:
+        pairs.append((model.get_output_embeddings(), head))
+    for ours, theirs in pairs:
+        ours.load_state_dict(theirs.state_dict())
+    return DraftModelDrafter(target, model, mode, _projector(target) if mode == "shared_vision" else None, tree=tree)
+
+
+def _projector(target: Target) -> VisualProjector:
+    theirs = target.family.vision_projector
+    linears = [part for part in theirs.modules() if isinstance(part, nn.Linear)]
+    seen = linears[0].in_features if linears else theirs.weight.shape[0]  # Gemma 3: a norm
+    projector = VisualProjector(seen, target.hidden_size)
+    ours = [projector.inner, projector.outer]
+    if [part.weight.shape for part in linears] == [part.weight.shape for part in ours]:
+        for own, theirs in zip(ours, linears, strict=True):
+            own.load_state_dict(theirs.state_dict(), strict=False)
+    return projector

@@ -1,0 +1,82 @@
+"""EAGLE-1 and EAGLE-2: one layer that extrapolates the target's last feature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ..errors import MMSpecError
+from ..runner import LAST
+from ..trees import TreeBuilder
+from .feature import FeatureDrafter, initialise
+from .layer import DraftLayer
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+class EagleDrafter(FeatureDrafter):
+    """The head of EAGLE (arXiv 2401.15077) and EAGLE-2 (arXiv 2406.16858); the two differ in their trees only.
+
+    `z = W [E(x_{t+1}); h_t] + b`, then one decoder layer without a norm at its input, whose output stands for
+    h_{t+1} and goes into the target's own vocabulary head. h is the state after the target's final norm.
+
+    Faithful: fusion, layer, shared embedding and head, positions, true features after every verification, and the names
+    of the weights. Our own: EAGLE knows no pictures; here the slots before an image token hold the target's visual
+    embedding of that token (`visual`), as in EagleVLM (arXiv 2509.11815) and in the baselines of ViSpec. The reduced
+    vocabulary is that of FR-Spec (arXiv 2502.14856).
+
+    Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
+
+    Args:
+        target, head, visual, draft_vocab_size, tree: see `FeatureDrafter`.
+        bias: of the fusion.
+        input_norm: normalise what the layer's attention reads (EagleVLM; MSD for Qwen).
+
+    Raises:
+        MMSpecError: if the head's hidden size is not the target's, whose vocabulary head it uses.
+    """
+
+    feature_layers = (LAST,)
+    switches = ("bias", "input_norm")
+
+    def __init__(
+        self,
+        target: Target,
+        head: dict[str, Any] | None = None,
+        visual: bool = True,
+        draft_vocab_size: int | None = None,
+        tree: TreeBuilder | None = None,
+        bias: bool = True,
+        input_norm: bool = False,
+    ):
+        super().__init__(target, head, visual, draft_vocab_size, tree)
+        hidden = self.head.hidden_size
+        if hidden != target.hidden_size:
+            raise MMSpecError(
+                f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
+                "it feeds the target's own vocabulary head; train one for this target"
+            )
+        self.bias, self.input_norm = bias, input_norm
+        self.fc = nn.Linear(2 * hidden, hidden, bias=bias)
+        self.layers = nn.ModuleList([DraftLayer(self.head, hidden)])
+        if input_norm:
+            self.layer.input_layernorm = LlamaRMSNorm(hidden, eps=self.head.rms_norm_eps)
+        initialise(self)
+
+    @property
+    def layer(self) -> DraftLayer:
+        return self.layers[0]
+
+    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+        return features[LAST].to(self.fc.weight.dtype)
+
+    def mix(self, embeds: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        fused = self.fc(torch.cat([embeds, states], dim=-1))
+        return self.layer.input_layernorm(fused) if self.input_norm else fused, fused
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"bias": self.bias, "input_norm": self.input_norm}

@@ -1,0 +1,136 @@
+"""EAGLE-3 and EAGLE-3.1: one layer over features from three depths of the target, with a head of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ..errors import MMSpecError
+from ..trees import TreeBuilder
+from .feature import FeatureDrafter, initialise
+from .layer import DraftLayer
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+class Eagle3Drafter(FeatureDrafter):
+    """The head of EAGLE-3 (arXiv 2503.01840, section 3.1) with the switches of EAGLE-3.1 (arXiv 2605.09992).
+
+    `g_t = W [l_t; m_t; u_t]` fuses the states that enter a low, a middle and a high layer. The layer's attention reads
+    `[norm(E(x_{t+1})); norm(g_t)]`, twice as wide as the residual stream, which is g itself; its output is the state of
+    the next draft step, and normed it enters the drafter's own vocabulary head.
+
+    Faithful: the released code (which has no further projection of `[g; e]`, although the paper's figure draws one),
+    the features, the reduced vocabulary and the names of the weights. Our own: the vocabulary head starts as a copy of
+    the target's rows.
+
+    Lossless with every lossless verifier. Trained: everything but the embedding.
+
+    Args:
+        target, head, draft_vocab_size, tree: see `FeatureDrafter`.
+        visual: False by default, as in the ports to vision-language models: pictures are seen through the features.
+        feature_layers: three layers of the target, by the state that enters them; 2, n / 2 and n - 3 of n by default.
+        fc_norm: normalise each of the three features before they are fused (EAGLE-3.1).
+        norm_output: hand the normed state to the next draft step (EAGLE-3.1).
+        norm_before_fc: normalise all three features as one vector; not together with `fc_norm`.
+        norm_before_residual: the residual stream is the normed state.
+
+    Raises:
+        MMSpecError: for a hidden size other than the target's, layers that the target does not have, or both norms.
+    """
+
+    guesses_features = False
+    switches = ("feature_layers", "fc_norm", "norm_output", "norm_before_fc", "norm_before_residual")
+
+    def __init__(
+        self,
+        target: Target,
+        head: dict[str, Any] | None = None,
+        visual: bool = False,
+        draft_vocab_size: int | None = None,
+        tree: TreeBuilder | None = None,
+        feature_layers: Sequence[int] | None = None,
+        fc_norm: bool = False,
+        norm_output: bool = False,
+        norm_before_fc: bool = False,
+        norm_before_residual: bool = False,
+    ):
+        super().__init__(target, head, visual, draft_vocab_size, tree)
+        hidden, eps, count = self.head.hidden_size, self.head.rms_norm_eps, len(target.family.layers)
+        if hidden != target.hidden_size:
+            raise MMSpecError(
+                f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
+                "it reads the target's embeddings; train one for this target"
+            )
+        self.feature_layers = tuple(feature_layers or (min(2, count - 1), count // 2, max(count - 3, 0)))
+        if len(self.feature_layers) != 3 or not all(0 <= layer < count for layer in self.feature_layers):
+            raise MMSpecError(
+                f"feature_layers={list(self.feature_layers)} must be three layers of the target, from 0 to {count - 1}"
+            )
+        if fc_norm and norm_before_fc:
+            raise MMSpecError("fc_norm and norm_before_fc are two ways of doing the same: choose one")
+        self.norm_output, self.norm_before_residual = norm_output, norm_before_residual
+
+        def norm(width: int) -> LlamaRMSNorm:
+            return LlamaRMSNorm(width, eps=eps)
+
+        self.fc = nn.Linear(3 * hidden, hidden, bias=False)
+        self.fc_norm = nn.ModuleList([norm(hidden) for _ in range(3)]) if fc_norm else None
+        self.input_norm = norm(3 * hidden) if norm_before_fc else None
+        self.midlayer = DraftLayer(self.head, 2 * hidden)
+        self.midlayer.hidden_norm, self.midlayer.input_layernorm = norm(hidden), norm(hidden)
+        self.norm = norm(hidden)
+        self.lm_head = nn.Linear(hidden, draft_vocab_size or target.vocab_size, bias=False)
+        initialise(self)
+        self._copy_head()
+
+    @property
+    def layer(self) -> DraftLayer:
+        return self.midlayer
+
+    def choose_vocabulary(self, tokens: Tensor) -> None:
+        super().choose_vocabulary(tokens)
+        self._copy_head()
+
+    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+        streams = [features[layer].to(self.fc.weight.dtype) for layer in self.feature_layers]
+        if self.fc_norm is not None:
+            streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
+        joined = torch.cat(streams, dim=-1)
+        return self.fc(joined if self.input_norm is None else self.input_norm(joined))
+
+    def mix(self, embeds: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.midlayer.hidden_norm(states)
+        mixed = torch.cat([self.midlayer.input_layernorm(embeds), normed], dim=-1)
+        return mixed, normed if self.norm_before_residual else states
+
+    def recur(self, output: Tensor) -> Tensor:
+        return self.norm(output) if self.norm_output else output
+
+    def read_out(self, output: Tensor) -> Tensor:
+        return self.norm(output)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {
+            "feature_layers": list(self.feature_layers),
+            "fc_norm": self.fc_norm is not None,
+            "norm_output": self.norm_output,
+            "norm_before_fc": self.input_norm is not None,
+            "norm_before_residual": self.norm_before_residual,
+        }
+
+    def _rows(self) -> None:
+        """Nothing of the target's head is needed: this drafter has its own."""
+
+    @torch.no_grad()
+    def _copy_head(self) -> None:
+        weight, _ = self.target.family.head_rows(self.draft_vocabulary)
+        self.lm_head.weight.copy_(weight)

@@ -1,0 +1,111 @@
+"""The transformer layer of small draft heads, in parts that inference and training put together differently.
+
+A Llama decoder layer (norms, rotary attention, SwiGLU) whose attention may read a wider input than it writes. The names
+of its parameters are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, rotate_half
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines, `[batch, length, head_dim]`."""
+
+
+class DraftAttention(nn.Module):
+    """Rotary attention with grouped queries, as four steps: `queries`, `keys_values`, attend, `merge`.
+
+    Args:
+        config: of the layer.
+        width: of what the projections read.
+    """
+
+    def __init__(self, config: LlamaConfig, width: int):
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner, shared = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(width, inner, bias=config.attention_bias)
+        self.k_proj = nn.Linear(width, shared, bias=config.attention_bias)
+        self.v_proj = nn.Linear(width, shared, bias=config.attention_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def queries(self, states: Tensor, rope: Rope) -> Tensor:
+        """`[batch, length, width]` to `[batch, heads, length, head_dim]`."""
+        return rotate(self._heads(self.q_proj(states)), rope)
+
+    def keys_values(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """`[batch, length, width]` to twice `[batch, key_value_heads, length, head_dim]`."""
+        return rotate(self._heads(self.k_proj(states)), rope), self._heads(self.v_proj(states))
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """`[batch, heads, length, head_dim]` to `[batch, length, hidden]`."""
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class DraftLayer(nn.Module):
+    """Attention and MLP around a residual stream; what enters the attention is the business of the drafter.
+
+    Args:
+        config: sizes, and which biases there are.
+        width: of the attention's input.
+    """
+
+    def __init__(self, config: LlamaConfig, width: int):
+        super().__init__()
+        self.self_attn = DraftAttention(config, width)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output from `[batch, length, hidden]` and `[batch, heads, length, head_dim]`."""
+        states = residual + self.self_attn.merge(attended)
+        return states + self.mlp(self.post_attention_layernorm(states))
+
+
+def rotate(states: Tensor, rope: Rope) -> Tensor:
+    """Apply a rotary embedding to `[batch, heads, length, head_dim]`."""
+    cos, sin = (part[:, None].to(states.dtype) for part in rope)
+    return states * cos + rotate_half(states) * sin
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with a boolean mask `[batch, 1, length, slots]`, or over everything."""
+    grouped = queries.shape[1] != keys.shape[1]
+    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
+
+
+def attend_unrolled(
+    queries: Tensor, prefix: tuple[Tensor, Tensor], own: list[tuple[Tensor, Tensor]], visible: Tensor
+) -> Tensor:
+    """Attention of the unrolled steps of training-time test (EAGLE-3, arXiv 2503.01840, section 3.2).
+
+    A draft step sees the true prefix up to where its draft began, and of the draft itself what comes before it on the
+    same path: of every earlier step only the entry of the same slot. That is the diagonal of the attention matrix.
+
+    Args:
+        queries: `[batch, heads, slots, head_dim]`, one per slot where a draft begins.
+        prefix: keys and values of the true sequence, `[batch, key_value_heads, length, head_dim]`.
+        own: keys and values of the draft steps so far, this one included: each `[batch, key_value_heads, slots,
+            head_dim]`.
+        visible: `[batch, 1, slots, length]`, what each slot sees of the prefix.
+    """
+    groups = queries.shape[1] // prefix[0].shape[1]
+    keys, values = (part.repeat_interleave(groups, dim=1) for part in prefix)
+    queries = queries * queries.shape[-1] ** -0.5
+    scores = (queries @ keys.transpose(2, 3)).masked_fill(~visible, float("-inf"))
+    if not own:
+        return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+    own_keys, own_values = (
+        torch.stack(part, dim=3).repeat_interleave(groups, dim=1) for part in zip(*own, strict=True)
+    )
+    diagonal = (queries[..., None, :] * own_keys).sum(-1)
+    weights = torch.cat([scores, diagonal], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
+    length = keys.shape[2]
+    return weights[..., :length] @ values + (weights[..., length:, None] * own_values).sum(3)

@@ -1,0 +1,282 @@
+"""The target answers prompts with pictures: the data set that drafters are trained on.
+
+A drafter has to predict what the target says, not what is true, so its training data is the target's own output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..drafters import Drafter
+from ..errors import MMSpecError
+from ..generation import Output, generate
+from ..inputs import prepare
+from ..sampling import LogitsPipeline
+from ..stopping import Stopping
+from ..target import Target
+from ..version import __version__
+from .examples import Example, open_image, to_record
+from .shards import ShardWriter
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a shard is.
+
+    Args:
+        total: examples of the shard.
+        answers, skipped: those that are settled, by earlier runs too.
+        tokens: of all answers.
+        new_tokens: of the answers of this run.
+        seconds: since this run began.
+    """
+
+    total: int
+    answers: int
+    skipped: int
+    tokens: int
+    new_tokens: int
+    seconds: float
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / self.answers if self.answers else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """An example that is ready to be asked: number `index` of its source, with its pictures opened."""
+
+    index: int
+    example: Example
+    pictures: list[Image]
+
+
+def distill(
+    target: Target,
+    source: Sequence[Example],
+    folder: str | Path,
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+    drafter: Drafter | None = None,
+    max_failures: int | None = 100,
+    progress: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Ask the target every example of a shard and write the answers; `mmspec.training.answers` says where and how.
+
+    What a folder holds already is not asked again, so a run that was interrupted, at any moment and in any way, goes on
+    where it stopped, and ends with the file that it would have written without the interruption: batches are fixed
+    slices of the shard, and a batch that was half written is asked again as a whole. The target, the source and the
+    sampling have to be the same; a source may have grown at its end. Another batch size or drafter is allowed, for
+    want of memory say: sampled answers are then the target's own still, but not those of an uninterrupted run.
+
+    Args:
+        target: who answers; needs a processor.
+        source: what is asked.
+        folder: of the data set.
+        batch_size: examples asked at once.
+        max_new_tokens, temperature, top_k, top_p: as in `generate`.
+        seed: of sampled answers.
+        shard, shards: ask the examples number shard, shard + shards, shard + 2 shards, ...
+        drafter: speculative decoding, which pays with small batches; the answers stay the target's own.
+        max_failures: stop when more examples than this could not be asked (no such picture, a prompt that is too long);
+            None never stops.
+        progress: called at the beginning and after each batch.
+
+    Raises:
+        MMSpecError: for anything that the caller can put right. Whatever was answered before is kept.
+    """
+    # Refused here, because later the folder would have been begun already.
+    LogitsPipeline(temperature, top_k, top_p)
+    Stopping(max_new_tokens)
+    _check_numbers(batch_size, shard, shards, max_failures)
+    if target.tokenizer is None:
+        raise MMSpecError("the target has no processor, so it reads no text; give Target(model, processor)")
+    sampling = {"temperature": float(temperature), "top_k": top_k, "top_p": top_p, "seed": seed}
+    if temperature == 0:  # then the others have no effect
+        sampling = {"temperature": 0.0}
+    folder, pictures = Path(folder), Path(getattr(source, "folder", None) or "")
+    settings = {
+        "target": describe_target(target),
+        "source": _describe_source(source),
+        **sampling,
+        "max_new_tokens": max_new_tokens,
+        "shards": shards,
+    }
+    facts = {
+        "mmspec": __version__,
+        "model": str(target.model.config.name_or_path),
+        "drafter": None if drafter is None else type(drafter).__name__,
+        "batch_size": batch_size,
+        "images": os.path.relpath(pictures.resolve(), folder.resolve()),
+    }
+    options = {**sampling, "max_new_tokens": max_new_tokens}
+    with ShardWriter(folder, shard, shards, settings, facts) as writer:
+        asking = Asking(target, drafter, source, pictures, writer, options, max_failures)
+        indices = range(shard, len(source), shards)
+        before, started = writer.tokens, time.perf_counter()
+
+        def state() -> Progress:
+            seconds = time.perf_counter() - started
+            answers, skipped, tokens = len(writer.answered), len(writer.skipped), writer.tokens
+            return Progress(len(indices), answers, skipped, tokens, tokens - before, seconds)
+
+        asking.check_failures()
+        for begin in range(0, len(indices), batch_size):
+            if progress is not None:
+                progress(state())
+            batch = indices[begin : begin + batch_size]
+            if not all(index in writer.answered or index in writer.skipped for index in batch):
+                writer.add(asking.records(batch))
+        writer.complete = True
+        if progress is not None:
+            progress(state())
+        return state()
+
+
+class Asking:
+    """Asks one batch of a source after the other; the arguments are those of `distill`."""
+
+    def __init__(self, target, drafter, source, pictures, writer, options, max_failures):
+        self.target, self.drafter, self.source, self.pictures = target, drafter, source, pictures
+        self.writer, self.options, self.max_failures = writer, options, max_failures
+
+    def records(self, batch: Sequence[int]) -> list[dict[str, Any]]:
+        """The records of those examples of a batch that have none yet.
+
+        All of them are asked, because the noise of a sampled answer belongs to its row in the batch, and because the
+        last bits of the logits depend on the batch's shape.
+        """
+        questions, out = self._answered(list(self._opened(batch)), _seed(self.options.get("seed", 0), batch[0]))
+        return [
+            self._record(question, out, row)
+            for row, question in enumerate(questions)
+            if question.index not in self.writer.answered
+        ]
+
+    def check_failures(self) -> None:
+        """Stop where there were too many failures, in earlier runs too."""
+        skipped, allowed = len(self.writer.skipped), self.max_failures
+        if allowed is not None and skipped > allowed:
+            raise MMSpecError(
+                f"{skipped} examples could not be asked and max_failures is {allowed}: {self.writer.skipped_file} says "
+                "why; put them right and delete that file, or raise max_failures"
+            )
+
+    def _opened(self, batch: Sequence[int]) -> Iterator[Question]:
+        for index in batch:
+            if index in self.writer.skipped:
+                continue
+            name = None
+            try:
+                example = self.source[index]
+                name = example.id
+                yield Question(index, example, [open_image(image, self.pictures) for image in example.images])
+            except MMSpecError as error:
+                self._skip(index, name, error)
+
+    def _answered(self, questions: list[Question], seed: int) -> tuple[list[Question], Output | None]:
+        """The target's answers, and the questions that it could read."""
+        while questions:
+            try:
+                return questions, generate(
+                    self.target,
+                    self.drafter,
+                    [question.example.prompt for question in questions],
+                    [question.pictures for question in questions],
+                    **self.options | {"seed": seed},
+                )
+            except (ValueError, IndexError):  # processors raise the latter for a picture's marker in the text
+                readable = [question for question in questions if self._readable(question)]
+                if len(readable) == len(questions):
+                    raise  # it is not the questions
+                questions = readable
+            except torch.OutOfMemoryError as error:
+                raise MMSpecError(
+                    f"{self.target.device} has too little memory for {len(questions)} prompts at once: lower "
+                    "batch_size and run again; what was answered is kept"
+                ) from error
+        return [], None
+
+    def _readable(self, question: Question) -> bool:
+        """Whether the target reads a question; if not, it is skipped."""
+        try:
+            self.target.encode(prepare(self.target, question.example.prompt, question.pictures or None))
+        except (ValueError, IndexError) as error:
+            self._skip(question.index, question.example.id, error)
+            return False
+        return True
+
+    def _skip(self, index: int, name: str | None, error: Exception) -> None:
+        if index not in self.writer.answered:  # one that is may be asked again, for the sake of its batch only
+            self.writer.skip(index, name, " ".join(str(error).split()))
+            self.check_failures()
+
+    def _record(self, question: Question, out: Output, row: int) -> dict[str, Any]:
+        references = [
+            image if isinstance(image, str) else self.writer.save_picture(picture)
+            for image, picture in zip(question.example.images, question.pictures, strict=True)
+        ]
+        example = replace(
+            question.example, images=tuple(references), answer=out.text[row], answer_ids=tuple(out.token_ids[row])
+        )
+        return {"index": question.index, **to_record(example), "finish_reason": out.finish_reason[row]}
+
+
+def describe_target(target: Target) -> dict[str, Any]:
+    """What tells one target from another, wherever its files are."""
+    fingerprint = hashlib.blake2b(digest_size=8)
+    samples = []
+    for parameter in target.model.parameters():
+        if not parameter.is_meta:  # as those are that accelerate keeps on a disk
+            values = parameter.detach().flatten()
+            samples.append(values[:: max(1, len(values) // 8)].float().cpu().numpy().tobytes())
+    for sample in sorted(samples):  # the order and the names may differ between versions of transformers
+        fingerprint.update(sample)
+    return {
+        "model_type": target.model.config.model_type,
+        "vocab_size": target.vocab_size,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "weights": fingerprint.hexdigest(),
+    }
+
+
+def _describe_source(source: Sequence[Example]) -> dict[str, Any]:
+    describe = getattr(source, "describe", None)
+    return describe() if describe is not None else {"source": type(source).__name__, "examples": len(source)}
+
+
+def _seed(seed: int, first: int) -> int:
+    """The seed of the batch that begins with example number `first`."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=7).digest(), "little")
+
+
+def _check_numbers(batch_size: int, shard: int, shards: int, max_failures: int | None) -> None:
+    if batch_size < 1:
+        raise MMSpecError(f"batch_size={batch_size} must be at least 1")
+    if shards < 1 or not 0 <= shard < shards:
+        raise MMSpecError(f"shard={shard} of shards={shards}: shards are numbered from 0 to shards - 1")
+    if max_failures is not None and max_failures < 0:
+        raise MMSpecError(f"max_failures={max_failures} must not be negative; null never stops")

@@ -1,0 +1,161 @@
+"""One example of a data set: a prompt, its pictures and, once there is one, the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MMSpecError
+from ..inputs import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EMBEDDED = "tiny:"
+"""Begins a reference to a picture that the embedded generator draws: `tiny:TASK/SPLIT/INDEX`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with its pictures.
+
+    Args:
+        id: unique within its data set.
+        prompt: the question, without markers for the pictures.
+        images: pictures or references to them: a path, absolute or relative to the `folder` of the source, or
+            `tiny:scenes/train/12`, which the embedded generator draws.
+        task: a label that reports group by.
+        answer: the text of the answer.
+        answer_ids: its tokens, the end token included where there was one.
+    """
+
+    id: str
+    prompt: str
+    images: tuple[str | Image, ...] = ()
+    task: str = ""
+    answer: str | None = None
+    answer_ids: tuple[int, ...] | None = None
+
+
+class Source(Sequence[Example]):
+    """A sequence of examples. What makes an example is read when it is asked for.
+
+    A subclass writes `__len__`, `__getitem__` and `describe`.
+    """
+
+    folder: Path | None = None
+    """What relative references to pictures are relative to; None is the current folder."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values that change when other examples stand at the same places.
+
+        No folders, so that the data can be moved, and no number of examples, so that more can be added at the end.
+        """
+        raise NotImplementedError
+
+
+def open_image(reference: str | Image, folder: str | Path | None = None) -> Image:
+    """The picture, in RGB, that an example refers to.
+
+    Args:
+        reference: an entry of `Example.images`.
+        folder: what a relative path is relative to.
+
+    Raises:
+        MMSpecError: if there is no such picture or it cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(reference, Image.Image):
+        try:
+            return ImageOps.exif_transpose(reference).convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # pixels are decoded only now
+            raise MMSpecError(f"the picture in memory cannot be read: {error}") from None
+    if reference.startswith(EMBEDDED):
+        return _drawn(reference)
+    return load_image(Path(folder or "", reference))
+
+
+def _drawn(reference: str) -> Image:
+    from ..zoo import sample
+
+    try:
+        task, split, index = reference.removeprefix(EMBEDDED).split("/")
+        return sample(task, split, int(index)).image
+    except ValueError as error:
+        raise MMSpecError(f"image {reference!r} is not of the form {EMBEDDED}TASK/SPLIT/INDEX: {error}") from None
+
+
+def to_record(example: Example) -> dict[str, Any]:
+    """The example as plain JSON values.
+
+    Raises:
+        MMSpecError: if a picture is in memory, so that there is nothing to refer to.
+    """
+    if not all(isinstance(image, str) for image in example.images):
+        raise MMSpecError(f"example {example.id!r} has a picture in memory: save it to a file and refer to that")
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "images": list(example.images),
+        "task": example.task,
+        "answer": example.answer,
+        "answer_ids": None if example.answer_ids is None else list(example.answer_ids),
+    }
+
+
+def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
+    """The example in a record as `to_record` makes it. Keys that it does not know are left alone.
+
+    Args:
+        record: at least `id` and `prompt`.
+        where: names the record in errors, such as `answers.jsonl, row 3`.
+
+    Raises:
+        MMSpecError: naming the entry that is missing or of a wrong type.
+    """
+    values = {"images": [], "task": "", "answer": None, "answer_ids": None}
+    # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
+    values |= {key: value for key, value in record.items() if value is not None}
+    for key in ("id", "prompt"):
+        if key not in values:
+            raise MMSpecError(f"{where} has no {key!r}, only {', '.join(map(repr, record)) or 'nothing'}")
+    for key, wanted, fits in (
+        ("id", "text", _is_text),
+        ("prompt", "text", _is_text),
+        ("images", "a list of paths", lambda value: _is_list(value) and all(map(_is_text, value))),
+        ("task", "text", _is_text),
+        ("answer", "text or null", lambda value: value is None or _is_text(value)),
+        ("answer_ids", "a list of token ids or null", lambda value: value is None or _are_ids(value)),
+    ):
+        if not fits(values[key]):
+            raise MMSpecError(f"{where}: {key} must be {wanted}, not {_short(values[key])}")
+    ids = values["answer_ids"]
+    return Example(
+        values["id"],
+        values["prompt"],
+        tuple(values["images"]),
+        values["task"],
+        values["answer"],
+        None if ids is None else tuple(ids),
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _are_ids(value: Any) -> bool:
+    return _is_list(value) and all(type(token) is int and token >= 0 for token in value)
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    """A value as one line of an error message can show it."""
+    shown = repr(value)
+    return shown if len(shown) <= limit else f"{shown[:limit]}..."

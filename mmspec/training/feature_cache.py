@@ -1,0 +1,152 @@
+"""Features on disk: what the target knew, computed once and read again by every epoch and every drafter.
+
+Training online stores nothing and reads the target's mind anew at each step; where the same few answers are read many
+times, or by several drafters, storing it is cheaper. A shard is a safetensors file with the states of some examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import MMSpecError
+from ..families import Vision
+from ..runner import LAST
+from .data import Loader, Pass
+from .lesson import Lesson, Teacher, append
+
+INDEX = "features.json"
+SHARD = 32
+"""Examples per file."""
+
+
+class CachedTeacher(Teacher):
+    """A teacher that reads what it has written down.
+
+    Args:
+        teacher: which states are wanted, of which target.
+        loader: the examples; those that cannot be used are replaced as in training.
+        folder: of the shards; it may hold more layers than are wanted.
+
+    Raises:
+        MMSpecError: if the folder was made for another target or other answers, lacks a layer, or is damaged.
+    """
+
+    def __init__(self, teacher: Teacher, loader: Loader, folder: str | Path):
+        super().__init__(teacher.target, teacher.feature_layers)
+        self.loader, self.folder = loader, Path(folder)
+        self._open = lru_cache(maxsize=None)(self._opened)
+
+    def fill(
+        self, process: int = 0, processes: int = 1, rows: int = 8, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Write the shards that are missing, this process its share of them."""
+        path, identity = self.folder / INDEX, self._identity()
+        if path.exists():
+            self._check(json.loads(path.read_text()), identity)
+        count = len(self.loader.examples)
+        shards = range(-(-count // SHARD))[process::processes]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if process == 0 and not path.exists():
+                path.write_text(json.dumps(identity, indent=2) + "\n")
+            for done, shard in enumerate(shards):
+                if not self._path(shard).exists():
+                    self._write(shard, [n for n in range(shard * SHARD, min((shard + 1) * SHARD, count))], rows)
+                if progress is not None:
+                    progress(done + 1, len(shards))
+        except (OSError, SafetensorError) as error:
+            raise MMSpecError(f"the feature cache {str(self.folder)!r} cannot be written: {error}") from error
+
+    def lesson_of(self, batch: Pass) -> Lesson:
+        rows = [self._read(number) for number in batch.numbers]
+        request = append(batch.prompt, batch.answers)
+        longest = request.max_length
+        features = {layer: _stack([row[f"layer {layer}"] for row in rows], longest) for layer in self.feature_layers}
+        spans = [row["vision"].split(row["tokens"].tolist()) for row in rows if "vision" in row]
+        device = self.target.device
+        vision = None
+        if spans:
+            seen = [part.to(device) for span in spans for part in span]
+            vision = Vision([], seen)  # what the language model read of them is in `embeds`
+        embeds = _stack([row["embeds"] for row in rows], longest).to(device)
+        features = {layer: states.to(device) for layer, states in features.items()}
+        return Lesson(self.target, batch.prompt, batch.answers, request, vision, embeds, features, batch.tasks)
+
+    def _write(self, shard: int, numbers: Sequence[int], rows: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        for start in range(0, len(numbers), rows):
+            wanted = numbers[start : start + rows]
+            batch = self.loader.prepare(wanted)
+            lesson = super().lesson_of(batch)
+            pictures = iter([] if lesson.vision is None else lesson.vision.features)
+            for row, (number, length) in enumerate(zip(batch.numbers, lesson.request.lengths, strict=True)):
+                seen = [next(pictures) for _ in batch.prompt.images[row]]
+                states = {f"layer {layer}": part[row, :length] for layer, part in lesson.features.items()}
+                states["embeds"] = lesson.embeds[row, :length]
+                if seen:
+                    states["vision"] = torch.cat(seen)
+                    states["tokens"] = torch.tensor([len(part) for part in seen])
+                # Where another example took the place of a spoilt one, it is that one's states that are kept.
+                tensors |= {f"{number}/{name}": part.cpu().contiguous() for name, part in states.items()}
+        temporary = self._path(shard).with_suffix(".tmp")
+        save_file(tensors, temporary)
+        temporary.replace(self._path(shard))
+
+    def _read(self, number: int) -> dict[str, Tensor]:
+        file, keys = self._open(number // SHARD)
+        if number not in keys:
+            raise MMSpecError(
+                f"the feature cache {str(self.folder)!r} lacks example {number}: delete it, and it is made again"
+            )
+        wanted = {f"layer {layer}" for layer in self.feature_layers} | {"embeds", "vision", "tokens"}
+        return {name: file.get_tensor(f"{number}/{name}") for name in keys[number] if name in wanted}
+
+    def _opened(self, shard: int):
+        try:
+            file = safe_open(self._path(shard), "pt")
+        except (OSError, SafetensorError) as error:
+            raise MMSpecError(
+                f"{str(self._path(shard))!r} cannot be read ({error}): delete it, and it is made again"
+            ) from None
+        keys: dict[int, list[str]] = {}
+        for key in file.keys():
+            number, name = key.split("/", 1)
+            keys.setdefault(int(number), []).append(name)
+        return file, keys
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"features-{shard:05d}.safetensors"
+
+    def _identity(self) -> dict:
+        return {
+            "target weights": self.target.fingerprint,
+            "dtype": str(self.target.dtype),
+            "examples": len(self.loader.examples),
+            "data": self.loader.examples.describe(),
+            "layers": list(self.feature_layers),
+        }
+
+    def _check(self, found: dict, wanted: dict) -> None:
+        layers, has = wanted.pop("layers"), found.pop("layers")
+        differing = [
+            f"{key} was {found.get(key)!r}, is {value!r}" for key, value in wanted.items() if value != found.get(key)
+        ]
+        if lacking := sorted(set(layers) - set(has)):
+            differing.append(f"it holds layers {has} but {lacking} are wanted too ({LAST} is the last state)")
+        if differing:
+            raise MMSpecError(
+                f"the feature cache {str(self.folder)!r} is of something else: {'; '.join(differing)}; choose another"
+            )
+
+
+def _stack(rows: Iterable[Tensor], length: int) -> Tensor:
+    """`[length_i, hidden]` states to `[batch, length, hidden]`, padded with zeros."""
+    return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])

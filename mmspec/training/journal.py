@@ -1,0 +1,67 @@
+"""The written record of a training: `log.csv` with a line every few steps, `validation.jsonl` with every validation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+LOG, VALIDATIONS = "log.csv", "validation.jsonl"
+
+
+class Journal:
+    """Both files of an output folder.
+
+    Args:
+        folder: where they are.
+        step: that the training is at; what was written of later steps, by a run that was killed, is dropped.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.folder = folder
+        _forget_after(folder / LOG, lambda line: int(line.partition(",")[0]), step, header=1)
+        _forget_after(folder / VALIDATIONS, lambda line: json.loads(line)["step"], step)
+
+    def log(self, row: dict[str, float]) -> None:
+        """Add a line, and the header before the first one."""
+        path = self.folder / LOG
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+
+    def validation(self, report: dict[str, Any]) -> None:
+        with (self.folder / VALIDATIONS).open("a") as file:
+            file.write(json.dumps(report) + "\n")
+
+
+class Sums:
+    """Means over several steps, weighted by their drafted tokens."""
+
+    def __init__(self, names: list[str]):
+        self.names, self.total = names, None
+
+    def add(self, values: Tensor) -> None:
+        self.total = values if self.total is None else self.total + values
+
+    def means(self) -> dict[str, float]:
+        if self.total is None:
+            return {}
+        loss, norm, tokens, *marks = self.total.tolist()
+        return {"loss": loss / tokens, "gradient_norm": norm / tokens} | {
+            name: value / tokens for name, value in zip(self.names, marks, strict=True)
+        }
+
+
+def _forget_after(path: Path, step_of: Callable[[str], int], step: int, header: int = 0) -> None:
+    """Drop lines of a log that a resumed training will write again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for number, line in enumerate(lines) if number < header or step_of(line) <= step]
+        path.write_text("".join(kept))

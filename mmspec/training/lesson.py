@@ -1,0 +1,170 @@
+"""Lesson: answers of the target with what it knew while writing them. Guess: what a drafter says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..families import Vision
+from ..inputs import PER_TOKEN, Request
+from ..runner import LAST, capture, padding_mask
+
+if TYPE_CHECKING:
+    from ..target import Target
+    from .data import Pass
+
+
+class Guess(NamedTuple):
+    """One step of a drafter's chains, at the n roots whose answers are long enough.
+
+    Args:
+        logits: `[n, vocab]`, or `[n, draft_vocab]` of a reduced vocabulary.
+        features: `[n, hidden]` what stands for the target's state there, or None for drafters that predict none.
+        places: `[n]` which answer tokens are predicted, as numbers into `Lesson.tokens`.
+        roots: `[n]` where the chains began, as numbers into the flattened `Lesson.root_slots`.
+    """
+
+    logits: Tensor
+    features: Tensor | None
+    places: Tensor
+    roots: Tensor
+
+
+@dataclass
+class Lesson:
+    """A batch of prompts with answers, and the target's view of them.
+
+    Args:
+        target: who answered.
+        prompt: the prompts alone.
+        answers: the answers' token ids, per row.
+        request: prompts followed by answers, right-padded to `length`.
+        vision: the encoded pictures, or None.
+        embeds: `[batch, length, hidden]` what the target's language model read.
+        features: layer to `[batch, length, hidden]`; `LAST` is always there.
+        tasks: a label per row, for reports.
+    """
+
+    target: Target
+    prompt: Request
+    answers: list[list[int]]
+    request: Request
+    vision: Vision | None
+    embeds: Tensor
+    features: dict[int, Tensor]
+    tasks: Sequence[str] = field(default_factory=list)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """`[places]` all answer tokens, row after row."""
+        return torch.tensor([token for answer in self.answers for token in answer], device=self.embeds.device)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """`[places]` the row of every answer token."""
+        counts = torch.tensor(list(map(len, self.answers)), device=self.embeds.device)
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    @cached_property
+    def root_slots(self) -> Tensor:
+        """`[batch, roots]` per row, for every answer token but the last, the index of the token before it.
+
+        That is the slot of a drafter that pairs the state after a token with the token behind it. Shorter rows are
+        padded with whatever slots follow.
+        """
+        starts = torch.tensor(self.prompt.lengths, device=self.embeds.device)[:, None] - 1
+        count = max(max(map(len, self.answers)) - 1, 1)
+        slots = starts + torch.arange(count, device=starts.device)
+        return slots.clamp(max=self.embeds.shape[1] - 2)
+
+    def drafted(self, step: int) -> tuple[Tensor, Tensor]:
+        """Which roots have an answer token `step + 1` places behind them, `[batch, roots]`, and `[n]` those places."""
+        device = self.embeds.device
+        counts = torch.tensor(list(map(len, self.answers)), device=device)[:, None]
+        behind = torch.arange(self.root_slots.shape[1], device=device) + 1 + step
+        valid = behind < counts
+        return valid, (counts.cumsum(0) - counts + behind)[valid]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """`[places, vocab]` the target's logits before every answer token."""
+        with torch.no_grad():
+            return self.target.family.head(self.states(LAST))
+
+    def states(self, layer: int) -> Tensor:
+        """`[places, hidden]` the target's states from which every answer token was predicted."""
+        starts = torch.tensor(self.prompt.lengths, device=self.embeds.device)
+        counts = torch.tensor(list(map(len, self.answers)), device=self.embeds.device)
+        first = counts.cumsum(0) - counts
+        index = starts[self.rows] - 1 + torch.arange(len(self.rows), device=starts.device) - first[self.rows]
+        return self.features[layer][self.rows, index]
+
+    @staticmethod
+    def weight(answers: Iterable[Sequence[int]]) -> int:
+        """The number of drafted tokens that answers have: all but the first of each."""
+        return sum(len(answer) - 1 for answer in answers)
+
+
+def append(request: Request, answers: Sequence[Sequence[int]]) -> Request:
+    """A request whose rows go on with an answer each, right-padded again."""
+    inputs = dict(request.inputs)
+    lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
+    ids, longest = inputs["input_ids"], max(lengths)
+    for name in PER_TOKEN:
+        if name in inputs:  # token types of an answer are 0: text
+            old = inputs[name]
+            inputs[name] = old.new_zeros(*old.shape[:-1], longest)
+            inputs[name][..., : old.shape[-1]] = old
+    inputs.pop("position_ids", None)
+    for row, (start, answer) in enumerate(zip(request.lengths, answers, strict=True)):
+        inputs["input_ids"][row, start : lengths[row]] = torch.tensor(answer, device=ids.device)
+    mask = padding_mask(lengths, ids.device)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    return Request(inputs, lengths)
+
+
+class Teacher:
+    """Makes lessons: one forward pass of the frozen target over prompts and answers.
+
+    Args:
+        target: who answered.
+        feature_layers: states that drafters and losses want besides the last one.
+    """
+
+    def __init__(self, target: Target, feature_layers: Iterable[int] = ()):
+        self.target = target
+        self.feature_layers = tuple(dict.fromkeys([*feature_layers, LAST]))
+
+    def lesson_of(self, batch: Pass) -> Lesson:
+        """Let the target read a pass of a training."""
+        return self.study(batch.prompt, batch.answers, batch.tasks)
+
+    @torch.no_grad()
+    def study(self, prompt: Request, answers: list[list[int]], tasks: Sequence[str] = ()) -> Lesson:
+        """Let the target read prompts and its answers to them.
+
+        Args:
+            prompt: prepared, see `mmspec.inputs.prepare`.
+            answers: token ids per row, at least two of them.
+            tasks: a label per row, for reports.
+        """
+        target, family = self.target, self.target.family
+        vision = target.encode(prompt)
+        request = append(prompt, answers)
+        embeds = family.embed(request.inputs["input_ids"], vision)
+        position_ids, _ = family.positions(request.inputs)
+        with capture(family, self.feature_layers) as features:
+            target.model(
+                inputs_embeds=embeds,
+                attention_mask=padding_mask(request.lengths, embeds.device),
+                position_ids=position_ids,
+                use_cache=False,
+                logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature
+                **family.prefill_inputs(request.inputs),
+            )
+        return Lesson(target, prompt, answers, request, vision, embeds, dict(features), list(tasks))

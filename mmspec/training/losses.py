@@ -1,0 +1,160 @@
+"""Losses: what a guess should resemble, per predicted token. Recipes add them up with weights of their own.
+
+Each is a small class: `loss(guess, truth)` returns `[n]` values, one per predicted token. `truth` is restricted to the
+tokens that the drafter can propose; where the target's own choice is none of them, `truth.inside` is False and losses
+on probabilities are zero, as in EAGLE-3 (arXiv 2503.01840).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import MMSpecError
+from ..runner import LAST
+from .lesson import Guess, Lesson
+
+
+class Truth(NamedTuple):
+    """What the target says where a guess was made.
+
+    Args:
+        logits: `[n, draft_vocab]` the target's, over the drafter's vocabulary.
+        tokens: `[n]` what it wrote, as a number in the drafter's vocabulary (0 where it is not in it).
+        inside: `[n]` True where its likeliest token is in the drafter's vocabulary.
+        written: `[n]` True where the token it wrote is.
+        lesson: for its states.
+        places: `[n]` into the lesson's answer tokens.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    inside: Tensor
+    written: Tensor
+    lesson: Lesson
+    places: Tensor
+
+
+def truth_at(lesson: Lesson, places: Tensor, vocabulary: Tensor | None) -> Truth:
+    """The truth at some places, over a draft vocabulary (None for the whole one)."""
+    logits, tokens = lesson.logits[places].float(), lesson.tokens[places]
+    if vocabulary is None:
+        everywhere = torch.ones_like(tokens, dtype=torch.bool)
+        return Truth(logits, tokens, everywhere, everywhere, lesson, places)
+    number = torch.full((logits.shape[-1],), -1, device=tokens.device)
+    number[vocabulary] = torch.arange(len(vocabulary), device=tokens.device)
+    inside, written = number[logits.argmax(-1)] >= 0, number[tokens] >= 0
+    return Truth(logits[:, vocabulary], number[tokens].clamp(min=0), inside, written, lesson, places)
+
+
+def log_q_of(guess: Guess) -> Tensor:
+    """The drafter's log-probabilities, `[n, draft_vocab]`; 0 where a draft model's embedding table is smaller than its
+    target's and ends before a token (logits of -inf), which no training can change."""
+    log_q = guess.logits.float().log_softmax(-1)
+    return log_q.masked_fill(log_q == float("-inf"), 0.0)
+
+
+class Loss:
+    """A term of an objective.
+
+    Args:
+        weight: its factor.
+    """
+
+    feature_layers: tuple[int, ...] = ()
+    """States of the target that it needs besides the last one."""
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """`[n]` values."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+class CrossEntropy(Loss):
+    """Of the tokens that the target wrote."""
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        return -log_q_of(guess).gather(-1, truth.tokens[:, None])[:, 0] * truth.written
+
+
+class SoftCrossEntropy(Loss):
+    """Of the target's whole distribution: `-sum p log q` (EAGLE, arXiv 2401.15077, section 4.2; EAGLE-3)."""
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        return -(truth.logits.softmax(-1) * log_q_of(guess)).sum(-1) * truth.inside
+
+
+class KullbackLeibler(Loss):
+    """From the drafter's distribution to the target's: `sum p (log p - log q)`."""
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        log_p = truth.logits.log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q_of(guess))).sum(-1) * truth.inside
+
+
+class TopKCrossEntropy(Loss):
+    """Soft cross-entropy on the target's k likeliest tokens alone (HASS, arXiv 2408.15766; HiViS stage 2).
+
+    Args:
+        k: how many.
+        weight: its factor.
+    """
+
+    def __init__(self, k: int = 10, weight: float = 1.0):
+        super().__init__(weight)
+        self.k = k
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        p, tokens = truth.logits.softmax(-1).topk(min(self.k, truth.logits.shape[-1]), dim=-1)
+        return -(p * log_q_of(guess).gather(-1, tokens)).sum(-1) * truth.inside
+
+
+class ListMLE(Loss):
+    """How likely the drafter's scores make the target's order of its k likeliest tokens (ViSpec, arXiv 2509.15235).
+
+    Plackett and Luce's model: the list is drawn item by item, each from those that are left of the k.
+
+    Args:
+        k: length of the list.
+        weight: its factor.
+    """
+
+    def __init__(self, k: int = 10, weight: float = 1.0):
+        super().__init__(weight)
+        self.k = k
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        tokens = truth.logits.topk(min(self.k, truth.logits.shape[-1]), dim=-1).indices
+        scores = guess.logits.float().gather(-1, tokens)
+        left = scores.flip(-1).logcumsumexp(-1).flip(-1)
+        return (left - scores).sum(-1) * truth.inside
+
+
+class SmoothL1Features(Loss):
+    """Distance of the guessed feature from a state of the target, mean over the hidden size.
+
+    Args:
+        weight: its factor.
+        layer: whose state; the last one by default (EAGLE's regression), or an intermediate one, by the number of the
+            layer that it enters.
+    """
+
+    def __init__(self, weight: float = 1.0, layer: int = LAST):
+        super().__init__(weight)
+        self.layer = layer
+        self.feature_layers = (layer,)
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        if guess.features is None:
+            raise MMSpecError(f"{self.name}: this drafter guesses no features; leave this loss out of the recipe")
+        wanted = truth.lesson.states(self.layer)[truth.places].float()
+        return functional.smooth_l1_loss(guess.features.float(), wanted, reduction="none").mean(-1)

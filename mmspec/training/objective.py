@@ -1,0 +1,115 @@
+"""Objective: a recipe's losses over the steps of a drafter's chains, as one number to minimise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..drafters import Drafter
+from ..errors import MMSpecError
+from .lesson import Lesson
+from .losses import Loss, truth_at
+
+
+class UniformNoise:
+    """Uniform noise on the target's features, so that a drafter forgives its own errors (EAGLE, arXiv 2401.15077).
+
+    `h + (u - 1/2) * scale * reference / length` with u uniform in [0, 1), as released. The draw depends on the seed,
+    the answer and the step alone: neither the number of processes nor an interruption changes it.
+
+    Args:
+        scale: width of the noise at the reference length.
+        reference: length in tokens.
+    """
+
+    def __init__(self, scale: float = 0.2, reference: int = 512):
+        self.scale, self.reference = scale, reference
+
+    def __call__(self, lesson: Lesson, seed: str) -> dict[int, Tensor]:
+        """The lesson's features with noise, `[batch, length, hidden]` by layer."""
+        noisy = {layer: states.clone() for layer, states in lesson.features.items()}
+        for row, (length, answer) in enumerate(zip(lesson.request.lengths, lesson.answers, strict=True)):
+            digest = hashlib.sha256(f"{seed}/{lesson.prompt.lengths[row]}/{answer}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            for states in noisy.values():
+                noise = torch.rand(length, states.shape[-1], generator=generator) - 0.5
+                states[row, :length] += (noise * (self.scale * self.reference / length)).to(states)
+        return noisy
+
+
+class Objective:
+    """The weighted sum of some losses over the steps of every chain.
+
+    Args:
+        losses: the terms.
+        steps: how long the chains are. 1 is ordinary training; more is training-time test (EAGLE-3).
+        decay: step i counts `decay ** i`.
+        detach: no gradient flows from a step into earlier ones (multi-step alignment of HASS and HiViS).
+        noise: what disturbs the features that the drafter reads, such as `UniformNoise`, or None.
+        keep_within: a chain goes on only while the target's choice is among the drafter's so many likeliest tokens
+            (dynamic mask of HiViS, arXiv 2509.23928); None keeps all.
+
+    Raises:
+        MMSpecError: without losses, or for a number of steps below 1.
+    """
+
+    def __init__(
+        self,
+        losses: Iterable[Loss],
+        steps: int = 1,
+        decay: float = 1.0,
+        detach: bool = False,
+        noise: UniformNoise | None = None,
+        keep_within: int | None = None,
+    ):
+        self.losses = list(losses)
+        if not self.losses:
+            raise MMSpecError("an objective needs at least one loss")
+        if not isinstance(steps, int) or steps < 1:
+            raise MMSpecError(f"objective: steps={steps!r} must be a positive integer")
+        self.steps, self.decay, self.detach = steps, decay, detach
+        self.noise, self.keep_within = noise, keep_within
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """States of the target that the losses need."""
+        return tuple(dict.fromkeys(layer for loss in self.losses for layer in loss.feature_layers))
+
+    @property
+    def names(self) -> list[str]:
+        """What the second result of a call counts, in order."""
+        return [loss.name for loss in self.losses] + [f"right {step}" for step in range(self.steps)]
+
+    def __call__(self, drafter: Drafter, lesson: Lesson, seed: str = "") -> tuple[Tensor, Tensor]:
+        """Judge a drafter's guesses at a lesson.
+
+        Args:
+            drafter: in training.
+            lesson: see `Teacher`.
+            seed: of the noise; give every step of a training another one.
+
+        Returns:
+            The sum over all drafted tokens, to be divided by `Lesson.weight`; and the sums to log, `[len(names)]`: of
+            every term over all steps, undiscounted, and how often the first guess was the written token at each step.
+        """
+        read = lesson if self.noise is None else replace(lesson, features=self.noise(lesson, seed))
+        device = lesson.embeds.device
+        total, marks = torch.zeros((), device=device), torch.zeros(len(self.names), device=device)
+        alive = torch.ones(lesson.root_slots.numel(), dtype=torch.bool, device=device)
+        vocabulary = drafter.draft_vocabulary if drafter.draft_vocab_size is not None else None
+        for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
+            truth = truth_at(lesson, guess.places, vocabulary)
+            for number, loss in enumerate(self.losses):
+                value = (loss(guess, truth) * alive[guess.roots]).sum()
+                total = total + self.decay**step * loss.weight * value
+                marks[number] += value.detach()
+            right = (guess.logits.argmax(-1) == truth.tokens) & truth.written
+            marks[len(self.losses) + step] += right.sum()
+            if self.keep_within is not None and step + 1 < self.steps:
+                best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
+                alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside
+        return total, marks

@@ -1,0 +1,175 @@
+"""Writing one shard of a folder of answers: safe against kills, full disks, other settings and other processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import MMSpecError
+from .answers import PICTURES, SAVED, read_info, shard_files
+from .rows import JsonRows
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there nobody stops a second process on a shard
+    fcntl = None
+
+
+class ShardWriter:
+    """Adds answers to a shard; a context manager that holds the shard against other processes.
+
+    Entering it cuts off what a killed process has left of a line, and reads what there is already.
+
+    Args:
+        folder: of the data set; made if need be.
+        shard, shards: which shard of how many.
+        settings: what all answers of the data set have in common; plain JSON values.
+        facts: what else to note beside them, which may differ from run to run.
+
+    Raises:
+        MMSpecError: if another process is writing the shard, if the folder holds answers given under other settings, or
+            if a file cannot be written, in which case all that was written before is kept.
+    """
+
+    def __init__(self, folder: Path, shard: int, shards: int, settings: dict[str, Any], facts: dict[str, Any]):
+        self.folder, self.facts = folder, facts
+        self.settings = json.loads(json.dumps(settings))  # as it will be read again
+        self.answers_file, self.skipped_file, self.info_file = shard_files(folder, shard, shards)
+        self.answered: set[int] = set()
+        self.skipped: set[int] = set()
+        self.tokens = 0
+        self.complete = False
+        """Set by the caller when no example of the shard is left."""
+
+    def __enter__(self) -> ShardWriter:
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.answers_file.open("ab", buffering=0)
+        try:
+            self._lock()
+            self._check_settings()
+            for row in _whole_rows(self.answers_file):
+                self.answered.add(row["index"])
+                self.tokens += len(row.get("answer_ids") or ())
+            self.skipped = {row["index"] for row in _whole_rows(self.skipped_file)}
+            self._write_info()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._file.close()
+        # After an error, most of all one of writing, that one is to be heard and not the next.
+        with suppress(MMSpecError) if kind else nullcontext():
+            self._write_info()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MMSpecError(
+                f"{self.answers_file} is being written by another process: wait for it, or choose another shard or "
+                "folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: there nobody stops a second process
+
+    def _check_settings(self) -> None:
+        empty = not any(file.exists() and file.stat().st_size for file in (self.answers_file, self.skipped_file))
+        for file in sorted(self.folder.glob("distill-*.json")):
+            if empty and file == self.info_file:
+                continue
+            theirs, ours = _flat(read_info(file)["settings"]), _flat(self.settings)
+            if differing := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
+                changes = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in differing)
+                raise MMSpecError(
+                    f"the answers in {self.folder} were given under other settings: {changes}; go on with the same "
+                    "settings, write to another folder, or delete this one"
+                )
+        if not empty and not self.info_file.exists():
+            raise MMSpecError(
+                f"{self.info_file} is missing, so nobody knows how the answers beside it were given: write to another "
+                "folder, or delete this one"
+            )
+
+    def add(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write the records of finished answers."""
+        records = list(records)
+        with _writing(self.answers_file):
+            _append(self._file, records)
+        self.answered.update(record["index"] for record in records)
+        self.tokens += sum(len(record["answer_ids"]) for record in records)
+
+    def skip(self, index: int, name: str | None, reason: str) -> None:
+        """Note an example that cannot be asked."""
+        with _writing(self.skipped_file), self.skipped_file.open("ab", buffering=0) as file:
+            _append(file, [{"index": index, "id": name, "reason": reason}])
+        self.skipped.add(index)
+
+    def save_picture(self, image) -> str:
+        """Keep a PIL picture that is no file, and return the reference to it; the same picture is kept once."""
+        name = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest() + ".png"
+        path = self.folder / PICTURES / name
+        if not path.exists():
+            with _writing(path):
+                path.parent.mkdir(exist_ok=True)
+                unfinished = path.with_suffix(f".{os.getpid()}")
+                image.save(unfinished, format="PNG")
+                unfinished.replace(path)
+        return f"{SAVED}{name}"
+
+    def _write_info(self) -> None:
+        counts = {"answers": len(self.answered), "skipped": len(self.skipped), "tokens": self.tokens}
+        info = {**self.facts, "settings": self.settings, **counts, "complete": self.complete}
+        with _writing(self.info_file):
+            unfinished = self.info_file.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(self.info_file)
+
+
+def _whole_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file, after what follows the last line break was cut off."""
+    if not file.exists():
+        return
+    rows = JsonRows(file, whole_lines=True)
+    with _writing(file):
+        end = rows.ends[-1] if len(rows) else 0
+        if file.stat().st_size > end:
+            os.truncate(file, end)
+    for number, row in enumerate(rows.scan(), start=1):
+        if type(row.get("index")) is not int:
+            raise MMSpecError(f"{file}, row {number} has no index: delete the row, to answer it again")
+        yield row
+
+
+def _append(file, records: Iterable[dict[str, Any]]) -> None:
+    lines = memoryview("".join(json.dumps(record) + "\n" for record in records).encode())
+    while lines:  # the file has no buffer, and a disk may take a part only
+        lines = lines[file.write(lines) :]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MMSpecError(
+            f"{path} cannot be written: {error.strerror or error}; all answers before are kept, so put it right (free "
+            "some space?) and run the same command again"
+        ) from error
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,113 @@
+"""Where prompts with pictures come from: the embedded generator, files of conversations, folders of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import zoo
+from ..errors import MMSpecError, did_you_mean
+from .answers import Answers
+from .conversations import ConversationFile
+from .examples import EMBEDDED, Example, Source
+
+__all__ = ["Answers", "ConversationFile", "EmbeddedSource", "ImageFolder", "open_source"]
+
+
+class EmbeddedSource(Source):
+    """The examples of the embedded generator, the tasks in turns: scene 0, chart 0, ..., scene 1, chart 1, ...
+
+    Args:
+        tasks: some of `mmspec.zoo.TASKS`.
+        split: `train`, `validation` or `test`.
+        count: examples of each task.
+        start: number of the first.
+    """
+
+    def __init__(self, tasks: Sequence[str] = zoo.TASKS, split: str = "train", count: int = 64, start: int = 0):
+        for task in tasks:
+            if task not in zoo.TASKS:
+                raise MMSpecError(f"task {task!r} is unknown.{did_you_mean(task, zoo.TASKS)}")
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise MMSpecError(f"tasks={list(tasks)} must name at least one task, and none twice")
+        if split not in zoo.SPLITS:
+            raise MMSpecError(f"split {split!r} is unknown.{did_you_mean(split, zoo.SPLITS)}")
+        if count < 1 or start < 0:
+            raise MMSpecError(f"count={count} must be at least 1 and start={start} at least 0")
+        self.tasks, self.split, self.count, self.start = list(tasks), split, count, start
+
+    def __len__(self) -> int:
+        return len(self.tasks) * self.count
+
+    def __getitem__(self, index: int) -> Example:
+        number, which = divmod(range(len(self))[index], len(self.tasks))
+        task = self.tasks[which]
+        place = f"{task}/{self.split}/{self.start + number}"
+        prompt = zoo.sample(task, self.split, self.start + number).prompt
+        return Example(place, prompt, (f"{EMBEDDED}{place}",), task)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start}
+
+
+class ImageFolder(Source):
+    """Every picture in a folder and the folders below it, in the order of their paths, with every prompt in turn.
+
+    Args:
+        folder: of the pictures; everything that Pillow can open by its suffix, but hidden files.
+        prompts: asked about each picture.
+
+    Raises:
+        MMSpecError: if there is no such folder, no picture in it, or no prompt.
+    """
+
+    def __init__(self, folder: str | Path, prompts: Sequence[str] = (zoo.DEMO_PROMPT,)):
+        from PIL import Image
+
+        self.folder, self.prompts = Path(folder), list(prompts)
+        if not self.folder.is_dir():
+            raise MMSpecError(f"the folder of pictures {str(folder)!r} does not exist")
+        if not self.prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
+            raise MMSpecError(f"prompts={self.prompts} must be a list of texts, at least one")
+        suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        files = (path for path in self.folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+        names = (path.relative_to(self.folder) for path in files)
+        self.pictures = sorted(
+            name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)
+        )
+        if not self.pictures:
+            raise MMSpecError(f"{str(folder)!r} holds no picture that Pillow opens: {', '.join(sorted(suffixes))}")
+
+    def __len__(self) -> int:
+        return len(self.pictures) * len(self.prompts)
+
+    def __getitem__(self, index: int) -> Example:
+        number, which = divmod(range(len(self))[index], len(self.prompts))
+        picture = self.pictures[number]
+        return Example(picture + (f"#{which + 1}" if which else ""), self.prompts[which], (picture,))
+
+    def describe(self) -> dict[str, Any]:
+        names = hashlib.blake2b("\n".join(self.pictures).encode("utf-8", "surrogateescape"), digest_size=8)
+        return {
+            "source": "images",
+            "pictures": len(self.pictures),
+            "names": names.hexdigest(),
+            "prompts": self.prompts,
+        }
+
+
+def open_source(path: str | Path, images: str | Path | None = None, partial: bool = False) -> Source:
+    """What a path holds: a folder of answers that `mmspec distill` wrote, or a file of conversations.
+
+    Args:
+        path: a folder or a file.
+        images: the folder of the pictures, where they are not where they were.
+        partial: take a folder of answers that is not complete.
+
+    Raises:
+        MMSpecError: if it is neither.
+    """
+    path = Path(path)
+    return ConversationFile(path, images) if path.is_file() else Answers(path, images, partial)

@@ -1,0 +1,93 @@
+"""The state of an interrupted training on disk, and folders that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..drafters import Drafter
+from ..errors import MMSpecError
+
+STATE = "state.safetensors"
+
+
+def write_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write weights, optimizer state and progress into one safetensors file.
+
+    It is written beside the old one and then renamed, so that an interruption leaves one of the two whole.
+
+    Raises:
+        MMSpecError: if it cannot be written; the old file is then still there.
+    """
+    saved = optimizer.state_dict()
+    tensors = {f"weights/{name}": tensor.detach() for name, tensor in drafter.state_dict().items()}
+    for number, state in saved["state"].items():
+        for key, value in state.items():
+            tensors[f"optimizer/{number}/{key}"] = torch.as_tensor(value)
+    metadata = {"progress": json.dumps(progress), "groups": json.dumps(saved["param_groups"])}
+    temporary = path.with_suffix(".tmp")
+    try:
+        # Cloned, because tied weights share memory, which the format does not allow.
+        save_file({key: tensor.cpu().clone().contiguous() for key, tensor in tensors.items()}, temporary, metadata)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the last one is kept; " if path.exists() else ""
+        raise MMSpecError(f"the checkpoint {str(path)!r} cannot be written ({error}): {kept}free some space") from error
+
+
+def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load what `write_state` wrote; returns the progress.
+
+    Raises:
+        MMSpecError: if the file is damaged or holds another drafter.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            metadata = file.metadata()
+    except (OSError, SafetensorError) as error:
+        raise MMSpecError(f"the checkpoint {str(path)!r} cannot be read ({error}): delete it to begin again") from None
+    weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
+    try:
+        drafter.load_state_dict(weights)
+    except RuntimeError as error:
+        raise MMSpecError(
+            f"the checkpoint {str(path)!r} is of another drafter ({' '.join(str(error).split())[:200]}): resume with "
+            "the recipe it was made with, or choose another output folder"
+        ) from None
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, number, name = key.split("/", 2)
+            state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": json.loads(metadata["groups"])})
+    return json.loads(metadata["progress"])
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Replace a folder by what `write` puts into an empty one.
+
+    Raises:
+        MMSpecError: if it cannot be written; the old folder is then still there.
+    """
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        write(fresh)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        kept = "the last one is kept; " if folder.exists() else ""
+        raise MMSpecError(f"the drafter {str(folder)!r} cannot be written ({error}): {kept}free some space") from error

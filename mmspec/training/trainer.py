@@ -1,0 +1,332 @@
+"""The trainer: one for all drafters and recipes, on Hugging Face accelerate.
+
+The frozen target runs beside the drafter and nothing is stored. Everything that a step does follows from its number
+(its examples, its noise), the weights and the optimizer's state, so a training that was killed goes on exactly as it
+would have gone, and several processes do what one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from ..drafters import Drafter
+from ..errors import MMSpecError
+from .data import Loader, Order, Pass, split
+from .examples import Source
+from .feature_cache import CachedTeacher
+from .journal import Journal, Sums
+from .lesson import Lesson, Teacher
+from .objective import Objective
+from .settings import Settings
+from .state import STATE, read_state, replace_folder, write_state
+from .validation import Validator
+
+BEST, LAST_DRAFTER = "best", "last"
+
+
+class Trainee(nn.Module):
+    """A drafter with its objective as one module, whose forward pass gives the loss: what data parallelism wraps."""
+
+    def __init__(self, drafter: Drafter, objective: Objective):
+        super().__init__()
+        self.drafter, self.objective = drafter, objective
+
+    def forward(self, lesson: Lesson, seed: str) -> tuple[Tensor, Tensor]:
+        return self.objective(self.drafter, lesson, seed)
+
+
+class Trainer:
+    """Trains one drafter.
+
+    Args:
+        drafter: to be trained, in fp32; whatever of it requires no gradient stays as it is.
+        objective: what its guesses should be.
+        examples: the target's answers.
+        output: folder of the log, the state to resume from, and the drafters `best` and `last`.
+        settings: see `Settings`.
+        optimizer: makes the optimizer from the parameters; AdamW by default.
+        accelerator: of Hugging Face accelerate, which knows about processes, devices and precision.
+        feature_cache: a folder to keep the target's states in, instead of computing them at every step; see
+            `CachedTeacher`.
+        recipe: plain values that say how the training was configured: kept with the drafter, and compared on resuming.
+
+    Raises:
+        MMSpecError: for a data set too small, or an output folder that holds another training.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        objective: Objective,
+        examples: Source,
+        output: str | Path,
+        settings: Settings | None = None,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        accelerator: Accelerator | None = None,
+        recipe: dict[str, Any] | None = None,
+        feature_cache: str | Path | None = None,
+    ):
+        self.settings = settings = settings or Settings()
+        self.accelerator = accelerator or Accelerator()
+        self.output = Path(output)
+        self.objective, self.target, self.recipe = objective, drafter.target, recipe or {}
+        report = self.output / f"dropped-{self.accelerator.process_index}.jsonl"
+        training, self.held_out = pools = split(len(examples), settings.held_out, settings.seed)
+        self.loader = Loader(self.target, examples, settings.max_length, settings.max_failures, report, pools)
+        self.order = Order(training, settings.batch_size, settings.seed)
+        if self.accelerator.num_processes > settings.batch_size:
+            raise MMSpecError(
+                f"batch_size={settings.batch_size} is less than the {self.accelerator.num_processes} processes: every "
+                "process needs an example"
+            )
+        self._check_output()
+        if drafter.draft_vocab_size is not None:
+            self._choose_vocabulary(drafter, training)
+        self.teacher = Teacher(self.target, [*drafter.feature_layers, *objective.feature_layers])
+        if feature_cache is not None:
+            self.teacher = CachedTeacher(self.teacher, self.loader, feature_cache)
+            self.teacher.fill(self.accelerator.process_index, self.accelerator.num_processes, settings.rows)
+            self.accelerator.wait_for_everyone()
+        self.drafter = drafter.to(self.accelerator.device).float().train()
+        self.target.model.requires_grad_(False)  # drafters read its embeddings and its head
+        drafter.requires_grad_(False)
+        for parameter in drafter.trainable_parameters():
+            parameter.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in drafter.parameters()):
+            raise MMSpecError(f"{type(drafter).__name__} has no weights to train")
+        make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95)))
+        # Rebuilt by every process alike, and stepped by hand: its place follows from the number of the step.
+        self.trainee, self.optimizer = self.accelerator.prepare(
+            Trainee(drafter, objective), make([p for p in drafter.parameters() if p.requires_grad])
+        )
+        try:
+            self.scheduler = get_scheduler(
+                settings.schedule, self.optimizer.optimizer, settings.warmup_steps, settings.steps
+            )
+        except ValueError as error:
+            raise MMSpecError(f"schedule={settings.schedule!r}: {error}") from None
+        self.step, self.best, self.seconds = 0, 0.0, 0.0
+        self._validator: Validator | None = None
+        self._resume()
+        self.journal = Journal(self.output, self.step) if self.accelerator.is_main_process else None
+
+    # The loop.
+
+    def run(self, progress: Callable[[int, dict[str, float]], None] | None = None) -> dict:
+        """Train until `settings.steps`; returns the last validation.
+
+        An interrupt (Ctrl-C, or a signal to terminate) ends the current step, saves the state and raises
+        `KeyboardInterrupt`; running again with the same output folder goes on.
+
+        Args:
+            progress: called after every step with its number and what there is to tell.
+
+        Raises:
+            MMSpecError: if the loss is no longer finite, the disk is full, or too many pictures fail to open.
+        """
+        settings, interrupted = self.settings, []
+        handlers = {name: signal.signal(name, lambda *_: interrupted.append(True)) for name in _signals()}
+        report: dict = {}
+        try:
+            sums = Sums(self.objective.names)
+            while self.step < settings.steps:
+                started = time.monotonic()
+                sums.add(self.train_step())
+                self.step += 1
+                self.seconds += time.monotonic() - started
+                if progress is not None:
+                    progress(self.step, sums.means())
+                last = self.step == settings.steps
+                if self.step % settings.log_every == 0 or last:
+                    self._log({**sums.means(), "learning_rate": self.scheduler.get_last_lr()[0]})
+                    sums = Sums(self.objective.names)
+                if self.step % settings.validate_every == 0 or last:
+                    report = self._validate()
+                stop = self._anywhere(bool(interrupted))
+                if self.step % settings.save_every == 0 or last or stop:
+                    self._save()
+                if stop:
+                    raise KeyboardInterrupt
+        except OSError as error:  # what writes a checkpoint has its own, better words
+            raise MMSpecError(f"the output folder {str(self.output)!r} cannot be written: {error}") from error
+        finally:
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+        return report or json.loads((self.output / LAST_DRAFTER / "config.json").read_text())["metadata"]["validation"]
+
+    def train_step(self) -> Tensor:
+        """One optimizer step; returns sums over all processes: loss, gradient norm, drafted tokens, then the marks."""
+        accelerator, settings = self.accelerator, self.settings
+        passes = list(
+            self.loader.passes(
+                self.order.step(self.step), settings.rows, accelerator.process_index, accelerator.num_processes
+            )
+        )
+        tokens = torch.tensor(float(sum(Lesson.weight(p.answers) for p in passes)), device=accelerator.device)
+        tokens = accelerator.reduce(tokens, "sum")
+        marks = torch.zeros(1 + len(self.objective.names), device=accelerator.device)
+        for number, batch in enumerate(passes):
+            lesson = self.teacher.lesson_of(batch)
+            sync = number + 1 == len(passes)
+            with nullcontext() if sync else accelerator.no_sync(self.trainee):
+                total, counted = self.trainee(lesson, f"{settings.seed}/{self.step}")
+                # Data parallelism averages over the processes; the loss is a mean over the tokens of all of them.
+                accelerator.backward(total * accelerator.num_processes / tokens)
+            marks += torch.cat([total.detach()[None], counted])
+        marks = accelerator.reduce(marks, "sum")
+        norm = accelerator.clip_grad_norm_(self.trainee.parameters(), settings.clip_norm or math.inf)
+        if settings.clip_value is not None:
+            accelerator.clip_grad_value_(self.trainee.parameters(), settings.clip_value)
+        if not math.isfinite(marks[0].item()) or not math.isfinite(float(norm)):
+            self._give_up(passes, marks[0].item() / tokens.item(), float(norm))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return torch.cat([marks[:1], (float(norm) * tokens)[None], tokens[None], marks[1:]])
+
+    def _give_up(self, passes: list[Pass], loss: float, norm: float) -> None:
+        """The weights are still those of the last good step: save them, and say where it happened."""
+        self.optimizer.zero_grad()
+        self._save()
+        ids = ", ".join(name for batch in passes for name in batch.ids[:4])
+        raise MMSpecError(
+            f"step {self.step + 1}: the loss is {loss:.4g} and the norm of its gradient {norm:.4g}, with "
+            f"{ids} ...; the state before it is in {str(self.output)!r}: lower the learning rate, or look at these "
+            "examples"
+        )
+
+    # What surrounds it.
+
+    def _validate(self) -> dict:
+        """Measure a copy in the target's own precision, and keep it if it is the best so far."""
+        self.accelerator.wait_for_everyone()
+        state = self.accelerator.get_state_dict(self.trainee)
+        report: dict = {}
+        if self.accelerator.is_main_process:
+            if self._validator is None:
+                rows = self.settings.rows
+                chunks = [self.held_out[i : i + rows] for i in range(0, len(self.held_out), rows)]
+                passes = [self.loader.prepare(chunk) for chunk in chunks]
+                self._validator = Validator(self.teacher, passes, self.settings.depth, self.settings.measured_prompts)
+            drafter = self._copy({name.removeprefix("drafter."): tensor for name, tensor in state.items()})
+            report = self._validator(drafter)
+            score = report["simulated"]["mean_acceptance_length"]
+            metadata = {"recipe": self.recipe, "steps": self.step, "validation": report}
+            replace_folder(self.output / LAST_DRAFTER, lambda folder: drafter.save_pretrained(folder, **metadata))
+            if score > self.best:
+                self.best = score
+                replace_folder(self.output / BEST, lambda folder: drafter.save_pretrained(folder, **metadata))
+            self.journal.validation({"step": self.step, **report})
+            flat = {f"acceptance/{name}": part["mean_acceptance_length"] for name, part in report["tasks"].items()}
+            self.accelerator.log({"mean_acceptance_length": score, **flat}, step=self.step)
+        self.accelerator.wait_for_everyone()
+        return report
+
+    def _copy(self, state: dict[str, Tensor]) -> Drafter:
+        """A drafter with these weights, in the target's precision, as it will be loaded."""
+        drafter = type(self.drafter).from_config(json.loads(json.dumps(self.drafter.config())), self.target)
+        drafter.load_state_dict(state)
+        return drafter.eval()
+
+    def _log(self, means: dict[str, float]) -> None:
+        self.accelerator.log(means, step=self.step)
+        if self.journal is not None:
+            self.journal.log({"step": self.step, "seconds": round(self.seconds, 1), **means})
+
+    def _anywhere(self, here: bool) -> bool:
+        """True if it is true in any process."""
+        if self.accelerator.num_processes == 1:
+            return here
+        if here:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    # Resuming.
+
+    @property
+    def _sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a training to be resumed."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in Settings.FREE}
+        return {"recipe": self.recipe, "settings": settings, "examples": len(self.loader.examples)}
+
+    def _check_output(self) -> None:
+        """Refuse a folder that holds another training."""
+        path, identity = self.output / "training.json", json.loads(json.dumps(self.identity()))
+        if path.exists():
+            found = json.loads(path.read_text())
+            differing = _differences(found, identity)
+            if differing:
+                raise MMSpecError(
+                    f"{str(self.output)!r} holds another training: {'; '.join(differing)}. Resume it with its own "
+                    "settings, or choose another output folder"
+                )
+        elif self.accelerator.is_main_process:
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(identity, indent=2) + "\n")
+            except OSError as error:
+                raise MMSpecError(f"the output folder {str(self.output)!r} cannot be written: {error}") from error
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        progress = {"step": self.step, "best": self.best, "seconds": self.seconds}
+        if self._sharded:
+            self.accelerator.save_state(str(self.output / "state"))
+            if self.accelerator.is_main_process:
+                (self.output / "state" / "progress.json").write_text(json.dumps(progress))
+        elif self.accelerator.is_main_process:
+            write_state(self.output / STATE, self.drafter, self.optimizer.optimizer, progress)
+
+    def _resume(self) -> None:
+        if self._sharded and (self.output / "state" / "progress.json").exists():
+            self.accelerator.load_state(str(self.output / "state"))
+            progress = json.loads((self.output / "state" / "progress.json").read_text())
+        elif not self._sharded and (self.output / STATE).exists():
+            progress = read_state(self.output / STATE, self.drafter, self.optimizer.optimizer)
+        else:
+            return
+        self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
+        rates = [group["lr"] for group in self.optimizer.param_groups]  # already those of the next step
+        self.scheduler.load_state_dict({"last_epoch": self.step, "_last_lr": rates, "lr_lambdas": [None] * len(rates)})
+
+    def _choose_vocabulary(self, drafter: Drafter, training: list[int]) -> None:
+        """The most frequent answer tokens of the training examples; of equally frequent ones the smallest."""
+        counts = Counter(token for number in training for token in self.loader.answer(self.loader.examples[number]))
+        ranked = sorted(range(self.target.vocab_size), key=lambda token: (-counts[token], token))
+        drafter.choose_vocabulary(torch.tensor(ranked[: drafter.draft_vocab_size]))
+
+
+def _signals() -> list[signal.Signals]:
+    """What asks to stop. Handlers can only be set in the main thread."""
+    return [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+
+
+def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
+    """`key was x, now y` for every leaf that differs."""
+    result = []
+    for key in dict.fromkeys([*found, *wanted]):
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            result += _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            result.append(f"{prefix}{key} was {one!r}, now {other!r}")
+    return result

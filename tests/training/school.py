@@ -1,0 +1,107 @@
+"""A small target that reads real prompts and pictures, and answers of its own, for tests of training."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import models
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+import mmspec
+from mmspec import zoo
+from mmspec.drafters import Eagle3Drafter, EagleDrafter
+from mmspec.loading import EMBEDDED
+from mmspec.training import Objective, UniformNoise, losses
+from mmspec.training.examples import Example, Source
+from mmspec.training.settings import Settings
+
+
+@cache
+def target() -> mmspec.Target:
+    """A random LLaVA of two narrow layers with the processor of the embedded model."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(EMBEDDED / "target")
+    tokenizer = processor.tokenizer
+    config = LlavaConfig(
+        text_config=LlamaConfig(**{**models.TEXT, "vocab_size": len(tokenizer), "num_hidden_layers": 4}),
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=96,
+            patch_size=8,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=144,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)  # `redraw` only shifts what is a vector
+    model = models.redraw(LlavaForConditionalGeneration(config), 0)
+    return mmspec.Target(model, processor)
+
+
+class Answered(Source):
+    """Examples of the embedded generator with answers of random tokens, of different lengths.
+
+    Args:
+        count: how many.
+        broken: numbers of examples whose picture does not exist.
+        longest: tokens of an answer.
+    """
+
+    def __init__(self, count: int = 24, broken: tuple[int, ...] = (), longest: int = 12):
+        self.count, self.broken, self.longest = count, broken, longest
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        if index >= self.count:
+            raise IndexError(index)
+        task = zoo.TASKS[index % 4]
+        generator = torch.Generator().manual_seed(index)
+        length = 3 + index % (self.longest - 2)
+        answer = torch.randint(10, 60, (length,), generator=generator)
+        picture = f"tiny:{task}/train/{index}" if index not in self.broken else "no/such/picture.png"
+        return Example(str(index), "What is this?", (picture,), task, None, tuple(answer.tolist()))
+
+    def describe(self) -> dict:
+        return {"source": "test"}
+
+
+def settings(**changes) -> Settings:
+    """A training of seconds."""
+    values = {
+        "steps": 8,
+        "batch_size": 4,
+        "rows": 2,
+        "warmup_steps": 2,
+        "held_out": 4,
+        "validate_every": 4,
+        "save_every": 3,
+        "log_every": 1,
+        "depth": 3,
+        "measured_prompts": 1,
+    }
+    return Settings(**(values | changes))
+
+
+def eagle(**changes) -> tuple[EagleDrafter, Objective]:
+    """The same untrained head whenever it is called, and its objective."""
+    made_for = target()
+    torch.manual_seed(0)
+    terms = [losses.SmoothL1Features(), losses.SoftCrossEntropy(0.1)]
+    return EagleDrafter(made_for, **changes), Objective(terms, noise=UniformNoise())
+
+
+def eagle3(**changes) -> tuple[Eagle3Drafter, Objective]:
+    made_for = target()
+    torch.manual_seed(0)
+    return Eagle3Drafter(made_for, **changes), Objective([losses.SoftCrossEntropy()], steps=3, decay=0.8)
+
+
+def adam(parameters) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-3)

@@ -1,0 +1,120 @@
+"""Examples: their pictures, and their records on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from mmspec import zoo
+from mmspec.errors import MMSpecError
+from mmspec.training.examples import Example, from_record, open_image, to_record
+
+ROTATED = 6  # EXIF orientation of a photograph that is stored lying on its side
+
+
+def jpeg(width: int = 8, height: int = 4, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 50).convert("RGB").save(buffer, format="JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+# Pictures
+
+
+def test_a_path_is_relative_to_the_folder_unless_absolute(tmp_path, monkeypatch):
+    Image.new("L", (3, 2), 7).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for reference, folder in (("a.png", tmp_path), (str(tmp_path / "a.png"), "/elsewhere"), ("a.png", None)):
+        picture = open_image(reference, folder)
+        assert (picture.mode, picture.size, picture.getpixel((0, 0))) == ("RGB", (3, 2), (7, 7, 7))
+
+
+def test_an_embedded_picture_is_drawn():
+    drawn = open_image("tiny:charts/validation/3", "/elsewhere")
+    assert drawn.tobytes() == zoo.sample("charts", "validation", 3).image.tobytes()
+
+
+def test_a_picture_in_memory_is_turned_upright_as_one_in_a_file_is(tmp_path):
+    content = jpeg(orientation=ROTATED)
+    (tmp_path / "a.jpg").write_bytes(content)
+    in_memory, in_file = open_image(Image.open(io.BytesIO(content))), open_image("a.jpg", tmp_path)
+    assert in_memory.size == in_file.size == (4, 8)
+    assert in_memory.tobytes() == in_file.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("absent.png", "absent.png' does not exist"),
+        ("tiny:scenes/train", "tiny:scenes/train' is not of the form tiny:TASK/SPLIT/INDEX"),
+        ("tiny:scenes/train/x", "invalid literal"),
+        ("tiny:scenes/train/-1", "must be 0 or more"),
+        ("tiny:paintings/train/1", "unknown task 'paintings'"),
+    ],
+)
+def test_a_picture_that_is_not_there_is_named(reference, message, tmp_path):
+    with pytest.raises(MMSpecError) as caught:
+        open_image(reference, tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_picture_in_memory_may_be_damaged():
+    content = jpeg(64, 64)
+    with pytest.raises(MMSpecError, match="the picture in memory cannot be read"):
+        open_image(Image.open(io.BytesIO(content[: len(content) // 2])))
+
+
+# Records
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example("a", "What is this?"),
+        Example("a#2", "Zwei\nZeilen 漢", ("a.png", "tiny:scenes/train/1"), "scenes", 'A "cat".', (5, 0, 2)),
+        Example("odd name", "?", ("caf\udce9.png",), answer="", answer_ids=()),
+    ],
+)
+def test_a_record_gives_the_same_example_back(example):
+    line = json.dumps(to_record(example))
+    assert from_record(json.loads(line)) == example
+
+
+def test_what_may_be_left_out_of_a_record_may_be_null_and_other_keys_are_left_alone():
+    bare = {"id": "a", "prompt": "?"}
+    nulls = dict.fromkeys(("images", "task", "answer", "answer_ids"))
+    assert from_record(bare) == from_record(bare | nulls | {"finish_reason": "eos"}) == Example("a", "?")
+
+
+def test_a_picture_in_memory_has_no_record():
+    with pytest.raises(MMSpecError, match="example 'a' has a picture in memory: save it to a file"):
+        to_record(Example("a", "?", (Image.new("RGB", (1, 1)),)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": None}, "row 7 has no 'prompt', only 'id', 'prompt'"),
+        ({"id": None}, "row 7 has no 'id'"),
+        ({"id": 3}, "row 7: id must be text, not 3"),
+        ({"prompt": ["?"]}, "row 7: prompt must be text, not ['?']"),
+        ({"images": "a.png"}, "row 7: images must be a list of paths, not 'a.png'"),
+        ({"images": [1]}, "row 7: images must be a list of paths, not [1]"),
+        ({"task": 1}, "row 7: task must be text"),
+        ({"answer": ["a"]}, "row 7: answer must be text or null"),
+        ({"answer_ids": "12"}, "row 7: answer_ids must be a list of token ids or null, not '12'"),
+        ({"answer_ids": [1, -2]}, "answer_ids must be a list of token ids"),
+        ({"answer_ids": [True]}, "answer_ids must be a list of token ids"),
+        ({"answer_ids": [1.0] * 99}, "..."),
+    ],
+)
+def test_a_malformed_record_is_refused_by_name(change, message):
+    with pytest.raises(MMSpecError) as caught:
+        from_record({"id": "a", "prompt": "?"} | change, "row 7")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)

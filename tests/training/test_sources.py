@@ -1,0 +1,308 @@
+"""Sources of prompts: the embedded generator, conversation files in three formats, folders of pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_examples import jpeg
+
+from mmspec import zoo
+from mmspec.errors import MMSpecError
+from mmspec.training.examples import Example, open_image
+from mmspec.training.sources import ConversationFile, EmbeddedSource, ImageFolder, open_source
+
+
+def turn(role: str, text: str) -> dict:
+    return {"from": role, "value": text}
+
+
+ROWS = [
+    {"id": "a", "image": "a.jpg", "conversations": [turn("human", "<image>\nWhat is this?"), turn("gpt", "A cat.")]},
+    {
+        "id": "b",
+        "image": "deep/ü.jpg",
+        "conversations": [
+            turn("human", "Describe the <image>."),
+            turn("gpt", "Zwei\nZeilen, 漢."),
+            turn("human", "Why?\n<image>"),
+            turn("human", "And now?"),
+            turn("gpt", "Because."),
+        ],
+    },
+]
+ROLES = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+]
+EXAMPLES = [
+    Example("a", "What is this?", ("a.jpg",), answer="A cat."),
+    Example("b", "Describe the.", ("deep/ü.jpg",), answer="Zwei\nZeilen, 漢."),
+    Example("b#2", "Why?", ("deep/ü.jpg",)),
+    Example("b#3", "And now?", ("deep/ü.jpg",), answer="Because."),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Hugging Face `datasets` keeps its copies of what the tests write elsewhere than a user's."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def write(path: Path, rows: list[dict], ascii: bool = False) -> Path:
+    """A file of rows in the format that its suffix tells."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=ascii, indent=1), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row, ensure_ascii=ascii) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, rows: list[dict], **options) -> list[Example]:
+    return list(ConversationFile(write(path, rows), **options))
+
+
+# Conversations
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.parquet"])
+def test_every_human_turn_becomes_an_example(name, tmp_path):
+    source = ConversationFile(write(tmp_path / name, ROWS))
+    assert list(source) == EXAMPLES
+    assert len(source) == 4 and source[-1] == EXAMPLES[-1] and source.folder == tmp_path
+    with pytest.raises(IndexError):
+        source[4]
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.parquet"])
+def test_a_file_that_has_changed_is_read_anew(name, tmp_path):
+    assert read(tmp_path / name, ROWS) == EXAMPLES
+    assert read(tmp_path / name, ROWS[:1]) == EXAMPLES[:1]
+
+
+def test_rows_may_differ_in_their_keys_and_types(tmp_path):
+    asked = [turn("human", "<image>\nWhat?")]
+    rows = [
+        {"id": "text", "conversations": asked},
+        {"id": "none", "image": None, "conversations": asked},
+        {"id": 5, "image": "a.jpg", "conversations": asked},
+        {"image": ["a.jpg", "b.jpg"], "conversations": asked},
+        {"id": "x", "images": ["c.jpg"], "messages": [{"role": "system", "content": "Be brief."}, *ROLES]},
+    ]
+    expected = [
+        Example("text", "What?"),
+        Example("none", "What?"),
+        Example("5", "What?", ("a.jpg",)),
+        Example("row-4", "What?", ("a.jpg", "b.jpg")),
+        Example("x", "What is it?", ("c.jpg",), answer="A dog."),
+    ]
+    for name in ("data.json", "data.jsonl"):
+        assert read(tmp_path / name, rows) == expected
+
+
+def test_an_id_that_occurs_twice_is_made_unique(tmp_path):
+    rows = [ROWS[0], ROWS[1], ROWS[1]]
+    ids = [example.id for example in read(tmp_path / "data.json", rows)]
+    assert ids == ["a", "b", "b#2", "b#3", "b@3", "b@3#2", "b@3#3"]
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.parquet"])
+def test_single_questions_are_read_too(name, tmp_path):
+    rows = [
+        {"id": "1", "prompt": "What?", "images": ["a.jpg"], "task": "t", "answer": "A cat.", "answer_ids": [3, 1]},
+        {"id": "2", "prompt": "<image> Why?", "images": [], "task": None, "answer": None, "answer_ids": None},
+    ]
+    assert read(tmp_path / name, rows) == [
+        Example("1", "What?", ("a.jpg",), "t", "A cat.", (3, 1)),
+        Example("2", "Why?"),
+    ]
+    assert read(tmp_path / name, [{"question": "Where?"}]) == [Example("row-1", "Where?")]
+
+
+def test_count_takes_the_first_questions(tmp_path):
+    assert read(tmp_path / "data.json", ROWS, count=3) == EXAMPLES[:3]
+    assert read(tmp_path / "data.json", ROWS, count=99) == EXAMPLES
+    with pytest.raises(MMSpecError, match="count=0 must be a positive number"):
+        ConversationFile(tmp_path / "data.json", count=0)
+
+
+def test_pictures_may_be_in_another_folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "pictures" / "a.jpg")
+    source = ConversationFile(write(tmp_path / "data.json", ROWS), images=tmp_path / "pictures")
+    assert open_image(source[0].images[0], source.folder).size == (5, 4)
+    with pytest.raises(MMSpecError, match="absent' does not exist"):
+        ConversationFile(tmp_path / "data.json", images=tmp_path / "absent")
+
+
+def test_a_parquet_file_may_hold_the_pictures(tmp_path):
+    stored = {"bytes": jpeg(6, 5), "path": "a.jpg"}
+    asked = [turn("human", "<image>\nWhat?")]
+    rows = [
+        {"id": "a", "images": [stored, stored], "conversations": asked},
+        {"id": "b", "images": [{"bytes": None, "path": "b.jpg"}], "conversations": asked},
+        {"id": "c", "images": [{"bytes": b"no picture", "path": None}], "conversations": asked},
+    ]
+    source = ConversationFile(write(tmp_path / "data.parquet", rows))
+    assert [open_image(image).size for image in source[0].images] == [(6, 5), (6, 5)]
+    assert source[1].images == ("b.jpg",)
+    with pytest.raises(MMSpecError, match="row 3: a picture is not in a format"):
+        source[2]
+
+
+def test_pictures_that_datasets_wrote_are_read(tmp_path):
+    import datasets
+
+    table = {"image": [Image.new("RGB", (6, 5))], "question": ["What?"]}
+    features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "data.parquet")
+    (example,) = ConversationFile(tmp_path / "data.parquet")
+    assert open_image(example.images[0]).size == (6, 5) and example.prompt == "What?"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"conversations": "hello"}, "row 2: the conversation must be a list of messages, not 'hello'"),
+        ({"conversations": ["hello"]}, "row 2: the conversation must be a list of messages"),
+        ({"conversations": [{"from": "human"}]}, "row 2: a message must hold text, not None"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "row 2: a message must hold text, not 3"),
+        ({"prompt": 3}, "row 2: prompt must be text, not 3"),
+        ({"prompt": "?", "image": 3}, "row 2: a picture must be a path, not 3"),
+        ({"prompt": "?", "image": [{"url": "x"}]}, "row 2: a picture must be a path, not None"),
+        ({"prompt": "?", "answer": ["yes"]}, "row 2: answer must be text or null"),
+    ],
+)
+def test_a_malformed_row_is_refused_when_it_is_asked_for(row, message, tmp_path):
+    source = ConversationFile(write(tmp_path / "data.jsonl", [ROWS[0], row]))
+    assert source[0] == EXAMPLES[0]
+    with pytest.raises(MMSpecError) as caught:
+        source[1]
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.json", "[{}, {]", "row 2 is not JSON: "),
+        ("data.json", "[{} {}]", "after row 1 there is neither a comma nor a ]"),
+        ("data.json", '[{"id": 1}', "after row 1 there is neither a comma nor a ]"),
+        ("data.json", "[", "row 1 is not JSON"),
+        ("data.json", "[3]", "row 1 must be an object with keys, not 3"),
+        ("data.json", "{\n", "row 1 is not JSON"),
+        ("data.jsonl", '{"id": 1}\nhello\n', "row 2 is not JSON"),
+        ("data.jsonl", b'{"id": "\xff"}\n', "row 1 is not JSON"),
+        ("data.json", "", "has no question in its 0 rows"),
+        ("data.json", "[]", "has no question in its 0 rows"),
+        ("data.jsonl", '{"id": 1}\n', "has no question in its 1 rows: it needs one of 'conversations', 'messages'"),
+        ("data.parquet", "hello", "cannot be read as Parquet"),
+        ("data.csv", "a,b", "is none of .json, .jsonl, .ndjson, .parquet"),
+    ],
+)
+def test_a_file_that_is_no_data_is_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(MMSpecError) as caught:
+        ConversationFile(tmp_path / name)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_marks_and_blank_lines_do_not_matter(name, tmp_path):
+    path = write(tmp_path / name, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf\n  \n" + path.read_bytes().replace(b"\n", b"\r\n") + b"\n ")
+    assert list(ConversationFile(path)) == EXAMPLES
+
+
+def test_an_absent_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(MMSpecError, match="'.*absent.json' does not exist"):
+        ConversationFile(tmp_path / "absent.json")
+    with pytest.raises(MMSpecError, match="is a folder, not a file"):
+        ConversationFile(tmp_path)
+
+
+# The embedded generator
+
+
+def test_embedded_tasks_take_turns():
+    source = EmbeddedSource(tasks=["charts", "questions"], split="validation", count=3, start=5)
+    places = [f"{task}/validation/{number}" for number in (5, 6, 7) for task in ("charts", "questions")]
+    assert [example.id for example in source] == places
+    assert source[3] == Example(
+        places[3], zoo.sample("questions", "validation", 6).prompt, (f"tiny:{places[3]}",), "questions"
+    )
+
+
+def test_more_embedded_examples_leave_the_first_where_they_are():
+    small, large = EmbeddedSource(count=1), EmbeddedSource(count=2)
+    assert list(large)[: len(small)] == list(small) and large.describe() == small.describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ["scene"]}, "task 'scene' is unknown. Did you mean 'scenes'?"),
+        ({"tasks": []}, "must name at least one task"),
+        ({"tasks": ["scenes", "scenes"]}, "none twice"),
+        ({"split": "training"}, "split 'training' is unknown. Did you mean 'train'?"),
+        ({"count": 0}, "count=0 must be at least 1"),
+        ({"start": -1}, "start=-1 at least 0"),
+    ],
+)
+def test_embedded_settings_are_checked(options, message):
+    with pytest.raises(MMSpecError) as caught:
+        EmbeddedSource(**options)
+    assert message in str(caught.value)
+
+
+# Folders of pictures
+
+
+def test_every_picture_is_asked_every_prompt(tmp_path):
+    for name in ("b.PNG", "a.jpg", "deep/c.webp", ".hidden/d.png", ".e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    source = ImageFolder(tmp_path, ["What?", "Why?"])
+    assert [example.id for example in source] == [
+        "a.jpg",
+        "a.jpg#2",
+        "b.PNG",
+        "b.PNG#2",
+        "deep/c.webp",
+        "deep/c.webp#2",
+    ]
+    assert source[5] == Example("deep/c.webp#2", "Why?", ("deep/c.webp",))
+    assert open_image(source[5].images[0], source.folder).size == (2, 2)
+    before = source.describe()
+    Image.new("RGB", (2, 2)).save(tmp_path / "aa.png")
+    assert ImageFolder(tmp_path, ["What?", "Why?"]).describe() != before
+
+
+def test_an_image_folder_needs_pictures_and_prompts(tmp_path):
+    with pytest.raises(MMSpecError, match="holds no picture that Pillow opens: .*\\.png"):
+        ImageFolder(tmp_path)
+    with pytest.raises(MMSpecError, match="absent' does not exist"):
+        ImageFolder(tmp_path / "absent")
+    with pytest.raises(MMSpecError, match="must be a list of texts, at least one"):
+        ImageFolder(tmp_path, [" "])
+
+
+# What a path holds
+
+
+def test_a_path_tells_what_it_holds(tmp_path):
+    assert list(open_source(write(tmp_path / "data.json", ROWS))) == EXAMPLES
+    with pytest.raises(MMSpecError, match=r"no answers in .*: run `mmspec distill --output .*` first"):
+        open_source(tmp_path)
+    with pytest.raises(MMSpecError, match="which does not exist: run `mmspec distill"):
+        open_source(tmp_path / "absent")

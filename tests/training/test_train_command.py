@@ -1,0 +1,73 @@
+"""`mmspec train` from the command line, on a few answers of the embedded model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import mmspec
+from mmspec import cli, configuration
+from mmspec.training.distill import distill
+from mmspec.training.sources import EmbeddedSource
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+FEW = ["steps=2", "batch_size=4", "rows=2", "held_out=2", "validate_every=2", "measured_prompts=1", "device=cpu"]
+RECIPES = sorted(configuration.groups()["train/recipe"])
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    target = mmspec.load_target("tiny")
+    distill(target, EmbeddedSource(count=3), folder, max_new_tokens=12)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_a_drafter_that_generates(recipe, answers, tmp_path, capsys):
+    out = tmp_path / recipe
+    assert cli.main(["train", "--data", str(answers), "--output", str(out), f"recipe={recipe}", *FEW, "json=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["simulated"]["mean_acceptance_length"] >= 1
+    assert f"mmspec generate drafter={out}/best" in lines
+    target = mmspec.load_target("tiny")
+    drafter = mmspec.load_drafter(str(out / "best"), target)
+    image, prompt, _ = mmspec.zoo.sample("charts", "test", 3)
+    plain = mmspec.generate(target, None, prompt, [image], max_new_tokens=10)
+    assert mmspec.generate(target, drafter, prompt, [image], max_new_tokens=10).token_ids == plain.token_ids
+
+
+def test_it_says_what_was_trained(answers, tmp_path):
+    cli.main(["train", "--data", str(answers), "--output", str(tmp_path / "run"), "recipe=eagle3", *FEW])
+    metadata = json.loads((tmp_path / "run" / "best" / "config.json").read_text())["metadata"]
+    assert metadata["recipe"]["name"] == "eagle3"
+    assert metadata["recipe"]["optimizer"]["lr"] == 0.002
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["recipe=eagle4"], "eagle3"),
+        (["mixed_precision=fp8"], "mixed_precision=fp8 must be one of no, bf16"),
+        (["steps=0"], "steps=0 must be at least 1"),
+        (["recipe.drafter.draft_vocab_size=100000"], "draft_vocab_size=100000 must lie between 1 and"),
+        (["recipe.drafter.bais=true"], "recipe.drafter.bais"),
+        (["tracker=nonsense"], "tracker=nonsense is unknown"),
+        (["tracker=wandb"], "tracker=wandb is not installed"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, answers, tmp_path, capsys):
+    given = [] if "--data" in arguments else ["--data", str(answers)]
+    assert cli.main(["train", *given, "--output", str(tmp_path / "run"), *FEW[1:], *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert error.startswith("mmspec: ")
+
+
+def test_a_data_set_without_answers(tmp_path, capsys):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": "1", "conversations": [{"from": "human", "value": "What?"}]}] * 9))
+    assert cli.main(["train", "--data", str(data), "--output", str(tmp_path / "run"), *FEW]) == 2
+    assert "mmspec distill" in capsys.readouterr().err
