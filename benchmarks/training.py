@@ -31,7 +31,8 @@ def bare_passes(trainer: Trainer, passes: list, lessons: list) -> tuple[float, f
     model = trainer.target.model
     start = time.perf_counter()
     for batch, lesson in zip(passes, lessons, strict=True):
-        pictures = {name: batch.prompt.inputs[name] for name in trainer.target.family.vision_inputs}
+        inputs = batch.prompt.inputs
+        pictures = {name: inputs[name] for name in trainer.target.family.vision_inputs if name in inputs}
         request = lesson.request.inputs
         with torch.no_grad():
             model(

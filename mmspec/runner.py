@@ -93,7 +93,7 @@ class Runner(Blocks):
         """
         length = embeds.shape[1]
         last = torch.tensor([n - 1 for n in lengths], device=embeds.device)
-        mask = padding_mask(lengths, embeds.device)
+        mask = padding_mask(lengths, length, embeds.device)
         # The head runs on the last tokens only: on the distinct columns in which they stand.
         columns, index = last.unique(return_inverse=True)
         self.cache.begin(length)
@@ -170,8 +170,8 @@ def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]
             hook.remove()
 
 
-def padding_mask(lengths: list[int], device: torch.device) -> Tensor | None:
-    """`[batch, longest]` ones on the tokens of right-padded rows; None where nothing is padded."""
-    if min(lengths) == max(lengths):
+def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor | None:
+    """`[batch, width]` ones on the tokens of right-padded rows; None where nothing is padded."""
+    if min(lengths) == width:
         return None
-    return (torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]).long()
+    return (torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]).long()

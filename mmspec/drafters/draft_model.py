@@ -130,7 +130,7 @@ class DraftModelDrafter(StepDrafter):
         with capture(family, [LAST]) as features:
             self.model(
                 inputs_embeds=self._embed(request, vision),
-                attention_mask=padding_mask(request.lengths, position_ids.device),
+                attention_mask=padding_mask(request.lengths, position_ids.shape[-1], position_ids.device),
                 position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=1,

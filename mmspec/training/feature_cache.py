@@ -68,7 +68,7 @@ class CachedTeacher(Teacher):
     def lesson_of(self, batch: Pass) -> Lesson:
         rows = [self._read(number) for number in batch.numbers]
         request = append(batch.prompt, batch.answers)
-        longest = request.max_length
+        longest = request.inputs["input_ids"].shape[1]
         features = {layer: _stack([row[f"layer {layer}"] for row in rows], longest) for layer in self.feature_layers}
         spans = [row["vision"].split(row["tokens"].tolist()) for row in rows if "vision" in row]
         device = self.target.device

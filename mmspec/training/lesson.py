@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .data import Pass
 
 
+WIDTHS = 32
+"""Batches are padded to multiples of this: kernels are compiled, and kept, for every new shape."""
+
+
 class Guess(NamedTuple):
     """One step of a drafter's chains, at the n roots whose answers are long enough.
 
@@ -114,16 +118,16 @@ def append(request: Request, answers: Sequence[Sequence[int]]) -> Request:
     """A request whose rows go on with an answer each, right-padded again."""
     inputs = dict(request.inputs)
     lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
-    ids, longest = inputs["input_ids"], max(lengths)
+    ids, width = inputs["input_ids"], -(-max(lengths) // WIDTHS) * WIDTHS
     for name in PER_TOKEN:
         if name in inputs:  # token types of an answer are 0: text
             old = inputs[name]
-            inputs[name] = old.new_zeros(*old.shape[:-1], longest)
+            inputs[name] = old.new_zeros(*old.shape[:-1], width)
             inputs[name][..., : old.shape[-1]] = old
     inputs.pop("position_ids", None)
     for row, (start, answer) in enumerate(zip(request.lengths, answers, strict=True)):
         inputs["input_ids"][row, start : lengths[row]] = torch.tensor(answer, device=ids.device)
-    mask = padding_mask(lengths, ids.device)
+    mask = padding_mask(lengths, width, ids.device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     return Request(inputs, lengths)
 
@@ -161,7 +165,7 @@ class Teacher:
         with capture(family, self.feature_layers) as features:
             target.model(
                 inputs_embeds=embeds,
-                attention_mask=padding_mask(request.lengths, embeds.device),
+                attention_mask=padding_mask(request.lengths, embeds.shape[1], embeds.device),
                 position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmspec.inputs import PER_TOKEN, Request, prepare
 from mmspec.runner import LAST
 from mmspec.target import Target
-from mmspec.training.lesson import Lesson, Teacher, append
+from mmspec.training.lesson import WIDTHS, Lesson, Teacher, append
 from mmspec.tree import DraftTree
 
 TOLERANCE = 1e-4
@@ -157,16 +157,15 @@ def test_rows_go_on_with_their_answers(shape):
     before, answers = {name: value.clone() for name, value in inputs.items()}, answers_of([n for _, n in shape])
 
     longer = append(request, answers)
+    columns = -(-max(map(sum, shape)) // WIDTHS) * WIDTHS
     assert longer.lengths == [sum(both) for both in shape]
     for row, (prompt, answer) in enumerate(shape):
         assert longer.token_ids()[row] == ids[row, :prompt].tolist() + answers[row]
         assert longer.inputs["attention_mask"][row].tolist() == [1] * (prompt + answer) + [0] * (
-            longer.max_length - prompt - answer
+            columns - prompt - answer
         )
         for name in ("token_type_ids", "mm_token_type_ids"):
             assert longer.inputs[name][row, : prompt + answer].tolist() == types[row, :prompt].tolist() + [0] * answer
     assert "position_ids" not in longer.inputs and longer.inputs["pixel_values"] is inputs["pixel_values"]
-    assert all(
-        longer.inputs[name].shape == (len(shape), longer.max_length) for name in PER_TOKEN if name in longer.inputs
-    )
+    assert all(longer.inputs[name].shape == (len(shape), columns) for name in PER_TOKEN if name in longer.inputs)
     assert inputs.keys() == before.keys() and all(before[name].equal(value) for name, value in inputs.items())

@@ -263,6 +263,8 @@ def test_a_row_gets_the_same_noise_in_every_batch():
                 assert (ours - theirs).abs().max() < 1e-4 and ours.abs().max() > 0.5
     noises = [(whole[LAST] - taught().features[LAST])[row, :3] * n for row, n in enumerate(taught().request.lengths)]
     assert (noises[0] - noises[2]).abs().max() > 1, "rows have draws of their own"
+    others = replace(taught(), answers=[answer[::-1] for answer in taught().answers])
+    assert not UniformNoise()(others, "5")[LAST].equal(whole[LAST]), "also after prompts of one length"
 
 
 @pytest.mark.parametrize(

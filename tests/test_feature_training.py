@@ -1,0 +1,122 @@
+"""EAGLE drafters in training, and with a reduced vocabulary."""
+
+from __future__ import annotations
+
+import helpers
+import models
+import pytest
+import torch
+import transformers
+from heads import (
+    ANSWERS,
+    TOLERANCE,
+    VARIANTS,
+    build,
+    drafter_of,
+    error,
+    lesson_of,
+)
+from helpers import target_of
+from laws import g_test
+from test_sampled_text import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
+
+import mmspec
+from mmspec import Target
+from mmspec.drafters import Eagle3Drafter, EagleDrafter
+from mmspec.trees import Chain, StaticTree
+from mmspec.verifiers import RejectionSampling
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_weight_is_trained(variant):
+    drafter, lesson = build(target_of("llava", "sdpa"), variant), lesson_of("llava")
+    sum(guess.logits.logsumexp(-1).sum() for guess in drafter.unroll(lesson, 3)).backward()
+    for name, parameter in drafter.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 1e-6, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_step_teaches_earlier_ones_unless_detached(variant, detach, monkeypatch):
+    drafter, outputs = build(target_of("llama", "sdpa"), variant), []
+    recur = type(drafter).recur
+
+    def recording(self, output):
+        output.retain_grad()
+        outputs.append(output)
+        return recur(self, output)
+
+    monkeypatch.setattr(type(drafter), "recur", recording)
+    guesses = list(drafter.unroll(lesson_of("llama"), 3, detach))
+    guesses[2].logits.square().sum().backward()
+    reached = [output.grad is not None and bool(output.grad.any()) for output in outputs]
+    assert reached == [not detach, not detach, True]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_a_head_that_continues_the_last_feature_guesses_it(variant):
+    """And only that one reads the target's vocabulary head, which is large."""
+    drafter, lesson = drafter_of("llama", variant), lesson_of("llama")
+    first = VARIANTS[variant][0] is EagleDrafter
+    assert (drafter._rows() is not None) == first
+    for guess in drafter.unroll(lesson, 2):
+        assert (guess.features is not None) == first
+        if first:
+            logits = lesson.target.family.head(guess.features, drafter._rows())
+            assert error(logits, guess.logits) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "label"), [("llava", "eagle"), ("llama", "eagle3"), ("llava", "text only")])
+def test_chains_end_with_the_longest_answer(name, label):
+    drafter = drafter_of(name, label) if label in VARIANTS else helpers.DRAFT_MODELS[label](name, "sdpa")
+    assert len(list(drafter.unroll(lesson_of(name), 30))) == max(ANSWERS) - 1
+
+
+# A reduced vocabulary, and sampling.
+
+
+@pytest.mark.parametrize("cls", [EagleDrafter, Eagle3Drafter])
+@pytest.mark.parametrize("tree", [Chain(2), StaticTree(["0", "1", "2", "00", "01", "10"])], ids=["chain", "static"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 3}], ids=["plain", "processed"])
+def test_sampled_text_follows_the_exact_law_with_a_reduced_vocabulary(cls, tree, options, monkeypatch):
+    """What the drafter cannot propose the target still says, as often as it should."""
+    target = Target(toy(0))
+    drafter = cls(target, draft_vocab_size=4)
+    drafter.choose_vocabulary(torch.tensor([5, 0, 2, 3]))
+    models.redraw(drafter, seed=1)
+    drafts = helpers.record_drafts(monkeypatch, cls)
+    settings = {"temperature": 1.0, "seed": 11, "verifier": RejectionSampling(), "tree": tree, **options}
+    inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, **settings)
+    assert 0 < out.stats.num_accepted_draft_tokens < out.stats.num_draft_tokens
+    for draft in drafts:
+        q = draft.tree.draft_probs
+        assert q.shape[-1] == target.vocab_size and (q[..., [1, 4]] == 0).all()
+        assert (q.sum(-1) - 1).abs().max() < 1e-5
+    processors = [transformers.TemperatureLogitsWarper(0.7), transformers.TopKLogitsWarper(3)] if options else []
+    assert g_test([tuple(row) for row in out.token_ids], exact_law(target.model, *processors)) > 1e-4
+
+
+def test_where_nothing_that_can_be_drafted_is_allowed_the_target_goes_on_alone():
+    """A grammar, say, may rule out every token of a reduced vocabulary."""
+    target = Target(toy(0))
+    drafter = Eagle3Drafter(target, draft_vocab_size=3)  # tokens 0, 1 and 2
+    only = transformers.SuppressTokensLogitsProcessor([0, 1, 2])
+    inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
+    settings = {"temperature": 1.0, "verifier": RejectionSampling(), "logits_processor": [only], "tree": Chain(2)}
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, **settings)
+    assert out.stats.num_accepted_draft_tokens == 0
+    assert g_test([tuple(row) for row in out.token_ids], exact_law(target.model, only)) > 1e-4
+
+
+def test_a_chosen_vocabulary_is_sorted_and_stored_as_offsets():
+    """As in the published checkpoints: token i of the drafter is token i + d2t[i] of the target."""
+    for cls in (EagleDrafter, Eagle3Drafter):
+        drafter = cls(target_of("llama", "sdpa"), draft_vocab_size=3)
+        assert drafter.draft_vocabulary.tolist() == [0, 1, 2]
+        drafter.choose_vocabulary(torch.tensor([40, 7, 21]))
+        assert drafter.draft_vocabulary.tolist() == [7, 21, 40] and drafter.d2t.tolist() == [7, 20, 38]
+        assert drafter.t2d.nonzero()[:, 0].tolist() == [7, 21, 40] and drafter.t2d.dtype == torch.bool
+    head = drafter.target.model.get_output_embeddings().weight
+    assert drafter.lm_head.weight.equal(head[[7, 21, 40]]), "the head of EAGLE-3 begins as the target's"
+    assert Eagle3Drafter(drafter.target).lm_head.weight.equal(head)
