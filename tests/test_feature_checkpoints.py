@@ -144,10 +144,12 @@ def test_a_head_takes_the_sizes_of_its_target_and_the_base_of_its_positions():
 def test_a_drafter_that_was_cast_drafts_in_its_new_dtype(make):
     """As one is that goes on being trained: weights of a half-precision target in float32, beside it."""
     half = Target(models.llava().to(torch.bfloat16))
-    drafter = make(half).to(torch.bfloat16).float()
+    drafter, lesson = make(half), half_lesson(half)
     options = {"inputs": inputs_of("llava"), "max_new_tokens": 6, "tree": Chain(2)}
-    assert [len(ids) for ids in mmspec.generate(half, drafter, **options).token_ids] == [6] * 4
-    assert all(guess.logits.dtype == torch.float32 for guess in drafter.unroll(half_lesson(half), 2))
+    for dtype in (torch.bfloat16, torch.float32):
+        drafter.to(dtype)
+        assert [len(ids) for ids in mmspec.generate(half, drafter, **options).token_ids] == [6] * 4
+        assert all(guess.logits.dtype == dtype for guess in drafter.unroll(lesson, 2))
 
 
 def half_lesson(half: Target) -> Lesson:
