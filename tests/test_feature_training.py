@@ -21,7 +21,7 @@ from laws import g_test
 from test_sampled_text import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
 
 import mmspec
-from mmspec import Target
+from mmspec import MMSpecError, Target
 from mmspec.drafters import Eagle3Drafter, EagleDrafter
 from mmspec.trees import Chain, StaticTree
 from mmspec.verifiers import RejectionSampling
@@ -107,6 +107,15 @@ def test_where_nothing_that_can_be_drafted_is_allowed_the_target_goes_on_alone()
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, **settings)
     assert out.stats.num_accepted_draft_tokens == 0
     assert g_test([tuple(row) for row in out.token_ids], exact_law(target.model, only)) > 1e-4
+
+
+@pytest.mark.parametrize("tokens", [[1, 2], [1, 2, 2], [1, 2, 61], [-1, 2, 3]])
+def test_a_vocabulary_of_other_tokens_is_refused(tokens):
+    drafter = EagleDrafter(target_of("llava", "sdpa"), draft_vocab_size=3)
+    with pytest.raises(MMSpecError, match="takes 3 different tokens"):
+        drafter.choose_vocabulary(torch.tensor(tokens))
+    with pytest.raises(MMSpecError, match="takes no different tokens"):
+        EagleDrafter(target_of("llava", "sdpa")).choose_vocabulary(torch.tensor(tokens))
 
 
 def test_a_chosen_vocabulary_is_sorted_and_stored_as_offsets():

@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from ..errors import MMSpecError
 from ..runner import LAST
 from ..trees import TreeBuilder
-from .feature import FeatureDrafter, initialise
+from .feature import FeatureDrafter
+from .head_config import initialise
 from .layer import DraftLayer
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ..errors import MMSpecError
 from ..trees import TreeBuilder
-from .feature import FeatureDrafter, initialise
+from .feature import FeatureDrafter
+from .head_config import initialise
 from .layer import DraftLayer
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Eagle3Drafter(FeatureDrafter):
                 f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
                 "it reads the target's embeddings; train one for this target"
             )
-        self.feature_layers = tuple(feature_layers or (min(2, count - 1), count // 2, max(count - 3, 0)))
+        usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
+        self.feature_layers = tuple(feature_layers or usual)
         if len(self.feature_layers) != 3 or not all(0 <= layer < count for layer in self.feature_layers):
             raise MMSpecError(
                 f"feature_layers={list(self.feature_layers)} must be three layers of the target, from 0 to {count - 1}"

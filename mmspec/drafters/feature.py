@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers import LlamaConfig
+from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..cache import SlotShape, TreeCache
@@ -17,25 +16,13 @@ from ..runner import Blocks
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
+from .head_config import HEAD_SETTINGS, head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..target import Context, Target
     from ..training.lesson import Guess, Lesson
-
-HEAD_SETTINGS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "attention_bias",
-    "rms_norm_eps",
-    "rope_parameters",
-    "max_position_embeddings",
-)
 
 
 class FeatureDrafter(StepDrafter):
@@ -122,6 +109,12 @@ class FeatureDrafter(StepDrafter):
 
     def choose_vocabulary(self, tokens: Tensor) -> None:
         """Set which `[draft_vocab_size]` target tokens can be drafted, usually the most frequent ones (FR-Spec)."""
+        vocab = self.target.vocab_size
+        if len(tokens.unique()) != self.draft_vocab_size or not 0 <= tokens.min() <= tokens.max() < vocab:
+            raise MMSpecError(
+                f"choose_vocabulary takes {self.draft_vocab_size or 'no'} different tokens, as draft_vocab_size says, "
+                f"all in the target's vocabulary; it was given {len(tokens)}, {len(tokens.unique())} of them different"
+            )
         tokens = tokens.sort().values.to(self.d2t.device)
         self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))
         self.t2d.zero_()[tokens] = True
@@ -277,33 +270,6 @@ class FeatureDrafter(StepDrafter):
 
     switches: tuple[str, ...] = ()
     """Names of further constructor arguments, which `config` gives too."""
-
-
-def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
-    """The layer's configuration: that of the target's language model with some changes.
-
-    Raises:
-        MMSpecError: for a setting that does not exist.
-    """
-    if unknown := sorted(set(changes) - set(HEAD_SETTINGS)):
-        raise MMSpecError(f"head settings {', '.join(unknown)} are unknown; there are {', '.join(HEAD_SETTINGS)}")
-    text = target.family.text_config
-    settings = {name: getattr(text, name) for name in HEAD_SETTINGS if getattr(text, name, None) is not None}
-    # Positions are one-dimensional and unscaled, so of the target's only the base is taken over.
-    rope = getattr(text, "rope_parameters", None) or {}
-    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}
-    settings.setdefault("hidden_act", getattr(text, "hidden_activation", None) or "silu")
-    settings.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
-    return LlamaConfig(**(settings | changes))
-
-
-def initialise(module: nn.Module, std: float = 0.02) -> None:
-    """Draw the weights of all linear maps anew, and clear their biases."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
 
 
 def _pick(states: Tensor, slots: Tensor) -> Tensor:
