@@ -165,8 +165,7 @@ class FeatureDrafter(StepDrafter):
         return self.logits(self.read_out(output))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
-        parents = block.parents[..., None].expand(-1, -1, self._drafted.shape[-1])
-        output = self._run(block.tokens, self._drafted.gather(1, parents), block.visible, block.depth)
+        output = self._run(block.tokens, _pick(self._drafted, block.parents), block.visible, block.depth)
         self._drafted = torch.cat([self._drafted, self.recur(output)], dim=1)
         return self.logits(self.read_out(output))
 
@@ -175,11 +174,7 @@ class FeatureDrafter(StepDrafter):
         self.blocks.commit([0] * len(self._pending))
         self._pending = verdict.length.tolist()
         path = verdict.path[:, : max(self._pending)].clamp(min=0)
-        features = {
-            layer: states.gather(1, path[..., None].expand(-1, -1, states.shape[-1]))
-            for layer, states in scores.features.items()
-        }
-        self._states = self.absorb(features)
+        self._states = self.absorb({layer: _pick(states, path) for layer, states in scores.features.items()})
 
     def _run(self, tokens: Tensor, states: Tensor, visible: Tensor, depth: Tensor) -> Tensor:
         """One pass of the layer: `[batch, new]` tokens with their states to `[batch, new, hidden]` outputs."""
