@@ -21,8 +21,8 @@ from accelerate import Accelerator
 
 from mmspec import configuration
 from mmspec.loading import load_target
+from mmspec.training.answers import open_source
 from mmspec.training.settings import Settings
-from mmspec.training.sources import open_source
 from mmspec.training.trainer import Trainer
 
 

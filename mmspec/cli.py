@@ -2,7 +2,8 @@
 
 Free text and paths are ordinary flags; everything else is a hydra override, composed by `mmspec.configuration`. Every
 command is a module in `mmspec.commands` that offers `add_flags(parser)` and `run(arguments)`, which returns the exit
-code. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+code. What is no flag is in `arguments.overrides`; a command without a configuration says in `ARGUMENTS` what it takes
+instead. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ COMMANDS = {
     "generate": "answer a question about a picture by speculative decoding",
     "distill": "let the target answer prompts about pictures, for a drafter to learn from",
     "train": "train a drafter on the target's answers",
+    "bench": "compare methods fairly and write a bundle",
+    "report": "turn bundles into one table, and on request into files and plots",
 }
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -35,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    """Run one command and return its exit code: 0, 1 where a check failed, 2 for what the user can put right, 130 when
+    interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "debug=true" in (argument.lower() for argument in argv):
             raise
         print(f"mmspec: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return getattr(error, "exit_code", USAGE_ERROR)
     except KeyboardInterrupt:
         print("\nmmspec: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -67,9 +71,11 @@ def _dispatch(argv: list[str]) -> int:
     command = importlib.import_module(f".commands.{name}", __package__)
     parser = Parser(prog=f"mmspec {name}", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
-    parser.add_argument(
-        "--config-dir", metavar="DIR", help="a folder of your own configurations, laid out as in mmspec"
-    )
+    takes = getattr(command, "ARGUMENTS", None)
+    if takes is None:
+        parser.add_argument(
+            "--config-dir", metavar="DIR", help="a folder of your own configurations, laid out as in mmspec"
+        )
     command.add_flags(parser)
     arguments, arguments_left = parser.parse_known_args(_join_values(argv[1:], parser))
     for argument in arguments_left:
@@ -78,7 +84,9 @@ def _dispatch(argv: list[str]) -> int:
             raise MMSpecError(f"flag {argument!r} is unknown.{did_you_mean(argument, flags)}")
     arguments.overrides = arguments_left
     if arguments.help:
-        print(_command_help(name, parser, arguments.config_dir))
+        print(_command_help(name, parser, takes))
+        if takes is None:
+            print(_configuration_help(name, arguments.config_dir))
         return 0
     return command.run(arguments)
 
@@ -103,15 +111,20 @@ def _overview() -> str:
     )
 
 
-def _command_help(name: str, parser: argparse.ArgumentParser, config_dir: str | None) -> str:
-    """Return the help of a command: its flags, and what its configuration offers."""
-    found, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
-    lines = [f"usage: mmspec {name} [flags] [group=option] [key=value]", "", parser.description or COMMANDS[name], ""]
+def _command_help(name: str, parser: argparse.ArgumentParser, takes: str | None) -> str:
+    """Return the help of a command: what it takes and its flags."""
+    usage = f"usage: mmspec {name} [flags] {takes or '[group=option] [key=value]'}"
     flags = {
         ", ".join(action.option_strings) + (f" {action.metavar}" if action.metavar else ""): action.help or ""
         for action in parser._actions
     }
-    lines += ["flags:", _table(flags), "", "groups, set with group=option (* is the default):"]
+    return "\n".join([usage, "", parser.description or COMMANDS[name], "", "flags:", _table(flags)])
+
+
+def _configuration_help(name: str, config_dir: str | None) -> str:
+    """Return what a command's configuration offers."""
+    found, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
+    lines = ["", "groups, set with group=option (* is the default):"]
     for group, (default, purpose) in chosen.items():
         options = configuration.options_of(name, group, found)
         marked = {f"{option}{' *' if option == default else ''}": about for option, about in options.items()}

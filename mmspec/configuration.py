@@ -118,7 +118,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     A value that is the path of an existing file or folder is taken as it is, whatever characters are in it. Whatever is
     wrong with the overrides is raised as an `MMSpecError` that names the nearest thing that exists.
     """
-    folders, found = search_folders(config_dir), groups(config_dir)
+    folders, found, (chosen, keys) = search_folders(config_dir), groups(config_dir), settings(name)
     choices, values, names, literals = {}, [], {}, {}
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -127,7 +127,9 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
                 f"{override!r} is not of the form key=value; text goes to --prompt, and paths to flags that "
                 f"`mmspec {name} --help` lists"
             )
-        if (options := options_of(name, key, found)) and key not in settings(name)[1]:
+        if (options := options_of(name, key, found)) and key not in keys:
+            if key not in chosen:
+                raise MMSpecError(f"mmspec {name} has no group {key!r}.{did_you_mean(key, chosen)}")
             choices[key], names[f"{key}.name"] = _choose(key, value, options)
         elif "/" in value and key[:1] not in "+~" and Path(value).expanduser().exists():
             literals[key] = str(Path(value).expanduser())
@@ -176,12 +178,19 @@ def _pairs(name: str, choices: dict[str, str]) -> list[str]:
 def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
     """Compose with hydra's own errors, leaving hydra's global state as it was."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.initialize import get_gh_backup, restore_gh_from_backup
 
     # Quoted for hydra's grammar, in which only the quote is special inside quotes.
     extra = ["'file://{}'".format(str(folder).replace("'", r"\'")) for folder in folders[1:]]
     search_path = [f"hydra.searchpath=[{','.join(extra)}]"] if extra else []
-    with initialize_config_dir(version_base="1.3", config_dir=str(folders[0])):
-        return compose(name, overrides=overrides + search_path)
+    before = get_gh_backup()
+    GlobalHydra.instance().clear()  # one that is in use, by a sweep or by the caller's own program, would be in the way
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(folders[0])):
+            return compose(name, overrides=overrides + search_path)
+    finally:
+        restore_gh_from_backup(before)
 
 
 def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], folders: list[Path]) -> str | None:
@@ -193,10 +202,7 @@ def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], f
     defaults = settings(name)[0]
     try:
         config = _compose(name, _pairs(name, choices), folders)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        for group in choices:
-            if f"Could not override '{group}'" in str(error):
-                return f"mmspec {name} has no group {group!r}.{did_you_mean(group, defaults)}"
+    except (HydraException, OmegaConfBaseException, YAMLError):
         return None
     known = _keys(config)
     for override in overrides:

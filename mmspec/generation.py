@@ -158,7 +158,7 @@ class Decoding:
 def stream(
     target: Target,
     drafter: Drafter | None = None,
-    prompt: str | list[str] | None = None,
+    prompt: str | list[str | tuple[str, ...]] | None = None,
     images=None,
     *,
     inputs=None,
@@ -185,10 +185,12 @@ def stream(
     Args:
         target: the model whose output is preserved.
         drafter: what proposes tokens; None decodes one token at a time through the same loop.
-        prompt: a text, or one per row of a batch.
+        prompt: a text, or a list with one per row of a batch. A row may be a tuple of texts instead, a conversation
+            `(question, answer, question, ...)` that ends with the question to answer; its pictures come first.
         images: the pictures of the prompt: PIL images, paths, or uint8 arrays `[height, width, 3]`; for a list of
             prompts, one (list) per row.
-        inputs: instead of both, what a Hugging Face processor returned, or `{"input_ids": ...}`.
+        inputs: instead of both, what a Hugging Face processor returned, or `{"input_ids": ...}`; or what
+            `mmspec.inputs.prepare` made for this target, so that a prompt that is answered often is prepared once.
         max_new_tokens: at most so many new tokens per row, at least 1.
         tree: how the drafter grows its trees, instead of its own default.
         verifier: by default `Greedy()` at temperature 0 and `PointMassSampling()` above it, both lossless.

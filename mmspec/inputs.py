@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import MMSpecError
+from .prompts import Prompt, apply_template, check_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,13 +32,15 @@ class Request:
     Args:
         inputs: what a Hugging Face processor returns, on the target's device, right-padded, with an attention mask.
         lengths: tokens per row.
-        prompts: the texts it was made from, if it was.
+        prompts: the texts and conversations it was made from, if it was.
         images: the pictures of each row, if the request was made from pictures.
+
+    Generating only reads a request, so one request may be answered any number of times.
     """
 
     inputs: dict[str, Any]
     lengths: list[int]
-    prompts: list[str] | None = None
+    prompts: list[Prompt] | None = None
     images: list[list[Image]] | None = None
 
     @property
@@ -53,25 +56,31 @@ class Request:
         return [ids[:n] for ids, n in zip(self.inputs["input_ids"].tolist(), self.lengths, strict=True)]
 
 
-def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] | None = None) -> Request:
+def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] | Request | None = None) -> Request:
     """Build a request.
 
     Args:
         target: whose processor or tokenizer, family and limits apply.
-        prompt: a text, or a list of texts, one per row.
-        images: the pictures of the prompt (see `load_image`); for a list of prompts one picture or list per row.
-        inputs: instead of the above, a processor's output: at least `input_ids`, `[batch, length]`.
+        prompt: a text, or a list with one entry per row. An entry is a text, or a tuple of texts: a conversation of the
+            user's and the model's texts in turns, `(question, answer, question)`, which is of odd length because the
+            user has the first and the last word. An answer may be empty, a question may not. (A tuple outside a list is
+            taken for a list.)
+        images: the pictures of the prompt (see `load_image`); for a list of prompts one picture or list per row. The
+            pictures of a conversation belong to its first question.
+        inputs: instead of the above, a processor's output: at least `input_ids`, `[batch, length]`; or a request that
+            was prepared for this target before, which is returned as it is.
 
     Raises:
         MMSpecError: for an empty or overlong prompt, an unreadable picture, a wrong number of pictures, a token id
-            outside the vocabulary.
+            outside the vocabulary, a conversation of another shape or for a processor without a chat template, a
+            request that this target cannot read.
     """
     if (prompt is None) == (inputs is None):
         raise MMSpecError("give either prompt= (and images=) or inputs=, the output of a processor")
     if inputs is not None:
         if images is not None:
             raise MMSpecError("images= goes with prompt=; with inputs= pass the processor's pixel_values instead")
-        request = _right_pad(target, inputs)
+        request = _readable(target, inputs) if isinstance(inputs, Request) else _right_pad(target, inputs)
     else:
         request = _from_prompt(target, prompt, images)
     limit = getattr(target.family.text_config, "max_position_embeddings", None)
@@ -136,11 +145,8 @@ def _from_prompt(target: Target, prompt, images) -> Request:
         rows = [images] if isinstance(prompt, str) else [i if isinstance(i, (list, tuple)) else [i] for i in images]
     if len(rows) != len(prompts):
         raise MMSpecError(f"{len(prompts)} prompts but images for {len(rows)}; give one entry of images per prompt")
-    for row, text in enumerate(prompts):
-        if not isinstance(text, str):
-            raise MMSpecError(f"prompt {row} is {text!r}, which is no text; pass a list of str, one per row")
-        if not text.strip():
-            raise MMSpecError(f"prompt {row} is empty: {text!r}; say what you want to know")
+    for row, asked in enumerate(prompts):
+        check_prompt(row, asked)
     rows = [[load_image(image) for image in row] for row in rows]
     tokenizer = target.tokenizer
     if tokenizer is None:
@@ -148,34 +154,26 @@ def _from_prompt(target: Target, prompt, images) -> Request:
     count = sum(map(len, rows))
     if count and target.family.image_token_id is None:
         raise MMSpecError(f"{count} images were given but {type(target.model).__name__} takes none")
-    batch = _apply_template(target, prompts, rows)
+    batch = apply_template(target, prompts, rows)
     request = _right_pad(target, batch)
     request.prompts, request.images = prompts, rows
     return request
 
 
-def _apply_template(target: Target, prompts: list[str], rows: list[list[Image]]) -> Mapping[str, Any]:
-    """Chat template where there is one, else the bare text with the pictures' placeholders before it."""
-    processor, tokenizer = target.processor, target.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
-    multimodal = processor is not tokenizer
-    if getattr(processor, "chat_template", None) is None:
-        image = getattr(processor, "image_token", "")
-        texts = [image * len(row) + text for text, row in zip(prompts, rows, strict=True)]
-    else:
-        texts = []
-        for text, row in zip(prompts, rows, strict=True):
-            content = [{"type": "image"} for _ in row] + [{"type": "text", "text": text}]
-            message = {"role": "user", "content": content if multimodal else text}
-            texts.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
-        # Most templates begin with the start token, which the tokenizer would add once more.
-        bos = tokenizer.bos_token
-        options["add_special_tokens"] = bos is None or not texts[0].startswith(bos)
-    if not multimodal:
-        return processor(texts, **options)
-    return processor(text=texts, images=rows if any(rows) else None, **options)
+def _readable(target: Target, request: Request) -> Request:
+    """A request that was prepared before, unless it was for a model that reads other things."""
+    for name, value in request.inputs.items():
+        if not isinstance(value, Tensor):
+            continue
+        wanted = target.dtype if value.is_floating_point() else value.dtype
+        if value.device != target.device or value.dtype != wanted:
+            raise MMSpecError(
+                f"the request's {name} is {value.dtype} on {value.device}, but the target reads {wanted} on "
+                f"{target.device}: prepare the request for this target"
+            )
+    _refuse_unread(target, request.inputs)
+    _known(target, request.inputs["input_ids"], request.inputs["attention_mask"].bool())
+    return request
 
 
 def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
@@ -192,12 +190,7 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
         for name, value in inputs.items()
         if value is not None
     }
-    known = {*PER_TOKEN, "mm_encoder_outputs", *target.family.vision_inputs}
-    if unread := sorted(set(tensors) - known):
-        raise MMSpecError(
-            f"inputs has {', '.join(unread)}, which mmspec does not know how to give to {type(target.model).__name__}; "
-            "leave it out if the answer does not depend on it"
-        )
+    _refuse_unread(target, tensors)
     per_token = {name: _integers(name, tensors[name], target.device) for name in PER_TOKEN if name in tensors}
     ids = per_token["input_ids"]
     if ids.ndim != 2:
@@ -221,6 +214,16 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
         if isinstance(value, Tensor) and value.is_floating_point():
             tensors[name] = value.to(target.dtype)
     return Request(tensors, lengths)
+
+
+def _refuse_unread(target: Target, inputs: Iterable[str]) -> None:
+    """Refuse inputs that would be passed over in silence."""
+    known = {*PER_TOKEN, "mm_encoder_outputs", *target.family.vision_inputs}
+    if unread := sorted(set(inputs) - known):
+        raise MMSpecError(
+            f"inputs has {', '.join(unread)}, which mmspec does not know how to give to {type(target.model).__name__}; "
+            "leave it out if the answer does not depend on it"
+        )
 
 
 def _integers(name: str, value, device: torch.device) -> Tensor:

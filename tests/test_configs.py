@@ -14,11 +14,16 @@ from omegaconf import OmegaConf
 from mmspec import configuration
 from mmspec.commands.generate import Settings
 from mmspec.errors import MMSpecError
+from mmspec.evaluation.methods import plan
 
 COMMANDS = sorted(file.stem for file in configuration.shipped_folder().glob("*.yaml"))
 OPTIONS = [(group, option) for group, options in configuration.groups().items() for option in options]
 NULL_OPTIONS = {("drafter", "none"), ("tree", "default"), ("verifier", "auto")}
-GIVEN_BY_THE_CALLER = {"drafter": {"target": object()}}
+NO_KEY = {"experiment"}  # groups that set the keys of others
+GIVEN_BY_THE_CALLER = {
+    "drafter": {"target": object()},
+    "engine": dict.fromkeys(("target", "drafter", "tree", "verifier", "sampling", "max_new_tokens")),
+}
 
 
 class Widget:
@@ -45,6 +50,8 @@ def test_every_option_composes_and_fits_its_class(group, option):
     assert commands_with(group)
     for command, name in commands_with(group):
         config = configuration.compose(command, [f"{name}={option}"])
+        if group in NO_KEY:
+            continue
         if (group, option) in NULL_OPTIONS:
             assert config[name] is None
         elif "_target_" in config[name]:
@@ -68,10 +75,17 @@ def test_every_option_and_key_is_described(command):
     assert all(summary for options in described.values() for summary in options.values())
     chosen, keys = configuration.settings(command)
     composed = configuration.compose(command)
-    assert set(chosen) | set(keys) == set(composed)
+    assert set(chosen) - NO_KEY | set(keys) == set(composed)
     assert all(comment for _, comment in (chosen | keys).values())
     for group, (default, _) in chosen.items():
         assert default in configuration.options_of(command, group, described)
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_experiment_lists_methods_that_compose(option):
+    overrides = [f"experiment={option}", "drafter=ngram"] if option == "one" else [f"experiment={option}"]
+    methods = plan(configuration.compose("bench", overrides), overrides)
+    assert methods[0].label == "plain" and len(methods) > 1
 
 
 def test_overrides_reach_groups_and_keys():
@@ -99,7 +113,8 @@ def test_overrides_reach_groups_and_keys():
         ("top_k=${nothing}", "nothing"),
         ("temperature.low=1", "setting 'temperature.low' is unknown. Did you mean 'temperature'?"),
         ("~tree.length", "setting 'tree.length' is unknown: tree=default has no settings"),
-        ("experiment=x", "setting 'experiment' is unknown."),
+        ("experiment=x", "mmspec generate has no group 'experiment'. Available: drafter, target"),
+        ("wishes=x", "setting 'wishes' is unknown."),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_way_out(override, message):

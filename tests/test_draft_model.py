@@ -310,3 +310,30 @@ def test_a_draft_model_of_another_family_reads_the_prompt_by_its_own_processor(n
     assert assert_own_proposals(drafter, read, drafts) > 20
     with pytest.raises(MMSpecError, match=r"needs the prompt and the images; call generate\(prompt="):
         mmspec.generate(target, drafter, inputs=models.inputs_for(name, [1]), max_new_tokens=4)
+
+
+class Talker(Reader):
+    """The same with a chat template: who speaks is a number too."""
+
+    chat_template = "roles as numbers"
+
+    def apply_chat_template(self, messages, **_) -> str:
+        words = []
+        for message in messages:
+            words.append("31" if message["role"] == "user" else "32")
+            words += ["<image>" if part["type"] == "image" else part["text"] for part in message["content"]]
+        return " ".join(words)
+
+
+def test_a_draft_model_with_its_own_processor_reads_the_whole_conversation(monkeypatch):
+    target = Target(target_of("qwen_vl", "sdpa").model, Talker("qwen_vl"))
+    drafter = DraftModelDrafter(target, models.MODELS["llava"](seed=4), "own_vision", processor=Talker("llava"))
+    red = Image.new("RGB", (20, 20), "red")
+    request = prepare(target, [("11 12", "13", "14")], [[red]])
+    read = prepare(drafter.draft_target, request.prompts, request.images)
+    written = Reader("llava")(["31 <image> 11 12 32 13 31 14"], [[red]])
+    assert torch.equal(read.inputs["input_ids"], written["input_ids"])
+    drafts = record_drafts(monkeypatch, DraftModelDrafter)
+    out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=NEW)
+    assert out.token_ids == models.reference(target.model, request.inputs, NEW)
+    assert assert_own_proposals(drafter, read.inputs, drafts, chain=True) > 5

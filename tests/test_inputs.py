@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
+import torch
 from models import IMAGE, inputs_for, llama, llava
 
 import mmspec
 from mmspec import Target, zoo
-from mmspec.inputs import load_image
+from mmspec.errors import MMSpecError
+from mmspec.inputs import Request, load_image, prepare
+from mmspec.prompts import apply_template
+
+TALK = ("What is this?", "A red square.", "And below it?")
+"""A conversation: a question, what the model answered, and the next question."""
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return mmspec.load_target("tiny")
+
+
+def said(role: str, text: str, images: int = 0) -> dict:
+    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
 def test_pictures_as_arrays():
@@ -44,3 +63,108 @@ def test_numbers_of_other_types():
     others = {"seed": np.int64(4), "max_new_tokens": np.int32(8), "temperature": np.float32(1)}
     assert mmspec.generate(target, **{**sampled, **others}).token_ids == want
     assert mmspec.generate(target, **{**sampled, "seed": 5}).token_ids != want
+
+
+# Conversations
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_conversation_is_written_by_the_chat_template(tiny, count):
+    messages = [said("user", TALK[0], count), said("assistant", TALK[1]), said("user", TALK[2])]
+    text = tiny.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text.index("<image>" * count) < text.index(TALK[0]), "pictures come first"
+    pictures = [zoo.sample("scenes", "test", number).image for number in range(count)]
+    want = tiny.processor(
+        text=[text], images=[pictures] if pictures else None, return_tensors="pt", add_special_tokens=False
+    )
+    request = prepare(tiny, [TALK], [pictures])
+    assert torch.equal(request.inputs["input_ids"], want["input_ids"])
+    assert ("pixel_values" in want) == bool(count)
+    if count:
+        assert torch.equal(request.inputs["pixel_values"], want["pixel_values"])
+    assert request.prompts == [TALK]
+
+
+def test_a_tokenizer_writes_conversations_as_plain_text(tiny):
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }} {% endfor %}"
+    bare = SimpleNamespace(processor=tokenizer, tokenizer=tokenizer)
+    (ids,) = apply_template(bare, [TALK], [[]])["input_ids"].tolist()
+    assert ids == tokenizer("user: What is this? assistant: A red square. user: And below it? ")["input_ids"]
+
+
+def test_questions_and_conversations_share_a_batch(tiny):
+    prompts = [TALK, "Describe the picture.", (TALK[2],), ("What is this?", "", "Is it?")]
+    pictures = [zoo.sample("scenes", "test", number).image for number in range(4)]
+    together = mmspec.generate(tiny, prompt=prompts, images=pictures, max_new_tokens=8)
+    for row, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        alone = mmspec.generate(tiny, prompt=[prompt], images=[picture], max_new_tokens=8)
+        assert together.token_ids[row] == alone.token_ids[0]
+    single, question = prepare(tiny, [(TALK[2],)]), prepare(tiny, TALK[2])
+    assert single.token_ids() == question.token_ids()
+    assert prepare(tiny, [TALK]).token_ids() != question.token_ids()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("What?", "That."), "prompt 1 is a conversation of 2 texts; it must be of odd length"),
+        ((), "prompt 1 is a conversation of 0 texts"),
+        (("What?", "That.", " "), "prompt 1, text 3 of 3 is empty: ' '; say what you want to know"),
+        (("", "That.", "Why?"), "prompt 1, text 1 of 3 is empty"),
+        (("What?", None, "Why?"), "prompt 1, text 2 of 3 is None, which is no text; a conversation is a tuple of str"),
+        ((["What?"],), "prompt 1, text 1 of 1 is ['What?'], which is no text"),
+        (["What?", "That.", "Why?"], "which is no text; pass a list of str, one per row, or of tuples of str"),
+        (" ", "prompt 1 is empty: ' '"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(tiny, row, message):
+    with pytest.raises(MMSpecError) as caught:
+        prepare(tiny, ["What?", row])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_processor_without_a_chat_template_reads_no_conversation(tiny):
+    processor = copy.deepcopy(tiny.processor)
+    processor.chat_template = None
+    mute = Target(tiny.model, processor)
+    with pytest.raises(MMSpecError, match="prompt 1 is a conversation, but .* has no chat template"):
+        prepare(mute, ["What?", TALK])
+    assert prepare(mute, [("What?",)]).token_ids() == prepare(mute, "What?").token_ids()
+
+
+# Requests that are prepared once
+
+
+@pytest.mark.parametrize("name", [None, "tiny/draft_model"])
+def test_a_request_may_be_answered_twice(tiny, name):
+    drafter = mmspec.load_drafter(name, tiny) if name else None
+    pictures = [zoo.sample("scenes", "test", number).image for number in range(2)]
+    request = prepare(tiny, [TALK, "Describe the picture."], pictures)
+    before = copy.deepcopy(request)
+    first = mmspec.generate(tiny, drafter, inputs=request, max_new_tokens=12)
+    second = mmspec.generate(tiny, drafter, inputs=request, max_new_tokens=12)
+    direct = mmspec.generate(tiny, drafter, request.prompts, pictures, max_new_tokens=12)
+    assert first.token_ids == second.token_ids == direct.token_ids
+    assert request.inputs.keys() == before.inputs.keys()
+    assert all(torch.equal(value, before.inputs[key]) for key, value in request.inputs.items())
+    assert (request.lengths, request.prompts) == (before.lengths, before.prompts)
+    assert prepare(tiny, inputs=request) is request
+
+
+def test_a_request_is_checked_against_its_target(tiny, monkeypatch):
+    request = prepare(tiny, "Describe the picture.", [zoo.demo_image()])
+    with pytest.raises(MMSpecError, match="inputs has pixel_values, which mmspec does not know how to give to Llama"):
+        prepare(Target(llama()), inputs=request)
+    with pytest.raises(MMSpecError, match="the token ids of Llava.* go from 0 to"):
+        prepare(Target(llava()), inputs=request)
+    halves = Request({**request.inputs, "pixel_values": request.inputs["pixel_values"].half()}, request.lengths)
+    with pytest.raises(MMSpecError, match=r"pixel_values is torch.float16 on cpu, but the target reads torch.float32"):
+        prepare(tiny, inputs=halves)
+    with pytest.raises(MMSpecError, match="give either prompt="):
+        prepare(tiny, "What?", inputs=request)
+    with pytest.raises(MMSpecError, match="images= goes with prompt="):
+        prepare(tiny, images=[zoo.demo_image()], inputs=request)
+    monkeypatch.setattr(tiny.family.text_config, "max_position_embeddings", request.max_length)
+    with pytest.raises(MMSpecError, match="but the model's limit is"):
+        prepare(tiny, inputs=request)

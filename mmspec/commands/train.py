@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     import transformers
     from accelerate import Accelerator
 
+    from ..training.answers import open_source
     from ..training.settings import Settings
-    from ..training.sources import open_source
     from ..training.trainer import Trainer
 
     transformers.utils.logging.disable_progress_bar()

@@ -41,6 +41,11 @@ class Drafter(nn.Module):
         self.target = target
         self.tree = tree
 
+    @property
+    def max_nodes(self) -> int | None:
+        """Tokens that it drafts per round at most; None if that cannot be said beforehand."""
+        return None if self.tree is None else self.tree.max_nodes
+
     def fork(self, tree: TreeBuilder | None = None) -> Drafter:
         """A copy for one request: own attributes and tree builder, shared weights."""
         drafter = copy.copy(self)

@@ -40,6 +40,10 @@ class NGramDrafter(Drafter):
             raise MMSpecError(f"NGramDrafter: min_ngram={min_ngram} is larger than max_ngram={max_ngram}")
         self.max_ngram, self.min_ngram, self.length, self.branches = max_ngram, min_ngram, length, branches
 
+    @property
+    def max_nodes(self) -> int:
+        return self.length * self.branches
+
     def start(self, context: Context) -> None:
         self.context = context
         self.image_token = context.target.family.image_token_id

@@ -2,8 +2,8 @@
 
 A data set is written by one process or by several at once, one per shard. Shard 0 of 4 owns
 
-- `answers-00000-of-00004.jsonl`: a record per answer, as `examples.to_record` makes it, with the `index` of the example
-  in its source and the `finish_reason` besides;
+- `answers-00000-of-00004.jsonl`: a record per answer, as `mmspec.data.to_record` makes it, with the `index` of the
+  example in its source and the `finish_reason` besides;
 - `skipped-00000-of-00004.jsonl`, if any: `index`, `id` and `reason` of each example that could not be asked;
 - `distill-00000-of-00004.json`: the settings, which must be the same in all shards, and counts.
 
@@ -20,9 +20,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..data.conversations import ConversationFile
+from ..data.examples import EMBEDDED, Example, Source, from_record
+from ..data.rows import JsonRows
 from ..errors import MMSpecError
-from .examples import EMBEDDED, Example, Source, from_record
-from .rows import JsonRows
 
 SHARD = re.compile(r"answers-(\d+)-of-(\d+)\.jsonl")
 PICTURES, SAVED = "pictures", "saved:"
@@ -135,3 +136,18 @@ def read_info(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         pass
     raise MMSpecError(f"{file} is damaged: it must hold what `mmspec distill` wrote; answer again into another folder")
+
+
+def open_source(path: str | Path, images: str | Path | None = None, partial: bool = False) -> Source:
+    """What a path holds: a folder of answers that `mmspec distill` wrote, or a file of conversations.
+
+    Args:
+        path: a folder or a file.
+        images: the folder of the pictures, where they are not where they were.
+        partial: take a folder of answers that is not complete.
+
+    Raises:
+        MMSpecError: if it is neither.
+    """
+    path = Path(path)
+    return ConversationFile(path, images) if path.is_file() else Answers(path, images, partial)

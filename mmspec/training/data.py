@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.examples import Example, Source, open_image
 from ..errors import MMSpecError
 from ..inputs import Request, prepare
-from .examples import Example, Source, open_image
 
 if TYPE_CHECKING:
     from ..target import Target

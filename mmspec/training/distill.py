@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.examples import Example, open_image, to_record
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..generation import Output, generate
@@ -23,7 +24,6 @@ from ..sampling import LogitsPipeline
 from ..stopping import Stopping
 from ..target import Target
 from ..version import __version__
-from .examples import Example, open_image, to_record
 from .shards import ShardWriter
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ..errors import MMSpecError
 from ..families import Vision
 from ..runner import LAST
 from .data import Loader, Pass
-from .lesson import Lesson, Teacher, append
+from .lesson import WIDTHS, Lesson, Teacher, append
 
 INDEX = "features.json"
 SHARD = 32
@@ -67,7 +67,7 @@ class CachedTeacher(Teacher):
 
     def lesson_of(self, batch: Pass) -> Lesson:
         rows = [self._read(number) for number in batch.numbers]
-        request = append(batch.prompt, batch.answers)
+        request = append(batch.prompt, batch.answers, WIDTHS)
         longest = request.inputs["input_ids"].shape[1]
         features = {layer: _stack([row[f"layer {layer}"] for row in rows], longest) for layer in self.feature_layers}
         spans = [row["vision"].split(row["tokens"].tolist()) for row in rows if "vision" in row]

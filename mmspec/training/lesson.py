@@ -114,11 +114,11 @@ class Lesson:
         return sum(len(answer) - 1 for answer in answers)
 
 
-def append(request: Request, answers: Sequence[Sequence[int]]) -> Request:
-    """A request whose rows go on with an answer each, right-padded again."""
+def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1) -> Request:
+    """A request whose rows go on with an answer each, right-padded again to a multiple of some width."""
     inputs = dict(request.inputs)
     lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
-    ids, width = inputs["input_ids"], -(-max(lengths) // WIDTHS) * WIDTHS
+    ids, width = inputs["input_ids"], -(-max(lengths) // multiple) * multiple
     for name in PER_TOKEN:
         if name in inputs:  # token types of an answer are 0: text
             old = inputs[name]
@@ -159,7 +159,7 @@ class Teacher:
         """
         target, family = self.target, self.target.family
         vision = target.encode(prompt)
-        request = append(prompt, answers)
+        request = append(prompt, answers, WIDTHS)
         embeds = family.embed(request.inputs["input_ids"], vision)
         position_ids, _ = family.positions(request.inputs)
         with capture(family, self.feature_layers) as features:

@@ -10,9 +10,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from ..data.rows import JsonRows
 from ..errors import MMSpecError
 from .answers import PICTURES, SAVED, read_info, shard_files
-from .rows import JsonRows
 
 try:
     import fcntl

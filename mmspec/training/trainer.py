@@ -25,10 +25,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from ..data.examples import Source
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from .data import Loader, Order, Pass, split
-from .examples import Source
 from .feature_cache import CachedTeacher
 from .journal import Journal, Sums
 from .lesson import Lesson, Teacher

@@ -20,6 +20,11 @@ class TreeBuilder:
     value_independent = True
     """True if the shape never depends on which tokens were chosen. Only such trees may be drawn from q."""
 
+    @property
+    def max_nodes(self) -> int | None:
+        """Drafted nodes of a tree at most, the root not counted; None if that cannot be said beforehand."""
+        return None
+
     def fork(self) -> TreeBuilder:
         """A copy for one request."""
         return copy.copy(self)

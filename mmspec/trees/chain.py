@@ -18,6 +18,10 @@ class Chain(TreeBuilder):
         positive(self, length=length)
         self.length = length
 
+    @property
+    def max_nodes(self) -> int:
+        return self.length
+
     def build(self, growth: Growth) -> DraftTree:
         node = growth.root
         for _ in range(self.length):

@@ -28,6 +28,10 @@ class DynamicTree(TreeBuilder):
         positive(self, depth=depth, top_k=top_k, total=total)
         self.depth, self.top_k, self.total = depth, top_k, total
 
+    @property
+    def max_nodes(self) -> int:
+        return self.total - 1
+
     def build(self, growth: Growth) -> DraftTree:
         frontier = growth.expand(growth.root, self.top_k)
         for _ in range(self.depth - 1):

@@ -54,6 +54,10 @@ class StaticTree(TreeBuilder):
         self.paths = sorted(nodes, key=lambda node: (len(node), node))
         self._levels = self._plan()
 
+    @property
+    def max_nodes(self) -> int:
+        return len(self.paths)
+
     def _plan(self) -> list[tuple[list[int], int, list[int]]]:
         """Per level: which of the level's nodes to expand, how many children each, and which of those to keep."""
         depth = max(map(len, self.paths))

@@ -10,9 +10,9 @@ from models import redraw
 
 import mmspec
 from mmspec import Target
+from mmspec.data import EmbeddedSource
 from mmspec.training import distill as module
 from mmspec.training.distill import distill
-from mmspec.training.sources import EmbeddedSource
 
 ANSWERS, SKIPPED, INFO = (
     f"{kind}-00000-of-00001.{suffix}"

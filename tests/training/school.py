@@ -10,10 +10,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import mmspec
 from mmspec import zoo
+from mmspec.data import Example, Source
 from mmspec.drafters import Eagle3Drafter, EagleDrafter
 from mmspec.loading import EMBEDDED
 from mmspec.training import Objective, UniformNoise, losses
-from mmspec.training.examples import Example, Source
 from mmspec.training.settings import Settings
 
 

@@ -23,11 +23,11 @@ from PIL import Image
 
 import mmspec
 from mmspec import Target, zoo
+from mmspec.data import ConversationFile, Example, ImageFolder, open_image
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
+from mmspec.training.answers import Answers, open_source
 from mmspec.training.distill import distill
-from mmspec.training.examples import Example, open_image
-from mmspec.training.sources import Answers, ConversationFile, ImageFolder, open_source
 
 
 @pytest.fixture(scope="module")

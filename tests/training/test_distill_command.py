@@ -16,8 +16,8 @@ from rich.console import Console
 
 from mmspec import cli, zoo
 from mmspec.commands import distill as distill_command
+from mmspec.training.answers import Answers
 from mmspec.training.distill import Progress
-from mmspec.training.sources import Answers
 
 
 @pytest.fixture(scope="module")

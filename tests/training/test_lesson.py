@@ -156,7 +156,8 @@ def test_rows_go_on_with_their_answers(shape):
     request = Request(inputs, lengths)
     before, answers = {name: value.clone() for name, value in inputs.items()}, answers_of([n for _, n in shape])
 
-    longer = append(request, answers)
+    assert append(request, answers).inputs["input_ids"].shape[1] == max(map(sum, shape))
+    longer = append(request, answers, WIDTHS)
     columns = -(-max(map(sum, shape)) // WIDTHS) * WIDTHS
     assert longer.lengths == [sum(both) for both in shape]
     for row, (prompt, answer) in enumerate(shape):

@@ -11,12 +11,12 @@ import torch
 from distilling import ANSWERS, INFO, OPTIONS, SAMPLED, SOURCE, count_prompts, lines, small_model, uninterrupted
 
 from mmspec import Target
+from mmspec.data import EmbeddedSource, Example
 from mmspec.errors import MMSpecError
 from mmspec.training import distill as module
+from mmspec.training.answers import Answers
 from mmspec.training.distill import distill
-from mmspec.training.examples import Example
 from mmspec.training.shards import ShardWriter
-from mmspec.training.sources import Answers, EmbeddedSource
 
 
 @pytest.fixture(scope="module")

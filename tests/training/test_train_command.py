@@ -8,8 +8,8 @@ import pytest
 
 import mmspec
 from mmspec import cli, configuration
+from mmspec.data import EmbeddedSource
 from mmspec.training.distill import distill
-from mmspec.training.sources import EmbeddedSource
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 FEW = ["steps=2", "batch_size=4", "rows=2", "held_out=2", "validate_every=2", "measured_prompts=1", "device=cpu"]

@@ -10,9 +10,9 @@ from PIL import Image
 from test_examples import jpeg
 
 from mmspec import zoo
+from mmspec.data import ConversationFile, EmbeddedSource, Example, ImageFolder, open_image
 from mmspec.errors import MMSpecError
-from mmspec.training.examples import Example, open_image
-from mmspec.training.sources import ConversationFile, EmbeddedSource, ImageFolder, open_source
+from mmspec.training.answers import open_source
 
 
 def turn(role: str, text: str) -> dict:

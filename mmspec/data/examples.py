@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
-from ..inputs import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +28,8 @@ class Example:
         task: a label that reports group by.
         answer: the text of the answer.
         answer_ids: its tokens, the end token included where there was one.
+        follow_ups: further questions of the same conversation, each asked after the answer to the one before. `answer`
+            is to `prompt` alone.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Example:
     task: str = ""
     answer: str | None = None
     answer_ids: tuple[int, ...] | None = None
+    follow_ups: tuple[str, ...] = ()
 
 
 class Source(Sequence[Example]):
@@ -75,6 +77,8 @@ def open_image(reference: str | Image, folder: str | Path | None = None) -> Imag
             raise MMSpecError(f"the picture in memory cannot be read: {error}") from None
     if reference.startswith(EMBEDDED):
         return _drawn(reference)
+    from ..inputs import load_image
+
     return load_image(Path(folder or "", reference))
 
 
@@ -103,6 +107,7 @@ def to_record(example: Example) -> dict[str, Any]:
         "task": example.task,
         "answer": example.answer,
         "answer_ids": None if example.answer_ids is None else list(example.answer_ids),
+        "follow_ups": list(example.follow_ups),
     }
 
 
@@ -116,7 +121,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
     Raises:
         MMSpecError: naming the entry that is missing or of a wrong type.
     """
-    values = {"images": [], "task": "", "answer": None, "answer_ids": None}
+    values = {"images": [], "task": "", "answer": None, "answer_ids": None, "follow_ups": []}
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
     values |= {key: value for key, value in record.items() if value is not None}
     for key in ("id", "prompt"):
@@ -125,10 +130,11 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
     for key, wanted, fits in (
         ("id", "text", _is_text),
         ("prompt", "text", _is_text),
-        ("images", "a list of paths", lambda value: _is_list(value) and all(map(_is_text, value))),
+        ("images", "a list of paths", _are_texts),
         ("task", "text", _is_text),
         ("answer", "text or null", lambda value: value is None or _is_text(value)),
         ("answer_ids", "a list of token ids or null", lambda value: value is None or _are_ids(value)),
+        ("follow_ups", "a list of texts", _are_texts),
     ):
         if not fits(values[key]):
             raise MMSpecError(f"{where}: {key} must be {wanted}, not {_short(values[key])}")
@@ -140,6 +146,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         values["task"],
         values["answer"],
         None if ids is None else tuple(ids),
+        tuple(values["follow_ups"]),
     )
 
 
@@ -149,6 +156,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def _are_texts(value: Any) -> bool:
+    return _is_list(value) and all(map(_is_text, value))
 
 
 def _are_ids(value: Any) -> bool:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mmspec import zoo
+from mmspec.data import Example, from_record, open_image, to_record
 from mmspec.errors import MMSpecError
-from mmspec.training.examples import Example, from_record, open_image, to_record
 
 ROTATED = 6  # EXIF orientation of a photograph that is stored lying on its side
 
@@ -78,6 +78,7 @@ def test_a_picture_in_memory_may_be_damaged():
         Example("a", "What is this?"),
         Example("a#2", "Zwei\nZeilen 漢", ("a.png", "tiny:scenes/train/1"), "scenes", 'A "cat".', (5, 0, 2)),
         Example("odd name", "?", ("caf\udce9.png",), answer="", answer_ids=()),
+        Example("talk", "?", follow_ups=("Why?", "And then?")),
     ],
 )
 def test_a_record_gives_the_same_example_back(example):
@@ -87,7 +88,7 @@ def test_a_record_gives_the_same_example_back(example):
 
 def test_what_may_be_left_out_of_a_record_may_be_null_and_other_keys_are_left_alone():
     bare = {"id": "a", "prompt": "?"}
-    nulls = dict.fromkeys(("images", "task", "answer", "answer_ids"))
+    nulls = dict.fromkeys(("images", "task", "answer", "answer_ids", "follow_ups"))
     assert from_record(bare) == from_record(bare | nulls | {"finish_reason": "eos"}) == Example("a", "?")
 
 
@@ -111,6 +112,8 @@ def test_a_picture_in_memory_has_no_record():
         ({"answer_ids": [1, -2]}, "answer_ids must be a list of token ids"),
         ({"answer_ids": [True]}, "answer_ids must be a list of token ids"),
         ({"answer_ids": [1.0] * 99}, "..."),
+        ({"follow_ups": "Why?"}, "row 7: follow_ups must be a list of texts, not 'Why?'"),
+        ({"follow_ups": [None]}, "row 7: follow_ups must be a list of texts, not [None]"),
     ],
 )
 def test_a_malformed_record_is_refused_by_name(change, message):

@@ -1,4 +1,4 @@
-"""Where prompts with pictures come from: the embedded generator, files of conversations, folders of pictures."""
+"""Prompts with pictures from the embedded generator and from folders of pictures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from typing import Any
 
 from .. import zoo
 from ..errors import MMSpecError, did_you_mean
-from .answers import Answers
-from .conversations import ConversationFile
 from .examples import EMBEDDED, Example, Source
-
-__all__ = ["Answers", "ConversationFile", "EmbeddedSource", "ImageFolder", "open_source"]
 
 
 class EmbeddedSource(Source):
@@ -64,21 +60,10 @@ class ImageFolder(Source):
     """
 
     def __init__(self, folder: str | Path, prompts: Sequence[str] = (zoo.DEMO_PROMPT,)):
-        from PIL import Image
-
         self.folder, self.prompts = Path(folder), list(prompts)
-        if not self.folder.is_dir():
-            raise MMSpecError(f"the folder of pictures {str(folder)!r} does not exist")
         if not self.prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
             raise MMSpecError(f"prompts={self.prompts} must be a list of texts, at least one")
-        suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        files = (path for path in self.folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-        names = (path.relative_to(self.folder) for path in files)
-        self.pictures = sorted(
-            name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)
-        )
-        if not self.pictures:
-            raise MMSpecError(f"{str(folder)!r} holds no picture that Pillow opens: {', '.join(sorted(suffixes))}")
+        self.pictures = pictures_in(self.folder)
 
     def __len__(self) -> int:
         return len(self.pictures) * len(self.prompts)
@@ -98,16 +83,20 @@ class ImageFolder(Source):
         }
 
 
-def open_source(path: str | Path, images: str | Path | None = None, partial: bool = False) -> Source:
-    """What a path holds: a folder of answers that `mmspec distill` wrote, or a file of conversations.
-
-    Args:
-        path: a folder or a file.
-        images: the folder of the pictures, where they are not where they were.
-        partial: take a folder of answers that is not complete.
+def pictures_in(folder: Path) -> list[str]:
+    """The pictures in a folder and the folders below it, but no hidden ones: relative paths in the order of the names.
 
     Raises:
-        MMSpecError: if it is neither.
+        MMSpecError: if there is no such folder or no picture in it.
     """
-    path = Path(path)
-    return ConversationFile(path, images) if path.is_file() else Answers(path, images, partial)
+    from PIL import Image
+
+    if not folder.is_dir():
+        raise MMSpecError(f"the folder of pictures {str(folder)!r} does not exist")
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    names = (path.relative_to(folder) for path in files)
+    pictures = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    if not pictures:
+        raise MMSpecError(f"{str(folder)!r} holds no picture that Pillow opens: {', '.join(sorted(suffixes))}")
+    return pictures

@@ -1,0 +1,71 @@
+"""`mmspec report`: one table from the bundles that `mmspec bench` wrote, and on request its files and plots."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import MMSpecError, did_you_mean
+
+ARGUMENTS = "BUNDLE [BUNDLE ...]"  # instead of a configuration; see mmspec.cli
+
+EXPORTS = ("mmspec",)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `mmspec report`."""
+    parser.description = (
+        "Print one table of everything that was measured. BUNDLE is a folder that mmspec bench wrote, or a folder that "
+        "holds such, as a sweep does."
+    )
+    parser.add_argument("--output", metavar="DIR", help="write table.md, table.csv, report.json and the plots there")
+    parser.add_argument(
+        "--into",
+        metavar="FILE",
+        help="put table and plots into a Markdown file, in place of those of an earlier report",
+    )
+    parser.add_argument("--units", metavar="NAME", help="count as others do: eagle, mmspec, vispec or vllm")
+    parser.add_argument(
+        "--export", metavar="FORMAT", help="write the answers in the files of the MMSpec benchmark (mmspec) to --output"
+    )
+    parser.add_argument(
+        "--baseline", metavar="LABEL", default="plain", help="the method to compare with; plain, if not given"
+    )
+    parser.add_argument(
+        "--mixed", action="store_true", help="allow bundles of different targets or settings in one table"
+    )
+    parser.add_argument("--partial", action="store_true", help="use what there is of bundles that are not complete")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read, print and write."""
+    folders = arguments.overrides
+    if not folders:
+        raise MMSpecError(f"name the bundles to report: mmspec report {ARGUMENTS}")
+    if arguments.export is not None:
+        if arguments.export not in EXPORTS:
+            raise MMSpecError(f"--export {arguments.export} is unknown.{did_you_mean(arguments.export, EXPORTS)}")
+        if arguments.output is None:
+            raise MMSpecError(f"--export {arguments.export} writes a file per method: say where with --output DIR")
+
+    from rich.console import Console
+
+    from ..evaluation.reporting import report
+    from ..evaluation.table import WIDTH
+
+    console = Console()
+    if not console.is_terminal:  # into a pipe or a file goes as much as the table needs
+        console = Console(width=WIDTH)
+    made = report(folders, baseline=arguments.baseline, mixed=arguments.mixed, partial=arguments.partial)
+    shown = made.table() if arguments.units is None else made.units(arguments.units)
+    written: list[Path] = []
+    if arguments.export is not None:
+        written += made.export(arguments.output)
+    elif arguments.output is not None:
+        written += made.save(arguments.output)
+    if arguments.into is not None:
+        written += made.put_into(arguments.into)
+    console.print(shown)
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    return 0

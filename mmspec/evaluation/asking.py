@@ -1,0 +1,107 @@
+"""What is asked: the questions of a task in batches, turn by turn, without those that cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..data import Example, Source, open_image
+from ..errors import MMSpecError
+from ..inputs import Request, prepare
+from ..prompts import Prompt
+from ..target import Target
+
+
+@dataclass
+class Group:
+    """Questions that are answered together, and what was said so far."""
+
+    number: int
+    task: str
+    examples: list[Example]
+    said: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Turn to what plain decoding answered, by the question's id."""
+
+    @property
+    def turns(self) -> int:
+        return 1 + max(len(example.follow_ups) for example in self.examples)
+
+    def prompt(self, example: Example, turn: int) -> Prompt:
+        """The question of one turn, after the ones before it and their answers."""
+        if not turn:
+            return example.prompt
+        texts = [example.prompt]
+        for earlier, follow_up in enumerate(example.follow_ups[:turn]):
+            texts += [self.said[earlier][example.id], follow_up]
+        return tuple(texts)
+
+
+def grouped(source: Source, batch: int = 1, limit: int | None = None) -> Iterator[Group]:
+    """The questions of a source in batches of one task each, in their order.
+
+    Args:
+        source: of the questions.
+        batch: questions that are answered together.
+        limit: at most so many of each task.
+    """
+    waiting: dict[str, list[Example]] = {}
+    seen: dict[str, int] = {}
+    number = 0
+    for index in range(len(source)):
+        example = source[index]
+        seen[example.task] = seen.get(example.task, 0) + 1
+        if limit is not None and seen[example.task] > limit:
+            continue
+        group = waiting.setdefault(example.task, [])
+        group.append(example)
+        if len(group) == batch:
+            yield Group(number, example.task, waiting.pop(example.task))
+            number += 1
+    for task, examples in waiting.items():
+        yield Group(number, task, examples)
+        number += 1
+
+
+class Questions:
+    """All groups of a task, and what could not be asked.
+
+    Args:
+        target: who is asked.
+        source, batch, limit: see `grouped`.
+
+    Raises:
+        MMSpecError: if there is no question.
+    """
+
+    def __init__(self, target: Target, source: Source, batch: int = 1, limit: int | None = None):
+        self.target, self.folder = target, source.folder
+        self.groups = list(grouped(source, batch, limit))
+        if not self.groups:
+            raise MMSpecError("the task has no question: give one that has")
+        self.skipped: dict[str, str] = {}
+        """Reasons, by the question's id."""
+
+    def request(self, group: Group, turn: int) -> tuple[Request | None, list[Example]]:
+        """A group's questions of one turn, prepared, and the examples that they are of.
+
+        A question whose picture or text cannot be read is noted in `skipped` and left out, in all of its turns.
+        """
+        asked, prompts, pictures, prepared = [], [], [], []
+        for example in group.examples:
+            if turn > len(example.follow_ups) or example.id in self.skipped:
+                continue
+            prompt = group.prompt(example, turn)
+            try:
+                images = [open_image(image, self.folder) for image in example.images]
+                prepared.append(prepare(self.target, [prompt], [images] if images else None))
+            except MMSpecError as error:
+                self.skipped[example.id] = str(error)
+                continue
+            asked, prompts, pictures = [*asked, example], [*prompts, prompt], [*pictures, images]
+        if len(asked) < 2:
+            return (prepared[0] if prepared else None), asked
+        return prepare(self.target, prompts, pictures if any(pictures) else None), asked
+
+    def skips(self) -> list[dict[str, str]]:
+        """What could not be asked, as the manifest has it."""
+        return [{"id": name, "reason": reason} for name, reason in self.skipped.items()]

@@ -1,0 +1,152 @@
+"""One run of `mmspec bench`: compose, build, measure, and leave a bundle."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import configuration
+from ..errors import MMSpecError
+from ..version import __version__
+from .bundle import FORMAT, BundleWriter
+from .methods import GROUPS, Method, plan
+
+EXPERIMENT = "experiment="
+
+
+@dataclass
+class Settings:
+    """The top-level keys of `configs/bench.yaml`, where their defaults and meanings are."""
+
+    max_new_tokens: int
+    repeats: int
+    warmup: int
+    batch: int
+    limit: int | None
+    seed: int
+    budget: int | None
+    on_divergence: str
+    tie: float
+    threads: int | None
+    units: str | None
+    json: bool
+
+
+def complete(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the experiment that they imply, unless one is chosen.
+
+    Who chooses a drafter means that one method, and who lists methods those; who chooses another target cannot use the
+    embedded drafters.
+    """
+    keys = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
+    if "experiment" in keys:
+        return list(overrides)
+    if any(key.partition(".")[0] in (*GROUPS, "methods") for key in keys):
+        return [*overrides, f"{EXPERIMENT}one"]
+    if keys.get("target", "tiny") != "tiny":
+        return [*overrides, f"{EXPERIMENT}untrained"]
+    return list(overrides)
+
+
+def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Any, Settings, list[Method]]:
+    """Compose a run and its methods, without loading or building anything.
+
+    Raises:
+        MMSpecError: for whatever is wrong with the overrides, with the nearest thing that exists.
+    """
+    overrides = complete(overrides)
+    config = configuration.compose("bench", overrides, config_dir)
+    return config, configuration.typed(config, Settings), plan(config, overrides, config_dir)
+
+
+def benchmark(
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    config_dir: str | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Path:
+    """Measure, or go on with an interrupted measurement, and return the folder of the bundle.
+
+    Args:
+        overrides: as on the command line of `mmspec bench`.
+        output: the bundle's folder; by default a new one under `runs/bench`.
+        config_dir: a folder of the user's own configurations.
+        progress: called with blocks done, blocks in all, and what is being done.
+
+    Raises:
+        MMSpecError: for anything the caller can put right.
+        Divergence: if a lossless method wrote another text than plain decoding.
+    """
+    config, settings, methods = prepare_run(overrides, config_dir)
+
+    import torch
+    import transformers
+    from omegaconf import OmegaConf
+
+    from .engines import Sampling
+    from .machine import describe_code, describe_machine, describe_target, describe_versions
+    from .measure import Measurement, Protocol
+    from .methods import build_sides
+
+    names = vars(settings)
+    protocol = Protocol(**{name: names[name] for name in Protocol.__dataclass_fields__})
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    transformers.utils.logging.disable_progress_bar()
+    source = configuration.build(config.task)
+    sampling = configuration.typed(config.sampling, Sampling)
+    folder = Path(output) if output is not None else new_folder()
+    with BundleWriter(folder, OmegaConf.to_yaml(config, resolve=True)) as writer:
+        target = configuration.build(config.target)
+        sides = build_sides(methods, target, sampling, settings.max_new_tokens, settings.budget, settings.batch)
+        measurement = Measurement(target, sides, source, protocol, writer)
+        measurement.run(
+            {
+                "format": FORMAT,
+                "mmspec": __version__,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "finished": None,
+                "git": describe_code(),
+                "versions": describe_versions(),
+                "machine": describe_machine(target.device),
+                "target": describe_target(target, str(config.target.name)),
+                "task": source.describe(),
+                "sampling": asdict(sampling),
+                "max_new_tokens": settings.max_new_tokens,
+                "overrides": list(overrides),
+                "config_dir": None if config_dir is None else str(Path(config_dir).resolve()),
+                "command": shlex.join(["mmspec", "bench", *overrides]),
+            },
+            lambda done, what: progress(done, measurement.blocks, what),
+        )
+    return folder
+
+
+def new_folder(root: str | Path = "runs/bench") -> Path:
+    """A folder that does not exist yet, named by the time."""
+    base = Path(root) / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}_{number}")
+    return folder
+
+
+def resume(folder: str | Path, progress: Callable[[int, int, str], None] = lambda done, total, what: None) -> Path:
+    """Go on with an interrupted bundle, under the settings that it was begun with.
+
+    Raises:
+        MMSpecError: if the folder holds no bundle, or a complete one.
+    """
+    from .bundle import Bundle
+
+    manifest = Bundle.open(folder).manifest
+    if not isinstance(manifest.get("overrides"), list):
+        raise MMSpecError(
+            f"the bundle {folder} does not say how it was begun: give its settings with --output {folder}"
+        )
+    return benchmark(manifest["overrides"], folder, manifest["config_dir"], progress)

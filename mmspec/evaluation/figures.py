@@ -1,0 +1,287 @@
+"""The figures of a method on a task, and over tasks. Every name that vLLM has is used as vLLM does."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..stats import PROMPT_PHASES, Stats
+from .merging import PLAIN, Group, Method
+from .sample import Estimate, Measured, Sample, Totals, ratio, spread, together
+
+
+def speedup(totals: Totals) -> np.ndarray:
+    """Tokens per second over the baseline's, vision and prompt included: the ratio of total tokens to total seconds."""
+    return ratio(totals["tokens"] * totals["plain_seconds"], totals["seconds"] * totals["plain_tokens"])
+
+
+def speedup_decode(totals: Totals) -> np.ndarray:
+    """The same without vision and prefill, and without the tokens that the prompt's pass gives."""
+    plain = totals["decode_seconds"] * totals["plain_decode_tokens"]
+    return ratio(totals["decode_tokens"] * totals["plain_decode_seconds"], plain, nothing=1.0)
+
+
+def acceptance_length(totals: Totals) -> np.ndarray:
+    """`Stats.mean_acceptance_length` over all requests."""
+    return ratio(totals["emitted"], totals["steps"], nothing=1.0)
+
+
+def accepted_tokens(totals: Totals) -> np.ndarray:
+    """`Stats.mean_accepted_draft_tokens` over all requests."""
+    return ratio(totals["accepted"], totals["steps"])
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How the answers compare with plain decoding, token by token.
+
+    Args:
+        compared: requests for which the question makes sense.
+        same: of them, those with the same tokens.
+        near_ties: of the others, those that left plain decoding where the target's scores of both tokens were as good
+            as equal (`bench` says by how much).
+        changed: requests whose tokens or rounds were not the same in all repeats; of all, compared or not.
+        first: the earliest divergence: `ids`, `row`, `position` (of the new tokens, from 0), `margin`, `tie`.
+    """
+
+    compared: int
+    same: int
+    near_ties: int
+    changed: int
+    first: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Means:
+    """What can be averaged over tasks; each task counts the same, however long its answers are.
+
+    Args:
+        speedup, speedup_decode: pooled within a task, see the functions of these names.
+        speedup_per_prompt, speedup_decode_per_prompt: mean over requests of the request's own ratio.
+        spread, spread_decode: lowest and highest pooled speed-up of a single repeat; None with fewer than two.
+        mean_acceptance_length: tokens per target pass, with the target's own.
+        mean_accepted_draft_tokens: drafted tokens among them. Of transformers' own drafting, which reports no rounds,
+            it is what the passes, of which the prompt's is one, do not explain.
+    """
+
+    speedup: Estimate
+    speedup_per_prompt: float
+    spread: tuple[float, float] | None
+    speedup_decode: Estimate
+    speedup_decode_per_prompt: float
+    spread_decode: tuple[float, float] | None
+    mean_acceptance_length: Estimate
+    mean_accepted_draft_tokens: Estimate
+
+
+@dataclass(frozen=True)
+class Figures(Means):
+    """All figures of a method on one task, or pooled over several.
+
+    Args:
+        requests: answered by both the method and the baseline; a batch is one.
+        prompts: rows of these requests.
+        repeats: of the request that has fewest.
+        tokens: new ones, of one repeat.
+        tokens_per_second: of decoding; seconds per request are the median over its repeats.
+        tokens_per_second_end_to_end: vision and prefill included.
+        ttft: median over requests of the seconds before the first token: vision and prefill, the drafter's too.
+        draft_acceptance_rate: accepted share of all drafted nodes, low by nature for trees; None where unknown.
+        acceptance_rate_per_position: entry i: share of target passes that accepted more than i drafted tokens.
+        conditional_acceptance_rate: entry i: the same among the passes that accepted i or more and had a tree deeper
+            than i. Where an end token or the length limit cut a round, what was cut counts as not accepted.
+        acceptance_histogram: accepted drafted tokens to the number of target passes.
+        nodes: mean number of drafted nodes per target pass; None where unknown.
+        nodes_max: most nodes in any pass.
+        budget: most nodes that the settings allow; None where unknown.
+        round_seconds: seconds per round of the batch by phase, without the prompt's part.
+        draft_cost: seconds of drafting and observing per round over the baseline's decoding seconds per pass.
+        unaccounted: share of the wall time that no phase explains, over all repeats.
+        exact: how the answers compare with plain decoding.
+    """
+
+    requests: int
+    prompts: int
+    repeats: int
+    tokens: int
+    tokens_per_second: float
+    tokens_per_second_end_to_end: float
+    ttft: float
+    draft_acceptance_rate: float | None
+    acceptance_rate_per_position: list[float]
+    conditional_acceptance_rate: list[float]
+    acceptance_histogram: dict[int, int]
+    nodes: float | None
+    nodes_max: int | None
+    budget: int | None
+    round_seconds: dict[str, float]
+    draft_cost: float | None
+    unaccounted: float
+    exact: Exactness
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Args:
+        conditions: of its group, by the names in `merging.CONDITIONS`.
+        side: the manifest's entry of the first bundle that has it.
+        tasks: the group's tasks in order, None for one that the method has not answered.
+        mean: the unweighted mean over tasks; None if one is missing, because it would not compare with the others'.
+        overall: pooled over all that was answered; None if nothing was.
+    """
+
+    method: str
+    baseline: bool
+    conditions: dict[str, Any]
+    side: dict[str, Any]
+    tasks: dict[str, Figures | None]
+    mean: Means | None
+    overall: Figures | None
+
+
+def rows_of(group: Group) -> list[Row]:
+    """Return the figures of every method: the baseline first, then the fastest, those without a mean last."""
+    rows = [_row(group, method) for method in group.methods]
+
+    def place(row: Row) -> tuple[bool, float]:
+        return not row.baseline, -(row.mean.speedup.value if row.mean else 0.0)
+
+    return sorted(rows, key=place)
+
+
+def _row(group: Group, method: Method) -> Row:
+    samples = {task: Sample(task, answers) for task in group.tasks if (answers := method.of_task(task))}
+    side = dict(method.side)
+    tasks = {task: _figures([samples[task]], side) if task in samples else None for task in group.tasks}
+    mean = Means(**_means(list(samples.values()), _average)) if all(tasks.values()) and tasks else None
+    overall = _figures(list(samples.values()), side) if samples else None
+    return Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall)
+
+
+Combine = Callable[[Callable[[Totals], np.ndarray], Sequence[Totals]], np.ndarray]
+
+
+def _average(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
+    return np.mean(spread([figure(one) for one in totals]), axis=0)
+
+
+def _pool(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
+    return figure(together(totals))
+
+
+def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
+    """Return the fields of `Means` over one or more tasks, averaged or pooled."""
+    totals = [sample.totals() for sample in samples]
+    repeats = list(zip(*(sample.repeats() for sample in samples), strict=False))
+
+    def of_repeats(figure: Callable[[Totals], np.ndarray]) -> tuple[float, float] | None:
+        values = [float(combine(figure, one)[0]) for one in repeats]
+        return (min(values), max(values)) if len(values) > 1 else None
+
+    def per_prompt(figure: Callable[[Totals], np.ndarray], needed: str) -> float:
+        each = [_each(figure, sample, needed) for sample in samples]
+        if combine is _pool:
+            each = [np.concatenate(each)]
+        return float(np.mean([one.mean() if len(one) else 1.0 for one in each]))
+
+    return {
+        "speedup": Estimate.of(combine(speedup, totals)),
+        "speedup_per_prompt": per_prompt(speedup, "tokens"),
+        "spread": of_repeats(speedup),
+        "speedup_decode": Estimate.of(combine(speedup_decode, totals)),
+        "speedup_decode_per_prompt": per_prompt(speedup_decode, "decode_tokens"),
+        "spread_decode": of_repeats(speedup_decode),
+        "mean_acceptance_length": Estimate.of(combine(acceptance_length, totals)),
+        "mean_accepted_draft_tokens": Estimate.of(combine(accepted_tokens, totals)),
+    }
+
+
+def _each(figure: Callable[[Totals], np.ndarray], sample: Sample, needed: str) -> np.ndarray:
+    """Return a figure per request, of the requests in which there was something to time."""
+    columns = {name: sample.column(name) for name in sample.measured[0].columns}
+    return figure(columns)[(columns[needed] > 0) & (columns[f"plain_{needed}"] > 0)]
+
+
+def _figures(samples: Sequence[Sample], side: dict[str, Any]) -> Figures:
+    """Return the figures of one task, or pooled over several."""
+    measured = [one for sample in samples for one in sample.measured]
+    sums = {name: float(sum(one.columns[name] for one in measured)) for name in measured[0].columns}
+    stats = Stats([record for one in measured for record in one.stats.rounds])
+    known = bool(stats.rounds)
+    runs = [run.record for one in measured for run in one.answer.runs]
+    wall = sum(record["wall"] for record in runs)
+    cost = None
+    if known and sums["plain_passes"] and sums["plain_decode_seconds"]:
+        cost = sums["draft_seconds"] / sums["rounds"] / (sums["plain_decode_seconds"] / sums["plain_passes"])
+    return Figures(
+        **_means(samples, _pool),
+        requests=len(measured),
+        prompts=sum(len(one.answer.ids) for one in measured),
+        repeats=min(len(one.answer.runs) for one in measured),
+        tokens=int(sums["tokens"]),
+        tokens_per_second=sums["decode_tokens"] / sums["decode_seconds"] if sums["decode_seconds"] else 0.0,
+        tokens_per_second_end_to_end=sums["tokens"] / sums["seconds"] if sums["seconds"] else 0.0,
+        ttft=float(np.median([one.columns["ttft"] for one in measured])),
+        draft_acceptance_rate=stats.draft_acceptance_rate if known else None,
+        acceptance_rate_per_position=stats.acceptance_rate_per_position,
+        conditional_acceptance_rate=conditional_acceptance_rate(stats),
+        acceptance_histogram=stats.acceptance_histogram,
+        nodes=stats.num_draft_tokens / stats.num_spec_steps if stats.num_spec_steps else None,
+        nodes_max=max((max(record.drafted) for record in stats.rounds), default=None),
+        budget=side.get("budget"),
+        round_seconds=_round_seconds(measured),
+        draft_cost=cost,
+        unaccounted=1 - sum(math.fsum(record["seconds"].values()) for record in runs) / wall if wall else 0.0,
+        exact=_exactness(measured, side),
+    )
+
+
+def conditional_acceptance_rate(stats: Stats) -> list[float]:
+    """Return per position the share that accepted the drafted token there, of the passes that could have."""
+    reached, passed = defaultdict(int), defaultdict(int)
+    for record in stats.rounds:
+        for accepted, emitted in zip(record.accepted, record.emitted, strict=True):
+            if emitted:
+                for i in range(min(accepted + 1, record.depth)):
+                    reached[i] += 1
+                    passed[i] += accepted > i
+    return [passed[i] / reached[i] for i in range(len(reached))]
+
+
+def _round_seconds(measured: Sequence[Measured]) -> dict[str, float]:
+    """Return the seconds of the mean round by phase; per request they are the median over repeats."""
+    sums: dict[str, float] = defaultdict(float)
+    rounds = 0
+    for one in measured:
+        phases: dict[str, list[float]] = defaultdict(list)
+        for run in one.answer.runs:
+            booked: dict[str, float] = defaultdict(float)
+            for record in run.rounds:
+                for phase, seconds in record["seconds"].items():
+                    booked[phase] += seconds
+            for phase, seconds in booked.items():
+                phases[phase].append(seconds)
+        for phase, seconds in phases.items():
+            sums[phase] += float(np.median(seconds))
+        rounds += len(one.stats.rounds)
+    return {phase: seconds / rounds for phase, seconds in sums.items() if phase not in PROMPT_PHASES}
+
+
+def _exactness(measured: Sequence[Measured], side: dict[str, Any]) -> Exactness:
+    itself = side["label"] == PLAIN
+    compared = [] if itself else [one.record for one in measured if one.record["same"] is not None]
+    different = [record for record in compared if not record["same"]]
+    found = [{"ids": record["ids"], **one} for record in different for one in record.get("divergence") or []]
+    ties = sum(
+        bool(record.get("divergence")) and all(one["tie"] for one in record["divergence"]) for record in different
+    )
+    changed = sum(any(run.record.get("repeatable") is False for run in one.answer.runs) for one in measured)
+    first = min(found, key=lambda one: one["position"], default=None)
+    return Exactness(len(compared), len(compared) - len(different), ties, changed, first)

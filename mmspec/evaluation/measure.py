@@ -1,0 +1,239 @@
+"""The measurement: every side answers the same requests, in turns, and every answer is held against plain decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data import Source
+from ..errors import MMSpecError
+from ..inputs import Request
+from ..stats import PHASES, PhaseClock, Round
+from ..target import Target
+from .asking import Group, Questions
+from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
+from .divergence import Divergence, complaint_of, divergences
+from .engines import Answer, texts
+from .methods import PLAIN, Side
+
+REPORT, FAIL = "report", "fail"
+
+
+@dataclass
+class Protocol:
+    """How it is measured.
+
+    Args:
+        repeats: times that everything is measured.
+        warmup: answers of each side before anything counts.
+        batch: prompts that are answered together, all of one task.
+        limit: at most so many questions of each task; None for all.
+        seed: of the sampling; every request has its own, which follows from this one.
+        tie: see `divergences`.
+        on_divergence: `fail` ends the run at the first answer that must not differ from plain decoding and does, be it
+            a near-tie in float32 or more than that in half precision; `report` goes on.
+    """
+
+    repeats: int = 3
+    warmup: int = 1
+    batch: int = 1
+    limit: int | None = None
+    seed: int = 0
+    tie: float = 2.0
+    on_divergence: str = FAIL
+
+    def __post_init__(self):
+        for name, least in (("repeats", 1), ("warmup", 0), ("batch", 1), ("limit", 1), ("tie", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise MMSpecError(f"{name}={value} must be at least {least}")
+        if self.on_divergence not in (REPORT, FAIL):
+            raise MMSpecError(f"on_divergence={self.on_divergence} must be {FAIL} or {REPORT}")
+
+
+class Measurement:
+    """One run of a comparison.
+
+    Args:
+        target: who answers.
+        sides: what is compared, plain decoding first.
+        source: what is asked.
+        protocol: how it is measured.
+        writer: of the bundle.
+    """
+
+    def __init__(self, target: Target, sides: Sequence[Side], source: Source, protocol: Protocol, writer: BundleWriter):
+        self.target, self.sides, self.protocol, self.writer = target, list(sides), protocol, writer
+        self.questions = Questions(target, source, protocol.batch, protocol.limit)
+        self.first: dict[tuple[int, int, str], tuple[list[list[int]], list[Round]]] = {}
+        self.timed = self.booked = 0.0
+        self.booking, self.warmed = booking_seconds(), False
+
+    @property
+    def blocks(self) -> int:
+        """What `run` will call `progress` for, if no picture fails."""
+        return self.protocol.repeats * sum(group.turns for group in self.questions.groups)
+
+    def run(self, manifest: dict[str, Any], progress: Callable[[int, str], None] = lambda done, what: None) -> None:
+        """Measure what is not yet in the bundle.
+
+        Args:
+            manifest: of the bundle; what the measurement itself knows is added.
+            progress: called with the blocks done and what is being done.
+
+        Raises:
+            Divergence: if a method wrote another text than plain decoding and must not.
+            MMSpecError: if no question could be asked, or the bundle cannot be written.
+        """
+        manifest |= {"requests": len(self.questions.groups), "skipped": [], **vars(self.protocol)}
+        done = self.writer.begin(manifest | {"sides": [side.describe() for side in self.sides]})
+        self.questions.skipped = {skip["id"]: skip["reason"] for skip in self.writer.manifest["skipped"]}
+        self._recall(done)
+        started = time.perf_counter()
+        try:
+            count = 0
+            for repeat in range(self.protocol.repeats):
+                for group in self.questions.groups:
+                    for turn in range(group.turns):
+                        progress(count, f"{group.task or 'question'} {group.number + 1}, repeat {repeat + 1}")
+                        count += 1
+                        if (group.number, turn, repeat) not in done:
+                            self._measure(group, turn, repeat)
+            if not self.first:
+                reasons = "; ".join(dict.fromkeys(self.questions.skipped.values()))
+                raise MMSpecError(f"none of the {len(self.questions.skipped)} questions could be asked: {reasons}")
+        except KeyboardInterrupt:
+            self.writer.update(status=INTERRUPTED, skipped=self.questions.skips())
+            raise
+        except Exception as error:
+            self.writer.update(status=FAILED, error=f"{error}", skipped=self.questions.skips())
+            raise
+        run = time.perf_counter() - started
+        self.writer.update(
+            status=COMPLETE,
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            skipped=self.questions.skips(),
+            seconds={"run": run, "timed": self.timed, "measuring": self.booked},
+        )
+
+    def _measure(self, group: Group, turn: int, repeat: int) -> None:
+        """One block: all sides, one request."""
+        request, examples = self.questions.request(group, turn)
+        if request is None:
+            return
+        if not self.warmed:
+            for _ in range(self.protocol.warmup):
+                for side in self.sides:
+                    side.engine.answer(request, 0)
+            self.warmed = True
+        seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
+        answers: dict[str, Answer] = {}
+        order = self._order(group.number + turn, repeat)
+        for side in order:
+            try:
+                answers[side.label] = side.engine.answer(request, seed)
+            except MMSpecError as error:
+                raise MMSpecError(f"method {side.label!r}, question {examples[0].id!r}: {error}") from error
+        self.timed += sum(answer.wall for answer in answers.values())
+        self.booked += self.booking * sum(len(answer.rounds) for answer in answers.values())
+        plain = answers[PLAIN]
+        records, rounds, failure = [], [], None
+        for side in self.sides:
+            answer = answers[side.label]
+            key = {"request": group.number, "turn": turn, "repeat": repeat, "side": side.label}
+            record = key | {
+                "ids": [example.id for example in examples],
+                "task": group.task,
+                "order": order.index(side),
+                "wall": answer.wall,
+                "seconds": answer.seconds,
+                "prompt_tokens": request.lengths,
+                "new_tokens": answer.new_tokens,
+                "first_tokens": answer.first_tokens,
+                "passes": answer.passes,
+                "finish": answer.finish,
+            }
+            if repeat == 0:
+                said = texts(self.target, answer.token_ids)
+                record |= {"token_ids": answer.token_ids, "text": said, "retokenized": self._counts(said)}
+            record["repeatable"] = self._repeatable(key, answer)
+            record |= self._compared(side, request, plain, answer, seed)
+            failure = failure or self._failure(side, record)
+            records.append(record)
+            rounds += [key | {"round": number} | vars(entry) for number, entry in enumerate(answer.rounds)]
+        if repeat == 0:
+            group.said[turn] = dict(zip(records[0]["ids"], records[0]["text"], strict=True))
+        self.writer.add(records, rounds)
+        if failure is not None:
+            raise failure
+
+    def _order(self, number: int, repeat: int) -> list[Side]:
+        """The sides in turns: who comes first changes from request to request, and who follows whom by repeat."""
+        shift = number % len(self.sides)
+        order = self.sides[shift:] + self.sides[:shift]
+        return order[::-1] if repeat % 2 else order
+
+    def _counts(self, said: Sequence[str | None]) -> list[int | None]:
+        tokenizer = self.target.tokenizer
+        return [None if text is None else len(tokenizer(text)["input_ids"]) for text in said]
+
+    def _repeatable(self, key: dict[str, Any], answer: Answer) -> bool:
+        """Whether the same seed gave the same tokens and counts as the first time."""
+        place = key["request"], key["turn"], key["side"]
+        counts = [(entry.drafted, entry.accepted, entry.emitted) for entry in answer.rounds]
+        return self.first.setdefault(place, (answer.token_ids, counts)) == (answer.token_ids, counts)
+
+    def _compared(self, side: Side, request: Request, plain: Answer, answer: Answer, seed: int) -> dict[str, Any]:
+        if not side.engine.exact:
+            return {"same": None, "divergence": None}
+        if plain.token_ids == answer.token_ids:
+            return {"same": True, "divergence": None}
+        found = divergences(
+            self.target, request, plain.token_ids, answer.token_ids, side.engine.sampling, seed, self.protocol.tie
+        )
+        return {"same": False, "divergence": found}
+
+    def _failure(self, side: Side, record: dict[str, Any]) -> Divergence | None:
+        """What makes the run fail, if anything does. What transformers itself decodes is reported, never held."""
+        if self.protocol.on_divergence == REPORT or side.method.choices.get("engine", "mmspec") != "mmspec":
+            return None
+        complaint = complaint_of(self.target, record)
+        if complaint is None:
+            return None
+        way_out = f"the bundle {self.writer.folder} has the answers; on_divergence={REPORT} measures on"
+        return Divergence(f"method {side.label!r} {complaint}; {way_out}")
+
+    def _recall(self, done: set[Block]) -> None:
+        """Take up what an earlier run has measured."""
+        if not done:
+            return
+        bundle = Bundle.open(self.writer.folder)
+        counts: dict[tuple, list] = {}
+        for entry in bundle.rounds:
+            if entry["repeat"] == 0:
+                place = entry["request"], entry["turn"], entry["side"]
+                counts.setdefault(place, []).append((entry["drafted"], entry["accepted"], entry["emitted"]))
+        for record in bundle.requests:
+            if record["repeat"] == 0:
+                place = record["request"], record["turn"], record["side"]
+                self.first[place] = record["token_ids"], counts.get(place, [])
+                if record["side"] == PLAIN:
+                    said = dict(zip(record["ids"], record["text"], strict=True))
+                    self.questions.groups[record["request"]].said[record["turn"]] = said
+
+
+def booking_seconds(rounds: int = 2000) -> float:
+    """Seconds that it takes to keep the records of a round: all that measuring adds to the time that is measured."""
+    clock, phases, entries = PhaseClock(), PHASES[2:], []
+    started = time.perf_counter()
+    for _ in range(rounds):
+        before = dict(clock.seconds)
+        for phase in phases:
+            clock.lap(phase)
+        entry = Round([0], [0], [0], 0)
+        entry.seconds = {name: clock.seconds[name] - before[name] for name in before}
+        entries.append(entry)
+        dict(clock.seconds)
+    return (time.perf_counter() - started) / rounds

@@ -1,0 +1,191 @@
+"""From words such as `drafter=eagle tree=chain` to the sides of a comparison."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import configuration
+from ..errors import MMSpecError
+from ..target import Target
+from .engines import Engine, Sampling
+
+GROUPS = ("drafter", "tree", "verifier", "engine")
+"""What makes a method; the rest of the configuration is the same for all sides."""
+
+PLAIN = "plain"
+PLAIN_OVERRIDES = ("drafter=none", "tree=default", "verifier=auto", "engine=mmspec")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One side of a comparison, as it is written.
+
+    Args:
+        label: its name in tables.
+        overrides: what makes it, as on the command line.
+        config: the whole configuration with them.
+    """
+
+    label: str
+    overrides: tuple[str, ...]
+    config: Any
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The options that were chosen, by group."""
+        pairs = (override.partition("=") for override in self.overrides)
+        return {key: value for key, _, value in pairs if key in GROUPS}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the method, resolved."""
+        from omegaconf import OmegaConf
+
+        return {group: OmegaConf.to_container(self.config, resolve=True)[group] for group in GROUPS}
+
+
+@dataclass
+class Side:
+    """A method that is ready to run."""
+
+    method: Method
+    engine: Engine
+
+    @property
+    def label(self) -> str:
+        return self.method.label
+
+    def describe(self) -> dict[str, Any]:
+        """What the bundle says of it."""
+        settings, choices = self.method.settings, self.method.choices
+        return {
+            "label": self.label,
+            "engine": choices.get("engine", "mmspec"),
+            "baseline": self.label == PLAIN,
+            "settings": settings,
+            "drafter": choices.get("drafter") if settings["drafter"] is not None else None,
+            "tree": choices.get("tree") if settings["tree"] is not None else None,
+            "budget": self.engine.budget,
+            "lossless": self.engine.lossless,
+            "exact": self.engine.exact,
+        }
+
+
+def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None) -> list[Method]:
+    """The methods that a configuration of `mmspec bench` asks for, plain decoding first.
+
+    Args:
+        config: composed from the overrides.
+        overrides: of the command line.
+        config_dir: the user's configurations.
+
+    Raises:
+        MMSpecError: for methods that are not `{label: overrides}`, a label given twice, an override that is not a
+            method's to give, or one that names nothing.
+    """
+    common = [override for override in overrides if _group(override) not in (*GROUPS, "methods")]
+    own = [override for override in overrides if _group(override) in GROUPS]
+
+    def method(label: str, words: Sequence[str]) -> Method:
+        return Method(label, tuple(words), configuration.compose("bench", [*common, *words], config_dir))
+
+    planned = [method(PLAIN, PLAIN_OVERRIDES)]
+    if config.methods is None:
+        if own:
+            planned.append(method(label_of(own), own))
+        return planned
+    if not isinstance(config.methods, Mapping) or not config.methods:
+        raise MMSpecError(
+            f"methods={config.methods} must map names to what makes the methods, such as "
+            "methods={mine:'drafter=eagle tree=chain'}"
+        )
+    for label, text in config.methods.items():
+        if str(label) == PLAIN:
+            raise MMSpecError(f"a method cannot be called {PLAIN!r}: that is plain decoding, which is always measured")
+        try:
+            words = shlex.split(text)
+        except (AttributeError, ValueError) as error:
+            raise MMSpecError(f"method {label!r}: {text!r} is not a line of overrides ({error})") from None
+        for word in words:
+            if _group(word) not in GROUPS:
+                raise MMSpecError(
+                    f"method {label!r} sets {word!r}, but a method is made of {', '.join(GROUPS)}; the rest is the "
+                    "same for all methods and belongs on the command line or into the experiment"
+                )
+        try:
+            planned.append(method(str(label), [*own, *words]))
+        except MMSpecError as error:
+            raise MMSpecError(f"method {label!r}: {error}") from error
+    return planned
+
+
+def label_of(overrides: Sequence[str]) -> str:
+    """A name for a method: its drafter, then what else was chosen or set, as in `eagle3 dynamic total=8`."""
+    pairs = [override.partition("=")[::2] for override in overrides]
+    chosen = dict(pairs)
+    words = [chosen.pop("engine", ""), chosen.pop("drafter", "none")]
+    words = [word for word in words if word and word != "mmspec"]
+    words[-1] = words[-1].rstrip("/").rpartition("/")[-1]  # of a path, its last part
+    for key, value in chosen.items():
+        if value not in ("default", "auto"):
+            words.append(value if key in GROUPS else f"{key.partition('.')[2]}={value}")
+    return " ".join(words)
+
+
+def build_sides(
+    methods: Sequence[Method],
+    target: Target,
+    sampling: Sampling,
+    max_new_tokens: int,
+    budget: int | None = None,
+    batch: int = 1,
+) -> list[Side]:
+    """Build the sides; methods with the same drafter share it.
+
+    Args:
+        methods: planned.
+        target: who answers.
+        sampling, max_new_tokens: the same for all.
+        budget: drafted nodes a round that no method may exceed; None for no limit.
+        batch: prompts that will be answered together.
+
+    Raises:
+        MMSpecError: if a method cannot be built, takes single prompts only, or may draft more than the budget.
+    """
+    drafters: dict[str, Any] = {}
+    sides = []
+    for method in methods:
+        config, key = method.config, str(method.settings["drafter"])
+        try:
+            if key not in drafters:
+                drafters[key] = configuration.build(config.drafter, target=target)
+            engine = configuration.build(
+                config.engine,
+                target=target,
+                drafter=drafters[key],
+                tree=configuration.build(config.tree),
+                verifier=configuration.build(config.verifier),
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+            )
+        except MMSpecError as error:
+            raise MMSpecError(f"method {method.label!r}: {error}") from error
+        if budget is not None and (engine.budget is None or engine.budget > budget):
+            most = "an unknown number of" if engine.budget is None else f"up to {engine.budget}"
+            raise MMSpecError(
+                f"method {method.label!r} drafts {most} nodes a round, but budget={budget}: give it a smaller tree "
+                "(tree.length, tree.total, drafter.length ...), raise the budget, or leave the method out"
+            )
+        if batch > 1 and engine.one_row:
+            raise MMSpecError(
+                f"method {method.label!r} takes one prompt at a time, but batch={batch}: set batch=1, or leave it out"
+            )
+        sides.append(Side(method, engine))
+    return sides
+
+
+def _group(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]

@@ -1,0 +1,129 @@
+"""The lines under the table: what its columns mean, where it was measured, and what to know before quoting it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .figures import Row
+from .merging import CONDITIONS, Group
+from .sample import RESAMPLES
+
+COLUMNS = (
+    "Speed-ups are tokens per second over {baseline} in the same process on the same prompts, end to end: from the "
+    "prepared picture to the last token. Decoding only leaves out vision, prefill and the first token. Mean: every "
+    "task counts the same; its 95 % interval is from {resamples} resamples of the prompts{repeats}. Tokens a pass: "
+    "what one pass of the target yields on average, its own (bonus) token included. Same text: answers that equal "
+    "those of plain decoding token for token; at a near-tie the target itself is undecided."
+)
+REPEATS = "; single repeats: the lowest and the highest mean that one repeat alone gave"
+
+
+def notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
+    """Return the lines for a table with these rows."""
+    repeated = any(row.overall is not None and row.overall.repeats > 1 for row in rows)
+    baseline = _joined(row.side["label"] for row in rows if row.baseline)
+    lines = [COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated else "")]
+    lines += [_measured(group, [row for row in rows if row.conditions is group.conditions]) for group in groups]
+    lines.append(_budgets(rows))
+    lines += [line for group in groups for line in _warnings(group)]
+    loose = [row.method for row in rows if not row.side.get("lossless", True)]
+    if loose:
+        lines.append(f"Not lossless, so its text may differ by design: {_joined(loose)}.")
+    changed = [
+        f"{row.method} ({row.overall.exact.changed})" for row in rows if row.overall and row.overall.exact.changed
+    ]
+    if changed:
+        lines.append(f"Answers that were not the same in every repeat: {_joined(changed)}; counts are of the first.")
+    return lines
+
+
+def _measured(group: Group, rows: Sequence[Row]) -> str:
+    manifests = [bundle.manifest for bundle in group.bundles]
+    versions = _joined(
+        f"mmspec {m['mmspec']}{_revision(m['git'])}, torch {m['versions'].get('torch')}, "
+        f"transformers {m['versions'].get('transformers')}"
+        for m in manifests
+    )
+    machines = _joined(
+        f"{machine['cpu']} ({machine['threads']} of {machine['cpus']} threads)"
+        if machine["device"] == "cpu"
+        else machine["device"].removeprefix("cuda: ")
+        for machine in (m["machine"] for m in manifests)
+    )
+    counted = next((row.overall for row in rows if row.baseline), None)
+    batch = f", batches of {group.conditions['batch']}" if group.conditions["batch"] > 1 else ""
+    what = "nothing" if counted is None else f"{counted.prompts} prompts x {counted.repeats} repeats"
+    days = _joined(m["started"][:10] for m in manifests)
+    return (
+        f"Measured on {machines}: target {group.conditions['target']} in {group.conditions['dtype']}, {what}{batch}, "
+        f"{_sampling(group.conditions['sampling'])}, at most {group.conditions['max_new_tokens']} new tokens; "
+        f"{versions}; {days}."
+    )
+
+
+def _revision(git: dict[str, Any]) -> str:
+    if not git.get("revision"):
+        return ""
+    return f" ({git['revision'][:7]}{', changed' if git.get('dirty') else ''})"
+
+
+def _sampling(sampling: dict[str, Any]) -> str:
+    if not sampling.get("temperature"):
+        rest = {name: value for name, value in sampling.items() if name == "repetition_penalty" and value}
+        return ", ".join(["greedy", *(f"{name} {value}" for name, value in rest.items())])
+    return ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)
+
+
+def _budgets(rows: Sequence[Row]) -> str:
+    drafting = [row for row in rows if row.side.get("drafter") is not None]
+    budgets = [row.side.get("budget") for row in drafting]
+    known = sorted({budget for budget in budgets if budget is not None})
+    unknown = f" The limit of {_joined(row.method for row in drafting if row.side.get('budget') is None)} is unknown."
+    unknown = unknown if None in budgets else ""
+    if len(known) > 1:
+        return f"Budgets are NOT equal: the methods may draft from {known[0]} to {known[-1]} nodes a pass.{unknown}"
+    if known:
+        return f"All methods may draft up to {known[0]} nodes a pass.{unknown}"
+    return f"No method has a known limit of drafted nodes.{unknown}"
+
+
+def _warnings(group: Group) -> list[str]:
+    lines = []
+    skipped = {skip["id"]: skip["reason"] for bundle in group.bundles for skip in bundle.manifest["skipped"]}
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        lines.append(f"{len(skipped)} prompts were left out because they failed to load; the first, {name}: {reason}.")
+    for bundle in group.bundles:
+        manifest = bundle.manifest
+        if manifest["status"] != "complete":
+            because = f" ({manifest['error']})" if manifest.get("error") else ""
+            done = len({record["request"] for record in bundle.requests})
+            of = f"{done} of {manifest['requests']} requests"
+            lines.append(f"PARTIAL: {bundle.folder} is {manifest['status']}{because}, with {of}.")
+    return lines
+
+
+def conditions_shown(conditions: dict[str, Any], groups: Sequence[Group]) -> str:
+    """Return what sets a group apart from the others in the table."""
+    shown = []
+    for name in CONDITIONS:
+        values = {json.dumps(group.conditions[name], sort_keys=True) for group in groups}
+        if name == "target" or len(values) == 1:
+            continue
+        value = conditions[name]
+        if name == "fingerprint":
+            # Two targets may well have the same name, such as that of a checkpoint before and after more training.
+            names = {group.conditions["target"] for group in groups}
+            value = conditions["target"] if len(names) == len(values) else f"{conditions['target']} [{value}]"
+        elif name == "sampling":
+            value = _sampling(value)
+        elif name in ("batch", "max_new_tokens"):
+            value = f"{name} {value}"
+        shown.append(str(value))
+    return ", ".join(shown)
+
+
+def _joined(words: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(words))  # names of methods may have commas in them

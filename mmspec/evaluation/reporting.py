@@ -1,0 +1,145 @@
+"""One report from any number of bundles: its table, its figures, its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ..errors import MMSpecError
+from .export import export_mmspec
+from .figures import Row, rows_of
+from .merging import PLAIN, Group, open_groups
+from .plots import CAPTIONS, save_plots
+from .table import Table
+from .units import UnitTable, in_units
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BEGIN, END = "<!-- mmspec report: begin -->", "<!-- mmspec report: end -->"
+
+
+@dataclass
+class Report:
+    """What bundles say, merged. In a notebook it shows as its table.
+
+    Args:
+        groups: the bundles by the conditions that they were measured under; usually one.
+        rows: one per method: the baseline of a group first, then by mean speed-up.
+    """
+
+    groups: list[Group]
+    rows: list[Row]
+
+    def table(self) -> Table:
+        """Return the table, which prints in a terminal with rich, and has `.markdown()` and `.csv()`."""
+        return Table(self.rows, self.groups)
+
+    def units(self, name: str) -> UnitTable:
+        """Return the same runs as EAGLE, MMSpec, ViSpec or vLLM would count them; see `mmspec.evaluation.units`."""
+        return in_units(self.groups, name)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every figure, and the manifests, as plain JSON values."""
+        bundles = [
+            {"folder": str(bundle.folder), **bundle.manifest} for group in self.groups for bundle in group.bundles
+        ]
+        return {"notes": self.table().notes, "rows": [asdict(row) for row in self.rows], "bundles": bundles}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write table.md, table.csv, report.json and the plots into a folder; return the files.
+
+        Raises:
+            MMSpecError: if it cannot be written.
+        """
+        folder = Path(folder)
+        texts = {
+            "table.md": self.table().markdown(),
+            "table.csv": self.table().csv(),
+            "report.json": json.dumps(self.as_json(), indent=1) + "\n",
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            return [*(folder / name for name in texts), *save_plots(self.rows, folder)]
+        except OSError as error:
+            raise MMSpecError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write the answers in the files of the MMSpec benchmark; see `mmspec.evaluation.export`."""
+        try:
+            return export_mmspec(self.groups, folder)
+        except OSError as error:
+            raise MMSpecError(f"the answers cannot be written to {folder}: {error.strerror or error}") from error
+
+    def put_into(self, file: str | Path) -> list[Path]:
+        """Put the table and the plots into a Markdown file, in place of those of an earlier time.
+
+        What stands between the two comments is replaced; without them it goes to the end of the file, which is made if
+        it does not exist. The plots are in a folder beside the file that is named like it.
+
+        Raises:
+            MMSpecError: if the file has one of the comments only, or cannot be written.
+        """
+        file = Path(file)
+        plots = file.with_suffix("") if file.suffix else file.with_name(f"{file.name}.plots")
+        try:
+            text = file.read_text(encoding="utf-8") if file.exists() else ""
+            before, after = _around(text, file)
+            plots.mkdir(parents=True, exist_ok=True)
+            pictures = save_plots(self.rows, plots)
+            links = [
+                f"![{CAPTIONS[path.stem]}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
+                for path in pictures
+            ]
+            parts = [BEGIN, self.table().markdown().rstrip("\n"), *links, END]
+            file.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise MMSpecError(f"the report cannot be put into {file}: {reason}") from error
+        return [file, *pictures]
+
+    def __rich__(self) -> RenderableType:
+        return self.table()
+
+    def _repr_markdown_(self) -> str:
+        return self.table().markdown()
+
+
+def _around(text: str, file: Path) -> tuple[str, str]:
+    """Return what stands before and after the report in a file."""
+    found = text.count(BEGIN), text.count(END)
+    if found == (0, 0):
+        return (text.rstrip("\n") + "\n\n" if text.strip() else ""), "\n"
+    if found != (1, 1) or text.index(BEGIN) > text.index(END):
+        raise MMSpecError(
+            f"{file} must have {BEGIN!r} once and {END!r} once after it, or neither; it has {found[0]} and {found[1]}"
+        )
+    before, rest = text.split(BEGIN)
+    return before, rest.split(END)[1]
+
+
+def report(
+    bundles: Sequence[str | Path] | str | Path, *, baseline: str = PLAIN, mixed: bool = False, partial: bool = False
+) -> Report:
+    """Read bundles into one report.
+
+    Args:
+        bundles: folders that `mmspec bench` wrote, or folders that hold such.
+        baseline: the label of the method that all are compared with; every bundle must have it.
+        mixed: whether bundles of different targets, dtypes, devices or settings of sampling may come together. Each is
+            compared with its own baseline, and its rows say what it is.
+        partial: whether to use what there is of a bundle that is not complete.
+
+    Raises:
+        MMSpecError: for what is no bundle, is not complete, or does not go together.
+    """
+    folders = [bundles] if isinstance(bundles, str | Path) else list(bundles)
+    groups = open_groups(folders, baseline, mixed, partial)
+    return Report(groups, [row for group in groups for row in rows_of(group)])

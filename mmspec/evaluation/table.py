@@ -1,0 +1,192 @@
+"""The table: one row per method, and under it what its columns mean and where it was measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .figures import Estimate, Figures, Means, Row
+from .layout import as_text, least_width, markdown_table, terminal_tables
+from .merging import CONDITIONS, Group
+from .notes import conditions_shown, notes
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+DASH = "-"
+NODES = "drafted nodes a pass (limit)"
+BROKEN = ("measured on", "same text as plain")  # columns in which a cell may break
+WIDTH = 120
+
+PHASE_COLUMNS = ("draft", "score", "verify", "commit", "observe", "other")
+
+
+@dataclass
+class Table:
+    """Rows as text, for Markdown, CSV and the terminal.
+
+    Args:
+        rows: of all groups, in the order in which they are shown.
+        groups: that they are from.
+    """
+
+    rows: Sequence[Row]
+    groups: Sequence[Group]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Of all groups, in the order in which they first occur."""
+        return list(dict.fromkeys(task for group in self.groups for task in group.tasks))
+
+    @property
+    def notes(self) -> list[str]:
+        """The lines under the table, each a sentence or more."""
+        return notes(self.groups, self.rows)
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the headings and the rows."""
+        repeated = any(row.overall is not None and row.overall.repeats > 1 for row in self.rows)
+        mixed = len(self.groups) > 1
+        headings = ["method", *(["measured on"] if mixed else []), NODES, *map(_named, self.tasks)]
+        headings += ["mean (95 % interval)", *(["single repeats"] if repeated else []), "decoding only"]
+        headings += ["tokens a pass", "of them drafted", "same text as plain"]
+        rows = []
+        for row in self.rows:
+            cells = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else []), _nodes(row)]
+            cells += [_value(figures and figures.speedup) for figures in (row.tasks.get(task) for task in self.tasks)]
+            cells += [_interval(row.mean), *([_spread(row.mean)] if repeated else [])]
+            cells += [_value(row.mean and row.mean.speedup_decode)]
+            cells += [_value(row.mean and row.mean.mean_acceptance_length)]
+            cells += [_value(row.mean and row.mean.mean_accepted_draft_tokens), _same(row)]
+            rows.append(cells)
+        return headings, rows
+
+    def markdown(self) -> str:
+        """Return a Markdown table and the lines under it."""
+        return f"{markdown_table(*self.cells())}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+
+    def csv(self) -> str:
+        """Return one line per method and task, and one over all tasks, with every figure."""
+        lines = [line for row in self.rows for line in csv_lines(row)]
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return out.getvalue()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield what a terminal shows. Where the tasks do not fit beside the rest, they get a table of their own."""
+        from rich.text import Text
+
+        headings, rows = self.cells()
+        first = headings.index(NODES) + 1
+        names, end = (2 if len(self.groups) > 1 else 1), first + len(self.tasks)
+        title, width = f"speed-up over {_baseline(self.rows)}, end to end", options.max_width
+
+        def part(places: Sequence[int], title: str) -> Iterator[RenderableType]:
+            cells = [[row[i] for i in places] for row in rows]
+            yield from terminal_tables(title, [headings[i] for i in places], cells, width, names, BROKEN)
+
+        everything = range(len(headings))
+        if least_width(headings, rows, BROKEN) <= width:
+            yield from part(everything, title)
+        else:
+            yield from part([i for i in everything if not first <= i < end], title)
+            yield from part([*range(names), *range(first, end)], f"{title}, by task")
+        yield from (Text(f"- {note}") for note in self.notes)
+
+    def __str__(self) -> str:
+        return as_text(self, WIDTH)
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+
+def _baseline(rows: Sequence[Row]) -> str:
+    return " and ".join(dict.fromkeys(row.side["label"] for row in rows if row.baseline))
+
+
+def _named(task: str) -> str:
+    return task or "(no task)"
+
+
+def _value(estimate: Estimate | None) -> str:
+    return DASH if estimate is None else f"{estimate.value:.2f}"
+
+
+def _interval(means: Means | None) -> str:
+    if means is None:
+        return DASH
+    one = means.speedup
+    return (
+        f"{one.value:.2f}"
+        if one.low is None or one.low == one.high
+        else f"{one.value:.2f} ({one.low:.2f}-{one.high:.2f})"
+    )
+
+
+def _spread(means: Means | None) -> str:
+    if means is None or means.spread is None:
+        return DASH
+    low, high = (f"{value:.2f}" for value in means.spread)
+    return low if low == high else f"{low}-{high}"
+
+
+def _nodes(row: Row) -> str:
+    """The nodes of the mean pass and the most that the settings allow; of a side without rounds the limit alone."""
+    budget = row.side.get("budget")
+    if row.side.get("drafter") is None:
+        return "0"
+    if row.overall is None or row.overall.nodes is None:
+        return DASH if budget is None else f"({budget})"
+    return f"{row.overall.nodes:.1f}" + (f" ({budget})" if budget is not None else "")
+
+
+def _same(row: Row) -> str:
+    exact = row.overall.exact if row.overall else None
+    if exact is None or not exact.compared:
+        return DASH
+    text = f"{exact.same}/{exact.compared}"
+    if exact.near_ties:
+        text += f", {exact.near_ties} near-tie{'s' * (exact.near_ties > 1)}"
+    return text
+
+
+def csv_lines(row: Row) -> list[dict[str, Any]]:
+    """Return a row's figures as flat lines: one per task, `mean` for the mean of tasks, `all` for all of it pooled."""
+    conditions = {name: row.conditions[name] for name in CONDITIONS if name != "sampling"}
+    conditions |= {name: value for name, value in row.conditions["sampling"].items() if value is not None}
+    side = {name: row.side.get(name) for name in ("engine", "drafter", "tree", "lossless")}
+    parts = {**row.tasks, "mean": row.mean, "all": row.overall}
+    return [
+        {"method": row.method, "task": task, "baseline": row.baseline, **flat(figures), **side, **conditions}
+        for task, figures in parts.items()
+        if figures is not None
+    ]
+
+
+def flat(figures: Means | Figures) -> dict[str, Any]:
+    """Return figures by name as numbers and short texts: an estimate is three, a list is joined by spaces."""
+    found: dict[str, Any] = {}
+    for name, value in vars(figures).items():
+        if isinstance(value, Estimate):
+            found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        elif name.startswith("spread"):
+            found |= {f"{name}_low": value and value[0], f"{name}_high": value and value[1]}
+        elif name == "round_seconds":
+            found |= {f"round_{phase}_seconds": value.get(phase) for phase in PHASE_COLUMNS}
+        elif name == "exact":
+            found |= {f"exact_{part}": getattr(value, part) for part in ("compared", "same", "near_ties", "changed")}
+            first = value.first or {}
+            found["first_divergence"] = f"{' '.join(first['ids'])} at {first['position']}" if first else None
+        elif isinstance(value, list):
+            found[name] = " ".join(f"{one:.6g}" for one in value)
+        elif isinstance(value, dict):
+            found[name] = " ".join(f"{key}:{one}" for key, one in value.items())
+        else:
+            found[name] = value
+    return found

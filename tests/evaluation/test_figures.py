@@ -1,0 +1,172 @@
+"""Figures of synthetic bundles, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+from bundles import PLAIN_PASS, eagle3, lookup, plain, write_bundle
+
+from mmspec.evaluation import report
+from mmspec.evaluation.figures import conditional_acceptance_rate
+from mmspec.evaluation.sample import RESAMPLES, _weights
+from mmspec.stats import Round, Stats
+
+# An answer of n tokens takes plain decoding 1 + (n - 1) / 2 seconds. eagle3 emits 3, 1, 3, 1, ... tokens in rounds of
+# PLAIN_PASS, so 9 tokens are 1 + 8, in four rounds: 3 seconds instead of 5.
+PROMPTS = {"scenes": [9, 17], "charts": [5, 5]}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3(), lookup()], PROMPTS)
+    return {row.method: row for row in report(folder).rows}
+
+
+def test_plain_decoding_is_one(rows):
+    row = rows["plain"]
+    assert row.baseline
+    for figures in (*row.tasks.values(), row.overall, row.mean):
+        assert figures.speedup.value == figures.speedup_decode.value == figures.speedup_per_prompt == 1
+        assert figures.mean_acceptance_length.value == 1
+        assert figures.mean_accepted_draft_tokens.value == 0
+    assert row.overall.tokens_per_second == 1 / PLAIN_PASS
+    assert row.overall.nodes == row.overall.draft_cost == 0
+    assert row.overall.exact.compared == 0  # it is what the others are compared with
+
+
+def test_speedups_are_pooled_and_per_prompt(rows):
+    scenes = rows["eagle3 chain"].tasks["scenes"]
+    # 5 + 9 seconds against 3 + 5
+    assert scenes.speedup.value == 14 / 8
+    assert scenes.speedup_per_prompt == pytest.approx((5 / 3 + 9 / 5) / 2)
+    assert scenes.speedup_decode.value == scenes.speedup_decode_per_prompt == 2
+    assert scenes.tokens_per_second_end_to_end == 26 / 8
+    assert scenes.tokens_per_second == 24 / 6
+    assert scenes.ttft == 1
+    assert (scenes.requests, scenes.prompts, scenes.repeats, scenes.tokens) == (2, 2, 1, 26)
+
+
+def test_over_tasks_there_is_a_mean_and_a_pool(rows):
+    row = rows["eagle3 chain"]
+    assert row.tasks["charts"].speedup.value == 3 / 2  # 3 seconds against 2, twice
+    assert row.mean.speedup.value == (14 / 8 + 3 / 2) / 2
+    assert row.overall.speedup.value == (14 + 6) / (8 + 4)
+    assert row.mean.speedup_per_prompt == pytest.approx(((5 / 3 + 9 / 5) / 2 + 3 / 2) / 2)
+    assert row.overall.speedup_per_prompt == pytest.approx((5 / 3 + 9 / 5 + 3 / 2 + 3 / 2) / 4)
+
+
+def test_counts_of_drafts(rows):
+    scenes = rows["eagle3 chain"].tasks["scenes"]
+    # 4 + 8 rounds with 2, 0, 2, 0, ... accepted of four nodes
+    assert scenes.mean_acceptance_length.value == 2
+    assert scenes.mean_accepted_draft_tokens.value == 1
+    assert scenes.draft_acceptance_rate == 12 / 48
+    assert scenes.acceptance_rate_per_position == [0.5, 0.5, 0]
+    assert scenes.conditional_acceptance_rate == [0.5, 1, 0]
+    assert scenes.acceptance_histogram == {0: 6, 2: 6}
+    assert (scenes.nodes, scenes.nodes_max, scenes.budget) == (4, 4, 4)
+
+
+def test_time_of_a_round_and_cost_of_drafting(rows):
+    scenes = rows["eagle3 chain"].tasks["scenes"]
+    assert scenes.round_seconds == {"draft": PLAIN_PASS / 4, "score": PLAIN_PASS / 2, "observe": PLAIN_PASS / 4}
+    assert scenes.draft_cost == 0.5
+    assert scenes.unaccounted == 0
+
+
+def test_what_transformers_reports_is_enough_for_lengths(rows):
+    scenes = rows["transformers lookup"].tasks["scenes"]
+    # 9 tokens in 5 passes and 17 in 9, the prompt's among them
+    assert scenes.mean_acceptance_length.value == 26 / 14
+    assert scenes.mean_accepted_draft_tokens.value == 12 / 14
+    # The prompt's pass gives two tokens, which are not decoding's: 7 in 2.5 seconds and 15 in 4.5.
+    assert scenes.speedup_decode.value == (22 / 7) / (24 / 12)
+    assert scenes.nodes is None and scenes.draft_cost is None and scenes.round_seconds == {}
+
+
+def test_baseline_of_transformers_does_not_count_the_prompts_pass(tmp_path):
+    base = plain(label="generate", engine="transformers")
+    folder = write_bundle(tmp_path / "bundle", [base, plain(), eagle3()], {"scenes": [9]})
+    (row,) = [row for row in report(folder, baseline="generate").rows if row.method == "eagle3 chain"]
+    # 9 passes in 4.5 seconds after a second for the prompt; of the passes 8 are decoding's.
+    assert row.overall.draft_cost == PLAIN_PASS / 2 / (4.5 / 8)
+
+
+def test_times_are_medians_over_repeats_and_the_spread_is_of_single_ones(tmp_path):
+    slow = eagle3(repeat_factors=[1.0, 2.0, 0.5])
+    folder = write_bundle(tmp_path / "bundle", [plain(), slow], PROMPTS, repeats=3)
+    row = report(folder).rows[1]
+    scenes = row.tasks["scenes"]
+    assert scenes.speedup.value == 14 / 8 and scenes.repeats == 3
+    assert scenes.spread == (14 / 14, 14 / 5)
+    assert scenes.spread_decode == (1, 4)
+    assert row.mean.spread == ((1 + 6 / 6) / 2, (14 / 5 + 6 / 3) / 2)
+    assert row.overall.spread == (20 / 20, 20 / 8)
+
+
+def test_a_single_repeat_has_no_spread(rows):
+    assert rows["eagle3 chain"].mean.spread is None
+
+
+def test_intervals_come_from_the_prompts(rows):
+    scenes = rows["eagle3 chain"].tasks["scenes"].speedup
+    # Two prompts: a resample is the first twice (1/4), the second twice (1/4) or both.
+    assert (scenes.low, scenes.high) == (5 / 3, 9 / 5)
+    charts = rows["eagle3 chain"].tasks["charts"].speedup
+    assert (charts.low, charts.high) == (1.5, 1.5)
+    mean = rows["eagle3 chain"].mean.speedup
+    assert (mean.low, mean.high) == pytest.approx(((5 / 3 + 1.5) / 2, (9 / 5 + 1.5) / 2))
+
+
+def test_resamples_draw_as_many_prompts_and_every_task_for_itself():
+    scenes, charts = (_weights(3, task) for task in ("scenes", "charts"))
+    assert scenes.shape == (1 + RESAMPLES, 3)
+    assert scenes[0].tolist() == [1, 1, 1] and (scenes.sum(1) == 3).all()
+    # Tasks drawn alike would go wrong together, and the interval of their mean would be too wide.
+    assert (scenes != charts).any()
+
+
+def test_a_single_prompt_has_no_interval(tmp_path):
+    row = report(write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9]})).rows[1]
+    assert (row.mean.speedup.low, row.mean.speedup.high) == (None, None)
+
+
+def test_turns_of_a_conversation_are_drawn_together(tmp_path):
+    row = report(write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9]}, turns=3)).rows[1]
+    assert row.overall.requests == 3 and row.overall.speedup.low is None
+
+
+def test_the_same_bundle_gives_the_same_intervals(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9, 30, 31, 64, 5]})
+    assert report(folder).rows == report(folder).rows
+
+
+def test_time_that_no_phase_explains(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9]})
+    path = folder / "requests.jsonl"
+    path.write_text(path.read_text().replace('"wall": 3.0', '"wall": 4.0'))
+    row = report(folder).rows[1]
+    assert row.overall.unaccounted == 0.25
+    assert row.overall.speedup.value == 5 / 4
+
+
+def test_an_answer_of_one_token_has_nothing_to_decode(tmp_path):
+    row = report(write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [1]})).rows[1]
+    assert row.overall.speedup.value == row.overall.speedup_decode.value == row.overall.speedup_decode_per_prompt == 1
+    assert row.overall.mean_acceptance_length.value == 1
+    assert row.overall.nodes is None
+
+
+def test_exactness(tmp_path):
+    tie = {"row": 0, "position": 7, "margin": 0.001, "tie": True, "token": 1, "plain": 2}
+    wrong = {"row": 0, "position": 3, "margin": 2.5, "tie": False, "token": 1, "plain": 2}
+    side = eagle3(divergences={"scenes/test/0": [tie], "scenes/test/2": [wrong]})
+    folder = write_bundle(tmp_path / "bundle", [plain(), side], {"scenes": [9, 9, 9, 9]})
+    exact = report(folder).rows[1].overall.exact
+    assert (exact.compared, exact.same, exact.near_ties, exact.changed) == (4, 2, 1, 0)
+    assert exact.first == {"ids": ["scenes/test/2"]} | wrong
+
+
+def test_conditional_rate_only_asks_passes_whose_tree_was_deep_enough():
+    rounds = [Round([3], [1], [2], depth=1), Round([3], [2], [3], depth=2), Round([3], [0], [1], depth=2)]
+    rounds += [Round([0], [0], [0], depth=2)]  # the row had finished
+    assert conditional_acceptance_rate(Stats(rounds)) == [2 / 3, 1]

@@ -1,0 +1,279 @@
+"""Measuring: what is recorded, what is checked, what makes a run fail, and how it goes on."""
+
+import errno
+
+import pytest
+from running import SHORT, AcceptsAll, Listed, OtherNoise, lines, measure, questions, side, sides, tiny
+
+import mmspec
+from mmspec.data import Example
+from mmspec.drafters import NGramDrafter
+from mmspec.errors import MMSpecError
+from mmspec.evaluation.asking import grouped
+from mmspec.evaluation.bundle import Bundle
+from mmspec.evaluation.divergence import Divergence, divergences, next_scores
+from mmspec.evaluation.engines import Sampling
+from mmspec.evaluation.measure import Protocol, booking_seconds
+from mmspec.inputs import prepare
+from mmspec.verifiers import RejectionSampling, Synthetic
+
+
+def test_a_bundle_holds_every_answer_and_round(tmp_path):
+    bundle = measure(tmp_path / "b", questions(100, 101, tasks=("scenes", "charts")), repeats=2)
+    assert bundle.complete and bundle.manifest["requests"] == 4 and bundle.manifest["skipped"] == []
+    assert len(bundle.requests) == 4 * 2 * 2
+    for record in bundle.requests:
+        rounds = [
+            entry
+            for entry in bundle.rounds
+            if all(entry[key] == record[key] for key in ("request", "turn", "repeat", "side"))
+        ]
+        assert len(rounds) == record["passes"]
+        assert sum(entry["emitted"][0] for entry in rounds) + record["first_tokens"][0] == record["new_tokens"][0]
+        assert record["same"] is True and record["repeatable"] is True
+        assert ("token_ids" in record) == (record["repeat"] == 0)
+
+
+def test_phases_add_up_to_the_wall_time(tmp_path):
+    bundle = measure(tmp_path / "b", questions(100, 101), chosen=sides(tiny(), tokens=60))
+    inside = sum(sum(record["seconds"].values()) for record in bundle.requests)
+    outside = sum(record["wall"] for record in bundle.requests)
+    assert 0.98 * outside < inside <= outside
+
+
+def test_measuring_costs_less_than_two_percent(tmp_path):
+    seconds = measure(tmp_path / "b", questions(100), chosen=sides(tiny(), tokens=60)).manifest["seconds"]
+    assert 0 < seconds["measuring"] < 0.02 * seconds["timed"]
+    assert 0 < booking_seconds(200) < 1e-3
+
+
+def test_the_sides_take_turns_and_change_places(tmp_path):
+    target = tiny()
+    three = [*sides(target), side("again", target)]
+    bundle = measure(tmp_path / "b", questions(100, 101, 102), chosen=three, repeats=2)
+    order = {}
+    for record in bundle.requests:
+        order.setdefault((record["request"], record["repeat"]), {})[record["order"]] = record["side"]
+    firsts = [order[request, 0][0] for request in range(3)]
+    assert sorted(firsts) == ["again", "ngram", "plain"]
+    assert [order[0, 1][place] for place in range(3)] == [order[0, 0][place] for place in (2, 1, 0)]
+
+
+def test_the_same_seed_gives_the_same_tokens_and_counts(tmp_path):
+    def facts(name, seed):
+        bundle = measure(
+            tmp_path / name, questions(100), chosen=sides(tiny(), temperature=1.0, tokens=40), seed=seed, repeats=2
+        )
+        assert all(record["repeatable"] and record["same"] for record in bundle.requests)
+        ids = [record["token_ids"] for record in bundle.requests if record["repeat"] == 0]
+        return ids, [(entry["drafted"], entry["accepted"]) for entry in bundle.rounds]
+
+    assert facts("a", 3) == facts("b", 3)
+    assert facts("c", 4)[0] != facts("a2", 3)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_verifier_fails_the_run(tmp_path, dtype):
+    target = tiny(dtype)
+    source = Listed(Example("documents/test/100", "What does it say?", ("tiny:documents/test/100",), "documents"))
+    chosen = sides(target, verifier=AcceptsAll(), tokens=40)
+    with pytest.raises(Divergence) as caught:
+        measure(tmp_path / "b", source, target, chosen)
+    message = str(caught.value)
+    for part in ("'ngram'", "documents/test/100", "new token", "prefers", dtype, "on_divergence=report"):
+        assert part in message
+    failed = Bundle.open(tmp_path / "b")
+    assert failed.manifest["status"] == "failed" and failed.manifest["error"] == message
+    assert [record["same"] for record in failed.requests] == [True, False], "what was measured is kept"
+    assert measure(tmp_path / "c", source, target, chosen, on_divergence="report").complete
+
+
+def test_wrong_noise_fails_a_sampled_run(tmp_path):
+    chosen = sides(tiny(), verifier=OtherNoise(), temperature=1.0, tokens=40)
+    with pytest.raises(Divergence, match="'ngram' is not lossless"):
+        measure(tmp_path / "b", questions(100), chosen=chosen)
+
+
+def test_what_cannot_be_compared_token_by_token_is_not(tmp_path):
+    target = tiny()
+    drafter = mmspec.load_drafter("tiny/text_only", target)
+    chosen = [side("plain", target, temperature=1.0, tokens=30)]
+    chosen += [side("rejection", target, drafter, verifier=RejectionSampling(), temperature=1.0, tokens=30)]
+    chosen += [side("synthetic", target, drafter, verifier=Synthetic(0.5), temperature=1.0, tokens=30)]
+    bundle = measure(tmp_path / "b", questions(100), chosen=chosen)
+    assert [record["same"] for record in bundle.requests] == [True, None, None]
+    assert [s["lossless"] for s in bundle.manifest["sides"]] == [True, True, False]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_margin_is_what_the_loop_decides_by(temperature):
+    target = tiny()
+    image, prompt, _ = mmspec.zoo.sample("scenes", "test", 100)
+    requests = prepare(target, [prompt, "Describe it."], [[image], [image]])
+    out = mmspec.generate(target, inputs=requests, temperature=temperature, seed=5, max_new_tokens=12)
+    sampling = Sampling(temperature)
+    for row in range(2):
+        ids = out.token_ids[row]
+        for position in (0, 4, 11):
+            scores = next_scores(target, requests, row, ids[:position], sampling, 5)
+            assert scores.argmax() == ids[position]
+    other = [list(ids) for ids in out.token_ids]
+    other[1][4] = (other[1][4] + 1) % 600
+    (found,) = divergences(target, requests, out.token_ids, other, sampling, 5, tie=2.0)
+    assert (found["row"], found["position"]) == (1, 4) and found["margin"] > 0 and not found["tie"]
+    (tied,) = divergences(target, requests, out.token_ids, other, sampling, 5, tie=1e9)
+    assert tied["tie"]
+    short = [out.token_ids[0][:7], out.token_ids[1]]
+    (found,) = divergences(target, requests, out.token_ids, short, sampling, 5, tie=2.0)
+    assert (found["position"], found["token"], found["margin"]) == (7, None, None)
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    source = questions(100, 101, 102)
+
+    def interrupt(done, what):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "b", source, progress=interrupt)
+    stopped = Bundle.open(tmp_path / "b")
+    assert stopped.manifest["status"] == "interrupted" and len(stopped.blocks()) == 2
+    before = (tmp_path / "b" / "requests.jsonl").read_text()
+    # A kill in the middle of a block, and of a line.
+    for name in ("requests.jsonl", "rounds.jsonl"):
+        with (tmp_path / "b" / name).open("a") as file:
+            file.write('{"request":2,"turn":0,"repeat":0,"side":"plain"}\n{"requ')
+    bundle = measure(tmp_path / "b", source)
+    after = (tmp_path / "b" / "requests.jsonl").read_text()
+    assert bundle.complete and after.startswith(before) and len(bundle.requests) == 6
+    whole = measure(tmp_path / "c", source)
+    for a, b in zip(bundle.requests, whole.requests, strict=True):
+        assert a["token_ids"] == b["token_ids"] and a["order"] == b["order"]
+    with pytest.raises(MMSpecError, match="is complete"):
+        measure(tmp_path / "b", source)
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    source = questions(100, 101)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "b", source, progress=lambda done, what: 1 / 0 if done > 9 else _stop(done))
+    (tmp_path / "b" / "rounds.jsonl").rename(tmp_path / "kept")
+    (tmp_path / "b" / "rounds.jsonl").symlink_to("/dev/full")
+    from mmspec.evaluation.bundle import BundleWriter
+
+    with BundleWriter(tmp_path / "b", "") as writer, pytest.raises(MMSpecError, match="No space left") as caught:
+        writer.add([], [{"request": 1}])
+    assert "--resume" in str(caught.value) and caught.value.__cause__.errno == errno.ENOSPC
+    (tmp_path / "kept").replace(tmp_path / "b" / "rounds.jsonl")
+    assert measure(tmp_path / "b", source).complete
+
+
+def _stop(done):
+    if done == 1:
+        raise KeyboardInterrupt
+
+
+def test_another_process_cannot_write_to_the_same_bundle(tmp_path):
+    from mmspec.evaluation.bundle import BundleWriter
+
+    with (
+        BundleWriter(tmp_path / "b", ""),
+        pytest.raises(MMSpecError, match="another process"),
+        BundleWriter(tmp_path / "b", ""),
+    ):
+        pass
+
+
+def test_pictures_that_fail_are_reported_and_counted(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
+    good = questions(100)[0]
+    source = Listed(
+        Example("missing", "What?", (str(tmp_path / "nothing.png"),)),
+        Example("broken", "What?", (str(tmp_path / "broken.png"),)),
+        good,
+    )
+    bundle = measure(tmp_path / "b", source, repeats=2)
+    assert {skip["id"] for skip in bundle.manifest["skipped"]} == {"missing", "broken"}
+    assert all("nothing.png" in s["reason"] or "broken.png" in s["reason"] for s in bundle.manifest["skipped"])
+    assert {tuple(record["ids"]) for record in bundle.requests} == {(good.id,)}
+    with pytest.raises(MMSpecError, match="none of the 2 questions could be asked"):
+        measure(tmp_path / "c", Listed(*source.examples[:2]))
+
+
+def test_a_failing_picture_leaves_its_batch_alone(tmp_path):
+    source = Listed(Example("missing", "What?", ("nothing.png",), "scenes"), *questions(100, 101))
+    bundle = measure(tmp_path / "b", source, batch=3)
+    assert [record["ids"] for record in bundle.requests] == [["scenes/test/100", "scenes/test/101"]] * 2
+    assert all(len(record["new_tokens"]) == 2 and record["same"] for record in bundle.requests)
+
+
+def test_batches_are_of_one_task_and_keep_their_order():
+    source = questions(1, 2, 3, tasks=("scenes", "charts"))
+    found = [(g.number, g.task, [e.id for e in g.examples]) for g in grouped(source, 2)]
+    assert found == [
+        (0, "scenes", ["scenes/test/1", "scenes/test/2"]),
+        (1, "charts", ["charts/test/1", "charts/test/2"]),
+        (2, "scenes", ["scenes/test/3"]),
+        (3, "charts", ["charts/test/3"]),
+    ]
+    assert len(list(grouped(source, limit=1))) == 2
+
+
+def test_later_turns_are_asked_after_what_plain_decoding_said(tmp_path):
+    first = questions(100)[0]
+    source = Listed(
+        Example("talk", first.prompt, first.images, "scenes", follow_ups=("How many shapes?", "Where?")),
+        questions(101)[0],
+    )
+    target = tiny()
+
+    def interrupt(done, what):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "b", source, progress=interrupt)
+    bundle = measure(tmp_path / "b", source)
+    turns = [r for r in bundle.requests if r["side"] == "plain" and r["ids"] == ["talk"]]
+    assert [record["turn"] for record in turns] == [0, 1, 2]
+    said = [record["text"][0] for record in turns]
+    prompt = (first.prompt, said[0], "How many shapes?", said[1], "Where?")
+    from mmspec.data import open_image
+
+    out = mmspec.generate(target, None, [prompt], [[open_image(first.images[0])]], max_new_tokens=SHORT)
+    assert out.text[0] == said[2]
+    assert [r["ids"] for r in bundle.requests if r["turn"] == 1] == [["talk"]] * 2
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"repeats": 0}, "repeats=0 must be at least 1"),
+        ({"batch": 0}, "batch=0"),
+        ({"limit": 0}, "limit=0"),
+        ({"on_divergence": "ignore"}, "on_divergence=ignore must be fail or report"),
+    ],
+)
+def test_bad_protocols_are_refused(settings, message):
+    with pytest.raises(MMSpecError, match=message):
+        Protocol(**settings)
+
+
+def test_an_empty_task_is_refused(tmp_path):
+    with pytest.raises(MMSpecError, match="no question"):
+        measure(tmp_path / "b", Listed())
+
+
+def test_a_method_that_fails_is_named_and_the_rest_kept(tmp_path):
+    class Clumsy(NGramDrafter):
+        def draft(self, root):
+            if self.context.request.lengths[0] and len(self.context.history[0]) > 155:
+                raise MMSpecError("it slipped")
+            return super().draft(root)
+
+    target = tiny()
+    with pytest.raises(MMSpecError, match="method 'clumsy', question 'scenes/test/100': it slipped"):
+        measure(tmp_path / "b", chosen=[side("plain", target), side("clumsy", target, Clumsy(target))])
+    assert lines(tmp_path / "b" / "requests.jsonl") == [] if (tmp_path / "b" / "requests.jsonl").exists() else True
+    assert Bundle.open(tmp_path / "b").manifest["status"] == "failed"

@@ -1,0 +1,121 @@
+"""What a reader sees: Markdown, CSV, the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from bundles import eagle3, lookup, plain, write_bundle
+
+from mmspec.evaluation import report
+from mmspec.evaluation.layout import as_text
+
+TASKS = ("scenes", "charts", "documents", "questions")
+
+
+def made(tmp_path, sides=None, **changes):
+    sides = sides or [plain(), eagle3(), lookup(budget=5)]
+    return report(write_bundle(tmp_path / "bundle", sides, {task: [9, 17] for task in TASKS}, **changes))
+
+
+def test_markdown_rows(tmp_path):
+    lines = made(tmp_path).table().markdown().splitlines()
+    assert lines[0].startswith(
+        "| method | drafted nodes a pass (limit) | scenes | charts | documents | questions | mean"
+    )
+    assert lines[2] == "| plain | 0 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 | - |"
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert cells[:6] == ["eagle3 chain", "4.0 (4)", "1.75", "1.75", "1.75", "1.75"]
+    assert cells[6] == "1.75 (1.69-1.79)" and cells[7:] == ["2.00", "2.00", "1.00", "8/8"]
+    assert "| transformers lookup | (5) |" in lines[4]
+
+
+def test_the_spread_is_shown_when_there_is_one(tmp_path):
+    table = made(tmp_path, [plain(), eagle3(repeat_factors=[1.0, 2.0])], repeats=2).table()
+    headings, rows = table.cells()
+    assert rows[1][headings.index("single repeats")] == "1.00-1.75"
+
+
+def test_near_ties_are_told_apart(tmp_path):
+    tie = {"row": 0, "position": 7, "margin": 0.001, "tie": True, "token": 1, "plain": 2}
+    side = eagle3(divergences={"charts/test/0": [tie], "scenes/test/0": [tie], "scenes/test/1": [tie | {"tie": False}]})
+    _, rows = made(tmp_path, [plain(), side]).table().cells()
+    assert rows[1][-1] == "5/8, 2 near-ties"
+
+
+def test_a_pipe_in_a_name_stays_in_its_cell(tmp_path):
+    assert r"| a\|b |" in made(tmp_path, [plain(), eagle3(label="a|b")]).table().markdown()
+
+
+def test_notes_say_where_and_how(tmp_path):
+    skipped = [{"id": "charts/test/9", "reason": "the file is no picture"}]
+    sides = [plain(), eagle3(), eagle3(label="wide", budget=16, lossless=False)]
+    notes = "\n".join(made(tmp_path, sides, skipped=skipped, repeats=2).table().notes)
+    for part in (
+        "over plain in the same process",
+        "a processor (2 of 2 threads)",
+        "target tiny in float32, 8 prompts x 2 repeats, greedy, at most 128 new tokens",
+        "mmspec 0.1.0 (0123456), torch 2.13.0, transformers 5.23.0",
+        "Budgets are NOT equal: the methods may draft from 4 to 16 nodes a pass",
+        "1 prompts were left out",
+        "charts/test/9: the file is no picture",
+        "Not lossless, so its text may differ by design: wide.",
+    ):
+        assert part in notes
+
+
+def test_equal_budgets_are_said_to_be(tmp_path):
+    notes = made(tmp_path, [plain(), eagle3(), eagle3(label="other")]).table().notes
+    assert "All methods may draft up to 4 nodes a pass." in notes
+
+
+def test_answers_that_changed_between_repeats_are_noted(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9]}, repeats=2)
+    path = folder / "requests.jsonl"
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, last.replace("{", '{"repeatable": false, ', 1)]) + "\n")
+    notes = "\n".join(report(folder).table().notes)
+    assert "not the same in every repeat: eagle3 chain (1)" in notes
+
+
+def test_csv_has_a_line_per_method_and_task(tmp_path):
+    lines = list(csv.DictReader(io.StringIO(made(tmp_path).table().csv())))
+    assert len(lines) == 3 * (len(TASKS) + 2)
+    (line,) = [line for line in lines if (line["method"], line["task"]) == ("eagle3 chain", "charts")]
+    assert float(line["speedup"]) == 1.75 and float(line["round_draft_seconds"]) == 0.125
+    assert line["acceptance_rate_per_position"] == "0.5 0.5 0"
+    assert line["acceptance_histogram"] == "0:6 2:6"
+    assert (line["dtype"], line["temperature"], line["exact_compared"]) == ("float32", "0.0", "2")
+
+
+def test_the_terminal_cuts_no_name_and_keeps_to_its_width(tmp_path):
+    long = "draft_model with a name of some length, dynamic tree"
+    table = made(tmp_path, [plain(), eagle3(), eagle3(label=long)]).table()
+    for width in (200, 120, 100):
+        shown = as_text(table, width)
+        assert all(len(line) <= width for line in shown.splitlines())
+        assert long in shown
+        for task in TASKS:
+            assert task in shown
+    narrow = as_text(table, 40)
+    assert all(len(line) <= 40 for line in narrow.splitlines())
+    assert "1.75 (1.69-1.79)" in as_text(table, 100)
+
+
+def test_tasks_stand_beside_the_rest_if_they_fit(tmp_path):
+    table = made(tmp_path, [plain(), eagle3()]).table()
+    assert "by task" not in str(table)
+    assert "by task" in as_text(table, 70)
+
+
+def test_mixed_rows_say_what_sets_them_apart(tmp_path):
+    write_bundle(tmp_path / "a", [plain(), eagle3()], {"scenes": [9]})
+    target = {"name": "other", "class": "Llava", "dtype": "bfloat16", "fingerprint": "f" * 16}
+    write_bundle(tmp_path / "b", [plain(), eagle3()], {"charts": [9]}, target=target)
+    table = report(tmp_path, mixed=True).table()
+    headings, rows = table.cells()
+    assert headings[:2] == ["method", "measured on"]
+    assert [row[:2] for row in rows[::2]] == [["plain", "tiny, float32"], ["plain", "other, bfloat16"]]
+    # Each group has its own tasks; what it has not is a gap, and its mean is over what it has.
+    assert rows[1][3:5] == ["1.67", "-"] and rows[1][5] == "1.67"
+    assert "other, bfloat16" in str(table)
