@@ -1,7 +1,7 @@
 """Speed of the loop, as ratios within one run. Prints one JSON object.
 
     python benchmarks/loop.py                      # everything, both dtypes
-    python benchmarks/loop.py --sections plain prefix --dtypes float32
+    python benchmarks/loop.py --sections prefix --dtypes float32
 
 The two sides of each comparison alternate, and medians are compared; run it on a quiet machine.
 """
@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.drafters import DraftModelDrafter
 from mmspec.inputs import prepare
-from mmspec.trees import Chain, DynamicTree
+from mmspec.trees import DynamicTree
 from mmspec.verifiers import Synthetic
 
 PREFIXES = (512, 2048, 8192, 16384)
@@ -76,53 +76,6 @@ def plain(target: mmspec.Target, repeats: int, tokens: int) -> dict:
     )
     result["same_tokens"] = ours.token_ids[0] == theirs
     result["ratio"] = result["generate"]["median_s"] / result["ours"]["median_s"]
-    return result
-
-
-def as_llava(target: mmspec.Target, drafter: DraftModelDrafter) -> LlavaForConditionalGeneration:
-    """The embedded draft model as a stock VLM with the target's vision tower, which assisted generation can use."""
-    config = LlavaConfig.from_dict(target.model.config.to_dict())
-    config.text_config = LlamaConfig.from_dict(drafter.model.config.to_dict())
-    config.tie_word_embeddings = drafter.model.config.tie_word_embeddings
-    model = LlavaForConditionalGeneration(config).to(target.dtype).eval()
-    model.model.vision_tower.load_state_dict(target.model.model.vision_tower.state_dict())
-    model.model.language_model.load_state_dict(drafter.model.model.state_dict())
-    model.lm_head.load_state_dict(drafter.model.lm_head.state_dict())
-    projector = model.model.multi_modal_projector
-    projector.linear_1.load_state_dict(drafter.projector.inner.state_dict())
-    projector.linear_2.load_state_dict(drafter.projector.outer.state_dict())
-    model.generation_config = target.model.generation_config
-    return model
-
-
-def assisted(target: mmspec.Target, repeats: int, tokens: int, length: int = 5) -> dict:
-    """The same small VLM as draft model, the same chain length: ours against transformers' assisted generation."""
-    draft = as_llava(target, mmspec.load_drafter("tiny/draft_model", target))
-    draft.generation_config.num_assistant_tokens = length
-    draft.generation_config.num_assistant_tokens_schedule = "constant"
-    draft.generation_config.assistant_confidence_threshold = 0.0
-    drafter = DraftModelDrafter(target, draft, "own_vision", tree=Chain(length))
-    options = {"max_new_tokens": tokens, "do_sample": False}
-
-    def compare(task: str) -> dict:
-        inputs = picture_inputs(target, task, 7)
-        ours = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=tokens)
-        theirs = target.model.generate(**inputs, assistant_model=draft, **options)
-        sides = alternate(
-            {
-                "assisted": timed(lambda: target.model.generate(**inputs, assistant_model=draft, **options)),
-                "ours": timed(lambda: mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=tokens)),
-            },
-            repeats,
-        )
-        return {
-            **sides,
-            "same_tokens": ours.token_ids[0] == theirs[0, inputs["input_ids"].shape[1] :].tolist(),
-            "ratio": sides["assisted"]["median_s"] / sides["ours"]["median_s"],
-        }
-
-    result: dict = {task: compare(task) for task in mmspec.zoo.TASKS}
-    result["mean_ratio"] = statistics.mean(result[task]["ratio"] for task in mmspec.zoo.TASKS)
     return result
 
 
@@ -185,19 +138,16 @@ def run_section(section: str, dtype: str, options: argparse.Namespace) -> dict:
     """One of the comparisons, in one dtype."""
     if section == "prefix":
         return prefix(getattr(torch, dtype))
-    target = mmspec.load_target("tiny", dtype)
-    if section == "plain":
-        return plain(target, options.repeats, options.tokens)
-    return assisted(target, options.repeats, options.tokens)
+    return plain(mmspec.load_target("tiny", dtype), options.repeats, options.tokens)
 
 
 def main() -> None:
-    sections = ("plain", "assisted", "prefix")
+    sections = ("plain", "prefix")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=128, help="tokens per answer in plain and assisted")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per answer in plain")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

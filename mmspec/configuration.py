@@ -128,7 +128,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
                 f"`mmspec {name} --help` lists"
             )
         if (options := options_of(name, key, found)) and key not in keys:
-            if key not in chosen:
+            if key.removeprefix(f"{name}/") not in chosen:
                 raise MMSpecError(f"mmspec {name} has no group {key!r}.{did_you_mean(key, chosen)}")
             choices[key], names[f"{key}.name"] = _choose(key, value, options)
         elif "/" in value and key[:1] not in "+~" and Path(value).expanduser().exists():
@@ -243,6 +243,20 @@ def typed(config: Any, schema: type[Settings]) -> Settings:
             wanted = str(schema.__annotations__[key]).replace("| None", "or null")
             raise MMSpecError(f"{key}={config[key]} is not valid: it must be of type {wanted}") from error
     return OmegaConf.to_object(result)
+
+
+def build_drafter(config: Any, target: Any) -> Any:
+    """Build a configuration's drafter with its compressor; None if it has none.
+
+    Raises:
+        MMSpecError: for a compressor without a drafter, or one that does not fit the drafter.
+    """
+    drafter, compressor = build(config.drafter, target=target), build(config.compressor)
+    if compressor is None:
+        return drafter
+    if drafter is None:
+        raise MMSpecError("a compressor changes what a drafter sees, but drafter=none: choose a drafter")
+    return drafter.with_compressor(compressor)
 
 
 def build(node: Any, **arguments: Any) -> Any:

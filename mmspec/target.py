@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from .cache import SlotShape
 from .errors import MMSpecError
-from .families import Vision, family_of
+from .families import Vision, family_of, visual_spans
 from .inputs import Request
 from .outcome import Scores, Verdict
 from .runner import Runner
@@ -222,17 +222,5 @@ class Context:
 
     def visual_spans(self) -> list[list[tuple[int, int]]]:
         """Per row, the `(start, end)` index ranges of its pictures in the prompt, in order."""
-        spans: list[list[tuple[int, int]]] = []
-        sizes = iter([] if self.vision is None else [image.shape[0] for image in self.vision.embeds])
-        token = self.target.family.image_token_id
-        for ids in self.request.token_ids():
-            row, index = [], 0
-            while token is not None and token in ids[index:]:
-                start = ids.index(token, index)
-                index, left = start, next(sizes)
-                while left:  # placeholders of one picture may be broken up by row separators
-                    left -= ids[index] == token
-                    index += 1
-                row.append((start, index))
-            spans.append(row)
-        return spans
+        sizes = [] if self.vision is None else self.vision.sizes
+        return visual_spans(self.request.token_ids(), self.target.family.image_token_id, sizes)

@@ -1,8 +1,4 @@
-"""What the tests of heads on hidden states share: variants of EAGLE with random weights, and a yardstick.
-
-The yardstick is `reference`, which knows neither caches nor trees: it writes the drafter's input down as one sequence,
-true slots first, then a chain's own, and runs the layer on all of it with ordinary causal attention.
-"""
+"""What the tests of heads on hidden states share: variants with random weights, and texts that a target has read."""
 
 from __future__ import annotations
 
@@ -11,15 +7,20 @@ from functools import cache
 import helpers
 import models
 import torch
-import transformers
 from helpers import RAGGED, target_of
-from torch.nn import functional
 
 from mmspec import Target
-from mmspec.drafters import Eagle3Drafter, EagleDrafter
+from mmspec.compressors.base import compressor_of
+from mmspec.drafters import Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
 from mmspec.runner import LAST
 from mmspec.training.lesson import Lesson, Teacher
+
+
+def compressor(name: str, **settings) -> dict:
+    """A compressor as a configuration, from which every drafter makes one of its own."""
+    return {"compressor": {"class": f"mmspec.compressors.{name}", **settings}}
+
 
 FAMILIES = ("llava", "qwen_vl", "gemma3", "llama")
 # Every switch is on somewhere and off somewhere.
@@ -37,7 +38,19 @@ VARIANTS = {
         {"visual": True, "feature_layers": [0, 1, 2], "norm_before_fc": True, "norm_before_residual": True}
         | {"head": {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}},
     ),
+    "eagle, pool": (EagleDrafter, compressor("pool.Pool", size=2)),
+    "eagle3, prune": (Eagle3Drafter, compressor("prune.Prune", keep=0.5, by="uniform", seed=0)),
+    "eagle, elastic": (
+        EagleDrafter,
+        {"input_norm": True} | compressor("elastic.Elastic", mode="selection", size=2, queries=2, temperature=1.0),
+    ),
+    "hivis": (HiVisDrafter, {"steps": 3, "packed": False}),
+    "hivis, packed": (HiVisDrafter, {"steps": 1, "packed": True, "draft_vocab_size": 20}),
+    "msd": (MsdDrafter, {"input_norm": True}),
+    "vispec": (ViSpecDrafter, {"queries": 3, "heads": 2, "use_summary": True}),
 }
+# The choice hangs on the question, and a prompt with an answer behind it asks another one: no yardstick for these.
+ASKING = {"eagle, elastic"}
 FEW = torch.arange(1, 60, 3)
 GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
 
@@ -45,7 +58,7 @@ GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
 def build(target: Target, variant: str):
     """A drafter with random weights."""
     cls, settings = VARIANTS[variant]
-    drafter = cls(target, **settings)
+    drafter = cls(target, **{**settings, "compressor": compressor_of(settings.get("compressor"))})
     if drafter.draft_vocab_size:
         drafter.choose_vocabulary(FEW)
     return models.redraw(drafter, seed=3)
@@ -53,7 +66,7 @@ def build(target: Target, variant: str):
 
 @cache
 def drafter_of(name: str, variant: str):
-    return build(target_of(name, "sdpa"), variant)
+    return build(target_of(name, "sdpa"), variant).eval()
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -88,83 +101,6 @@ def guesses_of(drafter, lesson: Lesson, steps: int) -> dict:
     return table
 
 
-# The yardstick.
-
-
-def reference(drafter, features: dict, embeds: torch.Tensor, chain: torch.Tensor) -> list[torch.Tensor]:
-    """Logits after the root and after every token of a chain below it.
-
-    Args:
-        drafter: an EAGLE drafter, of which only weights and switches are used.
-        features: the target's states of one sequence, `[n, hidden]` by layer.
-        embeds: `[n + 1, hidden]` what stands for its tokens, and for the root behind it.
-        chain: `[steps, hidden]` embeddings of the chain's tokens.
-    """
-    weights, head = dict(drafter.named_parameters()), drafter.head
-    third = isinstance(drafter, Eagle3Drafter)
-    layer = "midlayer" if third else "layers.0"
-
-    def linear(name, x):
-        return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-
-    def norm(name, x):
-        return x * (x.pow(2).mean(-1, keepdim=True) + head.rms_norm_eps).rsqrt() * weights[f"{name}.weight"]
-
-    def fuse():
-        if not third:
-            return features[LAST]
-        streams = [features[number] for number in drafter.feature_layers]
-        if drafter.fc_norm is not None:
-            streams = [norm(f"fc_norm.{i}", stream) for i, stream in enumerate(streams)]
-        joined = torch.cat(streams, dim=-1)
-        return linear("fc", joined if drafter.input_norm is None else norm("input_norm", joined))
-
-    def heads(name, x):
-        return linear(f"{layer}.self_attn.{name}", x).view(len(x), -1, head.head_dim).transpose(0, 1)
-
-    def turn(x):
-        half = head.head_dim // 2
-        inverse = head.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
-        angle = torch.arange(x.shape[1])[:, None] * inverse
-        first, second = x.split(half, dim=-1)
-        return torch.cat(
-            [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1
-        )
-
-    def run(tokens, states):
-        if third:
-            normed = norm("midlayer.hidden_norm", states)
-            read = torch.cat([norm("midlayer.input_layernorm", tokens), normed], dim=-1)
-            residual = normed if drafter.norm_before_residual else states
-        else:
-            residual = linear("fc", torch.cat([tokens, states], dim=-1))
-            read = norm("layers.0.input_layernorm", residual) if drafter.input_norm else residual
-        groups = head.num_attention_heads // head.num_key_value_heads
-        q, k, v = turn(heads("q_proj", read)), turn(heads("k_proj", read)), heads("v_proj", read)
-        k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
-        scores = q @ k.transpose(1, 2) / head.head_dim**0.5
-        future = torch.ones(len(read), len(read), dtype=torch.bool).triu(1)
-        mixed = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
-        output = residual + linear(f"{layer}.self_attn.o_proj", mixed.transpose(0, 1).flatten(1))
-        x = norm(f"{layer}.post_attention_layernorm", output)
-        gate = transformers.activations.ACT2FN[head.hidden_act](linear(f"{layer}.mlp.gate_proj", x))
-        return output + linear(f"{layer}.mlp.down_proj", gate * linear(f"{layer}.mlp.up_proj", x))
-
-    def logits(output):
-        if third:
-            return linear("lm_head", norm("norm", output))
-        table = drafter.target.model.get_output_embeddings().weight
-        return functional.linear(output, table if drafter.draft_vocab_size is None else table[FEW])
-
-    tokens, states, guesses = embeds[1:], fuse(), []
-    for step in range(len(chain) + 1):
-        output = run(tokens, states)[-1:]
-        guesses.append(logits(output)[0])
-        state = norm("norm", output) if third and drafter.norm_output else output
-        tokens, states = torch.cat([tokens, chain[step : step + 1]]), torch.cat([states, state])
-    return guesses
-
-
 @cache
 def full_pass(name: str, row: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
     """Of a row of `lesson_of` alone, from the model's own pass: states by layer, merged and plain embeddings."""
@@ -182,14 +118,3 @@ def full_pass(name: str, row: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
         read[0][0] if read and read[0] is not None else model.get_input_embeddings()(ids).detach(),
         model.get_input_embeddings()(ids).detach(),
     )
-
-
-def reference_at(name: str, drafter, row: int, root: int, chain: list[int]) -> list[torch.Tensor]:
-    """`reference` with the answer's token number `root` as the root."""
-    states, merged, plain = full_pass(name, row)
-    length = lesson_of(name).prompt.lengths[row] + root
-    embeds = (merged if drafter.visual else plain)[: length + 1]
-    table = drafter.target.model.get_input_embeddings()
-    with torch.no_grad():
-        own = table(torch.tensor(chain, dtype=torch.long)) if chain else merged[:0]
-        return reference(drafter, {layer: x[:length] for layer, x in states.items()}, embeds, own)

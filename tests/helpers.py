@@ -11,7 +11,17 @@ import models
 import torch
 from hypothesis import settings
 
-from mmspec.drafters import Drafter, DraftModelDrafter, Eagle3Drafter, EagleDrafter
+from mmspec.compressors import Elastic, FeatureGuided
+from mmspec.drafters import (
+    Drafter,
+    DraftModelDrafter,
+    DreamDrafter,
+    Eagle3Drafter,
+    EagleDrafter,
+    HiVisDrafter,
+    MsdDrafter,
+    ViSpecDrafter,
+)
 from mmspec.drafters.draft_model import VisualProjector
 from mmspec.inputs import prepare
 from mmspec.outcome import Scores, Verdict
@@ -169,10 +179,38 @@ def eagle3_drafter(name: str, attention: str) -> Eagle3Drafter:
     return models.redraw(drafter, seed=9)
 
 
+def dream_drafter(name: str, attention: str) -> DreamDrafter:
+    """One that keeps half of the visual tokens, and whose gates are open."""
+    drafter = models.redraw(DreamDrafter(target_of(name, attention), compressor=FeatureGuided(0.5)), seed=10)
+    for gate in (drafter.layers[1].cross_attn_attn_gate, drafter.layers[1].cross_attn_mlp_gate):
+        gate.data.fill_(1.0)
+    return drafter
+
+
+def head_of(make, seed: int):
+    """A builder of heads with random weights, in use rather than in training."""
+    return lambda name, attention: models.redraw(make(target_of(name, attention)), seed).eval()
+
+
 # Drafters that need weights, built on tiny random models for any family and back end.
 DRAFT_MODELS = {"own model": blurred_drafter, "shared vision": shared_vision_drafter, "text only": text_drafter}
-TINY_DRAFTERS = {**DRAFT_MODELS, "eagle": eagle_drafter, "eagle3, fewer tokens": eagle3_drafter}
-NEED_PICTURES = {"shared vision"}
+VISUAL_HEADS = {
+    "hivis": head_of(HiVisDrafter, 11),
+    "msd": head_of(MsdDrafter, 12),
+    "vispec": head_of(ViSpecDrafter, 13),
+    "specvlm": head_of(lambda target: EagleDrafter(target, input_norm=True, compressor=Elastic()), 14),
+}
+TINY_DRAFTERS = {
+    **DRAFT_MODELS,
+    "eagle": eagle_drafter,
+    "eagle3, fewer tokens": eagle3_drafter,
+    "dream, guided": dream_drafter,
+    **VISUAL_HEADS,
+}
+# Without pictures they are no more than EAGLE, or cannot be built.
+NEED_PICTURES = {"shared vision", *VISUAL_HEADS}
+# Attend by themselves whatever the target's back end is, as `eagle` does, which is tried on all of them.
+ONE_BACK_END = set(VISUAL_HEADS)
 
 
 @dataclass

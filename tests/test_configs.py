@@ -18,7 +18,8 @@ from mmspec.evaluation.methods import plan
 
 COMMANDS = sorted(file.stem for file in configuration.shipped_folder().glob("*.yaml"))
 OPTIONS = [(group, option) for group, options in configuration.groups().items() for option in options]
-NULL_OPTIONS = {("drafter", "none"), ("tree", "default"), ("verifier", "auto")}
+NULL_OPTIONS = {("drafter", "none"), ("tree", "default"), ("compressor", "default"), ("verifier", "auto")}
+WEIGHTLESS = ("tree", "compressor", "verifier")
 NO_KEY = {"experiment"}  # groups that set the keys of others
 GIVEN_BY_THE_CALLER = {
     "drafter": {"target": object()},
@@ -61,7 +62,7 @@ def test_every_option_composes_and_fits_its_class(group, option):
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] in ("tree", "verifier") and pair not in NULL_OPTIONS]
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] in WEIGHTLESS and pair not in NULL_OPTIONS]
 )
 def test_what_needs_no_weights_is_built(group, option):
     config = configuration.compose("generate", [f"{group}={option}"])
@@ -99,9 +100,9 @@ def test_overrides_reach_groups_and_keys():
     [
         (
             "drafter=draftmodel",
-            "drafter 'draftmodel' is unknown. Did you mean 'draft_model'? Available: draft_model, eagle",
+            "drafter 'draftmodel' is unknown. Did you mean 'draft_model'? Available: draft_model, dream, eagle",
         ),
-        ("tree=null", "tree 'null' is unknown. Available: chain, default"),
+        ("tree=null", "tree 'null' is unknown. Available: chain, confidence, default"),
         ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
         ("max_new_token=3", "setting 'max_new_token' is unknown. Did you mean 'max_new_tokens'?"),
         ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean 'drafter.name'?"),
@@ -113,7 +114,7 @@ def test_overrides_reach_groups_and_keys():
         ("top_k=${nothing}", "nothing"),
         ("temperature.low=1", "setting 'temperature.low' is unknown. Did you mean 'temperature'?"),
         ("~tree.length", "setting 'tree.length' is unknown: tree=default has no settings"),
-        ("experiment=x", "mmspec generate has no group 'experiment'. Available: drafter, target"),
+        ("experiment=x", "mmspec generate has no group 'experiment'. Available: compressor, drafter, target"),
         ("wishes=x", "setting 'wishes' is unknown."),
     ],
 )

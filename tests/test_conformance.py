@@ -70,7 +70,8 @@ CASES = [
     (name, attention, label)
     for name, attention in helpers.FAMILIES
     for label in LABELS
-    if name in models.VISUAL or label not in helpers.NEED_PICTURES
+    if (name in models.VISUAL or label not in helpers.NEED_PICTURES)
+    and (attention == "sdpa" or label not in helpers.ONE_BACK_END)
 ]
 
 

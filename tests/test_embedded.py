@@ -13,7 +13,7 @@ from mmspec.inputs import prepare
 from mmspec.loading import EMBEDDED
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
-DRAFTERS = ("ngram", "draft_model", "text_only", "eagle", "eagle3")
+DRAFTERS = ("ngram", "draft_model", "text_only", "eagle", "eagle3", "hivis", "specvlm", "vispec", "msd", "dream")
 TOKENS = 96
 
 

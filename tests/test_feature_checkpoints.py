@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -12,6 +13,7 @@ import transformers
 from heads import (
     FEW,
     VARIANTS,
+    build,
     drafter_of,
     guesses_of,
     inputs_of,
@@ -41,7 +43,21 @@ KEYS = {
 }
 KEYS["eagle3.1"] = KEYS["eagle3"] | {"d2t", "t2d", *(f"fc_norm.{i}.weight" for i in range(3))}
 KEYS["eagle3, other"] = KEYS["eagle3"] | {"input_norm.weight"}
+KEYS["eagle, pool"] = KEYS["eagle"]
+KEYS["msd"] = KEYS["eagle"] | {"layers.0.input_layernorm.weight"}
+KEYS["eagle3, prune"] = KEYS["eagle3"]
+KEYS["eagle, elastic"] = KEYS["msd"] | {
+    *(f"compressor.gate.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")),
+    *(f"compressor.branches.2.conv.{part}" for part in ("weight", "bias")),
+    *(f"compressor.branches.3.{part}" for part in ("q", "k_proj.weight", "v_proj.weight", "o_proj.weight")),
+}
+KEYS["hivis"] = KEYS["eagle"] | {"residual"}
+KEYS["hivis, packed"] = KEYS["hivis"] | {"d2t", "t2d"}
+KEYS["vispec"] = KEYS["eagle"] | {"img_fc.weight", "img_fc.bias", "compressor.q"}
+KEYS["vispec"] |= {f"compressor.{part}_proj.weight" for part in "kvo"}
 SHAPES = {
+    "hivis": {"fc.weight": (32, 96), "residual": (3, 32)},
+    "vispec": {"fc.weight": (32, 64), "img_fc.weight": (32, 64), "compressor.q": (3, 2, 16)},
     "eagle": {"fc.weight": (32, 64), "layers.0.self_attn.q_proj.weight": (32, 32)},
     "eagle3.1": {
         "fc.weight": (32, 96),
@@ -140,7 +156,13 @@ def test_a_head_takes_the_sizes_of_its_target_and_the_base_of_its_positions():
     assert drafter_of("qwen_vl", "eagle").head.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
 
 
-@pytest.mark.parametrize("make", [lambda t: cut_from_target(t, 1), EagleDrafter, Eagle3Drafter])
+MAKERS = {"cut": lambda target: cut_from_target(target, 1)} | {
+    variant: functools.partial(build, variant=variant)
+    for variant in ("eagle", "eagle3", "eagle, pool", "eagle, elastic", "hivis", "vispec")
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
 def test_a_drafter_that_was_cast_drafts_in_its_new_dtype(make):
     """As one is that goes on being trained: weights of a half-precision target in float32, beside it."""
     half = Target(models.llava().to(torch.bfloat16))

@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print the table."""
-    from ..evaluation import benchmark
+    from ..evaluation import bench
     from ..evaluation.sweep import SWEEP, Sweep, is_hydra
 
     overrides, config_dir = arguments.overrides, arguments.config_dir
@@ -40,17 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
         if (folder / SWEEP).exists():
             return run_sweep(Sweep.open(folder))
         with progress_bar(folder) as progress:
-            benchmark.resume(folder, progress)
+            bench.resume(folder, progress)
         return show([folder], None, False)
     if arguments.multirun:
-        folder = Path(arguments.output) if arguments.output else benchmark.new_folder()
+        folder = Path(arguments.output) if arguments.output else bench.new_folder()
         return run_sweep(Sweep.begin(folder, overrides, config_dir))
     if strange := next(filter(is_hydra, overrides), None):
         raise MMSpecError(f"{strange!r} is about sweeps: add --multirun")
-    _, settings, _ = benchmark.prepare_run(overrides, config_dir)  # mistakes answer before anything is loaded
-    folder = Path(arguments.output) if arguments.output else benchmark.new_folder()
+    _, settings, _ = bench.prepare_run(overrides, config_dir)  # mistakes answer before anything is loaded
+    folder = Path(arguments.output) if arguments.output else bench.new_folder()
     with progress_bar(folder) as progress:
-        benchmark.benchmark(overrides, folder, config_dir, progress)
+        bench.benchmark(overrides, folder, config_dir, progress)
     return show([folder], settings.units, settings.json)
 
 

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         if prompt is None:
             prompt, images = mmspec.zoo.DEMO_PROMPT, images or [mmspec.zoo.demo_image()]
         target = configuration.build(config.target)
-        drafter = configuration.build(config.drafter, target=target)
+        drafter = configuration.build_drafter(config, target)
         request = {"prompt": prompt, "images": images or None, **settings.sampling()}
         shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
 

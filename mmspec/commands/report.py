@@ -24,6 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="put table and plots into a Markdown file, in place of those of an earlier report",
     )
+    parser.add_argument("--section", metavar="WORD", default="", help="tells this report from others in the same FILE")
     parser.add_argument("--units", metavar="NAME", help="count as others do: eagle, mmspec, vispec or vllm")
     parser.add_argument(
         "--export", metavar="FORMAT", help="write the answers in the files of the MMSpec benchmark (mmspec) to --output"
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.output is not None:
         written += made.save(arguments.output)
     if arguments.into is not None:
-        written += made.put_into(arguments.into)
+        written += made.put_into(arguments.into, arguments.section)
     console.print(shown)
     for path in written:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 
 if TYPE_CHECKING:
+    from ..compressors import VisualCompressor
     from ..target import Context, Target
     from ..training.lesson import Guess, Lesson
 
@@ -40,6 +42,33 @@ class Drafter(nn.Module):
         super().__init__()
         self.target = target
         self.tree = tree
+        self.compressor: VisualCompressor | None = None
+
+    def take_compressor(self, compressor: VisualCompressor) -> None:
+        """See the pictures through a compressor, whose weights are then among this drafter's.
+
+        Raises:
+            MMSpecError: if the drafter does not look at pictures.
+        """
+        raise MMSpecError(f"{type(self).__name__} takes no compressor: choose a drafter that reads visual tokens")
+
+    def with_compressor(self, compressor: VisualCompressor) -> Drafter:
+        """This drafter with another view of the pictures: a copy that shares its weights.
+
+        Raises:
+            MMSpecError: if the drafter takes no compressor, or the compressor would have to be trained with it.
+        """
+        name, own = type(self).__name__, type(self.compressor).__name__
+        if self.compressor is not None:
+            raise MMSpecError(f"this {name} was trained with {own}: leave compressor=default")
+        drafter = self.fork()
+        drafter.take_compressor(compressor)
+        if next(compressor.parameters(), None) is not None:
+            raise MMSpecError(
+                f"{type(compressor).__name__} has weights of its own, which this {name} was not trained with: train "
+                "one with it (recipe.drafter.compressor), or choose Hide, Prune or Pool"
+            )
+        return drafter
 
     @property
     def max_nodes(self) -> int | None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
+from ..compressors.base import compressor_of
 from ..errors import MMSpecError, did_you_mean
 from ..families import Vision
 from ..inputs import Request, prepare
@@ -17,6 +19,7 @@ from ..runner import LAST, Runner, capture, padding_mask
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
+from .projector import VisualProjector
 from .step import StepDrafter
 
 if TYPE_CHECKING:
@@ -41,9 +44,12 @@ class DraftModelDrafter(StepDrafter):
         projector: for `shared_vision`, a module from `[tokens, vision_hidden]` to `[tokens, draft_hidden]`.
         processor: for `own_vision`, if the draft model needs another one than the target.
         tree: how to grow trees; a chain of five by default.
+        compressor: what the draft model sees of pictures; all of them by default. Positions follow entry by entry, on
+            all axes of multi-axis rotary embeddings.
 
     Raises:
-        MMSpecError: for an unknown mode, a missing or superfluous projector, or another vocabulary than the target's.
+        MMSpecError: for an unknown mode, a missing or superfluous projector, another vocabulary than the target's, or a
+            compressor for a model that sees nothing.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class DraftModelDrafter(StepDrafter):
         projector: nn.Module | None = None,
         processor=None,
         tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
     ):
         from ..target import Target
 
@@ -72,15 +79,21 @@ class DraftModelDrafter(StepDrafter):
         self.projector = projector
         self.draft_target = Target(model, processor)
         _check_vocabulary(target, self.draft_target)
+        if compressor is not None:
+            self.take_compressor(compressor)
+
+    def take_compressor(self, compressor: VisualCompressor) -> None:
+        if self.mode == "text_only":
+            name = type(compressor).__name__
+            raise MMSpecError(f"a text_only draft model sees no pictures, so there is nothing for {name} to compress")
+        compressor.attach(self.draft_target.hidden_size, self.target.hidden_size)
+        self.compressor = compressor
 
     def start(self, context: Context) -> None:
         super().start(context)
         request, vision = self._prompt(context.request, context.vision)
-        family = self.draft_target.family
         self.runner = Runner(self.draft_target, request.batch_size, request.max_length + context.room)
-        position_ids, delta = family.positions(request.inputs)
-        embeds = self._embed(request, vision)
-        self.runner.prefill(embeds, position_ids, delta, request.lengths, family.prefill_inputs(request.inputs))
+        self.runner.prefill(*self._read(request, request, vision))
         # Tokens that were accepted but that this model has not read yet, per row.
         self.unread: list[list[int]] = [[] for _ in request.lengths]
 
@@ -121,23 +134,27 @@ class DraftModelDrafter(StepDrafter):
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all
         steps; those of a later step are the first step's at later roots."""
-        from ..training.lesson import Guess, append
+        from ..training.lesson import WIDTHS, Guess, append
 
         prompt, vision = self._prompt(lesson.prompt, lesson.vision)
-        request = append(prompt, lesson.answers)
+        request = append(prompt, lesson.answers, WIDTHS)
         family = self.draft_target.family
-        position_ids, _ = family.positions(request.inputs)
+        embeds, position_ids, _, lengths, extra = self._read(request, prompt, vision)
+        mask = padding_mask(lengths, embeds.shape[1], embeds.device)
+        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         with capture(family, [LAST]) as features:
             self.model(
-                inputs_embeds=self._embed(request, vision),
-                attention_mask=padding_mask(request.lengths, position_ids.shape[-1], position_ids.device),
+                inputs_embeds=embeds,
+                attention_mask=mask,
                 position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=1,
-                **family.prefill_inputs(request.inputs),
+                **extra,
             )
         # A state is wanted at every answer token but the last of its row.
-        own = replace(lesson, prompt=prompt, features=features)
+        starts = [left - len(answer) for left, answer in zip(lengths, lesson.answers, strict=True)]
+        own = replace(lesson, prompt=replace(prompt, lengths=starts), features=features)
         valid, first = own.drafted(0)
         guesses = self._fit(family.head(own.states(LAST)[first]))
         number = torch.full((len(own.tokens),), -1, device=first.device)
@@ -152,8 +169,8 @@ class DraftModelDrafter(StepDrafter):
         """All but a vision tower of its own, which is only ever run without gradients."""
         if self.mode != "own_vision":
             return self.parameters()
-        parts = (self.model.get_decoder(), self.model.get_output_embeddings())
-        return iter({id(p): p for part in parts for p in part.parameters()}.values())
+        parts = (self.model.get_decoder(), self.model.get_output_embeddings(), self.compressor)
+        return iter({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
 
     def _prompt(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
         """The target's prompt as the draft model reads it, and what stands for its pictures."""
@@ -174,6 +191,27 @@ class DraftModelDrafter(StepDrafter):
                 )
             request = prepare(self.draft_target, request.prompts, request.images)
         return request, self.draft_target.encode(request)
+
+    def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
+        """What `Runner.prefill` takes: embeddings, positions, delta, lengths, and what else goes into the pass.
+
+        Args:
+            request: the draft model's prompt, or prompt and answer.
+            prompt: the prompt alone.
+            vision: what stands for the pictures.
+        """
+        family, embeds = self.draft_target.family, self._embed(request, vision)
+        positions, delta = family.positions(request.inputs)
+        if self.compressor is None or vision is None:
+            return embeds, positions, delta, request.lengths, family.prefill_inputs(request.inputs)
+        eyes = self.target.family if self.mode == "shared_vision" else family
+        layout = layout_of(eyes, request, prompt, vision)
+        none = torch.zeros_like(delta)
+        whole = DraftPrompt(embeds, embeds[..., :0], positions, layout.visual, none, delta)
+        left = compressed_prompt(self.compressor, whole, layout)
+        lengths = [n - removed for n, removed in zip(request.lengths, left.removed.tolist(), strict=True)]
+        extra = family.prefill_inputs({"token_type_ids": left.visual.long()})
+        return left.embeds, left.positions, left.ahead, lengths, extra
 
     def _embed(self, request: Request, vision: Vision | None) -> Tensor:
         """`[batch, length, hidden]` what the draft model reads as its prompt."""
@@ -208,7 +246,8 @@ class DraftModelDrafter(StepDrafter):
             projector = self.projector.sizes
         settings = self.model.config.to_diff_dict()
         settings.pop("dtype", None)  # it loads in the dtype of its target
-        return {"mode": self.mode, "model": settings, "projector": projector}
+        compressor = None if self.compressor is None else self.compressor.config()
+        return {"mode": self.mode, "model": settings, "projector": projector, "compressor": compressor}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> DraftModelDrafter:
@@ -219,26 +258,12 @@ class DraftModelDrafter(StepDrafter):
         loader = AutoModelForImageTextToText if config["mode"] == "own_vision" else AutoModelForCausalLM
         model = loader.from_config(model_config, dtype=target.dtype, attn_implementation=target.attention)
         projector = VisualProjector(*config["projector"]).to(target.dtype) if config.get("projector") else None
+        compressor = compressor_of(config.get("compressor"))
+        drafter = cls(target, model, config["mode"], projector, compressor=compressor)
+        if compressor is not None:
+            compressor.to(target.dtype)
         # Moved but not cast: the rotary frequencies stay in float32 whatever the weights are in.
-        return cls(target, model, config["mode"], projector).to(target.device)
-
-
-class VisualProjector(nn.Module):
-    """Two linear layers with a GELU between, from vision features to a draft model's embeddings (as in LLaVA-1.5).
-
-    Args:
-        vision_hidden, hidden: widths of the features and of the draft model.
-    """
-
-    def __init__(self, vision_hidden: int, hidden: int):
-        super().__init__()
-        self.sizes = [vision_hidden, hidden]
-        self.inner = nn.Linear(vision_hidden, hidden)
-        self.outer = nn.Linear(hidden, hidden)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """`[tokens, vision_hidden]` to `[tokens, hidden]`."""
-        return self.outer(nn.functional.gelu(self.inner(features)))
+        return drafter.to(target.device)
 
 
 def _without_images(request: Request, image_token: int | None) -> Request:

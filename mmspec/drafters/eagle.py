@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from ..compressors import VisualCompressor
 from ..errors import MMSpecError
 from ..runner import LAST
 from ..trees import TreeBuilder
@@ -33,7 +34,7 @@ class EagleDrafter(FeatureDrafter):
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
     Args:
-        target, head, visual, draft_vocab_size, tree: see `FeatureDrafter`.
+        target, head, visual, draft_vocab_size, tree, compressor: see `FeatureDrafter`.
         bias: of the fusion.
         input_norm: normalise what the layer's attention reads (EagleVLM; MSD for Qwen).
 
@@ -44,6 +45,9 @@ class EagleDrafter(FeatureDrafter):
     feature_layers = (LAST,)
     switches = ("bias", "input_norm")
 
+    fused = 2
+    """Vectors that the fusion puts side by side."""
+
     def __init__(
         self,
         target: Target,
@@ -53,8 +57,9 @@ class EagleDrafter(FeatureDrafter):
         tree: TreeBuilder | None = None,
         bias: bool = True,
         input_norm: bool = False,
+        compressor: VisualCompressor | None = None,
     ):
-        super().__init__(target, head, visual, draft_vocab_size, tree)
+        super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
         hidden = self.head.hidden_size
         if hidden != target.hidden_size:
             raise MMSpecError(
@@ -62,7 +67,7 @@ class EagleDrafter(FeatureDrafter):
                 "it feeds the target's own vocabulary head; train one for this target"
             )
         self.bias, self.input_norm = bias, input_norm
-        self.fc = nn.Linear(2 * hidden, hidden, bias=bias)
+        self.fc = nn.Linear(self.fused * hidden, hidden, bias=bias)
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden)])
         if input_norm:
             self.layer.input_layernorm = LlamaRMSNorm(hidden, eps=self.head.rms_norm_eps)
@@ -75,8 +80,11 @@ class EagleDrafter(FeatureDrafter):
     def absorb(self, features: dict[int, Tensor]) -> Tensor:
         return features[LAST].to(self.fc.weight.dtype)
 
-    def mix(self, embeds: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        fused = self.fc(torch.cat([embeds, states], dim=-1))
+    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        return self.enter(self.fc(torch.cat([embeds, states], dim=-1)))
+
+    def enter(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer's attention reads of its input, and the input as residual stream."""
         return self.layer.input_layernorm(fused) if self.input_norm else fused, fused
 
     def config(self) -> dict[str, Any]:

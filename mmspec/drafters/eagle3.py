@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from ..compressors import VisualCompressor
 from ..errors import MMSpecError
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
@@ -33,7 +34,7 @@ class Eagle3Drafter(FeatureDrafter):
     Lossless with every lossless verifier. Trained: everything but the embedding.
 
     Args:
-        target, head, draft_vocab_size, tree: see `FeatureDrafter`.
+        target, head, draft_vocab_size, tree, compressor: see `FeatureDrafter`.
         visual: False by default, as in the ports to vision-language models: pictures are seen through the features.
         feature_layers: three layers of the target, by the state that enters them; 2, n / 2 and n - 3 of n by default.
         fc_norm: normalise each of the three features before they are fused (EAGLE-3.1).
@@ -60,8 +61,9 @@ class Eagle3Drafter(FeatureDrafter):
         norm_output: bool = False,
         norm_before_fc: bool = False,
         norm_before_residual: bool = False,
+        compressor: VisualCompressor | None = None,
     ):
-        super().__init__(target, head, visual, draft_vocab_size, tree)
+        super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
         hidden, eps, count = self.head.hidden_size, self.head.rms_norm_eps, len(target.family.layers)
         if hidden != target.hidden_size:
             raise MMSpecError(
@@ -69,11 +71,12 @@ class Eagle3Drafter(FeatureDrafter):
                 "it reads the target's embeddings; train one for this target"
             )
         usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
-        self.feature_layers = tuple(feature_layers or usual)
-        if len(self.feature_layers) != 3 or not all(0 <= layer < count for layer in self.feature_layers):
+        self.fused = tuple(feature_layers or usual)
+        if len(self.fused) != 3 or not all(0 <= layer < count for layer in self.fused):
             raise MMSpecError(
-                f"feature_layers={list(self.feature_layers)} must be three layers of the target, from 0 to {count - 1}"
+                f"feature_layers={list(self.fused)} must be three layers of the target, from 0 to {count - 1}"
             )
+        self.feature_layers = self.fused + self.feature_layers  # and what the compressor wants
         if fc_norm and norm_before_fc:
             raise MMSpecError("fc_norm and norm_before_fc are two ways of doing the same: choose one")
         self.norm_output, self.norm_before_residual = norm_output, norm_before_residual
@@ -100,13 +103,13 @@ class Eagle3Drafter(FeatureDrafter):
         self._copy_head()
 
     def absorb(self, features: dict[int, Tensor]) -> Tensor:
-        streams = [features[layer].to(self.fc.weight.dtype) for layer in self.feature_layers]
+        streams = [features[layer].to(self.fc.weight.dtype) for layer in self.fused]
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
         joined = torch.cat(streams, dim=-1)
         return self.fc(joined if self.input_norm is None else self.input_norm(joined))
 
-    def mix(self, embeds: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         normed = self.midlayer.hidden_norm(states)
         mixed = torch.cat([self.midlayer.input_layernorm(embeds), normed], dim=-1)
         return mixed, normed if self.norm_before_residual else states
@@ -122,7 +125,7 @@ class Eagle3Drafter(FeatureDrafter):
 
     def config(self) -> dict[str, Any]:
         return super().config() | {
-            "feature_layers": list(self.feature_layers),
+            "feature_layers": list(self.fused),
             "fc_norm": self.fc_norm is not None,
             "norm_output": self.norm_output,
             "norm_before_fc": self.input_norm is not None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 
-_LAZY = {"Bundle": "bundle", "Report": "reporting", "report": "reporting"}
+_LAZY = {"Bundle": "bundle", "Report": "reporting", "benchmark": "bench", "report": "reporting"}
 
 __all__ = list(_LAZY)
 

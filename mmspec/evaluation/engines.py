@@ -23,6 +23,9 @@ from ..trees import Chain, TreeBuilder
 from ..verifiers import Verifier
 from .assistant import sighted, stock_assistant
 
+ASSISTANT_TOKENS = 20
+"""Tokens that an assistant drafts at most, if nothing else is said: the default of transformers."""
+
 
 @dataclass
 class Sampling:
@@ -197,7 +200,7 @@ class TransformersEngine(Engine):
                 settings.num_assistant_tokens = self.tree.length
                 settings.num_assistant_tokens_schedule = "constant"
                 settings.assistant_confidence_threshold = 0.0
-            self.budget = settings.num_assistant_tokens
+            self.budget = settings.num_assistant_tokens or ASSISTANT_TOKENS
         elif drafter is not None:
             raise MMSpecError(
                 f"engine=transformers has no counterpart of {type(drafter).__name__}: choose drafter=none, "

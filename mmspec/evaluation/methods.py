@@ -12,11 +12,11 @@ from ..errors import MMSpecError
 from ..target import Target
 from .engines import Engine, Sampling
 
-GROUPS = ("drafter", "tree", "verifier", "engine")
+GROUPS = ("drafter", "tree", "compressor", "verifier", "engine")
 """What makes a method; the rest of the configuration is the same for all sides."""
 
 PLAIN = "plain"
-PLAIN_OVERRIDES = ("drafter=none", "tree=default", "verifier=auto", "engine=mmspec")
+PLAIN_OVERRIDES = ("drafter=none", "tree=default", "compressor=default", "verifier=auto", "engine=mmspec")
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,10 @@ def build_sides(
     drafters: dict[str, Any] = {}
     sides = []
     for method in methods:
-        config, key = method.config, str(method.settings["drafter"])
+        config, key = method.config, str([method.settings[name] for name in ("drafter", "compressor")])
         try:
             if key not in drafters:
-                drafters[key] = configuration.build(config.drafter, target=target)
+                drafters[key] = configuration.build_drafter(config, target)
             engine = configuration.build(
                 config.engine,
                 target=target,

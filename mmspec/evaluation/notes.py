@@ -94,7 +94,8 @@ def _warnings(group: Group) -> list[str]:
     skipped = {skip["id"]: skip["reason"] for bundle in group.bundles for skip in bundle.manifest["skipped"]}
     if skipped:
         name, reason = next(iter(skipped.items()))
-        lines.append(f"{len(skipped)} prompts were left out because they failed to load; the first, {name}: {reason}.")
+        count = "1 prompt was left out" if len(skipped) == 1 else f"{len(skipped)} prompts were left out"
+        lines.append(f"{count} for failing to load; the first, {name}: {reason}.")
     for bundle in group.bundles:
         manifest = bundle.manifest
         if manifest["status"] != "complete":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ from .units import UnitTable, in_units
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-BEGIN, END = "<!-- mmspec report: begin -->", "<!-- mmspec report: end -->"
+
+def marks(section: str = "") -> tuple[str, str]:
+    """The comments between which a report stands in a Markdown file."""
+    name = f" {section}" if section else ""
+    return f"<!-- mmspec report{name}: begin -->", f"<!-- mmspec report{name}: end -->"
 
 
 @dataclass
@@ -78,27 +83,34 @@ class Report:
         except OSError as error:
             raise MMSpecError(f"the answers cannot be written to {folder}: {error.strerror or error}") from error
 
-    def put_into(self, file: str | Path) -> list[Path]:
+    def put_into(self, file: str | Path, section: str = "") -> list[Path]:
         """Put the table and the plots into a Markdown file, in place of those of an earlier time.
 
         What stands between the two comments is replaced; without them it goes to the end of the file, which is made if
         it does not exist. The plots are in a folder beside the file that is named like it.
 
+        Args:
+            file: to write to.
+            section: a word that tells this report from others in the same file.
+
         Raises:
             MMSpecError: if the file has one of the comments only, or cannot be written.
         """
+        if re.fullmatch(r"[\w-]*", section) is None:
+            raise MMSpecError(f"the section {section!r} must be one word of letters, digits, _ and -")
         file = Path(file)
-        plots = file.with_suffix("") if file.suffix else file.with_name(f"{file.name}.plots")
+        plots = (file.with_suffix("") if file.suffix else file.with_name(f"{file.name}.plots")) / section
+        begin, end = marks(section)
         try:
             text = file.read_text(encoding="utf-8") if file.exists() else ""
-            before, after = _around(text, file)
+            before, after = _around(text, file, begin, end)
             plots.mkdir(parents=True, exist_ok=True)
             pictures = save_plots(self.rows, plots)
             links = [
                 f"![{CAPTIONS[path.stem]}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
                 for path in pictures
             ]
-            parts = [BEGIN, self.table().markdown().rstrip("\n"), *links, END]
+            parts = [begin, self.table().markdown().rstrip("\n"), *links, end]
             file.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -112,17 +124,17 @@ class Report:
         return self.table().markdown()
 
 
-def _around(text: str, file: Path) -> tuple[str, str]:
+def _around(text: str, file: Path, begin: str, end: str) -> tuple[str, str]:
     """Return what stands before and after the report in a file."""
-    found = text.count(BEGIN), text.count(END)
+    found = text.count(begin), text.count(end)
     if found == (0, 0):
         return (text.rstrip("\n") + "\n\n" if text.strip() else ""), "\n"
-    if found != (1, 1) or text.index(BEGIN) > text.index(END):
+    if found != (1, 1) or text.index(begin) > text.index(end):
         raise MMSpecError(
-            f"{file} must have {BEGIN!r} once and {END!r} once after it, or neither; it has {found[0]} and {found[1]}"
+            f"{file} must have {begin!r} once and {end!r} once after it, or neither; it has {found[0]} and {found[1]}"
         )
-    before, rest = text.split(BEGIN)
-    return before, rest.split(END)[1]
+    before, rest = text.split(begin)
+    return before, rest.split(end)[1]
 
 
 def report(

@@ -59,7 +59,7 @@ class Sweep:
         Raises:
             MMSpecError: if any job names what does not exist, or the folder holds another sweep.
         """
-        from .benchmark import prepare_run
+        from .bench import prepare_run
 
         jobs = expand([override for override in overrides if not is_hydra(override)])
         for job in jobs:
@@ -148,7 +148,7 @@ class Sweep:
 
 def run_job(job: Any) -> None:
     """One job, in whatever process the launcher has put it: what hydra calls."""
-    from .benchmark import benchmark
+    from .bench import benchmark
 
     sweep = Sweep.open(job.sweep)
     folder = sweep.folder_of(job.job)

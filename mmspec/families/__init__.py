@@ -7,7 +7,7 @@ real class to `tests/models.py`; the exactness tests then run on it.
 from __future__ import annotations
 
 from ..errors import MMSpecError, did_you_mean
-from .base import Family, Vision
+from .base import Family, Vision, visual_spans
 from .gemma3 import Gemma3
 from .llava import Llava
 from .qwen_vl import Qwen25VL
@@ -37,4 +37,4 @@ def family_of(model) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "CausalLM", "Family", "Gemma3", "Llava", "Qwen25VL", "Vision", "family_of"]
+__all__ = ["FAMILIES", "CausalLM", "Family", "Gemma3", "Llava", "Qwen25VL", "Vision", "family_of", "visual_spans"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,34 @@ class Vision:
 
     embeds: list[Tensor]
     features: list[Tensor] | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Visual tokens per picture."""
+        return [len(image) for image in self.embeds or self.features or []]
+
+
+def visual_spans(rows: list[list[int]], token: int | None, sizes: list[int]) -> list[list[tuple[int, int]]]:
+    """Per row of token ids, the `(start, end)` index ranges of its pictures, in order.
+
+    Args:
+        rows: token ids, without padding.
+        token: the placeholder of a visual token.
+        sizes: visual tokens of every picture of the batch.
+    """
+    spans: list[list[tuple[int, int]]] = []
+    left = iter(sizes)
+    for ids in rows:
+        row, index = [], 0
+        while token is not None and token in ids[index:]:
+            start = ids.index(token, index)
+            index, count = start, next(left)
+            while count:  # placeholders of one picture may be broken up by row separators
+                count -= ids[index] == token
+                index += 1
+            row.append((start, index))
+        spans.append(row)
+    return spans
 
 
 class Family:
@@ -87,6 +116,17 @@ class Family:
     def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
         """Cut the projector's input into one tensor per picture, in the order of the visual tokens."""
         return list(features.flatten(0, -2).split([image.shape[0] for image in embeds]))
+
+    def grids(self, inputs: dict[str, Any], sizes: list[int]) -> list[tuple[int, int] | None]:
+        """Rows and columns of the visual tokens of every picture, in the order of the pictures; None where they are no
+        rectangle. By default a picture is a square.
+
+        Args:
+            inputs: of the request.
+            sizes: visual tokens per picture.
+        """
+        edges = [math.isqrt(size) for size in sizes]
+        return [(edge, edge) if edge**2 == size else None for edge, size in zip(edges, sizes, strict=True)]
 
     def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
         """Token embeddings `[batch, length, hidden]` with the pictures in place of their placeholders."""

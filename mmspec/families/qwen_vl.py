@@ -40,6 +40,12 @@ class Qwen25VL(Family):
         merged = merged[torch.argsort(window_index.to(merged.device))]
         return list(merged.split([image.shape[0] for image in embeds]))
 
+    def grids(self, inputs: dict[str, Any], sizes: list[int]) -> list[tuple[int, int] | None]:
+        grid, edge = inputs.get("image_grid_thw"), self.model.model.visual.spatial_merge_size
+        if grid is None:  # consumed by `generate`
+            return [None] * len(sizes)
+        return [(rows // edge, columns // edge) for _, rows, columns in grid.tolist()]
+
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         given = inputs.get("position_ids")
         if given is not None and given.ndim == 3:  # from inside `generate`, which has consumed the grid

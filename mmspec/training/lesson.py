@@ -31,12 +31,15 @@ class Guess(NamedTuple):
         features: `[n, hidden]` what stands for the target's state there, or None for drafters that predict none.
         places: `[n]` which answer tokens are predicted, as numbers into `Lesson.tokens`.
         roots: `[n]` where the chains began, as numbers into the flattened `Lesson.root_slots`.
+        intermediate: `[n, hidden]` what the drafter's first layer made of the token there, for losses that compare it
+            with an intermediate state of the target; None for drafters of a single layer.
     """
 
     logits: Tensor
     features: Tensor | None
     places: Tensor
     roots: Tensor
+    intermediate: Tensor | None = None
 
 
 @dataclass

@@ -101,6 +101,14 @@ class KullbackLeibler(Loss):
         return (log_p.exp() * (log_p - log_q_of(guess))).sum(-1) * truth.inside
 
 
+class ProbabilityDistance(Loss):
+    """`sum |p - q|`, which is twice the chance that a drawn draft token is refused (ViSpec, arXiv 2509.15235)."""
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        q = guess.logits.float().softmax(-1)
+        return (truth.logits.softmax(-1) - q).abs().sum(-1) * truth.inside
+
+
 class TopKCrossEntropy(Loss):
     """Soft cross-entropy on the target's k likeliest tokens alone (HASS, arXiv 2408.15766; HiViS stage 2).
 
@@ -148,13 +156,32 @@ class SmoothL1Features(Loss):
             layer that it enters.
     """
 
+    guessed = "features"
+    """Of the fields of a guess, the one that is compared."""
+
     def __init__(self, weight: float = 1.0, layer: int = LAST):
         super().__init__(weight)
         self.layer = layer
         self.feature_layers = (layer,)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
-        if guess.features is None:
-            raise MMSpecError(f"{self.name}: this drafter guesses no features; leave this loss out of the recipe")
+        states = getattr(guess, self.guessed)
+        if states is None:
+            raise MMSpecError(f"{self.name}: this drafter guesses no {self.guessed}; leave this loss out of the recipe")
         wanted = truth.lesson.states(self.layer)[truth.places].float()
-        return functional.smooth_l1_loss(guess.features.float(), wanted, reduction="none").mean(-1)
+        return functional.smooth_l1_loss(states.float(), wanted, reduction="none").mean(-1)
+
+
+class SmoothL1Intermediate(SmoothL1Features):
+    """Distance of what the drafter's first layer says from a state of the target (DREAM, arXiv 2505.19201).
+
+    Args:
+        layer: whose state, by the number of the layer that it enters; `scripts/choose_dream_layer.py` finds the one
+            that the paper means.
+        weight: its factor.
+    """
+
+    guessed = "intermediate"
+
+    def __init__(self, layer: int, weight: float = 1.0):
+        super().__init__(weight, layer)

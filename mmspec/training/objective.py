@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -39,6 +40,15 @@ class UniformNoise:
                 noise = torch.rand(length, states.shape[-1], generator=generator) - 0.5
                 states[row, :length] += (noise * (self.scale * self.reference / length)).to(states)
         return noisy
+
+
+@contextmanager
+def drawing(seed: str, device: torch.device) -> Iterator[None]:
+    """Seed what is drawn inside, such as the branches of `Elastic`, and leave the random numbers outside alone."""
+    digest = hashlib.sha256(seed.encode()).digest()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
 
 
 class Objective:
@@ -90,7 +100,8 @@ class Objective:
         Args:
             drafter: in training.
             lesson: see `Teacher`.
-            seed: of the noise; give every step of a training another one.
+            seed: of the noise, and of what the drafter draws itself, which depends on the rows of the lesson too; give
+                every step of a training another one.
 
         Returns:
             The sum over all drafted tokens, to be divided by `Lesson.weight`; and the sums to log, `[len(names)]`: of
@@ -101,15 +112,16 @@ class Objective:
         total, marks = torch.zeros((), device=device), torch.zeros(len(self.names), device=device)
         alive = torch.ones(lesson.root_slots.numel(), dtype=torch.bool, device=device)
         vocabulary = drafter.draft_vocabulary if drafter.draft_vocab_size is not None else None
-        for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
-            truth = truth_at(lesson, guess.places, vocabulary)
-            for number, loss in enumerate(self.losses):
-                value = (loss(guess, truth) * alive[guess.roots]).sum()
-                total = total + self.decay**step * loss.weight * value
-                marks[number] += value.detach()
-            right = (guess.logits.argmax(-1) == truth.tokens) & truth.written
-            marks[len(self.losses) + step] += right.sum()
-            if self.keep_within is not None and step + 1 < self.steps:
-                best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
-                alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside
+        with drawing(f"{seed}/{lesson.answers}", device):
+            for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
+                truth = truth_at(lesson, guess.places, vocabulary)
+                for number, loss in enumerate(self.losses):
+                    value = (loss(guess, truth) * alive[guess.roots]).sum()
+                    total = total + self.decay**step * loss.weight * value
+                    marks[number] += value.detach()
+                right = (guess.logits.argmax(-1) == truth.tokens) & truth.written
+                marks[len(self.losses) + step] += right.sum()
+                if self.keep_within is not None and step + 1 < self.steps:
+                    best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
+                    alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside
         return total, marks

@@ -2,8 +2,19 @@
 
 from .base import TreeBuilder
 from .chain import Chain
+from .confidence import ConfidenceTree
 from .dynamic import DynamicTree
 from .growth import Growth, Proposals
+from .sage import SageTree
 from .static import StaticTree
 
-__all__ = ["Chain", "DynamicTree", "Growth", "Proposals", "StaticTree", "TreeBuilder"]
+__all__ = [
+    "Chain",
+    "ConfidenceTree",
+    "DynamicTree",
+    "Growth",
+    "Proposals",
+    "SageTree",
+    "StaticTree",
+    "TreeBuilder",
+]

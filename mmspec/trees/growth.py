@@ -146,18 +146,29 @@ class Growth:
         self.levels += 1
         return torch.arange(first, first + n * count, device=nodes.device).expand(batch, n * count)
 
-    def keep(self, nodes: Tensor) -> DraftTree:
-        """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included)."""
-        new_index = torch.full_like(self.tokens, -1)
-        new_index.scatter_(1, nodes, torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes))
+    def keep(self, nodes: Tensor, valid: Tensor | None = None) -> DraftTree:
+        """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included).
+
+        Rows may keep different numbers of nodes: `valid`, `[batch, n]`, is then False behind a row's own, whatever
+        numbers stand there.
+        """
+        place = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
+        if valid is not None:  # padding repeats the root, below the root
+            nodes, place = nodes.masked_fill(~valid, 0), place.masked_fill(~valid, 0)
+        new_index = torch.full_like(self.tokens, -1).scatter_(1, nodes, place)
         parents = new_index.gather(1, self.parents.gather(1, nodes).clamp(min=0))
         parents[:, 0] = -1
+        depth, fields = self.depth.gather(1, nodes), self._fields(nodes)
+        if valid is not None:
+            depth = depth.masked_fill(~valid, 1)
+            fields["expansion"] = fields["expansion"].masked_fill(~valid, -1)
         return DraftTree(
             tokens=self.tokens.gather(1, nodes),
             parents=parents,
             max_depth=self.levels,
-            _cache={"depth": self.depth.gather(1, nodes)},
-            **self._fields(nodes),
+            valid=valid,
+            _cache={"depth": depth},
+            **fields,
         )
 
     def keep_all(self) -> DraftTree:

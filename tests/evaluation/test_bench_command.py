@@ -13,7 +13,7 @@ from running import QUICK, lines
 
 from mmspec.cli import main
 from mmspec.errors import MMSpecError
-from mmspec.evaluation.benchmark import benchmark, complete, prepare_run
+from mmspec.evaluation.bench import benchmark, complete, prepare_run
 from mmspec.evaluation.bundle import Bundle
 from mmspec.evaluation.sweep import Sweep, expand
 

@@ -57,7 +57,7 @@ def test_notes_say_where_and_how(tmp_path):
         "target tiny in float32, 8 prompts x 2 repeats, greedy, at most 128 new tokens",
         "mmspec 0.1.0 (0123456), torch 2.13.0, transformers 5.23.0",
         "Budgets are NOT equal: the methods may draft from 4 to 16 nodes a pass",
-        "1 prompts were left out",
+        "1 prompt was left out",
         "charts/test/9: the file is no picture",
         "Not lossless, so its text may differ by design: wide.",
     ):

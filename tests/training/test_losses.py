@@ -16,6 +16,7 @@ from mmspec.training.losses import (
     CrossEntropy,
     KullbackLeibler,
     ListMLE,
+    ProbabilityDistance,
     SmoothL1Features,
     SoftCrossEntropy,
     TopKCrossEntropy,
@@ -24,7 +25,14 @@ from mmspec.training.losses import (
 
 VOCAB, PLACES, HIDDEN = 8, 20, 4
 FEW = torch.tensor([1, 4, 5, 7])
-ON_PROBABILITIES = [CrossEntropy(), SoftCrossEntropy(), KullbackLeibler(), TopKCrossEntropy(3), ListMLE(3)]
+ON_PROBABILITIES = [
+    CrossEntropy(),
+    SoftCrossEntropy(),
+    KullbackLeibler(),
+    ProbabilityDistance(),
+    TopKCrossEntropy(3),
+    ListMLE(3),
+]
 
 
 def lesson_of(seed: int):
@@ -62,6 +70,8 @@ def formula(name: str, p: list[float], q: list[float], written: int | None, k: i
         return -sum(a * math.log(b) for a, b in zip(p, q, strict=True))
     if name == "KullbackLeibler":
         return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    if name == "ProbabilityDistance":
+        return sum(abs(a - b) for a, b in zip(p, q, strict=True))
     if name == "TopKCrossEntropy":
         return -sum(p[i] * math.log(q[i]) for i in order_of(p)[:k])
     # ListMLE: the list is drawn item by item, each from what is left of it.
@@ -111,8 +121,9 @@ def test_divergence_is_zero_at_equality_alone():
     lesson, places = lesson_of(1), torch.arange(PLACES)
     truth = truth_at(lesson, places, None)
     # A shift of all logits changes no probability.
-    assert KullbackLeibler()(Guess(truth.logits + 3, None, places, places), truth).abs().max() < 1e-5
-    assert KullbackLeibler()(guess_at(places, VOCAB, 1), truth).min() > 1e-2
+    for loss in (KullbackLeibler(), ProbabilityDistance()):
+        assert loss(Guess(truth.logits + 3, None, places, places), truth).abs().max() < 1e-5
+        assert loss(guess_at(places, VOCAB, 1), truth).min() > 1e-2
 
 
 def test_list_mle_is_the_likelihood_of_an_order():

@@ -12,6 +12,7 @@ import torch
 from helpers import RAGGED, target_of
 
 from mmspec import MMSpecError
+from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
 from mmspec.runner import LAST
@@ -247,6 +248,15 @@ def test_noise_depends_on_the_seed_and_leaves_the_lesson_alone():
     guess = next(drafter.unroll(disturbed, 1))
     total = SmoothL1Features()(guess, truth_at(lesson, guess.places, None)).sum().item()
     assert totals[0] == pytest.approx(total, rel=1e-6)
+
+
+def test_what_a_drafter_draws_depends_on_the_seed_alone():
+    """So a training that was interrupted goes on with the same branches."""
+    drafter = models.redraw(EagleDrafter(target_of("llava", "sdpa"), compressor=Elastic()), seed=5).train()
+    objective, before = Objective([KullbackLeibler()]), torch.get_rng_state()
+    totals = [objective(drafter, taught(), f"0/{step}")[0].item() for step in (1, 2, 3, 4, 1, 2, 3, 4)]
+    assert totals[:4] == totals[4:] and len(set(totals)) > 1
+    assert torch.get_rng_state().equal(before)
 
 
 def test_a_row_gets_the_same_noise_in_every_batch():

@@ -1,0 +1,159 @@
+"""The target's attention, recomputed for one layer from the state that enters it.
+
+The fast back ends never write attention weights down. Here a layer's own norm and projections run once more, on the
+eager back end, so that nothing about a family's attention has to be known. The model and its configuration are not
+changed: a shallow copy of the attention module, which shares its weights, has a configuration of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from .inputs import Request
+from .runner import capture, padding_mask
+
+if TYPE_CHECKING:
+    from .target import Target
+
+
+@torch.no_grad()
+def attention_weights(
+    target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None = None
+) -> Tensor:
+    """What tokens of right-padded prompts attend to in one layer.
+
+    Args:
+        target: the model.
+        layer: its number.
+        states: `[batch, length, hidden]` that enter it, a feature of that number (see `mmspec.runner.capture`).
+        inputs: of the request.
+        queries: `[batch, count]` the tokens whose attention is wanted; all by default, which takes memory for
+            `heads * length ** 2` numbers.
+
+    Returns:
+        `[batch, heads, count, length]` weights; every row sums to one. Padding's own rows mean nothing.
+    """
+    block, length = target.family.layers[layer], states.shape[1]
+    normed, rope = block.input_layernorm(states), _rope(target, layer, states, inputs)
+    if queries is None:
+        places, cache = torch.arange(length, device=states.device).expand(states.shape[:2]), None
+    else:
+        # A first pass leaves the keys of all tokens in a cache, and the second asks them. What the second one writes
+        # there itself is hidden.
+        places, cache = queries, DynamicCache()
+        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, past_key_values=cache)
+        normed, *rope = (part.take_along_dim(queries[..., None], dim=-2) for part in (normed, *rope))
+    visible = _visible(target, layer, places, length, inputs)
+    if queries is not None:
+        visible = torch.cat([visible, visible.new_zeros(*queries.shape, queries.shape[1])], dim=-1)
+    mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
+    mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
+    _, weights = _eager(block.self_attn)(
+        hidden_states=normed, position_embeddings=tuple(rope), attention_mask=mask, past_key_values=cache
+    )
+    return weights[..., :length]
+
+
+def received_attention(target: Target, layer: int, states: Tensor, inputs: dict[str, Any], words: Tensor) -> Tensor:
+    """How much every token is attended to in one layer, on average over its heads and over some words.
+
+    Words before a token pay it no attention, so for the tokens of one picture this is, but for a common factor, the
+    mean over the words behind it.
+
+    Args:
+        target, layer, states, inputs: see `attention_weights`.
+        words: `[batch, length]` True on the tokens that are asked.
+
+    Returns:
+        `[batch, length]`.
+    """
+    counts = words.sum(1)
+    queries = words.long().argsort(dim=1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
+    asked = torch.arange(queries.shape[1], device=words.device) < counts[:, None]
+    weights = attention_weights(target, layer, states, inputs, queries).float().mean(1)
+    return (weights * asked[..., None]).sum(1) / counts[:, None].clamp(min=1)
+
+
+@torch.no_grad()
+def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float]:
+    """The mean entropy of attention rows, in nats, of every layer: AE(l) of DREAM (arXiv 2505.19201).
+
+    The mean is over all heads and all tokens of all requests.
+
+    Args:
+        target: the model.
+        requests: prompts, see `mmspec.inputs.prepare`.
+    """
+    family = target.family
+    layers = range(len(family.layers))
+    sums, tokens = [0.0] * len(layers), 0
+    for request in requests:
+        inputs = request.inputs
+        embeds = family.embed(inputs["input_ids"], target.encode(request))
+        mask = padding_mask(request.lengths, embeds.shape[1], embeds.device)
+        real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+        with capture(family, layers) as features:
+            target.model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=family.positions(inputs)[0],
+                use_cache=False,
+                logits_to_keep=1,
+                **family.prefill_inputs(inputs),
+            )
+        for layer in layers:
+            weights = attention_weights(target, layer, features[layer], inputs).float()
+            rows = torch.special.entr(weights).sum(-1).mean(1)
+            sums[layer] += float(rows[real].sum())
+        tokens += int(real.sum())
+    return [total / max(tokens, 1) for total in sums]
+
+
+def _eager(attention: nn.Module) -> nn.Module:
+    """The same module, with the same weights, on the back end that returns attention weights."""
+    module = copy.copy(attention)
+    module.config = copy.copy(attention.config)
+    module.config._attn_implementation = "eager"
+    return module
+
+
+def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Cosines and sines of every token, `[batch, length, head_dim]`, perhaps with axes before them."""
+    rotary, config = target.family.decoder.rotary_emb, target.family.text_config
+    positions, _ = target.family.positions(inputs)
+    positions = positions[..., : states.shape[1]]
+    if positions.ndim == 2 and "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        positions = positions.expand(3, -1, -1)  # text alone: all axes are the same
+    if "layer_type" in inspect.signature(rotary.forward).parameters:  # Gemma 3 has a rotary embedding per kind of layer
+        return rotary(states, positions, config.layer_types[layer])
+    return rotary(states, positions)
+
+
+def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: dict[str, Any]) -> Tensor:
+    """`[batch, count, length]`, which tokens each of `[batch, count]` places sees in a layer.
+
+    Nothing has to be done about padding on the right, which is behind everything.
+    """
+    family = target.family
+    windows, kinds = family.attention_windows(), getattr(family.text_config, "layer_types", None)
+    window = windows[kinds[layer]] if kinds else next(iter(windows.values()))
+    columns, rows = torch.arange(length, device=places.device), places[..., None]
+    visible = columns <= rows
+    if window is not None:
+        visible = visible & (rows - columns < window)
+    types = family.prefill_inputs(inputs).get("token_type_ids")
+    if types is None:
+        return visible
+    # The tokens of one picture see each other in both directions (Gemma 3).
+    seen = types[:, :length] == 1
+    begins = seen & ~torch.nn.functional.pad(seen, (1, 0))[:, :-1]
+    picture = begins.long().cumsum(1).masked_fill(~seen, 0)
+    own = picture.gather(1, places)[..., None]
+    return visible | ((own == picture[:, None]) & (own > 0))

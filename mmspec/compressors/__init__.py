@@ -1,0 +1,30 @@
+"""Visual compressors decide what a drafter sees of the pictures. The target always sees all of them."""
+
+from .base import Compressed, VisualCompressor, VisualSpan
+from .elastic import Elastic
+from .guided import FeatureGuided
+from .hide import Hide
+from .layout import Layout, is_visual, layout_of
+from .pool import Conv, Pool
+from .prompt import DraftPrompt, compressed_prompt, whole_prompt
+from .prune import Prune
+from .resampler import Resampler
+
+__all__ = [
+    "Compressed",
+    "Conv",
+    "DraftPrompt",
+    "Elastic",
+    "FeatureGuided",
+    "Hide",
+    "Layout",
+    "Pool",
+    "Prune",
+    "Resampler",
+    "VisualCompressor",
+    "VisualSpan",
+    "compressed_prompt",
+    "is_visual",
+    "layout_of",
+    "whole_prompt",
+]

@@ -1,0 +1,117 @@
+"""The interface of visual compressors: fewer entries for a picture in the drafter's prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..errors import MMSpecError
+
+
+@dataclass
+class VisualSpan:
+    """One picture in a prompt.
+
+    Args:
+        embeds: `[tokens, hidden]` what the drafter would read of it.
+        grid: rows and columns of its tokens, in reading order; None if the model does not say.
+        text: `[words, hidden]` embeddings of the prompt's text: what follows the picture, or all of it if nothing does.
+        states: `[words, target hidden]` the target's last states there, which have seen the picture; None for drafters
+            that read no states.
+        attention: `[tokens]` what each token receives in the target's last layer, see
+            `mmspec.attention.received_attention`; None unless the compressor `needs_attention`.
+    """
+
+    embeds: Tensor
+    grid: tuple[int, int] | None
+    text: Tensor
+    states: Tensor | None = None
+    attention: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+
+class Compressed(NamedTuple):
+    """What is left of a picture.
+
+    Args:
+        embeds: `[kept, hidden]`.
+        source: `[kept, tokens]`, rows that sum to one: which tokens each entry stands for. The target's states and the
+            positions of the entries follow by the same weights.
+        summary: `[hidden]` a vector for the whole picture, for drafters that want one.
+    """
+
+    embeds: Tensor
+    source: Tensor
+    summary: Tensor | None = None
+
+
+class VisualCompressor(nn.Module):
+    """Makes fewer entries of a picture's tokens. It changes what the drafter sees, nothing else: the target keeps all.
+
+    A subclass implements `forward(span)`; one that learns creates its weights in `attach`. Constructor arguments are
+    kept as attributes of the same names, listed in `settings`, so that a drafter can be saved with its compressor.
+    """
+
+    positions = "original"
+    """Where entries stand: `"original"`, at the (mean) place of the tokens that they stand for; `"gap"`, at the last
+    places of the picture; `"packed"`, right behind what is before them, and so is all that follows."""
+
+    settings: tuple[str, ...] = ()
+
+    needs_attention = False
+    """Whether it looks at `VisualSpan.attention`, for which the state that enters the last layer is needed."""
+
+    def attach(self, hidden: int, state: int) -> None:
+        """Create weights for embeddings of width `hidden` and target states of width `state`."""
+
+    def forward(self, span: VisualSpan) -> Compressed:
+        """Compress one picture.
+
+        Raises:
+            MMSpecError: if the picture does not have what is needed, such as a grid.
+        """
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which `compressor_of` makes it again, without its weights."""
+        cls = type(self)
+        return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {name: getattr(self, name) for name in self.settings}
+
+
+def compressor_of(config: dict[str, Any] | None) -> VisualCompressor | None:
+    """The compressor that `VisualCompressor.config` describes; None for None.
+
+    Raises:
+        MMSpecError: if its class cannot be imported or does not take the settings.
+    """
+    if config is None:
+        return None
+    import pkgutil
+
+    values = dict(config)
+    path = values.pop("class", None)
+    try:
+        cls = pkgutil.resolve_name(str(path))
+        if not issubclass(cls, VisualCompressor):
+            raise TypeError("it is no VisualCompressor")
+        return cls(**values)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise MMSpecError(f"the compressor {path!r} of this saved drafter cannot be made: {error}") from None
+
+
+def grid_of(span: VisualSpan, name: str) -> tuple[int, int]:
+    """A picture's grid, for compressors that need one.
+
+    Raises:
+        MMSpecError: if it is not known.
+    """
+    if span.grid is None or span.grid[0] * span.grid[1] != len(span):
+        raise MMSpecError(
+            f"{name} works on the rows and columns of a picture, but these {len(span)} visual tokens have none (they "
+            "are no rectangle); use Prune, Resampler or Hide"
+        )
+    return span.grid

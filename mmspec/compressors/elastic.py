@@ -1,0 +1,102 @@
+"""Elastic: the question decides how a picture is compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import MMSpecError, did_you_mean
+from ..trees.base import positive
+from .base import Compressed, VisualCompressor, VisualSpan
+from .hide import Hide
+from .pool import Conv, Pool
+from .prune import Prune
+from .resampler import Resampler
+
+MODES = ("fusion", "concatenation", "selection")
+
+
+class Elastic(VisualCompressor):
+    """The elastic visual compressor of SpecVLM (arXiv 2509.11815, section 3.2): several operators and a gate.
+
+    `selection` (the paper's default): the gate chooses one operator or none at all (`Hide`), by Gumbel-softmax with a
+    straight-through gradient in training and by its maximum in use. `fusion`: operators of one and the same size are
+    added up with the gate's weights. `concatenation`: the entries of all operators, one behind the other, no gate.
+
+    Faithful: operators, modes, and a gate driven by the target's states of the question. Ours: the gate is an MLP on
+    their mean (its shape is not given); the operators keep about the same shares as the paper's for a picture of any
+    size; the entries of all operators stand where their tokens stood, those of the resampler at the last places.
+
+    Args:
+        mode: one of the three.
+        size: edge of the windows of Pool and Conv in `fusion` and `selection`; Prune keeps as many entries as they.
+        queries: of the resampler; in `fusion` it is left out, because its entries are of another number.
+        temperature: of the Gumbel-softmax.
+
+    Raises:
+        MMSpecError: for another mode, or a drafter that reads no states for the gate to look at.
+    """
+
+    settings = ("mode", "size", "queries", "temperature")
+
+    def __init__(self, mode: str = "selection", size: int = 2, queries: int = 2, temperature: float = 1.0):
+        super().__init__()
+        positive(self, size=size, queries=queries)
+        if mode not in MODES:
+            raise MMSpecError(f"Elastic: mode={mode!r} is unknown.{did_you_mean(str(mode), MODES)}")
+        if not temperature > 0:
+            raise MMSpecError(f"Elastic: temperature={temperature} must be above 0")
+        self.mode, self.size, self.queries, self.temperature = mode, size, queries, temperature
+        share = 1 / size**2
+        if mode == "fusion":
+            branches: Sequence[VisualCompressor] = [Prune(share, "uniform"), Pool(size), Conv(size)]
+        elif mode == "concatenation":
+            branches = [Prune(0.05, "random"), Pool(4), Conv(size), Resampler(queries)]
+        else:
+            branches = [Prune(share, "random"), Pool(size), Conv(size), Resampler(queries), Hide()]
+        self.branches = nn.ModuleList(branches)
+
+    def attach(self, hidden: int, state: int) -> None:
+        for branch in self.branches:
+            branch.attach(hidden, state)
+        if self.mode != "concatenation":
+            inner, count = hidden // 4, len(self.branches)
+            self.gate = nn.Sequential(nn.Linear(state, inner), nn.SiLU(), nn.Linear(inner, count))
+
+    def scores(self, span: VisualSpan) -> Tensor:
+        """`[branches]` what the gate makes of the question."""
+        if span.states is None:
+            raise MMSpecError("Elastic: its gate reads the target's states, and this drafter has none; use Pool")
+        return self.gate(span.states.to(self.gate[0].weight.dtype).mean(0)).float()
+
+    def choice(self, span: VisualSpan) -> int:
+        """The number of the branch that is used, in `selection`."""
+        return int(self.scores(span).argmax())
+
+    def forward(self, span: VisualSpan) -> Compressed:
+        if self.mode == "concatenation":
+            left = [branch(span) for branch in self.branches]
+            return Compressed(torch.cat([one.embeds for one in left]), torch.cat([one.source for one in left]))
+        if self.mode == "fusion":
+            prune, pool, conv = self.branches
+            left = [pool(span), conv(span)]
+            index = prune.choose(span, len(left[0].embeds)).sort().values.to(span.embeds.device)
+            left.insert(0, Compressed(span.embeds[index], functional.one_hot(index, len(span)).to(span.embeds.dtype)))
+            weights = self.scores(span).softmax(-1).to(span.embeds.dtype)
+            embeds, source = (
+                sum(weight * part for weight, part in zip(weights, parts, strict=True))
+                for parts in list(zip(*left, strict=True))[:2]
+            )
+            return Compressed(embeds, source)
+        scores = self.scores(span)
+        if not (self.training and torch.is_grad_enabled()):
+            return self.branches[int(scores.argmax())](span)
+        # One branch is run; the gradient reaches the gate through its weight, which is 1 in the forward pass.
+        soft = functional.gumbel_softmax(scores, self.temperature)
+        number = int(soft.argmax())
+        left = self.branches[number](span)
+        weight = (soft[number] + (1 - soft[number]).detach()).to(span.embeds.dtype)
+        return Compressed(left.embeds * weight, left.source, left.summary)

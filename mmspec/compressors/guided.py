@@ -1,0 +1,48 @@
+"""FeatureGuided: the tokens that the target itself looks at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import MMSpecError
+from .base import Compressed, VisualCompressor, VisualSpan
+
+
+class FeatureGuided(VisualCompressor):
+    """Keeps the visual tokens that receive most attention in the target's last layer, at their places (DREAM, arXiv
+    2505.19201).
+
+    Faithful: the layer, the mean, the share. Ours: the paper does not say who pays the attention; here it is the text$
+    of the prompt behind the picture, mean over heads and tokens, so that training and decoding choose alike.
+
+    Args:
+        keep: the share to keep, above 0 and at most 1; at least one token stays.
+
+    Raises:
+        MMSpecError: for another share; in use, with a drafter that does not read the target's states.
+    """
+
+    settings = ("keep",)
+    needs_attention = True
+
+    def __init__(self, keep: float = 0.75):
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise MMSpecError(f"FeatureGuided: keep={keep} must be above 0 and at most 1")
+        self.keep = keep
+
+    def forward(self, span: VisualSpan) -> Compressed:
+        if span.attention is None:
+            raise MMSpecError(
+                "FeatureGuided needs the target's attention, which this drafter does not read; use Prune, or a drafter "
+                "on the target's states such as DreamDrafter"
+            )
+        index = self.choose(span.attention, max(1, round(self.keep * len(span))))
+        return Compressed(span.embeds[index], functional.one_hot(index, len(span)).to(span.embeds.dtype))
+
+    @staticmethod
+    def choose(attention: Tensor, count: int) -> Tensor:
+        """`[count]` numbers of the tokens with most attention, in reading order; of equals the first."""
+        return torch.sort(attention, descending=True, stable=True).indices[:count].sort().values

@@ -1,0 +1,52 @@
+"""Layout: where the pictures of a batch of prompts stand, and what is said around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..families import Family, Vision, visual_spans
+from ..inputs import Request
+
+
+class Layout(NamedTuple):
+    """Where the pictures of a right-padded batch are.
+
+    Args:
+        visual: `[batch, length]` True on the tokens of pictures.
+        spans: per row, where each picture begins and ends.
+        grids: per row, rows and columns of each picture; None where it has none.
+        words: `[batch, length]` True on the text of the prompt: no picture, no padding, no answer.
+    """
+
+    visual: Tensor
+    spans: Sequence[Sequence[tuple[int, int]]]
+    grids: Sequence[Sequence[tuple[int, int] | None]]
+    words: Tensor
+
+
+def is_visual(ids: Tensor, family: Family) -> Tensor:
+    """`[batch, length]` True on the placeholders of visual tokens."""
+    token = family.image_token_id
+    return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
+
+
+def layout_of(family: Family, request: Request, prompt: Request, vision: Vision) -> Layout:
+    """The layout of a request with pictures.
+
+    Args:
+        family: whose placeholders are in the request.
+        request: the prompt, or the prompt and an answer.
+        prompt: the prompt alone.
+        vision: the encoded pictures.
+    """
+    ids, sizes = request.inputs["input_ids"], vision.sizes
+    visual = is_visual(ids, family)
+    spans = visual_spans(prompt.token_ids(), family.image_token_id, sizes)
+    grids = iter(family.grids(request.inputs, sizes))
+    ends = torch.tensor(prompt.lengths, device=ids.device)[:, None]
+    said = torch.arange(ids.shape[1], device=ids.device) < ends
+    return Layout(visual, spans, [[next(grids) for _ in row] for row in spans], said & ~visual)

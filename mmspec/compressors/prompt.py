@@ -1,0 +1,138 @@
+"""DraftPrompt: a prompt as a drafter reads it, with its pictures compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import MMSpecError
+from .base import VisualCompressor, VisualSpan
+from .layout import Layout
+
+
+@dataclass
+class DraftPrompt:
+    """Entries of a batch of prompts, right-padded. An entry is a token, or what is left of a picture.
+
+    Args:
+        embeds: `[batch, entries, hidden]`.
+        states: `[batch, entries, state]` what the drafter made of the target's states.
+        positions: `[batch, entries]`, or `[axes, batch, entries]` for multi-axis rotary embeddings.
+        visual: `[batch, entries]` True for what is left of a picture.
+        removed: `[batch]` tokens fewer than the target's prompt has.
+        ahead: `[batch]` by how much the position of what follows exceeds its number in the drafter's sequence.
+        summary: `[batch, entries, hidden]` of the latest picture before or at each entry, 0 before the first; None if
+            the compressor makes none.
+    """
+
+    embeds: Tensor
+    states: Tensor
+    positions: Tensor
+    visual: Tensor
+    removed: Tensor
+    ahead: Tensor
+    summary: Tensor | None = None
+
+
+def whole_prompt(embeds: Tensor, states: Tensor, visual: Tensor) -> DraftPrompt:
+    """The prompt with all of its tokens, whose positions count them; `visual` is `[batch, length]`."""
+    positions = torch.arange(embeds.shape[1], device=embeds.device).expand(embeds.shape[:2])
+    none = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
+    return DraftPrompt(embeds, states, positions, visual, none, none)
+
+
+def compressed_prompt(
+    compressor: VisualCompressor,
+    whole: DraftPrompt,
+    layout: Layout,
+    last: Tensor | None = None,
+    attention: Tensor | None = None,
+) -> DraftPrompt:
+    """Compress every picture of every row.
+
+    Args:
+        compressor: of the pictures, one at a time.
+        whole: the prompt with all of its tokens.
+        layout: where the pictures are.
+        last: `[batch, length, target hidden]` the target's last states, for compressors that look at the question.
+        attention: `[batch, length]` what every token receives in the target's last layer, for those that look at that.
+
+    Raises:
+        MMSpecError: for a prompt without text.
+    """
+    if not layout.words.any(-1).all():
+        raise MMSpecError(f"{type(compressor).__name__}: a prompt has no text beside its pictures; ask a question")
+    rows = [_row(compressor, whole, layout, last, attention, row) for row in range(len(whole.embeds))]
+    parts = ([row.embeds for row in rows], [row.states for row in rows], [row.visual for row in rows])
+    embeds, states, visual = (pad_sequence(part, batch_first=True) for part in parts)
+    positions = pad_sequence([row.positions.movedim(-1, 0) for row in rows], batch_first=True)
+    removed = torch.tensor([whole.embeds.shape[1] - len(row.embeds) for row in rows], device=embeds.device)
+    return DraftPrompt(
+        embeds,
+        states,
+        positions.movedim(-1, 0) if positions.ndim == 3 else positions,
+        visual,
+        removed,
+        torch.zeros_like(removed) if compressor.positions == "packed" else whole.ahead + removed,
+        _summaries([row.summary for row in rows], embeds.shape[1]),
+    )
+
+
+def _summaries(rows: Sequence[Tensor | None], width: int) -> Tensor | None:
+    """`[batch, width, hidden]`: rows without pictures are zero, and padding is like the entry before it."""
+    made = [row for row in rows if row is not None]
+    if not made:
+        return None
+    zero = made[0].new_zeros(1, made[0].shape[-1])
+    parts = [zero if row is None else row for row in rows]
+    return torch.stack([torch.cat([part, part[-1:].expand(width - len(part), -1)]) for part in parts])
+
+
+def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: int) -> DraftPrompt:
+    """One row, without the batch dimension; the padding behind it stays."""
+    embeds, states, places = whole.embeds[row], whole.states[row], whole.positions[..., row, :]
+    numbers = torch.arange(len(embeds), device=embeds.device)
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    summaries: list[tuple[int, Tensor]] = []
+    cursor, count = 0, 0
+
+    def keep(embeds: Tensor, states: Tensor, positions: Tensor, seen: bool) -> None:
+        nonlocal count
+        parts.append((embeds, states, positions, torch.full((len(embeds),), seen, device=embeds.device)))
+        count += len(embeds)
+
+    for (start, end), grid in zip(layout.spans[row], layout.grids[row], strict=True):
+        keep(embeds[cursor:start], states[cursor:start], places[..., cursor:start], False)
+        index = start + layout.visual[row, start:end].nonzero()[:, 0]
+        following = layout.words[row] & (numbers >= end)
+        asked = following if following.any() else layout.words[row]
+        said = None if last is None else last[row, asked]
+        received = None if attention is None else attention[row, index]
+        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received))
+        source = left.source.to(states.dtype)
+        if compressor.positions == "gap":
+            positions = places[..., end - len(left.embeds) : end]
+        else:
+            weights = left.source.detach().double()  # in half precision they sum to one only nearly
+            mean = (places[..., index].double() @ weights.T) / weights.sum(-1)
+            positions = mean.round().long()
+        if left.summary is not None:
+            summaries.append((count, left.summary))
+        keep(left.embeds.to(embeds.dtype), source @ states[index], positions, True)
+        cursor = end
+    keep(embeds[cursor:], states[cursor:], places[..., cursor:], False)
+    columns = list(zip(*parts, strict=True))
+    embeds, states, seen = (torch.cat(columns[number]) for number in (0, 1, 3))
+    positions = torch.cat(columns[2], dim=-1)
+    numbers = numbers[: len(embeds)]
+    if compressor.positions == "packed":
+        positions = numbers.expand_as(positions)
+    summary = embeds.new_zeros(len(embeds), summaries[0][1].shape[-1]) if summaries else None
+    for first, vector in summaries:
+        summary = torch.where((numbers >= first)[:, None], vector.to(summary.dtype), summary)
+    none = torch.zeros((), dtype=torch.long, device=embeds.device)
+    return DraftPrompt(embeds, states, positions, seen, none, none, summary)

@@ -1,0 +1,51 @@
+"""Prune: some of the visual tokens, as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import MMSpecError, did_you_mean
+from .base import Compressed, VisualCompressor, VisualSpan
+
+WAYS = ("random", "uniform", "similarity")
+
+
+class Prune(VisualCompressor):
+    """Keeps a share of the tokens at their places and drops the rest.
+
+    Args:
+        keep: the share to keep, above 0 and at most 1; at least one token stays.
+        by: `random`, the same choice for every picture of a size (SpecVLM, arXiv 2509.11815, drops at random);
+            `uniform`, evenly spaced; `similarity`, the tokens most like the question: largest cosine of a visual
+            embedding with that of any of its words.
+        seed: of the random choice.
+
+    Raises:
+        MMSpecError: for another share or way.
+    """
+
+    settings = ("keep", "by", "seed")
+
+    def __init__(self, keep: float = 0.25, by: str = "uniform", seed: int = 0):
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise MMSpecError(f"Prune: keep={keep} must be above 0 and at most 1")
+        if by not in WAYS:
+            raise MMSpecError(f"Prune: by={by!r} is unknown.{did_you_mean(str(by), WAYS)}")
+        self.keep, self.by, self.seed = keep, by, seed
+
+    def forward(self, span: VisualSpan) -> Compressed:
+        count = max(1, round(self.keep * len(span)))
+        index = self.choose(span, count).sort().values.to(span.embeds.device)
+        return Compressed(span.embeds[index], functional.one_hot(index, len(span)).to(span.embeds.dtype))
+
+    def choose(self, span: VisualSpan, count: int) -> Tensor:
+        """`[count]` numbers of the tokens that stay, in any order."""
+        if self.by == "random":
+            return torch.randperm(len(span), generator=torch.Generator().manual_seed(self.seed))[:count]
+        if self.by == "uniform":
+            return ((torch.arange(count) + 0.5) * len(span) / count).long()
+        seen, said = (functional.normalize(states.float(), dim=-1) for states in (span.embeds, span.text))
+        return (seen @ said.T).amax(-1).topk(count).indices

@@ -1,0 +1,245 @@
+"""DREAM: token embeddings that look up the target's states by cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from ..compressors import DraftPrompt, VisualCompressor
+from ..errors import MMSpecError
+from ..runner import LAST
+from ..trees import TreeBuilder
+from .feature import FeatureDrafter, pick
+from .head_config import initialise
+from .layer import DraftAttention, DraftLayer, Rope, attend, attend_unrolled
+
+if TYPE_CHECKING:
+    from ..target import Target
+    from ..training.lesson import Guess, Lesson
+
+Entries = tuple[Tensor, Tensor]
+"""Keys and values, each `[batch, key_value_heads, length, head_dim]`."""
+
+
+class DreamDrafter(FeatureDrafter):
+    """The drafter of DREAM (arXiv 2505.19201): three layers between the target's embedding and its vocabulary head.
+
+    A Llama layer reads the embeddings of the tokens themselves, x_0 .. x_t, without a norm; a gated layer of
+    cross-attention lets slot t ask the target's last states of strictly earlier tokens, h_0 .. h_{t-1}; another Llama
+    layer follows, and a norm. What comes out of slot t stands for h_t: it goes into the target's vocabulary head, and
+    below the root into the memory that the cross-attention reads.
+
+    So slot t brings two things along, the embedding of x_t and the state h_{t-1}: the pairs of `FeatureDrafter`, whose
+    caches and masks serve all three layers. A node of a tree sees of the memory what its mask shows of the tree: the
+    true states, and the stand-ins of its own ancestors. They are thrown away once the target has spoken.
+
+    Faithful: the layers, tanh gates that begin at 0, norms of queries and keys, no rotary positions in the memory, and
+    the names of the weights. Ours: the first token, before which there is no state, attends to nothing, so its
+    attention is 0 (the release lets it see the whole prompt, the future included); the tree mask, which the paper means
+    and the release loses on its way to the layer; a compressor shortens tokens and memory alike.
+
+    Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
+
+    Args:
+        target, head, visual, draft_vocab_size, tree, compressor: see `FeatureDrafter`. The paper's compressor is
+            `FeatureGuided(keep=0.75)`.
+        cross_attention: False leaves the middle layer out, for the ablation: then no state of the target is read.
+
+    Raises:
+        MMSpecError: if the head's hidden size is not the target's, whose embedding and vocabulary head it uses.
+    """
+
+    feature_layers = (LAST,)
+    switches = ("cross_attention",)
+    leading = 1
+
+    def __init__(
+        self,
+        target: Target,
+        head: dict[str, Any] | None = None,
+        visual: bool = True,
+        draft_vocab_size: int | None = None,
+        tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
+        cross_attention: bool = True,
+    ):
+        super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
+        hidden, eps = self.head.hidden_size, self.head.rms_norm_eps
+        if hidden != target.hidden_size:
+            raise MMSpecError(
+                f"the hidden size of this DreamDrafter is {hidden} but the target's is {target.hidden_size}: it reads "
+                "the target's embeddings and feeds its vocabulary head; train one for this target"
+            )
+        self.cross_attention = cross_attention
+        middle = CrossLayer(self.head) if cross_attention else nn.Identity()
+        self.layers = nn.ModuleList([DraftLayer(self.head, hidden), middle, DraftLayer(self.head, hidden)])
+        self.layers[2].input_layernorm = LlamaRMSNorm(hidden, eps=eps)
+        self.norm = LlamaRMSNorm(hidden, eps=eps)
+        initialise(self)
+
+    @property
+    def layer(self) -> DraftLayer:
+        return self.layers[0]
+
+    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+        return features[LAST].to(self._dtype)
+
+    def slot_positions(self, prompt: DraftPrompt) -> Tensor:
+        """`[batch, entries]`: every token has a slot, the first one too."""
+        return prompt.positions
+
+    # Drafting.
+
+    def remember(self, prompt: DraftPrompt) -> list[Entries]:
+        _, _, first, memory, last = self._read_all(prompt)
+        if memory is None:
+            return [first, last]
+        # The first token's entry is of no state: nobody reads it.
+        return [first, tuple(functional.pad(part, (0, 0, 1, 0)) for part in memory), last]
+
+    def _run(self, tokens: Tensor, states: Tensor, visible: Tensor, depth: Tensor, step: int | Tensor = 0) -> Tensor:
+        mask, slots = self.blocks.open(visible, depth)
+        cache, embeds = self.blocks.cache, self._token_embeds(tokens)
+        rope = self._rope(embeds, slots + self._ahead)
+        first, middle, last = self.layers
+
+        def attended(layer: DraftLayer, number: int, mixed: Tensor) -> Tensor:
+            keys, values = cache.layers[number].update(*layer.self_attn.keys_values(mixed, rope))
+            return attend(layer.self_attn.queries(mixed, rope), keys, values, mask)
+
+        hidden = first.finish(embeds, attended(first, 0, embeds))
+        if self.cross_attention:
+            # An entry is the state before a token: who sees the token sees it, and nobody else does.
+            keys, values = (part[:, :, 1:] for part in cache.layers[1].update(*middle.keys_values(states)))
+            seen = None if mask is None else mask[..., 1:]
+            hidden = middle.finish(hidden, attend(middle.queries(hidden), keys, values, seen))
+        output = last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
+        cache.end()
+        return self.norm(output)
+
+    # Training.
+
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """See `Drafter.unroll`. The first step is taught with true states; a later one remembers the outputs of the
+        steps before it, as a draft does.
+
+        The first layer reads tokens only, and a chain of right guesses is the answer itself: its output at every depth
+        of every chain is that of the answer's own slots.
+        """
+        from ..training.lesson import Guess
+
+        self._head_rows = self._rows()
+        prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
+        blocks, crossed, _, memory, prefix = self._read_all(prompt)
+        slots = lesson.root_slots - prompt.removed[:, None] + 1
+        columns = torch.arange(blocks.shape[1], device=slots.device)
+        visible = columns <= slots[:, None, :, None]
+        positions = self.slot_positions(prompt).gather(1, slots)
+        _, middle, last = self.layers
+        remembered: list[Entries] = []
+        own: list[Entries] = []
+        for step in range(steps):
+            valid, places = lesson.drafted(step)
+            if not valid.any():
+                return
+            block = pick(blocks, (slots + step).clamp(max=blocks.shape[1] - 1))
+            if not self.cross_attention:
+                hidden = block
+            elif not step:
+                hidden = pick(crossed, slots)
+            else:
+                asked = attend_unrolled(middle.queries(block), memory, remembered, visible[..., 1:])
+                hidden = middle.finish(block, asked)
+            mixed = last.input_layernorm(hidden)
+            rope = self._rope(mixed, positions + step)
+            if step:
+                own.append(last.self_attn.keys_values(mixed, rope))
+            attended = attend_unrolled(last.self_attn.queries(mixed, rope), prefix, own, visible)
+            output = self.norm(last.finish(hidden, attended))
+            chosen = output[valid]
+            yield Guess(self.logits(chosen), chosen, places, valid.flatten().nonzero()[:, 0], block[valid])
+            if self.cross_attention:
+                state = self.recur(output)
+                remembered.append(middle.keys_values(state.detach() if detach else state))
+
+    def _read_all(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor, Entries, Entries | None, Entries]:
+        """All tokens with the true states before them.
+
+        Returns:
+            the outputs of the first and of the cross-attention layer, `[batch, entries, hidden]`; then keys and values
+            of the first layer, of the memory (one entry fewer; None without it), and of the last layer.
+        """
+        embeds, (first, middle, last) = prompt.embeds.to(self._dtype), self.layers
+        rope = self._rope(embeds, self.slot_positions(prompt))
+        entries = first.self_attn.keys_values(embeds, rope)
+        block = first.finish(embeds, _causal(first.self_attn.queries(embeds, rope), *entries))
+        hidden, memory = block, None
+        if self.cross_attention:
+            memory = middle.keys_values(prompt.states[:, :-1])
+            queries = middle.queries(block)
+            # The first token has no state before it: its attention is 0 [OUR].
+            attended = [torch.zeros_like(queries[:, :, :1])]
+            if queries.shape[2] > 1:
+                attended.append(_causal(queries[:, :, 1:], *memory))
+            hidden = middle.finish(block, torch.cat(attended, dim=2))
+        return block, hidden, entries, memory, last.self_attn.keys_values(last.input_layernorm(hidden), rope)
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"cross_attention": self.cross_attention}
+
+
+class CrossLayer(nn.Module):
+    """Gated cross-attention and a gated MLP around a residual stream. With gates at 0, as at first, it does nothing.
+
+    Args:
+        config: sizes, and which biases there are.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.cross_attn = CrossAttention(config)
+        self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+        self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
+
+    def queries(self, states: Tensor) -> Tensor:
+        """`[batch, length, hidden]` of the drafter to `[batch, heads, length, head_dim]`."""
+        return self.cross_attn.queries(self.input_layernorm(states))
+
+    def keys_values(self, states: Tensor) -> Entries:
+        """Of `[batch, length, hidden]` states of the target, or what stands for them. They are normed already."""
+        return self.cross_attn.keys_values(states)
+
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output from `[batch, length, hidden]` and `[batch, heads, length, head_dim]`."""
+        states = residual + self.cross_attn_attn_gate.tanh() * self.cross_attn.merge(attended)
+        return states + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(states))
+
+
+class CrossAttention(DraftAttention):
+    """Attention over a memory without order: queries and keys are normed per head instead of rotated."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config, config.hidden_size)
+        self.q_norm = LlamaRMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = LlamaRMSNorm(config.head_dim, eps=config.rms_norm_eps)
+
+    def queries(self, states: Tensor, rope: Rope | None = None) -> Tensor:
+        return self.q_norm(self._heads(self.q_proj(states)))
+
+    def keys_values(self, states: Tensor, rope: Rope | None = None) -> Entries:
+        return self.k_norm(self._heads(self.k_proj(states))), self._heads(self.v_proj(states))
+
+
+def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of every slot to itself and what is before it, all of one length."""
+    grouped = queries.shape[1] != keys.shape[1]
+    return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)

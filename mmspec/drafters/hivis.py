@@ -1,0 +1,113 @@
+"""HiViS: pictures are hidden from the drafter, which sees them through the target's states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compressors import Hide
+from ..errors import MMSpecError
+from ..trees import TreeBuilder
+from .eagle import EagleDrafter
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+class HiVisDrafter(EagleDrafter):
+    """The head of HiViS (arXiv 2509.23928): `z = W [E(x_{t+1}); h_t; r_s] + b`, then EAGLE's layer.
+
+    Visual tokens are left out before states and embeddings are paired; the state at the text, which has seen them, is
+    all that the drafter knows of a picture. The residual r has a row per draft step, because the drafter's own output
+    takes the place of h from the first step on: row 0 stands beside true states, row n beside those of level n, and the
+    last row beside all deeper ones.
+
+    Faithful: fusion, residual and its rows, hiding before pairing, names of the weights. Text keeps its places, as
+    released for Qwen2.5-VL; `packed=True` closes it up, as released for LLaVA. Not repeated: the Qwen release also
+    hides the image's delimiters and one word after them; the second stage multiplied logits by its mask before the
+    softmax, here what is masked takes no part (see `unroll` and `Objective(keep_within=5)`).
+
+    Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
+
+    Args:
+        target, head, draft_vocab_size, tree, bias, input_norm: see `EagleDrafter`.
+        steps: rows of the residual.
+        packed: see `Hide`.
+
+    Raises:
+        MMSpecError: when a request's pictures are not among its tokens, so that hiding them hides nothing.
+    """
+
+    fused = 3
+    switches = ("bias", "input_norm", "steps", "packed")
+
+    def __init__(
+        self,
+        target: Target,
+        head: dict[str, Any] | None = None,
+        visual: bool = True,
+        draft_vocab_size: int | None = None,
+        tree: TreeBuilder | None = None,
+        bias: bool = True,
+        input_norm: bool = False,
+        steps: int = 4,
+        packed: bool = False,
+        compressor: Hide | None = None,
+    ):
+        compressor = compressor or Hide(packed)
+        if not isinstance(compressor, Hide):
+            raise MMSpecError(
+                f"HiVisDrafter hides pictures, so compressor={type(compressor).__name__} does not fit; use EagleDrafter"
+            )
+        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor)
+        if steps < 1:
+            raise MMSpecError(f"HiVisDrafter: steps={steps} must be at least 1")
+        self.steps, self.packed = steps, compressor.packed
+        self.residual = nn.Parameter(torch.empty(steps, self.head.hidden_size))
+        nn.init.xavier_uniform_(self.residual)
+
+    def read(self, request, prompt, embeds, features, vision):
+        read = super().read(request, prompt, embeds, features, vision)
+        if vision is not None and not read.removed.any():
+            raise MMSpecError(
+                "HiVisDrafter: the prompt has pictures, but hiding them removed no token: the target's image token "
+                f"{self.target.family.image_token_id} is not in it"
+            )
+        return read
+
+    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        row = torch.as_tensor(step, device=states.device).clamp(max=self.steps - 1)
+        residual = self.residual[row].squeeze(-2) if row.ndim else self.residual[row]
+        return self.enter(self.fc(torch.cat([embeds, states, residual.expand_as(states).to(states)], dim=-1)))
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"steps": self.steps, "packed": self.packed}
+
+
+def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:
+    """A drafter of the first stage for the second one: its residual's only row becomes the first guess of all rows.
+
+    Args:
+        target: the model to draft for.
+        name: of the first stage's drafter, as for `mmspec.load_drafter`.
+        steps: rows of the residual.
+
+    Raises:
+        MMSpecError: if it is no HiViS drafter, or has more than one row already.
+    """
+    from ..loading import load_drafter
+
+    try:
+        first = load_drafter(name, target)
+    except MMSpecError as error:
+        raise MMSpecError(
+            f"the second stage begins with a drafter of the first, and {name!r} is none ({error}): run mmspec train "
+            "recipe=hivis1 first, and give its folder best as recipe.drafter.name"
+        ) from error
+    if not isinstance(first, HiVisDrafter) or first.steps != 1:
+        raise MMSpecError(f"{name!r} is no HiViS drafter of the first stage, which has a single residual")
+    first.residual = nn.Parameter(first.residual.detach().repeat(steps, 1))
+    first.steps = steps
+    return first

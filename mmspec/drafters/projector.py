@@ -1,0 +1,23 @@
+"""VisualProjector: what lets a small model see through its target's eyes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class VisualProjector(nn.Module):
+    """Two linear layers with a GELU between, from vision features to a draft model's embeddings (as in LLaVA-1.5).
+
+    Args:
+        vision_hidden, hidden: widths of the features and of the draft model.
+    """
+
+    def __init__(self, vision_hidden: int, hidden: int):
+        super().__init__()
+        self.sizes = [vision_hidden, hidden]
+        self.inner = nn.Linear(vision_hidden, hidden)
+        self.outer = nn.Linear(hidden, hidden)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[tokens, vision_hidden]` to `[tokens, hidden]`."""
+        return self.outer(nn.functional.gelu(self.inner(features)))

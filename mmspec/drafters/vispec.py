@@ -1,0 +1,96 @@
+"""ViSpec: one compressed token per picture, and a vector of the whole picture beside every state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compressors import DraftPrompt, Resampler
+from ..errors import MMSpecError
+from ..trees import TreeBuilder
+from .eagle import EagleDrafter
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+class ViSpecDrafter(EagleDrafter):
+    """The head of ViSpec (arXiv 2509.15235).
+
+    A picture's adaptor (`Resampler` with a summary) leaves `queries - 1` compressed tokens and a global vector g. The
+    compressed tokens stand at the last places of the picture and enter the layer as they are. g joins the state of
+    every later text token: `h' = W_g [h; g] + b`, then EAGLE's `z = W [E(x_{t+1}); h'] + b`; before the first picture g
+    is zero, and after several it is the latest one's.
+
+    Faithful: adaptor, injection (which begins as the identity on h), places, names of the weights but for the
+    adaptor's prefix. Ours: any number of pictures and rows, where the release reads one of each; `use_summary=False`
+    leaves g out, for the ablation.
+
+    Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head, in a second
+    stage on long answers that the target wrote itself (recipe `vispec`).
+
+    Args:
+        target, head, draft_vocab_size, tree, bias, input_norm: see `EagleDrafter`.
+        queries: of the adaptor, the one for g included: at least 2.
+        heads: of the adaptor's attention; the layer's by default.
+        use_summary: whether g is injected.
+
+    Raises:
+        MMSpecError: for fewer than two queries, or a compressor that makes no summary.
+    """
+
+    switches = ("bias", "input_norm", "queries", "heads", "use_summary")
+
+    def __init__(
+        self,
+        target: Target,
+        head: dict[str, Any] | None = None,
+        visual: bool = True,
+        draft_vocab_size: int | None = None,
+        tree: TreeBuilder | None = None,
+        bias: bool = True,
+        input_norm: bool = False,
+        queries: int = 2,
+        heads: int | None = None,
+        use_summary: bool = True,
+        compressor: Resampler | None = None,
+    ):
+        if queries < 2:
+            raise MMSpecError(f"ViSpecDrafter: queries={queries} must be at least 2, one of them for the global vector")
+        heads = heads or target.family.text_config.num_attention_heads
+        compressor = compressor or Resampler(queries, heads, summary=True)
+        if not getattr(compressor, "summary", False):
+            name = type(compressor).__name__
+            raise MMSpecError(f"ViSpecDrafter: {name} makes no summary; use Resampler(summary=True)")
+        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor)
+        self.queries, self.heads, self.use_summary = queries, heads, use_summary
+        hidden = self.head.hidden_size
+        self.img_fc = nn.Linear(2 * hidden, hidden)
+        with torch.no_grad():
+            self.img_fc.weight.copy_(torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1))
+            self.img_fc.bias.zero_()
+
+    def mix_prompt(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
+        summary = prompt.summary
+        if summary is None or not self.use_summary:
+            summary = prompt.states.new_zeros(*prompt.states.shape[:2], self.head.hidden_size)
+        # What comes behind the prompt knows the last picture. A state is of the entry before its embedding's.
+        self._summary = summary[:, -1:]
+        fused = self._fuse(prompt.embeds[:, 1:], prompt.states[:, :-1], summary[:, :-1])
+        return self.enter(torch.where(prompt.visual[:, 1:, None], prompt.embeds[:, 1:].to(fused), fused))
+
+    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        return self.enter(self._fuse(embeds, states, self._summary.expand(-1, states.shape[1], -1)))
+
+    def slot_positions(self, prompt: DraftPrompt) -> Tensor:
+        """A slot stands one place before its embedding, so that compressed tokens stand together."""
+        return prompt.positions[:, 1:] - 1
+
+    def _fuse(self, embeds: Tensor, states: Tensor, summary: Tensor) -> Tensor:
+        states = self.img_fc(torch.cat([states, summary.to(states)], dim=-1))
+        return self.fc(torch.cat([embeds, states], dim=-1))
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"queries": self.queries, "heads": self.heads, "use_summary": self.use_summary}
