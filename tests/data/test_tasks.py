@@ -45,7 +45,7 @@ def test_every_task_gives_examples_with_pictures(option, data):
 
 def test_drawn_tasks_are_the_parts_of_tiny():
     drawn = {name: configuration.build(OmegaConf.load(FOLDER / f"{name}.yaml")) for name in ("tiny", *zoo.TASKS)}
-    assert drawn["tiny"].split == "test" and len(drawn["tiny"]) == 32
+    assert drawn["tiny"].split == "test" and len(drawn["tiny"]) == 16
     assert {e.id for e in drawn["tiny"]} == {e.id for name in zoo.TASKS for e in drawn[name]}
 
 
