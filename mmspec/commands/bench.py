@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import configuration
 from ..errors import MMSpecError
 
 
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         return run_sweep(Sweep.begin(folder, overrides, config_dir))
     if strange := next(filter(is_hydra, overrides), None):
         raise MMSpecError(f"{strange!r} is about sweeps: add --multirun")
-    _, settings, _ = bench.prepare_run(overrides, config_dir)  # mistakes answer before anything is loaded
+    config = configuration.compose("bench", bench.complete(overrides), config_dir)
+    settings = configuration.typed(config, bench.Settings)
     folder = Path(arguments.output) if arguments.output else bench.new_folder()
     with progress_bar(folder) as progress:
         bench.benchmark(overrides, folder, config_dir, progress)
