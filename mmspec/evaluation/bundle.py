@@ -23,6 +23,7 @@ except ImportError:  # Windows: nobody stops a second process from writing to th
 
 FORMAT = 1
 MANIFEST, CONFIG, REQUESTS, ROUNDS, LOCK = "manifest.json", "config.yaml", "requests.jsonl", "rounds.jsonl", ".lock"
+ERROR = "error.txt"  # why a job of a sweep ended before it had a manifest
 COMPLETE, RUNNING, INTERRUPTED, FAILED = "complete", "running", "interrupted", "failed"
 
 Record = dict[str, Any]
@@ -133,7 +134,7 @@ class BundleWriter:
         done: set[Block] = set()
         if (self.folder / MANIFEST).exists():
             done = self._go_on(Bundle.open(self.folder), manifest)
-        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name not in (LOCK, "error.txt")):
+        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name not in (LOCK, ERROR)):
             raise MMSpecError(f"{self.folder} holds {strangers[0]!r} and no bundle: choose an empty --output")
         self.manifest = manifest
         with self._writing(CONFIG):

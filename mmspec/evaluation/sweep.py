@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
-from .bundle import COMPLETE, MANIFEST, Bundle
+from .bundle import COMPLETE, ERROR, MANIFEST, Bundle
 
-SWEEP, ERROR = "sweep.json", "error.txt"
+SWEEP = "sweep.json"
 
 
 def is_hydra(override: str) -> bool:
