@@ -24,6 +24,7 @@ from mmspec.compressors import (
     Pool,
     Prune,
     Resampler,
+    Sources,
     VisualCompressor,
     VisualSpan,
     compressed_prompt,
@@ -56,7 +57,7 @@ def numbers(tensor: torch.Tensor) -> list[float]:
 
 def test_hide_leaves_nothing():
     left = Hide()(span(2, 3, width=4))
-    assert left.embeds.shape == (0, 4) and left.source.shape == (0, 6) and left.summary is None
+    assert left.embeds.shape == (0, 4) and left.source.dense().shape == (0, 6) and left.summary is None
 
 
 @pytest.mark.parametrize(
@@ -73,14 +74,14 @@ def test_hide_leaves_nothing():
 def test_pool_takes_the_mean_of_every_window(grid, size, expected):
     left = Pool(size)(span(*grid))
     assert numbers(left.embeds) == pytest.approx(expected)
-    assert (left.source > 0).sum().item() == grid[0] * grid[1], "every token is in one window"
+    assert (left.source.dense() > 0).sum().item() == grid[0] * grid[1], "every token is in one window"
 
 
 def test_conv_begins_as_pool_and_fills_up_with_zeros_at_the_edge():
     conv = attached(Conv(2), hidden=3)
     for grid in ((2, 2), (4, 6)):
         ours, pooled = conv(span(*grid, width=3)), Pool(2)(span(*grid, width=3))
-        assert torch.allclose(ours.embeds, pooled.embeds) and ours.source.equal(pooled.source)
+        assert torch.allclose(ours.embeds, pooled.embeds) and ours.source.dense().equal(pooled.source.dense())
     assert numbers(conv(span(3, 4, width=3)).embeds) == pytest.approx([2.5, 4.5, 17 / 4, 21 / 4])
     with torch.no_grad():
         conv.conv.weight.zero_()
@@ -95,12 +96,15 @@ def test_conv_begins_as_pool_and_fills_up_with_zeros_at_the_edge():
 def test_uniform_pruning_is_evenly_spaced(keep, expected):
     left = Prune(keep)(span(3, 4))
     assert numbers(left.embeds) == expected
-    assert left.source.argmax(-1).tolist() == expected and set(left.source.flatten().tolist()) <= {0.0, 1.0}
+    assert left.source.dense().argmax(-1).tolist() == expected and set(left.source.dense().flatten().tolist()) <= {
+        0.0,
+        1.0,
+    }
 
 
 def test_random_pruning_is_the_same_for_every_picture_of_a_size():
     first, again, other = (Prune(0.5, "random", seed)(span(5, 6)) for seed in (0, 0, 1))
-    assert first.source.equal(again.source) and not first.source.equal(other.source)
+    assert first.source.dense().equal(again.source.dense()) and not first.source.dense().equal(other.source.dense())
     kept = numbers(first.embeds)
     assert len(set(kept)) == 15 and kept == sorted(kept), "different tokens, in reading order"
 
@@ -109,8 +113,8 @@ def test_pruning_by_similarity_keeps_what_resembles_any_word():
     embeds = torch.tensor([[1.0, 0.0], [0.0, 9.0], [-1.0, 0.1], [3.0, 0.1], [-1.0, -1.0]])
     words = torch.tensor([[0.0, 0.1], [5.0, 0.0]])
     left = Prune(0.6, "similarity")(VisualSpan(embeds, None, words))
-    assert left.source.argmax(-1).tolist() == [0, 1, 3], "cosines 1, 1, 0.1, nearly 1, and below 0"
-    assert Prune(0.2, "similarity")(VisualSpan(embeds, None, -words)).source.argmax(-1).tolist() == [2]
+    assert left.source.dense().argmax(-1).tolist() == [0, 1, 3], "cosines 1, 1, 0.1, nearly 1, and below 0"
+    assert Prune(0.2, "similarity")(VisualSpan(embeds, None, -words)).source.dense().argmax(-1).tolist() == [2]
 
 
 # Resampler.
@@ -135,14 +139,14 @@ def test_a_resampler_looks_at_a_picture_once():
     weights = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
     first, second = 2 * weights @ seen.embeds, 2 * seen.embeds.mean(0)
     assert torch.allclose(left.embeds, torch.stack([first, second])) and left.summary is None
-    assert left.source.tolist() == [[0, 1, 0], [0, 0, 1]], "at the last places of the picture"
+    assert left.source.dense().tolist() == [[0, 1, 0], [0, 0, 1]], "at the last places of the picture"
     assert torch.allclose(summed.embeds, first[None]) and torch.allclose(summed.summary, second)
-    assert summed.source.tolist() == [[0, 0, 1]]
+    assert summed.source.dense().tolist() == [[0, 0, 1]]
 
 
 def test_a_picture_of_fewer_tokens_than_queries_has_no_more_places():
     left = attached(Resampler(5, heads=2), hidden=4)(span(1, 2, width=4))
-    assert left.embeds.shape == (2, 4) and left.source.equal(torch.eye(2))
+    assert left.embeds.shape == (2, 4) and left.source.dense().equal(torch.eye(2))
 
 
 # Elastic.
@@ -166,7 +170,7 @@ def test_fusion_adds_operators_up():
     pruned = [2, 6]  # of 8 tokens, as many as there are windows
     assert numbers(left.embeds) == pytest.approx([(a + b) / 2 for a, b in zip(pruned, [2.5, 4.5], strict=True)])
     window = [0.125, 0.125, 0.0, 0.0, 0.125, 0.125, 0.0, 0.0]
-    assert left.source[0].tolist() == pytest.approx([w + 0.5 * (n == 2) for n, w in enumerate(window)])
+    assert left.source.dense()[0].tolist() == pytest.approx([w + 0.5 * (n == 2) for n, w in enumerate(window)])
     assert numbers(elastic("fusion", [1e-9, 1 - 2e-9, 1e-9])(asked(3, 3)).embeds) == pytest.approx([2, 3.5, 6.5, 8])
 
 
@@ -175,7 +179,7 @@ def test_concatenation_takes_everything():
     left = compressor(span(4, 4, width=4))
     parts = [branch(span(4, 4, width=4)) for branch in compressor.branches]
     assert [len(part.embeds) for part in parts] == [1, 1, 4, 3], "one twentieth, 4 x 4, 2 x 2, and three queries"
-    assert left.embeds.equal(torch.cat([part.embeds for part in parts])) and len(left.source) == 9
+    assert left.embeds.equal(torch.cat([part.embeds for part in parts])) and len(left.source.dense()) == 9
     assert not hasattr(compressor, "gate")
 
 
@@ -186,7 +190,7 @@ def test_selection_uses_the_likeliest_branch(number, kind):
     own = compressor.branches[number](picture)
     for _ in range(5):
         left = compressor(picture)
-        assert left.embeds.equal(own.embeds) and left.source.equal(own.source)
+        assert left.embeds.equal(own.embeds) and left.source.dense().equal(own.source.dense())
 
 
 def test_different_questions_choose_different_branches():
@@ -212,7 +216,7 @@ def test_training_draws_branches_as_often_as_the_gate_says():
         left = compressor(picture)
         number = sizes[len(left.embeds)]
         if number is None:
-            pruned = bool(((left.source == 0) | (left.source == 1)).all())
+            pruned = bool(((left.source.dense() == 0) | (left.source.dense() == 1)).all())
             number = 0 if pruned else 1 if not left.embeds.grad_fn or "Conv" not in names_of(left.embeds) else 2
         counts[number] += 1
     for count, weight in zip(counts, weights, strict=True):
@@ -253,7 +257,7 @@ def test_the_gate_learns_although_one_branch_is_run():
 def test_fusion_teaches_the_gate_and_the_convolution():
     compressor = elastic("fusion", [0.2] * 3).train()
     left = compressor(asked(2, 4))
-    (left.embeds.square().sum() + left.source.square().sum()).backward()
+    (left.embeds.square().sum() + left.source.weights.square().sum()).backward()
     weights = (compressor.gate[2].bias, compressor.branches[2].conv.weight)
     assert all(weight.grad.abs().max() > 0 for weight in weights)
 
@@ -277,8 +281,11 @@ ALL = {
 def test_every_entry_stands_for_a_mean_of_tokens(name, grid):
     compressor = attached(ALL[name], hidden=4, state=3)
     left = compressor(asked(*grid))
-    assert left.embeds.shape == (len(left.source), 4) and left.source.shape[1] == grid[0] * grid[1]
-    assert torch.allclose(left.source.sum(-1), torch.ones(len(left.source))) and (left.source >= 0).all()
+    assert left.embeds.shape == (len(left.source.dense()), 4) and left.source.dense().shape[1] == grid[0] * grid[1]
+    assert (
+        torch.allclose(left.source.dense().sum(-1), torch.ones(len(left.source.dense())))
+        and (left.source.dense() >= 0).all()
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -340,9 +347,8 @@ class Marked(VisualCompressor):
     """Leaves the last token, and a summary that is the first."""
 
     def forward(self, span):
-        source = torch.zeros(1, len(span))
-        source[0, -1] = 1
-        return Compressed(span.embeds[-1:], source, span.embeds[0])
+        last = torch.tensor([len(span) - 1])
+        return Compressed(span.embeds[-1:], Sources.some(last, len(span)), span.embeds[0])
 
 
 def prompt_of(*rows: str):

@@ -9,6 +9,7 @@ from .pool import Conv, Pool
 from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
 from .resampler import Resampler
+from .source import Sources
 
 __all__ = [
     "Compressed",
@@ -21,6 +22,7 @@ __all__ = [
     "Pool",
     "Prune",
     "Resampler",
+    "Sources",
     "VisualCompressor",
     "VisualSpan",
     "compressed_prompt",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
+from .source import Sources
 
 
 @dataclass
@@ -39,13 +40,13 @@ class Compressed(NamedTuple):
 
     Args:
         embeds: `[kept, hidden]`.
-        source: `[kept, tokens]`, rows that sum to one: which tokens each entry stands for. The target's states and the
-            positions of the entries follow by the same weights.
+        source: which tokens each entry stands for. The target's states and the positions of the entries follow by the
+            same weights.
         summary: `[hidden]` a vector for the whole picture, for drafters that want one.
     """
 
     embeds: Tensor
-    source: Tensor
+    source: Sources
     summary: Tensor | None = None
 
 

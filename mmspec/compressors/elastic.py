@@ -15,6 +15,7 @@ from .hide import Hide
 from .pool import Conv, Pool
 from .prune import Prune
 from .resampler import Resampler
+from .source import Sources
 
 MODES = ("fusion", "concatenation", "selection")
 
@@ -79,18 +80,15 @@ class Elastic(VisualCompressor):
     def forward(self, span: VisualSpan) -> Compressed:
         if self.mode == "concatenation":
             left = [branch(span) for branch in self.branches]
-            return Compressed(torch.cat([one.embeds for one in left]), torch.cat([one.source for one in left]))
+            return Compressed(torch.cat([one.embeds for one in left]), Sources.joined([one.source for one in left]))
         if self.mode == "fusion":
             prune, pool, conv = self.branches
             left = [pool(span), conv(span)]
             index = prune.choose(span, len(left[0].embeds)).sort().values.to(span.embeds.device)
-            left.insert(0, Compressed(span.embeds[index], functional.one_hot(index, len(span)).to(span.embeds.dtype)))
-            weights = self.scores(span).softmax(-1).to(span.embeds.dtype)
-            embeds, source = (
-                sum(weight * part for weight, part in zip(weights, parts, strict=True))
-                for parts in list(zip(*left, strict=True))[:2]
-            )
-            return Compressed(embeds, source)
+            left.insert(0, Compressed(span.embeds[index], Sources.some(index, len(span))))
+            shares = self.scores(span).softmax(-1)
+            embeds = torch.stack([one.embeds for one in left], dim=-1) @ shares.to(span.embeds.dtype)
+            return Compressed(embeds, Sources.blended([one.source for one in left], shares))
         scores = self.scores(span)
         if not (self.training and torch.is_grad_enabled()):
             return self.branches[int(scores.argmax())](span)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import MMSpecError
 from .base import Compressed, VisualCompressor, VisualSpan
+from .source import Sources
 
 
 class FeatureGuided(VisualCompressor):
     """Keeps the visual tokens that receive most attention in the target's last layer, at their places (DREAM, arXiv
     2505.19201).
 
-    Faithful: the layer, the mean, the share. Ours: the paper does not say who pays the attention; here it is the text$
+    Faithful: the layer, the mean, the share. Ours: the paper does not say who pays the attention; here it is the text
     of the prompt behind the picture, mean over heads and tokens, so that training and decoding choose alike.
 
     Args:
@@ -40,7 +40,7 @@ class FeatureGuided(VisualCompressor):
                 "on the target's states such as DreamDrafter"
             )
         index = self.choose(span.attention, max(1, round(self.keep * len(span))))
-        return Compressed(span.embeds[index], functional.one_hot(index, len(span)).to(span.embeds.dtype))
+        return Compressed(span.embeds[index], Sources.some(index, len(span)))
 
     @staticmethod
     def choose(attention: Tensor, count: int) -> Tensor:

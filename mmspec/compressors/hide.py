@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from .base import Compressed, VisualCompressor, VisualSpan
+from .source import Sources
 
 
 class Hide(VisualCompressor):
@@ -21,4 +24,5 @@ class Hide(VisualCompressor):
         self.positions = "packed" if packed else "original"
 
     def forward(self, span: VisualSpan) -> Compressed:
-        return Compressed(span.embeds[:0], span.embeds.new_zeros(0, len(span)))
+        nothing = torch.zeros(0, dtype=torch.long, device=span.embeds.device)
+        return Compressed(span.embeds[:0], Sources.some(nothing, len(span)))

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from ..trees.base import positive
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
+from .source import Sources
 
 
-def windows(grid: tuple[int, int], size: int, like: Tensor) -> Tensor:
-    """`[windows, tokens]` weights of the mean over every `size` x `size` window; those at the edge may be smaller."""
-    rows, columns = grid
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    window = (row // size) * math.ceil(columns / size) + column // size
-    members = functional.one_hot(window.flatten()).T.to(like)
-    return members / members.sum(-1, keepdim=True)
+def windows(grid: tuple[int, int], size: int, device: torch.device) -> Sources:
+    """The mean over every `size` x `size` window of a grid; windows at the edge may be smaller."""
+    rows, columns = (torch.arange(edge, device=device) // size for edge in grid)
+    across = math.ceil(grid[1] / size)
+    return Sources.groups((rows[:, None] * across + columns).flatten(), math.ceil(grid[0] / size) * across)
 
 
 class Pool(VisualCompressor):
@@ -36,8 +35,8 @@ class Pool(VisualCompressor):
         self.size = size
 
     def forward(self, span: VisualSpan) -> Compressed:
-        source = windows(grid_of(span, "Pool"), self.size, span.embeds)
-        return Compressed(source @ span.embeds, source)
+        source = windows(grid_of(span, "Pool"), self.size, span.embeds.device)
+        return Compressed(source.mean(span.embeds), source)
 
 
 class Conv(VisualCompressor):
@@ -64,5 +63,5 @@ class Conv(VisualCompressor):
         rows, columns = grid_of(span, "Conv")
         picture = span.embeds.to(self.conv.weight.dtype).T.reshape(1, -1, rows, columns)
         picture = functional.pad(picture, (0, -columns % self.size, 0, -rows % self.size))
-        source = windows((rows, columns), self.size, span.embeds)
+        source = windows((rows, columns), self.size, span.embeds.device)
         return Compressed(self.conv(picture).flatten(2)[0].T.to(span.embeds.dtype), source)

@@ -113,16 +113,15 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
         said = None if last is None else last[row, asked]
         received = None if attention is None else attention[row, index]
         left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received))
-        source = left.source.to(states.dtype)
         if compressor.positions == "gap":
             positions = places[..., end - len(left.embeds) : end]
         else:
-            weights = left.source.detach().double()  # in half precision they sum to one only nearly
-            mean = (places[..., index].double() @ weights.T) / weights.sum(-1)
+            here = places[..., index].double()  # [tokens], or [axes, tokens]
+            mean = left.source.mean(here.reshape(-1, len(index)).T).detach().T.reshape(*here.shape[:-1], -1)
             positions = mean.round().long()
         if left.summary is not None:
             summaries.append((count, left.summary))
-        keep(left.embeds.to(embeds.dtype), source @ states[index], positions, True)
+        keep(left.embeds.to(embeds.dtype), left.source.mean(states[index]), positions, True)
         cursor = end
     keep(embeds[cursor:], states[cursor:], places[..., cursor:], False)
     columns = list(zip(*parts, strict=True))

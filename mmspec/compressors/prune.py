@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..errors import MMSpecError, did_you_mean
 from .base import Compressed, VisualCompressor, VisualSpan
+from .source import Sources
 
 WAYS = ("random", "uniform", "similarity")
 
@@ -39,7 +40,7 @@ class Prune(VisualCompressor):
     def forward(self, span: VisualSpan) -> Compressed:
         count = max(1, round(self.keep * len(span)))
         index = self.choose(span, count).sort().values.to(span.embeds.device)
-        return Compressed(span.embeds[index], functional.one_hot(index, len(span)).to(span.embeds.dtype))
+        return Compressed(span.embeds[index], Sources.some(index, len(span)))
 
     def choose(self, span: VisualSpan, count: int) -> Tensor:
         """`[count]` numbers of the tokens that stay, in any order."""

@@ -9,6 +9,7 @@ from torch.nn import functional
 from ..errors import MMSpecError
 from ..trees.base import positive
 from .base import Compressed, VisualCompressor, VisualSpan
+from .source import Sources
 
 
 class Resampler(VisualCompressor):
@@ -54,4 +55,4 @@ class Resampler(VisualCompressor):
         entries, summary = (outputs[:-1], outputs[-1]) if self.summary else (outputs, None)
         count = min(len(entries), len(span))  # a picture of fewer tokens than queries has no more places
         places = torch.arange(len(span) - count, len(span), device=seen.device)
-        return Compressed(entries[:count], functional.one_hot(places, len(span)).to(span.embeds.dtype), summary)
+        return Compressed(entries[:count], Sources.some(places, len(span)), summary)

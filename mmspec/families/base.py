@@ -43,14 +43,12 @@ def visual_spans(rows: list[list[int]], token: int | None, sizes: list[int]) -> 
     spans: list[list[tuple[int, int]]] = []
     left = iter(sizes)
     for ids in rows:
-        row, index = [], 0
-        while token is not None and token in ids[index:]:
-            start = ids.index(token, index)
-            index, count = start, next(left)
-            while count:  # placeholders of one picture may be broken up by row separators
-                count -= ids[index] == token
-                index += 1
-            row.append((start, index))
+        places = [index for index, one in enumerate(ids) if one == token]
+        row, first = [], 0
+        while first < len(places):  # placeholders of one picture may be broken up by row separators
+            last = first + next(left) - 1
+            row.append((places[first], places[last] + 1))
+            first = last + 1
         spans.append(row)
     return spans
 
