@@ -3,25 +3,31 @@
     python benchmarks/ablations.py gate sage
     python benchmarks/ablations.py trained runs/vispec runs/vispec_without_summary ...
 
-`gate`: which branch the elastic compressor of `tiny/specvlm` chooses, by task. `sage`: the depth of SAGE's trees, and
-what was accepted of the deeper half. `trained`: the simulated acceptance that finished trainings have reached on the
-same held-out answers, side by side. Prints Markdown.
+`gate`: which branch the elastic compressor of `tiny/specvlm` chooses, by task. `sage`: depth, width and what was
+accepted of SAGE's trees, by the confidence that shaped them. `trained`: the simulated acceptance that finished
+trainings have reached on the same held-out answers, side by side. Prints Markdown, and draws into `--plots FOLDER`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mmspec
 from mmspec.compressors import Elastic
 from mmspec.inputs import prepare
+from mmspec.trees.sage import confidence
 
 EXAMPLES = 24
+CONFIDENCES = (0.0, 0.6, 0.8, 0.9, 0.97, 1.01)  # where the rows of SAGE's table begin and end
 
 
 def table(headings: list[str], rows: list[list[str]]) -> None:
@@ -36,8 +42,20 @@ def requests_of(target: mmspec.Target, task: str):
         yield prepare(target, prompt, [image])
 
 
+def draw(name: str, folder: Path | None, draw_on: Callable[[Any], None], size: tuple[float, float] = (6, 3)) -> None:
+    """Write one plot, if a folder for plots was given."""
+    if folder is None:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw_on(figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=110)
+
+
 @torch.inference_mode()
-def gate(target: mmspec.Target) -> None:
+def gate(target: mmspec.Target, plots: Path | None) -> None:
     """Branches by task."""
     drafter = mmspec.load_drafter("tiny/specvlm", target)
     elastic = drafter.compressor
@@ -45,65 +63,115 @@ def gate(target: mmspec.Target) -> None:
     names = [type(branch).__name__ for branch in elastic.branches]
     chosen: list[int] = []
     elastic.register_forward_pre_hook(lambda module, args: chosen.append(module.choice(args[0])))
-    rows = []
+    counts = {}
     for task in mmspec.zoo.TASKS:
         chosen.clear()
         for request in requests_of(target, task):
             mmspec.generate(target, drafter, inputs=request, max_new_tokens=2)
-        counts = Counter(chosen)
-        rows.append([task, *(str(counts[number]) for number in range(len(names)))])
-    table([f"branch chosen, of {EXAMPLES}", *names], rows)
+        counts[task] = [Counter(chosen)[number] for number in range(len(names))]
+    table([f"branch chosen, of {EXAMPLES}", *names], [[task, *map(str, row)] for task, row in counts.items()])
+
+    def bars(figure) -> None:
+        axes, left = figure.subplots(), [0] * len(counts)
+        for number, name in enumerate(names):
+            column = [row[number] for row in counts.values()]
+            axes.barh(list(counts), column, left=left, label=name)
+            left = [a + b for a, b in zip(left, column, strict=True)]
+        axes.set(xlabel="pictures", title="the branch that SpecVLM's gate chooses")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    draw("gate", plots, bars, (7, 2.5))
+
+
+class RecordingSage(mmspec.trees.SageTree):
+    """Notes the confidence behind every template, and its depth and width."""
+
+    def template(self, profile, limit=None):
+        nodes = super().template(profile, limit)
+        self.seen.append((confidence(profile), len(nodes[-1]), sum(len(path) == 1 for path in nodes)))
+        return nodes
 
 
 @torch.inference_mode()
-def sage(target: mmspec.Target) -> None:
-    """Depth of the trees by the entropy that decided it."""
+def sage(target: mmspec.Target, plots: Path | None) -> None:
+    """What SAGE makes of the entropy, and whether it was right."""
     drafter = mmspec.load_drafter("tiny/eagle3", target)
-    rows = []
+    rounds: list[tuple[float, int, int, int]] = []
     for task in mmspec.zoo.TASKS:
-        depths: list[int] = []
-        accepted: list[int] = []
         for request in requests_of(target, task):
-            out = mmspec.generate(target, drafter, inputs=request, tree=mmspec.trees.SageTree(), max_new_tokens=128)
-            depths += [record.depth for record in out.stats.rounds]
-            accepted += [record.accepted[0] for record in out.stats.rounds]
-        deep = [a for a, depth in zip(accepted, depths, strict=True) if depth >= sorted(depths)[len(depths) // 2]]
-        rows.append(
-            [
-                task,
-                f"{sum(depths) / len(depths):.2f}",
-                f"{min(depths)} to {max(depths)}",
-                f"{sum(accepted) / len(accepted):.2f}",
-                f"{sum(deep) / len(deep):.2f}",
-            ]
-        )
-    table(["SageTree", "mean depth", "depths", "accepted a round", "in the deeper half"], rows)
+            tree = RecordingSage()
+            tree.seen = []
+            out = mmspec.generate(target, drafter, inputs=request, tree=tree, max_new_tokens=128)
+            # The first template of a request is made before anything is known, the last round may be cut short.
+            pairs = list(zip(tree.seen, out.stats.rounds, strict=True))[1:-1]
+            rounds += [(*seen, record.accepted[0]) for seen, record in pairs]
+    parts = [[row for row in rounds if low <= row[0] < high] for low, high in pairwise(CONFIDENCES)]
+    spans = [f"{low:.2f} to {min(high, 1):.2f}" for low, high in pairwise(CONFIDENCES)]
+    means = [[statistics.mean(column) for column in zip(*part, strict=True)] for part in parts]
+    rows = [
+        [span, str(len(part)), *(f"{mean:.2f}" for mean in row[1:])]
+        for span, part, row in zip(spans, parts, means, strict=True)
+    ]
+    table(["confidence", "rounds", "depth", "width", "accepted"], rows)
+
+    def lines(figure) -> None:
+        axes = figure.subplots()
+        for number, (name, marker) in enumerate((("depth", "o"), ("width", "s"), ("accepted", "^")), start=1):
+            axes.plot([row[0] for row in means], [row[number] for row in means], marker=marker, label=name)
+        axes.set(xlabel="confidence: 1 - normalised entropy", ylabel="tokens", title="SageTree")
+        axes.legend()
+
+    draw("sage", plots, lines)
 
 
-def trained(folders: list[str]) -> None:
+def trained(folders: list[str], plots: Path | None) -> None:
     """What finished trainings have reached."""
-    rows = []
+    found = {}
     for folder in folders:
-        found = json.loads((Path(folder) / "best" / "config.json").read_text())["metadata"]
-        report, tasks = found["validation"], found["validation"]["tasks"]
-        rows.append(
-            [Path(folder).name, str(found["steps"]), f"{report['simulated']['mean_acceptance_length']:.2f}"]
-            + [f"{tasks[task]['mean_acceptance_length']:.2f}" for task in mmspec.zoo.TASKS]
-            + [" ".join(f"{100 * rate:.0f}" for rate in report["simulated"]["acceptance_by_position"])]
-        )
+        metadata = json.loads((Path(folder) / "best" / "config.json").read_text())["metadata"]
+        found[Path(folder).name] = (metadata["steps"], metadata["validation"])
+    lengths = {
+        name: [report["simulated"]["mean_acceptance_length"]]
+        + [report["tasks"][task]["mean_acceptance_length"] for task in mmspec.zoo.TASKS]
+        for name, (_, report) in found.items()
+    }
+    rows = [
+        [
+            name,
+            str(steps),
+            *(f"{length:.2f}" for length in lengths[name]),
+            " ".join(f"{100 * rate:.0f}" for rate in report["simulated"]["acceptance_by_position"]),
+        ]
+        for name, (steps, report) in found.items()
+    ]
     table(["trained", "steps", "all", *mmspec.zoo.TASKS, "by position, %"], rows)
+
+    def bars(figure) -> None:
+        axes, width = figure.subplots(), 0.8 / len(lengths)
+        for number, (name, values) in enumerate(lengths.items()):
+            axes.bar([place + number * width for place in range(len(values))], values, width, label=name)
+        axes.set_xticks([place + 0.4 - width / 2 for place in range(1 + len(mmspec.zoo.TASKS))])
+        axes.set_xticklabels(["all", *mmspec.zoo.TASKS])
+        axes.set_ylabel("tokens a pass, chain of 5")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    draw("trained", plots, bars, (8, 3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", help="gate, sage, or trained and folders")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw gate.png, sage.png, trained.png there")
     options = parser.parse_args()
     if options.what[0] == "trained":
-        trained(options.what[1:])
+        trained(options.what[1:], options.plots)
         return
+    known = {"gate": gate, "sage": sage}
+    if strange := set(options.what) - set(known):
+        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained")
     target = mmspec.load_target("tiny")
     for name in options.what:
-        {"gate": gate, "sage": sage}[name](target)
+        known[name](target, options.plots)
 
 
 if __name__ == "__main__":

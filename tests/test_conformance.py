@@ -19,6 +19,7 @@ import mmspec
 from mmspec import configuration, drafters, loading, zoo
 from mmspec.drafters import Drafter, FeatureDrafter, StepDrafter
 from mmspec.inputs import prepare
+from mmspec.testing import watched
 from mmspec.verifiers import Greedy
 
 NEW = 14
@@ -105,19 +106,12 @@ def test_verifiers_whose_draws_are_tied_to_positions_give_one_text_with_every_dr
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_trees_are_well_formed_and_rooted_in_the_newest_token(label, monkeypatch):
+def test_trees_are_well_formed_and_rooted_in_the_newest_token(label):
     name = models.VISUAL[0]
-    drafter = drafter_of(label, name, "sdpa")
+    drafter = watched(drafter_of(label, name, "sdpa"))
     inputs, _ = case(name, "sdpa", *RAGGED, NEW)
-    drafts = helpers.record_drafts(monkeypatch, type(drafter))
     for tree in builders(drafter):
-        mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=6, tree=tree)
-    assert drafts
-    for draft in drafts:
-        tokens = draft.tree.validate().tokens
-        assert tokens.min() >= 0 and tokens.max() < drafter.target.vocab_size
-        for row, history in enumerate(draft.history):
-            assert tokens[row, 0] == history[-1] or not draft.active[row]
+        assert mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=6, tree=tree).stats.rounds
 
 
 @pytest.mark.parametrize("option", EMBEDDED)

@@ -1,0 +1,200 @@
+"""For authors of drafters, trees, verifiers and compressors: does the text stay that of the target?
+
+from mmspec.testing import check_lossless
+
+def test_my_drafter():
+    assert check_lossless(MyDrafter(mmspec.load_target("tiny"))).accepted > 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import zoo
+from .compressors import VisualCompressor
+from .drafters import Drafter
+from .errors import MMSpecError
+from .evaluation.divergence import complaint_of, divergences
+from .evaluation.engines import Sampling
+from .generation import generate
+from .inputs import Request, prepare
+from .sampling import LogitsPipeline
+from .target import Target
+from .tree import DraftTree, ancestor_mask
+from .trees import TreeBuilder
+from .verifiers import Verifier
+
+SEED = 3
+
+QUESTIONS = (
+    ("Describe the picture.", ("scenes",)),
+    ("Describe the first picture, then read out the second one, line by line.", ("scenes", "documents")),
+    ("Say what there is to say without a picture.", ()),
+)
+"""What is asked, and the kinds of the pictures that it is asked about."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a passed check has seen. With `accepted == 0` it says little: no drafted token ever got into the text.
+
+    Args:
+        tokens: new tokens that were compared with those of plain decoding.
+        drafted: nodes that the drafter proposed.
+        accepted: of those, the ones that are in the text.
+    """
+
+    tokens: int
+    drafted: int
+    accepted: int
+
+
+def check_lossless(
+    drafter: Drafter,
+    tree: TreeBuilder | None = None,
+    verifier: Verifier | None = None,
+    compressor: VisualCompressor | None = None,
+    *,
+    max_new_tokens: int = 24,
+    temperatures: Sequence[float] = (0.0, 0.7),
+) -> Checked:
+    """Compare the text of a combination with that of plain decoding, token by token, and look at every drafted tree.
+
+    Asked are a question about one picture, one about two and one about none (three without pictures if the target takes
+    none): alone, and as the rows of one ragged batch, each at every temperature. Sampled text can be compared because
+    the default verifier ties its draws to a seed and a position. A rule of your own that samples is compared only if it
+    asks for point proposals, and has to tie its draws as `mmspec.sampling.NoiseTape` does; `temperatures=[0.0]` leaves
+    sampling out.
+
+    Args:
+        drafter: made for the target that is to answer, which must be in float32 and have a processor.
+        tree: how it grows its trees; by default as it does by itself.
+        verifier: the rule that keeps or rejects; by default the lossless one of each temperature.
+        compressor: what the drafter sees of the pictures; by default what it was made with.
+        max_new_tokens: length of each text.
+        temperatures: 0 is greedy decoding.
+
+    Raises:
+        AssertionError: at the first token that differs, naming the prompt, the position and both tokens.
+        MMSpecError: for a tree that is not well formed, see `watched`, and where the check would say nothing: half
+            precision, a verifier that does not claim to be lossless or whose text is exact in law only, a drafter that
+            drafts nothing.
+    """
+    if not isinstance(drafter, Drafter):
+        raise MMSpecError(f"drafter={drafter!r} is no Drafter: pass an instance, such as MyDrafter(target)")
+    target = drafter.target
+    if torch.finfo(target.dtype).bits < 32:
+        raise MMSpecError(
+            f"the target is in {target.dtype}, in which near-ties flip whatever a drafter does: load it in float32"
+        )
+    temperatures = _comparable(verifier, temperatures)
+    if compressor is not None:
+        drafter = drafter.with_compressor(compressor)
+    names = [type(part).__name__ for part in (drafter, tree, verifier, compressor) if part is not None]
+    drafter = watched(drafter)
+    tokens = drafted = accepted = 0
+    for request in _requests(target):
+        for temperature in temperatures:
+            options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": SEED}
+            plain = generate(target, None, inputs=request, **options).token_ids
+            out = generate(target, drafter, inputs=request, tree=tree, verifier=verifier, **options)
+            if out.token_ids != plain:
+                sampling = Sampling(temperature)
+                differences = divergences(target, request, plain, out.token_ids, sampling, SEED, tie=0.0)
+                record = {"ids": request.prompts, "repeat": 0, "repeatable": True, "divergence": differences}
+                rows = "alone" if request.batch_size == 1 else f"in a batch of {request.batch_size}"
+                complaint = complaint_of(target, record)
+                raise AssertionError(f"{' with '.join(names)} {complaint}, {rows}, temperature {temperature}")
+            tokens += sum(map(len, out.token_ids))
+            drafted += out.stats.num_draft_tokens
+            accepted += out.stats.num_accepted_draft_tokens
+    if not drafted:
+        raise MMSpecError(f"{' with '.join(names)} drafted nothing for any prompt, so there was nothing to check")
+    return Checked(tokens, drafted, accepted)
+
+
+def watched(drafter: Drafter) -> Drafter:
+    """The same drafter, but every tree that it proposes is looked at before the target sees it.
+
+    Drafting then raises an `MMSpecError` for a tree that breaks an invariant of `DraftTree`, is not rooted in the
+    newest token, holds a token outside the target's vocabulary, or says of its own shape what its parents do not.
+    """
+
+    class Watched(type(drafter)):
+        def start(self, context):
+            self._watched = context
+            super().start(context)
+
+        def draft(self, root):
+            tree = super().draft(root)
+            _inspect(tree, root, self._watched.active, self.target.vocab_size)
+            return tree
+
+    Watched.__name__ = type(drafter).__name__  # what errors call it
+    drafter = drafter.fork()
+    drafter.__class__ = Watched
+    return drafter
+
+
+def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int) -> None:
+    """Raise an `MMSpecError` for the first thing that is wrong with a tree below `root`, `[batch]`."""
+    if len(tree.tokens) != len(root):
+        raise MMSpecError(f"the tree has {len(tree.tokens)} rows, but the batch has {len(root)}")
+    tree.validate()
+    nodes = torch.ones_like(tree.tokens, dtype=torch.bool) if tree.valid is None else tree.valid
+    for row, (found, newest) in enumerate(zip(tree.tokens[:, 0].tolist(), root.tolist(), strict=True)):
+        if active[row] and found != newest:
+            raise MMSpecError(f"tree row {row}: node 0 is token {found}, but the newest token, its root, is {newest}")
+    if (strange := (tree.tokens < 0) | (tree.tokens >= vocabulary)).any():
+        row, node = strange.nonzero()[0].tolist()
+        token = int(tree.tokens[row, node])
+        raise MMSpecError(f"tree row {row}: node {node} is token {token}, but tokens go from 0 to {vocabulary - 1}")
+    ancestors = ancestor_mask(tree.parents, tree.max_depth)
+    before = torch.arange(tree.num_nodes, device=nodes.device) - 1
+    shapes = {
+        "ancestors": (tree.ancestors != ancestors).any(-1),
+        "depth": tree.depth != ancestors.sum(-1) - 1,
+        "is_chain": (tree.parents != before) & tree.is_chain,
+    }
+    for name, wrong in shapes.items():
+        if (wrong & nodes).any():
+            row, node = (wrong & nodes).nonzero()[0].tolist()
+            raise MMSpecError(f"tree row {row}: its {name} is not what the parents say, as at node {node}")
+
+
+def _comparable(verifier: Verifier | None, temperatures: Sequence[float]) -> list[float]:
+    """The temperatures at which a rule's text can be compared token by token."""
+    if verifier is None:
+        return list(temperatures)
+    name = type(verifier).__name__
+    if not verifier.lossless:
+        raise MMSpecError(f"{name} does not claim to be lossless, so it may change the text: there is nothing to check")
+    if verifier.proposal != "point":
+        raise MMSpecError(
+            f"{name} draws its proposals: its text has the target's law but is another text, so comparing tokens says "
+            "nothing; leave verifier out to check the drafter, the tree and the compressor"
+        )
+    fitting = []
+    for temperature in temperatures:
+        try:
+            verifier.check(LogitsPipeline(temperature))
+        except MMSpecError:
+            continue
+        fitting.append(temperature)
+    if not fitting:
+        raise MMSpecError(f"{name} serves none of the temperatures {list(temperatures)}: give one that it does")
+    return fitting
+
+
+def _requests(target: Target) -> list[Request]:
+    """The questions alone, then all of them as a batch."""
+    prompts = [prompt for prompt, _ in QUESTIONS]
+    rows = [[zoo.sample(kind, "test", number).image for number, kind in enumerate(kinds)] for _, kinds in QUESTIONS]
+    if target.family.image_token_id is None:
+        rows = [[] for _ in rows]
+    alone = [prepare(target, [prompt], [images]) for prompt, images in zip(prompts, rows, strict=True)]
+    return [*alone, prepare(target, prompts, rows)]
