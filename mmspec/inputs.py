@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import MMSpecError
 from .prompts import Prompt, apply_template, check_prompt
+from .runner import padding_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,6 +91,30 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
             "shorten it or pass fewer images"
         )
     return request
+
+
+def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1) -> Request:
+    """A request whose rows go on with an answer each, for the same pictures, right-padded again.
+
+    Args:
+        request: the prompts, whose texts are not in the result.
+        answers: token ids per row; a row may get none.
+        multiple: `length` is padded to a multiple of it.
+    """
+    inputs = dict(request.inputs)
+    lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
+    ids, width = inputs["input_ids"], -(-max(lengths) // multiple) * multiple
+    for name in PER_TOKEN:
+        if name in inputs:  # token types of an answer are 0: text
+            old = inputs[name]
+            inputs[name] = old.new_zeros(*old.shape[:-1], width)
+            inputs[name][..., : old.shape[-1]] = old
+    inputs.pop("position_ids", None)
+    for row, (start, answer) in enumerate(zip(request.lengths, answers, strict=True)):
+        inputs["input_ids"][row, start : lengths[row]] = torch.tensor(answer, device=ids.device)
+    mask = padding_mask(lengths, width, ids.device)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    return Request(inputs, lengths)
 
 
 def load_image(source) -> Image:

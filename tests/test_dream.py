@@ -13,8 +13,8 @@ from test_feature_drafters import ROUNDS, Script, Told, decode
 
 import mmspec
 from mmspec.drafters import dream
-from mmspec.inputs import prepare
-from mmspec.training.lesson import Teacher, append
+from mmspec.inputs import append, prepare
+from mmspec.training.lesson import Teacher
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Greedy, PointMassSampling
 

@@ -9,9 +9,11 @@ import torch
 import transformers
 from helpers import RAGGED, case, pictures_for, start, target_of
 
+from mmspec.drafters import Eagle3Drafter
 from mmspec.errors import MMSpecError
 from mmspec.families import FAMILIES, CausalLM, family_of
 from mmspec.inputs import prepare
+from mmspec.runner import LAST, capture
 from mmspec.target import Target
 
 # A picture's height and width in patches; 2 x 2 patches make a token, and 2 x 2 tokens an attention window.
@@ -191,6 +193,33 @@ def test_positions_are_the_same_without_the_processors_token_types():
     bare = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
     results = [target.family.positions(prepare(target, inputs=each).inputs) for each in (inputs, bare)]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+HEADS = {
+    "cap": ("Gemma2", {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8, "attn_implementation": "eager"}),
+    "divided": ("Granite", {"logits_scaling": 8.0}),
+    "multiplied": ("Cohere", {"logit_scale": 0.25}),
+    "multiplied under Granite's name": ("HyperCLOVAX", {"logits_scaling": 0.3}),
+    "bias": ("Llama", {}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "settings"), HEADS.values(), ids=list(HEADS))
+def test_logits_from_the_last_state_are_the_models_own(kind, settings):
+    config = getattr(transformers, f"{kind}Config")(**models.TEXT, **settings)
+    model = models.rescale(getattr(transformers, f"{kind}ForCausalLM")(config).float(), 0)
+    if kind == "Llama":
+        model.lm_head.bias = torch.nn.Parameter(torch.linspace(-2, 2, models.VOCAB))
+    family = Target(model).family
+    with capture(family, [LAST]) as features:
+        logits = model(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]]), use_cache=False).logits
+    assert (family.head(features[LAST]) - logits).abs().max() < 1e-5
+    some = torch.tensor([3, 50, 7])
+    assert (family.head(features[LAST], family.head_rows(some)) - logits[..., some]).abs().max() < 1e-5
+    if not settings.get("final_logit_softcapping") and kind != "Llama":  # what EAGLE-3's head begins as
+        own = Eagle3Drafter(Target(model), draft_vocab_size=3).lm_head(features[LAST])
+        assert (own - logits[..., :3]).abs().max() < 1e-5
 
 
 SLIDING, FULL = "sliding_attention", "full_attention"

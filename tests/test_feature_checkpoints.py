@@ -130,6 +130,7 @@ def test_a_drafter_for_another_width_is_refused(variant, tmp_path):
         (Eagle3Drafter, {"head": {"rope_theta": 1e4, "layers": 2}}, "head settings layers, rope_theta are unknown"),
         (EagleDrafter, {"head": {"hidden_size": 16}}, "hidden size of this EagleDrafter is 16 but the target's is 32"),
         (Eagle3Drafter, {"head": {"hidden_size": 64}}, "size of this Eagle3Drafter is 64 but the target's is 32"),
+        (EagleDrafter, {"draft_vocab_size": 2.5}, "draft_vocab_size=2.5 must lie between 1 and the target's 61, or be"),
         (EagleDrafter, {"draft_vocab_size": 0}, "draft_vocab_size=0 must lie between 1 and the target's 61"),
         (Eagle3Drafter, {"draft_vocab_size": 62}, "draft_vocab_size=62 must lie between 1 and the target's 61"),
         (Eagle3Drafter, {"feature_layers": [0, 1, 3]}, r"feature_layers=\[0, 1, 3\] must be three layers .* 0 to 2"),
@@ -210,6 +211,17 @@ def test_cut_to_all_its_layers_it_is_the_target():
     inputs, _ = case("llava", "sdpa", *RAGGED, 14)
     out = mmspec.generate(target, cut_from_target(target, 3), inputs=inputs, max_new_tokens=13, tree=Chain(3))
     assert out.stats.mean_acceptance_length == 4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cut_draft_model_sees_as_its_target_does(bias):
+    """Its projector is a copy of the target's, which may have no biases."""
+    target = Target(models.llava())
+    projector = target.family.vision_projector
+    if not bias:
+        projector.linear_1.bias = projector.linear_2.bias = None
+    features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    assert (cut_from_target(target).projector(features) - projector(features)).abs().max() < 1e-5
 
 
 def test_a_cut_draft_model_is_saved_like_any_other(tmp_path):

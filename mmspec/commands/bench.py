@@ -31,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print the table."""
     from ..evaluation import bench
+    from ..evaluation.parts import parts_of
     from ..evaluation.sweep import SWEEP, Sweep, is_hydra
 
     overrides, config_dir = arguments.overrides, arguments.config_dir
@@ -48,16 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
         return run_sweep(Sweep.begin(folder, overrides, config_dir))
     if strange := next(filter(is_hydra, overrides), None):
         raise MMSpecError(f"{strange!r} is about sweeps: add --multirun")
+    folder = Path(arguments.output) if arguments.output else bench.new_folder()
+    if parts := parts_of(overrides, config_dir):
+        return run_sweep(Sweep.begin(folder, [], config_dir, parts))
     config = configuration.compose("bench", bench.complete(overrides), config_dir)
     settings = configuration.typed(config, bench.Settings)
-    folder = Path(arguments.output) if arguments.output else bench.new_folder()
     with progress_bar(folder) as progress:
         bench.benchmark(overrides, folder, config_dir, progress)
     return show([folder], settings.units, settings.json)
 
 
 def run_sweep(sweep: Any) -> int:
-    """Run a sweep, print one table of all its bundles, and say which jobs failed."""
+    """Run a sweep, print one table of all its bundles, or of each part, and say which jobs failed."""
     print(f"{len(sweep.jobs)} jobs, bundles in {sweep.folder}", file=sys.stderr)
     try:
         sweep.run()
@@ -65,7 +68,10 @@ def run_sweep(sweep: Any) -> int:
         print(f"mmspec bench --resume {sweep.folder} goes on", file=sys.stderr)
         raise
     failures = sweep.failures()
-    if sweep.bundles:
+    if sweep.names is not None:
+        for bundle in sweep.bundles:
+            show([bundle], None, False)
+    elif sweep.bundles:
         show(sweep.bundles, None, False)
     for number, reason in failures.items():
         print(f"{sweep.folder_of(number).name}: {reason}", file=sys.stderr)

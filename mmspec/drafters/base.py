@@ -38,6 +38,9 @@ class Drafter(nn.Module):
     draft_vocab_size: int | None = None
     """Of a reduced vocabulary; None where every token can be drafted."""
 
+    draft_vocabulary: Tensor | None = None
+    """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
+
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__()
         self.target = target

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import MMSpecError
 from ..trees import TreeBuilder
-from .draft_model import DraftModelDrafter, VisualProjector
+from .draft_model import DraftModelDrafter
+from .projector import VisualProjector
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -75,5 +76,6 @@ def _projector(target: Target) -> VisualProjector:
     ours = [projector.inner, projector.outer]
     if [part.weight.shape for part in linears] == [part.weight.shape for part in ours]:
         for own, theirs in zip(ours, linears, strict=True):
+            nn.init.zeros_(own.bias)  # the target's may have none
             own.load_state_dict(theirs.state_dict(), strict=False)
     return projector

@@ -13,14 +13,14 @@ from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layo
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError, did_you_mean
 from ..families import Vision
-from ..inputs import Request, prepare
+from ..inputs import Request, append, prepare
 from ..outcome import Scores, Verdict
 from ..runner import LAST, Runner, capture, padding_mask
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
 from .projector import VisualProjector
-from .step import StepDrafter
+from .step import StepDrafter, last_of
 
 if TYPE_CHECKING:
     from ..target import Context, Target
@@ -94,25 +94,14 @@ class DraftModelDrafter(StepDrafter):
         request, vision = self._prompt(context.request, context.vision)
         self.runner = Runner(self.draft_target, request.batch_size, request.max_length + context.room)
         self.runner.prefill(*self._read(request, request, vision))
-        # Tokens that were accepted but that this model has not read yet, per row.
-        self.unread: list[list[int]] = [[] for _ in request.lengths]
+        # How many of the last tokens this model has not read yet, per row; the root is always one of them.
+        self._unread = [1] * request.batch_size
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what is still unread, then the root; both are certain, so they are committed at once."""
-        active = self.context.active
-        width = 1 + max(map(len, self.unread))
-        if width == 1:
-            tokens = root[:, None]
-        else:
-            rows = [[*unread, history[-1]] for unread, history in zip(self.unread, self.context.history, strict=True)]
-            tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=root.device)
-        steps = torch.arange(width, device=root.device).expand_as(tokens)
-        causal = torch.ones(width, width, dtype=torch.bool, device=root.device).tril().expand(len(root), -1, -1)
-        logits = self.runner.extend(self._known(tokens), causal, steps)
-        counts = [len(unread) + 1 for unread in self.unread]
-        self.runner.commit([count if on else 0 for count, on in zip(counts, active, strict=True)])
-        last = torch.tensor(counts, device=root.device) - 1
-        return self._fit(logits[torch.arange(len(root), device=root.device), last])
+        logits = self.expand(self.newest(root, self._unread))
+        self.runner.commit([n if on else 0 for n, on in zip(self._unread, self.context.active, strict=True)])
+        return last_of(logits, self._unread)
 
     def expand(self, block: Block) -> Tensor:
         return self._fit(self.runner.extend(self._known(block.tokens), block.visible, block.depth))
@@ -126,15 +115,12 @@ class DraftModelDrafter(StepDrafter):
         table = torch.stack([read, verdict.length], dim=1).tolist()
         self.runner.commit([count for count, _ in table], None if tree.is_chain else entries)
         # The history ends with the path's drafted tokens and the bonus, which is the next root.
-        self.unread = [
-            history[len(history) - length + count : -1] if length else []
-            for history, (count, length) in zip(self.context.history, table, strict=True)
-        ]
+        self._unread = [length - count for count, length in table]
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all
         steps; those of a later step are the first step's at later roots."""
-        from ..training.lesson import WIDTHS, Guess, append
+        from ..training.lesson import WIDTHS, Guess
 
         prompt, vision = self._prompt(lesson.prompt, lesson.vision)
         request = append(prompt, lesson.answers, WIDTHS)

@@ -12,7 +12,6 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ..compressors import DraftPrompt, VisualCompressor
-from ..errors import MMSpecError
 from ..runner import LAST
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter, pick
@@ -52,7 +51,7 @@ class DreamDrafter(FeatureDrafter):
         cross_attention: False leaves the middle layer out, for the ablation: then no state of the target is read.
 
     Raises:
-        MMSpecError: if the head's hidden size is not the target's, whose embedding and vocabulary head it uses.
+        MMSpecError: see `FeatureDrafter`.
     """
 
     feature_layers = (LAST,)
@@ -71,11 +70,6 @@ class DreamDrafter(FeatureDrafter):
     ):
         super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
         hidden, eps = self.head.hidden_size, self.head.rms_norm_eps
-        if hidden != target.hidden_size:
-            raise MMSpecError(
-                f"the hidden size of this DreamDrafter is {hidden} but the target's is {target.hidden_size}: it reads "
-                "the target's embeddings and feeds its vocabulary head; train one for this target"
-            )
         self.cross_attention = cross_attention
         middle = CrossLayer(self.head) if cross_attention else nn.Identity()
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden), middle, DraftLayer(self.head, hidden)])

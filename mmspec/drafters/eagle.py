@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ..compressors import VisualCompressor
-from ..errors import MMSpecError
 from ..runner import LAST
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
@@ -39,7 +38,7 @@ class EagleDrafter(FeatureDrafter):
         input_norm: normalise what the layer's attention reads (EagleVLM; MSD for Qwen).
 
     Raises:
-        MMSpecError: if the head's hidden size is not the target's, whose vocabulary head it uses.
+        MMSpecError: see `FeatureDrafter`.
     """
 
     feature_layers = (LAST,)
@@ -61,11 +60,6 @@ class EagleDrafter(FeatureDrafter):
     ):
         super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
         hidden = self.head.hidden_size
-        if hidden != target.hidden_size:
-            raise MMSpecError(
-                f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
-                "it feeds the target's own vocabulary head; train one for this target"
-            )
         self.bias, self.input_norm = bias, input_norm
         self.fc = nn.Linear(self.fused * hidden, hidden, bias=bias)
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden)])
@@ -78,7 +72,7 @@ class EagleDrafter(FeatureDrafter):
         return self.layers[0]
 
     def absorb(self, features: dict[int, Tensor]) -> Tensor:
-        return features[LAST].to(self.fc.weight.dtype)
+        return features[LAST].to(self._dtype)
 
     def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         return self.enter(self.fc(torch.cat([embeds, states], dim=-1)))

@@ -29,7 +29,7 @@ class Eagle3Drafter(FeatureDrafter):
 
     Faithful: the released code (which has no further projection of `[g; e]`, although the paper's figure draws one),
     the features, the reduced vocabulary and the names of the weights. Our own: the vocabulary head starts as a copy of
-    the target's rows.
+    the target's rows, its scale included.
 
     Lossless with every lossless verifier. Trained: everything but the embedding.
 
@@ -43,7 +43,7 @@ class Eagle3Drafter(FeatureDrafter):
         norm_before_residual: the residual stream is the normed state.
 
     Raises:
-        MMSpecError: for a hidden size other than the target's, layers that the target does not have, or both norms.
+        MMSpecError: for layers that the target does not have, or both norms.
     """
 
     guesses_features = False
@@ -65,11 +65,6 @@ class Eagle3Drafter(FeatureDrafter):
     ):
         super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
         hidden, eps, count = self.head.hidden_size, self.head.rms_norm_eps, len(target.family.layers)
-        if hidden != target.hidden_size:
-            raise MMSpecError(
-                f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
-                "it reads the target's embeddings; train one for this target"
-            )
         usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
         self.fused = tuple(feature_layers or usual)
         if len(self.fused) != 3 or not all(0 <= layer < count for layer in self.fused):
@@ -103,7 +98,7 @@ class Eagle3Drafter(FeatureDrafter):
         self._copy_head()
 
     def absorb(self, features: dict[int, Tensor]) -> Tensor:
-        streams = [features[layer].to(self.fc.weight.dtype) for layer in self.fused]
+        streams = [features[layer].to(self._dtype) for layer in self.fused]
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
         joined = torch.cat(streams, dim=-1)
@@ -137,5 +132,6 @@ class Eagle3Drafter(FeatureDrafter):
 
     @torch.no_grad()
     def _copy_head(self) -> None:
-        weight, _ = self.target.family.head_rows(self.draft_vocabulary)
-        self.lm_head.weight.copy_(weight)
+        family = self.target.family
+        weight, _ = family.head_rows(self.draft_vocabulary)
+        self.lm_head.weight.copy_(weight * family.logit_scale)

@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from ..cache import SlotShape, TreeCache
 from ..compressors import DraftPrompt, VisualCompressor
 from ..compressors.base import compressor_of
+from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..runner import Blocks
 from ..tree import DraftTree
@@ -20,7 +21,7 @@ from ..trees.growth import Block
 from .head_config import HEAD_SETTINGS, head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .reading import PromptReader
-from .step import StepDrafter
+from .step import StepDrafter, last_of
 from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         compressor: what the drafter sees of pictures; all of them by default.
 
     Raises:
-        MMSpecError: for settings that are unknown or do not fit the target.
+        MMSpecError: for settings that are unknown or do not fit the target, such as another hidden size than its own.
     """
+
+    switches: tuple[str, ...] = ()
+    """Names of further constructor arguments, which `config` gives too."""
 
     guesses_features = True
     """Whether the layer's output stands for a state of the target, with which a loss can compare it."""
@@ -70,6 +74,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     ):
         super().__init__(target, tree or DynamicTree())
         self.head = head_config(target, head or {})
+        if self.head.hidden_size != target.hidden_size:
+            raise MMSpecError(
+                f"the hidden size of this {type(self).__name__} is {self.head.hidden_size} but the target's is "
+                f"{target.hidden_size}: it works on the target's own embeddings and states; train one for this target"
+            )
         self.visual = visual
         self.rotary = LlamaRotaryEmbedding(self.head)
         self.reduce_vocabulary(draft_vocab_size)
@@ -151,19 +160,10 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
-        counts, width = self._pending, max(self._pending)
-        if width == 1:
-            tokens = root[:, None]
-        else:
-            rows = [history[len(history) - n :] for history, n in zip(self.context.history, counts, strict=True)]
-            tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=root.device)
-        depth = torch.arange(width, device=root.device).expand_as(tokens)
-        causal = torch.ones(width, width, dtype=torch.bool, device=root.device).tril().expand(len(root), -1, -1)
-        output = self._run(tokens, self._states[:, :width], causal, depth)
+        counts, block = self._pending, self.newest(root, self._pending)
+        output = self._run(block.tokens, self._states[:, : max(counts)], block.visible, block.depth)
         self.blocks.commit([n if on else 0 for n, on in zip(counts, self.context.active, strict=True)])
-        if width > 1:
-            last = (torch.tensor(counts, device=root.device) - 1).clamp(min=0)
-            output = output[torch.arange(len(root), device=root.device), last][:, None]
+        output = last_of(output, counts)[:, None]
         self._drafted = self.recur(output)
         return self.logits(self.read_out(output))[:, 0]
 
@@ -253,9 +253,6 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         for parameter in drafter.parameters():  # not the rotary frequencies, which stay in float32
             parameter.data = parameter.data.to(target.dtype)
         return drafter.to(target.device)
-
-    switches: tuple[str, ...] = ()
-    """Names of further constructor arguments, which `config` gives too."""
 
 
 def pick(states: Tensor, slots: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ class VisualProjector(nn.Module):
     """Two linear layers with a GELU between, from vision features to a draft model's embeddings (as in LLaVA-1.5).
 
     Args:
-        vision_hidden, hidden: widths of the features and of the draft model.
+        vision_hidden: width of the vision tower's features, see `mmspec.families.Vision`.
+        hidden: width of the draft model.
     """
 
     def __init__(self, vision_hidden: int, hidden: int):

@@ -21,6 +21,11 @@ class PromptReader:
     """The part of a `FeatureDrafter` that knows about pictures."""
 
     def take_compressor(self: FeatureDrafter, compressor: VisualCompressor) -> None:
+        """See the pictures through a compressor, and ask the target for the states that it looks at.
+
+        Raises:
+            MMSpecError: if it does not fit the target's hidden size.
+        """
         compressor.attach(self.target.hidden_size, self.target.hidden_size)
         self.compressor = compressor
         layers = [LAST, self._deepest] if compressor.needs_attention else [LAST]
@@ -40,8 +45,14 @@ class PromptReader:
             request: the prompt, or the prompt and an answer.
             prompt: the prompt alone.
             embeds: `[batch, length, hidden]` what the target read.
-            features: layer to `[batch, length, hidden]`.
-            vision: the encoded pictures.
+            features: layer to `[batch, length, hidden]`, of all `feature_layers`.
+            vision: the encoded pictures, or None.
+
+        Returns:
+            `[batch, entries, hidden]` embeddings and states, as many entries as tokens where nothing is compressed.
+
+        Raises:
+            MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
         """
         ids, family = request.inputs["input_ids"], self.target.family
         whole = whole_prompt(self._prompt_embeds(ids, embeds), self.absorb(features), is_visual(ids, family))
@@ -55,7 +66,7 @@ class PromptReader:
 
     @property
     def _deepest(self: FeatureDrafter) -> int:
-        """The target's last layer, and the feature that enters it."""
+        """The number of the target's last layer, and so of the feature that enters it."""
         return len(self.target.family.layers) - 1
 
     @property
@@ -63,10 +74,11 @@ class PromptReader:
         return self.layer.self_attn.q_proj.weight.dtype
 
     def _token_embeds(self: FeatureDrafter, tokens: Tensor) -> Tensor:
+        """`[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
         return self.target.family.embed(tokens, None).to(self._dtype)
 
     def _prompt_embeds(self: FeatureDrafter, ids: Tensor, merged: Tensor) -> Tensor:
-        """`[batch, length, hidden]` embeddings of a prompt, with or without its pictures."""
+        """`[batch, length, hidden]` embeddings of a prompt: as the target read it, or with bare placeholders."""
         if self.visual:
             return merged.to(self._dtype)
         image, size = self.target.family.image_token_id, self.target.model.get_input_embeddings().num_embeddings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
@@ -23,9 +24,6 @@ class StepDrafter(Drafter):
     builder decides which nodes are expanded and kept. `tree.expansion` then tells which of the kept nodes were
     expanded, and as which entry of the drafter's cache.
     """
-
-    draft_vocabulary: Tensor | None = None
-    """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
 
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__(target, tree or Chain())
@@ -50,6 +48,22 @@ class StepDrafter(Drafter):
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         self.tree.observe(tree, scores, verdict)
 
+    def newest(self, root: Tensor, counts: list[int]) -> Block:
+        """The last tokens of every row as a chain, for drafters that read some only after the verdict.
+
+        Args:
+            root: `[batch]`, the last token of all.
+            counts: tokens per row, the root included; 0 for a row that has ended. Shorter rows are right-padded.
+        """
+        width, device = max(counts), root.device
+        tokens = root[:, None]
+        if width > 1:
+            rows = [history[len(history) - n :] for history, n in zip(self.context.history, counts, strict=True)]
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        depth = torch.arange(width, device=device).expand_as(tokens)
+        visible = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(root), -1, -1)
+        return Block(tokens, depth, visible, depth)
+
     def expand_root(self, root: Tensor) -> Tensor:
         """Bring the drafter's state up to the root, `[batch]`; return `[batch, vocab]` logits after it."""
         raise NotImplementedError
@@ -57,3 +71,11 @@ class StepDrafter(Drafter):
     def expand(self, block: Block) -> Tensor:
         """`[batch, new, vocab]` logits after the nodes of a block."""
         raise NotImplementedError
+
+
+def last_of(states: Tensor, counts: list[int]) -> Tensor:
+    """The last entry of every row, `[batch, size]`, of `[batch, width, size]` with so many entries per row."""
+    if states.shape[1] == 1:
+        return states[:, 0]
+    last = (torch.tensor(counts, device=states.device) - 1).clamp(min=0)
+    return states[torch.arange(len(counts), device=states.device), last]

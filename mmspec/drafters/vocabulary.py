@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MMSpecError
+from ..inputs import whole
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -24,37 +25,51 @@ class ReducedVocabulary:
     draft_vocab_size: int | None
 
     def reduce_vocabulary(self, size: int | None) -> None:
-        """Draft from `size` tokens, the first ones until `choose_vocabulary`; None drafts from all.
+        """Draft from `size` tokens, the first ones until `choose_vocabulary`; None drafts from all. For constructors.
 
         Raises:
             MMSpecError: for a size that the target does not have.
         """
-        self.draft_vocab_size = size
         if size is None:
             return
-        vocab = self.target.vocab_size
-        if not 0 < size <= vocab:
-            raise MMSpecError(f"draft_vocab_size={size} must lie between 1 and the target's {vocab}")
-        self.register_buffer("d2t", torch.zeros(size, dtype=torch.long))
-        self.register_buffer("t2d", torch.arange(vocab) < size)
+        vocab, count = self.target.vocab_size, whole(size)
+        if count is None or not 0 < count <= vocab:
+            raise MMSpecError(
+                f"draft_vocab_size={size!r} must lie between 1 and the target's {vocab}, or be None for all tokens"
+            )
+        self.draft_vocab_size = count
+        self.register_buffer("d2t", torch.zeros(count, dtype=torch.long))
+        self.register_buffer("t2d", torch.arange(vocab) < count)
 
     @property
     def draft_vocabulary(self) -> Tensor | None:
+        """`[draft_vocab_size]` target tokens in the order of the logits, ascending; None for all of them."""
         if self.draft_vocab_size is None:
             return None
         return torch.arange(self.draft_vocab_size, device=self.d2t.device) + self.d2t
 
     def choose_vocabulary(self, tokens: Tensor) -> None:
-        """Set which `[draft_vocab_size]` target tokens can be drafted, usually the most frequent ones.
+        """Set which target tokens can be drafted, usually the most frequent ones.
+
+        Args:
+            tokens: `[draft_vocab_size]` token ids in any order.
 
         Raises:
-            MMSpecError: if their number is another, or they are not different tokens of the target.
+            MMSpecError: if their number is another, they are not different tokens of the target, or this drafter drafts
+                from all tokens.
         """
-        vocab = self.target.vocab_size
-        if len(tokens.unique()) != self.draft_vocab_size or not 0 <= tokens.min() <= tokens.max() < vocab:
+        size, vocab = self.draft_vocab_size, self.target.vocab_size
+        if size is None:
             raise MMSpecError(
-                f"choose_vocabulary takes {self.draft_vocab_size or 'no'} different tokens, as draft_vocab_size says, "
-                f"all in the target's vocabulary; it was given {len(tokens)}, {len(tokens.unique())} of them different"
+                f"this {type(self).__name__} drafts from all {vocab} tokens, so there are none to choose; make it with "
+                "draft_vocab_size"
+            )
+        different = len(tokens.unique())
+        if not len(tokens) == different == size or not 0 <= tokens.min() <= tokens.max() < vocab:
+            raise MMSpecError(
+                f"choose_vocabulary takes {size} different tokens, as draft_vocab_size says, from 0 to {vocab - 1}; it "
+                f"was given {len(tokens)}, {different} of them different"
+                + (f", from {int(tokens.min())} to {int(tokens.max())}" if different else "")
             )
         tokens = tokens.sort().values.to(self.d2t.device)
         self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))

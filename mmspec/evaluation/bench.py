@@ -34,6 +34,7 @@ class Settings:
     threads: int | None
     units: str | None
     json: bool
+    parts: dict[str, str] | None
 
 
 def complete(overrides: Sequence[str]) -> list[str]:
@@ -60,7 +61,13 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
     """
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
-    return config, configuration.typed(config, Settings), plan(config, overrides, config_dir)
+    settings = configuration.typed(config, Settings)
+    if settings.parts:
+        raise MMSpecError(
+            f"{' '.join(overrides)} is several runs ({', '.join(settings.parts)}), and here there can be one: "
+            "`mmspec bench` without --multirun runs them all, parts=null none"
+        )
+    return config, settings, plan(config, overrides, config_dir)
 
 
 def benchmark(

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import MMSpecError
-from ..inputs import Request
+from ..inputs import Request, append
 from ..sampling import LogitsPipeline, NoiseTape
 from ..target import Target
-from ..training.lesson import append
 from ..verifiers import Greedy
 from .engines import Sampling
 

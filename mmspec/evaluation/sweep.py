@@ -1,4 +1,4 @@
-"""Many runs: every combination of the values given, on this machine or wherever a hydra launcher takes them."""
+"""Many runs: all combinations of the values given, or the parts of an experiment, here or through a hydra launcher."""
 
 from __future__ import annotations
 
@@ -47,35 +47,57 @@ class Sweep:
         jobs: the overrides of each job.
         config_dir: the user's configurations.
         hydra: overrides for hydra itself: who launches the jobs, and how.
+        names: of the jobs, if they are the parts of an experiment.
     """
 
-    def __init__(self, folder: Path, jobs: list[list[str]], config_dir: str | None = None, hydra: Sequence[str] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        jobs: list[list[str]],
+        config_dir: str | None = None,
+        hydra: Sequence[str] = (),
+        names: Sequence[str] | None = None,
+    ):
         self.folder, self.jobs, self.config_dir, self.hydra = Path(folder), jobs, config_dir, list(hydra)
+        self.names = None if names is None else list(names)
 
     @classmethod
-    def begin(cls, folder: Path, overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
+    def begin(
+        cls,
+        folder: Path,
+        overrides: Sequence[str],
+        config_dir: str | None = None,
+        parts: dict[str, list[str]] | None = None,
+    ) -> Sweep:
         """Plan a sweep, check all of its jobs before anything runs, and note the plan in its folder.
+
+        Args:
+            folder: where the bundles go.
+            overrides: those of hydra itself, and unless there are parts the values to combine.
+            config_dir: the user's configurations.
+            parts: the jobs by name, see `mmspec.evaluation.parts`.
 
         Raises:
             MMSpecError: if any job names what does not exist, or the folder holds another sweep.
         """
         from .bench import prepare_run
 
-        jobs = expand([override for override in overrides if not is_hydra(override)])
+        jobs = list((parts or {}).values()) or expand([override for override in overrides if not is_hydra(override)])
         for job in jobs:
             try:
                 prepare_run(job, config_dir)
             except MMSpecError as error:
                 raise MMSpecError(f"job {' '.join(job) or '(no overrides)'}: {error}") from error
         config_dir = None if config_dir is None else str(Path(config_dir).resolve())
-        sweep = cls(folder, jobs, config_dir, [override for override in overrides if is_hydra(override)])
+        hydra = [override for override in overrides if is_hydra(override)]
+        sweep = cls(folder, jobs, config_dir, hydra, parts and list(parts))
         path = sweep.folder / SWEEP
         if path.exists():
             if cls.open(folder).jobs != jobs:
                 raise MMSpecError(f"{folder} holds another sweep: choose another --output, or --resume {folder}")
         elif sweep.folder.exists() and any(sweep.folder.iterdir()):
             raise MMSpecError(f"{folder} is not empty and holds no sweep: choose another --output")
-        plan = {"jobs": jobs, "config_dir": config_dir, "hydra": sweep.hydra}
+        plan = {"jobs": jobs, "config_dir": config_dir, "hydra": sweep.hydra, "names": sweep.names}
         try:
             sweep.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
@@ -91,12 +113,14 @@ class Sweep:
         path = Path(folder) / SWEEP
         try:
             plan = json.loads(path.read_text(encoding="utf-8"))
-            return cls(Path(folder), plan["jobs"], plan["config_dir"], plan["hydra"])
+            return cls(Path(folder), plan["jobs"], plan["config_dir"], plan["hydra"], plan["names"])
         except (OSError, ValueError, KeyError) as error:
             raise MMSpecError(f"{path} cannot be read: {error!r}") from None
 
     def folder_of(self, job: int) -> Path:
-        """Where the bundle of a job goes: its number, and what sets it apart from the other jobs."""
+        """Where the bundle of a job goes: its name, or its number and what sets it apart from the other jobs."""
+        if self.names is not None:
+            return self.folder / self.names[job]
         own = [override for override in self.jobs[job] if not all(override in other for other in self.jobs)]
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(own))
         return self.folder / f"{job:0{len(str(len(self.jobs) - 1))}d},{name}"[:200].rstrip(",")

@@ -136,15 +136,27 @@ class Family:
         return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
 
     def head_rows(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, for all tokens or some."""
+        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, of all tokens or `[count]`."""
         head = self.model.get_output_embeddings()
         weight, bias = head.weight, getattr(head, "bias", None)
         return (weight, bias) if tokens is None else (weight[tokens], None if bias is None else bias[tokens])
 
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies the output embedding's logits by: 1 for most."""
+        scale = getattr(self.text_config, "logit_scale", None) or 1.0  # Cohere
+        scaling = getattr(self.text_config, "logits_scaling", None) or 1.0  # Granite divides, HyperCLOVA X multiplies
+        return scale * scaling if self.text_config.model_type.startswith("hyperclovax") else scale / scaling
+
     def head(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
-        """Logits `[..., count]` for `[..., hidden]` states after the final norm, of all tokens or given `head_rows`."""
+        """Logits `[..., count]` for `[..., hidden]` states after the final norm, of all tokens or given `head_rows`.
+
+        They are the model's own: scaled and capped as it does.
+        """
         weight, bias = rows or self.head_rows()
         logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..errors import MMSpecError
 from ..families import Vision
+from ..inputs import append
 from ..runner import LAST
 from .data import Loader, Pass
-from .lesson import WIDTHS, Lesson, Teacher, append
+from .lesson import WIDTHS, Lesson, Teacher
 
 INDEX = "features.json"
 SHARD = 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..families import Vision
-from ..inputs import PER_TOKEN, Request
+from ..inputs import Request, append
 from ..runner import LAST, capture, padding_mask
 
 if TYPE_CHECKING:
@@ -115,24 +115,6 @@ class Lesson:
     def weight(answers: Iterable[Sequence[int]]) -> int:
         """The number of drafted tokens that answers have: all but the first of each."""
         return sum(len(answer) - 1 for answer in answers)
-
-
-def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1) -> Request:
-    """A request whose rows go on with an answer each, right-padded again to a multiple of some width."""
-    inputs = dict(request.inputs)
-    lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
-    ids, width = inputs["input_ids"], -(-max(lengths) // multiple) * multiple
-    for name in PER_TOKEN:
-        if name in inputs:  # token types of an answer are 0: text
-            old = inputs[name]
-            inputs[name] = old.new_zeros(*old.shape[:-1], width)
-            inputs[name][..., : old.shape[-1]] = old
-    inputs.pop("position_ids", None)
-    for row, (start, answer) in enumerate(zip(request.lengths, answers, strict=True)):
-        inputs["input_ids"][row, start : lengths[row]] = torch.tensor(answer, device=ids.device)
-    mask = padding_mask(lengths, width, ids.device)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
-    return Request(inputs, lengths)
 
 
 class Teacher:

@@ -91,8 +91,11 @@ class Objective:
 
     @property
     def names(self) -> list[str]:
-        """What the second result of a call counts, in order."""
-        return [loss.name for loss in self.losses] + [f"right {step}" for step in range(self.steps)]
+        """What the second result of a call counts, in order; a second loss of one class is numbered."""
+        kinds = [loss.name for loss in self.losses]
+        earlier = [kinds[:number].count(kind) for number, kind in enumerate(kinds)]
+        terms = [f"{kind} {count + 1}" if count else kind for kind, count in zip(kinds, earlier, strict=True)]
+        return terms + [f"right {step}" for step in range(self.steps)]
 
     def __call__(self, drafter: Drafter, lesson: Lesson, seed: str = "") -> tuple[Tensor, Tensor]:
         """Judge a drafter's guesses at a lesson.
@@ -111,7 +114,7 @@ class Objective:
         device = lesson.embeds.device
         total, marks = torch.zeros((), device=device), torch.zeros(len(self.names), device=device)
         alive = torch.ones(lesson.root_slots.numel(), dtype=torch.bool, device=device)
-        vocabulary = drafter.draft_vocabulary if drafter.draft_vocab_size is not None else None
+        vocabulary = drafter.draft_vocabulary
         with drawing(f"{seed}/{lesson.answers}", device):
             for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
                 truth = truth_at(lesson, guess.places, vocabulary)

@@ -29,7 +29,7 @@ class Acceptance:
 
     def add(self, drafter: Drafter, lesson: Lesson) -> None:
         """Let a drafter guess at a lesson."""
-        vocabulary = drafter.draft_vocabulary if drafter.draft_vocab_size is not None else None
+        vocabulary = drafter.draft_vocabulary
         batch, roots = lesson.root_slots.shape
         alive = torch.ones(batch * roots, dtype=torch.bool, device=lesson.embeds.device)
         tasks = lesson.tasks or [""] * batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import models
 import torch
@@ -19,7 +20,12 @@ from mmspec.training.settings import Settings
 
 @cache
 def target() -> mmspec.Target:
-    """A random LLaVA of two narrow layers with the processor of the embedded model."""
+    """The same small target whenever it is asked for: tests must leave no trace on it."""
+    return mmspec.Target(*small_model())
+
+
+def small_model(seed: int = 0) -> tuple[LlavaForConditionalGeneration, Any]:
+    """A random LLaVA of four narrow layers, and the processor of the embedded model."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(EMBEDDED / "target")
@@ -39,8 +45,7 @@ def target() -> mmspec.Target:
         vision_feature_layer=-1,
     )
     torch.manual_seed(0)  # `redraw` only shifts what is a vector
-    model = models.redraw(LlavaForConditionalGeneration(config), 0)
-    return mmspec.Target(model, processor)
+    return models.redraw(LlavaForConditionalGeneration(config), seed), processor
 
 
 class Answered(Source):

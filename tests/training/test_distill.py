@@ -7,19 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from distilling import (
-    ANSWERS,
-    INFO,
-    OPTIONS,
-    SAMPLED,
-    SKIPPED,
-    SOURCE,
-    count_prompts,
-    lines,
-    small_model,
-    uninterrupted,
-)
+from distilling import ANSWERS, INFO, OPTIONS, SAMPLED, SKIPPED, SOURCE, lines
 from PIL import Image
+from school import small_model
 
 import mmspec
 from mmspec import Target, zoo
@@ -28,22 +18,6 @@ from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.training.answers import Answers, open_source
 from mmspec.training.distill import distill
-
-
-@pytest.fixture(scope="module")
-def target():
-    return Target(*small_model())
-
-
-@pytest.fixture(scope="module")
-def whole(target, tmp_path_factory):
-    return uninterrupted(target, tmp_path_factory)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    return count_prompts(monkeypatch)
-
 
 # What is written
 

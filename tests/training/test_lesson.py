@@ -8,15 +8,13 @@ import helpers
 import models
 import pytest
 import torch
-import transformers
 from helpers import RAGGED, target_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmspec.inputs import PER_TOKEN, Request, prepare
+from mmspec.inputs import PER_TOKEN, Request, append, prepare
 from mmspec.runner import LAST
-from mmspec.target import Target
-from mmspec.training.lesson import WIDTHS, Lesson, Teacher, append
+from mmspec.training.lesson import WIDTHS, Lesson, Teacher
 from mmspec.tree import DraftTree
 
 TOLERANCE = 1e-4
@@ -67,21 +65,6 @@ def test_logits_are_what_the_target_saw_when_it_decoded(name):
     ends = torch.tensor(ANSWERS).cumsum(0) - torch.tensor(ANSWERS)
     assert (lesson.logits[ends] - context.logits).abs().max() < TOLERANCE
     assert (lesson.logits[ends + 1] - scores.logits[:, 0]).abs().max() < TOLERANCE
-
-
-def test_a_head_with_a_cap_or_a_bias_is_applied_as_the_model_does():
-    settings = {**models.TEXT, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}
-    capped = models.rescale(transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**settings)).float(), 0)
-    biased = models.llama()
-    biased.lm_head.bias = torch.nn.Parameter(torch.linspace(-2, 2, models.VOCAB))
-    for model in (capped, biased):
-        target, inputs = Target(model), models.inputs_for("llama", [0], [6])
-        lesson = Teacher(target).study(prepare(target, inputs=inputs), [[4, 5, 6]])
-        full = helpers.recompute(model, inputs, [[4, 5, 6]]).logits[0, 5:-1]
-        assert (lesson.logits - full).abs().max() < TOLERANCE
-        some = torch.tensor([3, 50, 7])
-        part = target.family.head(lesson.states(LAST), target.family.head_rows(some))
-        assert (part - full[:, some]).abs().max() < TOLERANCE
 
 
 # Indices, against loops. A state here is a number that tells its row and place.

@@ -16,6 +16,7 @@ from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
 from mmspec.runner import LAST
+from mmspec.training.journal import Sums
 from mmspec.training.lesson import Guess, Lesson, Teacher
 from mmspec.training.losses import (
     CrossEntropy,
@@ -288,6 +289,18 @@ def test_a_row_gets_the_same_noise_in_every_batch():
 def test_an_objective_without_terms_or_steps_is_refused(arguments, message):
     with pytest.raises(MMSpecError, match=message):
         Objective(**arguments)
+
+
+def test_losses_of_one_class_have_names_of_their_own_in_the_log():
+    losses = [SmoothL1Features(layer=1), CrossEntropy(), SmoothL1Features(layer=2), SmoothL1Features()]
+    names = Objective(losses).names
+    assert names == ["SmoothL1Features", "CrossEntropy", "SmoothL1Features 2", "SmoothL1Features 3", "right 0"]
+    _, marks = Objective(losses)(drafter_of(EagleDrafter), taught())
+    logged = Sums(names)
+    logged.add(torch.cat([torch.ones(3), marks]))  # loss, norm of the gradient, tokens
+    for name, loss in zip(names, losses, strict=False):
+        _, (alone, _) = Objective([loss])(drafter_of(EagleDrafter), taught())
+        assert logged.means()[name] == pytest.approx(alone.item(), rel=1e-5)
 
 
 def test_an_objective_asks_for_the_layers_of_its_losses():

@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 import torch
-from distilling import ANSWERS, INFO, OPTIONS, SAMPLED, SOURCE, count_prompts, lines, small_model, uninterrupted
+from distilling import ANSWERS, INFO, OPTIONS, SAMPLED, SOURCE, lines
+from school import small_model
 
 from mmspec import Target
 from mmspec.data import EmbeddedSource, Example
@@ -17,22 +18,6 @@ from mmspec.training import distill as module
 from mmspec.training.answers import Answers
 from mmspec.training.distill import distill
 from mmspec.training.shards import ShardWriter
-
-
-@pytest.fixture(scope="module")
-def target():
-    return Target(*small_model())
-
-
-@pytest.fixture(scope="module")
-def whole(target, tmp_path_factory):
-    return uninterrupted(target, tmp_path_factory)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    return count_prompts(monkeypatch)
-
 
 # Interruptions
 
