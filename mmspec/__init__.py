@@ -25,7 +25,7 @@ _LAZY = {
     "load_target": "loading",
     "stream": "generation",
 }
-_MODULES = ("compressors", "data", "drafters", "evaluation", "families", "hf", "trees", "verifiers", "zoo")
+_MODULES = ("compressors", "data", "drafters", "evaluation", "families", "hf", "speed", "trees", "verifiers", "zoo")
 
 __all__ = ["__version__", *_LAZY, *_MODULES]
 

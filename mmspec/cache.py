@@ -17,6 +17,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 CHUNK = 256
 """The storage grows by multiples of this many slots."""
 
+WINDOW = 64
+"""Passes of fixed form see a multiple of this many slots."""
+
 
 @dataclass(frozen=True)
 class SlotShape:
@@ -46,6 +49,9 @@ class TreeCacheLayer(CacheLayerMixin):
         """Write `[batch, heads, new, dim]` states behind each row's entries; return views of all slots in use."""
         self.cache.write(self.keys, key_states)
         self.cache.write(self.values, value_states)
+        if self.cache.fixed:
+            end = self.cache.window.shape[0]
+            return self.keys[:, :, :end], self.values[:, :, :end]
         end = self.cache.slots_in_use  # the same for all rows: a short row's surplus is masked
         return self.keys[:, :, :end], self.values[:, :, :end]
 
@@ -66,25 +72,35 @@ class TreeCache(Cache):
         shapes: for every layer the `SlotShape` of its keys and of its values (see `Target.cache_shapes`).
         batch_size: rows.
         capacity: slots to allocate at once; more are added in chunks when a forward pass needs them.
+        compiled: whether blocks go through compiled passes, see `begin`. Each tensor of a layer then has a storage of
+            its own: a compiler makes copies of a whole tensor to write to views of it.
 
     A round is any number of forward passes, each opened by `begin(new)`, and one `commit`. Between two commits the
     entries of those passes lie behind one another, at slots `length + 0, 1, 2, ...` of each row.
     """
 
-    def __init__(self, shapes: list[tuple[SlotShape, SlotShape]], batch_size: int, capacity: int = CHUNK):
+    def __init__(
+        self,
+        shapes: list[tuple[SlotShape, SlotShape]],
+        batch_size: int,
+        capacity: int = CHUNK,
+        compiled: bool = False,
+    ):
         super().__init__(layers=[TreeCacheLayer(self) for _ in shapes])
-        self.rows = batch_size
+        self.rows, self.compiled = batch_size, compiled
         device = shapes[0][0].device
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.lengths_list = [0] * batch_size
         self.speculative = 0
         self._pass = 0
+        self.fixed = False
         # Layers of one shape share one tensor, so that a commit is one gather and one scatter for all of them.
-        self._members: dict[SlotShape, list[tuple[int, str]]] = defaultdict(list)
-        for layer, (keys, values) in enumerate(shapes):
-            self._members[keys].append((layer, "keys"))
-            self._members[values].append((layer, "values"))
-        self._storage: dict[SlotShape, Tensor] = {}
+        members: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
+        for layer, pair in enumerate(shapes):
+            for name, shape in zip(("keys", "values"), pair, strict=True):
+                members[(shape, layer, name) if compiled else (shape,)].append((layer, name))
+        self._members = [(shape, group) for (shape, *_), group in members.items()]
+        self._storage: list[Tensor] = []
         self.capacity = 0
         self.reserve(capacity)
 
@@ -107,29 +123,36 @@ class TreeCache(Cache):
         if slots <= self.capacity:
             return
         capacity = -(-slots // CHUNK) * CHUNK
-        for shape, members in self._members.items():
-            # Attention multiplies masked slots by 0, and 0 * NaN is NaN: ragged rows need clean memory. A single row
-            # never sees a slot that it did not write.
-            allocate = torch.zeros if self.rows > 1 else torch.empty
+        before, self._storage = self._storage, []
+        for number, (shape, members) in enumerate(self._members):
+            # Attention multiplies masked slots by 0, and 0 * NaN is NaN: ragged rows need clean memory, and so do fixed
+            # passes. Else a single row never sees a slot that it did not write.
+            allocate = torch.zeros if self.rows > 1 or self.compiled else torch.empty
             grown = allocate(
                 len(members), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
             )
             if self.capacity:
                 used = self.longest + self.speculative
-                grown[..., :used, :] = self._storage[shape][..., :used, :]
-            self._storage[shape] = grown
+                grown[..., :used, :] = before[number][..., :used, :]
+            self._storage.append(grown)
             for index, (layer, name) in enumerate(members):
                 setattr(self.layers[layer], name, grown[index])
         self.capacity = capacity
 
-    def begin(self, new: int) -> None:
-        """Open a forward pass that writes `new` entries per row."""
-        self._pass = new
+    def begin(self, new: int, fixed: bool = False) -> None:
+        """Open a forward pass that writes `new` entries per row.
+
+        With `fixed` it is of fixed form, for compilers: entries are written at slots that a tensor tells, and layers
+        get as many slots as another tensor is long, whether all are used or not.
+        """
+        self._pass, self.fixed = new, fixed
         self.reserve(self.slots_in_use)
         self._start = self.longest + self.speculative
-        self._scattered = not self.uniform
+        self._scattered = fixed or not self.uniform
+        device = self.lengths.device
+        if fixed:
+            self.window = torch.empty(min(self.capacity, -(-self.slots_in_use // WINDOW) * WINDOW), device=device)
         if self._scattered:
-            device = self.lengths.device
             self._row_index = torch.arange(self.rows, device=device)[:, None]
             self._slots = self.lengths[:, None] + torch.arange(self.speculative, self.speculative + new, device=device)
 
@@ -140,7 +163,9 @@ class TreeCache(Cache):
 
     def write(self, storage: Tensor, states: Tensor) -> None:
         """Put `[batch, heads, new, dim]` states into a layer's `[batch, heads, capacity, dim]` storage."""
-        if self._scattered:
+        if self._scattered and self.rows == 1:
+            storage.index_copy_(2, self._slots[0].to(storage.device), states)
+        elif self._scattered:
             storage[self._row_index.to(storage.device), :, self._slots.to(storage.device)] = states.transpose(1, 2)
         else:
             storage[:, :, self._start : self._start + states.shape[2]] = states
@@ -162,8 +187,8 @@ class TreeCache(Cache):
             destination = base + steps
             source = base + torch.where(keep, path, steps)
             rows = torch.arange(self.rows, device=path.device)[:, None]
-            for shape, storage in self._storage.items():
-                r, s, d = (index.to(shape.device) for index in (rows, source, destination))
+            for storage in self._storage:
+                r, s, d = (index.to(storage.device) for index in (rows, source, destination))
                 by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [batch, capacity, members, heads, dim]
                 by_slot[r, d] = by_slot[r, s]
         self.speculative = 0
@@ -179,4 +204,4 @@ class TreeCache(Cache):
     @property
     def memory_bytes(self) -> int:
         """Bytes of storage allocated."""
-        return sum(storage.nbytes for storage in self._storage.values())
+        return sum(storage.nbytes for storage in self._storage)

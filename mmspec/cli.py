@@ -3,7 +3,9 @@
 Free text and paths are ordinary flags; everything else is a hydra override, composed by `mmspec.configuration`. Every
 command is a module in `mmspec.commands` that offers `add_flags(parser)` and `run(arguments)`, which returns the exit
 code. What is no flag is in `arguments.overrides`; a command without a configuration says in `ARGUMENTS` what it takes
-instead. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+instead, and one that takes more than a configuration's settings says so in `TAKES`. A command of two words is in the
+module that its second word names. Nothing heavy is imported before the arguments are understood, so that `--help` and
+mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ COMMANDS = {
     "distill": "let the target answer prompts about pictures, for a drafter to learn from",
     "train": "train a drafter on the target's answers",
     "bench": "compare methods fairly and write a bundle",
+    "bench simulate": "project the acceptance in bundles to 7B, 13B and 72B on a given device",
     "report": "turn bundles into one table, and on request into files and plots",
 }
 
@@ -65,11 +68,13 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"mmspec {__version__}")
         return 0
-    name = argv[0]
-    if name not in COMMANDS:
-        raise MMSpecError(f"command {name!r} is unknown.{did_you_mean(name, COMMANDS)}")
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    title, argv = " ".join(argv[:words]), argv[words:]
+    if title not in COMMANDS:
+        raise MMSpecError(f"command {title!r} is unknown.{did_you_mean(title, COMMANDS)}")
+    name = title.rpartition(" ")[2]
     command = importlib.import_module(f".commands.{name}", __package__)
-    parser = Parser(prog=f"mmspec {name}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"mmspec {title}", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     takes = getattr(command, "ARGUMENTS", None)
     if takes is None:
@@ -77,14 +82,14 @@ def _dispatch(argv: list[str]) -> int:
             "--config-dir", metavar="DIR", help="a folder of your own configurations, laid out as in mmspec"
         )
     command.add_flags(parser)
-    arguments, arguments_left = parser.parse_known_args(_join_values(argv[1:], parser))
+    arguments, arguments_left = parser.parse_known_args(_join_values(argv, parser))
     for argument in arguments_left:
         if argument.startswith("-"):
             flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
             raise MMSpecError(f"flag {argument!r} is unknown.{did_you_mean(argument, flags)}")
     arguments.overrides = arguments_left
     if arguments.help:
-        print(_command_help(name, parser, takes))
+        print(_command_help(title, parser, takes or getattr(command, "TAKES", None)))
         if takes is None:
             print(_configuration_help(name, arguments.config_dir))
         return 0
@@ -124,12 +129,12 @@ def _command_help(name: str, parser: argparse.ArgumentParser, takes: str | None)
 def _configuration_help(name: str, config_dir: str | None) -> str:
     """Return what a command's configuration offers."""
     found, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
-    lines = ["", "groups, set with group=option (* is the default):"]
+    lines = ["", "groups, set with group=option (* is the default):"] if chosen else []
     for group, (default, purpose) in chosen.items():
         options = configuration.options_of(name, group, found)
         marked = {f"{option}{' *' if option == default else ''}": about for option, about in options.items()}
         lines += [f"  {group}: {purpose}", _table(marked, indent=4)]
-    lines += ["", "keys, set with key=value, also inside a group as in tree.length=3:"]
+    lines += ["", f"keys, set with key=value{', also inside a group as in tree.length=3' if chosen else ''}:"]
     lines += [_table({f"{key}={default}": purpose for key, (default, purpose) in keys.items()})]
     return "\n".join(lines)
 

@@ -17,13 +17,20 @@ EMBEDDED = Path(__file__).parent / "zoo" / "weights"
 EMBEDDED_TARGET = "tiny"
 
 
-def load_target(name: str = EMBEDDED_TARGET, dtype: str | torch.dtype = "float32", device=None, **kwargs) -> Target:
+def load_target(
+    name: str = EMBEDDED_TARGET,
+    dtype: str | torch.dtype = "float32",
+    device=None,
+    compile: bool = False,
+    **kwargs,
+) -> Target:
     """Load a target with its processor.
 
     Args:
         name: `"tiny"` (the embedded model), a local folder, or a hub id.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
         device: where to put it; by default a GPU if there is one. Not with `device_map`.
+        compile: see `Target`.
         kwargs: for `from_pretrained`.
 
     Raises:
@@ -52,7 +59,7 @@ def load_target(name: str = EMBEDDED_TARGET, dtype: str | torch.dtype = "float32
             model.to(device)
         except (RuntimeError, AssertionError) as error:  # an unknown name, a missing or a full accelerator
             raise MMSpecError(f"device {device!r} cannot take the model: {_first_line(error)}") from error
-    return Target(model, processor)
+    return Target(model, processor, compile)
 
 
 def load_drafter(name: str, target: Target) -> Drafter:

@@ -41,16 +41,17 @@ class TreeMask:
 
         Returns:
             `[batch, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
-            the same: a single new node in rows of equal length.
+            the same: a single new node in rows of equal length. In passes of fixed form it is
+            never None, and as wide as the cache's window.
         """
         new, total = visible.shape[1:]
-        if total == 1 and self.cache.uniform:
+        if total == 1 and self.cache.uniform and not self.cache.fixed:
             self._written = max(self._written, 1)
             return None
         self._refresh(new, first=new == total)
         self._put(self._seen[:, :new], visible)
         self._written = max(self._written, total)
-        slots = self.cache.slots_in_use
+        slots = len(self.cache.window) if self.cache.fixed else self.cache.slots_in_use
         full = self._seen[:, :new, :slots]
         masks = {name: self._window(full, window, depth, new) for name, window in self.windows.items()}
         masks = {name: self._finish(mask[:, None]) for name, mask in masks.items()}

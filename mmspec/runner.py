@@ -48,7 +48,7 @@ class Blocks:
         Returns:
             The mask of its pass, see `TreeMask.build`, and `[batch, new]` indices of its nodes in their sequences.
         """
-        self.cache.begin(visible.shape[1])
+        self.cache.begin(visible.shape[1], fixed=self.cache.compiled)
         self._depth = torch.cat([self._depth, depth], dim=1) if self._depth.shape[1] else depth
         return self.masks.build(visible, self._depth), self.cache.lengths[:, None] + depth
 
@@ -69,9 +69,9 @@ class Runner(Blocks):
     """
 
     def __init__(self, target: Target, batch_size: int, capacity: int, feature_layers: Iterable[int] = ()):
-        cache = TreeCache(target.cache_shapes, batch_size, capacity)
+        cache = TreeCache(target.cache_shapes, batch_size, capacity, compiled=target.compiled is not None)
         super().__init__(cache, target.windows, target.attention == "eager", target.dtype)
-        self.model, self.family = target.model, target.family
+        self.model, self.family, self.compiled = target.model, target.family, target.compiled
         self.delta = torch.zeros(batch_size, dtype=torch.long, device=target.device)
         self.feature_layers = tuple(feature_layers)
         self.features: dict[int, Tensor] = {}
@@ -123,6 +123,11 @@ class Runner(Blocks):
             `[batch, new, vocab]` logits; `features` then holds the block's `[batch, new, hidden]` states.
         """
         mask, index = self.open(visible, depth)
+        if self.compiled is not None:
+            positions = index + self.delta[:, None]
+            logits, self.features = self.compiled(tokens, mask, positions, self.cache, self.feature_layers)
+            self.cache.end()
+            return logits
         with self._capture():
             logits = self.model(
                 input_ids=tokens,

@@ -124,6 +124,11 @@ class Stats:
         return _ratio(self.num_accepted_draft_tokens, self.num_spec_steps)
 
     @property
+    def mean_levels(self) -> float:
+        """Depth of the trees per target pass."""
+        return _ratio(sum(depth for *_, depth in self._per_row_rounds()), self.num_spec_steps)
+
+    @property
     def draft_acceptance_rate(self) -> float:
         """Accepted share of all drafted nodes; low by nature for trees, of which one path is kept."""
         return _ratio(self.num_accepted_draft_tokens, self.num_draft_tokens)

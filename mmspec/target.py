@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .cache import SlotShape
+from .compiled import CompiledModel
 from .errors import MMSpecError
 from .families import Vision, family_of, visual_spans
 from .inputs import Request
@@ -31,13 +32,15 @@ class Target:
     Args:
         model: a Hugging Face model, in memory, with an sdpa or eager attention back end.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
+        compile: whether to compile the passes that score trees, and those of small models that draft for it, see
+            `mmspec.compiled`. The first answer then takes a minute or more.
 
     Raises:
         MMSpecError: if the model cannot be decoded speculatively: attention without arbitrary masks, recurrent state,
             an unknown vision-language family.
     """
 
-    def __init__(self, model, processor=None):
+    def __init__(self, model, processor=None, compile: bool = False):
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
@@ -54,6 +57,8 @@ class Target:
             )
         self.windows = self.family.attention_windows()
         self._probed = (self.device, self.dtype), self._probe()
+        self.compile = compile
+        self.compiled = CompiledModel(model, self.family) if compile else None
 
     @property
     def device(self) -> torch.device:

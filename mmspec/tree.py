@@ -25,7 +25,7 @@ class DraftTree:
         max_depth: an upper bound of the depth of any node, known without looking at the tensors.
         valid: `[batch, nodes]` False where a row has fewer nodes than the widest one (padding, always behind the valid
             nodes); None when every node counts.
-        log_probs: `[batch, nodes]` log-probability of each node given its parent (0 for the root), or None.
+        likelihood: gives `log_probs`, when somebody asks for them; None if nobody knows.
         expansion: `[batch, nodes]` the drafter's own serial number of a node that it expanded, -1 of a leaf; None for
             drafters that propose whole blocks.
         draft_probs: `[batch, expansions, vocab]` the distribution from which the children of each expanded node were
@@ -37,7 +37,7 @@ class DraftTree:
     parents: Tensor
     max_depth: int
     valid: Tensor | None = None
-    log_probs: Tensor | None = None
+    likelihood: Callable[[], Tensor] | None = None
     expansion: Tensor | None = None
     draft_probs: Tensor | None = None
     is_chain: bool = False
@@ -56,6 +56,11 @@ class DraftTree:
     def proposal(self) -> str:
         """`"sampled"` if `draft_probs` tell how the nodes were drawn, else `"point"`."""
         return "point" if self.draft_probs is None else "sampled"
+
+    @property
+    def log_probs(self) -> Tensor | None:
+        """`[batch, nodes]` log-probability of each node given its parent (0 for the root), or None."""
+        return None if self.likelihood is None else self._derived("log_probs", self.likelihood)
 
     @property
     def depth(self) -> Tensor:

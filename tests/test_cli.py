@@ -75,7 +75,7 @@ def last_line(capsys) -> dict:
 def test_help_and_version(capsys):
     assert run() == run("--help") == 0
     shown = capsys.readouterr().out
-    assert "generate  answer" in shown and "distill   let" in shown
+    assert "generate        answer" in shown and "distill         let" in shown
     assert run("--version") == 0
     assert capsys.readouterr().out == f"mmspec {__version__}\n"
 

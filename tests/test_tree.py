@@ -124,7 +124,7 @@ def test_draw_shows_nodes_in_reading_order_below_their_parents():
     tree = tree_of(
         [[-1, 0, 0, 1, 2, 1], [-1, 0, 1, 2, 3, 4]],
         valid=torch.tensor([[True] * 5 + [False], [True] * 6]),
-        log_probs=torch.tensor([[0.0, 0.5, 0.25, 1.0, 0.125, 1.0]] * 2).clamp(min=1e-9).log(),
+        likelihood=lambda: torch.tensor([[0.0, 0.5, 0.25, 1.0, 0.125, 1.0]] * 2).clamp(min=1e-9).log(),
     )
     words = {100: "a", 101: "b", 102: "c", 103: "d", 104: "e"}
     assert tree.draw(words.get).splitlines() == [

@@ -228,7 +228,7 @@ def test_children_are_drawn_without_replacement_from_the_processed_q(options):
     tokens, log_probs, q = proposals.choose(logits.expand(1, samples, 5), count, lambda: [])
     want = pipeline(logits[None, None], lambda: [])[0, 0].softmax(-1)
     torch.testing.assert_close(q, want.expand(1, samples, 5))
-    torch.testing.assert_close(log_probs, q.gather(-1, tokens).log())
+    torch.testing.assert_close(log_probs(), q.gather(-1, tokens).log())
     law = torch.zeros(5, 5, dtype=torch.float64)
     for order in itertools.permutations(range(5), count):
         law[order] = draw_probability(want.double()[None], torch.tensor([order]))[0]
@@ -241,7 +241,7 @@ def test_children_beyond_the_support_of_q_come_last_and_have_probability_zero():
     proposals = Proposals(True, LogitsPipeline(1.0, top_k=2), generator=torch.Generator().manual_seed(0))
     tokens, log_probs, _ = proposals.choose(torch.tensor([0.0, 3.0, 1.0, 2.0]).expand(1, 500, 4), 3, lambda: [])
     assert all(set(row[:2]) == {1, 3} and row[2] in (0, 2) for row in tokens[0].tolist())
-    assert (log_probs[0, :, 2] == float("-inf")).all()
+    assert (log_probs()[0, :, 2] == float("-inf")).all()
 
 
 @pytest.mark.parametrize("builder", [Chain(3), StaticTree(["0", "1", "2", "00", "01", "10", "100"])])

@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `mmspec report`."""
     parser.description = (
         "Print one table of everything that was measured. BUNDLE is a folder that mmspec bench wrote, or a folder that "
-        "holds such, as a sweep does."
+        "holds such, as a sweep does. An experiment of several parts gets a table for each."
     )
     parser.add_argument("--output", metavar="DIR", help="write table.md, table.csv, report.json and the plots there")
     parser.add_argument(
@@ -26,6 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--section", metavar="WORD", default="", help="tells this report from others in the same FILE")
     parser.add_argument("--units", metavar="NAME", help="count as others do: eagle, mmspec, vispec or vllm")
+    parser.add_argument(
+        "--limits", action="store_true", help="also say what share of its limit each method reaches, and what is left"
+    )
     parser.add_argument(
         "--export", metavar="FORMAT", help="write the answers in the files of the MMSpec benchmark (mmspec) to --output"
     )
@@ -57,16 +60,35 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:  # into a pipe or a file goes as much as the table needs
         console = Console(width=WIDTH)
-    made = report(folders, baseline=arguments.baseline, mixed=arguments.mixed, partial=arguments.partial)
-    shown = made.table() if arguments.units is None else made.units(arguments.units)
-    written: list[Path] = []
-    if arguments.export is not None:
-        written += made.export(arguments.output)
-    elif arguments.output is not None:
-        written += made.save(arguments.output)
-    if arguments.into is not None:
-        written += made.put_into(arguments.into, arguments.section)
-    console.print(shown)
-    for path in written:
-        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    parts = _parts(folders, arguments.partial)
+    if parts and arguments.section:
+        raise MMSpecError(f"{folders[0]} holds the parts {', '.join(parts)}, which are sections of their own names")
+    for name, bundles in (parts or {"": folders}).items():
+        made = report(bundles, baseline=arguments.baseline, mixed=arguments.mixed, partial=arguments.partial)
+        output = None if arguments.output is None else Path(arguments.output) / name
+        written: list[Path] = []
+        if arguments.export is not None:
+            written += made.export(output)
+        elif output is not None:
+            written += made.save(output, arguments.limits)
+        if arguments.into is not None:
+            written += made.put_into(arguments.into, name or arguments.section, arguments.limits)
+        if name:
+            console.rule(name)
+        console.print(made.table() if arguments.units is None else made.units(arguments.units))
+        if arguments.limits:
+            console.print(made.limits())
+        for path in written:
+            console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _parts(folders: list[str], partial: bool) -> dict[str, list[Path]]:
+    """The bundles of each part, if what is to be reported is an experiment of several runs."""
+    from ..evaluation.sweep import SWEEP, Sweep
+
+    if len(folders) != 1 or not (Path(folders[0]) / SWEEP).exists():
+        return {}
+    sweep = Sweep.open(folders[0])
+    found = {name: [sweep.folder_of(number)] for number, name in enumerate(sweep.names or [])}
+    return {name: [folder] for name, [folder] in found.items() if folder.exists() or not partial}

@@ -77,7 +77,7 @@ class DraftModelDrafter(StepDrafter):
         self.mode = mode
         self.model = model
         self.projector = projector
-        self.draft_target = Target(model, processor)
+        self.draft_target = Target(model, processor, target.compile)
         _check_vocabulary(target, self.draft_target)
         if compressor is not None:
             self.take_compressor(compressor)

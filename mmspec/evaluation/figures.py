@@ -98,6 +98,7 @@ class Figures(Means):
         acceptance_histogram: accepted drafted tokens to the number of target passes.
         nodes: mean number of drafted nodes per target pass; None where unknown.
         nodes_max: most nodes in any pass.
+        levels: mean depth of the trees, which is the passes of a drafter that grows them; None where unknown.
         budget: most nodes that the settings allow; None where unknown.
         round_seconds: seconds per round of the batch by phase, without the prompt's part.
         draft_cost: seconds of drafting and observing per round over the baseline's decoding seconds per pass.
@@ -118,6 +119,7 @@ class Figures(Means):
     acceptance_histogram: dict[int, int]
     nodes: float | None
     nodes_max: int | None
+    levels: float | None
     budget: int | None
     round_seconds: dict[str, float]
     draft_cost: float | None
@@ -235,6 +237,7 @@ def _figures(samples: Sequence[Sample], side: dict[str, Any]) -> Figures:
         acceptance_histogram=stats.acceptance_histogram,
         nodes=stats.num_draft_tokens / stats.num_spec_steps if stats.num_spec_steps else None,
         nodes_max=max((max(record.drafted) for record in stats.rounds), default=None),
+        levels=stats.mean_levels if stats.num_spec_steps else None,
         budget=side.get("budget"),
         round_seconds=_round_seconds(measured),
         draft_cost=cost,

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from .. import configuration
+from ..drafters import Drafter, DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError
 from ..target import Target
 from .engines import Engine, Sampling
@@ -68,10 +71,31 @@ class Side:
             "settings": settings,
             "drafter": choices.get("drafter") if settings["drafter"] is not None else None,
             "tree": choices.get("tree") if settings["tree"] is not None else None,
+            "drafter_structure": structure_of(self.engine.drafter),
             "budget": self.engine.budget,
             "lossless": self.engine.lossless,
             "exact": self.engine.exact,
         }
+
+
+def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
+    """How a drafter is made next to its target, as `mmspec.speed.projection.Structure` takes it; None of none."""
+    if drafter is None:
+        return None
+    target, family = drafter.target, drafter.target.family
+    own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
+    if not own:
+        return {"kind": "lookup"}
+    if isinstance(drafter, FeatureDrafter):
+        drafted = drafter.draft_vocab_size or target.vocab_size
+        layer = _weights(family.layers[0])
+        return {"kind": "head", "layers": own / layer, "vocabulary": drafted / target.vocab_size}
+    layers = len(drafter.draft_target.family.layers) if isinstance(drafter, DraftModelDrafter) else 1
+    return {"kind": "model", "layers": layers / len(family.layers), "share": own / _weights(target.model)}
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None) -> list[Method]:

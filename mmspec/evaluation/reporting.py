@@ -14,6 +14,7 @@ from urllib.parse import quote
 from ..errors import MMSpecError
 from .export import export_mmspec
 from .figures import Row, rows_of
+from .limits import LimitsTable
 from .merging import PLAIN, Group, open_groups
 from .plots import CAPTIONS, save_plots
 from .table import Table
@@ -45,6 +46,10 @@ class Report:
         """Return the table, which prints in a terminal with rich, and has `.markdown()` and `.csv()`."""
         return Table(self.rows, self.groups)
 
+    def limits(self) -> LimitsTable:
+        """Return what share of its own limit every method reaches, and what each lever would buy."""
+        return LimitsTable(self.rows, self.groups)
+
     def units(self, name: str) -> UnitTable:
         """Return the same runs as EAGLE, MMSpec, ViSpec or vLLM would count them; see `mmspec.evaluation.units`."""
         return in_units(self.groups, name)
@@ -56,8 +61,12 @@ class Report:
         ]
         return {"notes": self.table().notes, "rows": [asdict(row) for row in self.rows], "bundles": bundles}
 
-    def save(self, folder: str | Path) -> list[Path]:
+    def save(self, folder: str | Path, limits: bool = False) -> list[Path]:
         """Write table.md, table.csv, report.json and the plots into a folder; return the files.
+
+        Args:
+            folder: made if it does not exist.
+            limits: also write limits.md and limits.json.
 
         Raises:
             MMSpecError: if it cannot be written.
@@ -68,6 +77,9 @@ class Report:
             "table.csv": self.table().csv(),
             "report.json": json.dumps(self.as_json(), indent=1) + "\n",
         }
+        if limits:
+            table = self.limits()
+            texts |= {"limits.md": table.markdown(), "limits.json": json.dumps(table.as_json(), indent=1) + "\n"}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
@@ -83,7 +95,7 @@ class Report:
         except OSError as error:
             raise MMSpecError(f"the answers cannot be written to {folder}: {error.strerror or error}") from error
 
-    def put_into(self, file: str | Path, section: str = "") -> list[Path]:
+    def put_into(self, file: str | Path, section: str = "", limits: bool = False) -> list[Path]:
         """Put the table and the plots into a Markdown file, in place of those of an earlier time.
 
         What stands between the two comments is replaced; without them it goes to the end of the file, which is made if
@@ -92,6 +104,7 @@ class Report:
         Args:
             file: to write to.
             section: a word that tells this report from others in the same file.
+            limits: also the table of limits, between table and plots.
 
         Raises:
             MMSpecError: if the file has one of the comments only, or cannot be written.
@@ -110,7 +123,8 @@ class Report:
                 f"![{CAPTIONS[path.stem]}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
                 for path in pictures
             ]
-            parts = [begin, self.table().markdown().rstrip("\n"), *links, end]
+            tables = [self.table(), *([self.limits()] if limits else [])]
+            parts = [begin, *(table.markdown().rstrip("\n") for table in tables), *links, end]
             file.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -1,5 +1,6 @@
 """Tree builders decide the shape of the candidates: how many children, how deep, what to keep."""
 
+from .auto import AutoTree
 from .base import TreeBuilder
 from .chain import Chain
 from .confidence import ConfidenceTree
@@ -9,6 +10,7 @@ from .sage import SageTree
 from .static import StaticTree
 
 __all__ = [
+    "AutoTree",
     "Chain",
     "ConfidenceTree",
     "DynamicTree",

@@ -50,15 +50,19 @@ class Proposals:
         """Choose `count` children per node from `[batch, nodes, vocab]` logits.
 
         Returns:
-            tokens, log_probs: `[batch, nodes, count]`, the best (or first drawn) child first.
+            tokens: `[batch, nodes, count]`, the best (or first drawn) child first.
+            log_probs: gives the `[batch, nodes, count]` log-probabilities; chains never ask for them.
             probs: `[batch, nodes, vocab]` q if children were drawn, else None.
         """
         count = min(count, logits.shape[-1])
         if not self.sampled:
             top = logits.topk(count, dim=-1)
-            log_probs = top.values.float() - logits.float().logsumexp(-1, keepdim=True)
-            # Rounding must not make a child likelier than its parent: ancestors are kept first.
-            return top.indices, log_probs.clamp(max=0.0), None
+
+            def log_probs() -> Tensor:
+                # Rounding must not make a child likelier than its parent: ancestors are kept first.
+                return (top.values.float() - logits.float().logsumexp(-1, keepdim=True)).clamp(max=0.0)
+
+            return top.indices, log_probs, None
         processed = self.pipeline(
             logits,
             lambda: [[past + path for path in row] for past, row in zip(self.history, paths(), strict=True)],
@@ -67,7 +71,7 @@ class Proposals:
         noise = torch.empty_like(log_q).exponential_(generator=self.generator).log()
         # The k largest of log q + Gumbel noise are k draws without replacement, in order.
         tokens = (log_q - noise).topk(count, dim=-1).indices
-        return tokens, log_q.gather(-1, tokens), log_q.exp()
+        return tokens, lambda: log_q.gather(-1, tokens), log_q.exp()
 
 
 class Growth:
@@ -98,9 +102,9 @@ class Growth:
         self.tokens = root[:, None]
         self.parents = zero - 1
         self.depth = zero
-        self.log_probs = torch.zeros(zero.shape, dtype=torch.float32, device=root.device)
-        self.path_log_probs = self.log_probs
-        """`[batch, nodes]` log-probability of the whole path to each node."""
+        self._log_probs = torch.zeros(zero.shape, dtype=torch.float32, device=root.device)
+        self._path_log_probs = self._log_probs
+        self._unasked: list[tuple[Tensor, Callable[[], Tensor]]] = []  # parents of new nodes, and their log_probs
         self.expansion = zero - 1
         self.levels = 0
         self.logits: Tensor | None = None
@@ -135,16 +139,34 @@ class Growth:
         self._expanded += n
         first = self.tokens.shape[1]
         parents = nodes.repeat_interleave(count, dim=1)
-        log_probs = log_probs.flatten(1)
+        self._unasked.append((parents, log_probs))
         self.tokens = torch.cat([self.tokens, tokens.flatten(1)], dim=1)
         self.parents = torch.cat([self.parents, parents], dim=1)
         self.depth = torch.cat([self.depth, self.depth.gather(1, parents) + 1], dim=1)
-        self.log_probs = torch.cat([self.log_probs, log_probs], dim=1)
-        path = self.path_log_probs.gather(1, parents) + log_probs
-        self.path_log_probs = torch.cat([self.path_log_probs, path], dim=1)
         self.expansion = torch.cat([self.expansion, torch.full_like(parents, -1)], dim=1)
         self.levels += 1
         return torch.arange(first, first + n * count, device=nodes.device).expand(batch, n * count)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """`[batch, nodes]` log-probability of each node given its parent."""
+        self._ask()
+        return self._log_probs
+
+    @property
+    def path_log_probs(self) -> Tensor:
+        """`[batch, nodes]` log-probability of the whole path to each node."""
+        self._ask()
+        return self._path_log_probs
+
+    def _ask(self) -> None:
+        """Normalise the logits of all nodes of which that was not asked yet."""
+        for parents, log_probs in self._unasked:
+            new = log_probs().flatten(1)
+            path = self._path_log_probs.gather(1, parents) + new
+            self._log_probs = torch.cat([self._log_probs, new], dim=1)
+            self._path_log_probs = torch.cat([self._path_log_probs, path], dim=1)
+        self._unasked.clear()
 
     def keep(self, nodes: Tensor, valid: Tensor | None = None) -> DraftTree:
         """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included).
@@ -180,7 +202,7 @@ class Growth:
 
     def _fields(self, nodes: Tensor) -> dict:
         return {
-            "log_probs": self.log_probs.gather(1, nodes),
+            "likelihood": lambda: self.log_probs.gather(1, nodes),
             "expansion": self.expansion.gather(1, nodes),
             "draft_probs": torch.cat(self._draft_probs, dim=1) if self._draft_probs else None,
         }

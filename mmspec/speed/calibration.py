@@ -1,0 +1,285 @@
+"""Measure the costs of a target and a drafter, by timing real rounds of the real loop."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..drafters import Drafter
+from ..errors import MMSpecError
+from ..generation import Decoding
+from ..inputs import Request, prepare
+from ..outcome import Scores, Verdict
+from ..sampling import LogitsPipeline
+from ..stopping import Stopping
+from ..tree import DraftTree
+from ..trees import Chain, DynamicTree, StaticTree
+from ..verifiers import Greedy
+from .costs import Costs, Curve, Line
+from .shapes import Shape
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+ACCEPTED = (0, 2)
+"""Tokens that are accepted in turns, so that what the drafter reads first is now short and now long."""
+
+FORWARD = ("draft", "score")
+WIDE = [(r,) for r in range(4)] + [(r, s) for r in range(4) for s in range(3)] + [(r, 0, 0) for r in range(3)]
+
+
+def shapes_to_time(max_nodes: int) -> list[Chain | StaticTree | DynamicTree]:
+    """Chains and trees of which none drafts more than `max_nodes`, few enough to be timed in a second or two."""
+    chains = [Chain(length) for length in (1, 2, 4, 8) if length <= max_nodes]
+    statics = [StaticTree([(0,), (1,), (0, 0)]), StaticTree(WIDE), StaticTree("eagle1")]
+    dynamics = [DynamicTree(2, 2, 5), DynamicTree(3, 4, 13), DynamicTree(5, 4, 17), DynamicTree(4, 8, 33)]
+    dynamics += [DynamicTree(6, 8, size + 1) for size in (48, 64) if size <= max_nodes]
+    return [*chains, *(tree for tree in [*statics, *dynamics] if tree.max_nodes <= max_nodes)]
+
+
+class _Forced(Greedy):
+    """Does the work of `Greedy`, then keeps as much of the first-child path as it is told.
+
+    Attributes:
+        accept: drafted tokens to keep, as far as the tree goes.
+        extra: seconds that the keeping took, which no real verifier needs.
+    """
+
+    accept = 0
+    extra = 0.0
+
+    def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        super().verify(tree, scores)
+        started = time.perf_counter()
+        node = torch.tensor([self._node(tree, row) for row in range(tree.batch_size)], device=tree.tokens.device)
+        path, length = tree.path_to(node)
+        rows = torch.arange(tree.batch_size, device=node.device)
+        verdict = Verdict(path, length, scores.logits[rows, node].argmax(-1))
+        self.extra = time.perf_counter() - started
+        return verdict
+
+    def _node(self, tree: DraftTree, row: int) -> int:
+        parents, node = tree.parents[row].tolist(), 0
+        valid = [True] * len(parents) if tree.valid is None else tree.valid[row].tolist()
+        for _ in range(self.accept):
+            node = next((i for i in range(node + 1, len(parents)) if parents[i] == node and valid[i]), node)
+        return node
+
+
+class _Filler(Drafter):
+    """Proposes a chain of the newest token, as long as it is told: for timing the target alone."""
+
+    length = 1
+
+    def start(self, context) -> None:
+        pass
+
+    def draft(self, root: Tensor) -> DraftTree:
+        return DraftTree.chain(root[:, None].expand(-1, self.length + 1).contiguous())
+
+
+class Timings:
+    """Samples of the phases of rounds, by shape and by what the round before had confirmed."""
+
+    def __init__(self) -> None:
+        self.samples: dict[tuple[Shape, int], list[dict[str, float]]] = defaultdict(list)
+
+    def add(self, shape: Shape, confirmed: int, seconds: dict[str, float]) -> None:
+        self.samples[shape, confirmed].append(seconds)
+
+    def rows(self, phases: Sequence[str]) -> list[tuple[Shape, int, float]]:
+        """Per shape and confirmed tokens, the median seconds of some phases together."""
+        return [
+            (shape, confirmed, statistics.median(sum(one[phase] for phase in phases) for one in samples))
+            for (shape, confirmed), samples in self.samples.items()
+        ]
+
+
+@torch.inference_mode()
+def measure_costs(
+    target: Target,
+    drafter: Drafter,
+    request: Request | None = None,
+    *,
+    prefix: int = 256,
+    batch_size: int = 1,
+    max_nodes: int = 32,
+    repeats: int = 5,
+    warmup: int = 2,
+) -> Costs:
+    """Time rounds of plain decoding and of the drafter with chains and trees of many sizes, in turns.
+
+    Every time is the median over the repeats of one shape; the shapes take turns, so a machine that is busy for a while
+    slows all of them alike. How much is accepted is forced, so the weights may be random. Nothing of target and drafter
+    is changed, and no global random state is used.
+
+    Args:
+        target: who scores.
+        drafter: who drafts.
+        request: the prompt, for drafters that need pictures and for costs at its own length; random text if None.
+        prefix, batch_size: of the random text, in tokens and rows.
+        max_nodes: of the largest tree to time.
+        repeats: of every shape with every number of accepted tokens.
+        warmup: rounds over all shapes that do not count.
+
+    Raises:
+        MMSpecError: for a number that is not positive, or a drafter that cannot serve the request.
+    """
+    for name, value, least in (("prefix", prefix, 2), ("batch_size", batch_size, 1), ("max_nodes", max_nodes, 1)):
+        if value < least:
+            raise MMSpecError(f"measure_costs: {name}={value} must be {least} or more")
+    if repeats < 1 or warmup < 0:
+        raise MMSpecError(f"measure_costs: repeats={repeats} must be 1 or more, warmup={warmup} 0 or more")
+    request = request or random_request(target, prefix, batch_size)
+    grows = drafter.tree is not None
+    fillers = [] if grows else [Shape.chain(n) for n in (1, 2, 4, 8, 16, 32, 64) if n <= max_nodes]
+    builders = shapes_to_time(max_nodes) if grows else []
+    each = len(builders) or len(fillers) + 1
+    rounds = (warmup + repeats) * len(ACCEPTED) * each
+    room = 2 + rounds * (1 + max(ACCEPTED))
+    plain, filled, drafted = Timings(), Timings(), Timings()
+    alone = _begin(target, None, request, room)
+    ours = _begin(target, drafter, request, room)
+    filler = _begin(target, _Filler(target), request, room) if fillers else None
+    for number in range(warmup + repeats):
+        counts = number >= warmup
+        for accept in ACCEPTED:
+            _round(alone, Shape.chain(0), 0, plain, counts)
+            for shape in fillers:
+                filler.drafter.length = int(shape.nodes)
+                _round(filler, shape, accept, filled, counts)
+            for builder in builders:
+                ours.drafter.tree = builder.fork()
+                _round(ours, Shape.of(builder), accept, drafted, counts)
+            if not grows:
+                _round(ours, None, accept, drafted, counts)
+            _catch_up(alone, ours)
+    conditions = describe(target, drafter, request) | {"prefix": request.max_length + room // 2, "repeats": repeats}
+    return _fit(plain, filled, drafted, grows, conditions)
+
+
+def random_request(target: Target, length: int, rows: int = 1, seed: int = 0) -> Request:
+    """Rows of random text, `length` tokens each; no token stands for a picture."""
+    special = {target.family.image_token_id, getattr(target.model.config, "video_token_id", None)}
+    tokens = torch.tensor([token for token in range(target.vocab_size) if token not in special])
+    generator = torch.Generator().manual_seed(seed)
+    ids = tokens[torch.randint(len(tokens), (rows, length), generator=generator)].to(target.device)
+    return prepare(target, inputs={"input_ids": ids})
+
+
+def describe(target: Target, drafter: Drafter, request: Request) -> dict[str, Any]:
+    """What costs depend on, as plain JSON values."""
+    device = target.device
+    try:
+        settings = drafter.config()
+    except NotImplementedError:  # a drafter that cannot be saved is told by its class and size
+        settings = None
+    return {
+        "target": type(target.model).__name__,
+        "target_config": target.family.text_config.to_diff_dict(),
+        "target_parameters": _parameters(target.model),
+        "attention": target.attention,
+        "compiled": bool(getattr(target, "compile", False)),
+        "drafter": f"{type(drafter).__module__}.{type(drafter).__qualname__}",
+        "drafter_config": settings,
+        "drafter_parameters": _parameters(drafter),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "batch_size": request.batch_size,
+    }
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> Decoding:
+    """A request on its way, behind its prompt."""
+    if drafter is not None:
+        drafter = drafter.fork()
+    decoding = Decoding(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
+    decoding.prefill()
+    decoding.confirmed = 1
+    return decoding
+
+
+def _round(decoding: Decoding, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
+    """One round, with as many tokens accepted as the tree has levels, `accept` at most."""
+    decoding.verifier.accept = accept
+    decoding.clock.resume()
+    decoding.round()
+    record = decoding.stats.rounds[-1]
+    seconds = dict(record.seconds)
+    seconds["verify"] = max(0.0, seconds["verify"] - decoding.verifier.extra)
+    if shape is None:
+        shape = Shape("block", (), max(record.drafted), record.depth)
+    if counts:
+        timings.add(shape, decoding.confirmed, seconds)
+    decoding.confirmed = max(record.emitted)
+
+
+def _catch_up(alone: Decoding, ours: Decoding) -> None:
+    """Make the text of plain decoding as long as the other, so that both read as many tokens of the cache."""
+    behind = len(ours.context.history[0]) - len(alone.context.history[0]) - 1
+    if behind > 0:
+        alone.drafter = _Filler(alone.target)
+        alone.drafter.length = alone.verifier.accept = behind
+        alone.round()
+        alone.drafter = None
+
+
+def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditions: dict[str, Any]) -> Costs:
+    """The parts that the medians are sums of."""
+    others = [phase for phase in next(iter(drafted.samples.values()))[0] if phase not in FORWARD]
+    ((_, _, step),) = plain.rows(["score"])
+    # Plain decoding drafts nothing, but the loop's making of a root-only tree is booked there.
+    ((_, _, alone),) = plain.rows(["draft", *others])
+    scored = drafted.rows(["score"]) if grows else filled.rows(["score"])
+    score = Curve.through([(1, step), *((shape.nodes + 1, seconds) for shape, _, seconds in scored)])
+    rest = drafted.rows(others)
+    base, slope, branching = _least_squares(
+        [(1.0, shape.nodes, float(shape.kind not in ("chain", "block"))) for shape, _, _ in rest],
+        [seconds for *_, seconds in rest],
+    )
+    costs = {"score": score, "plain_overhead": alone, "overhead": Line(base, slope), "branching": branching}
+    drafting = drafted.rows(["draft"])
+    if not grows:
+        return Costs(**costs, block=statistics.median(seconds for *_, seconds in drafting), conditions=conditions)
+    rows = []
+    for shape, confirmed, _ in drafting:
+        static, dynamic, further = shape.kind == "static", shape.kind == "dynamic", shape.passes - 1
+        rows.append(
+            (1.0, confirmed, further, sum(shape.levels[1:]), static, static * further, dynamic, dynamic * further)
+        )
+    fitted = _least_squares(rows, [seconds for *_, seconds in drafting])
+    names = ("first", "level", "static", "dynamic")
+    lines = {name: Line(*fitted[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
+    return Costs(**costs, **lines, conditions=conditions)
+
+
+def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Factors of the columns, none below 0, that give the seconds with the least relative error.
+
+    What comes out below 0 is noise around 0: the most negative one is left out and the rest fitted again.
+    """
+    matrix, values = np.array(rows, dtype=float), np.array(seconds, dtype=float)
+    scale = np.maximum(values, 1e-9)
+    matrix, ones = matrix / scale[:, None], values / scale
+    free = list(range(matrix.shape[1]))
+    found = np.zeros(matrix.shape[1])
+    while free:
+        solution = np.linalg.lstsq(matrix[:, free], ones, rcond=None)[0]
+        worst = int(solution.argmin())
+        if solution[worst] >= -1e-12:
+            found[free] = np.maximum(solution, 0.0)
+            break
+        del free[worst]
+    return found.tolist()

@@ -1,0 +1,91 @@
+"""The fastest shape for given costs and acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .acceptance import Acceptance
+from .costs import Costs
+from .prediction import Prediction, predict
+from .shapes import Ranks, Shape
+
+STATIC_SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+DYNAMIC_DEPTHS, DYNAMIC_SIZES = (2, 3, 4, 5, 6, 8), (8, 16, 24, 32, 48, 64)
+TOP_K = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tree that could be drafted.
+
+    Args:
+        shape: what it costs.
+        prediction: what it does.
+        paths: of a static tree, its nodes.
+        settings: of a dynamic tree: depth, top_k and total.
+        ranked: accepted tokens that its ranks alone explain.
+    """
+
+    shape: Shape
+    prediction: Prediction
+    paths: tuple[Ranks, ...] = field(default=(), repr=False)
+    settings: tuple[int, int, int] | None = None
+    ranked: float = 0.0
+
+
+def candidates(
+    costs: Costs,
+    acceptance: Acceptance,
+    *,
+    max_depth: int = 8,
+    max_nodes: int = 32,
+    dynamic: bool = True,
+    gain: float = 1.0,
+) -> list[Candidate]:
+    """Chains, the best static trees, and dynamic trees, each with its prediction.
+
+    A static tree of n nodes is made of the n nodes that are most likely reached (the optimum for its size, as in
+    Sequoia, arXiv 2402.12374, which finds it by dynamic programming). A dynamic tree is taken to accept what the best
+    rank tree within its bounds does, times `gain`: it chooses anew each round, by the drafter's own probabilities.
+
+    Args:
+        costs: of the machine.
+        acceptance: by level and rank.
+        max_depth: levels at most.
+        max_nodes: drafted nodes at most.
+        dynamic: False leaves out trees whose shape depends on what is drafted.
+        gain: of a dynamic tree over the rank tree.
+    """
+    found = []
+    for length in range(1, min(max_depth, max_nodes) + 1):
+        shape, accepted = Shape.chain(length), acceptance.chain(length)
+        found.append(Candidate(shape, predict(costs, shape, accepted), ranked=accepted))
+    width = max(map(len, acceptance.chances))
+    # Every part of this list is a tree, and so is what it holds within a depth and a width, in the same order.
+    nodes = acceptance.likeliest(4 * max_nodes, max_depth, width)
+    for size in (size for size in STATIC_SIZES if size <= min(max_nodes, len(nodes))):
+        paths = tuple(node.path for node in nodes[:size])
+        if all(path[-1] == 0 for path in paths):
+            continue  # that is a chain
+        shape, accepted = Shape.static(paths), sum(node.probability for node in nodes[:size])
+        found.append(Candidate(shape, predict(costs, shape, accepted), paths, ranked=accepted))
+    if not dynamic:
+        return found
+    for depth in (depth for depth in DYNAMIC_DEPTHS if depth <= max_depth):
+        for top_k in (k for k in TOP_K if k <= width):
+            bounded = [node.probability for node in nodes if len(node.path) <= depth and max(node.path) < top_k]
+            for size in DYNAMIC_SIZES:
+                settings = (depth, top_k, size + 1)
+                shape = Shape.dynamic(*settings)
+                if size > max_nodes or shape.nodes < size:
+                    continue
+                ranked = sum(bounded[:size])
+                accepted = min(depth, gain * ranked)
+                found.append(Candidate(shape, predict(costs, shape, accepted), settings=settings, ranked=ranked))
+    return found
+
+
+def fastest(found: Sequence[Candidate]) -> Candidate:
+    """The one of most tokens per second; of equals the smallest."""
+    return max(found, key=lambda one: (one.prediction.tokens_per_second, -one.shape.nodes, -one.shape.passes))

@@ -1,0 +1,144 @@
+"""What the parts of a round cost on one machine: the numbers that every prediction is made of."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from ..errors import MMSpecError
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds that grow evenly with a count: `base + slope * count`."""
+
+    base: float = 0.0
+    slope: float = 0.0
+
+    def __call__(self, count: float) -> float:
+        return self.base + self.slope * count
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds by a count, piecewise linear and never falling.
+
+    Before the first point it is flat, behind the last one it goes on with the last slope.
+
+    Args:
+        counts: rising.
+        seconds: as many, never falling.
+
+    Raises:
+        MMSpecError: for points that are none, out of order, or falling.
+    """
+
+    counts: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self):
+        counts, seconds = self.counts, self.seconds
+        if not counts or len(counts) != len(seconds):
+            raise MMSpecError(f"a Curve needs as many seconds as counts, not {len(seconds)} and {len(counts)}")
+        if any(a >= b for a, b in pairwise(counts)):
+            raise MMSpecError(f"a Curve's counts must rise: {list(counts)}; Curve.through(points) sorts them")
+        if any(a > b for a, b in pairwise(seconds)):
+            raise MMSpecError(f"a Curve's seconds must not fall: {list(seconds)}; Curve.through(points) mends that")
+
+    @classmethod
+    def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
+        """The never-falling curve nearest to `(count, seconds)` points.
+
+        Points of one count are averaged, and neighbours that fall are pooled into their mean: isotonic regression by
+        pool adjacent violators, which is the least-squares fit. Timings of neighbouring sizes cross by noise alone.
+        """
+        by_count: dict[float, list[float]] = {}
+        for count, seconds in points:
+            by_count.setdefault(count, []).append(seconds)
+        pools: list[list[float]] = []  # mean, weight, number of counts
+        for count in sorted(by_count):
+            values = by_count[count]
+            pools.append([sum(values) / len(values), len(values), 1])
+            while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+                mean, weight, size = pools.pop()
+                last = pools[-1]
+                last[0] = (last[0] * last[1] + mean * weight) / (last[1] + weight)
+                last[1] += weight
+                last[2] += size
+        return cls(tuple(sorted(by_count)), tuple(mean for mean, _, size in pools for _ in range(size)))
+
+    def __call__(self, count: float) -> float:
+        counts, seconds = self.counts, self.seconds
+        if count <= counts[0] or len(counts) == 1:
+            return seconds[0]
+        right = min(bisect.bisect_left(counts, count), len(counts) - 1)
+        left = right - 1
+        share = (count - counts[left]) / (counts[right] - counts[left])
+        return seconds[left] + share * (seconds[right] - seconds[left])
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of every part of a round, for one target and one drafter on one machine.
+
+    Args:
+        score: of a pass of the target, by the number of nodes scored, the root included.
+        plain_overhead: per token of plain decoding, besides its pass: choosing, committing, keeping records.
+        overhead: per round besides drafting and scoring, by the number of drafted nodes.
+        branching: the same, in addition, of every tree that is not a chain.
+        first: of the drafter's first level, by the number of tokens that the target has confirmed since the last round
+            (the newest is the root), which the drafter has to read first.
+        level: of each further level, by the number of nodes expanded in it.
+        static: of a `StaticTree`, in addition, by the number of further levels: what choosing among nodes costs.
+        dynamic: the same of a `DynamicTree`.
+        block: of a drafter that proposes whole trees at once; None of one that grows them.
+        conditions: that these hold for: prefix length, batch size, dtype, threads, device, and who was measured.
+    """
+
+    score: Curve
+    plain_overhead: float = 0.0
+    overhead: Line = Line()
+    branching: float = 0.0
+    first: Line = Line()
+    level: Line = Line()
+    static: Line = Line()
+    dynamic: Line = Line()
+    block: float | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> float:
+        """Seconds of the target's pass over one token."""
+        return self.score(1)
+
+    @property
+    def plain(self) -> float:
+        """Seconds per token of plain decoding."""
+        return self.step + self.plain_overhead
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Costs:
+        """From what `to_dict` gave.
+
+        Raises:
+            MMSpecError: for what is not that.
+        """
+        try:
+            values = dict(values)
+            values["score"] = Curve(*(tuple(map(float, values["score"][name])) for name in ("counts", "seconds")))
+            for name in ("overhead", "first", "level", "static", "dynamic"):
+                values[name] = Line(float(values[name]["base"]), float(values[name]["slope"]))
+            for name in ("plain_overhead", "branching"):
+                values[name] = float(values[name])
+            if values["block"] is not None:
+                values["block"] = float(values["block"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MMSpecError(f"these are no costs as Costs.to_dict() writes them: {error!r}; measure again") from error

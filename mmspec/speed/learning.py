@@ -1,0 +1,79 @@
+"""Acceptance by level and rank, learnt from verdicts while decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .acceptance import Acceptance
+
+
+class AcceptanceTracker:
+    """Discounted counts of what became of the drafter's guesses.
+
+    At every node of the accepted path that had children, each rank that was there is tried, and at most one hits. Old
+    rounds count less, by `decay` a round: an exponential average. A chance is estimated as
+
+        chance[d][r] = (hits[d][r] + w * pooled[r]) / (tries[d][r] + w),
+        pooled[r]    = (sum_d hits[d][r] + w * prior[r]) / (sum_d tries[d][r] + w)
+
+    so that a level of which little is known follows the others, and a rank of which little is known the prior. Ours.
+
+    Args:
+        prior: chances of the ranks, the first one first.
+        levels: deepest level that is told apart.
+        decay: by which what is known fades every round; 1 forgets nothing.
+        weight: w, the tries that the prior is worth.
+    """
+
+    def __init__(self, prior: Sequence[float], levels: int, decay: float, weight: float):
+        self.prior, self.levels, self.decay, self.weight = tuple(prior), levels, decay, weight
+        self.tries = [[0.0] * len(self.prior) for _ in range(levels)]
+        self.hits = [[0.0] * len(self.prior) for _ in range(levels)]
+
+    def fade(self) -> None:
+        """A round has passed."""
+        for table in (self.tries, self.hits):
+            for level in table:
+                level[:] = [count * self.decay for count in level]
+
+    def add(self, parents: Sequence[int], path: Sequence[int]) -> None:
+        """Count one row of a round.
+
+        Args:
+            parents: of the nodes of its tree, -1 for the root.
+            path: the accepted nodes, the root first.
+        """
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(parents):
+            children.setdefault(parent, []).append(node)
+        for level, node in enumerate(path[: self.levels]):
+            kept = path[level + 1] if level + 1 < len(path) else None
+            for rank, child in enumerate(children.get(node, [])[: len(self.prior)]):
+                self.tries[level][rank] += 1
+                self.hits[level][rank] += child == kept
+
+    def acceptance(self) -> Acceptance:
+        """The estimate."""
+        weight, ranks = self.weight, range(len(self.prior))
+        pooled = [
+            (sum(level[r] for level in self.hits) + weight * self.prior[r])
+            / (sum(level[r] for level in self.tries) + weight)
+            for r in ranks
+        ]
+        return Acceptance(
+            tuple(
+                _distribution([(hits[r] + weight * pooled[r]) / (tries[r] + weight) for r in ranks])
+                for hits, tries in zip(self.hits, self.tries, strict=True)
+            )
+        )
+
+
+def _distribution(chances: list[float]) -> tuple[float, ...]:
+    """Never more for a later rank than for an earlier one, and no more than 1 in all: ranks were tried unequally
+    often, so their shares need not add up."""
+    falling, least = [], 1.0
+    for chance in chances:
+        least = min(least, chance)
+        falling.append(least)
+    total = sum(falling)
+    return tuple(chance / total for chance in falling) if total > 1 else tuple(falling)

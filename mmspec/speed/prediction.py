@@ -1,0 +1,130 @@
+"""From costs and acceptance to seconds per round, speed-up, its limit, and what each lever would buy.
+
+With tau tokens per round, D seconds of drafting, V of scoring, O of everything else, and a plain token that takes
+P = s + o (the target's pass over one token, and its overhead):
+
+    T       = D + V + O                 seconds per round
+    speedup = tau P / T
+    limit   = tau P / (D + s)           no overhead, and a tree scored at the price of one token
+    share   = speedup / limit = (D + s) / T
+
+and the levers, each alone: no overhead, tau P / (D + V); scoring as cheap as a step, tau P / (D + s + O); free
+drafting, tau P / (V + O); perfect acceptance to the depth d that was drafted, (1 + d) P / T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .costs import Costs
+from .shapes import Shape
+
+LEVERS = ("no_overhead", "cheap_scoring", "free_drafting", "perfect_acceptance")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method does in a mean round. Times are in seconds.
+
+    Args:
+        tokens: emitted per round and row, the target's own included (tau).
+        draft, score, overhead: of a round.
+        step: of the target's pass over one token (per row).
+        plain: per token of plain decoding, overhead included.
+        depth: levels that the method drafts; None if unknown.
+        rows: of the batch.
+    """
+
+    tokens: float
+    draft: float
+    score: float
+    overhead: float
+    step: float
+    plain: float
+    depth: float | None = None
+    rows: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """Of a round: T."""
+        return self.draft + self.score + self.overhead
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all rows."""
+        return self.rows * self.tokens / self.seconds
+
+    @property
+    def speedup(self) -> float:
+        """Over plain decoding, the prompt's part left out."""
+        return self._if(self.seconds)
+
+    @property
+    def limit(self) -> float:
+        """The speed-up without overhead, if the tree were scored at the price of one token."""
+        return self._if(self.draft + self.step)
+
+    @property
+    def share(self) -> float:
+        """Of the limit that is reached: the part of a round that the limit allows, `(D + s) / T`."""
+        return (self.draft + self.step) / self.seconds
+
+    @property
+    def levers(self) -> dict[str, float | None]:
+        """What the speed-up would be with one thing changed; see the head of this file. None where unknown."""
+        perfect = None if self.depth is None else (1 + self.depth) * self.plain / self.seconds
+        values = (
+            self._if(self.draft + self.score),
+            self._if(self.draft + min(self.score, self.step) + self.overhead),
+            self._if(self.score + self.overhead),
+            perfect,
+        )
+        return dict(zip(LEVERS, values, strict=True))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        names = ("seconds", "tokens_per_second", "speedup", "limit", "share", "levers")
+        return {**vars(self), **{name: getattr(self, name) for name in names}}
+
+    def _if(self, seconds: float) -> float:
+        """The speed-up if a round took so long."""
+        return self.tokens * self.plain / seconds
+
+
+def draft_seconds(costs: Costs, shape: Shape, tokens: float) -> float:
+    """Seconds of drafting: `first(tau) + sum_{i > 1} level(n_i)`, and what choosing among nodes adds.
+
+    Args:
+        costs: of the machine.
+        shape: of the tree.
+        tokens: per round; the drafter reads what the last round confirmed.
+    """
+    if costs.block is not None:
+        return costs.block
+    further = shape.passes - 1
+    choosing = {"static": costs.static, "dynamic": costs.dynamic}.get(shape.kind)
+    extra = choosing(further) if choosing is not None else 0.0
+    return costs.first(tokens) + sum(map(costs.level, shape.levels[1:])) + extra
+
+
+def predict(costs: Costs, shape: Shape, accepted: float, rows: int = 1) -> Prediction:
+    """The mean round of a shape that has `accepted` drafted tokens accepted on average.
+
+    Args:
+        costs: of the machine.
+        shape: of the tree.
+        accepted: drafted tokens per round, from `Acceptance` or from a measurement.
+        rows: of the batch that the costs were measured with.
+    """
+    tokens = 1 + accepted
+    return Prediction(
+        tokens=tokens,
+        draft=draft_seconds(costs, shape, tokens),
+        score=costs.score(shape.nodes + 1),
+        overhead=costs.overhead(shape.nodes) + (costs.branching if shape.kind != "chain" else 0.0),
+        step=costs.step,
+        plain=costs.plain,
+        depth=shape.deepest,
+        rows=rows,
+    )

@@ -1,0 +1,193 @@
+"""What methods that were measured on a small target would do on a big one: `mmspec bench simulate`.
+
+Taken over from the bundle is how much is accepted, how many nodes are drafted in how many passes, and how big the
+drafter is next to its target. All times come from the roofline. These are projections: a bigger target with a drafter
+of its own accepts another number of tokens, and no device reaches its peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MMSpecError
+from .prediction import Prediction
+from .roofline import Architecture, Device, model_of, pass_seconds
+
+if TYPE_CHECKING:
+    from ..evaluation.figures import Row
+
+LOOKUP, HEAD, MODEL = "lookup", "head", "model"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a drafter is made of, next to its target.
+
+    Args:
+        kind: `lookup` (no passes), `head` (layers over the target's features, with its vocabulary head), or `model` (a
+            small model of its own).
+        layers: of a head, its weights in layers of the target; of a model, its layers as a share of the target's.
+        share: of a model, its weights as a share of the target's.
+        vocabulary: the share of the vocabulary that it drafts from.
+    """
+
+    kind: str
+    layers: float = 1.0
+    share: float = 1.0
+    vocabulary: float = 1.0
+
+    @classmethod
+    def of(cls, written: Any) -> Structure:
+        """From what a user writes: `lookup`, `head`, or a model's share of the target's size, such as 0.1."""
+        if written in (LOOKUP, HEAD):
+            return cls(written)
+        if isinstance(written, int | float) and not isinstance(written, bool) and 0 < written <= 1:
+            # Weights grow with layers times width squared: of a model that is slimmer in all three alike.
+            return cls(MODEL, layers=float(written) ** (1 / 3), share=float(written))
+        raise MMSpecError(
+            f"a drafter is made like {written!r}: say {LOOKUP}, {HEAD}, or a small model's share of the target's size, "
+            "such as 0.1"
+        )
+
+    def sized(self, target: Architecture) -> Architecture | None:
+        """The drafter of that structure for a target; None if it makes no passes."""
+        if self.kind == LOOKUP:
+            return None
+        if self.kind == HEAD:
+            return replace(target, layers=self.layers, vocabulary=self.vocabulary * target.vocabulary)
+        # Fewer layers of less width: of all weights the share, of all layers the share that it has.
+        slim = replace(target, layers=self.layers * target.layers)
+        return replace(slim, share=self.share * target.parameters / slim.parameters)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a bundle says of a method.
+
+    Args:
+        label: of the method.
+        tokens: per round and row.
+        nodes: drafted per round and row.
+        passes: of the drafter per round; levels of the tree.
+        width: nodes that the drafter expands per pass after the first.
+        structure: of the drafter.
+    """
+
+    label: str
+    tokens: float
+    nodes: float
+    passes: float
+    width: float
+    structure: Structure
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is projected to.
+
+    Args:
+        device: peaks.
+        prefix: cached tokens per row.
+        batch: rows.
+        width: bytes per weight and cache entry.
+        launch: seconds per layer and pass.
+        overhead: seconds per round, and per token of plain decoding, besides the passes.
+    """
+
+    device: Device
+    prefix: int = 1024
+    batch: int = 1
+    width: float = 2
+    launch: float = 1e-5
+    overhead: float = 1e-3
+
+    def __post_init__(self):
+        for name, least in (("prefix", 0), ("batch", 1), ("launch", 0), ("overhead", 0)):
+            if getattr(self, name) < least:
+                raise MMSpecError(f"{name}={getattr(self, name)} must be {least} or more")
+        if not self.width > 0:
+            raise MMSpecError(f"bytes={self.width} must be above 0, such as 2 for 16-bit weights")
+
+    def seconds(self, model: Architecture, nodes: float) -> float:
+        """Of a pass."""
+        options = {"prefix": self.prefix, "batch": self.batch, "width": self.width, "launch": self.launch}
+        return pass_seconds(model, self.device, nodes, **options)
+
+    def gigabytes(self, model: Architecture) -> float:
+        """Of weights (the embeddings included) and cache."""
+        weights = model.parameters + model.hidden * model.vocabulary
+        return self.width * (weights + self.batch * self.prefix * model.cached) / 1e9
+
+
+def project(method: Method, target: Architecture, setting: Setting) -> Prediction:
+    """The mean round of a method on a target of that size."""
+    drafter, step = method.structure.sized(target), setting.seconds(target, 1)
+    draft = 0.0
+    if drafter is not None and method.passes > 0:
+        further = max(0.0, method.passes - 1) * setting.seconds(drafter, method.width)
+        draft = setting.seconds(drafter, method.tokens) + further
+    return Prediction(
+        tokens=method.tokens,
+        draft=draft,
+        score=setting.seconds(target, method.nodes + 1),
+        overhead=setting.overhead,
+        step=step,
+        plain=step + setting.overhead,
+        depth=method.passes,
+        rows=setting.batch,
+    )
+
+
+def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float | None = None) -> list[Method]:
+    """What a report's rows say of their methods; the baseline and what transformers decodes are left out.
+
+    Args:
+        rows: of a report.
+        structures: of drafters by name, for bundles that do not say; these win over what bundles say.
+        share: of every small draft model, instead of the share that it was measured with.
+
+    Raises:
+        MMSpecError: if no method is left, or a bundle does not say how a drafter is made.
+    """
+    found = []
+    for row in rows:
+        figures = row.overall
+        if row.baseline or figures is None or figures.nodes is None or row.side.get("drafter") is None:
+            continue
+        levels = figures.levels or 0.0
+        tree = (row.side.get("settings") or {}).get("tree") or {}
+        width = tree.get("top_k") if "depth" in tree else None
+        if width is None:  # each pass but the last makes about as many nodes as the next one expands
+            width = max(1.0, figures.nodes / levels) if levels else 1.0
+        structure = _structure(row, structures, share)
+        tokens = figures.mean_acceptance_length.value
+        found.append(Method(row.method, tokens, figures.nodes, levels, float(width), structure))
+    if not found:
+        raise MMSpecError(
+            "the bundles hold no method of mmspec's own loop that drafts: measure one, such as mmspec bench "
+            "drafter=eagle3"
+        )
+    return found
+
+
+def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> Structure:
+    name = row.side["drafter"]
+    if name in structures:
+        return Structure.of(structures[name])
+    described = row.side.get("drafter_structure")
+    if described is None:
+        raise MMSpecError(
+            f"the bundle does not say how drafter {name!r} is made, because an older mmspec wrote it: measure again, "
+            f"or say it with structures={{{name}:head}}, or lookup, or a share such as 0.1"
+        )
+    structure = Structure(**described)
+    if structure.kind == MODEL and share is not None:
+        return Structure.of(share)
+    return structure
+
+
+def project_all(methods: Sequence[Method], models: Sequence[str], setting: Setting) -> dict[str, list[Prediction]]:
+    """Every method on every model, by the model's name."""
+    return {name: [project(method, model_of(name), setting) for method in methods] for name in models}

@@ -1,0 +1,246 @@
+"""The fastest tree for this machine and this text: measured costs, learnt acceptance, and the shape that suits both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MMSpecError
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from .base import TreeBuilder, positive
+from .chain import Chain
+from .dynamic import DynamicTree
+from .growth import Growth
+from .static import StaticTree
+
+if TYPE_CHECKING:
+    from ..drafters import Drafter
+    from ..speed import Costs
+    from ..speed.choosing import Candidate
+    from ..speed.learning import AcceptanceTracker
+
+PRIOR = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01, 0.008, 0.006)
+"""Acceptance of the drafter's ranks before anything is known: about what trained heads have in print [OUR]."""
+
+GAIN = 1.05
+"""What a dynamic tree is taken to accept more than the best tree of ranks, before one was tried [OUR]."""
+
+GAIN_ROUNDS = 16
+"""Rounds that this belief is worth."""
+
+
+class AutoTree(TreeBuilder):
+    """Chooses among chains, static and dynamic trees the one that is predicted to be fastest, and goes on choosing.
+
+    On first use it measures what drafting and scoring cost on this machine (`mmspec.speed.measure_costs`: once for a
+    target, drafter, dtype, device, number of threads and batch size; kept in `$MMSPEC_CACHE` or `~/.cache/mmspec`).
+    From those costs and the acceptance by level and rank that it sees (`mmspec.speed.learning`) it predicts tokens per
+    second of every candidate, and every `every` rounds changes to the fastest if that is `margin` faster than the
+    present one. All rows of a batch have the same shape. A drafter never drafts less than a chain of one: its root pass
+    is also what keeps it in step with the text.
+
+    The rank model is Sequoia's (arXiv 2402.12374), and so is the choice by measured hardware; choosing while decoding,
+    the estimate and the hysteresis are ours. Needs no training.
+
+    Lossless with any verifier. With greedy and point-mass verification the *text* is the target's whatever the shape,
+    so no timing can change it. With drawn children (`RejectionSampling`) only shapes that do not depend on the drawn
+    tokens are used, chains and static trees; the law is then the target's, but which sample is drawn depends on the
+    shapes, and so on the costs: give `costs` to repeat a run elsewhere.
+
+    Args:
+        max_depth: levels of drafted nodes at most.
+        limit: drafted nodes at most.
+        every: rounds between two choices; before that, rounds 2, 4, 8 and so on are ones too.
+        margin: by how much a shape must be predicted faster to be changed to.
+        decay: by which older rounds count less, every round.
+        weight: tries that the prior acceptance is worth.
+        prior: acceptance of the drafter's ranks at first, the first rank first.
+        remember: begin every request with what earlier ones taught, instead of the prior. Shapes then depend on the
+            order of requests; texts do not. Refused for drawn children, whose text would.
+        repeats: of every shape while measuring.
+        remeasure: measure again, whatever was kept, once for the lifetime of this object.
+        costs: of this machine, `Costs` or what `Costs.to_dict()` gave; then nothing is measured or kept.
+
+    Raises:
+        MMSpecError: for a number out of range.
+    """
+
+    def __init__(
+        self,
+        max_depth: int = 8,
+        limit: int = 32,
+        every: int = 16,
+        margin: float = 0.05,
+        decay: float = 0.98,
+        weight: float = 4.0,
+        prior: Sequence[float] = PRIOR,
+        remember: bool = False,
+        repeats: int = 3,
+        remeasure: bool = False,
+        costs: Costs | Mapping[str, Any] | None = None,
+    ):
+        from ..speed import Acceptance, Costs
+
+        positive(self, max_depth=max_depth, limit=limit, every=every, repeats=repeats)
+        if not 0 < decay <= 1:
+            raise MMSpecError(f"AutoTree: decay={decay!r} must be above 0, and 1 at most")
+        for name, value in {"margin": margin, "weight": weight}.items():
+            if value < 0:
+                raise MMSpecError(f"AutoTree: {name}={value!r} must not be negative")
+        Acceptance((tuple(prior),))  # refuses what is no distribution
+        self.max_depth, self.limit, self.every, self.margin = max_depth, limit, every, margin
+        self.decay, self.weight, self.prior = decay, weight, tuple(prior)
+        self.remember, self.repeats, self.remeasure = remember, repeats, remeasure
+        self.costs = Costs.from_dict(costs) if isinstance(costs, Mapping) else costs
+        self.sampled = False
+        self.chosen: Candidate | None = None
+        """What is drafted at present; None before the first round."""
+        # What all requests share: costs by their file, and under `remember` what was learnt about each drafter.
+        self._measured: dict[str, Costs] = {}
+        self._learnt: dict[str, tuple[AcceptanceTracker, list[float]]] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._tracker: AcceptanceTracker | None = None
+        self._builder: TreeBuilder | None = None
+        self._rounds = 0
+
+    @property
+    def max_nodes(self) -> int:
+        return self.limit
+
+    def fork(self) -> AutoTree:
+        builder = super().fork()
+        builder.chosen = None
+        builder._reset()
+        return builder
+
+    def check(self, proposal: str) -> None:
+        if proposal == "sampled" and self.remember:
+            raise MMSpecError(
+                "AutoTree(remember=True) lets earlier requests decide what is drawn in this one; with "
+                "RejectionSampling leave remember=False"
+            )
+        self.sampled = proposal == "sampled"
+
+    def build(self, growth: Growth) -> DraftTree:
+        if self._builder is None:
+            self._begin(growth)
+        return self._builder.build(growth)
+
+    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        rows = [row for row, length in enumerate(verdict.length.tolist()) if length]
+        parents, paths = tree.parents.tolist(), verdict.path.tolist()
+        self._tracker.fade()
+        self._gains[:] = [count * self.decay for count in self._gains]
+        for row in rows:
+            path = [node for node in paths[row] if node >= 0]
+            self._tracker.add(parents[row], path)
+            if self.chosen.shape.kind == "dynamic":
+                self._gains[0] += len(path) - 1
+                self._gains[1] += self.chosen.ranked
+        self._rounds += 1
+        # Sooner at first, at rounds 2, 4, 8 and so on: most is learnt then, and many answers are short.
+        early = 1 < self._rounds < self.every and self._rounds.bit_count() == 1
+        if early or self._rounds % self.every == 0:
+            self._choose()
+
+    @property
+    def gain(self) -> float:
+        """Of dynamic trees over trees of ranks, as far as it is known."""
+        accepted, ranked = self._gains
+        return (accepted + GAIN_ROUNDS * GAIN) / (ranked + GAIN_ROUNDS)
+
+    def _begin(self, growth: Growth) -> None:
+        """Get the costs and make the first choice."""
+        from ..speed.learning import AcceptanceTracker
+
+        drafter = _drafter_of(growth)
+        self._costs = self.costs or self._measure(drafter)
+        self._tracker = AcceptanceTracker(self.prior, self.max_depth, self.decay, self.weight)
+        self._gains = [0.0, 0.0]
+        if self.remember:
+            self._tracker, self._gains = self._learnt.setdefault(_name(drafter), (self._tracker, self._gains))
+        self._choose()
+
+    def _measure(self, drafter: Drafter | None) -> Costs:
+        """The costs of this machine: from an earlier request, from disk, or measured now."""
+        from ..speed import store
+        from ..speed.calibration import describe, measure_costs
+
+        if drafter is None:
+            raise MMSpecError("AutoTree cannot tell whose tree it grows: pass costs= (mmspec.speed.measure_costs)")
+        request = drafter.context.request
+        key = describe(drafter.target, drafter, request) | {"max_nodes": self.limit}
+        name = store.file_of(key).name
+        if name not in self._measured:
+            costs = None if self.remeasure else store.load(key)
+            if costs is None:
+                costs = measure_costs(
+                    drafter.target, _plain_tree(drafter), request, max_nodes=self.limit, repeats=self.repeats
+                )
+                store.store(key, costs)
+            self._measured[name] = costs
+        return self._measured[name]
+
+    def _choose(self) -> None:
+        from ..speed.choosing import candidates, fastest
+
+        found = candidates(
+            self._costs,
+            self._tracker.acceptance(),
+            max_depth=self.max_depth,
+            max_nodes=self.limit,
+            dynamic=not self.sampled,
+            gain=self.gain,
+        )
+        best = fastest(found)
+        if self.chosen is not None:
+            present = self._again(found)
+            # Static trees are made of the likeliest nodes, so the present one is as good as its size allows.
+            threshold = present.prediction.tokens_per_second * (1 + self.margin)
+            if best.prediction.tokens_per_second <= threshold:
+                self.chosen = present
+                return
+        self.chosen, self._builder = best, _builder(best)
+
+    def _again(self, found: Sequence[Candidate]) -> Candidate:
+        """The present shape as it is predicted now."""
+        from dataclasses import replace
+
+        from ..speed.prediction import predict
+
+        present = self.chosen
+        for one in found:
+            if (one.shape, one.settings, one.paths) == (present.shape, present.settings, present.paths):
+                return one
+        accepted = self._tracker.acceptance().static(present.paths)
+        return replace(present, prediction=predict(self._costs, present.shape, accepted), ranked=accepted)
+
+
+def _builder(candidate: Candidate) -> TreeBuilder:
+    if candidate.settings is not None:
+        return DynamicTree(*candidate.settings)
+    return StaticTree(candidate.paths) if candidate.paths else Chain(int(candidate.shape.nodes))
+
+
+def _drafter_of(growth: Growth) -> Drafter | None:
+    """Who expands the nodes: `StepDrafter.draft` hands over its own methods."""
+    from ..drafters import Drafter
+
+    owner = getattr(growth._expand, "__self__", None)
+    return owner if isinstance(owner, Drafter) else None
+
+
+def _name(drafter: Drafter | None) -> str:
+    """What tells a drafter and its target from others: their classes, settings and sizes."""
+    from ..speed import store
+    from ..speed.calibration import describe
+
+    return "" if drafter is None else store.file_of(describe(drafter.target, drafter, drafter.context.request)).name
+
+
+def _plain_tree(drafter: Drafter) -> Drafter:
+    """The drafter with a tree that does not measure: calibration sets trees of its own."""
+    return drafter.fork(Chain(1))
