@@ -25,7 +25,19 @@ _LAZY = {
     "load_target": "loading",
     "stream": "generation",
 }
-_MODULES = ("compressors", "data", "drafters", "evaluation", "families", "hf", "speed", "trees", "verifiers", "zoo")
+_MODULES = (
+    "compressors",
+    "data",
+    "drafters",
+    "evaluation",
+    "families",
+    "hf",
+    "speed",
+    "testing",
+    "trees",
+    "verifiers",
+    "zoo",
+)
 
 __all__ = ["__version__", *_LAZY, *_MODULES]
 

@@ -42,6 +42,7 @@ class StepDrafter(Drafter):
             self.context.proposals,
             self.draft_vocabulary,
             self.target.vocab_size,
+            self,
         )
         return self.tree.build(growth)
 

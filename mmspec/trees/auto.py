@@ -156,7 +156,7 @@ class AutoTree(TreeBuilder):
         """Get the costs and make the first choice."""
         from ..speed.learning import AcceptanceTracker
 
-        drafter = _drafter_of(growth)
+        drafter = growth.drafter
         self._costs = self.costs or self._measure(drafter)
         self._tracker = AcceptanceTracker(self.prior, self.max_depth, self.decay, self.weight)
         self._gains = [0.0, 0.0]
@@ -223,14 +223,6 @@ def _builder(candidate: Candidate) -> TreeBuilder:
     if candidate.settings is not None:
         return DynamicTree(*candidate.settings)
     return StaticTree(candidate.paths) if candidate.paths else Chain(int(candidate.shape.nodes))
-
-
-def _drafter_of(growth: Growth) -> Drafter | None:
-    """Who expands the nodes: `StepDrafter.draft` hands over its own methods."""
-    from ..drafters import Drafter
-
-    owner = getattr(growth._expand, "__self__", None)
-    return owner if isinstance(owner, Drafter) else None
 
 
 def _name(drafter: Drafter | None) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..sampling import LogitsPipeline
 from ..tree import DraftTree
+
+if TYPE_CHECKING:
+    from ..drafters import Drafter
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Growth:
         proposals: how children are chosen.
         vocabulary: `[draft_vocab]` the tokens that the logits are about, if they are not about all of them.
         vocab_size: of the target; needed with `vocabulary`.
+        drafter: who expands, for builders that ask what it costs.
     """
 
     def __init__(
@@ -94,7 +99,9 @@ class Growth:
         proposals: Proposals,
         vocabulary: Tensor | None = None,
         vocab_size: int | None = None,
+        drafter: Drafter | None = None,
     ):
+        self.drafter = drafter
         self._expand_root, self._expand, self._proposals = expand_root, expand, proposals
         self._vocabulary, self._vocab_size = vocabulary, vocab_size
         zero = torch.zeros_like(root)[:, None]

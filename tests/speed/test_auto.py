@@ -8,11 +8,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import RAGGED, blurred_drafter, case, eagle3_drafter, target_of
+from helpers import RAGGED, blurred_drafter, case, eagle3_drafter
 from models import inputs_for
 
 import mmspec
-from mmspec.drafters import StepDrafter
 from mmspec.errors import MMSpecError
 from mmspec.outcome import Verdict
 from mmspec.speed import Acceptance, Costs, Curve, Line, store
@@ -296,21 +295,3 @@ def test_settings_out_of_range(wrong):
         AutoTree(**wrong)
     with pytest.raises(MMSpecError, match="sum to 1"):
         AutoTree(prior=(0.8, 0.3))
-
-
-def test_drafters_that_grow_trees_hand_over_their_own_methods():
-    """`AutoTree` finds the drafter by them."""
-    from mmspec.trees.auto import _drafter_of
-
-    found = []
-
-    class Looking(AutoTree):
-        def build(self, growth):
-            found.append(_drafter_of(growth))
-            return super().build(growth)
-
-    drafter = blurred_drafter("llama", "sdpa")
-    assert isinstance(drafter, StepDrafter)
-    inputs, _ = case("llama", "sdpa", (0,), (9,), 6)
-    mmspec.generate(target_of("llama", "sdpa"), drafter, inputs=inputs, max_new_tokens=6, tree=Looking(costs=CHEAP))
-    assert found and all(type(one) is type(drafter) and one.target is drafter.target for one in found)
