@@ -28,15 +28,25 @@ class Piece:
         row: of the batch.
         token_ids: the new tokens.
         drafted: per token, True if the drafter proposed it, False if the target supplied it.
-        spans: the new text cut at changes of origin: `(text, drafted)`.
         round: number of the round; 0 is the prefill, which gives the first token.
+        last: whether the row ends with it.
     """
 
     row: int
     token_ids: list[int]
     drafted: list[bool]
-    spans: list[tuple[str, bool]]
     round: int
+    last: bool
+    _texts: TextStream = field(repr=False)
+    _start: int = field(repr=False)
+
+    @property
+    def spans(self) -> list[tuple[str, bool]]:
+        """The new text cut at changes of origin: `(text, drafted)`."""
+        spans = [(self._texts.text(self._start + i), drafted) for i, drafted in enumerate(self.drafted)]
+        if self.last:
+            spans.append((self._texts.rest(), self.drafted[-1]))
+        return _merge(spans)
 
     @property
     def text(self) -> str:
@@ -135,15 +145,15 @@ class Decoding:
                 self.finish_reason[row] = reason
                 self.context.active[row] = False
             origin = [i < accepted for i in range(len(tokens))]
+            start = len(self.token_ids[row])
             self.token_ids[row] += tokens
+            self._texts[row].ids += tokens
             self.drafted[row] += origin
             self.stats.new_tokens[row] += len(tokens)
             if drafted is not None:
                 record.drafted[row], record.accepted[row], record.emitted[row] = drafted[row], sum(origin), len(tokens)
-            spans = [(self._texts[row].push(token), drafted_) for token, drafted_ in zip(tokens, origin, strict=True)]
-            if reason is not None:
-                spans.append((self._texts[row].flush(), origin[-1]))
-            pieces.append(Piece(row, tokens, origin, _merge(spans), len(self.stats.rounds) + (tree is not None)))
+            number = len(self.stats.rounds) + (tree is not None)
+            pieces.append(Piece(row, tokens, origin, number, reason is not None, self._texts[row], start))
         if tree is not None:
             self.stats.rounds.append(record)
         self.clock.lap("other")

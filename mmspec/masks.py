@@ -30,7 +30,7 @@ class TreeMask:
         self._lengths = [0] * cache.rows
         self._written = 0
 
-    def build(self, visible: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor] | None:
+    def build(self, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Tensor | dict[str, Tensor] | None:
         """The mask of a pass; call it between `cache.begin` and the forward pass.
 
         Args:
@@ -38,15 +38,16 @@ class TreeMask:
                 this one) each new node sees, itself included.
             depth: `[batch, speculative + new]` distance of every speculative entry from the last committed token, minus
                 one: what comes right after it has depth 0.
+            sees_all: True for a single new node that is known to see all speculative entries.
 
         Returns:
             `[batch, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
-            the same: a single new node in rows of equal length. In passes of fixed form it is
+            the same: a single new node that sees all, in rows of equal length. In passes of fixed form it is
             never None, and as wide as the cache's window.
         """
         new, total = visible.shape[1:]
-        if total == 1 and self.cache.uniform and not self.cache.fixed:
-            self._written = max(self._written, 1)
+        if (sees_all or total == 1) and self.cache.uniform and not self.cache.fixed:
+            self._written = max(self._written, total)
             return None
         self._refresh(new, first=new == total)
         self._put(self._seen[:, :new], visible)

@@ -38,19 +38,22 @@ class Blocks:
         self.masks = TreeMask(cache, windows, additive, dtype)
         self._depth = cache.lengths.new_zeros(cache.rows, 0)
 
-    def open(self, visible: Tensor, depth: Tensor) -> tuple[Tensor | dict[str, Tensor] | None, Tensor]:
+    def open(
+        self, visible: Tensor, depth: Tensor, sees_all: bool = False
+    ) -> tuple[Tensor | dict[str, Tensor] | None, Tensor]:
         """Make room for a block. Close it with `cache.end()`.
 
         Args:
             visible: `[batch, new, speculative + new]`, the speculative nodes that each new one sees, itself included.
             depth: `[batch, new]` distance from the last committed token, minus one.
+            sees_all: True for a single node that is known to see all earlier ones.
 
         Returns:
             The mask of its pass, see `TreeMask.build`, and `[batch, new]` indices of its nodes in their sequences.
         """
         self.cache.begin(visible.shape[1], fixed=self.cache.compiled)
         self._depth = torch.cat([self._depth, depth], dim=1) if self._depth.shape[1] else depth
-        return self.masks.build(visible, self._depth), self.cache.lengths[:, None] + depth
+        return self.masks.build(visible, self._depth, sees_all), self.cache.lengths[:, None] + depth
 
     def commit(self, counts: list[int], path: Tensor | None = None) -> None:
         """Keep a path of this round's nodes; see `TreeCache.commit`."""
@@ -112,17 +115,17 @@ class Runner(Blocks):
         self.delta = delta
         return logits[torch.arange(len(lengths), device=logits.device), index]
 
-    def extend(self, tokens: Tensor, visible: Tensor, depth: Tensor) -> Tensor:
+    def extend(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Tensor:
         """Run a block of speculative nodes behind those of this round's earlier blocks.
 
         Args:
             tokens: `[batch, new]`.
-            visible, depth: see `Blocks.open`.
+            visible, depth, sees_all: see `Blocks.open`.
 
         Returns:
             `[batch, new, vocab]` logits; `features` then holds the block's `[batch, new, hidden]` states.
         """
-        mask, index = self.open(visible, depth)
+        mask, index = self.open(visible, depth, sees_all)
         if self.compiled is not None:
             positions = index + self.delta[:, None]
             logits, self.features = self.compiled(tokens, mask, positions, self.cache, self.feature_layers)

@@ -8,37 +8,44 @@ class TextStream:
 
     A token may hold half a character, and some tokenizers write a token differently after another one; so each piece is
     the difference of two decodings of a short window, and is held back while it ends in the middle of a character.
+    Nothing is decoded before somebody asks.
+
+    Args:
+        tokenizer: of the tokens; without one there is no text.
     """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.ids: list[int] = []
+        self._texts: list[str] = []
         self._window = 0
         self._done = 0
 
-    def push(self, token: int) -> str:
-        """Add a token; return the text that it completes (possibly none)."""
+    def text(self, number: int) -> str:
+        """The text that token `number` completes (possibly none)."""
+        while len(self._texts) <= number:
+            self._texts.append(self._next(len(self._texts) + 1))
+        return self._texts[number]
+
+    def rest(self) -> str:
+        """The text held back, once all tokens are there."""
+        if self.tokenizer is None or not self.ids:
+            return ""
+        self.text(len(self.ids) - 1)
+        before, after = self._decode(self._window, self._done), self._decode(self._window, len(self.ids))
+        return after[len(before) :]
+
+    def _next(self, end: int) -> str:
         if self.tokenizer is None:
             return ""
-        self.ids.append(token)
-        before = self._decode(self.ids[self._window : self._done])
-        after = self._decode(self.ids[self._window :])
+        before, after = self._decode(self._window, self._done), self._decode(self._window, end)
         if len(after) <= len(before) or after.endswith("\ufffd"):
             return ""
-        self._window, self._done = self._done, len(self.ids)
+        self._window, self._done = self._done, end
         return after[len(before) :]
 
-    def flush(self) -> str:
-        """The text held back, at the end."""
-        if self.tokenizer is None:
-            return ""
-        before = self._decode(self.ids[self._window : self._done])
-        after = self._decode(self.ids[self._window :])
-        self._window = self._done = len(self.ids)
-        return after[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return whole_text(self.tokenizer, ids)
+    def _decode(self, start: int, end: int) -> str:
+        return whole_text(self.tokenizer, self.ids[start:end])
 
 
 def whole_text(tokenizer, ids: list[int]) -> str | None:

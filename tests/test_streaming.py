@@ -154,6 +154,19 @@ def test_target_without_tokenizer_gives_tokens_and_no_text():
 SENTENCE = "the é€😀漢ß n't a, b . 'c' !\n the ing"
 
 
+def pieces_of(tokenizer, ids: list[int], backwards: bool = False) -> list[str]:
+    """What every token completes, and what is left at the end."""
+    stream = TextStream(tokenizer)
+    texts = dict.fromkeys(range(len(ids)), "")
+    for number, token in enumerate(ids):
+        stream.ids.append(token)
+        if not backwards:
+            texts[number] = stream.text(number)
+    if backwards:
+        return [*[stream.text(number) for number in reversed(range(len(ids)))][::-1], stream.rest()]
+    return [*texts.values(), stream.rest()]
+
+
 @pytest.mark.parametrize("cleaning", [False, True])
 @pytest.mark.parametrize("make", [byte_tokenizer, piece_tokenizer])
 def test_text_grows_by_whole_characters_and_ends_complete(make, cleaning):
@@ -161,8 +174,7 @@ def test_text_grows_by_whole_characters_and_ends_complete(make, cleaning):
     sentence = SENTENCE if make is byte_tokenizer else "the é€😀 ing a b"
     ids = [*tokenizer.encode(sentence, add_special_tokens=False), END]
     assert len(ids) > len(sentence) and ids.count(tokenizer.unk_token_id or -1) == 0
-    stream = TextStream(tokenizer)
-    pieces = [stream.push(token) for token in ids] + [stream.flush()]
+    pieces = pieces_of(tokenizer, ids)
     assert "".join(pieces) == sentence
     assert not any("\ufffd" in piece for piece in pieces)
     assert max(map(len, pieces)) <= 4, "text was held back for longer than a character"
@@ -173,18 +185,16 @@ def test_pieces_of_any_bytes_concatenate_to_the_decoded_text(seed):
     """Broken characters included, in the middle and at the end."""
     tokenizer = byte_tokenizer()
     ids = torch.randint(0, 61, (80,), generator=torch.Generator().manual_seed(seed)).tolist()
-    stream = TextStream(tokenizer)
-    pieces = [stream.push(token) for token in ids] + [stream.flush()]
+    pieces = pieces_of(tokenizer, ids)
     want = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert "".join(pieces) == want and "\ufffd" in want
 
 
-def test_text_of_an_unfinished_character_comes_with_the_flush():
+def test_text_of_an_unfinished_character_comes_at_the_end():
     tokenizer = byte_tokenizer()
     ids = tokenizer.encode("a😀", add_special_tokens=False)[:-1]
-    stream = TextStream(tokenizer)
-    assert [stream.push(token) for token in ids] == ["a", "", "", ""]
-    assert stream.flush() == "\ufffd" and stream.flush() == ""
+    assert pieces_of(tokenizer, ids) == ["a", "", "", "", "\ufffd"]
+    assert pieces_of(tokenizer, ids, backwards=True) == ["a", "", "", "", "\ufffd"], "in whatever order one asks"
 
 
 def test_text_equals_the_pieces_with_a_tokenizer_that_cleans_up():

@@ -104,7 +104,8 @@ class DraftModelDrafter(StepDrafter):
         return last_of(logits, self._unread)
 
     def expand(self, block: Block) -> Tensor:
-        return self._fit(self.runner.extend(self._known(block.tokens), block.visible, block.depth))
+        logits = self.runner.extend(self._known(block.tokens), block.visible, block.depth, block.sees_all)
+        return self._fit(logits)
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)

@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from ..compressors import DraftPrompt, VisualCompressor
 from ..runner import LAST
 from ..trees import TreeBuilder
+from ..trees.growth import Block
 from .feature import FeatureDrafter, pick
 from .head_config import initialise
 from .layer import DraftAttention, DraftLayer, Rope, attend, attend_unrolled
@@ -97,9 +98,9 @@ class DreamDrafter(FeatureDrafter):
         # The first token's entry is of no state: nobody reads it.
         return [first, tuple(functional.pad(part, (0, 0, 1, 0)) for part in memory), last]
 
-    def _run(self, tokens: Tensor, states: Tensor, visible: Tensor, depth: Tensor, step: int | Tensor = 0) -> Tensor:
-        mask, slots = self.blocks.open(visible, depth)
-        cache, embeds = self.blocks.cache, self._token_embeds(tokens)
+    def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
+        mask, slots = self.blocks.open(block.visible, block.depth, block.sees_all)
+        cache, embeds = self.blocks.cache, self._token_embeds(block.tokens)
         rope = self._rope(embeds, slots + self._ahead)
         first, middle, last = self.layers
 

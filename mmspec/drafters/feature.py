@@ -161,15 +161,15 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
         counts, block = self._pending, self.newest(root, self._pending)
-        output = self._run(block.tokens, self._states[:, : max(counts)], block.visible, block.depth)
+        output = self._run(block, self._states[:, : max(counts)])
         self.blocks.commit([n if on else 0 for n, on in zip(counts, self.context.active, strict=True)])
         output = last_of(output, counts)[:, None]
         self._drafted = self.recur(output)
         return self.logits(self.read_out(output))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
-        level = block.depth[..., None] + 1
-        output = self._run(block.tokens, pick(self._drafted, block.parents), block.visible, block.depth, level)
+        states = self._drafted[:, -1:] if block.sees_all else pick(self._drafted, block.parents)
+        output = self._run(block, states, block.depth[..., None] + 1)
         self._drafted = torch.cat([self._drafted, self.recur(output)], dim=1)
         return self.logits(self.read_out(output))
 
@@ -180,11 +180,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         path = verdict.path[:, : max(self._pending)].clamp(min=0)
         self._states = self.absorb({layer: pick(states, path) for layer, states in scores.features.items()})
 
-    def _run(self, tokens: Tensor, states: Tensor, visible: Tensor, depth: Tensor, step: int | Tensor = 0) -> Tensor:
-        """One pass of the layer: `[batch, new]` tokens with their states to `[batch, new, hidden]` outputs."""
+    def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
+        """One pass of the layer: nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
         attention, cache = self.layer.self_attn, self.blocks.cache
-        mixed, residual = self.mix(self._token_embeds(tokens), states, step)
-        mask, slots = self.blocks.open(visible, depth)
+        mixed, residual = self.mix(self._token_embeds(block.tokens), states, step)
+        mask, slots = self.blocks.open(block.visible, block.depth, block.sees_all)
         rope = self._rope(mixed, slots + self._ahead)
         keys, values = cache.layers[0].update(*attention.keys_values(mixed, rope))
         cache.end()

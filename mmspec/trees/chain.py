@@ -23,7 +23,4 @@ class Chain(TreeBuilder):
         return self.length
 
     def build(self, growth: Growth) -> DraftTree:
-        node = growth.root
-        for _ in range(self.length):
-            node = growth.expand(node, 1)
-        return growth.keep_all()
+        return growth.chain(self.length)

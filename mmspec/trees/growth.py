@@ -26,12 +26,14 @@ class Block:
         visible: `[batch, new, earlier + new]`, which nodes expanded this round each one sees: its ancestors and
             itself. The root is not counted: it is committed.
         depth: `[batch, new]` distance from the root, minus one.
+        sees_all: True where a single node goes on with a chain, known without looking at the tensors.
     """
 
     tokens: Tensor
     parents: Tensor
     visible: Tensor
     depth: Tensor
+    sees_all: bool = False
 
 
 @dataclass
@@ -131,13 +133,7 @@ class Growth:
         """
         batch, n = nodes.shape
         self.logits = self._run(nodes)
-        logits, vocabulary = self.logits, self._vocabulary
-        if vocabulary is not None and self._proposals.sampled:  # q is a distribution over the target's tokens
-            everything = logits.new_full((*logits.shape[:-1], self._vocab_size), float("-inf"))
-            logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
-        tokens, log_probs, probs = self._proposals.choose(logits, count, lambda: self._paths(nodes))
-        if vocabulary is not None:
-            tokens = vocabulary[tokens]
+        tokens, log_probs, probs = self._choose(self.logits, count, lambda: self._paths(nodes))
         if probs is not None:
             self._draft_probs.append(probs)
         count = tokens.shape[-1]
@@ -153,6 +149,46 @@ class Growth:
         self.expansion = torch.cat([self.expansion, torch.full_like(parents, -1)], dim=1)
         self.levels += 1
         return torch.arange(first, first + n * count, device=nodes.device).expand(batch, n * count)
+
+    def chain(self, length: int) -> DraftTree:
+        """The tree of `length` nodes, each the best (or the one drawn) child of the one before.
+
+        What `expand` does for any tree is done here with less: of a chain everything but the tokens is known.
+        """
+        batch, device = len(self.root), self.root.device
+        tokens, likelihoods, probs = [self.tokens], [self._log_probs], []
+        logits = self._expand_root()[:, None]
+        for level in range(length):
+            if level:
+                past = torch.full_like(self.root, level - 1)
+                visible = torch.ones(batch, 1, level, dtype=torch.bool, device=device)
+                logits = self._expand(Block(tokens[-1], past, visible, past, sees_all=True))
+            chosen, log_probs, q = self._choose(
+                logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()]
+            )
+            tokens.append(chosen[:, 0])
+            likelihoods.append(log_probs)
+            if q is not None:
+                probs.append(q)
+        self.logits, self.levels = logits, length
+        steps = torch.arange(length + 1, device=device)
+        return DraftTree.chain(
+            torch.cat(tokens, dim=1),
+            likelihood=lambda: torch.cat([likelihoods[0], *(one()[:, 0] for one in likelihoods[1:])], dim=1),
+            expansion=torch.where(steps < length, steps, -1).expand(batch, -1),
+            draft_probs=torch.cat(probs, dim=1) if probs else None,
+        )
+
+    def _choose(
+        self, logits: Tensor, count: int, paths: Callable
+    ) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
+        """`Proposals.choose`, in the target's tokens."""
+        vocabulary = self._vocabulary
+        if vocabulary is not None and self._proposals.sampled:  # q is a distribution over the target's tokens
+            everything = logits.new_full((*logits.shape[:-1], self._vocab_size), float("-inf"))
+            logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
+        tokens, log_probs, probs = self._proposals.choose(logits, count, paths)
+        return tokens if vocabulary is None else vocabulary[tokens], log_probs, probs
 
     @property
     def log_probs(self) -> Tensor:

@@ -80,6 +80,11 @@ def follow(tree: DraftTree, choices: Tensor) -> Verdict:
     """
     if tree.num_nodes == 1:  # plain decoding: nothing was guessed
         return Verdict(torch.zeros_like(choices), torch.ones_like(choices[:, 0]), choices[:, 0])
+    if tree.is_chain and tree.valid is None:
+        right = (tree.tokens[:, 1:] == choices[:, :-1]).cumprod(-1).sum(-1)
+        steps = torch.arange(tree.num_nodes, device=choices.device).expand_as(choices)
+        path = torch.where(steps <= right[:, None], steps, -1)
+        return Verdict(path, right + 1, choices.gather(1, right[:, None])[:, 0])
     matches = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
     matches[:, 0] = True
     if tree.valid is not None:
