@@ -21,6 +21,7 @@ from mmspec.compressors import DraftPrompt, FeatureGuided, Pool
 from mmspec.drafters import DreamDrafter, FeatureDrafter
 from mmspec.families import Vision
 from mmspec.inputs import Request
+from mmspec.trees import ConfidenceTree
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "methods"
 BEFORE, EDGE, AFTER = 3, 4, 5
@@ -86,6 +87,56 @@ def draw_sage() -> None:
     figure.savefig(OUTPUT / "sage.png", dpi=110)
 
 
+class Recording(ConfidenceTree):
+    """Keeps every tree that it builds."""
+
+    def build(self, growth):
+        self.built.append(super().build(growth))
+        return self.built[-1]
+
+
+def draw_confidence(target: mmspec.Target) -> None:
+    """Of some answers the confidence tree with most places where it branches."""
+    builder = Recording(total=13)
+    builder.built = []
+    drafter = mmspec.load_drafter("tiny/draft_model", target)
+    for number in range(6):
+        image, prompt, _ = mmspec.zoo.sample("scenes", "test", number)
+        mmspec.generate(target, drafter, prompt, [image], tree=builder)
+    going_on = [tree for tree in builder.built if not set(tree.tokens[0].tolist()) & set(target.eos_token_ids)]
+    tree = max(going_on, key=lambda tree: int((tree.parents[0, 1:].bincount() > 1).sum()))
+    parents, depth = tree.parents[0].tolist(), tree.depth[0].tolist()
+    height: dict[int, float] = {}
+    leaves = 0
+
+    def place(node: int) -> float:
+        """Leaves one below the other, the others in the middle of their children."""
+        nonlocal leaves
+        below = [place(child) for child, parent in enumerate(parents) if parent == node]
+        if not below:
+            leaves += 1
+        height[node] = sum(below) / len(below) if below else -float(leaves)
+        return height[node]
+
+    place(0)
+    figure = Figure(figsize=(9, 0.45 * leaves + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            axes.plot([depth[parent], depth[node]], [height[parent], height[node]], color=TEXT, zorder=0)
+        token = target.tokenizer.decode([int(tree.tokens[0, node])])
+        label = repr(token) if not node else f"{token!r} {tree.log_probs[0, node].exp().item():.2f}"
+        axes.text(
+            depth[node], height[node], label, ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": KEPT}
+        )
+    axes.set_xlim(-0.4, max(depth) + 0.5)
+    axes.set_ylim(-leaves - 0.6, -0.4)
+    axes.set_title("one round: where the drafter is sure it guesses on, where it is not it guesses several")
+    axes.axis("off")
+    figure.savefig(OUTPUT / "spec_llava.png", dpi=110)
+
+
 def main() -> None:
     target = mmspec.load_target("tiny")
     pooled = mmspec.load_drafter("tiny/eagle", target).with_compressor(Pool(2))
@@ -100,6 +151,7 @@ def main() -> None:
     ):
         draw_slots(name, drafter, f"{what} ({colours})")
     draw_sage()
+    draw_confidence(target)
 
 
 if __name__ == "__main__":
