@@ -4,7 +4,8 @@
 
 Random weights in the shape of the embedded target, one picture of 128 to 9 216 tokens and 32 words of text. The target
 itself is not run: its embeddings and states are random too. Prints a Markdown table: milliseconds for the drafter's own
-prefill, megabytes of its cache, and milliseconds to draft a chain of five. Medians of several runs, in turns.
+prefill, megabytes of its cache, and milliseconds to draft a chain of five. Medians of several runs, in turns. Draws the
+first two into `--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ import argparse
 import math
 import statistics
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 import mmspec
-from mmspec.compressors import Elastic, Pool
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.compressors import Elastic, FeatureGuided, Pool
+from mmspec.drafters import (
+    DraftModelDrafter,
+    DreamDrafter,
+    Eagle3Drafter,
+    EagleDrafter,
+    HiVisDrafter,
+    MsdDrafter,
+    ViSpecDrafter,
+)
 from mmspec.families import Vision
 from mmspec.inputs import Request
 from mmspec.trees import Chain, Proposals
@@ -38,6 +48,7 @@ def methods(target: mmspec.Target) -> dict:
         "eagle": EagleDrafter(target, **chain),
         "eagle3": Eagle3Drafter(target, **chain),
         "msd": MsdDrafter(target, **chain),
+        "dream": DreamDrafter(target, compressor=FeatureGuided(), **chain),
         "eagle, pooled by 4": EagleDrafter(target, compressor=Pool(4), **chain),
         "specvlm": EagleDrafter(target, input_norm=True, compressor=Elastic(), **chain),
         "vispec": ViSpecDrafter(target, **chain),
@@ -55,7 +66,7 @@ def context_of(target: mmspec.Target, tokens: int) -> SimpleNamespace:
     rows, columns = (edge, edge) if edge**2 == tokens else (8, tokens // 8)
     ids = torch.cat([torch.full((tokens,), image), torch.randint(5, 600, (WORDS,))])[None]
     length = tokens + WORDS
-    features = {layer: torch.randn(1, length, width) for layer in (-1, 2, 8, 13)}
+    features = {layer: torch.randn(1, length, width) for layer in (-1, 2, 8, 13, 15)}
     vision = Vision([torch.randn(tokens, width)], [torch.randn(tokens, width)])
     target.family.grids = lambda inputs, sizes: [(rows, columns)]
     request = Request({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [length])
@@ -94,14 +105,33 @@ def measure(drafter, context) -> tuple[float, float, float]:
     return read - start, memory, time.perf_counter() - start_draft
 
 
+def draw(medians: dict[str, list[tuple[float, float, float]]], folder: Path) -> None:
+    """Prefill and memory against the size of the picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    panels = zip(figure.subplots(1, 2), (("prefill, ms", 1e3), ("keys and values, MB", 1.0)), strict=True)
+    for number, (axes, (label, factor)) in enumerate(panels):
+        for index, (name, row) in enumerate(medians.items()):
+            values = [factor * found[number] for found in row]
+            axes.loglog(SIZES, values, marker="osD^vP*X<"[index % 9], label=name)
+        axes.set(xlabel="visual tokens", ylabel=label)
+        axes.set_xticks(SIZES, [str(size) for size in SIZES], minor=False)
+        axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "prefill.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw prefill.png there")
     options = parser.parse_args()
     torch.manual_seed(0)
     target = mmspec.load_target("tiny")
     drafters = methods(target)
-    cells: dict[str, list[str]] = {name: [] for name in drafters}
+    medians: dict[str, list[tuple[float, float, float]]] = {name: [] for name in drafters}
     for size in SIZES:
         context = context_of(target, size)
         for drafter in drafters.values():
@@ -111,12 +141,14 @@ def main() -> None:
             for name, drafter in drafters.items():
                 runs[name].append(measure(drafter, context))
         for name, found in runs.items():
-            read, memory, draft = (statistics.median(column) for column in zip(*found, strict=True))
-            cells[name].append(f"{1e3 * read:.1f} / {memory:.2f} / {1e3 * draft:.1f}")
+            medians[name].append(tuple(statistics.median(column) for column in zip(*found, strict=True)))
     print("| method | " + " | ".join(f"{size} visual tokens" for size in SIZES) + " |")
     print("|---" * (1 + len(SIZES)) + "|")
-    for name, row in cells.items():
-        print(f"| {name} | " + " | ".join(row) + " |")
+    for name, row in medians.items():
+        cells = (f"{1e3 * read:.1f} / {memory:.2f} / {1e3 * draft:.1f}" for read, memory, draft in row)
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    if options.plots is not None:
+        draw(medians, options.plots)
 
 
 if __name__ == "__main__":
