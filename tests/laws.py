@@ -112,7 +112,7 @@ class EveryDraw(Proposals):
             self.weight = self.weight * draw_probability(q[:, node], chosen)
             tokens.append(chosen)
         tokens = torch.stack(tokens, dim=1)
-        return tokens, q.gather(-1, tokens).log(), q
+        return tokens, lambda: q.gather(-1, tokens).log(), q
 
 
 def draw_probability(q: Tensor, tokens: Tensor) -> Tensor:

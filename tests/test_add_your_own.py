@@ -255,12 +255,8 @@ class Flat(TreeBuilder):
         return dataclasses.replace(growth.keep_all(), is_chain=True)
 
 
-def test_a_tree_that_lies_about_its_shape_changes_the_text_and_is_found_out(mine):
-    drafter, request = (
-        mine("bigram", "BigramDrafter")(target()),
-        {"prompt": zoo.DEMO_PROMPT, "images": [zoo.demo_image()]},
-    )
-    assert mmspec.generate(target(), drafter, tree=Flat(), **request).token_ids[0] != plain()
+def test_a_tree_that_lies_about_its_shape_is_found_out(mine):
+    drafter = mine("bigram", "BigramDrafter")(target())
     with pytest.raises(MMSpecError, match="its is_chain is not what the parents say, as at node 2"):
         check_lossless(drafter, Flat())
 

@@ -146,8 +146,9 @@ def no_tree_mask(monkeypatch, target):
     """Every node sees all nodes before it."""
     extend = Runner.extend
 
-    def causal(self, tokens, visible, depth):
-        return extend(self, tokens, torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1]), depth)
+    def causal(self, tokens, visible, depth, sees_all=False):
+        seen = torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1])
+        return extend(self, tokens, seen, depth, sees_all)
 
     monkeypatch.setattr(Runner, "extend", causal)
 
@@ -156,9 +157,9 @@ def sequential_positions(monkeypatch, target):
     """Siblings stand behind one another, as the nodes do in the batch of tokens."""
     extend = Runner.extend
 
-    def sequential(self, tokens, visible, depth):
+    def sequential(self, tokens, visible, depth, sees_all=False):
         first = visible.shape[2] - visible.shape[1]
-        return extend(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth))
+        return extend(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth), sees_all)
 
     monkeypatch.setattr(Runner, "extend", sequential)
 

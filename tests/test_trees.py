@@ -14,7 +14,7 @@ import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.sampling import LogitsPipeline
-from mmspec.trees import Chain, DynamicTree, Growth, Proposals, StaticTree
+from mmspec.trees import Chain, DynamicTree, Growth, Proposals, StaticTree, TreeBuilder
 from mmspec.trees.static import PRESETS
 from mmspec.verifiers import RejectionSampling
 
@@ -149,6 +149,38 @@ STATIC = {
     "lists": [[0], [0, 0], [1], [0, 1], [1, 0], [1, 1], [1, 1, 0]],
     "one": [[0]],
 }
+
+
+class NodeByNode(TreeBuilder):
+    """A chain grown as any other tree."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def build(self, growth):
+        node = growth.root
+        for _ in range(self.length):
+            node = growth.expand(node, 1)
+        return growth.keep(torch.arange(self.length + 1).expand(ROWS, -1))
+
+
+@pytest.mark.parametrize("kind", ["random", "certain"])
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_chain_is_what_growing_it_node_by_node_gives(kind, drawn, length):
+    """Everything that verifiers and drafters look at, and nothing is looked at by name of the tree."""
+    trees = []
+    for builder in (Chain(length), NodeByNode(length)):
+        generator = torch.Generator().manual_seed(3)
+        pipeline = LogitsPipeline(0.8) if drawn else None
+        proposals = Proposals(drawn, pipeline, [[ROOT]] * ROWS, generator)
+        trees.append(grow(builder, Toy(12, 5, kind), proposals)[0])
+    chain, other = trees
+    assert chain.is_chain and not other.is_chain and chain.max_depth == other.max_depth == length
+    for name in ("tokens", "parents", "depth", "ancestors", "expansion", "log_probs"):
+        assert getattr(chain, name).equal(getattr(other, name)), name
+    assert (chain.draft_probs is None) == (other.draft_probs is None) == (not drawn)
+    assert not drawn or chain.draft_probs.equal(other.draft_probs)
 
 
 @pytest.mark.parametrize("name", STATIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from mmspec.sampling import LogitsPipeline
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, StaticTree
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, Synthetic
-from mmspec.verifiers.base import node_prefixes
+from mmspec.verifiers.base import follow, node_prefixes
 
 V = 6
 #        0
@@ -63,6 +64,22 @@ def test_hand_made_verdicts_in_one_batch(temperature):
     lengths, emitted = verdict.host(tree)
     assert dict(zip(CASES, emitted, strict=True)) == {name: want for name, (_, want) in CASES.items()}
     assert lengths == [len(want) for _, want in CASES.values()]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 6])
+def test_a_chain_gets_the_verdict_of_the_tree_that_it_is(nodes):
+    """Of four tokens, so that paths of all lengths occur."""
+    generator = torch.Generator().manual_seed(nodes)
+    chain = DraftTree.chain(torch.randint(0, 4, (200, nodes), generator=generator))
+    choices = torch.where(
+        torch.rand(200, nodes, generator=generator) < 0.7,
+        chain.tokens.roll(-1, dims=1),
+        torch.randint(0, 4, (200, nodes), generator=generator),
+    )
+    ours, general = follow(chain, choices), follow(replace(chain, is_chain=False), choices)
+    assert set(ours.length.tolist()) == set(range(1, nodes + 1))
+    for name in ("path", "length", "bonus"):
+        assert getattr(ours, name)[..., :nodes].equal(getattr(general, name)[..., :nodes]), name
 
 
 def test_rows_of_different_trees_and_padding():
