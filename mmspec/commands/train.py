@@ -12,6 +12,7 @@ from .. import configuration
 from ..errors import MMSpecError, did_you_mean
 
 if TYPE_CHECKING:
+    from ..drafters import Drafter
     from ..training.trainer import Trainer
 
 PRECISIONS = ("no", "bf16")
@@ -61,9 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     target = configuration.build(config.target)
     torch.manual_seed(settings.seed)
     drafter = configuration.build(config.recipe.drafter, target=target)
+    if config.start is not None:
+        drafter = go_on_from(config.start, drafter)
     chosen = OmegaConf.to_container(config, resolve=True)
     chosen["target"].pop("device", None)  # a training may go on elsewhere
     recipe = chosen["recipe"] | {"target": chosen["target"], "mixed_precision": config.mixed_precision}
+    if config.start is not None:
+        recipe["start"] = config.start
     trainer = Trainer(
         drafter,
         configuration.build(config.recipe.objective),
@@ -84,6 +89,27 @@ def run(arguments: argparse.Namespace) -> int:
         if config.json:
             print(json.dumps(report))
     return 0
+
+
+def go_on_from(name: str, drafter: Drafter) -> Drafter:
+    """The drafter that a name stands for, if it is made as the recipe's own is.
+
+    Raises:
+        MMSpecError: if it is of another class or has other settings.
+    """
+    from ..loading import load_drafter
+
+    first = load_drafter(name, drafter.target)
+    ours, theirs = drafter.config(), first.config()
+    if type(first) is not type(drafter):
+        raise MMSpecError(
+            f"start={name} is a {type(first).__name__}, but the recipe trains a {type(drafter).__name__}: choose the "
+            "recipe that fits, or leave start out"
+        )
+    if other := {key: (theirs.get(key), value) for key, value in ours.items() if theirs.get(key) != value}:
+        said = ", ".join(f"{key} is {there!r} there and {here!r} here" for key, (there, here) in other.items())
+        raise MMSpecError(f"start={name} does not fit the recipe: {said}; set recipe.drafter.* as it was")
+    return first
 
 
 def check_tracker(name: str | None) -> None:

@@ -69,11 +69,15 @@ class AcceptanceTracker:
 
 
 def _distribution(chances: list[float]) -> tuple[float, ...]:
-    """Never more for a later rank than for an earlier one, and no more than 1 in all: ranks were tried unequally
-    often, so their shares need not add up."""
+    """Never more for a later rank than for an earlier one, and no more than 1 in all.
+
+    Ranks are tried unequally often, so their shares need not add up. The first one is tried whenever anything is, so it
+    keeps its share, and the others have to do with what it leaves.
+    """
     falling, least = [], 1.0
     for chance in chances:
         least = min(least, chance)
         falling.append(least)
-    total = sum(falling)
-    return tuple(chance / total for chance in falling) if total > 1 else tuple(falling)
+    first, *others = falling
+    left = min(1.0, (1 - first) / max(sum(others), 1e-12))
+    return (first, *(chance * left for chance in others))

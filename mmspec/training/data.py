@@ -1,4 +1,4 @@
-"""From a data set to the prepared passes of every training step: which examples, in which order, in which process."""
+"""From a data set to the prepared passes of every training step, in which process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,32 +15,6 @@ from ..inputs import Request, prepare
 
 if TYPE_CHECKING:
     from ..target import Target
-
-
-class Order:
-    """A fixed order of the examples, so that any step can be found again: one shuffled epoch after the other.
-
-    Args:
-        numbers: of the examples to use.
-        batch_size: examples per step.
-        seed: of the shuffling.
-    """
-
-    def __init__(self, numbers: Sequence[int], batch_size: int, seed: int):
-        self.numbers, self.batch_size, self.seed = list(numbers), batch_size, seed
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
-
-    def step(self, number: int) -> list[int]:
-        """The examples of a step, `batch_size` of them."""
-        places = range(number * self.batch_size, (number + 1) * self.batch_size)
-        return [self._epoch(place // len(self.numbers))[place % len(self.numbers)] for place in places]
-
-    def epochs(self, steps: int) -> float:
-        """How often every example has been seen after some steps."""
-        return steps * self.batch_size / len(self.numbers)
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        return random.Random(f"{self.seed}/{epoch}").sample(self.numbers, len(self.numbers))
 
 
 @dataclass

@@ -27,6 +27,9 @@ class Settings:
         depth: of the chains that validation simulates.
         measured_prompts: how many held-out prompts are answered with the real loop at each validation.
         seed: of the order, the noise and the first weights.
+        text_steps, picture_steps: steps on examples without pictures at the beginning, and on examples with pictures at
+            the end; in between the share of pictures rises. With 0 and 0 all examples come in one shuffled order. See
+            `Curriculum`.
     """
 
     steps: int = 300
@@ -45,11 +48,16 @@ class Settings:
     depth: int = 5
     measured_prompts: int = 4
     seed: int = 0
+    text_steps: int = 0
+    picture_steps: int = 0
 
     FREE = ("validate_every", "save_every", "log_every", "measured_prompts", "max_failures", "rows")
     """What may change when a training is resumed."""
 
     def __post_init__(self):
+        for name in ("text_steps", "picture_steps"):
+            if getattr(self, name) < 0:
+                raise MMSpecError(f"{name}={getattr(self, name)} must not be negative")
         positive = ("steps", "batch_size", "rows", "max_length", "held_out", "validate_every", "save_every")
         for name in (*positive, "log_every", "depth"):
             if getattr(self, name) < 1:

@@ -28,11 +28,12 @@ from transformers import get_scheduler
 from ..data.examples import Source
 from ..drafters import Drafter
 from ..errors import MMSpecError
-from .data import Loader, Order, Pass, split
+from .data import Loader, Pass, split
 from .feature_cache import CachedTeacher
 from .journal import Journal, Sums
 from .lesson import Lesson, Teacher
 from .objective import Objective
+from .order import order_of
 from .settings import Settings
 from .state import STATE, read_state, replace_folder, write_state
 from .validation import Validator
@@ -87,9 +88,10 @@ class Trainer:
         self.output = Path(output)
         self.objective, self.target, self.recipe = objective, drafter.target, recipe or {}
         report = self.output / f"dropped-{self.accelerator.process_index}.jsonl"
-        training, self.held_out = pools = split(len(examples), settings.held_out, settings.seed)
+        training, self.held_out = split(len(examples), settings.held_out, settings.seed)
+        self.order = order_of(examples, training, settings)
+        pools = [*self.order.pools, self.held_out]
         self.loader = Loader(self.target, examples, settings.max_length, settings.max_failures, report, pools)
-        self.order = Order(training, settings.batch_size, settings.seed)
         if self.accelerator.num_processes > settings.batch_size:
             raise MMSpecError(
                 f"batch_size={settings.batch_size} is less than the {self.accelerator.num_processes} processes: every "

@@ -125,6 +125,16 @@ def test_what_is_learnt_by_hand():
     assert AcceptanceTracker((0.5, 0.25), 2, 0.9, 1.0).acceptance() == Acceptance(((0.5, 0.25),) * 2)
 
 
+def test_ranks_that_were_never_tried_take_nothing_from_the_first():
+    """A chain tells nothing of siblings; that its guesses were all right must not be doubted for their sake."""
+    tracker = AcceptanceTracker((0.7, 0.2, 0.1), levels=3, decay=1.0, weight=2.0)
+    for _ in range(10):
+        tracker.add([-1, 0, 1], [0, 1, 2])
+    first, *others = tracker.acceptance().chances[0]
+    assert first == pytest.approx((10 + 2 * (20 + 1.4) / 22) / 12)
+    assert sum(others) == pytest.approx(1 - first) and others[0] == pytest.approx(2 * others[1])
+
+
 def test_requests_begin_alike_unless_they_are_to_remember():
     fresh = AutoTree(costs=costs(2.0))
     first = Run(fresh).rounds(60, 0.05)

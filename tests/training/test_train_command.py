@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 import mmspec
 from mmspec import cli, configuration
@@ -48,6 +49,26 @@ def test_it_says_what_was_trained(answers, tmp_path):
     assert metadata["recipe"]["optimizer"]["lr"] == 0.002
 
 
+def test_a_second_stage_begins_with_the_first_ones_weights(answers, tmp_path, capsys):
+    def train(out, *settings):
+        return cli.main(["train", "--data", str(answers), "--output", str(tmp_path / out), *FEW, *settings])
+
+    assert train("1", "recipe=vispec1") == 0
+    still = ["recipe=vispec", "recipe.optimizer.lr=0.0", f"start={tmp_path / '1' / 'best'}"]
+    assert train("2", *still) == 0
+    first, second = (load_file(tmp_path / out / "best" / "model.safetensors") for out in ("1", "2"))
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+    metadata = json.loads((tmp_path / "2" / "best" / "config.json").read_text())["metadata"]
+    assert metadata["recipe"]["start"] == str(tmp_path / "1" / "best")
+    capsys.readouterr()
+    for settings, message in (
+        (["recipe=eagle2"], "is a ViSpecDrafter, but the recipe trains a EagleDrafter"),
+        (["recipe=vispec", "recipe.drafter.use_summary=false"], "use_summary is True there and False here"),
+    ):
+        assert train("3", *settings, f"start={tmp_path / '1' / 'best'}") == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,6 +76,8 @@ def test_it_says_what_was_trained(answers, tmp_path):
         (["recipe=eagle4"], "eagle3"),
         (["mixed_precision=fp8"], "mixed_precision=fp8 must be one of no, bf16"),
         (["steps=0"], "steps=0 must be at least 1"),
+        (["text_steps=1"], "none of the examples is without pictures; leave text_steps and picture_steps at 0"),
+        (["start=nowhere/at/all"], "nowhere/at/all"),
         (["recipe.drafter.draft_vocab_size=100000"], "draft_vocab_size=100000 must lie between 1 and"),
         (["recipe.drafter.bais=true"], "recipe.drafter.bais"),
         (["tracker=nonsense"], "tracker=nonsense is unknown"),
