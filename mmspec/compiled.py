@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MMSpecError
+from .runner import LAST
 
 if TYPE_CHECKING:
     from .cache import TreeCache
     from .families import Family
 
-LAST = -1  # as in mmspec.runner
 BACKEND = "inductor"
 PROGRAMS = 32
 """Programs that one model may have: for one or several nodes or rows, and for each set of features."""

@@ -28,7 +28,13 @@ def compiled_target(name: str, attention: str = "sdpa") -> Target:
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"), [("qwen_vl", "sdpa"), ("gemma3", "sdpa"), ("mistral", "sdpa"), ("llava", "eager")]
+    ("name", "attention"),
+    [
+        ("gemma3", "sdpa"),
+        pytest.param("qwen_vl", "sdpa", marks=pytest.mark.slow),
+        pytest.param("mistral", "sdpa", marks=pytest.mark.slow),
+        pytest.param("llava", "eager", marks=pytest.mark.slow),
+    ],
 )
 def test_the_text_is_that_of_generate(traced, name, attention):
     """A ragged batch, longer than what the cache had reserved and than any window."""
@@ -52,7 +58,7 @@ def test_plain_decoding_and_a_single_row(traced):
     assert all(record.accepted == [4] for record in out.stats.rounds[:-1]), "it drafts for itself"
 
 
-@pytest.mark.parametrize("kind", [EagleDrafter, Eagle3Drafter])
+@pytest.mark.parametrize("kind", [Eagle3Drafter, pytest.param(EagleDrafter, marks=pytest.mark.slow)])
 def test_drafters_get_the_states_that_they_ask_for(traced, kind):
     target, twin = compiled_target("llava"), target_of("llava", "sdpa")
     inputs, _ = case("llava", "sdpa", *helpers.RAGGED, NEW)
