@@ -50,10 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     if strange := next(filter(is_hydra, overrides), None):
         raise MMSpecError(f"{strange!r} is about sweeps: add --multirun")
     folder = Path(arguments.output) if arguments.output else bench.new_folder()
-    if parts := parts_of(overrides, config_dir):
-        return run_sweep(Sweep.begin(folder, [], config_dir, parts))
     config = configuration.compose("bench", bench.complete(overrides), config_dir)
     settings = configuration.typed(config, bench.Settings)
+    if settings.parts:
+        return run_sweep(Sweep.begin(folder, [], config_dir, parts_of(overrides, config_dir)))
     with progress_bar(folder) as progress:
         bench.benchmark(overrides, folder, config_dir, progress)
     return show([folder], settings.units, settings.json)
