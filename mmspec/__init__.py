@@ -10,8 +10,33 @@ out.text, out.stats.mean_acceptance_length
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from .version import __version__
+
+if TYPE_CHECKING:  # the same names as below, for type checkers and editors
+    from . import (
+        check,
+        compressors,
+        data,
+        drafters,
+        evaluation,
+        families,
+        formats,
+        hf,
+        seeing,
+        speed,
+        testing,
+        trees,
+        verifiers,
+        zoo,
+    )
+    from .drafters import Drafter
+    from .errors import MMSpecError
+    from .export import export_speculators
+    from .generation import Output, Piece, generate, stream
+    from .loading import load_drafter, load_target
+    from .target import Target
 
 # Loaded on first use, so that `import mmspec` and the command line's --help need not wait for torch.
 _LAZY = {
@@ -20,18 +45,22 @@ _LAZY = {
     "Output": "generation",
     "Piece": "generation",
     "Target": "target",
+    "export_speculators": "export",
     "generate": "generation",
     "load_drafter": "loading",
     "load_target": "loading",
     "stream": "generation",
 }
 _MODULES = (
+    "check",
     "compressors",
     "data",
     "drafters",
     "evaluation",
     "families",
+    "formats",
     "hf",
+    "seeing",
     "speed",
     "testing",
     "trees",

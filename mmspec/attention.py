@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from .errors import MMSpecError
 from .inputs import Request
 from .runner import capture, padding_mask
 
@@ -39,7 +40,15 @@ def attention_weights(
 
     Returns:
         `[batch, heads, count, length]` weights; every row sums to one. Padding's own rows mean nothing.
+
+    Raises:
+        MMSpecError: if the heads are divided among processes.
     """
+    if (getattr(target.model, "tp_size", None) or 1) > 1:
+        raise MMSpecError(
+            "attention weights are wanted of all heads, and under tensor parallelism every process has only its own: "
+            "use device_map, or a drafter and a compressor that do not look at attention"
+        )
     block, length = target.family.layers[layer], states.shape[1]
     normed, rope = block.input_layernorm(states), _rope(target, layer, states, inputs)
     if queries is None:
@@ -96,17 +105,18 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
     sums, tokens = [0.0] * len(layers), 0
     for request in requests:
         inputs = request.inputs
-        embeds = family.embed(inputs["input_ids"], target.encode(request))
+        vision = target.encode(request)
+        embeds = family.embed(inputs["input_ids"], vision)
         mask = padding_mask(request.lengths, embeds.shape[1], embeds.device)
         real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
         with capture(family, layers) as features:
-            target.model(
+            family.run(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=family.positions(inputs)[0],
                 use_cache=False,
                 logits_to_keep=1,
-                **family.prefill_inputs(inputs),
+                **family.prefill_inputs(inputs, vision),
             )
         for layer in layers:
             weights = attention_weights(target, layer, features[layer], inputs).float()
@@ -148,12 +158,9 @@ def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: di
     visible = columns <= rows
     if window is not None:
         visible = visible & (rows - columns < window)
-    types = family.prefill_inputs(inputs).get("token_type_ids")
-    if types is None:
+    groups = family.seen_together(inputs)
+    if groups is None:
         return visible
-    # The tokens of one picture see each other in both directions (Gemma 3).
-    seen = types[:, :length] == 1
-    begins = seen & ~torch.nn.functional.pad(seen, (1, 0))[:, :-1]
-    picture = begins.long().cumsum(1).masked_fill(~seen, 0)
-    own = picture.gather(1, places)[..., None]
-    return visible | ((own == picture[:, None]) & (own > 0))
+    groups = groups[:, :length]
+    own = groups.gather(1, places)[..., None]
+    return visible | ((own == groups[:, None]) & (own >= 0))

@@ -74,6 +74,8 @@ class TreeCache(Cache):
         capacity: slots to allocate at once; more are added in chunks when a forward pass needs them.
         compiled: whether blocks go through compiled passes, see `begin`. Each tensor of a layer then has a storage of
             its own: a compiler makes copies of a whole tensor to write to views of it.
+        device: where lengths, masks and positions are made; by default where the first layer is. Every layer's entries
+            are on the layer's own device.
 
     A round is any number of forward passes, each opened by `begin(new)`, and one `commit`. Between two commits the
     entries of those passes lie behind one another, at slots `length + 0, 1, 2, ...` of each row.
@@ -85,11 +87,11 @@ class TreeCache(Cache):
         batch_size: int,
         capacity: int = CHUNK,
         compiled: bool = False,
+        device: torch.device | None = None,
     ):
         super().__init__(layers=[TreeCacheLayer(self) for _ in shapes])
         self.rows, self.compiled = batch_size, compiled
-        device = shapes[0][0].device
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device or shapes[0][0].device)
         self.lengths_list = [0] * batch_size
         self.speculative = 0
         self._pass = 0
@@ -199,7 +201,8 @@ class TreeCache(Cache):
 
     @property
     def is_initialized(self) -> bool:
-        return True
+        """Whether anything was read yet: by this PaliGemma tells the prompt from what follows."""
+        return self.longest > 0
 
     @property
     def memory_bytes(self) -> int:

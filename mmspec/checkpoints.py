@@ -6,11 +6,14 @@ import importlib
 import json
 import tempfile
 import textwrap
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from .errors import MMSpecError
 
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
     from .target import Target
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX, SHARDS = "model.safetensors.index.json", "model-*-of-*.safetensors"
+"""Where large weights are split, as only others do."""
+HEADS = "medusa_lm_head.safetensors"
+"""As Medusa's training names what it writes."""
+PICKLES = (".bin", ".pt", ".pth")
+"""Files that run whatever code they contain when they are opened carelessly; here they are not opened at all."""
 
 
 def save_drafter(drafter: Drafter, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -78,16 +87,29 @@ def push_drafter(drafter: Drafter, repository: str, private: bool = False, **met
 
 
 def fetch_drafter(repository: str) -> Path | None:
-    """The local copy of a drafter on the hub; None if the repository is none of mmspec's, or cannot be read."""
-    from huggingface_hub import snapshot_download
+    """The local copy of a repository on the hub: its `config.json` and its safetensors; None if it cannot be read.
+
+    Raises:
+        MMSpecError: if its weights are there as a pickle only.
+    """
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[CONFIG]))
-        if "mmspec_drafter" not in read_config(folder):
-            return None
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+        weights = [WEIGHTS] if "mmspec_drafter" in read_config(folder) else [WEIGHTS, INDEX, SHARDS, HEADS]
+        folder = Path(snapshot_download(repository, allow_patterns=[CONFIG, *weights]))
+        if any(folder.glob("*.safetensors")):
+            return folder
+        pickles = [name for name in HfApi().list_repo_files(repository) if Path(name).suffix in PICKLES]
     except Exception:  # of several libraries; loading it as a model says what is wrong
         return None
+    if not pickles:
+        return None
+    name = repository.rpartition("/")[2]
+    raise MMSpecError(
+        f"{repository!r} has its weights only as a pickle ({', '.join(pickles)}), and mmspec reads safetensors only; "
+        f"convert it once with: hf download {repository} --local-dir {name} && python -m mmspec.formats.convert {name}"
+    )
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -131,38 +153,72 @@ def load_saved_drafter(folder: str | Path, target: Target) -> Drafter:
             f"{target.vocab_size}: they must share a tokenizer; load a drafter trained for this target"
         )
     try:
-        drafter = cls.from_config(config, target)
+        drafter = cls.empty(config, target)
     except MMSpecError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise MMSpecError(f"{str(folder / CONFIG)!r} does not describe a {cls.__name__} ({reason})") from error
-    weights = read_weights(folder / WEIGHTS)
+    shapes = weight_shapes(folder / WEIGHTS)
     expected = _own_weights(drafter)
-    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    missing, unexpected = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
     if missing or unexpected:
         raise MMSpecError(
             f"{str(folder / WEIGHTS)!r} does not fit {cls.__name__}: missing keys {missing or 'none'}, unexpected keys "
             f"{unexpected or 'none'}"
         )
     for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
+        if tuple(tensor.shape) != shapes[name]:
             raise MMSpecError(
-                f"{str(folder / WEIGHTS)!r}: {name} has shape {list(weights[name].shape)}, {cls.__name__} needs "
+                f"{str(folder / WEIGHTS)!r}: {name} has shape {list(shapes[name])}, {cls.__name__} needs "
                 f"{list(tensor.shape)}"
             )
-    drafter.load_state_dict(weights, strict=False)
+    fill(drafter, {name: partial(read_tensor, folder / WEIGHTS, name) for name in expected})
     return drafter.eval()
 
 
-def read_weights(path: Path) -> dict:
-    """The tensors of a safetensors file.
+def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Give a drafter its weights, one after the other, so that no two copies of all of them are in memory at once.
+
+    Args:
+        drafter: from `Drafter.empty`. What is on the meta device goes to the target's; numbers are cast to the dtype
+            that it has there.
+        tensors: name to a function that gives the tensor, memory of its own. Names left out must not be on the meta
+            device.
+    """
+    for name, tensor in drafter.state_dict().items():
+        if name in tensors:
+            value = tensors[name]().to(drafter.target.device, tensor.dtype)
+            drafter.load_state_dict({name: value}, strict=False, assign=tensor.is_meta)
+
+
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of the tensors of a safetensors file.
+
+    Raises:
+        MMSpecError: if it is missing or corrupt.
+    """
+    with opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
+def read_tensor(path: Path, name: str, start: int | None = None, end: int | None = None) -> Tensor:
+    """A tensor of a safetensors file, or the rows `start` to `end` of one, in memory of its own.
+
+    The file is closed again at once: what was read of an open one counts as memory in use.
+    """
+    with opened(path) as file:
+        return file.get_slice(name)[start:end].clone() if start is not None else file.get_tensor(name).clone()
+
+
+def opened(path: Path) -> safe_open:
+    """A safetensors file, as a context.
 
     Raises:
         MMSpecError: if it is missing or corrupt.
     """
     try:
-        return load_file(path)
+        return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise MMSpecError(f"weights file {str(path)!r} does not exist") from None
     except (SafetensorError, OSError) as error:
@@ -173,7 +229,7 @@ def _own_weights(drafter: Drafter) -> dict:
     """The state of a drafter, tied tensors once."""
     seen, weights = set(), {}
     for name, tensor in drafter.state_dict(keep_vars=True).items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+        if tensor.is_meta or tensor.data_ptr() not in seen or tensor.numel() == 0:
             seen.add(tensor.data_ptr())
             weights[name] = tensor
     return weights

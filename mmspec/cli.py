@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from . import configuration
@@ -23,11 +24,16 @@ from .version import __version__
 
 COMMANDS = {
     "generate": "answer a question about a picture by speculative decoding",
+    "demo": "serve a page that shows plain and speculative decoding side by side",
     "distill": "let the target answer prompts about pictures, for a drafter to learn from",
     "train": "train a drafter on the target's answers",
     "bench": "compare methods fairly and write a bundle",
     "bench simulate": "project the acceptance in bundles to 7B, 13B and 72B on a given device",
     "report": "turn bundles into one table, and on request into files and plots",
+    "list": "print everything that can be chosen, one line each",
+    "completion": "make the Tab key complete mmspec in bash or zsh",
+    "check": "compare a model's logits in tree passes with those of its own generate",
+    "export": "write an EAGLE-3 drafter in the format that vLLM serves",
 }
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -73,15 +79,8 @@ def _dispatch(argv: list[str]) -> int:
     if title not in COMMANDS:
         raise MMSpecError(f"command {title!r} is unknown.{did_you_mean(title, COMMANDS)}")
     name = title.rpartition(" ")[2]
-    command = importlib.import_module(f".commands.{name}", __package__)
-    parser = Parser(prog=f"mmspec {title}", add_help=False, allow_abbrev=False)
-    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    command, parser = _command(title)
     takes = getattr(command, "ARGUMENTS", None)
-    if takes is None:
-        parser.add_argument(
-            "--config-dir", metavar="DIR", help="a folder of your own configurations, laid out as in mmspec"
-        )
-    command.add_flags(parser)
     arguments, arguments_left = parser.parse_known_args(_join_values(argv, parser))
     for argument in arguments_left:
         if argument.startswith("-"):
@@ -94,6 +93,24 @@ def _dispatch(argv: list[str]) -> int:
             print(_configuration_help(name, arguments.config_dir))
         return 0
     return command.run(arguments)
+
+
+def _command(title: str) -> tuple[ModuleType, Parser]:
+    """Return the module of a command and what reads its flags."""
+    command = importlib.import_module(f".commands.{title.rpartition(' ')[2]}", __package__)
+    parser = Parser(prog=f"mmspec {title}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    if getattr(command, "ARGUMENTS", None) is None:
+        parser.add_argument(
+            "--config-dir", metavar="DIR", help="a folder of your own configurations, laid out as in mmspec"
+        )
+    command.add_flags(parser)
+    return command, parser
+
+
+def flags_of(title: str) -> list[str]:
+    """Return the long flags of a command."""
+    return [flag for flag in _command(title)[1]._option_string_actions if flag.startswith("--")]
 
 
 def _join_values(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:

@@ -36,7 +36,7 @@ class CompiledModel:
     """
 
     def __init__(self, model: nn.Module, family: Family):
-        self.model = model
+        self.model, self.family = model, family
         self._states: dict[int, Tensor] = {}
         for number, layer in enumerate(family.layers):
             layer.register_forward_pre_hook(self._keeper(number), with_kwargs=True)
@@ -90,9 +90,9 @@ class CompiledModel:
             raise MMSpecError(f"compile=true needs torch 2.13 or later, and this is {torch.__version__}") from error
 
     def _forward(self, tokens, mask, position_ids, cache, features) -> tuple[Tensor, list[Tensor]]:
-        logits = self.model(
+        logits = self.family.forward(
             input_ids=tokens, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
-        ).logits
+        )
         states = [self._states[layer] for layer in features]
         self._states.clear()  # what the caller does not ask for is no output of the program
         return logits, states

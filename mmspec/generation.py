@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from .drafters import Drafter
 from .errors import MMSpecError
-from .inputs import prepare, whole
+from .inputs import Request, prepare, whole
 from .sampling import LogitsPipeline, random_stream, refuse_settings
+from .seeing.trace import Trace
 from .stats import PhaseClock, Round, Stats
 from .stopping import Stopping
 from .target import Target
@@ -63,6 +65,8 @@ class Output:
         finish_reason: `"eos"`, `"length"` or `"stopping_criteria"`.
         drafted: per token, whether the drafter proposed it.
         stats: records and metrics.
+
+    In a notebook it shows its text, every token coloured by its origin.
     """
 
     text: list[str | None]
@@ -70,12 +74,46 @@ class Output:
     finish_reason: list[str | None]
     drafted: list[list[bool]]
     stats: Stats = field(repr=False)
+    _texts: list[TextStream] = field(repr=False)
+    _trace: Trace | None = field(repr=False)
+
+    @property
+    def trace(self) -> Trace:
+        """The tree of every round, see `mmspec.seeing.Trace`.
+
+        Raises:
+            MMSpecError: if it was not recorded.
+        """
+        if self._trace is None:
+            raise MMSpecError("the trees of this answer were not kept: call generate(..., trace=True)")
+        return self._trace
+
+    def pieces(self, row: int = 0) -> list[str]:
+        """The text that each token of a row completes: of a character in several tokens, the last one has it all."""
+        texts = self._texts[row]
+        pieces = [texts.text(number) for number in range(len(self.token_ids[row]))]
+        return [*pieces[:-1], pieces[-1] + texts.rest()] if pieces else []
+
+    def _repr_html_(self) -> str:
+        from .seeing.html import answer
+
+        return answer(self)
 
 
 class Decoding:
     """One call of `generate`: a request on its way through the loop."""
 
-    def __init__(self, target: Target, drafter: Drafter | None, verifier: Verifier, pipeline, request, stopping, seed):
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        verifier: Verifier,
+        pipeline: LogitsPipeline,
+        request: Request,
+        stopping: Stopping,
+        seed: int,
+        trace: bool = False,
+    ):
         self.target, self.drafter, self.verifier = target, drafter, verifier
         self.pipeline, self.request, self.stopping, self.seed = pipeline, request, stopping, seed
         batch = request.batch_size
@@ -84,6 +122,7 @@ class Decoding:
         self.drafted: list[list[bool]] = [[] for _ in range(batch)]
         self.finish_reason: list[str | None] = [None] * batch
         self._texts = [TextStream(target.tokenizer) for _ in range(batch)]
+        self.trace = Trace(target.tokenizer) if trace else None
         cuda = target.device.type == "cuda"
         self.clock = PhaseClock(torch.cuda.synchronize if cuda else None)
 
@@ -121,6 +160,9 @@ class Decoding:
         clock.lap("score")
         verdict = self.verifier.verify(tree, scores)
         clock.lap("verify")
+        if self.trace is not None:
+            self.trace.record(tree, scores, verdict, context.active)
+            clock.lap("other")
         emitted = context.commit(tree, verdict)
         clock.lap("commit")
         if drafter is not None:
@@ -162,16 +204,16 @@ class Decoding:
 
     def output(self) -> Output:
         text = [whole_text(self.target.tokenizer, ids) for ids in self.token_ids]
-        return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats)
+        return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats, self._texts, self.trace)
 
 
 def stream(
     target: Target,
     drafter: Drafter | None = None,
-    prompt: str | list[str | tuple[str, ...]] | None = None,
-    images=None,
+    prompt: str | Sequence[str | tuple[str, ...]] | None = None,
+    images: Any = None,
     *,
-    inputs=None,
+    inputs: Any = None,
     max_new_tokens: int = 256,
     tree: TreeBuilder | None = None,
     verifier: Verifier | None = None,
@@ -186,6 +228,7 @@ def stream(
     eos_token_id: int | Iterable[int] | None = None,
     seed: int = 0,
     model_settings: bool = True,
+    trace: bool = False,
 ) -> Generator[Piece, None, Output]:
     """Generate, and yield what each round adds. The generator's return value is the `Output`.
 
@@ -214,6 +257,8 @@ def stream(
         model_settings: whether what the model's generation config asks for applies, as in `model.generate`: the
             settings that `LogitsPipeline` lists, among them the penalty. One that mmspec cannot apply is refused, not
             passed over. False leaves it all out but the end tokens.
+        trace: whether to keep the tree of every round with both models' probabilities, see `Output.trace`, which takes
+            some time.
 
     Raises:
         MMSpecError: for anything the caller can put right.
@@ -253,7 +298,7 @@ def stream(
     pipeline.check_rows(request.lengths)
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, whole(seed))
+    decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, whole(seed), trace)
     return _run(decoding, streamer)
 
 
@@ -276,7 +321,13 @@ def _run(decoding: Decoding, streamer) -> Generator[Piece, None, Output]:
     return decoding.output()
 
 
-def generate(target: Target, drafter: Drafter | None = None, prompt=None, images=None, **options) -> Output:
+def generate(
+    target: Target,
+    drafter: Drafter | None = None,
+    prompt: str | Sequence[str | tuple[str, ...]] | None = None,
+    images: Any = None,
+    **options: Any,
+) -> Output:
     """Generate text (see `stream` for the arguments) and return it whole."""
     pieces = stream(target, drafter, prompt, images, **options)
     while True:

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import EosTokenCriteria, GenerationMixin, MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 from .drafters import Drafter
 from .errors import MMSpecError
 from .generation import generate
+from .sampling import FOR_ONE_LENGTH
 from .trees import TreeBuilder
 from .verifiers import Verifier
 
-_INPUTS = (
-    "attention_mask",
-    "pixel_values",
-    "image_grid_thw",
-    "mm_encoder_outputs",
-    "position_ids",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-)
+DECODED = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+UNFILLED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+"""Parts of `return_dict_in_generate` that are not kept."""
+
+OF_THE_LOOP = (*UNFILLED, "past_key_values", "use_cache", "logits_to_keep", "position_ids", "mm_encoder_outputs")
+"""What `generate` says to a decoding loop. All else is an input, which is read or refused."""
+
+OWN = (MaxLengthCriteria, EosTokenCriteria)
+"""Criteria that the loop has itself; `generate` has put a caller's in the place of its own."""
 
 
 def custom_generate(
     drafter: Drafter, *, tree: TreeBuilder | None = None, verifier: Verifier | None = None, seed: int | None = None
-) -> Callable[..., Tensor]:
+) -> Callable[..., Tensor | GenerateDecoderOnlyOutput]:
     """A callable for `generate(custom_generate=...)`: the same loop, with generate's own settings.
 
     Logits processors, stopping criteria, streamer, `max_new_tokens`, `do_sample` and the sampling parameters are those
-    of the call; the drafter's target must be the model that is called.
+    of the call; the drafter's target must be the model that is called. Criteria and processors of your own are called
+    row by row, with the row's tokens and no padding. In a pipeline: `generate_kwargs={"custom_generate": ...}`.
+
+    transformers takes pictures out of the inputs and encodes them, unless a callable has parameters of their names, as
+    this one does: drafters and compressors see pixels and grids as in `mmspec.generate`.
 
     Args:
         drafter: made for this model.
@@ -41,44 +49,133 @@ def custom_generate(
 
     Returns:
         a callable whose result is what `generate` returns: `[batch, length]` ids, prompt included, padded on the right
-        with the pad token. `drafter.last_output` holds the full `mmspec.Output` of the latest call.
+        with the pad token, or with `return_dict_in_generate` an object that holds them as `sequences`.
+        `drafter.last_output` holds the full `mmspec.Output` of the latest call.
+
+    Raises:
+        MMSpecError: when called, for another model than the drafter's target and for what this loop does not do: beams,
+            several sequences per row, another assistant, scores and states in the result, a cache that holds tokens.
     """
 
     def run(
-        model, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, streamer=None, **kw
+        model, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, streamer=None, **given
     ):
+        call = _call()
         if model is not drafter.target.model:
             raise MMSpecError("custom_generate: the drafter was made for another model than the one that is called")
-        if generation_config.num_beams > 1 or generation_config.num_return_sequences > 1:
-            raise MMSpecError(
-                f"custom_generate decodes one sequence per row, not num_beams={generation_config.num_beams}, "
-                f"num_return_sequences={generation_config.num_return_sequences}"
-            )
-        prompt_length = input_ids.shape[1]
-        eos = generation_config.eos_token_id
+        _refuse(generation_config, call, given)
+        width, config = input_ids.shape[1], generation_config
+        streamer = streamer if streamer is not None else call.get("streamer")
         out = generate(
             drafter.target,
             drafter,
-            inputs={"input_ids": input_ids, **{name: kw[name] for name in _INPUTS if kw.get(name) is not None}},
-            max_new_tokens=generation_config.max_length - prompt_length,
+            inputs={"input_ids": input_ids} | _inputs(input_ids, given),
+            max_new_tokens=_length(stopping_criteria, config) - width,
             tree=tree,
             verifier=verifier,
             # generate has already put the temperature and all the model's other settings among the processors.
-            temperature=1.0 if generation_config.do_sample else 0.0,
+            temperature=1.0 if config.do_sample else 0.0,
             model_settings=False,
-            logits_processor=[_unpadded(processor) for processor in logits_processor or ()],
-            stopping_criteria=_own(stopping_criteria),
-            streamer=streamer,
-            eos_token_id=[] if eos is None else eos,
+            logits_processor=_processors(logits_processor, width, given.get("attention_mask")),
+            stopping_criteria=[c for c in stopping_criteria or () if not isinstance(c, OWN)],
+            streamer=None if streamer is None else _AfterPrompt(streamer),
+            eos_token_id=_ends(stopping_criteria),
             seed=int(torch.randint(2**31, ())) if seed is None else seed,
         )
         drafter.last_output = out
-        pad = generation_config.pad_token_id
+        pad = 0 if config.pad_token_id is None else config.pad_token_id
         longest = max(map(len, out.token_ids))
-        rows = [ids + [pad if pad is not None else 0] * (longest - len(ids)) for ids in out.token_ids]
-        return torch.cat([input_ids, torch.tensor(rows, device=input_ids.device)], dim=1)
+        rows = [ids + [pad] * (longest - len(ids)) for ids in out.token_ids]
+        sequences = torch.cat([input_ids, torch.tensor(rows, device=input_ids.device)], dim=1)
+        return GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
 
+    # What a callable names, and the usual loops do not, goes to it untouched.
+    signature = inspect.signature(run)
+    *usual, others = signature.parameters.values()
+    pictures = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in drafter.target.family.vision_inputs
+    ]
+    run.__signature__ = signature.replace(parameters=[*usual, *pictures, others])
     return run
+
+
+def _call() -> dict[str, Any]:
+    """The arguments of the `generate` that calls, as far as it is one: transformers 5.23 hands neither the streamer nor
+    the assistant of a call to a callable, which would be lost without a word."""
+    frame = inspect.currentframe().f_back.f_back
+    ours = frame is not None and frame.f_code is inspect.unwrap(GenerationMixin.generate).__code__
+    return frame.f_locals if ours else {}
+
+
+def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse a call that asks for something else than one sequence per row by this drafter."""
+    mode = config.get_generation_mode(call.get("assistant_model"))
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        raise MMSpecError(
+            "custom_generate: the drafter is the assistant; leave out assistant_model, prompt_lookup_num_tokens, "
+            "assistant_early_exit and use_mtp"
+        )
+    if mode not in DECODED or config.num_return_sequences > 1:
+        raise MMSpecError(
+            f"custom_generate decodes one sequence per row, greedily or by sampling, and not {mode.value} with "
+            f"num_beams={config.num_beams}, num_return_sequences={config.num_return_sequences}"
+        )
+    if asked := [name for name in UNFILLED if config.return_dict_in_generate and getattr(config, name)]:
+        raise MMSpecError(
+            f"custom_generate keeps no {', '.join(asked)} of a tree's passes; leave that out, or read "
+            "drafter.last_output.stats"
+        )
+    cache = given.get("past_key_values")
+    if cache is not None and (held := cache.get_seq_length()):
+        raise MMSpecError(
+            f"custom_generate keeps a cache of its own, but past_key_values holds {held} tokens; pass the whole text "
+            "and no past_key_values"
+        )
+
+
+def _inputs(input_ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+    """What is to be read besides the tokens."""
+    inputs = {name: value for name, value in given.items() if value is not None and name not in OF_THE_LOOP}
+    if given.get("mm_encoder_outputs"):  # pictures that the caller has encoded
+        inputs["mm_encoder_outputs"] = given["mm_encoder_outputs"]
+    positions, mask = given.get("position_ids"), given.get("attention_mask")
+    if positions is not None:
+        real = torch.ones_like(input_ids) if mask is None else mask
+        counted = real.cumsum(-1) - 1
+        if not torch.where(real.bool(), positions == counted, True).all():  # the caller's, not those of generate
+            if positions.ndim < 3:
+                raise MMSpecError(
+                    "position_ids are not the numbers of the tokens, by which mmspec goes; leave them out"
+                )
+            inputs["position_ids"] = positions
+    return inputs
+
+
+def _length(criteria, config) -> int:
+    """At which length the rows end, padding included."""
+    return min([c.max_length for c in criteria or () if isinstance(c, MaxLengthCriteria)], default=config.max_length)
+
+
+def _ends(criteria) -> list[int]:
+    """The end tokens."""
+    return [token for c in criteria or () if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()]
+
+
+def _processors(processors, width: int, mask: Tensor | None) -> list:
+    """The processors, for rows without padding.
+
+    Raises:
+        MMSpecError: for one that was made for another length of the prompt.
+    """
+    longest = width if mask is None else int(mask.sum(-1).max())
+    for processor in processors or ():
+        if isinstance(processor, FOR_ONE_LENGTH) and longest < width:
+            raise MMSpecError(
+                f"{type(processor).__name__} counts from the end of a prompt of {width} tokens, but the longest row "
+                f"has {longest}: drop the columns that hold padding alone"
+            )
+    return [_unpadded(processor) for processor in processors or ()]
 
 
 def _unpadded(processor):
@@ -88,8 +185,20 @@ def _unpadded(processor):
     return processor
 
 
-def _own(criteria) -> list:
-    """The user's stopping criteria: length and end tokens are the loop's business."""
-    from transformers import EosTokenCriteria, MaxLengthCriteria
+class _AfterPrompt:
+    """A streamer that `generate` has shown the prompt already.
 
-    return [c for c in criteria or () if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
+    Args:
+        streamer: the caller's.
+    """
+
+    def __init__(self, streamer):
+        self.streamer, self.shown = streamer, False
+
+    def put(self, value: Tensor) -> None:
+        if self.shown:
+            self.streamer.put(value)
+        self.shown = True
+
+    def end(self) -> None:
+        self.streamer.end()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from .target import Target
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+TYPES = "token_type_ids"
+PER_TOKEN = ("input_ids", "attention_mask", TYPES, "mm_token_type_ids", "position_ids")
 """Processor outputs with an entry per token, `[..., batch, length]`."""
 
 
@@ -35,6 +36,7 @@ class Request:
         lengths: tokens per row.
         prompts: the texts and conversations it was made from, if it was.
         images: the pictures of each row, if the request was made from pictures.
+        appended_type: see `Family.appended_type`.
 
     Generating only reads a request, so one request may be answered any number of times.
     """
@@ -43,6 +45,7 @@ class Request:
     lengths: list[int]
     prompts: list[Prompt] | None = None
     images: list[list[Image]] | None = None
+    appended_type: int = 0
 
     @property
     def batch_size(self) -> int:
@@ -105,13 +108,15 @@ def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1
     lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
     ids, width = inputs["input_ids"], -(-max(lengths) // multiple) * multiple
     for name in PER_TOKEN:
-        if name in inputs:  # token types of an answer are 0: text
+        if name in inputs:
             old = inputs[name]
             inputs[name] = old.new_zeros(*old.shape[:-1], width)
             inputs[name][..., : old.shape[-1]] = old
     inputs.pop("position_ids", None)
     for row, (start, answer) in enumerate(zip(request.lengths, answers, strict=True)):
         inputs["input_ids"][row, start : lengths[row]] = torch.tensor(answer, device=ids.device)
+        if TYPES in inputs:
+            inputs[TYPES][row, start:] = request.appended_type
     mask = padding_mask(lengths, width, ids.device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     return Request(inputs, lengths)
@@ -213,7 +218,7 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
     tensors = {
         name: value.to(target.device) if isinstance(value, Tensor) else value
         for name, value in inputs.items()
-        if value is not None
+        if value is not None and name != "labels"  # PaliGemma's processor adds them for training
     }
     _refuse_unread(target, tensors)
     per_token = {name: _integers(name, tensors[name], target.device) for name in PER_TOKEN if name in tensors}
@@ -238,7 +243,8 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
     for name, value in tensors.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             tensors[name] = value.to(target.dtype)
-    return Request(tensors, lengths)
+    target.family.complete(tensors)
+    return Request(tensors, lengths, appended_type=target.family.appended_type)
 
 
 def _refuse_unread(target: Target, inputs: Iterable[str]) -> None:
@@ -266,8 +272,7 @@ def _known(target: Target, ids: Tensor, mask: Tensor) -> Tensor:
     """The ids, known to be in the vocabulary but for image placeholders, which some models put outside it."""
     vocabulary = target.model.get_input_embeddings().weight.shape[0]
     strange = (ids < 0) | (ids >= vocabulary)
-    if target.family.image_token_id is not None:
-        strange &= ids != target.family.image_token_id
+    strange &= ~target.family.is_visual(ids)
     if (strange & mask).any():
         raise MMSpecError(
             f"input_ids holds {int(ids[strange & mask][0])}, but the token ids of {type(target.model).__name__} go "

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from .checkpoints import fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
 from .errors import MMSpecError, did_you_mean
+from .formats import FORMATS, load_published
 from .target import Target
 
 EMBEDDED = Path(__file__).parent / "zoo" / "weights"
@@ -22,6 +23,7 @@ def load_target(
     dtype: str | torch.dtype = "float32",
     device=None,
     compile: bool = False,
+    check: bool | None = None,
     **kwargs,
 ) -> Target:
     """Load a target with its processor.
@@ -29,16 +31,23 @@ def load_target(
     Args:
         name: `"tiny"` (the embedded model), a local folder, or a hub id.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
-        device: where to put it; by default a GPU if there is one. Not with `device_map`.
-        compile: see `Target`.
-        kwargs: for `from_pretrained`.
+        device: where to put it; by default a GPU if there is one. Not with `device_map` or `tp_plan`.
+        compile, check: see `Target`.
+        kwargs: for `from_pretrained`, such as `attn_implementation`, `device_map`, `tp_plan`, `quantization_config`.
 
     Raises:
         MMSpecError: if there is no such model, its files are damaged, or it cannot be decoded speculatively.
     """
     source = _resolve(name, "target")
+    placed = [key for key in ("device_map", "tp_plan") if kwargs.get(key) is not None]
+    if placed and device is not None:
+        raise MMSpecError(f"device={str(device)!r} and {placed[0]}= both say where the weights go; leave one out")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         config = AutoConfig.from_pretrained(source)
+        if not placed and (kwargs.get("quantization_config") or getattr(config, "quantization_config", None)):
+            kwargs["device_map"] = {"": device}  # quantised weights cannot all be moved afterwards
+            placed = ["device_map"]
         visual = getattr(config, "vision_config", None) is not None
         loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         model, info = loader.from_pretrained(source, dtype=_dtype(dtype), output_loading_info=True, **kwargs)
@@ -49,37 +58,47 @@ def load_target(
                 "it again, or load the model yourself and pass it to mmspec.Target"
             )
         processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, MMSpecError):
             raise
         raise MMSpecError(f"target {name!r} cannot be loaded: {_first_line(error)}") from error
-    if "device_map" not in kwargs:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not placed:
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:  # an unknown name, a missing or a full accelerator
             raise MMSpecError(f"device {device!r} cannot take the model: {_first_line(error)}") from error
-    return Target(model, processor, compile)
+    return Target(model, processor, compile, check)
 
 
-def load_drafter(name: str, target: Target) -> Drafter:
+def load_drafter(name: str, target: Target, format: str | None = None) -> Drafter:
     """Load a drafter for a target.
 
     Args:
-        name: an embedded one (`"tiny/eagle3"`), a folder or hub id that `save_pretrained` or `push_to_hub` wrote, or
-            one of a small Hugging Face model of the target's family, which then drafts as it is: with its own vision
-            tower if it has one, blind otherwise.
+        name: an embedded one (`"tiny/eagle3"`); or a folder or hub id that `save_pretrained` or `push_to_hub` wrote;
+            or one that the authors of a method published, see docs/checkpoint_formats.md; or one of a small Hugging
+            Face model of the target's family, which then drafts as it is: with its own vision tower if it has one,
+            blind otherwise.
         target: the model to draft for.
+        format: of a published checkpoint, where its keys and configuration do not tell, or tell wrongly.
 
     Raises:
         MMSpecError: if there is no such drafter, its files are damaged, or it does not fit the target.
     """
     source = _resolve(name, "drafter")
-    if Path(source).is_dir() and "mmspec_drafter" in read_config(source):
-        return load_saved_drafter(source, target)
-    if not Path(source).is_dir() and (fetched := fetch_drafter(source)) is not None:
-        return load_saved_drafter(fetched, target)
-    draft = load_target(source, target.dtype, target.device, attn_implementation=target.attention)
+    folder = Path(source) if Path(source).is_dir() else fetch_drafter(source)
+    if folder is not None and "mmspec_drafter" in read_config(folder):
+        if format is not None:
+            raise MMSpecError(f"drafter {name!r} was saved by mmspec and says what it is: leave format={format!r} out")
+        return load_saved_drafter(folder, target)
+    if folder is not None and (published := load_published(folder, target, format)) is not None:
+        return published
+    try:
+        draft = load_target(source, target.dtype, target.device, attn_implementation=target.attention)
+    except MMSpecError as error:
+        if folder is None:
+            raise
+        known = ", ".join(format.name for format in FORMATS)
+        raise MMSpecError(f"{error}; nor has it the keys of a published drafter ({known})") from error
     mode = "text_only" if draft.family.image_token_id is None else "own_vision"
     return DraftModelDrafter(target, draft.model, mode, processor=draft.processor)
 

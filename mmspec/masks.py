@@ -7,10 +7,28 @@ so its cost does not depend on the length of the prefix.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .cache import TreeCache
+
+
+class MaskForm(Enum):
+    """What a mask has to be, by the name of the attention back end that reads it.
+
+    Transformers hands masks on as they are: a boolean one would be added to eager scores, as ones.
+    """
+
+    BOOLEAN = "sdpa"
+    ADDITIVE = "eager"
+    BLOCK = "flex_attention"
+
+
+Mask = Tensor | BlockMask
 
 
 class TreeMask:
@@ -19,18 +37,18 @@ class TreeMask:
     Args:
         cache: the request's cache, whose lengths tell what is committed.
         windows: attention type (a name from the config's `layer_types`) to its sliding window in tokens, or None for
-            full attention. One entry makes `build` return a tensor, several a dictionary by attention type.
-        additive: the eager back end adds its mask to the scores and needs floats; sdpa takes booleans.
-        dtype: of the additive mask.
+            full attention. One entry makes `build` return a mask, several a dictionary by attention type.
+        form: of the masks.
+        dtype: of additive masks.
     """
 
-    def __init__(self, cache: TreeCache, windows: dict[str, int | None], additive: bool, dtype: torch.dtype):
-        self.cache, self.windows, self.additive, self.dtype = cache, windows, additive, dtype
+    def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
+        self.cache, self.windows, self.form, self.dtype = cache, windows, form, dtype
         self._seen = torch.zeros(cache.rows, 0, 0, dtype=torch.bool, device=cache.lengths.device)
         self._lengths = [0] * cache.rows
         self._written = 0
 
-    def build(self, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Tensor | dict[str, Tensor] | None:
+    def build(self, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Mask | dict[str, Mask] | None:
         """The mask of a pass; call it between `cache.begin` and the forward pass.
 
         Args:
@@ -43,10 +61,12 @@ class TreeMask:
         Returns:
             `[batch, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
             the same: a single new node that sees all, in rows of equal length. In passes of fixed form it is
-            never None, and as wide as the cache's window.
+            never None, and as wide as the cache's window. Nor is it None for flex attention: transformers would compile
+            a block mask of its own anew for every length.
         """
         new, total = visible.shape[1:]
-        if (sees_all or total == 1) and self.cache.uniform and not self.cache.fixed:
+        free = self.cache.uniform and not self.cache.fixed and self.form is not MaskForm.BLOCK
+        if free and (sees_all or total == 1):
             self._written = max(self._written, total)
             return None
         self._refresh(new, first=new == total)
@@ -69,10 +89,9 @@ class TreeMask:
         elif first or lengths != self._lengths:
             # Columns written by the last round are visible from now on if they were committed, else to nobody.
             # Lengths alone do not tell that a round is over: it may have committed nothing.
-            kept = torch.tensor([now - old for now, old in zip(lengths, self._lengths, strict=True)])
-            changed = max(self._written, int(kept.max()))
-            column = torch.arange(changed, device=self._seen.device)
-            values = column < kept.to(column.device)[:, None]
+            kept = [now - old for now, old in zip(lengths, self._lengths, strict=True)]
+            column = torch.arange(max(self._written, *kept), device=self._seen.device)
+            values = column < torch.tensor(kept, device=column.device)[:, None]
             self._put(self._seen, values[:, None].expand(-1, rows, -1), self._lengths)
         else:
             return
@@ -104,8 +123,26 @@ class TreeMask:
         query = (lengths + depth)[:, -new:]
         return full & (query[..., None] - position[:, None] < window)
 
-    def _finish(self, mask: Tensor) -> Tensor:
-        if not self.additive:
+    def _finish(self, mask: Tensor) -> Mask:
+        """`[batch, 1, new, slots]`, True where a node sees a slot, in the form that the back end reads."""
+        if self.form is MaskForm.BOOLEAN:
             return mask
+        if self.form is MaskForm.BLOCK:
+            rows, _, new, slots = mask.shape
+            sees = lambda row, head, query, slot: mask[row, 0, query, slot]  # noqa: E731
+            return create_block_mask(sees, rows, None, new, slots, device=mask.device)
         blocked = torch.finfo(self.dtype).min
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, blocked)
+
+
+def kernels(attention: str, device: torch.device) -> AbstractContextManager:
+    """Around a pass: flex attention on a processor runs uncompiled, everything else as it is.
+
+    Transformers compiles flex attention, but what torch 2.13 writes for tree masks on a processor is no valid C++.
+
+    Args:
+        attention: name of the back end.
+        device: where the pass begins.
+    """
+    on_processor = attention == MaskForm.BLOCK.value and device.type == "cpu"
+    return torch.compiler.set_stance("force_eager") if on_processor else nullcontext()

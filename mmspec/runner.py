@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cache import TreeCache
-from .masks import TreeMask
+from .masks import Mask, MaskForm, TreeMask
 
 if TYPE_CHECKING:
     from .families import Family
@@ -29,18 +29,18 @@ class Blocks:
     Args:
         cache: of the request.
         windows: see `TreeMask`.
-        additive: see `TreeMask`.
-        dtype: of the masks, if additive.
+        form: see `TreeMask`.
+        dtype: of additive masks.
     """
 
-    def __init__(self, cache: TreeCache, windows: dict[str, int | None], additive: bool, dtype: torch.dtype):
+    def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
         self.cache = cache
-        self.masks = TreeMask(cache, windows, additive, dtype)
+        self.masks = TreeMask(cache, windows, form, dtype)
         self._depth = cache.lengths.new_zeros(cache.rows, 0)
 
     def open(
         self, visible: Tensor, depth: Tensor, sees_all: bool = False
-    ) -> tuple[Tensor | dict[str, Tensor] | None, Tensor]:
+    ) -> tuple[Mask | dict[str, Mask] | None, Tensor]:
         """Make room for a block. Close it with `cache.end()`.
 
         Args:
@@ -72,10 +72,12 @@ class Runner(Blocks):
     """
 
     def __init__(self, target: Target, batch_size: int, capacity: int, feature_layers: Iterable[int] = ()):
-        cache = TreeCache(target.cache_shapes, batch_size, capacity, compiled=target.compiled is not None)
-        super().__init__(cache, target.windows, target.attention == "eager", target.dtype)
-        self.model, self.family, self.compiled = target.model, target.family, target.compiled
+        compiled = target.compiled is not None
+        cache = TreeCache(target.cache_shapes, batch_size, capacity, compiled, target.device)
+        super().__init__(cache, target.windows, MaskForm(target.attention), target.dtype)
+        self.family, self.compiled = target.family, target.compiled
         self.delta = torch.zeros(batch_size, dtype=torch.long, device=target.device)
+        self.device = target.device
         self.feature_layers = tuple(feature_layers)
         self.features: dict[int, Tensor] = {}
 
@@ -95,25 +97,25 @@ class Runner(Blocks):
             `[batch, vocab]` logits after each row's last token. `features` then holds `[batch, length, hidden]` states.
         """
         length = embeds.shape[1]
-        last = torch.tensor([n - 1 for n in lengths], device=embeds.device)
         mask = padding_mask(lengths, length, embeds.device)
         # The head runs on the last tokens only: on the distinct columns in which they stand.
-        columns, index = last.unique(return_inverse=True)
+        columns = sorted({n - 1 for n in lengths})
         self.cache.begin(length)
         with self._capture():
-            logits = self.model(
+            logits = self.family.run(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=position_ids,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=columns,
+                logits_to_keep=torch.tensor(columns, device=embeds.device),
                 **extra,
-            ).logits
+            )
         self.cache.end()
         self.cache.commit(lengths)
         self.delta = delta
-        return logits[torch.arange(len(lengths), device=logits.device), index]
+        index = torch.tensor([columns.index(n - 1) for n in lengths], device=self.device)
+        return logits.to(self.device)[torch.arange(len(lengths), device=self.device), index]
 
     def extend(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Tensor:
         """Run a block of speculative nodes behind those of this round's earlier blocks.
@@ -132,24 +134,25 @@ class Runner(Blocks):
             self.cache.end()
             return logits
         with self._capture():
-            logits = self.model(
+            logits = self.family.run(
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=index + self.delta[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
-            ).logits
+            )
         self.cache.end()
-        return logits
+        return logits.to(self.device)
 
     @contextmanager
     def _capture(self) -> Iterator[None]:
-        """Keep the requested hidden states of the pass inside."""
+        """Keep the requested hidden states of the pass inside, on the target's device, where drafters read them."""
         if not self.feature_layers:
             yield
             return
-        with capture(self.family, self.feature_layers) as self.features:
+        with capture(self.family, self.feature_layers) as features:
             yield
+        self.features = {layer: states.to(self.device) for layer, states in features.items()}
 
 
 @contextmanager

@@ -7,40 +7,47 @@ number of requests may be interleaved on it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from .cache import SlotShape
+from .check import Report, check_target
 from .compiled import CompiledModel
 from .errors import MMSpecError
 from .families import Vision, family_of, visual_spans
 from .inputs import Request
+from .masks import MaskForm, kernels
 from .outcome import Scores, Verdict
-from .runner import Runner
+from .runner import LAST, Runner, capture
 from .tree import DraftTree
 from .trees import Proposals
+from .weights import device_of, stored_rows
 
-ATTENTION_BACK_ENDS = ("sdpa", "eager")
+ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
 
 
 class Target:
     """A causal or vision-language model ready for tree passes.
 
     Args:
-        model: a Hugging Face model, in memory, with an sdpa or eager attention back end.
+        model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
         compile: whether to compile the passes that score trees, and those of small models that draft for it, see
             `mmspec.compiled`. The first answer then takes a minute or more.
+        check: whether to compare it with its own `generate` at once, see `mmspec.check`; by default only if it is of no
+            listed family. Such a model reads no pictures before it was checked with some: with those that its processor
+            makes, or by `check(inputs=...)`.
 
     Raises:
         MMSpecError: if the model cannot be decoded speculatively: attention without arbitrary masks, recurrent state,
-            an unknown vision-language family.
+            a vision-language model without the parts that are read, one that does not pass its self-check.
     """
 
-    def __init__(self, model, processor=None, compile: bool = False):
+    def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None):
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
@@ -57,12 +64,50 @@ class Target:
             )
         self.windows = self.family.attention_windows()
         self._probed = (self.device, self.dtype), self._probe()
+        if MaskForm(self.attention) is MaskForm.BLOCK:
+            self._check_flex(compile)
         self.compile = compile
         self.compiled = CompiledModel(model, self.family) if compile else None
+        self.pictures_checked = self.family.verified or check is False
+        if check or (check is None and not self.family.verified):
+            try:
+                report = check_target(self, thorough=False)
+            except Exception as error:  # whatever a model of another shape stumbles over
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise MMSpecError(
+                    f"{type(model).__name__} does not pass the self-check: it cannot be run as mmspec runs models "
+                    f"({reason}). It may need a family of its own in mmspec/families"
+                ) from error
+            report.raise_if_wrong(self)
+
+    def check(self, inputs: Mapping[str, Any] | None = None) -> Report:
+        """Compare trees with the model's own `generate`, see `mmspec.check.check_target`.
+
+        Args:
+            inputs: of one row with pictures, from the model's processor; by default pictures of noise are made.
+
+        Raises:
+            MMSpecError: if they differ.
+        """
+        report = check_target(self, inputs)
+        report.raise_if_wrong(self)
+        return report
+
+    def _check_flex(self, compile: bool) -> None:
+        if compile:
+            raise MMSpecError(
+                "compile=true takes masks that are tensors, and flex attention compiles its own: load the model with "
+                "attn_implementation='sdpa', or leave compile out"
+            )
+        if {keys.device for keys, _ in self.cache_shapes} != {self.device}:
+            raise MMSpecError(
+                "the masks of flex attention cannot follow the layers to several devices: load the model with "
+                "attn_implementation='sdpa', or on one device"
+            )
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,8 +136,11 @@ class Target:
     def fingerprint(self) -> str:
         """Sixteen characters that change when the weights do: what was computed with other weights can be told."""
         digest = hashlib.sha256()
-        for tensor in (self.family.final_norm.weight, self.model.get_input_embeddings().weight[:64]):
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        norm, embeddings = self.family.final_norm, self.model.get_input_embeddings()
+        for rows in (stored_rows(norm, len(norm.weight)), stored_rows(embeddings, 64)):
+            digest.update(rows.detach().float().cpu().numpy().tobytes())
+        if quantisation := getattr(self.model.config, "quantization_config", None):  # of all weights but these
+            digest.update(repr(quantisation).encode())
         return digest.hexdigest()[:16]
 
     @property
@@ -104,14 +152,16 @@ class Target:
 
     @torch.inference_mode()
     def _probe(self) -> list[tuple[SlotShape, SlotShape]]:
-        """One pass over one token, to learn what every layer stores, wherever it lives."""
+        """One pass over one token, to learn what every layer stores, wherever it lives, and what the head does."""
         cache = DynamicCache()
-        self.model(
-            input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device),
-            position_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        try:
+            with kernels(self.attention, self.device), capture(self.family, [LAST]) as features:
+                out = self.model(input_ids=token, position_ids=token, past_key_values=cache, use_cache=True)
+        except ValueError as error:  # such as flex attention on a processor, with attention sinks
+            raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
+
+        self.family.compare_head(features[LAST].to(self.device), out.logits)
 
         def shape(states: Tensor) -> SlotShape:
             return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
@@ -123,29 +173,15 @@ class Target:
         """Run the vision tower over a request's pictures; None if it has none.
 
         Raises:
-            MMSpecError: if the prompt's placeholders and the pictures' tokens differ in number, or it holds a video.
+            MMSpecError: see `Family.encode`; for a model of no listed family whose pictures were not checked.
         """
-        inputs, token = request.inputs, self.family.image_token_id
-        placeholders = 0 if token is None else int((inputs["input_ids"] == token).sum())
-        video = getattr(self.model.config, "video_token_id", None)
-        if video is not None and (inputs["input_ids"] == video).any():
+        with kernels(self.attention, self.device):
+            vision = self.family.encode(request.inputs)
+        if vision is not None and not self.pictures_checked:
             raise MMSpecError(
-                "the prompt has video placeholder tokens, but mmspec reads pictures only; pass single frames"
-            )
-        pictures = [name for name in self.family.vision_inputs if inputs.get(name) is not None]
-        encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
-        if not pictures and encoded is None:
-            if placeholders:
-                raise MMSpecError(
-                    f"the prompt has {placeholders} image placeholder tokens but no image was given; pass images=[...]"
-                )
-            return None
-        vision = self.family.encode_images(inputs) if encoded is None else self.family.adopt_images(encoded)
-        tokens = sum(image.shape[0] for image in vision.embeds)
-        if tokens != placeholders:
-            raise MMSpecError(
-                f"the prompt has {placeholders} image placeholder tokens but the {len(vision.embeds)} images given "
-                f"fill {tokens}; pass as many images as the prompt has places for"
+                f"{type(self.model).__name__} is of no listed family, and how it reads pictures was not checked, for "
+                "there is no processor: give Target(model, processor), or run target.check(inputs=...) once with "
+                "inputs of one row from its processor"
             )
         return vision
 
@@ -165,7 +201,8 @@ class Target:
         runner = Runner(self, request.batch_size, max(capacity, request.max_length), feature_layers)
         embeds = self.family.embed(inputs["input_ids"], vision)
         position_ids, delta = self.family.positions(inputs)
-        logits = runner.prefill(embeds, position_ids, delta, request.lengths, self.family.prefill_inputs(inputs))
+        further = self.family.prefill_inputs(inputs, vision)
+        logits = runner.prefill(embeds, position_ids, delta, request.lengths, further)
         return Context(self, request, runner, logits, vision, embeds, runner.features)
 
 
@@ -228,4 +265,4 @@ class Context:
     def visual_spans(self) -> list[list[tuple[int, int]]]:
         """Per row, the `(start, end)` index ranges of its pictures in the prompt, in order."""
         sizes = [] if self.vision is None else self.vision.sizes
-        return visual_spans(self.request.token_ids(), self.target.family.image_token_id, sizes)
+        return visual_spans(self.request.token_ids(), self.target.family.placeholders, sizes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import models
+import tiny_families
 import torch
 from hypothesis import settings
 
@@ -19,6 +21,7 @@ from mmspec.drafters import (
     Eagle3Drafter,
     EagleDrafter,
     HiVisDrafter,
+    MedusaDrafter,
     MsdDrafter,
     ViSpecDrafter,
 )
@@ -41,7 +44,8 @@ RAGGED = ((1, 0, 2, 1), (9, 20, 5, 13))
 @cache
 def target_of(name: str, attention: str) -> Target:
     """One tiny target per family and back end, used by all tests of a process: requests must leave no trace."""
-    return Target(models.MODELS[name](attention))
+    build = models.MODELS[name] if name in models.MODELS else tiny_families.FAMILIES[name].build
+    return Target(build(attention))
 
 
 @cache
@@ -53,7 +57,13 @@ def blurred_drafter(name: str, attention: str) -> DraftModelDrafter:
 
 def own_mode(name: str) -> str:
     """The mode in which a model of the target's own kind drafts."""
-    return "own_vision" if name in models.VISUAL else "text_only"
+    tiny = tiny_families.FAMILIES.get(name)
+    return "own_vision" if name in models.VISUAL or (tiny is not None and tiny.kinds) else "text_only"
+
+
+def one_picture(name: str) -> dict:
+    """A prompt with one picture."""
+    return models.inputs_for(name, [1]) if name in models.MODELS else tiny_families.FAMILIES[name].inputs([["image"]])
 
 
 @cache
@@ -150,7 +160,8 @@ def tree_error(context: Context, inputs: dict, tree: DraftTree, scores: Scores, 
             for number, path in enumerate(paths):
                 first = prompt + len(emitted) - 1
                 difference = ours[row, path] - theirs[number, first : first + len(path)]
-                worst = max(worst, difference.abs().max().item())
+                error = difference.abs().max().item()
+                worst = max(worst, math.inf if math.isnan(error) else error)
     return worst
 
 
@@ -162,7 +173,7 @@ def text_drafter(name: str, attention: str) -> DraftModelDrafter:
 def shared_vision_drafter(name: str, attention: str) -> DraftModelDrafter:
     """A random language model that reads the target's vision tower through a random projector."""
     target, model = target_of(name, attention), models.llama(attention, seed=6, layers=2)
-    vision = target.encode(prepare(target, inputs=models.inputs_for(name, [1])))
+    vision = target.encode(prepare(target, inputs=one_picture(name)))
     projector = models.redraw(VisualProjector(vision.features[0].shape[-1], models.TEXT["hidden_size"]), seed=0)
     return DraftModelDrafter(target, model, "shared_vision", projector)
 
@@ -205,12 +216,11 @@ TINY_DRAFTERS = {
     "eagle": eagle_drafter,
     "eagle3, fewer tokens": eagle3_drafter,
     "dream, guided": dream_drafter,
+    "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
     **VISUAL_HEADS,
 }
 # Without pictures they are no more than EAGLE, or cannot be built.
 NEED_PICTURES = {"shared vision", *VISUAL_HEADS}
-# Attend by themselves whatever the target's back end is, as `eagle` does, which is tried on all of them.
-ONE_BACK_END = set(VISUAL_HEADS)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec import MMSpecError, Target, loading
-from mmspec.checkpoints import read_config, read_weights
+from mmspec.checkpoints import read_config, weight_shapes
 from mmspec.drafters import Drafter, DraftModelDrafter, NGramDrafter
 from mmspec.drafters.draft_model import VisualProjector
 from mmspec.trees import DynamicTree
@@ -87,7 +87,7 @@ def test_what_is_saved_is_what_is_loaded(target, tmp_path, monkeypatch, name):
     first, second = (mmspec.generate(target, d, **options) for d in (drafter, loaded))
     assert [r.accepted for r in first.stats.rounds] == [r.accepted for r in second.stats.rounds]
     assert first.token_ids == second.token_ids
-    assert read_weights(tmp_path / "a" / "b" / "model.safetensors").keys() == saved.keys()
+    assert weight_shapes(tmp_path / "a" / "b" / "model.safetensors") == {k: tuple(t.shape) for k, t in saved.items()}
 
 
 def test_a_drafter_loads_in_the_dtype_of_its_target(folder):
@@ -231,7 +231,11 @@ def test_drafters_without_a_config_say_that_they_cannot_be_saved(target, tmp_pat
 
 
 def test_nothing_in_the_package_unpickles():
-    for path in Path(mmspec.__file__).parent.rglob("*.py"):
+    """But for the converter, which is there for it, and reads nothing but tensors."""
+    package = Path(mmspec.__file__).parent
+    converter = package / "formats" / "convert.py"
+    assert converter.read_text().count("weights_only=True)") == 2  # what it does, and says
+    for path in set(package.rglob("*.py")) - {converter}:
         source = path.read_text()
         assert not re.search(r"\b(import pickle|torch\.load\(|torch\.save\(|joblib|weights_only)", source), path
 

@@ -30,7 +30,7 @@ def compiled_target(name: str, attention: str = "sdpa") -> Target:
 @pytest.mark.parametrize(
     ("name", "attention"),
     [
-        ("gemma3", "sdpa"),
+        pytest.param("gemma3", "sdpa", marks=pytest.mark.slow),
         pytest.param("qwen_vl", "sdpa", marks=pytest.mark.slow),
         pytest.param("mistral", "sdpa", marks=pytest.mark.slow),
         pytest.param("llava", "eager", marks=pytest.mark.slow),
@@ -76,6 +76,7 @@ def test_drafters_get_the_states_that_they_ask_for(traced, kind):
             assert (a.drafted, a.accepted) == (b.drafted, b.accepted)
 
 
+@pytest.mark.slow
 def test_other_lengths_and_requests_need_no_new_program(traced):
     target = compiled_target("llava")
     drafter = DraftModelDrafter(target, target.model, "own_vision", tree=DynamicTree(3, 2, 6))

@@ -256,16 +256,31 @@ def test_a_prompt_of_pictures_alone_leaves_a_blind_model_nothing_to_read():
 
 
 @pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
-def test_inside_generate_a_seeing_draft_model_has_nothing_to_see(label):
-    """transformers hands over the target's own embeddings of the pictures, which mean nothing to another model."""
+@pytest.mark.parametrize("name", models.VISUAL[:2])
+def test_inside_generate_a_draft_model_sees_what_it_sees_outside(name, label):
+    drafter = helpers.DRAFT_MODELS[label](name, "sdpa")
+    inputs, expected = case(name, "sdpa", *RAGGED, NEW)
+    options = {"max_new_tokens": NEW, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}
+    assert drafter.target.model.generate(**inputs, **options)[:, -NEW:].tolist() == expected
+    outside = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW)
+    rounds = [record.accepted for record in drafter.last_output.stats.rounds]
+    assert rounds == [record.accepted for record in outside.stats.rounds]
+
+
+@pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
+def test_pictures_that_the_caller_encoded_mean_nothing_to_another_model(label):
     drafter = helpers.DRAFT_MODELS[label]("llava", "sdpa")
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
+    model = drafter.target.model
+    encoded = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}
+    inputs = {name: value for name, value in inputs.items() if name != "pixel_values"}
     options = {"max_new_tokens": NEW, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}
     if drafter.mode == "text_only":
-        assert drafter.target.model.generate(**inputs, **options)[:, -NEW:].tolist() == expected
+        out = model.generate(**inputs, mm_encoder_outputs=encoded, **options)
+        assert out[:, -NEW:].tolist() == expected
     else:
-        with pytest.raises(MMSpecError, match=f"mode='{drafter.mode}' reads; call mmspec.generate"):
-            drafter.target.model.generate(**inputs, **options)
+        with pytest.raises(MMSpecError, match=f"(?s)mode='{drafter.mode}' reads.*instead of mm_encoder_outputs"):
+            model.generate(**inputs, mm_encoder_outputs=encoded, **options)
 
 
 class Reader:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mmspec import cache as cache_module
 from mmspec.cache import SlotShape, TreeCache
-from mmspec.masks import TreeMask
+from mmspec.masks import MaskForm, TreeMask
 
 SHAPES = [(SlotShape(1, 1, torch.float32, torch.device("cpu")),) * 2]
 
@@ -66,12 +66,12 @@ def requests(draw):
     return lengths, rounds
 
 
-def replay(request, windows: dict[str, int | None], additive: bool = False, capacity: int = 1):
+def replay(request, windows: dict[str, int | None], form=MaskForm.BOOLEAN, capacity: int = 1):
     """Play a request on a cache; yield every mask with the rows it is for, and the number of new nodes."""
     lengths, rounds = request
     with mock.patch.object(cache_module, "CHUNK", 8):
         cache = TreeCache(SHAPES, len(lengths), capacity)
-        masks = TreeMask(cache, windows, additive, torch.float32)
+        masks = TreeMask(cache, windows, form, torch.float32)
         cache.begin(max(lengths))
         cache.end()
         cache.commit(lengths)
@@ -124,7 +124,7 @@ def test_kinds_of_attention_get_a_mask_each(request):
 
 @given(requests())
 def test_additive_masks_block_with_the_lowest_number(request):
-    for mask, rows, new, slots in replay(request, {"full_attention": None}, additive=True):
+    for mask, rows, new, slots in replay(request, {"full_attention": None}, MaskForm.ADDITIVE):
         if mask is not None:
             visible = naive(rows, new, slots, None)
             assert mask.dtype == torch.float32

@@ -16,7 +16,7 @@ from mmspec.drafters import NGramDrafter
 
 def started(histories, image_token=None, **options) -> NGramDrafter:
     """A drafter with a request on the given histories."""
-    target = SimpleNamespace(family=SimpleNamespace(image_token_id=image_token))
+    target = SimpleNamespace(family=SimpleNamespace(placeholders={image_token: "image"}))
     context = SimpleNamespace(history=histories, active=[True] * len(histories), target=target)
     drafter = NGramDrafter(target, **options).fork()
     drafter.start(context)

@@ -232,25 +232,18 @@ def test_linear_attention_layers_are_refused():
         Target(model)
 
 
-@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
 def test_attention_without_arbitrary_masks_is_refused(attention):
     model = models.llava()
     # As a model loaded with this back end has it; loading it takes a GPU.
     model.config.get_text_config()._attn_implementation_internal = attention
-    with pytest.raises(MMSpecError, match=f"'{attention}' takes no tree mask; .*'sdpa' or 'eager'"):
+    with pytest.raises(MMSpecError, match=f"'{attention}' takes no tree mask; .*'sdpa' or 'eager' or 'flex"):
         Target(model)
 
 
 def test_a_model_without_the_parts_that_are_read_is_refused():
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(MMSpecError, match=r"GPT2LMHeadModel: its decoder GPT2Model has no `layers` and `norm`"):
-        Target(model)
-
-
-def test_an_unknown_vision_language_model_is_named():
-    model = models.llava()
-    model.config.model_type = "llawa"
-    with pytest.raises(MMSpecError, match="'llawa' is a vision-language model that no family .* mean 'llava'"):
         Target(model)
 
 

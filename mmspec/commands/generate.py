@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import configuration
@@ -75,9 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = show(mmspec.stream(target, drafter, **request, **shape), Console())
     comparison = None
     if settings.compare and out.stats.rounds:  # without a round there is no decoding to compare, only the prompt's pass
+        exact = settings.temperature == 0 and out.stats.lossless
         comparison = compare(
             lambda: mmspec.generate(target, drafter, **request, **shape),
             lambda: mmspec.generate(target, None, **request),
+            partial(difference, target, prompt, images or None, settings) if exact else None,
         )
     print(summary_line(out.stats, comparison, sampled=settings.temperature > 0))
     if settings.json:
@@ -108,19 +111,39 @@ def show(pieces: Iterator[Any], console: Console) -> Any:
                 console.file.flush()
 
 
-def compare(speculative: Any, plain: Any) -> dict[str, Any]:
-    """Time both ways of decoding in turns: median tokens per second, their ratio, and whether the ids agree."""
+def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Time both ways of decoding in turns: median tokens per second, their ratio, and whether the ids agree.
+
+    Args:
+        speculative, plain: decode once.
+        explain: says of the ids of plain decoding and of the other where they differ first, if they should not.
+    """
     ours, theirs = [], []
     for _ in range(COMPARED_RUNS):
         theirs.append(plain())
         ours.append(speculative())
     speed, plain_speed = (statistics.median(out.stats.tokens_per_second for out in outs) for outs in (ours, theirs))
-    return {
+    identical = ours[0].token_ids == theirs[0].token_ids
+    result = {
         "tokens_per_second": speed,
         "plain_tokens_per_second": plain_speed,
         "speedup": speed / plain_speed,
-        "identical": ours[0].token_ids == theirs[0].token_ids,
+        "identical": identical,
     }
+    if not identical and explain is not None:
+        result["divergence"] = explain(theirs[0].token_ids, ours[0].token_ids)
+    return result
+
+
+def difference(target, prompt, images, settings: Settings, plain: list, found: list) -> dict[str, Any]:
+    """Return the first difference of the ids (see `divergences`), whether rounding excuses it, and both in words."""
+    from mmspec.evaluation import divergence
+    from mmspec.evaluation.engines import Sampling
+    from mmspec.inputs import prepare
+
+    sampling = Sampling(repetition_penalty=settings.repetition_penalty)
+    (one,) = divergence.divergences(target, prepare(target, prompt, images), plain, found, sampling)
+    return one | {"excused": divergence.excused(target, one), "text": divergence.described(target, one)}
 
 
 def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:
@@ -137,6 +160,10 @@ def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -
         parts.append(f"{comparison['speedup']:.2f} times as fast as plain decoding ({plain})")
         if sampled:
             parts.append("text sampled, so the two may differ")
+        elif comparison["identical"]:
+            parts.append("text identical")
+        elif found := comparison.get("divergence"):
+            parts.append(f"text {'differs by rounding' if found['excused'] else 'DIFFERS'}: {found['text']}")
         else:
-            parts.append("text identical" if comparison["identical"] else "text DIFFERS")
+            parts.append("text DIFFERS")
     return " | ".join(parts)

@@ -4,7 +4,7 @@ from .base import Compressed, VisualCompressor, VisualSpan
 from .elastic import Elastic
 from .guided import FeatureGuided
 from .hide import Hide
-from .layout import Layout, is_visual, layout_of
+from .layout import Layout, layout_of
 from .pool import Conv, Pool
 from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
@@ -26,7 +26,6 @@ __all__ = [
     "VisualCompressor",
     "VisualSpan",
     "compressed_prompt",
-    "is_visual",
     "layout_of",
     "whole_prompt",
 ]

@@ -61,6 +61,9 @@ class VisualCompressor(nn.Module):
     """Where entries stand: `"original"`, at the (mean) place of the tokens that they stand for; `"gap"`, at the last
     places of the picture; `"packed"`, right behind what is before them, and so is all that follows."""
 
+    margin: tuple[int, int] = (0, 0)
+    """Tokens of text right before and right after a picture that go with it, whatever is left of it."""
+
     settings: tuple[str, ...] = ()
 
     needs_attention = False

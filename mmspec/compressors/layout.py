@@ -28,12 +28,6 @@ class Layout(NamedTuple):
     words: Tensor
 
 
-def is_visual(ids: Tensor, family: Family) -> Tensor:
-    """`[batch, length]` True on the placeholders of visual tokens."""
-    token = family.image_token_id
-    return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids == token
-
-
 def layout_of(family: Family, request: Request, prompt: Request, vision: Vision) -> Layout:
     """The layout of a request with pictures.
 
@@ -43,10 +37,10 @@ def layout_of(family: Family, request: Request, prompt: Request, vision: Vision)
         prompt: the prompt alone.
         vision: the encoded pictures.
     """
-    ids, sizes = request.inputs["input_ids"], vision.sizes
-    visual = is_visual(ids, family)
-    spans = visual_spans(prompt.token_ids(), family.image_token_id, sizes)
-    grids = iter(family.grids(request.inputs, sizes))
+    ids = request.inputs["input_ids"]
+    visual = family.is_visual(ids)
+    spans = visual_spans(prompt.token_ids(), family.placeholders, vision.sizes)
+    grids = iter(family.grids(request.inputs, vision))
     ends = torch.tensor(prompt.lengths, device=ids.device)[:, None]
     said = torch.arange(ids.shape[1], device=ids.device) < ends
     return Layout(visual, spans, [[next(grids) for _ in row] for row in spans], said & ~visual)

@@ -99,6 +99,8 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     summaries: list[tuple[int, Tensor]] = []
     cursor, count = 0, 0
+    before, after = compressor.margin
+    length = int((layout.words | layout.visual)[row].nonzero().max()) + 1  # of the prompt
 
     def keep(embeds: Tensor, states: Tensor, positions: Tensor, seen: bool) -> None:
         nonlocal count
@@ -106,7 +108,8 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
         count += len(embeds)
 
     for (start, end), grid in zip(layout.spans[row], layout.grids[row], strict=True):
-        keep(embeds[cursor:start], states[cursor:start], places[..., cursor:start], False)
+        first = max(start - before, cursor)
+        keep(embeds[cursor:first], states[cursor:first], places[..., cursor:first], False)
         index = start + layout.visual[row, start:end].nonzero()[:, 0]
         following = layout.words[row] & (numbers >= end)
         asked = following if following.any() else layout.words[row]
@@ -122,7 +125,7 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
         if left.summary is not None:
             summaries.append((count, left.summary))
         keep(left.embeds.to(embeds.dtype), left.source.mean(states[index]), positions, True)
-        cursor = end
+        cursor = max(end, min(end + after, length))
     keep(embeds[cursor:], states[cursor:], places[..., cursor:], False)
     columns = list(zip(*parts, strict=True))
     embeds, states, seen = (torch.cat(columns[number]) for number in (0, 1, 3))

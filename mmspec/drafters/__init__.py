@@ -8,6 +8,7 @@ from .eagle import EagleDrafter
 from .eagle3 import Eagle3Drafter
 from .feature import FeatureDrafter
 from .hivis import HiVisDrafter
+from .medusa import MedusaDrafter
 from .msd import MsdDrafter
 from .ngram import NGramDrafter
 from .step import StepDrafter
@@ -21,6 +22,7 @@ __all__ = [
     "EagleDrafter",
     "FeatureDrafter",
     "HiVisDrafter",
+    "MedusaDrafter",
     "MsdDrafter",
     "NGramDrafter",
     "StepDrafter",

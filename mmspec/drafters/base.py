@@ -41,6 +41,9 @@ class Drafter(nn.Module):
     draft_vocabulary: Tensor | None = None
     """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
 
+    max_depth: int | None = None
+    """Levels of a tree that it can draft; None where one can always follow. Builders ask `Growth.reach`."""
+
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__()
         self.target = target
@@ -134,6 +137,12 @@ class Drafter(nn.Module):
     def from_config(cls, config: dict[str, Any], target: Target) -> Drafter:
         """Rebuild a drafter from `config()`, weights not yet loaded."""
         raise NotImplementedError(f"{cls.__name__} cannot be loaded from a folder: it has no from_config()")
+
+    @classmethod
+    def empty(cls, config: dict[str, Any], target: Target) -> Drafter:
+        """`from_config` for a caller that brings all weights along: they may be on the meta device, where they take no
+        memory, and are then to be assigned."""
+        return cls.from_config(config, target)
 
     def save_pretrained(self, folder, **metadata: Any) -> None:
         """Write `config.json` and `model.safetensors`, which `mmspec.load_drafter(folder, target)` reads."""

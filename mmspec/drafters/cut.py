@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import MMSpecError
 from ..trees import TreeBuilder
+from ..weights import is_plain
 from .draft_model import DraftModelDrafter
 from .projector import VisualProjector
 
@@ -32,12 +33,23 @@ def cut_from_target(
         tree: how to grow trees.
 
     Raises:
-        MMSpecError: for a target whose language model transformers cannot build on its own, or too many layers.
+        MMSpecError: for a target whose language model transformers cannot build on its own, whose weights are quantised
+            or not in memory, or, with `shared_vision`, of no listed family; for too many layers.
     """
     text = target.family.text_config
     if mode == "shared_vision" and target.family.image_token_id is None:
         raise MMSpecError(
             f"mode='shared_vision': {type(target.model).__name__} takes no pictures; use mode='text_only'"
+        )
+    if mode == "shared_vision" and target.family.vision_projector is None:
+        raise MMSpecError(
+            f"mode='shared_vision': what the tower of {type(target.model).__name__} saw is not known, for it is of no "
+            "listed family; use mode='text_only'"
+        )
+    if not all(map(is_plain, target.family.decoder.parameters())):
+        raise MMSpecError(
+            f"the weights of this {type(target.model).__name__} are quantised or not all in memory, so none can be "
+            "copied: load it as it was trained, cut, and use the drafter with the quantised one"
         )
     if not 0 < layers <= len(target.family.layers):
         raise MMSpecError(f"layers={layers} must lie between 1 and the target's {len(target.family.layers)}")

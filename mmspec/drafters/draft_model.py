@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError, did_you_mean
-from ..families import Vision
+from ..families import Vision, family_of
 from ..inputs import Request, append, prepare
 from ..outcome import Scores, Verdict
 from ..runner import LAST, Runner, capture, padding_mask
@@ -62,18 +62,18 @@ class DraftModelDrafter(StepDrafter):
         tree: TreeBuilder | None = None,
         compressor: VisualCompressor | None = None,
     ):
-        from ..target import Target
-
         super().__init__(target, tree)
         if mode not in MODES:
             raise MMSpecError(f"DraftModelDrafter mode {mode!r} is unknown.{did_you_mean(mode, MODES)}")
         if (projector is not None) != (mode == "shared_vision"):
             raise MMSpecError("DraftModelDrafter: a projector belongs to mode='shared_vision', and to no other")
-        if mode == "own_vision" and Target(model).family.image_token_id is None:
+        if mode == "own_vision" and family_of(model).image_token_id is None:
             raise MMSpecError(
                 f"DraftModelDrafter: mode='own_vision' needs a vision-language model, {type(model).__name__} takes no "
                 "pictures; use mode='text_only'"
             )
+        from ..target import Target
+
         self.mode = mode
         self.model = model
         self.projector = projector
@@ -131,7 +131,7 @@ class DraftModelDrafter(StepDrafter):
         if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         with capture(family, [LAST]) as features:
-            self.model(
+            family.run(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=position_ids,
@@ -162,22 +162,37 @@ class DraftModelDrafter(StepDrafter):
     def _prompt(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
         """The target's prompt as the draft model reads it, and what stands for its pictures."""
         if self.mode == "text_only":
-            return _without_images(request, self.target.family.image_token_id), None
-        if vision is not None and vision.features is None:
-            raise MMSpecError(
-                "transformers encoded the pictures and kept neither their pixels nor what the vision tower saw, which "
-                f"a draft model with mode={self.mode!r} reads; call mmspec.generate instead of custom_generate"
-            )
-        if self.mode == "shared_vision":
-            return request, vision
-        if self.draft_target.processor is not None:
+            request, vision = _without_images(request, self.target.family.placeholders), None
+        elif self.mode == "shared_vision":
+            if vision is not None and vision.features is None:
+                raise MMSpecError(
+                    "what the vision tower saw is not known, which a draft model with mode='shared_vision' reads: "
+                    "the pictures were passed encoded (then pass their pixels instead of mm_encoder_outputs), or "
+                    f"{type(self.target.model).__name__} is of no listed family; use mode='own_vision' or 'text_only'"
+                )
+        elif self.draft_target.processor is None:
+            if vision is not None and all(request.inputs.get(name) is None for name in self._pixels):
+                raise MMSpecError(
+                    "the pictures were passed encoded and without the pixels, which a draft model with "
+                    "mode='own_vision' reads; pass those instead of mm_encoder_outputs"
+                )
+            vision = self.draft_target.encode(request)
+        else:
             if request.prompts is None:
                 raise MMSpecError(
                     "a draft model with its own processor needs the prompt and the images; call generate(prompt=, "
                     "images=) instead of generate(inputs=)"
                 )
             request = prepare(self.draft_target, request.prompts, request.images)
-        return request, self.draft_target.encode(request)
+            vision = self.draft_target.encode(request)
+        inputs = dict(request.inputs)
+        self.draft_target.family.complete(inputs)
+        return replace(request, inputs=inputs), vision
+
+    @property
+    def _pixels(self) -> tuple[str, ...]:
+        family = self.draft_target.family
+        return (*family.image_inputs[:1], *family.video_inputs[:1])
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
         """What `Runner.prefill` takes: embeddings, positions, delta, lengths, and what else goes into the pass.
@@ -188,16 +203,26 @@ class DraftModelDrafter(StepDrafter):
             vision: what stands for the pictures.
         """
         family, embeds = self.draft_target.family, self._embed(request, vision)
-        positions, delta = family.positions(request.inputs)
+        positions, delta = family.positions_until(prompt.inputs, embeds.shape[1])
         if self.compressor is None or vision is None:
-            return embeds, positions, delta, request.lengths, family.prefill_inputs(request.inputs)
+            return embeds, positions, delta, request.lengths, family.prefill_inputs(request.inputs, vision)
         eyes = self.target.family if self.mode == "shared_vision" else family
         layout = layout_of(eyes, request, prompt, vision)
-        none = torch.zeros_like(delta)
-        whole = DraftPrompt(embeds, embeds[..., :0], positions, layout.visual, none, delta)
-        left = compressed_prompt(self.compressor, whole, layout)
-        lengths = [n - removed for n, removed in zip(request.lengths, left.removed.tolist(), strict=True)]
-        extra = family.prefill_inputs({"token_type_ids": left.visual.long()})
+        none, further = torch.zeros_like(delta), embeds[..., :0]
+        deep = vision.deep if self.mode == "own_vision" else None
+        if deep is not None:  # what else stands for the pictures is compressed as they are
+            deep = torch.cat(deep, dim=1).movedim(0, 1)
+            further = deep.new_zeros(*embeds.shape[:2], deep[0].numel())
+            further[layout.visual] = deep.flatten(1)
+        left = compressed_prompt(
+            self.compressor, DraftPrompt(embeds, further, positions, layout.visual, none, delta), layout
+        )
+        removed = left.removed.tolist()
+        lengths, starts = ([n - m for n, m in zip(each.lengths, removed, strict=True)] for each in (request, prompt))
+        if deep is not None:
+            deep = [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
+        types = family.token_types(left.visual, starts)
+        extra = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=deep), left.visual)
         return left.embeds, left.positions, left.ahead, lengths, extra
 
     def _embed(self, request: Request, vision: Vision | None) -> Tensor:
@@ -208,7 +233,7 @@ class DraftModelDrafter(StepDrafter):
         embeds = family.embed(self._known(ids), None)
         if vision is None:
             return embeds
-        visual = ids == self.target.family.image_token_id
+        visual = self.target.family.is_visual(ids)
         dtype = next(self.projector.parameters(), vision.features[0]).dtype
         projected = [self.projector(features.to(dtype)) for features in vision.features]
         return embeds.masked_scatter(visual[..., None], torch.cat(projected).to(embeds))
@@ -253,9 +278,9 @@ class DraftModelDrafter(StepDrafter):
         return drafter.to(target.device)
 
 
-def _without_images(request: Request, image_token: int | None) -> Request:
+def _without_images(request: Request, placeholders: Collection[int]) -> Request:
     """The prompt with every placeholder left out."""
-    rows = [[token for token in ids if token != image_token] for ids in request.token_ids()]
+    rows = [[token for token in ids if token not in placeholders] for ids in request.token_ids()]
     lengths = [len(row) for row in rows]
     if min(lengths) == 0:
         raise MMSpecError("a prompt without its images is empty, so a text_only draft model has nothing to read")

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ..compressors import DraftPrompt, VisualCompressor
+from ..errors import MMSpecError, did_you_mean
 from ..runner import LAST
 from ..trees import TreeBuilder
 from ..trees.growth import Block
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Entries = tuple[Tensor, Tensor]
 """Keys and values, each `[batch, key_value_heads, length, head_dim]`."""
+
+FIRST_TOKEN = ("nothing", "mean")
 
 
 class DreamDrafter(FeatureDrafter):
@@ -41,8 +44,11 @@ class DreamDrafter(FeatureDrafter):
 
     Faithful: the layers, tanh gates that begin at 0, norms of queries and keys, no rotary positions in the memory, and
     the names of the weights. Ours: the first token, before which there is no state, attends to nothing, so its
-    attention is 0 (the release lets it see the whole prompt, the future included); the tree mask, which the paper means
-    and the release loses on its way to the layer; a compressor shortens tokens and memory alike.
+    attention is 0; the tree mask, which the paper means; a compressor shortens tokens and memory alike. The release
+    differs in the first two, and its checkpoint is loaded with both as they were: `first_token="mean"`, all states of
+    the prompt with equal weights, the future included, because the mask that hides them all is added as one and the
+    same large number; and `tree_masked=False`, because the mask never reaches that layer, so that a node sees the
+    stand-ins of all earlier levels, and of its own level those up to itself, in the order of expansion.
 
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
@@ -50,13 +56,17 @@ class DreamDrafter(FeatureDrafter):
         target, head, visual, draft_vocab_size, tree, compressor: see `FeatureDrafter`. The paper's compressor is
             `FeatureGuided(keep=0.75)`.
         cross_attention: False leaves the middle layer out, for the ablation: then no state of the target is read.
+        first_token: `nothing` or `mean`, what the first token's cross-attention sees.
+        tree_masked: whether a node sees of the memory the stand-ins of its own ancestors alone. May be changed on a
+            drafter that is loaded: no weight depends on it.
 
     Raises:
-        MMSpecError: see `FeatureDrafter`.
+        MMSpecError: for another `first_token`; see also `FeatureDrafter`.
     """
 
     feature_layers = (LAST,)
     switches = ("cross_attention",)
+    late_switches = ("first_token", "tree_masked")
     leading = 1
 
     def __init__(
@@ -68,8 +78,13 @@ class DreamDrafter(FeatureDrafter):
         tree: TreeBuilder | None = None,
         compressor: VisualCompressor | None = None,
         cross_attention: bool = True,
+        first_token: str = "nothing",
+        tree_masked: bool = True,
     ):
         super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
+        if first_token not in FIRST_TOKEN:
+            raise MMSpecError(f"first_token={first_token!r} is unknown.{did_you_mean(str(first_token), FIRST_TOKEN)}")
+        self.first_token, self.tree_masked = first_token, tree_masked
         hidden, eps = self.head.hidden_size, self.head.rms_norm_eps
         self.cross_attention = cross_attention
         middle = CrossLayer(self.head) if cross_attention else nn.Identity()
@@ -88,6 +103,11 @@ class DreamDrafter(FeatureDrafter):
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
         """`[batch, entries]`: every token has a slot, the first one too."""
         return prompt.positions
+
+    def read(self, request, prompt, embeds, features, vision):
+        read = super().read(request, prompt, embeds, features, vision)
+        self._entries = torch.tensor(prompt.lengths, device=read.removed.device) - read.removed
+        return read
 
     # Drafting.
 
@@ -112,11 +132,19 @@ class DreamDrafter(FeatureDrafter):
         if self.cross_attention:
             # An entry is the state before a token: who sees the token sees it, and nobody else does.
             keys, values = (part[:, :, 1:] for part in cache.layers[1].update(*middle.keys_values(states)))
-            seen = None if mask is None else mask[..., 1:]
+            seen = mask if self.tree_masked or mask is None else self._by_slot(mask)
+            seen = None if seen is None else seen[..., 1:]
             hidden = middle.finish(hidden, attend(middle.queries(hidden), keys, values, seen))
         output = last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
         cache.end()
         return self.norm(output)
+
+    def _by_slot(self, mask: Tensor) -> Tensor:
+        """A mask like this one by which every node of the open block sees all slots before it, and its own."""
+        cache, (new, slots) = self.blocks.cache, mask.shape[2:]
+        columns, own = torch.arange(slots, device=mask.device), torch.arange(new, device=mask.device)
+        own = own + cache.lengths[:, None] + cache.speculative
+        return (columns <= own[..., None])[:, None]
 
     # Training.
 
@@ -178,12 +206,23 @@ class DreamDrafter(FeatureDrafter):
         if self.cross_attention:
             memory = middle.keys_values(prompt.states[:, :-1])
             queries = middle.queries(block)
-            # The first token has no state before it: its attention is 0 [OUR].
+            # The first token has no state before it: its attention is 0 [OUR], or the mean of all values.
             attended = [torch.zeros_like(queries[:, :, :1])]
+            if self.first_token == "mean":
+                attended = [self._mean_value(prompt.states)]
             if queries.shape[2] > 1:
                 attended.append(_causal(queries[:, :, 1:], *memory))
             hidden = middle.finish(block, torch.cat(attended, dim=2))
         return block, hidden, entries, memory, last.self_attn.keys_values(last.input_layernorm(hidden), rope)
+
+    def _mean_value(self, states: Tensor) -> Tensor:
+        """`[batch, heads, 1, head_dim]` the mean of the memory's values over the prompt's `[batch, entries, hidden]`
+        states. Values are linear in states, so it is the value of their mean."""
+        columns = torch.arange(states.shape[1], device=states.device)
+        share = (columns < self._entries[:, None]) / self._entries[:, None]
+        mean = (states * share[..., None].to(states)).sum(1, keepdim=True)
+        _, value = self.layers[1].keys_values(mean)
+        return value.repeat_interleave(self.head.num_attention_heads // self.head.num_key_value_heads, dim=1)
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"cross_attention": self.cross_attention}

@@ -33,7 +33,7 @@ class EagleDrafter(FeatureDrafter):
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
     Args:
-        target, head, visual, draft_vocab_size, tree, compressor: see `FeatureDrafter`.
+        target, head, visual, draft_vocab_size, tree, compressor, own_embedding: see `FeatureDrafter`.
         bias: of the fusion.
         input_norm: normalise what the layer's attention reads (EagleVLM; MSD for Qwen).
 
@@ -57,8 +57,9 @@ class EagleDrafter(FeatureDrafter):
         bias: bool = True,
         input_norm: bool = False,
         compressor: VisualCompressor | None = None,
+        own_embedding: int | None = None,
     ):
-        super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
+        super().__init__(target, head, visual, draft_vocab_size, tree, compressor, own_embedding)
         hidden = self.head.hidden_size
         self.bias, self.input_norm = bias, input_norm
         self.fc = nn.Linear(self.fused * hidden, hidden, bias=bias)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ..compressors import VisualCompressor
-from ..errors import MMSpecError
+from ..errors import MMSpecError, did_you_mean
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
 from .head_config import initialise
 from .layer import DraftLayer
+from .rope import ROPES, axes_of
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -29,24 +30,30 @@ class Eagle3Drafter(FeatureDrafter):
 
     Faithful: the released code (which has no further projection of `[g; e]`, although the paper's figure draws one),
     the features, the reduced vocabulary and the names of the weights. Our own: the vocabulary head starts as a copy of
-    the target's rows, its scale included.
+    the target's rows, its scale included, if it is as wide.
 
     Lossless with every lossless verifier. Trained: everything but the embedding.
 
     Args:
-        target, head, draft_vocab_size, tree, compressor: see `FeatureDrafter`.
+        target, head, draft_vocab_size, tree, compressor, own_embedding: see `FeatureDrafter`. With an embedding of its
+            own, the hidden size may be another than the target's, if pictures are seen through the features alone.
         visual: False by default, as in the ports to vision-language models: pictures are seen through the features.
         feature_layers: three layers of the target, by the state that enters them; 2, n / 2 and n - 3 of n by default.
         fc_norm: normalise each of the three features before they are fused (EAGLE-3.1).
         norm_output: hand the normed state to the next draft step (EAGLE-3.1).
         norm_before_fc: normalise all three features as one vector; not together with `fc_norm`.
         norm_before_residual: the residual stream is the normed state.
+        rope: `1d`, or `mrope` for the target's positions of time, height and width in the prompt; `head` then has a
+            `mrope_section` among its `rope_parameters`, see `mmspec.drafters.rope`. What is drafted is text, whose axes
+            are equal.
 
     Raises:
-        MMSpecError: for layers that the target does not have, or both norms.
+        MMSpecError: for layers that the target does not have, both norms, or a rope that is not described.
     """
 
     guesses_features = False
+    any_width = True
+    late_switches = ("own_embedding", "rope")
     switches = ("feature_layers", "fc_norm", "norm_output", "norm_before_fc", "norm_before_residual")
 
     def __init__(
@@ -62,9 +69,22 @@ class Eagle3Drafter(FeatureDrafter):
         norm_before_fc: bool = False,
         norm_before_residual: bool = False,
         compressor: VisualCompressor | None = None,
+        own_embedding: int | None = None,
+        rope: str = "1d",
     ):
-        super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
+        super().__init__(target, head, visual, draft_vocab_size, tree, compressor, own_embedding)
         hidden, eps, count = self.head.hidden_size, self.head.rms_norm_eps, len(target.family.layers)
+        state = target.hidden_size
+        if visual and hidden != state:
+            raise MMSpecError(
+                f"visual=True: the target's visual embeddings have {state} numbers, and the hidden size of this "
+                f"Eagle3Drafter is {hidden}; use visual=False"
+            )
+        if rope not in ROPES:
+            raise MMSpecError(f"rope={rope!r} is unknown.{did_you_mean(str(rope), ROPES)}")
+        self.rope = rope
+        if rope == "mrope":
+            self.axes = axes_of(self.head.rope_parameters, self.head.head_dim)
         usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
         self.fused = tuple(feature_layers or usual)
         if len(self.fused) != 3 or not all(0 <= layer < count for layer in self.fused):
@@ -79,9 +99,9 @@ class Eagle3Drafter(FeatureDrafter):
         def norm(width: int) -> LlamaRMSNorm:
             return LlamaRMSNorm(width, eps=eps)
 
-        self.fc = nn.Linear(3 * hidden, hidden, bias=False)
-        self.fc_norm = nn.ModuleList([norm(hidden) for _ in range(3)]) if fc_norm else None
-        self.input_norm = norm(3 * hidden) if norm_before_fc else None
+        self.fc = nn.Linear(3 * state, hidden, bias=False)
+        self.fc_norm = nn.ModuleList([norm(state) for _ in range(3)]) if fc_norm else None
+        self.input_norm = norm(3 * state) if norm_before_fc else None
         self.midlayer = DraftLayer(self.head, 2 * hidden)
         self.midlayer.hidden_norm, self.midlayer.input_layernorm = norm(hidden), norm(hidden)
         self.norm = norm(hidden)
@@ -133,5 +153,7 @@ class Eagle3Drafter(FeatureDrafter):
     @torch.no_grad()
     def _copy_head(self) -> None:
         family = self.target.family
+        if self.lm_head.weight.is_meta or self.head.hidden_size != self.target.hidden_size:
+            return
         weight, _ = family.head_rows(self.draft_vocabulary)
         self.lm_head.weight.copy_(weight * family.logit_scale)

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..cache import SlotShape, TreeCache
 from ..compressors import DraftPrompt, VisualCompressor
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError
+from ..masks import MaskForm
 from ..outcome import Scores, Verdict
 from ..runner import Blocks
 from ..tree import DraftTree
@@ -21,6 +22,7 @@ from ..trees.growth import Block
 from .head_config import HEAD_SETTINGS, head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .reading import PromptReader
+from .rope import rope_of_axes
 from .step import StepDrafter, last_of
 from .vocabulary import ReducedVocabulary
 
@@ -49,6 +51,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         draft_vocab_size: how many tokens the drafter can propose; None for all. Which ones: `choose_vocabulary`.
         tree: how to grow trees; EAGLE-2's dynamic tree by default.
         compressor: what the drafter sees of pictures; all of them by default.
+        own_embedding: rows of a frozen token embedding of the drafter's own, as some published checkpoints have; None
+            to read the target's. Pictures are read from the target in either case.
 
     Raises:
         MMSpecError: for settings that are unknown or do not fit the target, such as another hidden size than its own.
@@ -56,6 +60,15 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     switches: tuple[str, ...] = ()
     """Names of further constructor arguments, which `config` gives too."""
+
+    late_switches: tuple[str, ...] = ("own_embedding",)
+    """Others, which folders written before there were any lack."""
+
+    any_width = False
+    """Whether the hidden size may differ from the target's, given an embedding of its own."""
+
+    rope = "1d"
+    """How positions are counted, see `mmspec.drafters.rope`."""
 
     guesses_features = True
     """Whether the layer's output stands for a state of the target, with which a loss can compare it."""
@@ -71,10 +84,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         draft_vocab_size: int | None = None,
         tree: TreeBuilder | None = None,
         compressor: VisualCompressor | None = None,
+        own_embedding: int | None = None,
     ):
         super().__init__(target, tree or DynamicTree())
         self.head = head_config(target, head or {})
-        if self.head.hidden_size != target.hidden_size:
+        if self.head.hidden_size != target.hidden_size and not (self.any_width and own_embedding):
             raise MMSpecError(
                 f"the hidden size of this {type(self).__name__} is {self.head.hidden_size} but the target's is "
                 f"{target.hidden_size}: it works on the target's own embeddings and states; train one for this target"
@@ -82,6 +96,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self.visual = visual
         self.rotary = LlamaRotaryEmbedding(self.head)
         self.reduce_vocabulary(draft_vocab_size)
+        self.take_embedding(own_embedding)
         if compressor is not None:
             self.take_compressor(compressor)
 
@@ -107,8 +122,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         return self.mix(prompt.embeds[:, 1:], prompt.states[:, :-1])
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
-        """`[batch, slots]`: a slot stands where its state does."""
-        return prompt.positions[:, :-1]
+        """`[batch, slots]`, or `[axes, batch, slots]`: a slot stands where its state does."""
+        return prompt.positions[..., :-1]
 
     def recur(self, output: Tensor) -> Tensor:
         """The layer's output to the state of the next draft step."""
@@ -141,7 +156,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         cache = TreeCache(
             [(slot, slot)] * len(remembered), context.batch_size, context.request.max_length + context.room
         )
-        self.blocks = Blocks(cache, {"full_attention": None}, additive=False, dtype=parameter.dtype)
+        self.blocks = Blocks(cache, {"full_attention": None}, MaskForm.BOOLEAN, parameter.dtype)
         cache.begin(remembered[0][0].shape[2])
         for layer, keys_values in zip(cache.layers, remembered, strict=True):
             layer.update(*keys_values)
@@ -208,7 +223,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         columns = torch.arange(mixed.shape[1], device=mixed.device)
         positions = self.slot_positions(prompt)
         prefix = attention.keys_values(mixed, self._rope(mixed, positions))
-        positions = positions.gather(1, slots)
+        # What follows a prompt is text, whose axes are equal.
+        positions = (positions if positions.ndim == 2 else positions.amax(0)).gather(1, slots)
         visible = columns <= slots[:, None, :, None]
         mixed, residual = pick(mixed, slots), pick(residual, slots)
         own: list[tuple[Tensor, Tensor]] = []
@@ -232,7 +248,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     # Small parts.
 
     def _rope(self, like: Tensor, slots: Tensor) -> Rope:
-        return self.rotary(like, slots)
+        return self.rotary(like, slots) if slots.ndim == 2 else rope_of_axes(self.rotary, self.axes, slots)
 
     def _rows(self) -> tuple[Tensor, Tensor | None] | None:
         return self.target.family.head_rows(self.draft_vocabulary)
@@ -243,16 +259,37 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
             "visual": self.visual,
             "draft_vocab_size": self.draft_vocab_size,
             "compressor": None if self.compressor is None else self.compressor.config(),
+            **{name: getattr(self, name) for name in self.late_switches},
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
-        names = ("head", "visual", "draft_vocab_size", *cls.switches)
+        return cls._from_config(config, target).to(target.device)
+
+    @classmethod
+    def empty(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
+        with torch.device("meta"):
+            drafter = cls._from_config(config, target)
+        drafter.rotary = LlamaRotaryEmbedding(drafter.head).to(target.device)  # computed, not stored
+        own = cls.from_config.__func__ is not FeatureDrafter.from_config.__func__
+        return cls.from_config(config, target) if own or has_unstored(drafter) else drafter
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
+        names = ("head", "visual", "draft_vocab_size", *cls.switches, *(n for n in cls.late_switches if n in config))
         compressor = compressor_of(config.get("compressor"))
         drafter = cls(target, **{name: config[name] for name in names}, compressor=compressor)
         for parameter in drafter.parameters():  # not the rotary frequencies, which stay in float32
             parameter.data = parameter.data.to(target.dtype)
-        return drafter.to(target.device)
+        return drafter
+
+
+def has_unstored(drafter: nn.Module) -> bool:
+    """Whether a module on the meta device has tensors there that no checkpoint will bring: computed ones."""
+    stored = {id(tensor) for tensor in drafter.state_dict(keep_vars=True).values()}
+    holders = [values for module in drafter.modules() for values in (vars(module), module._buffers)]
+    tensors = [value for values in holders for value in values.values() if isinstance(value, Tensor)]
+    return any(tensor.is_meta and id(tensor) not in stored for tensor in tensors)
 
 
 def pick(states: Tensor, slots: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ HEAD_SETTINGS = (
     "max_position_embeddings",
 )
 
+MROPE_SETTINGS = ("mrope_section", "mrope_interleaved")
+"""Of `rope_parameters`, for heads whose positions have several axes, see `mmspec.drafters.rope`."""
+
 
 def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
     """The layer's configuration: that of the target's language model with some changes.
@@ -41,7 +44,13 @@ def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
     settings["rope_parameters"] = {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}
     settings.setdefault("hidden_act", getattr(text, "hidden_activation", None) or "silu")
     settings.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
-    return LlamaConfig(**(settings | changes))
+    settings |= changes
+    rope = dict(settings["rope_parameters"])
+    # transformers warns of what its Llama has no use for.
+    axes = {name: rope.pop(name) for name in MROPE_SETTINGS if name in rope}
+    config = LlamaConfig(**settings | {"rope_parameters": rope})
+    config.rope_parameters |= axes
+    return config
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:

@@ -25,19 +25,22 @@ class HiVisDrafter(EagleDrafter):
     last row beside all deeper ones.
 
     Faithful: fusion, residual and its rows, hiding before pairing, names of the weights. Text keeps its places, as
-    released for Qwen2.5-VL; `packed=True` closes it up, as released for LLaVA. Not repeated: the Qwen release also
-    hides the image's delimiters and one word after them; the second stage multiplied logits by its mask before the
-    softmax, here what is masked takes no part (see `unroll` and `Objective(keep_within=5)`).
+    released for Qwen2.5-VL; `packed=True` closes it up, as released for LLaVA. The Qwen release also hides the image's
+    delimiters and one token of text after them, in training and in use alike: `Hide(margin=(1, 2))`, which is what its
+    checkpoints are loaded with, and not the default. Not repeated: the second stage multiplied logits by its mask
+    before the softmax, here what is masked takes no part (see `unroll` and `Objective(keep_within=5)`).
 
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
     Args:
-        target, head, draft_vocab_size, tree, bias, input_norm: see `EagleDrafter`.
+        target, head, draft_vocab_size, tree, bias, input_norm, own_embedding: see `EagleDrafter`.
         steps: rows of the residual.
         packed: see `Hide`.
+        compressor: a `Hide` in place of `Hide(packed)`, for one with a margin.
 
     Raises:
-        MMSpecError: when a request's pictures are not among its tokens, so that hiding them hides nothing.
+        MMSpecError: when a request's pictures are not among its tokens, so that hiding them hides nothing, or nothing
+            is left beside them.
     """
 
     fused = 3
@@ -55,13 +58,14 @@ class HiVisDrafter(EagleDrafter):
         steps: int = 4,
         packed: bool = False,
         compressor: Hide | None = None,
+        own_embedding: int | None = None,
     ):
         compressor = compressor or Hide(packed)
         if not isinstance(compressor, Hide):
             raise MMSpecError(
                 f"HiVisDrafter hides pictures, so compressor={type(compressor).__name__} does not fit; use EagleDrafter"
             )
-        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor)
+        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor, own_embedding)
         if steps < 1:
             raise MMSpecError(f"HiVisDrafter: steps={steps} must be at least 1")
         self.steps, self.packed = steps, compressor.packed
@@ -75,6 +79,8 @@ class HiVisDrafter(EagleDrafter):
                 "HiVisDrafter: the prompt has pictures, but hiding them removed no token: the target's image token "
                 f"{self.target.family.image_token_id} is not in it"
             )
+        if (torch.tensor(request.lengths, device=read.removed.device) <= read.removed).any():
+            raise MMSpecError("HiVisDrafter: with its pictures hidden nothing is left of a prompt; ask a question")
         return read
 
     def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:

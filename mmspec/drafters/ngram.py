@@ -46,7 +46,7 @@ class NGramDrafter(Drafter):
 
     def start(self, context: Context) -> None:
         self.context = context
-        self.image_token = context.target.family.image_token_id
+        self.placeholders = set(context.target.family.placeholders)
         # Per row: n-gram to the indices of the tokens that followed it, in order.
         self.index = [defaultdict(list) for _ in context.history]
         self.indexed = [0] * len(context.history)
@@ -78,7 +78,7 @@ class NGramDrafter(Drafter):
             for after in range(max(self.indexed[row], self.min_ngram), len(history)):
                 for n in range(self.min_ngram, min(self.max_ngram, after) + 1):
                     gram = tuple(history[after - n : after])
-                    if self.image_token in gram:
+                    if not self.placeholders.isdisjoint(gram):
                         break
                     index[gram].append(after)
             self.indexed[row] = len(history)
@@ -94,7 +94,7 @@ class NGramDrafter(Drafter):
             for after in matches[: -self.branches - 1 : -1]:
                 node = 0
                 for token in history[after : after + self.length]:
-                    if token == self.image_token:
+                    if token in self.placeholders:
                         break
                     key = (node, token)
                     if key not in children:

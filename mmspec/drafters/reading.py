@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention import received_attention
-from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, is_visual, layout_of, whole_prompt
+from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of, whole_prompt
+from ..errors import MMSpecError
 from ..families import Vision
 from ..inputs import Request
 from ..runner import LAST
@@ -26,10 +28,30 @@ class PromptReader:
         Raises:
             MMSpecError: if it does not fit the target's hidden size.
         """
-        compressor.attach(self.target.hidden_size, self.target.hidden_size)
+        compressor.attach(self.head.hidden_size, self.target.hidden_size)
         self.compressor = compressor
         layers = [LAST, self._deepest] if compressor.needs_attention else [LAST]
         self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, *layers]))
+
+    def take_embedding(self: FeatureDrafter, rows: int | None) -> None:
+        """Read tokens from an embedding of one's own, which is not trained; None reads the target's.
+
+        Raises:
+            MMSpecError: if it lacks some of the target's tokens.
+        """
+        self.own_embedding = rows
+        if rows is None:
+            return
+        if rows < self.target.vocab_size:
+            raise MMSpecError(
+                f"own_embedding={rows} rows are too few for the target's {self.target.vocab_size} tokens: both must "
+                "share a tokenizer"
+            )
+        self.embed_tokens = nn.Embedding(rows, self.head.hidden_size)
+
+    def trainable_parameters(self: FeatureDrafter) -> Iterator[nn.Parameter]:
+        """All weights but the embedding's."""
+        return (weight for name, weight in self.named_parameters() if not name.startswith("embed_tokens."))
 
     def read(
         self: FeatureDrafter,
@@ -55,7 +77,9 @@ class PromptReader:
             MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
         """
         ids, family = request.inputs["input_ids"], self.target.family
-        whole = whole_prompt(self._prompt_embeds(ids, embeds), self.absorb(features), is_visual(ids, family))
+        whole = whole_prompt(self._prompt_embeds(ids, embeds), self.absorb(features), family.is_visual(ids))
+        if self.rope == "mrope":
+            whole.positions, whole.ahead = family.positions(request.inputs)
         if self.compressor is None or vision is None:
             return whole
         layout, attention = layout_of(family, request, prompt, vision), None
@@ -75,13 +99,15 @@ class PromptReader:
 
     def _token_embeds(self: FeatureDrafter, tokens: Tensor) -> Tensor:
         """`[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
+        if self.own_embedding is not None:
+            return self.embed_tokens(tokens.masked_fill(tokens >= self.own_embedding, 0)).to(self._dtype)
         return self.target.family.embed(tokens, None).to(self._dtype)
 
     def _prompt_embeds(self: FeatureDrafter, ids: Tensor, merged: Tensor) -> Tensor:
         """`[batch, length, hidden]` embeddings of a prompt: as the target read it, or with bare placeholders."""
-        if self.visual:
-            return merged.to(self._dtype)
-        image, size = self.target.family.image_token_id, self.target.model.get_input_embeddings().num_embeddings
-        if image is not None and image >= size:  # the placeholder has no row of its own in the table
-            ids = ids.masked_fill(ids == image, 0)
-        return self._token_embeds(ids)
+        if not self.visual:
+            return self._token_embeds(ids)
+        merged = merged.to(self._dtype)
+        if self.own_embedding is None:
+            return merged
+        return torch.where(self.target.family.is_visual(ids)[..., None], merged, self._token_embeds(ids))

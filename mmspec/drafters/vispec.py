@@ -32,7 +32,7 @@ class ViSpecDrafter(EagleDrafter):
     stage on long answers that the target wrote itself (recipe `vispec`).
 
     Args:
-        target, head, draft_vocab_size, tree, bias, input_norm: see `EagleDrafter`.
+        target, head, draft_vocab_size, tree, bias, input_norm, own_embedding: see `EagleDrafter`.
         queries: of the adaptor, the one for g included: at least 2.
         heads: of the adaptor's attention; the layer's by default.
         use_summary: whether g is injected.
@@ -56,6 +56,7 @@ class ViSpecDrafter(EagleDrafter):
         heads: int | None = None,
         use_summary: bool = True,
         compressor: Resampler | None = None,
+        own_embedding: int | None = None,
     ):
         if queries < 2:
             raise MMSpecError(f"ViSpecDrafter: queries={queries} must be at least 2, one of them for the global vector")
@@ -64,7 +65,7 @@ class ViSpecDrafter(EagleDrafter):
         if not getattr(compressor, "summary", False):
             name = type(compressor).__name__
             raise MMSpecError(f"ViSpecDrafter: {name} makes no summary; use Resampler(summary=True)")
-        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor)
+        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor, own_embedding)
         self.queries, self.heads, self.use_summary = queries, heads, use_summary
         hidden = self.head.hidden_size
         self.img_fc = nn.Linear(2 * hidden, hidden)

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import importlib
 
-_LAZY = {"Bundle": "bundle", "Report": "reporting", "benchmark": "bench", "report": "reporting"}
+_LAZY = {
+    "Bundle": "bundle",
+    "Report": "reporting",
+    "benchmark": "bench",
+    "divergences": "divergence",
+    "report": "reporting",
+}
 
 __all__ = list(_LAZY)
 

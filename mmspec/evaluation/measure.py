@@ -14,7 +14,7 @@ from ..stats import PHASES, PhaseClock, Round
 from ..target import Target
 from .asking import Group, Questions
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
-from .divergence import Divergence, complaint_of, divergences
+from .divergence import TIE, Divergence, complaint_of, divergences
 from .engines import Answer, texts
 from .methods import PLAIN, Side
 
@@ -41,7 +41,7 @@ class Protocol:
     batch: int = 1
     limit: int | None = None
     seed: int = 0
-    tie: float = 2.0
+    tie: float = TIE
     on_divergence: str = FAIL
 
     def __post_init__(self):

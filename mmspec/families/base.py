@@ -3,66 +3,40 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
-
-
-@dataclass
-class Vision:
-    """The pictures of a batch, encoded once, in the order of their placeholders.
-
-    Args:
-        embeds: one `[tokens, hidden]` tensor per picture: what the language model reads in place of its placeholders.
-        features: one `[tokens, vision_hidden]` tensor per picture, token for token the same: what the vision tower
-            saw, before the target's projector. Drafters that share the tower put their own projector on it. None where
-        transformers encoded the pictures and kept only `embeds`.
-    """
-
-    embeds: list[Tensor]
-    features: list[Tensor] | None
-
-    @property
-    def sizes(self) -> list[int]:
-        """Visual tokens per picture."""
-        return [len(image) for image in self.embeds or self.features or []]
-
-
-def visual_spans(rows: list[list[int]], token: int | None, sizes: list[int]) -> list[list[tuple[int, int]]]:
-    """Per row of token ids, the `(start, end)` index ranges of its pictures, in order.
-
-    Args:
-        rows: token ids, without padding.
-        token: the placeholder of a visual token.
-        sizes: visual tokens of every picture of the batch.
-    """
-    spans: list[list[tuple[int, int]]] = []
-    left = iter(sizes)
-    for ids in rows:
-        places = [index for index, one in enumerate(ids) if one == token]
-        row, first = [], 0
-        while first < len(places):  # placeholders of one picture may be broken up by row separators
-            last = first + next(left) - 1
-            row.append((places[first], places[last] + 1))
-            first = last + 1
-        spans.append(row)
-    return spans
+from ..masks import kernels
+from ..weights import device_of, linear_weight
+from .vision import Vision, in_order
 
 
 class Family:
     """A view of one model: where its parts are, how pictures enter, and which positions its tokens have.
 
     The base class describes a LLaVA-shaped model: a vision tower behind `get_image_features`, one placeholder token per
-    visual token, positions that count tokens.
+    visual token, positions that count tokens. Videos are pictures of another kind: with `get_video_features` behind
+    `video_inputs` and a placeholder of their own.
     """
 
     model_types: tuple[str, ...] = ()
-    vision_inputs: tuple[str, ...] = ("pixel_values",)
-    """Processor outputs that belong to pictures, not to token positions."""
+    image_inputs: tuple[str, ...] = ("pixel_values",)
+    """Arguments of `get_image_features`, as processors name them, the pixels first."""
+    video_inputs: tuple[str, ...] = ()
+    """Arguments of `get_video_features`, the pixels first; none for a family without videos."""
+    further_inputs: tuple[str, ...] = ()
+    """Other outputs of the processor that say something about pictures."""
+    appended_type = 0
+    """The `token_type_ids` of what is appended to a prompt."""
+    shapes_logits = True
+    """Whether the model scales and caps its logits as its language model's configuration says, see `compare_head`."""
+    verified = True
+    """Whether the test suite compares this family with the model's own `generate`. If not, a target checks itself when
+    it is made, see `mmspec.check`."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -81,6 +55,29 @@ class Family:
         return self.model.config.image_token_id
 
     @property
+    def video_token_id(self) -> int | None:
+        """The placeholder of videos; None if the model takes none, or takes their frames as pictures."""
+        return self.model.config.video_token_id if self.video_inputs else None
+
+    @property
+    def placeholders(self) -> dict[int, str]:
+        """Placeholder token to `"image"` or `"video"`."""
+        tokens = {self.image_token_id: "image", self.video_token_id: "video"}
+        return {token: kind for token, kind in tokens.items() if token is not None}
+
+    @property
+    def vision_inputs(self) -> tuple[str, ...]:
+        """Processor outputs that belong to pictures, not to token positions."""
+        return (*self.image_inputs, *self.video_inputs, *self.further_inputs)
+
+    def is_visual(self, ids: Tensor) -> Tensor:
+        """Of `[...]` token ids, True on the placeholders of visual tokens."""
+        visual = torch.zeros_like(ids, dtype=torch.bool)
+        for token in self.placeholders:
+            visual |= ids == token
+        return visual
+
+    @property
     def layers(self) -> nn.ModuleList:
         return self.decoder.layers
 
@@ -89,61 +86,120 @@ class Family:
         return self.decoder.norm
 
     @property
-    def vision_projector(self) -> nn.Module:
-        """The module whose input is `Vision.features`: `[pictures, tokens, vision_hidden]`."""
+    def vision_projector(self) -> nn.Module | None:
+        """The module whose input is `Vision.features`: `[pictures, tokens, vision_hidden]`; None if there is none."""
         return self.model.model.multi_modal_projector
 
-    def encode_images(self, inputs: dict[str, Any]) -> Vision:
-        """Run the vision tower on the `vision_inputs` of a batch."""
+    def encode(self, inputs: dict[str, Any]) -> Vision | None:
+        """Run the vision tower on the `vision_inputs` of a batch, or adopt what `generate` has encoded already.
+
+        Raises:
+            MMSpecError: if the prompt's placeholders and the pictures' tokens differ in number, or it holds a video
+                that this family does not read.
+        """
+        encoded, ids = inputs.get("mm_encoder_outputs") or {}, inputs["input_ids"]
+        video = getattr(self.model.config, "video_token_id", None)
+        if not self.video_inputs and video is not None and (ids == video).any():
+            raise MMSpecError(
+                f"the prompt has video placeholder tokens, but of {type(self.model).__name__} mmspec reads pictures "
+                "only; pass single frames"
+            )
+        parts: dict[str, Vision] = {}
+        for token, kind in self.placeholders.items():
+            names = self.image_inputs if kind == "image" else self.video_inputs
+            if encoded.get(kind) is not None:
+                parts[kind] = self.pictures(encoded[kind], None, inputs, kind)
+            elif inputs.get(names[0]) is not None:
+                parts[kind] = self._encode(kind, names, inputs)
+            wanted = int((ids == token).sum())
+            if kind not in parts and wanted:
+                way = "images=[...]" if kind == "image" else f"the processor's {names[0]}"
+                raise MMSpecError(
+                    f"the prompt has {wanted} {kind} placeholder tokens but no {kind} was given; pass {way}"
+                )
+            if kind in parts and sum(parts[kind].sizes) != wanted:
+                sizes = parts[kind].sizes
+                raise MMSpecError(
+                    f"the prompt has {wanted} {kind} placeholder tokens but the {len(sizes)} {kind}s given fill "
+                    f"{sum(sizes)}; pass as many {kind}s as the prompt has places for"
+                )
+        if len(parts) < 2:
+            return next(iter(parts.values()), None)
+        return in_order(parts, ids.tolist(), self.placeholders)
+
+    def _encode(self, kind: str, names: Sequence[str], inputs: dict[str, Any]) -> Vision:
         captured = []
-        hook = self.vision_projector.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        projector = self.vision_projector
+        hook = projector and projector.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
         try:
-            output = self.model.get_image_features(
-                **{name: inputs[name] for name in self.vision_inputs if inputs.get(name) is not None},
+            pixels, *further = names
+            # The pixels' name is not the same in all versions of transformers, their place is.
+            output = getattr(self.model, f"get_{kind}_features")(
+                inputs[pixels],
+                **{name: inputs[name] for name in further if inputs.get(name) is not None},
                 return_dict=True,
             )
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
+        return self.pictures(output, captured[0] if captured else None, inputs, kind)
+
+    def pictures(self, output: Any, features: Tensor | None, inputs: dict[str, Any], kind: str) -> Vision:
+        """One kind of pictures from what the model's own encoder returned.
+
+        Args:
+            output: of `get_image_features` or `get_video_features`.
+            features: what entered the projector; None where transformers encoded the pictures.
+            inputs: of the request.
+            kind: `"image"` or `"video"`.
+        """
         embeds = [image.reshape(-1, image.shape[-1]) for image in output.pooler_output]
-        return Vision(embeds, self.align_features(captured[0], embeds, inputs))
+        aligned = None if features is None else self.align_features(features, embeds, inputs, kind)
+        return Vision(embeds, aligned, [kind] * len(embeds))
 
-    def adopt_images(self, output: Any) -> Vision:
-        """Pictures that `generate` has encoded already; what the tower saw is lost then."""
-        return Vision([image.reshape(-1, image.shape[-1]) for image in output.pooler_output], None)
-
-    def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+    def align_features(
+        self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any], kind: str
+    ) -> list[Tensor] | None:
         """Cut the projector's input into one tensor per picture, in the order of the visual tokens."""
         return list(features.flatten(0, -2).split([image.shape[0] for image in embeds]))
 
-    def grids(self, inputs: dict[str, Any], sizes: list[int]) -> list[tuple[int, int] | None]:
+    def grids(self, inputs: dict[str, Any], vision: Vision) -> list[tuple[int, int] | None]:
         """Rows and columns of the visual tokens of every picture, in the order of the pictures; None where they are no
         rectangle. By default a picture is a square.
-
-        Args:
-            inputs: of the request.
-            sizes: visual tokens per picture.
         """
-        edges = [math.isqrt(size) for size in sizes]
-        return [(edge, edge) if edge**2 == size else None for edge, size in zip(edges, sizes, strict=True)]
+        edges = [math.isqrt(size) for size in vision.sizes]
+        return [(edge, edge) if edge**2 == size else None for edge, size in zip(edges, vision.sizes, strict=True)]
 
     def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
-        """Token embeddings `[batch, length, hidden]` with the pictures in place of their placeholders."""
+        """Token embeddings `[batch, length, hidden]` with the pictures in place of their placeholders.
+
+        Without pictures a placeholder is a token like any other, or token 0 if it lies outside the embedding table.
+        """
+        table = self.model.get_input_embeddings()
         if vision is None:
-            return self.model.get_input_embeddings()(input_ids)
-        visual = input_ids == self.image_token_id
-        # The placeholder may lie outside the embedding table.
-        embeds = self.model.get_input_embeddings()(input_ids.masked_fill(visual, 0))
+            if any(token >= table.num_embeddings for token in self.placeholders):
+                input_ids = input_ids.masked_fill(self.is_visual(input_ids), 0)
+            return table(input_ids)
+        visual = self.is_visual(input_ids)
+        embeds = table(input_ids.masked_fill(visual, 0))
         return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
 
     def head_rows(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, of all tokens or `[count]`."""
+        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, of all tokens or `[count]`.
+
+        They are on the device of the input embedding, where drafters are.
+        """
         head = self.model.get_output_embeddings()
-        weight, bias = head.weight, getattr(head, "bias", None)
+        table, bias = self.model.get_input_embeddings(), getattr(head, "bias", None)
+        device = device_of(table)
+        weight, bias = linear_weight(head, table.weight.dtype, device), None if bias is None else bias.to(device)
         return (weight, bias) if tokens is None else (weight[tokens], None if bias is None else bias[tokens])
 
     @property
     def logit_scale(self) -> float:
         """What the model multiplies the output embedding's logits by: 1 for most."""
+        if not self.shapes_logits:
+            return 1.0
         scale = getattr(self.text_config, "logit_scale", None) or 1.0  # Cohere
         scaling = getattr(self.text_config, "logits_scaling", None) or 1.0  # Granite divides, HyperCLOVA X multiplies
         return scale * scaling if self.text_config.model_type.startswith("hyperclovax") else scale / scaling
@@ -157,8 +213,26 @@ class Family:
         logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
         if self.logit_scale != 1:
             logits = logits * self.logit_scale
-        cap = getattr(self.text_config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The bound that logits approach; None for most models."""
+        return getattr(self.text_config, "final_logit_softcapping", None) if self.shapes_logits else None
+
+    def compare_head(self, hidden: Tensor, logits: Tensor) -> None:
+        """Find out whether the model scales and caps its logits as its configuration says: some vision-language models
+        (Aya Vision, PaliGemma 2 in transformers 5.17) have a head of their own, which does not.
+
+        Args:
+            hidden: `[..., hidden]` states after the final norm.
+            logits: `[..., vocab]` that the model made of them.
+        """
+        if self.logit_scale == 1 and self.logit_cap is None:
+            return
+        shaped = (self.head(hidden).to(logits) - logits).abs().max()
+        self.shapes_logits = False
+        self.shapes_logits = bool(shaped <= (self.head(hidden).to(logits) - logits).abs().max())
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions of a right-padded prompt.
@@ -171,9 +245,65 @@ class Family:
         position_ids = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return position_ids, torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device)
 
-    def prefill_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Further arguments of the model's forward pass over the prompt."""
+    def positions_until(self, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
+        """The same of a right-padded prompt that goes on to `width` tokens, at the positions that decoding gives them.
+
+        A model's own pass over prompt and answer may disagree: behind a video, Qwen2.5-VL's does.
+        """
+        prompt, delta = self.positions(inputs)
+        later = torch.arange(width, device=delta.device) + delta[:, None]
+        later = later.expand(*prompt.shape[:-1], width).clone()
+        length = prompt.shape[-1]
+        later[..., :length] = torch.where(inputs["attention_mask"].bool(), prompt, later[..., :length])
+        return later, delta
+
+    def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor | None:
+        """`token_type_ids` of a sequence that no processor made; None for most models.
+
+        Args:
+            visual: `[batch, length]` True on visual tokens.
+            lengths: tokens of the prompt per row; an answer may follow.
+        """
+        return None
+
+    def complete(self, inputs: dict[str, Any]) -> None:
+        """Add to prepared inputs what the model's own processor would have: kinds of tokens, if they are missing."""
+
+    def prefill_inputs(
+        self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Further arguments of `forward` over a prompt.
+
+        Args:
+            inputs: of the request, completed.
+            vision: its pictures.
+            visual: `[batch, length]` where they stand; by default at their placeholders.
+        """
         return {}
+
+    def seen_together(self, inputs: dict[str, Any]) -> Tensor | None:
+        """`[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none; None
+        where attention is causal throughout."""
+        return None
+
+    def run(self, **arguments: Any) -> Tensor:
+        """`[batch, length, vocab]` logits of a pass of the language model.
+
+        Args:
+            arguments: of the model's own forward pass, with tokens or embeddings; pictures are in the embeddings.
+        """
+        with kernels(self.text_config._attn_implementation, device_of(self.model.get_input_embeddings())):
+            return self.forward(**arguments)
+
+    def forward(self, **arguments: Any) -> Tensor:
+        """What `run` does; for subclasses."""
+        return self.model(**arguments).logits
+
+    def forward_decoder(self, logits_to_keep: int | Tensor = 0, **arguments: Any) -> Tensor:
+        """The same past the outer model, for arguments that it does not pass on to its language model."""
+        states = self.decoder(**arguments).last_hidden_state
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return self.head(states[:, keep])
 
     def attention_windows(self) -> dict[str, int | None]:
         """The kinds of attention in the model: name to sliding window, None for full attention.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from .base import Family
+from .vision import Vision
 
 
 class Gemma3(Family):
@@ -19,9 +22,20 @@ class Gemma3(Family):
         # The projector pools the patches first; its norm is the first module that sees one vector per visual token.
         return self.model.model.multi_modal_projector.mm_soft_emb_norm
 
-    def prefill_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
+        return visual.long()
+
+    def complete(self, inputs: dict[str, Any]) -> None:
+        inputs.setdefault("token_type_ids", self.token_types(self.is_visual(inputs["input_ids"]), ()))
+
+    def prefill_inputs(
+        self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
+    ) -> dict[str, Any]:
         """The model builds its block mask from `token_type_ids` (1 on visual tokens)."""
-        types = inputs.get("token_type_ids")
-        if types is None:
-            types = (inputs["input_ids"] == self.image_token_id).long()
-        return {"token_type_ids": types}
+        return {"token_type_ids": inputs["token_type_ids"]}
+
+    def seen_together(self, inputs: dict[str, Any]) -> Tensor:
+        """The tokens of a picture: a run of visual tokens."""
+        seen = inputs["token_type_ids"] == 1
+        begins = seen & ~functional.pad(seen, (1, 0))[:, :-1]
+        return (begins.long().cumsum(1) - 1).masked_fill(~seen, -1)

@@ -6,7 +6,8 @@ from .base import Family
 
 
 class Llava(Family):
-    """`LlavaForConditionalGeneration`, exactly the shape that the base class describes."""
+    """`LlavaForConditionalGeneration`, exactly the shape that the base class describes. With a Pixtral tower (which
+    takes pictures of any size) the rows of a picture are separated by tokens of their own."""
 
     model_types = ("llava",)
-    vision_inputs = ("pixel_values", "image_sizes")
+    image_inputs = ("pixel_values", "image_sizes")

@@ -167,7 +167,7 @@ def measure_costs(
 
 def random_request(target: Target, length: int, rows: int = 1, seed: int = 0) -> Request:
     """Rows of random text, `length` tokens each; no token stands for a picture."""
-    special = {target.family.image_token_id, getattr(target.model.config, "video_token_id", None)}
+    special = {*target.family.placeholders, getattr(target.model.config, "video_token_id", None)}
     tokens = torch.tensor([token for token in range(target.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(seed)
     ids = tokens[torch.randint(len(tokens), (rows, length), generator=generator)].to(target.device)

@@ -146,14 +146,14 @@ class Teacher:
         vision = target.encode(prompt)
         request = append(prompt, answers, WIDTHS)
         embeds = family.embed(request.inputs["input_ids"], vision)
-        position_ids, _ = family.positions(request.inputs)
+        position_ids, _ = family.positions_until(prompt.inputs, embeds.shape[1])
         with capture(family, self.feature_layers) as features:
-            target.model(
+            family.run(
                 inputs_embeds=embeds,
                 attention_mask=padding_mask(request.lengths, embeds.shape[1], embeds.device),
                 position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature
-                **family.prefill_inputs(request.inputs),
+                **family.prefill_inputs(request.inputs, vision),
             )
         return Lesson(target, prompt, answers, request, vision, embeds, dict(features), list(tasks))

@@ -158,7 +158,8 @@ class AutoTree(TreeBuilder):
 
         drafter = growth.drafter
         self._costs = self.costs or self._measure(drafter)
-        self._tracker = AcceptanceTracker(self.prior, self.max_depth, self.decay, self.weight)
+        self._reach = growth.reach(self.max_depth)
+        self._tracker = AcceptanceTracker(self.prior, self._reach, self.decay, self.weight)
         self._gains = [0.0, 0.0]
         if self.remember:
             self._tracker, self._gains = self._learnt.setdefault(_name(drafter), (self._tracker, self._gains))
@@ -190,7 +191,7 @@ class AutoTree(TreeBuilder):
         found = candidates(
             self._costs,
             self._tracker.acceptance(),
-            max_depth=self.max_depth,
+            max_depth=self._reach,
             max_nodes=self.limit,
             dynamic=not self.sampled,
             gain=self.gain,

@@ -34,7 +34,7 @@ class DynamicTree(TreeBuilder):
 
     def build(self, growth: Growth) -> DraftTree:
         frontier = growth.expand(growth.root, self.top_k)
-        for _ in range(self.depth - 1):
+        for _ in range(growth.reach(self.depth) - 1):
             children = growth.expand(frontier, self.top_k)
             best = growth.path_log_probs.gather(1, children).topk(min(self.top_k, children.shape[1]), dim=1).indices
             frontier = children.gather(1, best.sort(-1).values)

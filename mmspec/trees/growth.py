@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import MMSpecError
 from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 
@@ -123,15 +124,22 @@ class Growth:
         self._visible = torch.zeros(len(root), 0, 0, dtype=torch.bool, device=root.device)
         self._draft_probs: list[Tensor] = []
 
+    def reach(self, depth: int) -> int:
+        """How many of `depth` levels the drafter can draft (`Drafter.max_depth`). Builders stop there."""
+        limit = None if self.drafter is None else self.drafter.max_depth
+        return depth if limit is None else min(depth, limit)
+
     def expand(self, nodes: Tensor, count: int) -> Tensor:
         """Run the drafter on `[batch, n]` nodes and add `count` children to each.
 
-        The root comes first, alone; after that any nodes whose parents were expanded.
+        The root comes first, alone; after that any nodes whose parents were expanded, no deeper than `reach`.
 
         Returns:
             `[batch, n * count]` numbers of the new nodes, those of one parent side by side, the best first.
         """
         batch, n = nodes.shape
+        if self.reach(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
+            self._check_reach(nodes)
         self.logits = self._run(nodes)
         tokens, log_probs, probs = self._choose(self.logits, count, lambda: self._paths(nodes))
         if probs is not None:
@@ -151,10 +159,12 @@ class Growth:
         return torch.arange(first, first + n * count, device=nodes.device).expand(batch, n * count)
 
     def chain(self, length: int) -> DraftTree:
-        """The tree of `length` nodes, each the best (or the one drawn) child of the one before.
+        """The tree of `length` nodes (or as many as `reach` allows), each the best (or the one drawn) child of the one
+        before.
 
         What `expand` does for any tree is done here with less: of a chain everything but the tokens is known.
         """
+        length = self.reach(length)
         batch, device = len(self.root), self.root.device
         tokens, likelihoods, probs = [self.tokens], [self._log_probs], []
         logits = self._expand_root()[:, None]
@@ -263,6 +273,14 @@ class Growth:
         older = torch.cat([self._visible, self._visible.new_zeros(batch, self._visible.shape[1], n)], dim=2)
         self._visible = torch.cat([older, visible], dim=1)
         return self._expand(Block(self.tokens.gather(1, nodes), parents, visible, self.depth.gather(1, nodes) - 1))
+
+    def _check_reach(self, nodes: Tensor) -> None:
+        deepest = int(self.depth.gather(1, nodes).max())
+        if self.reach(deepest + 1) <= deepest:
+            raise MMSpecError(
+                f"{type(self.drafter).__name__} drafts {self.drafter.max_depth} levels, but the tree asks for level "
+                f"{deepest + 1}: a builder goes no deeper than growth.reach(depth)"
+            )
 
     def _paths(self, nodes: Tensor) -> list[list[list[int]]]:
         """Per row and node, the drafted tokens from below the root down to the node."""

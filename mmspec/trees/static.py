@@ -13,6 +13,16 @@ from .growth import Growth
 
 # fmt: off
 PRESETS: dict[str, tuple[str, ...]] = {
+    # The tree that Medusa (arXiv 2401.10774) was released with, `mc_sim_7b_63`: 63 drafted nodes, depth 4.
+    "medusa": (
+        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9",
+        "00", "01", "02", "03", "04", "05", "06", "07", "08", "09",
+        "10", "11", "12", "13", "14", "15", "16",
+        "20", "21", "22", "30", "31", "40", "50", "60", "70", "80", "90",
+        "000", "001", "002", "003", "004", "005", "006", "007", "008", "009",
+        "010", "011", "012", "020", "021", "030", "040", "050", "060", "070", "100", "101", "200",
+        "0000", "0001",
+    ),
     # The tree of EAGLE-1 (arXiv 2401.15077): 25 drafted nodes, depth 5.
     "eagle1": (
         "0", "1", "2", "3",
@@ -31,8 +41,8 @@ class StaticTree(TreeBuilder):
     Ranks are by drafter probability, or by order of draw when children are sampled.
 
     Args:
-        paths: the name of a preset (`"eagle1"`), or the paths of all nodes but the root: sequences of ranks, or
-            strings of digits.
+        paths: the name of a preset (`"eagle1"` or `"medusa"`), or the paths of all nodes but the root: sequences of
+            ranks, or strings of digits. What lies deeper than the drafter drafts is left out.
 
     Raises:
         MMSpecError: for an unknown preset, a node without its parent, or a rank without the ranks before it.
@@ -78,7 +88,7 @@ class StaticTree(TreeBuilder):
 
     def build(self, growth: Growth) -> DraftTree:
         nodes, kept = growth.root, [growth.root]
-        for expand, width, keep in self._levels:
+        for expand, width, keep in self._levels[: growth.reach(len(self._levels))]:
             children = growth.expand(nodes[:, expand], width)
             if children.shape[1] < len(expand) * width:
                 raise MMSpecError(f"StaticTree asks for {width} children but the drafter's vocabulary is smaller")

@@ -1,4 +1,4 @@
-"""Families: where pictures stand, that features line up with tokens, positions, windows; all families are tested."""
+"""What is particular to some families: order within a picture, positions, logits from states, windows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import models
 import pytest
 import torch
 import transformers
-from helpers import RAGGED, case, pictures_for, start, target_of
+from helpers import RAGGED, case, start, target_of
 
 from mmspec.drafters import Eagle3Drafter
 from mmspec.errors import MMSpecError
-from mmspec.families import FAMILIES, CausalLM, family_of
+from mmspec.families import CausalLM, family_of
 from mmspec.inputs import prepare
 from mmspec.runner import LAST, capture
 from mmspec.target import Target
@@ -74,28 +74,6 @@ def vision_of(target: Target, inputs: dict):
     return target.encode(prepare(target, inputs=inputs))
 
 
-def project(name: str, model, features: torch.Tensor) -> torch.Tensor:
-    """What the target itself makes of one picture's features."""
-    if name == "qwen_vl":  # four patches a token
-        return model.visual.merger(features.reshape(-1, features.shape[-1] // 4))
-    projector = model.multi_modal_projector
-    if name == "gemma3":
-        return projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight
-    return projector(features)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", models.VISUAL)
-def test_features_line_up_with_the_tokens_they_become(name):
-    target = target_of(name, "sdpa")
-    vision = vision_of(target, qwen_inputs(GRIDS) if name == "qwen_vl" else models.inputs_for(name, [3, 1]))
-    sizes = [height * width // 4 for _, height, width in GRIDS] if name == "qwen_vl" else [4] * 4
-    assert [embeds.shape[0] for embeds in vision.embeds] == sizes
-    for embeds, features in zip(vision.embeds, vision.features, strict=True):
-        assert (project(name, target.model.model, features) - embeds).abs().max() < 1e-5
-        assert (project(name, target.model.model, features.flip(0)) - embeds).abs().max() > 1e-2, "order counts"
-
-
 @torch.no_grad()
 def test_pictures_of_different_size_are_cut_apart():
     target, inputs = pixtral(), pixtral_inputs()
@@ -135,17 +113,6 @@ def test_qwen_windows_are_put_back_into_reading_order():
     for token, features in captured.items():
         assert (features[0] - plain[0]).abs().amax(-1).nonzero().flatten().tolist() == [token]
         assert torch.equal(features[1], plain[1])
-
-
-@pytest.mark.parametrize("name", models.MODELS)
-def test_visual_spans_hold_the_placeholders_and_nothing_else(name):
-    inputs, _ = case(name, "sdpa", *RAGGED, 1)
-    context = start(target_of(name, "sdpa"), inputs)
-    spans = context.visual_spans()
-    assert [len(row) for row in spans] == pictures_for(name, RAGGED[0])
-    for ids, row in zip(context.request.token_ids(), spans, strict=True):
-        inside = {index for start_, end in row for index in range(start_, end)}
-        assert inside == {index for index, token in enumerate(ids) if token == models.IMAGE}
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
@@ -253,8 +220,3 @@ def test_a_kind_of_attention_without_a_mask_form_is_refused():
     model.config.layer_types = [FULL, "chunked_attention", FULL]
     with pytest.raises(MMSpecError, match="'qwen3' has layers of type chunked_attention"):
         Target(model)
-
-
-def test_every_family_has_a_tiny_model_in_the_tests():
-    tested = {build().config.model_type for build in models.MODELS.values()}
-    assert {kind for family in FAMILIES for kind in family.model_types} <= tested

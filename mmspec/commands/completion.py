@@ -1,0 +1,94 @@
+"""`mmspec completion`: the Tab key knows commands, flags, groups, their options, and keys."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import configuration
+from ..errors import MMSpecError, did_you_mean
+
+ARGUMENTS = "SHELL"  # instead of a configuration; see mmspec.cli
+
+SCRIPTS = {
+    "bash": """_mmspec() {
+    local line="${COMP_LINE:0:COMP_POINT}" word="${COMP_WORDS[COMP_CWORD]}"
+    local typed="${line##* }"
+    local IFS=$'\\n'
+    COMPREPLY=($(mmspec completion --line "$line" 2>/dev/null))
+    # bash breaks words at "=", so only what follows it is put in.
+    if [[ "$typed" == *=* ]]; then
+        local before="${typed%"${word#=}"}"
+        COMPREPLY=("${COMPREPLY[@]#"$before"}")
+    fi
+    [[ "${COMPREPLY[0]}" == *= ]] && compopt -o nospace
+}
+complete -o default -F _mmspec mmspec
+""",
+    "zsh": """_mmspec() {
+    local -a found
+    found=(${(f)"$(mmspec completion --line "$LBUFFER" 2>/dev/null)"})
+    compadd -S '' -- $found
+}
+compdef _mmspec mmspec
+""",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `mmspec completion`."""
+    parser.description = (
+        'Print what makes the Tab key complete mmspec: put eval "$(mmspec completion bash)" into ~/.bashrc, or the '
+        "same with zsh into ~/.zshrc. SHELL is bash or zsh."
+    )
+    parser.add_argument("--line", metavar="TEXT", help="print what can follow a line that was typed so far")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a shell's script, or the continuations of a line."""
+    if arguments.line is not None:
+        print("\n".join(continuations(arguments.line)))
+        return 0
+    if len(arguments.overrides) != 1:
+        raise MMSpecError(f"name one shell: mmspec completion {ARGUMENTS}, which is bash or zsh")
+    (shell,) = arguments.overrides
+    if shell not in SCRIPTS:
+        raise MMSpecError(f"shell {shell!r} is unknown.{did_you_mean(shell, SCRIPTS)}")
+    print(SCRIPTS[shell], end="")
+    return 0
+
+
+def continuations(line: str) -> list[str]:
+    """What the last word of a line may become.
+
+    Args:
+        line: up to the cursor, `mmspec` first.
+    """
+    from ..cli import COMMANDS, flags_of
+
+    *before, word = line.split(" ")
+    words = [typed for typed in before[1:] if typed]
+    title = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else " ".join(words[:1])
+    if title not in COMMANDS or (words == [title] and any(name.startswith(f"{title} ") for name in COMMANDS)):
+        first = {
+            name.split()[len(words)]
+            for name in COMMANDS
+            if name.split()[: len(words)] == words and name.split()[len(words) :]
+        }
+        more = _settings(title, word) if title in COMMANDS else []
+        return sorted(name for name in first if name.startswith(word)) + more
+    if word.startswith("-"):
+        return sorted(flag for flag in flags_of(title) if flag.startswith(word))
+    return _settings(title, word)
+
+
+def _settings(title: str, word: str) -> list[str]:
+    """Groups with their options, and keys."""
+    name = title.rpartition(" ")[2]
+    if not (configuration.shipped_folder() / f"{name}.yaml").is_file():
+        return []
+    found, (chosen, keys) = configuration.groups(), configuration.settings(name)
+    group, equals, _ = word.partition("=")
+    if equals:
+        options = configuration.options_of(name, group, found) if group in chosen else {}
+        return sorted(f"{group}={option}" for option in options if f"{group}={option}".startswith(word))
+    return sorted(f"{each}=" for each in (*chosen, *keys) if each.startswith(word))

@@ -1,0 +1,46 @@
+"""`mmspec list`: everything that can be chosen, one line each."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import configuration
+from ..errors import MMSpecError, did_you_mean
+
+ARGUMENTS = "[GROUP ...]"  # instead of a configuration; see mmspec.cli
+
+FIRST = ("target", "drafter", "tree", "verifier", "compressor", "task", "train/recipe")
+"""The order of what most people look for; what else there is follows."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `mmspec list`."""
+    parser.description = "Print the options of every configuration group with one line each, or those of some groups."
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configurations, listed with mmspec's")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print groups with their options."""
+    found = configuration.groups(arguments.config_dir)
+    names = {path.rpartition("/")[2]: path for path in sorted(found, key=_place)}
+    unknown = [name for name in arguments.overrides if name not in names]
+    if unknown:
+        raise MMSpecError(f"group {unknown[0]!r} is unknown.{did_you_mean(unknown[0], names)}")
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for name in arguments.overrides or names:
+        table = Table.grid(padding=(0, 2), pad_edge=True)
+        for option, purpose in found[names[name]].items():
+            table.add_row(f"  {option}", purpose)
+        console.print(f"{name}=", style="bold")
+        console.print(table)
+    if not arguments.overrides:
+        console.print("`mmspec COMMAND --help` says which of these a command takes, and which are its defaults.")
+    return 0
+
+
+def _place(path: str) -> tuple[int, str]:
+    return (FIRST.index(path) if path in FIRST else len(FIRST), path)

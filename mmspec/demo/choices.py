@@ -1,0 +1,91 @@
+"""What can be chosen on the page: the options of the groups of configs/demo.yaml, by name, and nothing else.
+
+The command line may name folders, hub ids and settings (`tree.length=3`); the page may not, because whoever reaches it
+would then say what is loaded and run here. What the command line chose is an option of the page as well, with its
+settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .. import configuration
+from ..errors import MMSpecError, did_you_mean
+
+COMMAND = "demo"
+
+
+@dataclass
+class Group:
+    """One choice.
+
+    Args:
+        purpose: of the group, in words.
+        options: a name to what it is, in words.
+        start: the option that the page begins with.
+    """
+
+    purpose: str
+    options: dict[str, str]
+    start: str
+
+
+class Choices:
+    """The groups, and the configuration of what was chosen in them.
+
+    Args:
+        overrides: of the command line.
+        config_dir: the user's own configurations.
+
+    Raises:
+        MMSpecError: for whatever is wrong with the overrides.
+    """
+
+    def __init__(self, overrides: Sequence[str] = (), config_dir: str | None = None):
+        self._overrides, self._config_dir = list(overrides), config_dir
+        self.config = configuration.compose(COMMAND, self._overrides, config_dir)
+        self._nodes: dict[tuple[str, str], Any] = {}
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """What can be chosen, by group, in the order of configs/demo.yaml."""
+        found = configuration.groups(self._config_dir)
+        given = dict(override.partition("=")[::2] for override in self._overrides)
+        groups = {}
+        for name, (default, purpose) in configuration.settings(COMMAND)[0].items():
+            every, start = configuration.options_of(COMMAND, name, found), given.get(name, default)
+            options = {option: about for option, about in every.items() if not self._open(name, option)}
+            options.setdefault(start, every.get(start, "what the page was started with"))
+            groups[name] = Group(purpose, options, start)
+        return groups
+
+    def _open(self, group: str, option: str) -> bool:
+        """Whether an option needs a value that only the command line can give."""
+        files = [folder / group / f"{option}.yaml" for folder in configuration.search_folders(self._config_dir)]
+        return any("???" in file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+    def check(self, chosen: Mapping[str, str]) -> None:
+        """Refuse what is not on offer.
+
+        Raises:
+            MMSpecError: naming the group and the nearest option.
+        """
+        for name, group in self.groups.items():
+            option = chosen.get(name)
+            if option not in group.options:
+                raise MMSpecError(f"{name} {option!r} is not offered here.{did_you_mean(str(option), group.options)}")
+
+    def node(self, group: str, option: str) -> Any:
+        """The configuration of an option; None for one that stands for nothing."""
+        if option == self.groups[group].start:
+            return self.config[group]
+        if (group, option) not in self._nodes:
+            names = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in self._overrides}
+            of_groups = names & set(self.groups)
+            plain = [o for o in self._overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] not in of_groups]
+            composed = configuration.compose(COMMAND, [*plain, f"{group}={option}"], self._config_dir)
+            self._nodes[group, option] = composed[group]
+        return self._nodes[group, option]

@@ -1,0 +1,80 @@
+"""What is uploaded: held against the limits before it is decoded, and refused in words."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import MMSpecError
+from ..inputs import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is taken from a stranger. Pillow reads far more, some of it with the help of other programs."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    Args:
+        megabytes: of the file.
+        megapixels: of the picture, which a small file can unfold to very many of.
+    """
+
+    megabytes: float = 10
+    megapixels: float = 40
+
+
+def read(path: str | Path, limits: Limits, name: str | None = None) -> Image:
+    """An uploaded picture in RGB.
+
+    Args:
+        path: of the file.
+        limits: to keep to.
+        name: that the file had where it came from, which is the only one that its owner knows.
+
+    Raises:
+        MMSpecError: if it is too large, or no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    name = name or path.name
+    if not path.is_file():
+        raise MMSpecError(f"image {name!r} is no longer there: drop it again")
+    size = path.stat().st_size / 1e6
+    if size > limits.megabytes:
+        raise MMSpecError(
+            f"image {name!r} has {size:.1f} MB, but this page takes {limits.megabytes:g} MB at most: make it smaller, "
+            f"or start the page with a larger upload_mb= than {limits.megabytes:g}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            with Image.open(path, formats=FORMATS) as opened:
+                width, height = opened.size
+    except UnidentifiedImageError:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise MMSpecError(f"image {name!r} is not in a picture format that this page reads: {known}") from None
+    except Image.DecompressionBombError:
+        raise MMSpecError(_too_many(name, "far more pixels", limits)) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MMSpecError(f"image {name!r} cannot be read: {error}") from None
+    if width * height > limits.megapixels * 1e6:
+        pixels = f"{width} x {height} pixels, {width * height / 1e6:.1f} million"
+        raise MMSpecError(_too_many(name, pixels, limits))
+    try:
+        return load_image(path)
+    except MMSpecError as error:
+        raise MMSpecError(str(error).replace(str(path), name)) from error.__cause__
+
+
+def _too_many(name: str, pixels: str, limits: Limits) -> str:
+    return (
+        f"image {name!r} has {pixels}, but this page takes {limits.megapixels:g} million at most: scale it down, or "
+        f"start the page with a larger megapixels= than {limits.megapixels:g}"
+    )

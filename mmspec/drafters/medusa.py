@@ -1,0 +1,137 @@
+"""Medusa: a head for every place ahead, all of them on one state of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..outcome import Scores, Verdict
+from ..runner import LAST
+from ..tree import DraftTree
+from ..trees import StaticTree, TreeBuilder
+from ..trees.base import positive
+from ..trees.growth import Block
+from .feature import pick
+from .step import StepDrafter
+
+if TYPE_CHECKING:
+    from ..target import Context, Target
+    from ..training.lesson import Guess, Lesson
+
+
+class ResBlock(nn.Module):
+    """`x + SiLU(W x + b)`, which begins as the identity.
+
+    Args:
+        hidden: width of x.
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden, hidden)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[..., hidden]` to the same."""
+        return states + functional.silu(self.linear(states))
+
+
+class MedusaDrafter(StepDrafter):
+    """The heads of Medusa (arXiv 2401.10774, section 2.1).
+
+    Head k reads h, the target's last state after the final norm, at the newest token that has one. The root came from
+    that state and has none yet, so `p_k = softmax(W_k ResBlocks(h))` is about the k-th token behind the root. The
+    heads read no tokens: all nodes of a depth have one distribution, whatever stands above them, and trees are
+    Cartesian products, cut down to what is likely. Nothing can be proposed deeper than there are heads, and trees end
+    there.
+
+    Faithful: the heads, their first weights, the released tree as the default, the names of the weights. Our own: any
+    target with any pictures in any batch (the paper has none), the bias begins at zero too, the target's bias and cap
+    of the logits are left out, and typical acceptance is not there, because it is not lossless.
+
+    Lossless with every lossless verifier. Trained: everything, with the target frozen (Medusa-1; recipe `medusa`).
+
+    Args:
+        target: the model to draft for.
+        heads: how many places ahead are guessed.
+        layers: residual blocks of a head.
+        tree: how to grow trees; the released one of 63 nodes by default.
+
+    Raises:
+        MMSpecError: for numbers that are not positive integers.
+    """
+
+    feature_layers = (LAST,)
+
+    def __init__(self, target: Target, heads: int = 5, layers: int = 1, tree: TreeBuilder | None = None):
+        super().__init__(target, tree or StaticTree("medusa"))
+        positive(self, heads=heads, layers=layers)
+        self.heads, self.layers = heads, layers
+        hidden, vocab = target.hidden_size, target.vocab_size
+        self.medusa_head = nn.ModuleList(
+            nn.Sequential(*(ResBlock(hidden) for _ in range(layers)), nn.Linear(hidden, vocab, bias=False))
+            for _ in range(heads)
+        )
+        if not self.medusa_head[0][-1].weight.is_meta:
+            with torch.no_grad():
+                weight = target.family.head_rows()[0][:vocab] * target.family.logit_scale
+                for head in self.medusa_head:
+                    head[-1].weight.copy_(weight)
+
+    @property
+    def max_depth(self) -> int:
+        return self.heads
+
+    def start(self, context: Context) -> None:
+        super().start(context)
+        states = context.features[LAST]
+        last = torch.tensor(context.request.lengths, device=states.device) - 1
+        self._state = pick(states, last[:, None])
+
+    def expand_root(self, root: Tensor) -> Tensor:
+        """All heads speak at once, `[batch, heads, vocab]`; how deep the tree goes is the builder's business."""
+        state = self._state.to(self._dtype)
+        self._guesses = torch.cat([head(state) for head in self.medusa_head], dim=1)
+        return self._guesses[:, 0]
+
+    def expand(self, block: Block) -> Tensor:
+        rows = torch.arange(len(self._guesses), device=block.depth.device)[:, None]
+        return self._guesses[rows, block.depth + 1]  # the root's children, of depth 0 here, heard the second head
+
+    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        super().observe(tree, scores, verdict)
+        tip = verdict.path.gather(1, (verdict.length - 1).clamp(min=0)[:, None])
+        self._state = pick(scores.features[LAST], tip.clamp(min=0))
+
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """See `Drafter.unroll`: step i is head i + 1 at every root. No step depends on another, so there is nothing to
+        detach, and no more steps than heads."""
+        from ..training.lesson import Guess
+
+        states = pick(lesson.features[LAST].to(self._dtype), lesson.root_slots)
+        for step, head in enumerate(self.medusa_head[:steps]):
+            valid, places = lesson.drafted(step)
+            if not valid.any():
+                return
+            yield Guess(head(states[valid]), None, places, valid.flatten().nonzero()[:, 0])
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.medusa_head[0][-1].weight.dtype
+
+    def config(self) -> dict[str, Any]:
+        return {"heads": self.heads, "layers": self.layers}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], target: Target) -> MedusaDrafter:
+        return cls(target, config["heads"], config["layers"]).to(device=target.device, dtype=target.dtype)
+
+    @classmethod
+    def empty(cls, config: dict[str, Any], target: Target) -> MedusaDrafter:
+        with torch.device("meta"):
+            return cls(target, config["heads"], config["layers"]).to(target.dtype)

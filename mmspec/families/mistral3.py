@@ -1,0 +1,29 @@
+"""Mistral Small 3.1: a Pixtral tower for pictures of any size, whose patches are merged before they are projected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .base import Family
+from .vision import Vision
+
+
+class Mistral3(Family):
+    """`Mistral3ForConditionalGeneration`. Rows of a picture are separated by tokens of their own."""
+
+    model_types = ("mistral3",)
+    image_inputs = ("pixel_values", "image_sizes")
+
+    @property
+    def vision_projector(self) -> nn.Module:
+        # The patches are merged first; this is the first module that sees one vector per visual token.
+        return self.model.model.multi_modal_projector.linear_1
+
+    def grids(self, inputs: dict[str, Any], vision: Vision) -> list[tuple[int, int] | None]:
+        if inputs.get("image_sizes") is None:  # consumed by `generate`
+            return [None] * len(vision.sizes)
+        config = self.model.config
+        edge = config.vision_config.patch_size * config.spatial_merge_size
+        return [(height // edge, width // edge) for height, width in inputs["image_sizes"].tolist()]

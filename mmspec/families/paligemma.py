@@ -1,0 +1,49 @@
+"""PaliGemma and PaliGemma 2: a prompt that is read in both directions, and positions that begin at 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Family
+from .vision import Vision
+
+
+class PaliGemma(Family):
+    """`PaliGemmaForConditionalGeneration`.
+
+    All tokens of type 0, the prompt, see one another; what follows is of type 1 and causal. Without `token_type_ids`
+    transformers reads the prompt in both directions or in one, depending on back end and padding; here it is always
+    read in both, as with those that the processor makes.
+    """
+
+    model_types = ("paligemma",)
+    appended_type = 1
+
+    def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        position_ids, delta = super().positions(inputs)
+        return position_ids + 1, delta + 1
+
+    def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
+        prompt = torch.tensor(lengths, device=visual.device)[:, None]
+        return (torch.arange(visual.shape[1], device=visual.device) >= prompt).long()
+
+    def complete(self, inputs: dict[str, Any]) -> None:
+        inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+
+    def prefill_inputs(
+        self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
+    ) -> dict[str, Any]:
+        return {"token_type_ids": inputs["token_type_ids"]}
+
+    def seen_together(self, inputs: dict[str, Any]) -> Tensor:
+        return torch.where(inputs["token_type_ids"] == 0, 0, -1)
+
+    def forward(self, **arguments: Any) -> Tensor:
+        # PaliGemma 2 has two kinds of layers, and the outer model takes no masks by kind.
+        if isinstance(arguments.get("attention_mask"), dict):
+            return self.forward_decoder(**arguments)
+        return super().forward(**arguments)

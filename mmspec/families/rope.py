@@ -1,0 +1,44 @@
+"""Rotary positions with several axes (M-RoPE): pictures advance the position of text by less than their length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MultiAxisRope:
+    """The part of families whose inner model has `get_rope_index`.
+
+    A picture of h x w tokens advances the text position by max(h, w) only, so text that follows it stands at its index
+    plus a negative delta. The model keeps that delta in a mutable attribute that concurrent requests would overwrite;
+    here it is computed once per request and positions are always passed explicitly.
+    """
+
+    def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        given = inputs.get("position_ids")
+        if given is not None and given.ndim == 3:  # from inside `generate`, which has consumed the grid
+            axes = given[-3:]
+            real = inputs["attention_mask"].bool()
+            last = axes.masked_fill(~real, 0).amax(dim=(0, 2))
+            return axes, last + 1 - real.sum(-1)
+        grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+        if all(grid is None for grid in grids.values()):
+            return super().positions(inputs)
+        further = {name: inputs[name] for name in self.further_inputs if inputs.get(name) is not None}
+        position_ids, delta = self.model.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            attention_mask=inputs["attention_mask"],
+            **grids,
+            **further,
+        )
+        return position_ids, delta.view(-1)
+
+    def complete(self, inputs: dict[str, Any]) -> None:
+        if "mm_token_type_ids" not in inputs:
+            ids = inputs["input_ids"]
+            inputs["mm_token_type_ids"] = types = torch.zeros_like(ids, dtype=torch.int)
+            for token, kind in self.placeholders.items():
+                types[ids == token] = 1 if kind == "image" else 2

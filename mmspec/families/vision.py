@@ -1,0 +1,83 @@
+"""Vision: the pictures of a batch as a target reads them, and where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Vision:
+    """The pictures and videos of a batch, encoded once, in the order of their placeholders.
+
+    Args:
+        embeds: one `[tokens, hidden]` tensor per picture: what the language model reads in place of its placeholders.
+        features: one `[tokens, vision_hidden]` tensor per picture, token for token the same: what the vision tower
+            saw, before the target's projector; 0 where the model itself makes a token, such as a line break. Drafters
+            that share the tower put their own projector on it. None where transformers encoded the pictures and kept
+            only `embeds`, and where a family does not say.
+        kinds: `"image"` or `"video"` for each; all are images by default.
+        deep: one `[layers, tokens, hidden]` tensor per picture: what is added to the states behind the first layers at
+            its tokens (DeepStack, arXiv 2406.04334). None for most models.
+    """
+
+    embeds: list[Tensor]
+    features: list[Tensor] | None
+    kinds: list[str] | None = None
+    deep: list[Tensor] | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Visual tokens per picture."""
+        return [len(image) for image in self.embeds or self.features or []]
+
+
+def visual_spans(rows: list[list[int]], tokens: Collection[int], sizes: list[int]) -> list[list[tuple[int, int]]]:
+    """Per row of token ids, the `(start, end)` index ranges of its pictures, in order.
+
+    Args:
+        rows: token ids, without padding.
+        tokens: the placeholders of visual tokens.
+        sizes: visual tokens of every picture of the batch.
+    """
+    spans: list[list[tuple[int, int]]] = []
+    left = iter(sizes)
+    for ids in rows:
+        places = [index for index, one in enumerate(ids) if one in tokens]
+        row, first = [], 0
+        while first < len(places):  # placeholders of one picture may be broken up by row separators
+            last = first + next(left) - 1
+            row.append((places[first], places[last] + 1))
+            first = last + 1
+        spans.append(row)
+    return spans
+
+
+def in_order(parts: Mapping[str, Vision], rows: list[list[int]], placeholders: Mapping[int, str]) -> Vision:
+    """Pictures of several kinds as their placeholders follow one another.
+
+    Args:
+        parts: kind to its pictures, which fill the placeholders.
+        rows: token ids.
+        placeholders: token to kind.
+    """
+    kinds: list[str] = []
+    sizes = {kind: iter(part.sizes) for kind, part in parts.items()}
+    for ids in rows:
+        unfilled = 0
+        for kind in filter(None, map(placeholders.get, ids)):
+            if not unfilled:
+                kinds.append(kind)
+                unfilled = next(sizes[kind])
+            unfilled -= 1
+
+    def merged(name: str) -> list | None:
+        sources = {kind: getattr(part, name) for kind, part in parts.items()}
+        if any(source is None for source in sources.values()):
+            return None
+        rest = {kind: iter(source) for kind, source in sources.items()}
+        return [next(rest[kind]) for kind in kinds]
+
+    return Vision(merged("embeds"), merged("features"), kinds, merged("deep"))

@@ -1,0 +1,68 @@
+"""Drafters as their authors published them: recognised by their keys, checked, and loaded as this library's own."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import MMSpecError, did_you_mean
+from .base import Format
+from .checkpoint import Checkpoint
+from .dream import Dream
+from .eagle import Eagle, Msd
+from .eagle3 import Eagle3
+from .hivis import HiVis
+from .medusa import Medusa
+from .vispec import ViSpec
+
+if TYPE_CHECKING:
+    from ..drafters import Drafter
+    from ..target import Target
+
+FORMATS: tuple[Format, ...] = (Eagle(), Msd(), Eagle3(), ViSpec(), HiVis(), Dream(), Medusa())
+"""All that `load_drafter` knows. At most one of them matches a checkpoint."""
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["FORMATS", "Checkpoint", "Format", "load_published", "recognise"]
+
+
+def load_published(folder: str | Path, target: Target, format: str | None = None) -> Drafter | None:
+    """A published drafter; None if the folder holds weights of another kind, such as a whole model.
+
+    Args:
+        folder: see `Checkpoint`.
+        target: the model to draft for.
+        format: the name of its format, for a checkpoint that is not recognised, or as another one.
+
+    Raises:
+        MMSpecError: see `Checkpoint`, `recognise` and `Format.build`.
+    """
+    checkpoint = Checkpoint(folder)
+    found = recognise(checkpoint, format)
+    if found is None:
+        return None
+    if format is None and (doubt := found.doubt(checkpoint.shapes)):
+        logger.warning("%s is taken for format=%r, but %s", checkpoint, found.name, doubt)
+    drafter = found.build(checkpoint, target)
+    logger.info("%s is loaded as format=%r (%s)", checkpoint, found.name, type(drafter).__name__)
+    return drafter
+
+
+def recognise(checkpoint: Checkpoint, name: str | None = None) -> Format | None:
+    """The format of a checkpoint, or the one of that name; None if it is of none.
+
+    Raises:
+        MMSpecError: for an unknown name, or a checkpoint that several formats claim.
+    """
+    if name is not None:
+        formats = {format.name: format for format in FORMATS}
+        if name not in formats:
+            raise MMSpecError(f"format={name!r} is unknown.{did_you_mean(str(name), formats)}")
+        return formats[name]
+    found = [format for format in FORMATS if format.matches(checkpoint.shapes, checkpoint.config)]
+    if len(found) > 1:
+        names = ", ".join(repr(format.name) for format in found)
+        raise MMSpecError(f"{checkpoint} looks like {names}; say which it is with format=")
+    return found[0] if found else None

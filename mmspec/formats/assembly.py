@@ -1,0 +1,86 @@
+"""A drafter from a checkpoint: made without weights, compared key by key, and given them one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoints import fill
+from ..drafters import FeatureDrafter
+from ..drafters.head_config import MROPE_SETTINGS
+from ..errors import MMSpecError
+from ..target import Target
+from .checkpoint import Checkpoint
+from .embedding import EMBEDDING, embedding_rows
+from .head import head_settings
+
+ROTARY = "rotary_emb.inv_freq"
+"""Frequencies that old code saved as buffers: they follow from rope_theta."""
+
+
+def assemble(
+    cls: type[FeatureDrafter],
+    checkpoint: Checkpoint,
+    target: Target,
+    settings: Mapping[str, Any],
+    *,
+    layer: str = "layers.0",
+    head_dim: int | None = None,
+    names: Mapping[str, str] | None = None,
+    made: Mapping[str, Tensor] | None = None,
+    unread: Collection[str] = (),
+) -> FeatureDrafter:
+    """A drafter of a class with the weights of a checkpoint, on the target's device and in its dtype.
+
+    Args:
+        cls: whose `config` the settings are.
+        checkpoint: to read.
+        target: the model to draft for.
+        settings: of the constructor, but for the head, the embedding and what is said here by default.
+        layer: prefix of the keys from which the head's sizes are derived.
+        head_dim: see `head_settings`.
+        names: beginnings of the class's names to those of the checkpoint's keys.
+        made: tensors that were derived from the checkpoint's, by the class's names.
+        unread: keys that the class does not need, or of which `made` was made.
+
+    Raises:
+        MMSpecError: if keys are missing or unexpected, or a shape is not what the settings say.
+    """
+    names, made = names or {}, made or {}
+    head = head_settings(checkpoint, target, layer, head_dim)
+    if settings.get("rope") != "mrope":  # the original turns by one position, whatever the configuration has left over
+        rope = head["rope_parameters"]
+        head["rope_parameters"] = {name: value for name, value in rope.items() if name not in MROPE_SETTINGS}
+    config = {"head": head, "visual": True, "draft_vocab_size": None, "compressor": None, **settings}
+    unread = {*unread}
+    if "own_embedding" in cls.late_switches:
+        config["own_embedding"] = embedding_rows(checkpoint, target, head["hidden_size"])
+        unread.add(EMBEDDING)
+    drafter = cls.empty(config, target)
+
+    def theirs(name: str) -> str:
+        start = next((start for start in names if name.startswith(start)), "")
+        return names.get(start, "") + name[len(start) :]
+
+    expected = {name: tuple(tensor.shape) for name, tensor in drafter.state_dict().items()}
+    keys = {name: theirs(name) for name in expected if name not in made}
+    missing = sorted(key for key in keys.values() if key not in checkpoint.shapes)
+    known = {*keys.values(), *unread}
+    unexpected = sorted(key for key in checkpoint.shapes if key not in known and not key.endswith(ROTARY))
+    if missing or unexpected:
+        raise MMSpecError(
+            f"{checkpoint} does not fit {cls.__name__}: missing keys {missing or 'none'}, unexpected keys "
+            f"{unexpected or 'none'}"
+        )
+    for name, key in keys.items():
+        if checkpoint.shapes[key] != expected[name]:
+            raise MMSpecError(
+                f"{checkpoint}: {key} has shape {list(checkpoint.shapes[key])}, but the other tensors and the target "
+                f"ask for {list(expected[name])} for {cls.__name__}"
+            )
+    fill(drafter, {name: partial(checkpoint.read, key) for name, key in keys.items()})
+    fill(drafter, {name: tensor.clone for name, tensor in made.items()})
+    return drafter.eval()

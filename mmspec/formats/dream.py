@@ -1,0 +1,38 @@
+"""DREAM: three layers, the middle one attending to the target's states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..drafters import DreamDrafter, FeatureDrafter
+from ..target import Target
+from .assembly import assemble
+from .base import Format, Shapes
+from .checkpoint import Checkpoint
+
+GATE = "layers.1.cross_attn_attn_gate"
+
+
+class Dream(Format):
+    """DREAM (arXiv 2505.19201). `head_dim` is that of the norms of queries.
+
+    Loaded as the release computes: the first token sees the mean of all states of the prompt, and the mask of the tree
+    does not reach the memory, see `DreamDrafter`. The paper means a memory that the tree masks;
+    `drafter.tree_masked = True` gives that, with the same weights. All visual tokens stay, as in the released code.
+    """
+
+    name = "dream"
+
+    def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        return is_dream(keys)
+
+    def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        norm = "layers.1.cross_attn.q_norm.weight"
+        checkpoint.require(GATE, norm)
+        settings = {"cross_attention": True, "first_token": "mean", "tree_masked": False}
+        return assemble(DreamDrafter, checkpoint, target, settings, head_dim=checkpoint.shapes[norm][0])
+
+
+def is_dream(keys: Shapes) -> bool:
+    return GATE in keys

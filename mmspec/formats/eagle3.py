@@ -1,0 +1,168 @@
+"""EAGLE-3 and EAGLE-3.1: of SafeAILab, SpecForge and AngelSlim (`midlayer`), of vLLM and speculators (`layers.0`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..drafters import Eagle3Drafter, FeatureDrafter
+from ..drafters.head_config import MROPE_SETTINGS
+from ..errors import MMSpecError
+from ..target import Target
+from .assembly import assemble
+from .base import Format, Shapes
+from .checkpoint import Checkpoint
+
+MIDLAYERS = ("midlayer", "layers.0")
+ENTERING, LEAVING = "eagle_aux_hidden_state_layer_ids", "aux_hidden_states_layer_ids"
+"""The same states under two names: of the layer that one enters, and of the one that it leaves, which is one less."""
+
+SPECULATORS = "speculators_model_type"
+
+
+class Eagle3(Format):
+    """EAGLE-3 (arXiv 2503.01840) with the switches of EAGLE-3.1 (arXiv 2605.09992).
+
+    The norms of the switches are there or not, and a configuration that says otherwise is refused. `norm_output` and
+    `norm_before_residual` leave no weights and are the configuration's, False where it is silent; speculators always
+    writes the latter, and readers of its files differ in what they take otherwise, so there it must be said.
+
+    Pictures are seen through the features alone: image slots hold the embedding of the placeholder token, as in the
+    ports to vision-language models. Positions are those of the target (`rope="mrope"`) if the configuration has a
+    `mrope_section`, and else numbers of tokens.
+    """
+
+    name = "eagle3"
+
+    def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        return is_eagle3(keys)
+
+    def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        keys, config = checkpoint.shapes, checkpoint.config
+        if config.get(SPECULATORS, self.name) != self.name:
+            raise MMSpecError(
+                f"{checkpoint}: {SPECULATORS} is {config[SPECULATORS]!r}, and of speculators' models only "
+                f"{self.name!r} is supported"
+            )
+        layer = MIDLAYERS[0] if any(key.startswith(f"{MIDLAYERS[0]}.") for key in keys) else MIDLAYERS[1]
+        checkpoint.require("fc.weight", "norm.weight", "lm_head.weight")
+        vocabulary = vocabulary_of(checkpoint, target)
+        ropes = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+        settings = {
+            "visual": False,
+            "draft_vocab_size": len(vocabulary["d2t"]) if vocabulary else None,
+            "feature_layers": feature_layers(checkpoint),
+            "fc_norm": norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
+            "norm_before_fc": norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
+            "norm_output": bool(config.get("norm_output")),
+            "norm_before_residual": normed_residual(checkpoint),
+            "rope": "mrope" if any(MROPE_SETTINGS[0] in rope for rope in ropes) else "1d",
+        }
+        names, unread = {"midlayer.": f"{layer}."}, ("d2t", "t2d", *idle_bias(checkpoint, layer))
+        return assemble(
+            Eagle3Drafter, checkpoint, target, settings, layer=layer, names=names, made=vocabulary, unread=unread
+        )
+
+
+def is_eagle3(keys: Shapes) -> bool:
+    return "d2t" in keys or any(key.startswith("midlayer.") for key in keys) or "layers.0.hidden_norm.weight" in keys
+
+
+def idle_bias(checkpoint: Checkpoint, layer: str) -> list[str]:
+    """The bias of the output projection, which speculators has where queries, keys and values have one, if it is zero;
+    one that is not is left to be refused."""
+    key = f"{layer}.self_attn.o_proj.bias"
+    return [key] if key in checkpoint.shapes and not checkpoint.read(key).any() else []
+
+
+def norm_switch(checkpoint: Checkpoint, switch: str, key: str) -> bool:
+    """Whether a switch is on, by the weights that it needs.
+
+    Raises:
+        MMSpecError: if the configuration says otherwise.
+    """
+    found, said = key in checkpoint.shapes, checkpoint.config.get(switch)
+    if said is not None and bool(said) != found:
+        raise MMSpecError(
+            f"{checkpoint}: config.json says {switch}={said}, but {key} is {'there' if found else 'missing'}; correct "
+            "the one that is wrong"
+        )
+    return found
+
+
+def normed_residual(checkpoint: Checkpoint) -> bool:
+    """Whether the residual stream is the normed state.
+
+    Raises:
+        MMSpecError: if a configuration of speculators does not say.
+    """
+    said = checkpoint.config.get("norm_before_residual")
+    if said is None and SPECULATORS in checkpoint.config:
+        raise MMSpecError(
+            f"{checkpoint}: a speculators config.json must say norm_before_residual: without it vLLM takes true, "
+            "others false, and no weight tells"
+        )
+    return bool(said)
+
+
+def feature_layers(checkpoint: Checkpoint) -> list[int] | None:
+    """The layers that the features enter; None for EAGLE-3's own three.
+
+    Raises:
+        MMSpecError: if the two conventions contradict each other, or it is not said which one is meant.
+    """
+    config = checkpoint.config
+    nested = config.get("eagle_config") or {}
+    entering, leaving = config.get(ENTERING), config.get(LEAVING)
+    if entering is None and leaving is None and nested.get(ENTERING):
+        raise MMSpecError(
+            f"{checkpoint}: eagle_config says {ENTERING}={nested[ENTERING]}, which SGLang reads as layers that the "
+            f"states leave and vLLM as layers that they enter; write {LEAVING} (leave) or {ENTERING} (enter) at the "
+            "top of config.json"
+        )
+    shifted = None if leaving is None else [layer + 1 for layer in leaving]
+    if entering is not None and shifted is not None and list(entering) != shifted:
+        raise MMSpecError(
+            f"{checkpoint}: {ENTERING}={list(entering)} and {LEAVING}={list(leaving)} are not the same states: the "
+            "second ones must be one less"
+        )
+    return shifted if entering is None else list(entering)
+
+
+def vocabulary_of(checkpoint: Checkpoint, target: Target) -> dict[str, Tensor]:
+    """`d2t` and `t2d` for the target's vocabulary; nothing if all tokens can be drafted.
+
+    `d2t` is what is added to a draft token to give the target's.
+
+    Raises:
+        MMSpecError: if it leads outside the target's vocabulary or twice to a token, or `t2d` says otherwise.
+    """
+    rows = checkpoint.shapes["lm_head.weight"][0]
+    vocab = target.vocab_size
+    if "d2t" not in checkpoint.shapes:
+        if "t2d" in checkpoint.shapes or rows != vocab:
+            raise MMSpecError(
+                f"{checkpoint} is incomplete: missing keys ['d2t'], without which its {rows} draft tokens are none of "
+                f"the target's {vocab}"
+            )
+        return {}
+    d2t = checkpoint.read("d2t").long()
+    tokens = torch.arange(len(d2t)) + d2t
+    if len(d2t) != rows or len(tokens.unique()) != rows or tokens.min() < 0 or tokens.max() >= vocab:
+        raise MMSpecError(
+            f"{checkpoint}: d2t of {len(d2t)} draft tokens leads to {len(tokens.unique())} tokens from "
+            f"{int(tokens.min())} to {int(tokens.max())}; {rows} different ones of the target's {vocab} are needed"
+        )
+    t2d = torch.zeros(vocab, dtype=torch.bool)
+    t2d[tokens] = True
+    if "t2d" in checkpoint.shapes:
+        theirs = checkpoint.read("t2d").bool().nonzero().flatten()
+        if not theirs.equal(tokens.sort().values):
+            raise MMSpecError(
+                f"{checkpoint}: t2d marks {len(theirs)} tokens, other ones than the {rows} of d2t, which are "
+                "i + d2t[i]; fetch it again"
+            )
+    return {"d2t": d2t, "t2d": t2d}

@@ -1,0 +1,80 @@
+"""The embedding that a checkpoint brings along: usually a copy of its target's, which is then read instead."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ..errors import MMSpecError
+from ..target import Target
+from .checkpoint import Checkpoint
+
+EMBEDDING = "embed_tokens.weight"
+
+CHUNK = 1024
+"""Rows that are compared at a time, so that the table is never in memory as a whole."""
+
+PADDING = 1024
+"""Rows by which tables of one tokenizer may differ, because they are filled up to a round number."""
+
+logger = logging.getLogger(__name__)
+
+
+def embedding_rows(checkpoint: Checkpoint, target: Target, hidden: int) -> int | None:
+    """Rows of the embedding that the drafter is to keep; None if it is to read the target's.
+
+    The target's is read if the checkpoint has none, or if both agree on the rows that they have in common, up to the
+    rounding of the coarser of their dtypes. Else the checkpoint's own is kept, as the original code would use it.
+
+    Args:
+        checkpoint: that may have one.
+        target: the model to draft for.
+        hidden: the drafter's hidden size.
+
+    Raises:
+        MMSpecError: if the tokens cannot be the target's, or the drafter's size is another and it brings no embedding.
+    """
+    vocab = target.vocab_size
+    if EMBEDDING not in checkpoint.shapes:
+        said = checkpoint.config.get("vocab_size")
+        if isinstance(said, int) and abs(said - vocab) > PADDING:
+            raise MMSpecError(_other_tokens(checkpoint, f"{said} tokens", vocab))
+        if hidden != target.hidden_size:
+            raise MMSpecError(
+                f"{checkpoint} has hidden size {hidden} and no {EMBEDDING}, so it works on a target of that size; this "
+                f"one's is {target.hidden_size}: load it for the model that it was trained for"
+            )
+        return None
+    rows, width = checkpoint.shapes[EMBEDDING]
+    if width == target.hidden_size and _agrees(checkpoint, target):
+        return None
+    if rows < vocab or rows > vocab + PADDING:
+        raise MMSpecError(_other_tokens(checkpoint, f"{rows} tokens with other embeddings", vocab))
+    logger.warning("%s has another %s than the target, which is kept: was it made for this one?", checkpoint, EMBEDDING)
+    return rows
+
+
+def _other_tokens(checkpoint: Checkpoint, theirs: str, vocab: int) -> str:
+    return (
+        f"{checkpoint} has a vocabulary of {theirs}, the target one of {vocab}: they must share a tokenizer; load a "
+        "drafter that was trained for this target"
+    )
+
+
+@torch.no_grad()
+def _agrees(checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether the checkpoint's embedding is what the target reads for the same tokens."""
+    ours = target.model.get_input_embeddings().num_embeddings
+    rows = min(checkpoint.shapes[EMBEDDING][0], ours)
+    for start in range(0, rows, CHUNK):
+        end = min(start + CHUNK, rows)
+        theirs = checkpoint.rows(EMBEDDING, start, end).to(target.device)
+        tokens = torch.arange(start, end, device=target.device)
+        read = target.model.get_input_embeddings()(tokens)
+        kinds = [torch.finfo(tensor.dtype) for tensor in (theirs, read)]
+        # Numbers below the smallest normal one are rounded to a fixed grid.
+        relative, absolute = max(k.eps for k in kinds), max(k.eps * k.smallest_normal for k in kinds)
+        if not torch.allclose(theirs.float(), read.float(), rtol=relative, atol=absolute):
+            return False
+    return True

@@ -1,0 +1,127 @@
+"""The sizes of a published layer: from the shapes of its weights, and from its configuration only what has no shape."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..errors import MMSpecError
+from ..target import Target
+from .checkpoint import Checkpoint
+
+LAYER = (
+    *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+    "post_attention_layernorm.weight",
+)
+"""What every layer has."""
+
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose frequencies do not change with the length of the text."""
+
+OLD_BASE = 10000.0
+"""The base that the original code takes where a configuration says none."""
+
+logger = logging.getLogger(__name__)
+
+
+def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: int | None = None) -> dict[str, Any]:
+    """What `mmspec.drafters.head_config` takes, all of it that the checkpoint says.
+
+    Sizes and biases are those of the tensors. `rms_norm_eps`, `hidden_act` and `max_position_embeddings`, of which no
+    tensor tells, are those of `config.json`, and what it lacks is the target's.
+
+    Args:
+        checkpoint: whose layer it is.
+        target: the model to draft for.
+        layer: the prefix of its keys, such as `layers.0`.
+        head_dim: where another tensor tells.
+
+    Raises:
+        MMSpecError: if the layer is incomplete, or cannot be divided into heads.
+    """
+    checkpoint.require(*(f"{layer}.{name}" for name in LAYER))
+    shapes, config = checkpoint.shapes, checkpoint.config
+    inner, shared = (shapes[f"{layer}.self_attn.{name}_proj.weight"][0] for name in "qk")
+    size = head_dim or head_dim_of(config, target, inner, shared)
+    if not divides(size, inner, shared):
+        raise MMSpecError(
+            f"{checkpoint}: queries of {inner} and keys of {shared} numbers are no heads of head_dim={size}; set "
+            "head_dim in its config.json"
+        )
+    intermediate, hidden = shapes[f"{layer}.mlp.gate_proj.weight"]
+    settings = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": inner // size,
+        "num_key_value_heads": shared // size,
+        "head_dim": size,
+        "attention_bias": f"{layer}.self_attn.q_proj.bias" in shapes,
+        "rope_parameters": rope_parameters(checkpoint, target),
+    }
+    told = ("hidden_act", "rms_norm_eps", "max_position_embeddings")
+    return settings | {name: config[name] for name in told if config.get(name) is not None}
+
+
+def head_dim_of(config: dict[str, Any], target: Target, inner: int, shared: int) -> int:
+    """The width of a head: the configuration's if it agrees with the tensors, else the target's.
+
+    A configuration that says `head_dim` agrees if it divides the queries and the keys. One that says only how many
+    heads there are must have both counts right: some are copies of the target's, whose heads are grouped otherwise.
+
+    Args:
+        config: of the checkpoint.
+        target: the model to draft for.
+        inner: rows of the projection to queries.
+        shared: rows of the projection to keys.
+    """
+    said, heads = config.get("head_dim"), config.get("num_attention_heads")
+    if isinstance(said, int) and divides(said, inner, shared):
+        return said
+    if isinstance(heads, int) and heads > 0 and inner % heads == 0:
+        implied = inner // heads
+        if divides(implied, inner, shared) and shared // implied == (config.get("num_key_value_heads") or heads):
+            return implied
+    text = target.family.text_config
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def divides(head_dim: int, inner: int, shared: int) -> bool:
+    """Whether queries and keys can be heads of this width, every key shared by equally many queries."""
+    if head_dim < 1 or inner % head_dim or shared % head_dim:
+        return False
+    return (inner // head_dim) % (shared // head_dim) == 0
+
+
+def rope_parameters(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
+    """The rotary positions in transformers' present form, with `mrope_section` where the checkpoint has one.
+
+    The base is read from `rope_theta`, or from `rope_parameters` or `rope_scaling` where that is nested. Without one it
+    is 10000, as in the original code, whatever the target's is; where that is another one, a warning says so.
+
+    Raises:
+        MMSpecError: for a base that is said twice, and for positions that are none of `STATIC_ROPES`.
+    """
+    config = checkpoint.config
+    parts = [part for name in ("rope_scaling", "rope_parameters") if isinstance(part := config.get(name), dict)]
+    nested = {name: value for part in parts for name, value in part.items()}
+    bases = {float(part["rope_theta"]) for part in (config, *parts) if part.get("rope_theta") is not None}
+    if len(bases) > 1:
+        raise MMSpecError(f"{checkpoint}: config.json says rope_theta {sorted(bases)} in several places; leave one")
+    theirs = (getattr(target.family.text_config, "rope_parameters", None) or {}).get("rope_theta", OLD_BASE)
+    if not bases and theirs != OLD_BASE:
+        logger.warning(
+            "%s: config.json says no rope_theta, so it is %.0f as in the original code, though the target's is %.0f",
+            checkpoint,
+            OLD_BASE,
+            theirs,
+        )
+    kind = nested.pop("rope_type", None) or nested.get("type") or "default"
+    nested.pop("type", None)
+    kind = "default" if kind == "mrope" else kind
+    if kind not in STATIC_ROPES:
+        raise MMSpecError(
+            f"{checkpoint}: rotary positions of type {kind!r} are not supported in a drafter, only "
+            f"{', '.join(STATIC_ROPES)}"
+        )
+    return nested | {"rope_type": kind, "rope_theta": bases.pop() if bases else OLD_BASE}

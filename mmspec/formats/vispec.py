@@ -1,0 +1,52 @@
+"""ViSpec: EAGLE's layer with an image adaptor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..compressors import Resampler
+from ..drafters import FeatureDrafter, ViSpecDrafter
+from ..errors import MMSpecError
+from ..target import Target
+from .assembly import assemble
+from .base import Format, Shapes
+from .checkpoint import Checkpoint
+
+QUERIES = "imadpt.q"
+
+
+class ViSpec(Format):
+    """ViSpec (arXiv 2509.15235). Queries, heads and `head_dim` are those of `imadpt.q`.
+
+    Attention is not grouped even where the target's is, so what `config.json` says of heads is not asked.
+    """
+
+    name = "vispec"
+
+    def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        return is_vispec(keys)
+
+    def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        checkpoint.require(QUERIES, "img_fc.weight", "img_fc.bias", "fc.weight")
+        keys = checkpoint.shapes
+        if len(keys[QUERIES]) != 3:
+            raise MMSpecError(
+                f"{checkpoint}: {QUERIES} has shape {list(keys[QUERIES])}, not [queries, heads, head_dim]"
+            )
+        queries, heads, head_dim = keys[QUERIES]
+        adaptor = Resampler(queries, heads, summary=True, bias="imadpt.k_proj.bias" in keys)
+        settings = {
+            "bias": "fc.bias" in keys,
+            "input_norm": "layers.0.input_layernorm.weight" in keys,
+            "queries": queries,
+            "heads": heads,
+            "use_summary": True,
+            "compressor": adaptor.config(),
+        }
+        names = {"compressor.": "imadpt."}
+        return assemble(ViSpecDrafter, checkpoint, target, settings, head_dim=head_dim, names=names)
+
+
+def is_vispec(keys: Shapes) -> bool:
+    return QUERIES in keys

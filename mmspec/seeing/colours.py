@@ -1,0 +1,11 @@
+"""The colours of tokens by their origin: Okabe and Ito's, which stay apart for every kind of colour vision."""
+
+ACCEPTED = "#009E73"
+"""Drafted and accepted."""
+BONUS = "#D55E00"
+"""Supplied by the target."""
+REJECTED = "#8A8A8A"
+"""Drafted and rejected."""
+ROOT = "#0072B2"
+"""What a round begins with."""
+INK, PAPER = "#1A1A1A", "#FFFFFF"

@@ -1,0 +1,56 @@
+"""An answer as HTML: every token coloured by its origin, with a tooltip of the round that wrote it."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from .colours import ACCEPTED, BONUS
+
+if TYPE_CHECKING:
+    from ..generation import Output
+
+STYLE = "white-space:pre-wrap;font-family:ui-monospace,monospace;line-height:1.6;max-width:60em"
+
+
+def rounds_of(out: Output, row: int) -> list[int]:
+    """Per token of a row, the round that wrote it; 0 is the prompt's pass."""
+    numbers = [0]
+    for number, record in enumerate(out.stats.rounds, start=1):
+        numbers += [number] * record.emitted[row]
+    return numbers[: len(out.token_ids[row])]
+
+
+def answer(out: Output) -> str:
+    """All rows of an output, with a legend and the figures."""
+    stats = out.stats
+    figures = (
+        f"{stats.mean_acceptance_length:.2f} tokens per pass of the target, {len(stats.rounds)} rounds, "
+        f"{stats.tokens_per_second:.1f} tokens/s"
+    )
+    legend = f"{_mark('drafted and accepted', True)} {_mark('the target itself', False)}"
+    rows = "".join(f'<div style="{STYLE}">{tokens(out, row)}</div>' for row in range(len(out.token_ids)))
+    return f'<div>{rows}<div style="font-size:small;margin-top:.5em">{legend} &nbsp; {escape(figures)}</div></div>'
+
+
+def tokens(out: Output, row: int) -> str:
+    """One row as marked text; its token ids where the target has no tokenizer."""
+    pieces = out.pieces(row) if out.text[row] is not None else [f"{token} " for token in out.token_ids[row]]
+    parts = []
+    for number, (piece, drafted, written) in enumerate(zip(pieces, out.drafted[row], rounds_of(out, row), strict=True)):
+        record = out.stats.rounds[written - 1] if written else None
+        tip = f"token {number + 1} ({out.token_ids[row][number]})"
+        if record is None:
+            tip += ": the prompt's pass"
+        else:
+            kept = f"{record.accepted[row]} of {record.drafted[row]} drafted tokens kept"
+            tip += f": {'drafted' if drafted else 'bonus'}, round {written}, {kept}"
+        if piece:
+            parts.append(_mark(piece, drafted, tip))
+    return "".join(parts)
+
+
+def _mark(text: str, drafted: bool, tip: str = "") -> str:
+    colour = ACCEPTED if drafted else BONUS
+    title = f' title="{escape(tip)}"' if tip else ""
+    return f'<span{title} style="background:{colour}22;border-bottom:2px solid {colour}">{escape(text)}</span>'

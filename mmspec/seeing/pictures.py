@@ -1,0 +1,133 @@
+"""What a drafter keeps of a picture: its visual tokens, drawn over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..compressors import Compressed, Elastic, Resampler, VisualCompressor, VisualSpan
+from ..drafters import DraftModelDrafter, FeatureDrafter
+from ..errors import MMSpecError
+from ..inputs import load_image, prepare
+from .figures import Plot, figure
+
+if TYPE_CHECKING:
+    from ..drafters import Drafter
+
+VEIL = (0.45, 0.45, 0.45)
+"""What is left out is grey: white would not show on white paper."""
+
+
+@dataclass
+class Kept:
+    """What is left of one picture.
+
+    Args:
+        weights: `[rows, columns]` how much of each visual token is in what the drafter reads, the most of any token
+            being 1. Of a resampler it is the attention of its queries.
+        entries: that the drafter reads for the picture.
+    """
+
+    weights: Tensor
+    entries: int
+
+    @property
+    def tokens(self) -> int:
+        return self.weights.numel()
+
+
+@torch.inference_mode()
+def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
+    """What a drafter reads of the pictures of a prompt.
+
+    Args:
+        drafter: of any kind. One without a compressor keeps all, and one that is blind nothing.
+        prompt: the question, at which some compressors look.
+        images: the pictures, see `mmspec.generate`.
+
+    Raises:
+        MMSpecError: for pictures whose visual tokens are no rectangle.
+    """
+    target = drafter.target
+    request = prepare(target, [prompt], [images if isinstance(images, (list, tuple)) else [images]])
+    vision = target.encode(request)
+    if vision is None:
+        raise MMSpecError("the prompt has no pictures, of which something could be kept")
+    grids = target.family.grids(request.inputs, vision)
+    if None in grids:
+        raise MMSpecError(
+            f"the visual tokens of {type(target.model).__name__} are no rectangle, so they cannot be drawn"
+        )
+    drafter = drafter.fork()
+    if drafter.compressor is None:
+        share = 1.0 if _reads_pictures(drafter) else 0.0
+        return [Kept(torch.full(grid, share), round(share * grid[0] * grid[1])) for grid in grids]
+    seen = []
+
+    def look(module: VisualCompressor, spans: tuple[VisualSpan], left: Compressed) -> None:
+        seen.append((_weights(module, spans[0], left), len(left.embeds)))
+
+    hook = drafter.compressor.register_forward_hook(look)
+    try:
+        context = target.prefill(request, vision, request.max_length + 1, drafter.feature_layers)
+        for history, token in zip(context.history, context.logits.argmax(-1).tolist(), strict=True):
+            history.append(token)
+        drafter.start(context)
+    finally:
+        hook.remove()
+    return [
+        Kept((weights / weights.max().clamp(min=1e-9)).view(grid), entries)
+        for (weights, entries), grid in zip(seen, grids, strict=True)
+    ]
+
+
+def _reads_pictures(drafter: Drafter) -> bool:
+    """Whether the pictures are in the prompt of a drafter without a compressor. Look-up and heads that read one state
+    have no prompt of their own."""
+    if isinstance(drafter, DraftModelDrafter):
+        return drafter.mode != "text_only"
+    return isinstance(drafter, FeatureDrafter)
+
+
+def _weights(compressor: VisualCompressor, span: VisualSpan, left: Compressed) -> Tensor:
+    """`[tokens]` how much of each is left."""
+    if isinstance(compressor, Elastic) and compressor.mode == "selection":
+        compressor = compressor.branches[compressor.choice(span)]
+    if isinstance(compressor, Resampler):
+        keys = compressor.k_proj(span.embeds.to(compressor.q.dtype)).unflatten(-1, (compressor.heads, -1))
+        scores = torch.einsum("qhd,thd->qht", compressor.q, keys) / keys.shape[-1] ** 0.5
+        return scores.float().softmax(-1).mean((0, 1)).cpu()
+    source = left.source
+    weights = torch.zeros(source.shape[1])
+    return weights.index_add_(0, source.tokens.cpu(), source.weights.float().abs().cpu())
+
+
+def draw_kept(drafters: dict[str, Drafter], prompt: str, image) -> Plot:
+    """One picture as several drafters read it: what they keep is clear, what they leave out is veiled.
+
+    The grid of visual tokens is stretched over the picture, so where a processor crops it the edges are not exact.
+
+    Args:
+        drafters: a name to each.
+        prompt: the question.
+        image: a picture, see `mmspec.generate`.
+    """
+    picture = load_image(image)
+    plot = figure(2.6 * len(drafters), 3.1)
+    panels = plot.subplots(1, len(drafters), squeeze=False)[0]
+    for axes, (name, drafter) in zip(panels, drafters.items(), strict=True):
+        (kept,) = kept_tokens(drafter, prompt, [picture])
+        rows, columns = kept.weights.shape
+        axes.imshow(picture, extent=(0, columns, rows, 0), aspect="auto")
+        veil = torch.tensor([*VEIL, 0.0]).repeat(rows, columns, 1)
+        veil[..., 3] = 0.8 * (1 - kept.weights)
+        axes.imshow(veil.numpy(), extent=(0, columns, rows, 0), aspect="auto", interpolation="nearest")
+        axes.set_xticks(range(columns + 1), labels=[])
+        axes.set_yticks(range(rows + 1), labels=[])
+        axes.grid(color="#00000030", lw=0.5)
+        axes.tick_params(length=0)
+        axes.set_title(f"{name}\n{kept.entries} entries for {kept.tokens} tokens", fontsize=9)
+    return plot

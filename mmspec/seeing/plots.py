@@ -1,0 +1,113 @@
+"""Plots of one answer or of several side by side, on matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..errors import MMSpecError
+from ..evaluation.looks import COLOURS, axes_of, legend
+from ..stats import PHASES
+from .figures import Plot, figure
+
+if TYPE_CHECKING:
+    from ..generation import Output
+
+PHASE_COLOURS = dict(zip(PHASES, (*COLOURS[:7], "#999999"), strict=True))
+
+
+def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
+    """How often the first drafted token is kept, and the second, ...: one line per answer.
+
+    Args:
+        outs: a name to each answer.
+    """
+    plot = figure(6.5, 3.2)
+    axes = axes_of(plot, "drafted tokens kept, by position")
+    for colour, (name, out) in zip(_colours(outs), outs.items(), strict=True):
+        rates = out.stats.acceptance_rate_per_position
+        axes.plot(range(1, len(rates) + 1), rates, "o-", color=colour, label=name)
+    axes.set(xlabel="position in the draft", ylabel="share of target passes", ylim=(0, 1.02))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    legend(axes)
+    return plot
+
+
+def acceptance_over_time(outs: Mapping[str, Output], row: int = 0) -> Plot:
+    """Tokens that each pass of the target gave, over the answer.
+
+    Args:
+        outs: a name to each answer.
+        row: of the batch.
+    """
+    plot = figure(7.5, 3.2)
+    axes = axes_of(plot, "tokens per pass of the target, over the answer")
+    for colour, (name, out) in zip(_colours(outs), outs.items(), strict=True):
+        emitted = [record.emitted[row] for record in out.stats.rounds if record.emitted[row]]
+        starts = [1 + sum(emitted[:number]) for number in range(len(emitted))]
+        axes.step(
+            [*starts, starts[-1] + emitted[-1]] if starts else [],
+            [*emitted, *emitted[-1:]],
+            where="post",
+            color=colour,
+            label=name,
+        )
+    axes.set(xlabel="token of the answer", ylabel="tokens per pass", ylim=(0, None))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    legend(axes)
+    return plot
+
+
+def entropy_and_depth(outs: Mapping[str, Output]) -> Plot:
+    """How open the target's choice was at the beginning of each round, against how deep the tree went and what was
+    kept of it: an adaptive tree is deep where there is little to choose.
+
+    Args:
+        outs: a name to each answer, made with `trace=True`.
+
+    Raises:
+        MMSpecError: for an answer without a trace.
+    """
+    plot = figure(8, 3.4)
+    left, right = plot.subplots(1, 2, sharex=True)
+    for axes, title in ((left, "levels of the tree"), (right, "drafted tokens kept")):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_xlabel("entropy of the target (nats)")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    for colour, (name, out) in zip(_colours(outs), outs.items(), strict=True):
+        rounds = list(out.trace)
+        entropy = [one.entropy for one in rounds]
+        left.plot(entropy, [one.depth for one in rounds], "o", color=colour, alpha=0.6, label=name)
+        right.plot(entropy, [one.accepted for one in rounds], "o", color=colour, alpha=0.6, label=name)
+    for axes in (left, right):
+        axes.set_ylim(0, None)
+    legend(right)
+    return plot
+
+
+def phase_times(outs: Mapping[str, Output]) -> Plot:
+    """Where the time of each answer went: one bar per answer, in milliseconds per token.
+
+    Args:
+        outs: a name to each answer.
+    """
+    _colours(outs)  # refuses what is empty
+    plot = figure(7.5, 1.2 + 0.4 * len(outs))
+    axes = axes_of(plot, "time per token, by phase")
+    left = [0.0] * len(outs)
+    for phase in PHASES:
+        shares = [1000 * out.stats.seconds.get(phase, 0) / sum(out.stats.new_tokens) for out in outs.values()]
+        axes.barh(range(len(outs)), shares, left=left, color=PHASE_COLOURS[phase], label=phase)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    axes.set_yticks(range(len(outs)), outs)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms per token")
+    legend(axes)
+    return plot
+
+
+def _colours(outs: Mapping[str, Output]) -> list[str]:
+    if not outs:
+        raise MMSpecError("there is nothing to plot: give a dictionary with a name for each answer")
+    return [COLOURS[number % len(COLOURS)] for number in range(len(outs))]

@@ -1,0 +1,110 @@
+"""A round's tree as an SVG picture: the accepted path, the rejected branches, and both models' probabilities."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+from unicodedata import east_asian_width
+
+from .colours import ACCEPTED, BONUS, INK, PAPER, REJECTED, ROOT
+
+if TYPE_CHECKING:
+    from .trace import Node, RoundTrace
+
+HEIGHT, GAP, MARGIN = 26, 34, 12
+"""Pixels: of a node, from the right edge of a level to the next, and around the picture."""
+LETTER = 7.3
+"""Width of a letter in pixels; letters are of one width."""
+LONGEST = 16
+"""Letters of a token that are shown."""
+
+
+def draw(trace: RoundTrace) -> str:
+    """The picture as text. Levels go from left to right; a node's tooltip says what both models thought of it."""
+    rows = _rows(trace)
+    labels = [_label(node.text) for node in trace.nodes]
+    widths = [LETTER * _letters(label) + 16 for label in labels]
+    levels = max(node.depth for node in trace.nodes) + 1
+    broad = [
+        max((w for w, n in zip(widths, trace.nodes, strict=True) if n.depth == level), default=0)
+        for level in range(levels)
+    ]
+    left = [MARGIN + sum(broad[:level]) + level * GAP for level in range(levels)]
+    places = [(left[node.depth], MARGIN + rows[number] * (HEIGHT + 8)) for number, node in enumerate(trace.nodes)]
+    width, height = left[-1] + broad[-1] + MARGIN, MARGIN * 2 + (max(rows) + 1) * (HEIGHT + 8) - 8
+    edges, boxes = [], []
+    for number, node in enumerate(trace.nodes):
+        x, y = places[number]
+        if node.parent >= 0:
+            start, above = places[node.parent][0] + widths[node.parent], places[node.parent][1]
+            edges.append(_edge(start, above + HEIGHT / 2, x, y + HEIGHT / 2, node))
+        boxes.append(_box(x, y, widths[number], labels[number], node))
+    title = f"round {trace.number}: {trace.accepted} of {trace.drafted} drafted tokens kept"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{title}" font-family="monospace" font-size="12">'
+        f'<rect width="100%" height="100%" fill="{PAPER}"/>{"".join(edges)}{"".join(boxes)}</svg>'
+    )
+
+
+def _rows(trace: RoundTrace) -> list[float]:
+    """The line of every node: leaves below one another, and a parent beside its first child."""
+    rows: list[float] = [0] * len(trace.nodes)
+    free = 0
+
+    def place(number: int) -> None:
+        nonlocal free
+        children = trace.children(number)
+        # What was kept comes first, so that it runs along the top.
+        children.sort(key=lambda child: (not trace.nodes[child].accepted, child))
+        for child in children:
+            place(child)
+        if children:
+            rows[number] = rows[children[0]]
+        else:
+            rows[number] = free
+            free += 1
+
+    place(0)
+    return rows
+
+
+def _label(text: str) -> str:
+    shown = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
+    # Bytes that are no text are tokens too, and XML takes no control characters.
+    shown = "".join(letter if letter.isprintable() else "�" for letter in shown)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def _letters(label: str) -> int:
+    """Widths of a letter that a label takes: Chinese ones and their like take two."""
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in label)
+
+
+def _edge(x1: float, y1: float, x2: float, y2: float, node: Node) -> str:
+    middle, colour = (x1 + x2) / 2, (BONUS if node.bonus else ACCEPTED) if node.accepted else REJECTED
+    thick = 1 + 4 * (node.drafter if node.drafter is not None else 0.25)
+    dashes = ' stroke-dasharray="4 3"' if node.bonus else ""
+    return (
+        f'<path d="M{x1:.1f} {y1:.1f} C{middle:.1f} {y1:.1f} {middle:.1f} {y2:.1f} {x2:.1f} {y2:.1f}" fill="none" '
+        f'stroke="{colour}" stroke-width="{thick:.1f}"{dashes}/>'
+    )
+
+
+def _box(x: float, y: float, width: float, label: str, node: Node) -> str:
+    if node.parent < 0:
+        colour, said = ROOT, "root: the last token of the round before"
+    elif node.bonus:
+        colour, said = BONUS, "bonus: the target's own token"
+    else:
+        colour, said = (ACCEPTED, "drafted and accepted") if node.accepted else (REJECTED, "drafted and rejected")
+    said += "".join(
+        f"; {who} {p:.3f}" for who, p in (("drafter", node.drafter), ("target", node.target)) if p is not None
+    )
+    solid = node.accepted or node.parent < 0
+    return (
+        f'<g><title>{escape(said)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{HEIGHT}" rx="6" '
+        f'fill="{colour if solid else PAPER}" fill-opacity="{0.25 if solid else 1}" stroke="{colour}"/>'
+        f'<text x="{x + width / 2:.1f}" y="{y + HEIGHT / 2 + 4:.1f}" text-anchor="middle" '
+        f'fill="{INK if solid else REJECTED}">{escape(label)}</text></g>'
+    )

@@ -1,0 +1,206 @@
+"""Trace: what every round drafted, what the target thought of it, and what became of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import MMSpecError
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from ..outcome import Scores, Verdict
+    from ..tree import DraftTree
+
+
+@dataclass
+class Node:
+    """One token of a tree.
+
+    Args:
+        token: its id.
+        text: what it says; its number without a tokenizer.
+        parent: the number of the node before it; -1 for the root.
+        depth: levels below the root.
+        drafter: the drafter's probability of it after its parent, as it was proposed: where children are drawn, that is
+            after temperature and the like. None for the root, and where nobody knows.
+        target: the target's own probability of it after its parent, at temperature 1; None for the root.
+        accepted: whether it was kept. The root is what the last round ended with.
+        bonus: whether the target supplied it.
+    """
+
+    token: int
+    text: str
+    parent: int
+    depth: int
+    drafter: float | None = None
+    target: float | None = None
+    accepted: bool = False
+    bonus: bool = False
+
+
+@dataclass
+class RoundTrace:
+    """One round of one row.
+
+    Args:
+        number: of the round, from 1; round 0 is the prompt's pass, which drafts nothing.
+        row: of the batch.
+        nodes: the drafted tree, the root first, parents before children; then the bonus token, below the last node that
+            was accepted.
+        entropy: of the target after the root, in nats: how open its choice was.
+    """
+
+    number: int
+    row: int
+    nodes: list[Node]
+    entropy: float
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that were kept."""
+        return sum(node.accepted and node.parent >= 0 and not node.bonus for node in self.nodes)
+
+    @property
+    def drafted(self) -> int:
+        return len(self.nodes) - 2
+
+    @property
+    def depth(self) -> int:
+        """Levels of the drafted tree."""
+        return max(node.depth for node in self.nodes if not node.bonus)
+
+    def children(self, parent: int) -> list[int]:
+        """Numbers of the nodes below one, the bonus token last."""
+        return [number for number, node in enumerate(self.nodes) if node.parent == parent]
+
+    def rich(self) -> Tree:
+        """The tree for a terminal: what was kept in bold green, the bonus token in bold, the rest dim."""
+        from rich.text import Text
+        from rich.tree import Tree
+
+        def label(node: Node) -> Text:
+            style = "bold" if node.bonus or node.parent < 0 else "bold green" if node.accepted else "dim"
+            text = Text(repr(node.text), style=style)
+            figures = [f"{who} {p:.2f}" for who, p in (("q", node.drafter), ("p", node.target)) if p is not None]
+            notes = [*figures, *(["bonus"] if node.bonus else [])]
+            return text.append(f"  {'  '.join(notes)}", style="not bold dim") if notes else text
+
+        def grow(branch: Tree, number: int) -> Tree:
+            for child in self.children(number):
+                grow(branch.add(label(self.nodes[child])), child)
+            return branch
+
+        return grow(Tree(label(self.nodes[0])), 0)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        # Text without styles wherever it is printed: in a terminal and in a notebook rich would write escape codes.
+        text = io.StringIO()
+        console = Console(file=text, width=120, color_system=None, force_jupyter=False, highlight=False)
+        console.print(f"round {self.number}: {self.accepted} of {self.drafted} drafted tokens kept")
+        console.print(self.rich())
+        return text.getvalue().rstrip("\n")
+
+    def svg(self) -> str:
+        """The tree as an SVG picture, from left to right."""
+        from .svg import draw
+
+        return draw(self)
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+
+class Trace:
+    """All rounds of one call of `generate(trace=True)`.
+
+    `trace[3]` is the third round of the first row, `trace.row(2)` all rounds of the third row.
+
+    Args:
+        tokenizer: of the tokens; None writes their ids.
+    """
+
+    def __init__(self, tokenizer=None):
+        self.tokenizer = tokenizer
+        self._rounds: list[RoundTrace] = []
+        self._number = 0
+
+    def record(self, tree: DraftTree, scores: Scores, verdict: Verdict, active: list[bool]) -> None:
+        """Keep a round, before it is committed.
+
+        Args:
+            tree: what was drafted.
+            scores: the target's logits of it.
+            verdict: what was kept.
+            active: per row, False once it has finished.
+        """
+        self._number += 1
+        log_p = scores.logits.float().log_softmax(-1)
+        before = log_p.gather(1, tree.parents.clamp(min=0)[..., None].expand(-1, -1, log_p.shape[-1]))
+        target = before.gather(-1, tree.tokens[..., None])[..., 0].exp().tolist()
+        root = log_p[:, 0]
+        entropy = (-(root.exp() * root.masked_fill(root == -torch.inf, 0)).sum(-1)).tolist()
+        drafter = None if tree.log_probs is None else tree.log_probs.float().exp().tolist()
+        ends = verdict.length - 1
+        last = verdict.path.gather(1, ends.clamp(min=0)[:, None])
+        bonus = log_p.gather(1, last[..., None].expand(-1, -1, log_p.shape[-1]))[:, 0]
+        bonus = bonus.gather(-1, verdict.bonus[:, None])[:, 0].exp().tolist()
+        kept = [set(path[:n]) for path, n in zip(verdict.path.tolist(), verdict.length.tolist(), strict=True)]
+        valid = None if tree.valid is None else tree.valid.tolist()
+        rows = zip(tree.tokens.tolist(), tree.parents.tolist(), tree.depth.tolist(), strict=True)
+        for row, (tokens, parents, depths) in enumerate(rows):
+            if not active[row]:
+                continue
+            nodes = [
+                Node(
+                    token,
+                    self._text(token),
+                    parents[number],
+                    depths[number],
+                    drafter[row][number] if drafter is not None and number else None,
+                    target[row][number] if number else None,
+                    number in kept[row],
+                )
+                for number, token in enumerate(tokens)
+                if valid is None or valid[row][number]
+            ]
+            end, token = int(last[row]), int(verdict.bonus[row])
+            nodes.append(Node(token, self._text(token), end, depths[end] + 1, None, bonus[row], True, bonus=True))
+            self._rounds.append(RoundTrace(self._number, row, nodes, entropy[row]))
+
+    def _text(self, token: int) -> str:
+        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+
+    def row(self, row: int) -> list[RoundTrace]:
+        """All rounds of a row, in order."""
+        return [one for one in self._rounds if one.row == row]
+
+    def __getitem__(self, number: int) -> RoundTrace:
+        """A round of the first row, counted from 1; -1 is the last one.
+
+        Raises:
+            MMSpecError: if there is no such round.
+        """
+        rounds = self.row(0)
+        if number < 0:
+            number += len(rounds) + 1
+        if not 1 <= number <= len(rounds):
+            raise MMSpecError(f"round {number} does not exist: the first row has rounds 1 to {len(rounds)}")
+        return rounds[number - 1]
+
+    def __iter__(self) -> Iterator[RoundTrace]:
+        return iter(self.row(0))
+
+    def __len__(self) -> int:
+        """Rounds of the first row."""
+        return len(self.row(0))
+
+    def __repr__(self) -> str:
+        return f"Trace of {len(self)} rounds; trace[1] is the first of them"

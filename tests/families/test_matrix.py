@@ -1,0 +1,57 @@
+"""Family x drafter x tree x batch: greedy text is that of `model.generate`, token for token."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import helpers
+import pytest
+from showing import FAMILIES, NEW, VISUAL, batch_of, target_of
+
+import mmspec
+from mmspec.drafters import NGramDrafter
+from mmspec.trees import Chain, DynamicTree, StaticTree
+
+TREES = {
+    "chain": Chain(4),
+    "static": StaticTree([[0], [1], [0, 0], [1, 0], [0, 0, 0]]),
+    "dynamic": DynamicTree(8, 3, 3),
+}
+DRAFTERS = {"ngram": lambda name, attention: NGramDrafter(target_of(name)), **helpers.TINY_DRAFTERS}
+# A picture in tiles is no rectangle, so nothing can be pooled.
+NO_GRID = {"llava_next", "llava_onevision"}
+NEED_GRID = {"specvlm"}
+
+CASES = [
+    (name, label)
+    for name in FAMILIES
+    for label in DRAFTERS
+    if (name in VISUAL or label not in helpers.NEED_PICTURES) and not (name in NO_GRID and label in NEED_GRID)
+]
+
+
+@cache
+def drafter_of(name: str, label: str):
+    return DRAFTERS[label](name, FAMILIES[name].attention)
+
+
+@pytest.mark.parametrize(("name", "label"), CASES)
+def test_greedy_text_is_that_of_generate(name, label):
+    drafter = drafter_of(name, label)
+    trees = TREES if drafter.tree is not None else {"its own": None}
+    for shape, tree in trees.items():
+        for alone in (False, True):
+            inputs, expected = batch_of(name, alone)
+            out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree)
+            assert out.token_ids == expected, (shape, "alone" if alone else "batch")
+            assert out.stats.lossless
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_matrix_is_about_something(name):
+    """Rows write different texts, and a drafter that resembles the target is right some of the time."""
+    inputs, expected = batch_of(name)
+    assert len({tuple(row) for row in expected}) == len(expected)
+    drafter = drafter_of(name, "own model")
+    out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=TREES["dynamic"])
+    assert out.stats.mean_acceptance_length > 1

@@ -1,0 +1,320 @@
+"""What the published drafters compute, from a checkpoint's tensors and configuration, one sequence at a time.
+
+Written after the originals as they were observed, not after this library: it knows no drafter, cache, tree or batch,
+and reads tensors by their published names. Of the target it takes states, embeddings and ids of a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+HEAD_DIM = 8
+
+
+@dataclass
+class Text:
+    """What a target made of prompt and answer, up to the root.
+
+    Args:
+        ids: `n + 1` tokens, the root last.
+        states: what entered every layer, `[n, hidden]`, and by -1 what left the last norm.
+        read: `[n + 1, hidden]` embeddings as the language model read them, pictures among them.
+        table: `[vocab, hidden]` the target's embedding.
+        head: `[vocab, hidden]` the target's vocabulary head.
+        image: the placeholder token.
+        prompt: tokens of the prompt.
+        axes: `[3, n + 1]` positions of time, height and width.
+    """
+
+    ids: list[int]
+    states: dict[int, torch.Tensor]
+    read: torch.Tensor
+    table: torch.Tensor
+    head: torch.Tensor
+    image: int
+    prompt: int
+    axes: torch.Tensor
+
+    def picture_starts(self) -> list[tuple[int, int]]:
+        """Where every picture begins and ends."""
+        spans, start = [], None
+        for place, token in enumerate([*self.ids, -1]):
+            if token == self.image and start is None:
+                start = place
+            elif token != self.image and start is not None:
+                spans.append((start, place))
+                start = None
+        return spans
+
+
+@dataclass
+class Slots:
+    """True slots: what the layer's residual stream is at each, and where it stands (`[n]` or `[3, n]`)."""
+
+    stream: torch.Tensor
+    places: torch.Tensor
+
+
+class Original:
+    """A layer's arithmetic, by the names of a checkpoint.
+
+    Args:
+        tensors: of the checkpoint, without `model.` prefixes.
+        eps, base: of norms and of rotary positions.
+        sections: frequencies of each axis; None for one axis.
+        interleaved: whether the axes take turns.
+    """
+
+    def __init__(self, tensors: dict, eps: float, base: float, sections=None, interleaved: bool = False):
+        self.tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        self.eps, self.base, self.sections, self.interleaved = eps, base, sections, interleaved
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt() * self.tensors[f"{name}.weight"]
+
+    def heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(name, x).view(len(x), -1, HEAD_DIM).transpose(0, 1)
+
+    def turn(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        half = HEAD_DIM // 2
+        angles = torch.zeros(places.shape[-1], half)
+        for number in range(half):
+            axis = places if places.ndim == 1 else places[self.axis_of(number)]
+            angles[:, number] = axis.float() * self.base ** (-number / half)
+        first, second = x.split(half, dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def axis_of(self, number: int) -> int:
+        time, height, width = self.sections
+        if not self.interleaved:
+            return 0 if number < time else 1 if number < time + height else 2
+        if number % 3 == 1 and number < 3 * height:
+            return 1
+        return 2 if number % 3 == 2 and number < 3 * width else 0
+
+    def attend(self, q, k, v, sees: torch.Tensor) -> torch.Tensor:
+        """`[heads, n, dim]` queries over `[key_value_heads, m, dim]`; `sees` is `[n, m]`."""
+        groups = q.shape[0] // k.shape[0]
+        k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
+        scores = (q @ k.transpose(1, 2) / HEAD_DIM**0.5).masked_fill(~sees, torch.finfo(q.dtype).min)
+        return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+    def mlp(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        gate = functional.silu(self.linear(f"{name}.gate_proj", x))
+        return self.linear(f"{name}.down_proj", gate * self.linear(f"{name}.up_proj", x))
+
+    def layer(self, name: str, read, stream, places, sees=None) -> torch.Tensor:
+        """What a Llama layer makes of a stream `[n, hidden]` of which its attention reads something else."""
+        sees = torch.ones(len(read), len(read), dtype=torch.bool).tril() if sees is None else sees
+        q, k, v = (self.heads(f"{name}.self_attn.{part}_proj", read) for part in "qkv")
+        attended = self.attend(self.turn(q, places), self.turn(k, places), v, sees)
+        stream = stream + self.linear(f"{name}.self_attn.o_proj", attended)
+        return stream + self.mlp(f"{name}.mlp", self.norm(f"{name}.post_attention_layernorm", stream))
+
+
+class Fused(Original):
+    """EAGLE and what has its layer behind a fusion. A subclass says which slots a text has, and how one is drafted."""
+
+    def slots(self, text: Text) -> Slots:
+        return Slots(self.fuse(text.read[1:], text.states[-1]), torch.arange(len(text.ids) - 1))
+
+    def fuse(self, embeds, states, level: int = 0) -> torch.Tensor:
+        return self.linear("fc", torch.cat([embeds, states], dim=-1))
+
+    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
+        """Logits after the root and after every token of a chain below it."""
+        slots, guesses = self.slots(text), []
+        stream, places = slots.stream, slots.places
+        for level in range(len(chain) + 1):
+            read = stream
+            if "layers.0.input_layernorm.weight" in self.tensors:
+                read = self.norm("layers.0.input_layernorm", stream)
+            output = self.layer("layers.0", read, stream, places)[-1:]
+            guesses.append(output[0] @ text.head.T)
+            if level < len(chain):
+                stream = torch.cat([stream, self.fuse(text.table[chain[level]][None], output, level + 1)])
+                places = torch.cat([places, places[-1:] + 1])
+        return guesses
+
+
+class Decoupled(Fused):
+    """MSD: before a visual token stands its embedding, untouched."""
+
+    def slots(self, text: Text) -> Slots:
+        slots = super().slots(text)
+        for place, token in enumerate(text.ids[1:]):
+            if token == text.image:
+                slots.stream[place] = text.read[place + 1]
+        return slots
+
+
+class Hidden(Fused):
+    """HiViS: hide, then shift; a residual by level."""
+
+    residual = "residual"
+
+    def __init__(self, *args, packed: bool, **options):
+        super().__init__(*args, **options)
+        self.packed = packed
+
+    def slots(self, text: Text) -> Slots:
+        hidden = set()
+        for start, end in text.picture_starts():
+            # For Qwen: the delimiter before, the picture, the delimiter behind and one token more.
+            hidden |= set(range(start, end) if self.packed else range(start - 1, end + 2))
+        kept = [place for place in range(len(text.ids)) if place not in hidden]
+        before, behind = torch.tensor(kept[:-1]), torch.tensor(kept[1:])
+        places = torch.arange(len(before)) if self.packed else before
+        return Slots(self.fuse(text.read[behind], text.states[-1][before]), places)
+
+    def fuse(self, embeds, states, level: int = 0) -> torch.Tensor:
+        rows = self.tensors[self.residual]
+        row = rows[min(level, len(rows) - 1)].expand(len(states), -1)
+        return self.linear("fc", torch.cat([embeds, states, row], dim=-1))
+
+
+class Adapted(Fused):
+    """ViSpec: a picture becomes a few tokens and a vector g of the whole of it."""
+
+    def slots(self, text: Text) -> Slots:
+        hidden = text.read.shape[1]
+        stream, places, cursor, self.g = [], [], 0, torch.zeros(hidden)
+
+        def ordinary(first: int, end: int) -> None:
+            for place in range(first, end):
+                stream.append(self.fuse(text.read[place + 1][None], text.states[-1][place][None])[0])
+                places.append(place)
+
+        for start, end in text.picture_starts():
+            ordinary(cursor, start - 1)
+            *entries, g = self.adaptor(text.read[start:end])
+            queries = len(entries) + 1
+            for number, entry in enumerate(entries):
+                stream.append(entry)
+                places.append(end - queries + number)
+            self.g, cursor = g, end - 1
+        ordinary(cursor, len(text.ids) - 1)
+        return Slots(torch.stack(stream), torch.tensor(places))
+
+    def adaptor(self, picture: torch.Tensor) -> list[torch.Tensor]:
+        queries = self.tensors["imadpt.q"].transpose(0, 1)
+        k, v = (self.heads(f"imadpt.{part}_proj", picture) for part in "kv")
+        everything = torch.ones(queries.shape[1], len(picture), dtype=torch.bool)
+        return list(self.linear("imadpt.o_proj", self.attend(queries, k, v, everything)))
+
+    def fuse(self, embeds, states, level: int = 0) -> torch.Tensor:
+        states = self.linear("img_fc", torch.cat([states, self.g.expand(len(states), -1)], dim=-1))
+        return self.linear("fc", torch.cat([embeds, states], dim=-1))
+
+
+class Third(Original):
+    """EAGLE-3.
+
+    Args:
+        layers: three, by the states that enter them.
+        prefix: of the layer's keys.
+        norm_output, norm_before_residual: the switches that leave no weights.
+    """
+
+    def __init__(self, *args, layers, prefix="midlayer", norm_output=False, norm_before_residual=False, **options):
+        super().__init__(*args, **options)
+        self.layers, self.prefix = layers, prefix
+        self.norm_output, self.norm_before_residual = norm_output, norm_before_residual
+
+    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
+        streams = [text.states[layer] for layer in self.layers]
+        if "fc_norm.0.weight" in self.tensors:
+            streams = [self.norm(f"fc_norm.{number}", stream) for number, stream in enumerate(streams)]
+        joined = torch.cat(streams, dim=-1)
+        if "input_norm.weight" in self.tensors:
+            joined = self.norm("input_norm", joined)
+        states = self.linear("fc", joined)
+        # Pictures are placeholders here. A text's own table may be the drafter's.
+        table = self.tensors.get("embed_tokens.weight", text.table)
+        embeds = table[torch.tensor(text.ids[1:])]
+        count = len(states)
+        places = torch.arange(count) if self.sections is None else text.axes[:, :count]
+        guesses = []
+        for level in range(len(chain) + 1):
+            normed = self.norm(f"{self.prefix}.hidden_norm", states)
+            read = torch.cat([self.norm(f"{self.prefix}.input_layernorm", embeds), normed], dim=-1)
+            stream = normed if self.norm_before_residual else states
+            output = self.layer(self.prefix, read, stream, places)[-1:]
+            guesses.append(self.linear("lm_head", self.norm("norm", output))[0])
+            if level < len(chain):
+                states = torch.cat([states, self.norm("norm", output) if self.norm_output else output])
+                embeds = torch.cat([embeds, table[chain[level]][None]])
+                places = torch.cat([places, places[..., -1:] + 1], dim=-1)
+        return guesses
+
+
+class Asking(Original):
+    """DREAM: unshifted tokens, and a memory of the target's states. Below the root the drafter's own outputs fill it.
+
+    A drafted tree is entered node by node: `draft` with a chain is the tree that has one node a level.
+    """
+
+    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
+        levels = [[(token, 0)] for token in chain]
+        return [guesses[0] for guesses in self.levels(text, levels, tree_masked=True)]
+
+    def levels(self, text: Text, levels: list[list[tuple[int, int]]], tree_masked: bool) -> list[list[torch.Tensor]]:
+        """Logits after the root, and after every node of every level.
+
+        Args:
+            text: up to the root.
+            levels: per level its nodes: a token, and the number of its parent in the level above.
+            tree_masked: whether the memory is masked as the tree is; without, everything earlier is seen.
+        """
+        count = len(text.ids)  # slots of the text: all of its tokens, the root too
+        embeds, memory, places = text.read, text.states[-1], torch.arange(count)
+        # Of every slot, which slots it sees; and slot t brings along the memory entry t - 1, the state before it.
+        sees = torch.ones(count, count, dtype=torch.bool).tril()
+        first, outputs, guesses = [count - 1], [], []
+        for level in range(len(levels) + 1):
+            output = self.read(text, embeds, memory, places, sees, tree_masked)
+            newest = list(range(first[-1], len(embeds)))
+            outputs.append(output[newest])
+            guesses.append([vector @ text.head.T for vector in output[newest]])
+            if level == len(levels):
+                break
+            nodes, start = levels[level], len(embeds)
+            tokens = torch.tensor([token for token, _ in nodes])
+            parents = torch.tensor([parent for _, parent in nodes])
+            embeds = torch.cat([embeds, text.table[tokens]])
+            memory = torch.cat([memory, outputs[-1][parents]])
+            places = torch.cat([places, torch.full((len(nodes),), count + level)])
+            grown = torch.zeros(len(embeds), len(embeds), dtype=torch.bool)
+            grown[:start, :start] = sees
+            for number, parent in enumerate(parents.tolist()):
+                grown[start + number, :start] = sees[first[-1] + parent]
+                grown[start + number, start + number] = True
+            sees = grown
+            first.append(start)
+        return guesses
+
+    def read(self, text, embeds, memory, places, sees, tree_masked: bool) -> torch.Tensor:
+        x = self.layer("layers.0", embeds, embeds, places, sees)
+        asking = self.heads("layers.1.cross_attn.q_proj", self.norm("layers.1.input_layernorm", x))
+        k, v = (self.heads(f"layers.1.cross_attn.{part}_proj", memory) for part in "kv")
+        asked = sees if tree_masked else torch.ones_like(sees).tril()
+        asked = asked[:, 1:].clone()
+        asked[0] = False
+        q = self.norm("layers.1.cross_attn.q_norm", asking)
+        k = self.norm("layers.1.cross_attn.k_norm", k)
+        attended = self.attend(q, k, v, asked)
+        # The first token saw the prompt's states alone, all of them, when the prompt was read.
+        attended[0] = v[:, : text.prompt].mean(1).repeat_interleave(q.shape[0] // v.shape[0], dim=0).flatten()
+        x = x + self.tensors["layers.1.cross_attn_attn_gate"].tanh() * self.linear(
+            "layers.1.cross_attn.o_proj", attended
+        )
+        gate = self.tensors["layers.1.cross_attn_mlp_gate"].tanh()
+        x = x + gate * self.mlp("layers.1.mlp", self.norm("layers.1.post_attention_layernorm", x))
+        return self.norm("norm", self.layer("layers.2", self.norm("layers.2.input_layernorm", x), x, places, sees))

@@ -1,0 +1,293 @@
+"""Published drafters as loaded: what they guess is what the original computes, and the target's text is its own."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import heads
+import models
+import originals
+import published
+import pytest
+import torch
+from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
+from helpers import RAGGED, case, record_drafts, target_of
+from test_feature_drafters import decode
+
+import mmspec
+from mmspec.compressors import Hide, Pool, Prune
+from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.runner import LAST
+from mmspec.trees import Chain
+
+# Format to the targets that it is loaded for, the class, and options that tell what was recognised.
+LOADED = {
+    "eagle": (("llava", "llama"), EagleDrafter, {"bias": True, "input_norm": False}),
+    "eagle, qwen": (("qwen_vl",), EagleDrafter, {"bias": False}),
+    "msd": (("llava",), MsdDrafter, {"input_norm": False}),
+    "msd, qwen": (("qwen_vl",), MsdDrafter, {"input_norm": True}),
+    "vispec": (("llava", "qwen_vl"), ViSpecDrafter, {"queries": 3, "heads": 4, "use_summary": True}),
+    "hivis": (("llava", "qwen_vl"), HiVisDrafter, {"steps": 3}),
+    "hivis, old": (("qwen_vl",), HiVisDrafter, {"steps": 1, "packed": False}),
+    "dream": (("llava",), DreamDrafter, {"first_token": "mean", "tree_masked": False}),
+    "eagle3": (("llava", "qwen_vl"), Eagle3Drafter, {"feature_layers": [1, 1, 2], "rope": "1d", "visual": False}),
+    "eagle3, speculators": (
+        ("qwen_vl",),
+        Eagle3Drafter,
+        {"feature_layers": [1, 0, 2], "fc_norm": True, "norm_output": True, "norm_before_residual": False},
+    ),
+    "eagle3, other width": (
+        ("llava", "llama"),
+        Eagle3Drafter,
+        {"feature_layers": [0, 1, 2], "norm_before_fc": True, "norm_before_residual": True, "own_embedding": 64}
+        | {"draft_vocab_size": None},
+    ),
+    "eagle3, mrope": (("qwen_vl", "llava"), Eagle3Drafter, {"rope": "mrope"}),
+    "eagle3, interleaved": (("qwen_vl",), Eagle3Drafter, {"rope": "mrope"}),
+}
+CASES = [(format, name) for format, (names, _, _) in LOADED.items() for name in names]
+
+
+@cache
+def written(format: str, name: str) -> tuple[dict, dict]:
+    return published.WRITERS[format](target_of(name, "sdpa").model)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """Loads a checkpoint of a format for a target, once."""
+
+    @cache
+    def load(format: str, name: str):
+        folder = published.write(tmp_path_factory.mktemp("checkpoint"), *written(format, name))
+        return mmspec.load_drafter(folder, target_of(name, "sdpa"))
+
+    return load
+
+
+def original(format: str, name: str) -> originals.Original:
+    """The original, told what its own code would know."""
+    options = {"eps": published.EPS, "base": published.BASE}
+    if format in ("msd", "msd, qwen"):
+        cls = originals.Decoupled
+    elif format == "vispec":
+        cls = originals.Adapted
+    elif format.startswith("hivis"):
+        cls, options["packed"] = originals.Hidden, name == "llava"
+    elif format == "dream":
+        cls = originals.Asking
+    elif format.startswith("eagle3"):
+        cls = originals.Third
+        options["layers"] = LOADED[format][2].get("feature_layers", [1, 1, 2])
+        if format == "eagle3, speculators":
+            options |= {"prefix": "layers.0", "norm_output": True}
+        if format == "eagle3, other width":
+            options |= {"norm_before_residual": True}
+        if format in ("eagle3, mrope", "eagle3, interleaved"):
+            options |= {"sections": (2, 1, 1), "interleaved": format == "eagle3, interleaved"}
+    else:
+        cls = originals.Fused
+    made = cls(written(format, name)[0], **options)
+    if format == "hivis, old":
+        made.residual = "adaptive_embedding"
+    return made
+
+
+@cache
+def axes_of(name: str, row: int) -> torch.Tensor:
+    """`[3, length]` positions of prompt and answer, by transformers' own count."""
+    target, lesson = target_of(name, "sdpa"), lesson_of(name)
+    ids = torch.tensor(lesson.request.token_ids()[row])
+    if name != "qwen_vl":
+        return torch.arange(len(ids)).expand(3, -1)
+    single = models.one_row(inputs_of(name), row)
+    positions, _ = target.model.model.get_rope_index(
+        ids[None],
+        mm_token_type_ids=(ids[None] == models.IMAGE).int(),
+        image_grid_thw=single.get("image_grid_thw"),
+        attention_mask=torch.ones_like(ids[None]),
+    )
+    return positions[:, 0]
+
+
+@cache
+def text_of(name: str, row: int, root: int) -> originals.Text:
+    """A row of the lesson up to a root, the answer's token of that number."""
+    lesson, model = lesson_of(name), target_of(name, "sdpa").model
+    states, read, _ = heads.full_pass(name, row)
+    length = lesson.prompt.lengths[row]
+    ids = lesson.request.token_ids()[row][: length + root + 1]
+    return originals.Text(
+        ids,
+        {(-1 if layer == LAST else layer): state[: len(ids) - 1] for layer, state in states.items()},
+        read[: len(ids)],
+        model.get_input_embeddings().weight.detach(),
+        model.get_output_embeddings().weight.detach(),
+        models.IMAGE,
+        length,
+        axes_of(name, row),
+    )
+
+
+@pytest.mark.parametrize(("format", "name"), CASES)
+def test_a_published_drafter_is_recognised_and_says_what_it_is(load, format, name):
+    _, cls, options = LOADED[format]
+    drafter = load(format, name)
+    config = drafter.config()
+    assert type(drafter) is cls and not drafter.training
+    assert {option: config[option] for option in options} == options
+    assert config["head"]["intermediate_size"] == published.INTERMEDIATE
+    assert config["head"]["rms_norm_eps"] == published.EPS
+    assert config["head"]["rope_parameters"]["rope_theta"] == published.BASE
+    assert config["head"]["attention_bias"] == ("qwen" in format or format.startswith(("vispec", "hivis")))
+    assert config.get("own_embedding") is None or format == "eagle3, other width", "the target's own is read"
+    if format.startswith("hivis"):
+        assert config["packed"] == (name == "llava")
+        assert list(config["compressor"]["margin"]) == ([0, 0] if name == "llava" else [1, 2])
+    assert not any(parameter.is_meta for parameter in [*drafter.parameters(), *drafter.buffers()])
+
+
+@pytest.mark.parametrize(("format", "name"), CASES)
+def test_its_guesses_are_those_of_the_original(load, format, name):
+    """At several roots of every row of a ragged batch with 0, 1 and 2 pictures, three levels deep."""
+    lesson, compared = lesson_of(name), 0
+    guesses = guesses_of(load(format, name), lesson, 3)
+    reference = original(format, name)
+    for row, answer in enumerate(lesson.answers):
+        for root in {0, 3, len(answer) - 2} & set(range(len(answer) - 1)):
+            with torch.no_grad():
+                expected = reference.draft(text_of(name, row, root), answer[root + 1 : -1][:2])
+            for level, logits in enumerate(expected):
+                assert error(guesses[row, root, level], logits) < TOLERANCE, (row, root, level)
+                compared += 1
+    assert compared > 18
+
+
+MISTAKES = {
+    "delimiters shown": ("hivis", "qwen_vl", lambda drafter: setattr(drafter, "compressor", Hide())),
+    "gap closed": ("hivis", "qwen_vl", lambda drafter: setattr(drafter, "compressor", Hide(True, (1, 2)))),
+    "gap left": ("hivis", "llava", lambda drafter: setattr(drafter, "compressor", Hide())),
+    "one axis": ("eagle3, mrope", "qwen_vl", lambda drafter: setattr(drafter, "rope", "1d")),
+    "other order of axes": ("eagle3, mrope", "qwen_vl", lambda drafter: setattr(drafter, "axes", drafter.axes.flip(0))),
+    "layers off by one": ("eagle3", "llava", lambda drafter: setattr(drafter, "fused", (0, 0, 1))),
+    "normed state": ("eagle3", "llava", lambda drafter: setattr(drafter, "norm_output", True)),
+    "visual embeddings": ("eagle3", "llava", lambda drafter: setattr(drafter, "visual", True)),
+    "first token alone": ("dream", "llava", lambda drafter: setattr(drafter, "first_token", "nothing")),
+    "no summary": ("vispec", "llava", lambda drafter: setattr(drafter, "use_summary", False)),
+}
+
+
+@pytest.mark.parametrize(("format", "name", "change"), MISTAKES.values(), ids=list(MISTAKES))
+def test_the_original_tells_mistakes_apart(load, format, name, change):
+    """What each option of the loader is for would be seen if it were another."""
+    drafter, lesson, row = load(format, name).fork(), lesson_of(name), 0
+    change(drafter)
+    with torch.no_grad():
+        expected = original(format, name).draft(text_of(name, row, 0), lesson.answers[row][1:2])
+    guesses = guesses_of(drafter, lesson, 2)
+    assert max(error(guesses[row, 0, level], logits) for level, logits in enumerate(expected)) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(("format", "name"), CASES)
+@pytest.mark.parametrize("width", [1, 2])
+def test_decoding_sees_what_training_does(load, format, name, width):
+    """After rounds that accepted nothing, one token or several. A tree whose memory is not masked sees more."""
+    drafter, lesson, compared = load(format, name), lesson_of(name), 0
+    if format == "dream" and width > 1:
+        drafter = drafter.fork()
+        drafter.tree_masked = True
+    guesses = guesses_of(drafter, lesson, 4)
+    for roots, builder, _ in decode(drafter, name, width):
+        for row, root in roots.items():
+            for step in range(min(builder.depth, len(lesson.answers[row]) - 1 - root)):
+                node = builder.path[step] - (2**step - 1 if width == 2 else step)
+                assert error(builder.logits[step][row, node], guesses[row, root, step]) < TOLERANCE
+                compared += 1
+    assert compared > 25
+
+
+@pytest.mark.parametrize("compressor", [Hide(), Hide(packed=True), Pool(2), Prune(0.5)], ids=repr)
+def test_positions_of_several_axes_go_with_what_is_left_of_a_picture(load, compressor):
+    name, compared = "qwen_vl", 0
+    drafter, lesson = load("eagle3, mrope", name).with_compressor(compressor), lesson_of(name)
+    guesses = guesses_of(drafter, lesson, 3)
+    for roots, builder, _ in decode(drafter, name, 1):
+        for row, root in roots.items():
+            for step in range(min(3, len(lesson.answers[row]) - 1 - root)):
+                assert error(builder.logits[step][row, 0], guesses[row, root, step]) < TOLERANCE
+                compared += 1
+    inputs, expected = case(name, "sdpa", *RAGGED, 12)
+    assert mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=12).token_ids == expected
+    assert compared > 15
+
+
+@pytest.mark.parametrize("tree_masked", [False, True])
+def test_dreams_memory_is_masked_as_its_option_says(load, tree_masked):
+    """Without the mask a node sees the stand-ins of nodes that are not its ancestors, and siblings before it."""
+    name, compared = "llava", 0
+    drafter = load("dream", name).fork()
+    drafter.tree_masked = tree_masked
+    reference = original("dream", name)
+    for roots, builder, tree in decode(drafter, name, width=2, depth=3):
+        for row, root in roots.items():
+            # Nodes stand level by level, two children to each.
+            tokens = tree.tokens[row].tolist()
+            levels = [[(tokens[1], 0), (tokens[2], 0)], [(tokens[number], (number - 3) // 2) for number in range(3, 7)]]
+            with torch.no_grad():
+                right = reference.levels(text_of(name, row, root), levels, tree_masked)
+                other = reference.levels(text_of(name, row, root), levels, not tree_masked)
+            for level, (logits, wrong) in enumerate(zip(right, other, strict=True)):
+                for number in range(2**level):
+                    assert error(builder.logits[level][row, number], logits[number]) < TOLERANCE
+                    compared += 1
+                assert (level < 1) or error(builder.logits[level][row, 2**level - 1], wrong[-1]) > 10 * TOLERANCE
+    assert compared > 30
+
+
+@pytest.mark.parametrize(("format", "name"), CASES)
+def test_greedy_text_is_the_targets_own(load, format, name):
+    drafter = load(format, name)
+    for rows in (RAGGED, ((1,), (9,))):
+        inputs, expected = case(name, "sdpa", *rows, 12)
+        for tree in (None, Chain(3)):
+            out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=12, tree=tree)
+            assert out.token_ids == expected
+
+
+@pytest.mark.parametrize(("format", "name"), CASES)
+def test_what_was_loaded_can_be_saved_and_loaded_again(load, format, name, tmp_path):
+    drafter = load(format, name)
+    drafter.save_pretrained(tmp_path, source=format)
+    again = mmspec.load_drafter(str(tmp_path), drafter.target)
+    assert type(again) is type(drafter)
+    assert json.dumps(again.config()) == json.dumps(drafter.config())
+    ours, theirs = drafter.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys() and all(theirs[key].equal(value) for key, value in ours.items())
+    first, second = (guesses_of(one, lesson_of(name), 2) for one in (drafter, again))
+    assert all(second[key].equal(logits) for key, logits in first.items())
+
+
+@pytest.mark.parametrize("format", ["eagle3", "eagle3, speculators"])
+def test_d2t_is_added_to_a_draft_token(load, format, monkeypatch):
+    """Read as a table of the target's tokens it would name others, and acceptance would be at its floor."""
+    name = "qwen_vl"
+    drafter, drafted = load(format, name), published.DRAFTED
+    table = drafter.d2t.tolist()
+    assert drafter.draft_vocabulary.tolist() == drafted != table
+    trees, lesson = record_drafts(monkeypatch, Eagle3Drafter), lesson_of(name)
+    mmspec.generate(drafter.target, drafter, inputs=inputs_of(name), max_new_tokens=3, tree=Chain(1))
+    for row in range(len(lesson.answers)):
+        text, tree = text_of(name, row, 0), trees[0]
+        root = tree.history[row][-1]
+        text = originals.Text(**{**vars(text), "ids": [*text.ids[:-1], root]})
+        with torch.no_grad():
+            choice = int(original(format, name).draft(text, [])[0].argmax())
+        assert tree.tree.tokens[row, 1] == drafted[choice]
+        assert table[choice] != drafted[choice] or not choice
+
+
+def test_other_widths_train_everything_but_the_embedding(load):
+    drafter = load("eagle3, other width", "llava")
+    trained = {id(parameter) for parameter in drafter.trainable_parameters()}
+    assert {name for name, p in drafter.named_parameters() if id(p) not in trained} == {"embed_tokens.weight"}

@@ -1,0 +1,395 @@
+"""Tiny random models of every family, and inputs for them as their processors would write them.
+
+To add a family: one `Tiny` here. Rows are lists of what they show, such as `["image", "video"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import models
+import torch
+import transformers
+from models import IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START, WINDOW, rescale
+from torch import Tensor
+
+Row = list[str]
+
+
+@dataclass
+class Picture:
+    """One picture as a processor writes it.
+
+    Args:
+        ids: its placeholders, with what stands between them.
+        arrays: what it adds to the batch, by name.
+    """
+
+    ids: list[int]
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Tiny:
+    """A family in small.
+
+    Args:
+        build: the model for a back end of attention.
+        picture: the n-th picture of a row, of any size that the family takes: from its kind, n, where to draw pixels
+            from, and all kinds of the row.
+        join: the arrays of all pictures of a batch, row by row, to those of the batch; they are put behind one another
+            by default.
+        types: names of per-token inputs that say where pictures are, to the value on (text, image, video).
+        kinds: what it can be shown.
+        attention: its usual back end.
+    """
+
+    build: Callable[[str], torch.nn.Module]
+    picture: Callable[[str, int, torch.Generator, Row], Picture] | None = None
+    join: Callable[[list[list[dict[str, Tensor]]]], dict[str, Tensor]] | None = None
+    types: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ("image",)
+    attention: str = "sdpa"
+
+    def inputs(self, rows: list[Row], lengths: list[int] | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """A batch, padded on the left. A row's tokens and pictures do not depend on the rows beside it.
+
+        Args:
+            rows: what each row shows.
+            lengths: text tokens of each row besides its pictures.
+            seed: of the first row; the next one has the next.
+        """
+        ids, arrays = [], []
+        for number, (row, length) in enumerate(zip(rows, lengths or [9] * len(rows), strict=True)):
+            generator = torch.Generator().manual_seed(seed + number)
+
+            def text(count: int, generator=generator) -> list[int]:
+                return torch.randint(1, 50, (count,), generator=generator).tolist()
+
+            tokens, shown = text(2), []
+            for index, kind in enumerate(row):
+                picture = self.picture(kind, index, generator, row)
+                shown.append(picture.arrays)
+                tokens += [VISION_START, *picture.ids, VISION_END, *text(1)]
+            ids.append(tokens + text(length - 2))
+            arrays.append(shown)
+        width = max(map(len, ids))
+        tokens = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+        inputs = {"input_ids": tokens, "attention_mask": mask}
+        for name, (text_type, image_type, video_type) in self.types.items():
+            types = torch.full_like(tokens, text_type)
+            types[tokens == IMAGE] = image_type
+            types[tokens == VIDEO] = video_type
+            inputs[name] = types
+        return inputs | (self.join or behind_one_another)(arrays)
+
+
+def behind_one_another(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+    pictures = [arrays for row in rows for arrays in row]
+    names = dict.fromkeys(name for arrays in pictures for name in arrays)
+    return {name: torch.cat([arrays[name] for arrays in pictures if name in arrays]) for name in names}
+
+
+# The visual side of the families.
+
+
+def square(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
+    return Picture([IMAGE] * 4, {"pixel_values": torch.randn(1, 3, 16, 16, generator=generator)})
+
+
+def tiles(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
+    """InternVL: the first picture has one tile, the second two."""
+    count = 1 + index % 2
+    return Picture([IMAGE] * 4 * count, {"pixel_values": torch.randn(count, 3, 16, 16, generator=generator)})
+
+
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+
+
+def anyres(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
+    """LLaVA-NeXT: a thumbnail of 2 x 2 tokens, and tiles of which the edges that no picture fills are cut off."""
+    if kind == "video":
+        frames = torch.randn(1, 3, 3, 16, 16, generator=generator)
+        return Picture([VIDEO] * (3 * 1 + 1), {"pixel_values_videos": frames})
+    # Height and width in pixels: as large as two tiles side by side, and a smaller one with its edges cut.
+    height, width, rows, columns = [(16, 32, 2, 4), (32, 16, 4, 2), (20, 32, 4, 4)][index % 3]
+    down, across = {(16, 32): (1, 2), (32, 16): (2, 1), (20, 32): (2, 2)}[height, width]
+    count = 1 + down * across
+    if (height, width) == (20, 32):
+        rows = 2  # 4 rows of tokens, from which 1 is cut at either side
+    pixels = torch.randn(1, 5, 3, 16, 16, generator=generator)
+    pixels[:, count:] = 0  # batched with the picture that has most tiles
+    tokens = 4 + rows * (columns + 1)
+    return Picture([IMAGE] * tokens, {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])})
+
+
+def onevision(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
+    """LLaVA-OneVision: the same, but several pictures in a prompt are thumbnails with one line break each."""
+    picture = anyres(kind, index, generator, row)
+    return Picture([IMAGE] * 5, picture.arrays) if kind == "image" and row.count("image") > 1 else picture
+
+
+GRIDS = [[1, 4, 4], [1, 6, 4], [1, 4, 8]]
+
+
+def patches(kind: str, index: int, generator: torch.Generator, row: Row, framed: bool = False) -> Picture:
+    """Qwen-VL: patches of 4 x 4 pixels in two frames, 2 x 2 patches a token; Qwen3-VL says before each frame when."""
+    grid = torch.tensor([[2, 4, 4]] if kind == "video" else [GRIDS[index % 3]])
+    pixels = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4, generator=generator)
+    if kind == "image":
+        return Picture([IMAGE] * (len(pixels) // 4), {"pixel_values": pixels, "image_grid_thw": grid})
+    ids = [VIDEO] * 4 + ([VISION_END, 7, VISION_START] if framed else []) + [VIDEO] * 4
+    return Picture(ids, {"pixel_values_videos": pixels, "video_grid_thw": grid})
+
+
+def pixtral(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
+    """Mistral 3: pictures of any size, 2 x 2 patches of 4 x 4 pixels a token, a separator after every row but the
+    last. The batch is padded to the largest picture."""
+    height, width = [(16, 16), (24, 8), (8, 24)][index % 3]
+    row = [IMAGE] * (width // 8)
+    ids = [token for _ in range(height // 8) for token in [*row, 11]][:-1]
+    pixels = torch.zeros(1, 3, 24, 24)
+    pixels[:, :, :height, :width] = torch.randn(1, 3, height, width, generator=generator)
+    return Picture(ids, {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])})
+
+
+def rows_of_pictures(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """SmolVLM: `[batch, most pictures, ...]`, padded with empty pictures."""
+    most = max(map(len, rows))
+    if not most:
+        return {}
+    pixels = torch.zeros(len(rows), most, 3, 16, 16)
+    for row, shown in enumerate(rows):
+        for index, arrays in enumerate(shown):
+            pixels[row, index] = arrays["pixel_values"][0]
+    mask = (pixels != 0).any(2).long()
+    mask[:, :, 12:] = 0  # the last rows of all pictures are padding
+    return {"pixel_values": pixels, "pixel_attention_mask": mask}
+
+
+def counted(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """LLaVA-OneVision: with the number of pictures per row that shows any."""
+    batch = behind_one_another(rows)
+    counts = [n for row in rows if (n := sum("pixel_values" in arrays for arrays in row))]
+    return batch | ({"batch_num_images": torch.tensor(counts)} if counts else {})
+
+
+# The models.
+
+CLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+QWEN_TEXT = TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+
+
+def builder(kind: str, text: dict | None = None, vision: dict | None = None, **settings):
+    """Builds a `<kind>ForConditionalGeneration` from the settings of its parts."""
+
+    def build(attention: str = "sdpa") -> torch.nn.Module:
+        parts = {"text_config": text or TEXT} | ({"vision_config": vision} if vision is not None else {})
+        config = getattr(transformers, f"{kind}Config")(**parts, **{"tie_word_embeddings": False} | settings)
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")
+        return rescale(model._from_config(config, attn_implementation=attention), 0)
+
+    return build
+
+
+def gemma3_text(attention: str = "sdpa") -> torch.nn.Module:
+    config = transformers.Gemma3TextConfig(
+        **TEXT,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=8,
+        tie_word_embeddings=False,
+    )
+    return rescale(transformers.Gemma3ForCausalLM._from_config(config, attn_implementation=attention), 0)
+
+
+LLAMA, QWEN2 = TEXT | {"model_type": "llama"}, TEXT | {"model_type": "qwen2"}
+SIGLIP = CLIP | {"model_type": "siglip_vision_model"}
+
+FAMILIES: dict[str, Tiny] = {
+    "llava": Tiny(models.llava, square),
+    "llava_next": Tiny(
+        builder(
+            "LlavaNext",
+            LLAMA,
+            CLIP | {"model_type": "clip_vision_model", "projection_dim": 16},
+            image_token_index=IMAGE,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_layer=-1,
+        ),
+        anyres,
+    ),
+    "llava_onevision": Tiny(
+        builder(
+            "LlavaOnevision",
+            QWEN2,
+            SIGLIP,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=PINPOINTS,
+        ),
+        onevision,
+        counted,
+        kinds=("image", "video"),
+    ),
+    "qwen2_vl": Tiny(
+        builder("Qwen2VL", QWEN_TEXT, QWEN_VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, **QWEN_IDS),
+        patches,
+        types={"mm_token_type_ids": (0, 1, 2)},
+        kinds=("image", "video"),
+    ),
+    "qwen2_5_vl": Tiny(models.qwen_vl, patches, types={"mm_token_type_ids": (0, 1, 2)}, kinds=("image", "video")),
+    "qwen3_vl": Tiny(
+        builder(
+            "Qwen3VL",
+            QWEN_TEXT,
+            QWEN_VISION
+            | {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0, 1],
+                "num_position_embeddings": 64,
+            },
+            **QWEN_IDS,
+        ),
+        partial(patches, framed=True),
+        types={"mm_token_type_ids": (0, 1, 2)},
+        kinds=("image", "video"),
+    ),
+    "internvl": Tiny(
+        builder(
+            "InternVL",
+            QWEN2,
+            {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": [16, 16],
+                "patch_size": [4, 4],
+            },
+            image_token_id=IMAGE,
+            image_seq_length=4,
+        ),
+        tiles,
+    ),
+    "smolvlm": Tiny(
+        builder("SmolVLM", LLAMA, CLIP | {"patch_size": 4}, image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD),
+        square,
+        rows_of_pictures,
+    ),
+    "gemma3": Tiny(models.gemma3, square, types={"token_type_ids": (0, 1, 0)}),
+    "mistral3": Tiny(
+        builder(
+            "Mistral3",
+            TEXT | {"model_type": "mistral", "sliding_window": None},
+            {
+                "model_type": "pixtral",
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "head_dim": 8,
+                "image_size": 32,
+                "patch_size": 4,
+            },
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
+            spatial_merge_size=2,
+        ),
+        pixtral,
+    ),
+    "paligemma": Tiny(
+        builder("PaliGemma", TEXT | {"model_type": "gemma"}, SIGLIP, image_token_index=IMAGE, projection_dim=32),
+        square,
+        types={"token_type_ids": (0, 0, 0)},
+    ),
+    "paligemma2": Tiny(
+        builder(
+            "PaliGemma",
+            TEXT | {"model_type": "gemma2", "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+            SIGLIP,
+            image_token_index=IMAGE,
+            projection_dim=32,
+        ),
+        square,
+        types={"token_type_ids": (0, 0, 0)},
+        attention="eager",  # Gemma 2 caps its scores, which sdpa cannot
+    ),
+    "llama": Tiny(models.llama, kinds=()),
+    "qwen3": Tiny(models.qwen3, kinds=()),
+    "mistral, sliding window": Tiny(models.mistral, kinds=()),
+    "gemma3_text, mixed windows": Tiny(gemma3_text, kinds=()),
+}
+
+COHERE2 = TEXT | {
+    "model_type": "cohere2",
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+
+# Models without a family, which are read like those that have one.
+UNLISTED: dict[str, Tiny] = {
+    "vipllava": Tiny(
+        builder(
+            "VipLlava",
+            LLAMA,
+            CLIP | {"model_type": "clip_vision_model", "projection_dim": 16},
+            image_token_index=IMAGE,
+            vision_feature_layers=[-1, -2],
+        ),
+        square,
+    ),
+    "glm4v": Tiny(
+        builder(
+            "Glm4v",
+            QWEN_TEXT,
+            QWEN_VISION | {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32, "image_size": 32},
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            image_start_token_id=VISION_START,
+            image_end_token_id=VISION_END,
+        ),
+        patches,
+        types={"mm_token_type_ids": (0, 1, 2)},
+    ),
+    "idefics2": Tiny(
+        builder(
+            "Idefics2",
+            TEXT | {"model_type": "mistral"},
+            {key: value for key, value in CLIP.items() if key != "projection_dim"},
+            image_token_id=IMAGE,
+            perceiver_config={
+                "hidden_size": 32,
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 2,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 2,
+            },
+        ),
+        square,
+        rows_of_pictures,
+    ),
+    "aya_vision": Tiny(
+        builder("AyaVision", COHERE2, SIGLIP | {"patch_size": 4}, image_token_index=IMAGE, downsample_factor=2), square
+    ),
+}
