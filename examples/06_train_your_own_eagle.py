@@ -25,7 +25,7 @@ from mmspec.training.trainer import Trainer
 from mmspec.trees import Chain
 
 QUICK = os.environ.get("MMSPEC_QUICK") == "1"  # for tests: runs through, learns nothing
-PICTURES, STEPS = (3, 4) if QUICK else (40, 300)
+PICTURES, STEPS, LENGTH = (2, 2, 32) if QUICK else (40, 300, 192)
 folder = Path("runs/notebook" if not QUICK else "runs/quick")
 
 # ## 1. The target answers
@@ -35,7 +35,7 @@ folder = Path("runs/notebook" if not QUICK else "runs/quick")
 
 target = mmspec.load_target("tiny", dtype="bfloat16")
 source = EmbeddedSource(count=PICTURES)
-done = distill(target, source, folder / "answers", batch_size=16, max_new_tokens=192)
+done = distill(target, source, folder / "answers", batch_size=16, max_new_tokens=LENGTH)
 print(f"{done.answers} answers of {done.mean_tokens:.0f} tokens on average")
 
 # ## 2. The drafter
@@ -61,7 +61,7 @@ settings = Settings(
     rows=8,
     warmup_steps=min(20, STEPS // 2),
     held_out=4 if QUICK else 24,
-    validate_every=max(1, STEPS // 4),
+    validate_every=STEPS // 4 or STEPS,
     log_every=max(1, STEPS // 30),
 )
 trainer = Trainer(
@@ -115,7 +115,7 @@ shipped = mmspec.load_drafter("tiny/eagle", target)  # the same head, after 1200
 
 scene = zoo.sample("scenes", "test", 7)
 outs = {
-    name: mmspec.generate(target, drafter, scene.prompt, [scene.image], tree=Chain(5), max_new_tokens=128)
+    name: mmspec.generate(target, drafter, scene.prompt, [scene.image], tree=Chain(5), max_new_tokens=LENGTH)
     for name, drafter in {"mine": mine, "shipped": shipped}.items()
 }
 for name, out in outs.items():
