@@ -213,8 +213,8 @@ class Page:
             )
         except OSError as error:
             raise MMSpecError(
-                f"host={host} port={port}: the page cannot be served there, because the port is taken or the address is "
-                f"not this machine's; choose another, such as port={port % 65535 + 1}"
+                f"host={host} port={port}: the page cannot be served there, because the port is taken or the address "
+                f"is not this machine's; choose another, such as port={port % 65535 + 1}"
             ) from error
         return address
 

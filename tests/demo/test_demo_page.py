@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from mmspec.demo.page import Page  # noqa: E402
-from mmspec.errors import MMSpecError  # noqa: E402
+from mmspec.demo.page import Page
+from mmspec.errors import MMSpecError
 
 START = {"temperature": 0.0, "max_new_tokens": 16, "seed": 0}
 

@@ -53,9 +53,11 @@ def writing(target, texts: list[list[int]], right: int, **options):
     assert len(set(lengths)) == 1
 
     def force(input_ids, scores):
-        row = next(n for n, prompt in enumerate(prompts) if input_ids[0, : len(prompt)].tolist() == prompt)
-        token = (texts[row] + [0] * 9)[input_ids.shape[1] - lengths[0]]
-        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
+        forced = torch.full_like(scores, -torch.inf)
+        for number, ids in enumerate(input_ids.tolist()):
+            row = next(n for n, prompt in enumerate(prompts) if ids[: len(prompt)] == prompt)
+            forced[number, (texts[row] + [0] * 9)[len(ids) - lengths[0]]] = 0.0
+        return forced
 
     prompts = [models.one_row(inputs, row)["input_ids"][0].tolist() for row in range(len(texts))]
     drafter = Scripted(target, texts, right=right)
@@ -77,6 +79,7 @@ def out(target):
 
 def test_pieces_join_to_the_text_though_characters_are_split_over_tokens(target, out):
     assert out.text[0] == SPLIT and len(out.token_ids[0]) == len(target.tokenizer.encode(SPLIT)) > len(SPLIT) - 4
+    assert out.token_ids[1] == out.token_ids[0][::-1]
     for row in range(2):
         pieces = out.pieces(row)
         assert len(pieces) == len(out.token_ids[row]) and "".join(pieces) == out.text[row]
@@ -105,8 +108,9 @@ def test_html_gives_the_figures(out):
 
 
 def test_tooltips_name_the_round(target):
-    ids = target.tokenizer.encode("abcdefgh")
-    titles = [title for *_, title in Spans(writing(target, [ids], right=2)._repr_html_()).rows[1]]
+    ids, short = (target.tokenizer.encode(text) for text in ("abcdefgh", "ab.defgh"))
+    out = writing(target, [short, ids], right=2, eos_token_id=short[2])  # the first row ends after a round
+    titles = [title for *_, title in Spans(out._repr_html_()).rows[2]]
     said = ["the prompt's pass", *["drafted, round 1, 2 of 3 drafted tokens kept"] * 2]
     said += ["bonus, round 1, 2 of 3 drafted tokens kept", *["drafted, round 2, 2 of 3 drafted tokens kept"] * 2]
     said += ["bonus, round 2, 2 of 3 drafted tokens kept", "drafted, round 3, 1 of 3 drafted tokens kept"]

@@ -119,6 +119,15 @@ def test_a_resampler_keeps_what_its_queries_look_at():
     assert torch.allclose(only.weights.flatten(), looked / looked.max(), atol=1e-5)
 
 
+def test_an_elastic_compressor_that_resamples_looks_at_everything():
+    drafter = EagleDrafter(target(), compressor=Elastic()).eval()
+    gate = drafter.compressor.gate[-1]
+    torch.nn.init.zeros_(gate.weight)
+    gate.bias.data = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0])  # the fourth branch is the resampler
+    only = one(drafter)
+    assert only.entries == 2 and (only.weights > 0).all()
+
+
 def test_two_pictures_are_two():
     images = [zoo.sample("scenes", "test", number).image for number in range(2)]
     first, second = kept(embedded("dream"), images=images)
