@@ -188,7 +188,14 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
     folder = tmp_path / "b"
     overrides = ["drafter=ngram", "task=scenes", "task.count=40", "repeats=1", "warmup=0", "threads=1"]
     command = [sys.executable, "-m", "mmspec", "bench", *overrides, "max_new_tokens=20", "--output", str(folder)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # Background jobs inherit an ignored SIGINT, and the tests may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (folder / "requests.jsonl").exists() or len(lines(folder / "requests.jsonl")) < 4:
         assert process.poll() is None and time.monotonic() < deadline
