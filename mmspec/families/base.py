@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ class Family:
         """The placeholder of videos; None if the model takes none, or takes their frames as pictures."""
         return self.model.config.video_token_id if self.video_inputs else None
 
-    @cached_property  # asked for in every draft step
+    @property
     def placeholders(self) -> dict[int, str]:
         """Placeholder token to `"image"` or `"video"`."""
         tokens = {self.image_token_id: "image", self.video_token_id: "video"}
