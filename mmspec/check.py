@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import MMSpecError
+from .errors import MMSpecError, first_line
 from .inputs import Request, prepare
 from .masks import kernels
 from .outcome import Verdict
@@ -278,8 +278,7 @@ def _pictured(target: Target, generator: torch.Generator, report: Report) -> tup
             rows = [prepare(target, [prompt], [shown]) for prompt, shown in zip(prompts, images, strict=True)]
             return rows, prepare(target, prompts, images)
         except Exception as error:  # processors raise errors of many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            report.notes.append(f"not checked: rows with {', '.join(map(str, counts))} pictures ({reason})")
+            report.notes.append(f"not checked: rows with {', '.join(map(str, counts))} pictures ({first_line(error)})")
     return None
 
 

@@ -13,6 +13,11 @@ class MMSpecError(ValueError):
     """
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, in one line; its type's name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(value: str, options: Iterable[str]) -> str:
     """Return a hint such as `" Did you mean 'chain'? Available: chain, dynamic."` for an unknown name."""
     options = sorted(options)

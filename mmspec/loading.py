@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from .checkpoints import fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
-from .errors import MMSpecError, did_you_mean
+from .errors import MMSpecError, did_you_mean, first_line
 from .formats import FORMATS, load_published
 from .target import Target
 
@@ -61,12 +61,12 @@ def load_target(
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, MMSpecError):
             raise
-        raise MMSpecError(f"target {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise MMSpecError(f"target {name!r} cannot be loaded: {first_line(error)}") from error
     if not placed:
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:  # an unknown name, a missing or a full accelerator
-            raise MMSpecError(f"device {device!r} cannot take the model: {_first_line(error)}") from error
+            raise MMSpecError(f"device {device!r} cannot take the model: {first_line(error)}") from error
     return Target(model, processor, compile, check)
 
 
@@ -137,7 +137,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in names:
         raise MMSpecError(f"dtype {dtype!r} is unknown.{did_you_mean(str(dtype), names)}")
     return names[dtype]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from .cache import SlotShape
 from .check import Report, check_target
 from .compiled import CompiledModel
-from .errors import MMSpecError
+from .errors import MMSpecError, first_line
 from .families import Vision, family_of, visual_spans
 from .inputs import Request
 from .masks import MaskForm, kernels
@@ -73,10 +73,9 @@ class Target:
             try:
                 report = check_target(self, thorough=False)
             except Exception as error:  # whatever a model of another shape stumbles over
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise MMSpecError(
                     f"{type(model).__name__} does not pass the self-check: it cannot be run as mmspec runs models "
-                    f"({reason}). It may need a family of its own in mmspec/families"
+                    f"({first_line(error)}). It may need a family of its own in mmspec/families"
                 ) from error
             report.raise_if_wrong(self)
 

@@ -171,6 +171,18 @@ def decode(drafter, name: str, width: int, depth: int = 4):
         yield roots, *script.round(accepted)
 
 
+def guesses_compared(drafter, lesson, name: str, width: int) -> int:
+    """How many unrolled guesses of a lesson were found equal to what the drafter says while it decodes the same."""
+    guesses, compared = guesses_of(drafter, lesson, 4), 0
+    for roots, builder, _ in decode(drafter, name, width):
+        for row, root in roots.items():
+            for step in range(min(builder.depth, len(lesson.answers[row]) - 1 - root)):
+                node = builder.path[step] - (2**step - 1 if width == 2 else step)
+                assert error(builder.logits[step][row, node], guesses[row, root, step]) < TOLERANCE
+                compared += 1
+    return compared
+
+
 LEARNERS = [(name, variant) for name, variant in GRID] + [
     (name, label)
     for name in FAMILIES
@@ -184,15 +196,7 @@ LEARNERS = [(name, variant) for name, variant in GRID] + [
 def test_training_sees_what_decoding_does(name, label, width):
     """At every root and depth, after rounds that accepted nothing, one token or several."""
     drafter = drafter_of(name, label) if label in VARIANTS else helpers.DRAFT_MODELS[label](name, "sdpa")
-    lesson, compared = lesson_of(name), 0
-    guesses = guesses_of(drafter, lesson, 4)
-    for roots, builder, _ in decode(drafter, name, width):
-        for row, root in roots.items():
-            for step in range(min(builder.depth, len(lesson.answers[row]) - 1 - root)):
-                node = builder.path[step] - (2**step - 1 if width == 2 else step)
-                assert error(builder.logits[step][row, node], guesses[row, root, step]) < TOLERANCE
-                compared += 1
-    assert compared > 25
+    assert guesses_compared(drafter, lesson_of(name), name, width) > 25
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in heads.ASKING])

@@ -123,20 +123,14 @@ def _coloured(side: Side | None) -> str:
         return ""
     if side.out is not None:
         return answers_html.tokens(side.out, 0)
-    return "".join(
-        f'<span title="round {number}" style="{_style(ACCEPTED if drafted else BONUS)}">{escape(text)}</span>'
-        for text, drafted, number in side.spans
-        if text
-    )
-
-
-def _style(colour: str) -> str:
-    return f"background:{colour}22;border-bottom:2px solid {colour}"
+    marked = (answers_html.mark(text, drafted, f"round {number}") for text, drafted, number in side.spans if text)
+    return "".join(marked)
 
 
 def _legend(kinds: dict[str, str]) -> str:
     marks = "".join(
-        f'<span><i style="{_style(colour)}">&nbsp;</i> {escape(name)}</span>' for name, colour in kinds.items()
+        f'<span><i style="{answers_html.style_of(colour)}">&nbsp;</i> {escape(name)}</span>'
+        for name, colour in kinds.items()
     )
     return f'<div class="mm-legend">{marks}</div>'
 

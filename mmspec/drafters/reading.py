@@ -79,7 +79,7 @@ class PromptReader:
         ids, family = request.inputs["input_ids"], self.target.family
         whole = whole_prompt(self._prompt_embeds(ids, embeds), self.absorb(features), family.is_visual(ids))
         if self.rope == "mrope":
-            whole.positions, whole.ahead = family.positions(request.inputs)
+            whole.positions, whole.ahead = family.positions_until(prompt.inputs, ids.shape[1])
         if self.compressor is None or vision is None:
             return whole
         layout, attention = layout_of(family, request, prompt, vision), None

@@ -78,12 +78,9 @@ def name_of(row: Row, rows: Sequence[Row]) -> str:
 
 def figure_of(width: float, height: float) -> Figure:
     """Return an empty figure that belongs to nobody: pyplot would keep it, and choose a screen. Sizes are in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..seeing.figures import figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return figure(width, height)
 
 
 def axes_of(figure: Figure, title: str) -> Axes:

@@ -30,9 +30,8 @@ class Qwen2VL(MultiAxisRope, Family):
     def grids(self, inputs: dict[str, Any], vision: Vision) -> list[tuple[int, int] | None]:
         """The frames of a video stand below one another."""
         edge, found = self.model.model.visual.spatial_merge_size, []
-        left = {
-            kind: iter(inputs[f"{kind}_grid_thw"].tolist()) for kind in ("image", "video") if self._has(inputs, kind)
-        }
+        given = {kind: inputs.get(f"{kind}_grid_thw") for kind in ("image", "video")}
+        left = {kind: iter(grid.tolist()) for kind, grid in given.items() if grid is not None}
         for kind in vision.kinds or ["image"] * len(vision.sizes):
             if kind not in left:  # consumed by `generate`
                 found.append(None)
@@ -40,10 +39,6 @@ class Qwen2VL(MultiAxisRope, Family):
             times, rows, columns = next(left[kind])
             found.append((times * rows // edge, columns // edge))
         return found
-
-    @staticmethod
-    def _has(inputs: dict[str, Any], kind: str) -> bool:
-        return inputs.get(f"{kind}_grid_thw") is not None
 
 
 class Qwen25VL(Qwen2VL):

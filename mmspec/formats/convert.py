@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints import INDEX, PICKLES, WEIGHTS
-from ..errors import MMSpecError
+from ..errors import MMSpecError, first_line
 from .checkpoint import shards_of
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -90,8 +90,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MMSpecError(f"{str(path)!r} cannot be read as weights alone: {reason}") from None
+        raise MMSpecError(f"{str(path)!r} cannot be read as weights alone: {first_line(error)}") from None
     if not isinstance(loaded, dict):
         raise MMSpecError(f"{str(path)!r} holds a {type(loaded).__name__}, not a dictionary of named tensors")
     for name, value in loaded.items():

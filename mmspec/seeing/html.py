@@ -28,7 +28,7 @@ def answer(out: Output) -> str:
         f"{stats.mean_acceptance_length:.2f} tokens per pass of the target, {len(stats.rounds)} rounds, "
         f"{stats.tokens_per_second:.1f} tokens/s"
     )
-    legend = f"{_mark('drafted and accepted', True)} {_mark('the target itself', False)}"
+    legend = f"{mark('drafted and accepted', True)} {mark('the target itself', False)}"
     rows = "".join(f'<div style="{STYLE}">{tokens(out, row)}</div>' for row in range(len(out.token_ids)))
     return f'<div>{rows}<div style="font-size:small;margin-top:.5em">{legend} &nbsp; {escape(figures)}</div></div>'
 
@@ -46,11 +46,17 @@ def tokens(out: Output, row: int) -> str:
             kept = f"{record.accepted[row]} of {record.drafted[row]} drafted tokens kept"
             tip += f": {'drafted' if drafted else 'bonus'}, round {written}, {kept}"
         if piece:
-            parts.append(_mark(piece, drafted, tip))
+            parts.append(mark(piece, drafted, tip))
     return "".join(parts)
 
 
-def _mark(text: str, drafted: bool, tip: str = "") -> str:
+def mark(text: str, drafted: bool, tip: str = "") -> str:
+    """Text of one origin."""
     colour = ACCEPTED if drafted else BONUS
     title = f' title="{escape(tip)}"' if tip else ""
-    return f'<span{title} style="background:{colour}22;border-bottom:2px solid {colour}">{escape(text)}</span>'
+    return f'<span{title} style="{style_of(colour)}">{escape(text)}</span>'
+
+
+def style_of(colour: str) -> str:
+    """What text of a colour looks like."""
+    return f"background:{colour}22;border-bottom:2px solid {colour}"

@@ -143,15 +143,14 @@ class Trace:
         """
         self._number += 1
         log_p = scores.logits.float().log_softmax(-1)
-        before = log_p.gather(1, tree.parents.clamp(min=0)[..., None].expand(-1, -1, log_p.shape[-1]))
-        target = before.gather(-1, tree.tokens[..., None])[..., 0].exp().tolist()
+        batch = torch.arange(len(log_p), device=log_p.device)
+        target = log_p[batch[:, None], tree.parents.clamp(min=0), tree.tokens].exp().tolist()
         root = log_p[:, 0]
         entropy = (-(root.exp() * root.masked_fill(root == -torch.inf, 0)).sum(-1)).tolist()
         drafter = None if tree.log_probs is None else tree.log_probs.float().exp().tolist()
         ends = verdict.length - 1
-        last = verdict.path.gather(1, ends.clamp(min=0)[:, None])
-        bonus = log_p.gather(1, last[..., None].expand(-1, -1, log_p.shape[-1]))[:, 0]
-        bonus = bonus.gather(-1, verdict.bonus[:, None])[:, 0].exp().tolist()
+        last = verdict.path[batch, ends.clamp(min=0)]
+        bonus = log_p[batch, last, verdict.bonus].exp().tolist()
         kept = [set(path[:n]) for path, n in zip(verdict.path.tolist(), verdict.length.tolist(), strict=True)]
         valid = None if tree.valid is None else tree.valid.tolist()
         rows = zip(tree.tokens.tolist(), tree.parents.tolist(), tree.depth.tolist(), strict=True)

@@ -16,7 +16,8 @@ def rows_of(tmp_path, sides):
     return report(write_bundle(tmp_path / "bundle", sides, {"scenes": [9, 17], "charts": [5, 9]})).rows
 
 
-def test_every_plot_is_a_picture_with_something_on_it(tmp_path):
+def test_every_plot_is_a_picture_with_something_on_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # other tests may have imported it
     sides = [plain(), eagle3(), eagle3(label="wide", tree="dynamic", budget=16, drafted=16), lookup()]
     paths = save_plots(rows_of(tmp_path, sides), tmp_path)
     assert {path.stem for path in paths} == PLOTS.keys() == CAPTIONS.keys()

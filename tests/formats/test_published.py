@@ -13,7 +13,7 @@ import pytest
 import torch
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
 from helpers import RAGGED, case, record_drafts, target_of
-from test_feature_drafters import decode
+from test_feature_drafters import decode, guesses_compared
 
 import mmspec
 from mmspec.compressors import Hide, Pool, Prune
@@ -193,18 +193,11 @@ def test_the_original_tells_mistakes_apart(load, format, name, change):
 @pytest.mark.parametrize("width", [1, 2])
 def test_decoding_sees_what_training_does(load, format, name, width):
     """After rounds that accepted nothing, one token or several. A tree whose memory is not masked sees more."""
-    drafter, lesson, compared = load(format, name), lesson_of(name), 0
+    drafter = load(format, name)
     if format == "dream" and width > 1:
         drafter = drafter.fork()
         drafter.tree_masked = True
-    guesses = guesses_of(drafter, lesson, 4)
-    for roots, builder, _ in decode(drafter, name, width):
-        for row, root in roots.items():
-            for step in range(min(builder.depth, len(lesson.answers[row]) - 1 - root)):
-                node = builder.path[step] - (2**step - 1 if width == 2 else step)
-                assert error(builder.logits[step][row, node], guesses[row, root, step]) < TOLERANCE
-                compared += 1
-    assert compared > 25
+    assert guesses_compared(drafter, lesson_of(name), name, width) > 25
 
 
 @pytest.mark.parametrize("compressor", [Hide(), Hide(packed=True), Pool(2), Prune(0.5)], ids=repr)
