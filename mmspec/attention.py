@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from .compat import CACHE
 from .errors import MMSpecError
 from .inputs import Request
 from .runner import capture, padding_mask
@@ -57,7 +58,7 @@ def attention_weights(
         # A first pass leaves the keys of all tokens in a cache, and the second asks them. What the second one writes
         # there itself is hidden.
         places, cache = queries, DynamicCache()
-        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, past_key_values=cache)
+        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **{CACHE: cache})
         normed, *rope = (part.take_along_dim(queries[..., None], dim=-2) for part in (normed, *rope))
     visible = _visible(target, layer, places, length, inputs)
     if queries is not None:
@@ -65,7 +66,7 @@ def attention_weights(
     mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
     _, weights = _eager(block.self_attn)(
-        hidden_states=normed, position_embeddings=tuple(rope), attention_mask=mask, past_key_values=cache
+        hidden_states=normed, position_embeddings=tuple(rope), attention_mask=mask, **{CACHE: cache}
     )
     return weights[..., :length]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .compat import CACHE
 from .errors import MMSpecError
 from .runner import LAST
 
@@ -91,7 +92,7 @@ class CompiledModel:
 
     def _forward(self, tokens, mask, position_ids, cache, features) -> tuple[Tensor, list[Tensor]]:
         logits = self.family.forward(
-            input_ids=tokens, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
+            input_ids=tokens, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: cache}
         )
         states = [self._states[layer] for layer in features]
         self._states.clear()  # what the caller does not ask for is no output of the program

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import EosTokenCriteria, GenerationMixin, MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
+from .compat import CACHE_NAMES
 from .drafters import Drafter
 from .errors import MMSpecError
 from .generation import generate
@@ -23,7 +24,7 @@ DECODED = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 UNFILLED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 """Parts of `return_dict_in_generate` that are not kept."""
 
-OF_THE_LOOP = (*UNFILLED, "past_key_values", "use_cache", "logits_to_keep", "position_ids", "mm_encoder_outputs")
+OF_THE_LOOP = (*UNFILLED, *CACHE_NAMES, "use_cache", "logits_to_keep", "position_ids", "mm_encoder_outputs")
 """What `generate` says to a decoding loop. All else is an input, which is read or refused."""
 
 OWN = (MaxLengthCriteria, EosTokenCriteria)
@@ -126,12 +127,12 @@ def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:
             f"custom_generate keeps no {', '.join(asked)} of a tree's passes; leave that out, or read "
             "drafter.last_output.stats"
         )
-    cache = given.get("past_key_values")
-    if cache is not None and (held := cache.get_seq_length()):
-        raise MMSpecError(
-            f"custom_generate keeps a cache of its own, but past_key_values holds {held} tokens; pass the whole text "
-            "and no past_key_values"
-        )
+    for name in CACHE_NAMES:
+        if (cache := given.get(name)) is not None and (held := cache.get_seq_length()):
+            raise MMSpecError(
+                f"custom_generate keeps a cache of its own, but {name} holds {held} tokens; pass the whole text and no "
+                f"{name}"
+            )
 
 
 def _inputs(input_ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:

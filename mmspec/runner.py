@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .cache import TreeCache
+from .compat import CACHE
 from .masks import Mask, MaskForm, TreeMask
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ class Runner(Blocks):
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=self.cache,
                 use_cache=True,
+                **{CACHE: self.cache},
                 logits_to_keep=torch.tensor(columns, device=embeds.device),
                 **extra,
             )
@@ -138,8 +139,8 @@ class Runner(Blocks):
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=index + self.delta[:, None],
-                past_key_values=self.cache,
                 use_cache=True,
+                **{CACHE: self.cache},
             )
         self.cache.end()
         return logits.to(self.device)

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from .cache import SlotShape
 from .check import Report, check_target
+from .compat import CACHE, warn_if_untested
 from .compiled import CompiledModel
 from .errors import MMSpecError, first_line
 from .families import Vision, family_of, visual_spans
@@ -48,6 +49,7 @@ class Target:
     """
 
     def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None):
+        warn_if_untested()
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
@@ -156,7 +158,7 @@ class Target:
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         try:
             with kernels(self.attention, self.device), capture(self.family, [LAST]) as features:
-                out = self.model(input_ids=token, position_ids=token, past_key_values=cache, use_cache=True)
+                out = self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache})
         except ValueError as error:  # such as flex attention on a processor, with attention sinks
             raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
 

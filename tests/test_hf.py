@@ -24,6 +24,7 @@ from transformers import (
 
 import mmspec
 from mmspec import zoo
+from mmspec.compat import CACHE
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
@@ -292,12 +293,12 @@ def test_a_second_assistant_is_refused(assistant):
 def test_a_cache_that_holds_tokens_is_refused():
     model, inputs, custom = asked("llama")
     cache = transformers.DynamicCache()
-    assert model.generate(**inputs, **GREEDY, past_key_values=cache, custom_generate=custom).equal(
+    assert model.generate(**inputs, **GREEDY, **{CACHE: cache}, custom_generate=custom).equal(
         model.generate(**inputs, **GREEDY)
     )
-    model.generate(**inputs, max_new_tokens=3, past_key_values=cache)
-    with pytest.raises(MMSpecError, match=r"past_key_values holds \d+ tokens"):
-        model.generate(**inputs, max_new_tokens=4, past_key_values=cache, custom_generate=custom)
+    model.generate(**inputs, max_new_tokens=3, **{CACHE: cache})
+    with pytest.raises(MMSpecError, match=rf"{CACHE} holds \d+ tokens"):
+        model.generate(**inputs, max_new_tokens=4, **{CACHE: cache}, custom_generate=custom)
 
 
 def test_a_least_length_counts_from_the_prompt_and_not_from_its_padding():

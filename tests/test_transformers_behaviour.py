@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmspec.cache import TreeCacheLayer
+from mmspec.compat import CACHE
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 # Node 3 sees nodes 0 and 2, not its neighbour 1; 1 and 2 are siblings.
@@ -144,12 +145,12 @@ def test_attention_layers_call_a_cache_of_ours():
     model = models.llama()
     layers = [Recorder() for _ in range(3)]
     mask = torch.nn.functional.pad(TREE, (0, 1))  # nobody sees the surplus
-    logits = model(IDS, attention_mask=mask, position_ids=PLACES, past_key_values=Cache(layers=layers)).logits
+    logits = model(IDS, attention_mask=mask, position_ids=PLACES, **{CACHE: Cache(layers=layers)}).logits
     assert (logits[0, -1] - model(input_ids=IDS[:, [0, 2, 3]]).logits[0, -1]).abs().max() < CLOSE
     updates = [[call for call in layer.calls if call[0] == "update"] for layer in layers]
     assert updates == [[("update", (1, 2, 4, 8), (1, 2, 4, 8))]] * 3
     layers = [Recorder() for _ in range(3)]
-    logits = model(IDS, attention_mask=torch.ones(1, 4), past_key_values=Cache(layers=layers)).logits
+    logits = model(IDS, attention_mask=torch.ones(1, 4), **{CACHE: Cache(layers=layers)}).logits
     assert ("sizes", 4) in layers[0].calls and (logits - model(IDS).logits).abs().max() < CLOSE
 
 
@@ -157,7 +158,7 @@ def test_attention_layers_call_a_cache_of_ours():
 def test_a_cache_without_a_config_keeps_everything(name):
     """`Target._probe` learns shapes from it, and `mmspec.attention` reads keys: sliding layers forget nothing."""
     model, cache = models.MODELS[name](), DynamicCache()
-    model(torch.ones(1, 20, dtype=torch.long), past_key_values=cache, use_cache=True)
+    model(torch.ones(1, 20, dtype=torch.long), **{CACHE: cache}, use_cache=True)
     assert [layer.keys.shape for layer in cache.layers] == [(1, 2, 20, 8)] * 3
 
 
@@ -226,7 +227,7 @@ def test_rope_deltas_are_state_that_given_positions_leave_alone():
     first = model.model.rope_deltas.clone()
     assert first.item() < 0
     embeds = model.get_input_embeddings()(IDS)
-    model(inputs_embeds=embeds, position_ids=PLACES, past_key_values=DynamicCache())
+    model(inputs_embeds=embeds, position_ids=PLACES, **{CACHE: DynamicCache()})
     assert model.model.rope_deltas.equal(first)
 
 
@@ -376,7 +377,7 @@ def test_an_assistant_starts_from_an_empty_cache_given_by_name():
     model, inputs, starts = models.llava(), models.inputs_for("llava", [1]), []
 
     def note(_, args, kwargs):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         starts.append((cache is None or cache.get_seq_length() == 0, kwargs.get("input_ids") is not None))
 
     assistant = models.llava()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
+from ..compat import CACHE
 from ..drafters import DraftModelDrafter
 from ..errors import MMSpecError
 from ..inputs import Request
@@ -63,7 +64,7 @@ def sighted(assistant: PreTrainedModel, drafter: DraftModelDrafter, request: Req
     pictures = {name: request.inputs[name] for name in drafter.target.family.vision_inputs if name in request.inputs}
 
     def show(module: PreTrainedModel, arguments: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        cache = keywords.get("past_key_values")
+        cache = keywords.get(CACHE)
         if cache is None or cache.get_seq_length() == 0:
             keywords = {name: value for name, value in keywords.items() if name != "mm_encoder_outputs"} | pictures
         return arguments, keywords
