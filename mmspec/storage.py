@@ -1,0 +1,110 @@
+"""Files that survive a kill and a full disk: replaced whole or not at all, read up to a torn end, held by one writer.
+
+A file that is written at once is written beside its place and then renamed. A file that grows by lines may end with a
+part of one, which readers leave out and the next writer cuts off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from .errors import MMSpecError
+
+UNFINISHED = ".unfinished"
+"""Ends the name of a file that is being written; one that is left behind belongs to a process that was killed."""
+
+LOCK = ".lock"
+"""The file in a folder by which one process at a time holds it."""
+
+
+@contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of `path` at the end; after an error the old file still stands.
+
+    Args:
+        path: of the file.
+        shared: whether several processes or threads may write this file at the same moment.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    mark = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    unfinished = path.with_name(f"{path.name}{mark}{UNFINISHED}")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())  # or a machine that loses its power may keep the name and lose what is in the file
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: Path, text: str, shared: bool = False) -> None:
+    """Write a whole file in UTF-8, see `replacing`."""
+    with replacing(path, shared) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+
+
+def atomic_write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a value as the one JSON value of a file, see `replacing`."""
+    atomic_write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where the file does not hold a whole one (a writer was killed in it).
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file with their line breaks, without a last one that was torn; none if there is no file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [line + b"\n" for line in lines[:-1]]  # what is behind the last line break is empty or torn
+
+
+def append(file: BinaryIO, data: bytes) -> None:
+    """Add to a file that was opened without a buffer, of which a disk may take a part only."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def hold_folder(folder: Path, way_out: str) -> FileLock:
+    """Keep other processes from writing to a folder, until the lock's `release()` or the end of the process.
+
+    Args:
+        folder: which exists.
+        way_out: what a second process is told to do.
+
+    Raises:
+        MMSpecError: if another process (or another writer in this one) holds the folder.
+        OSError: if the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise MMSpecError(f"{str(folder)!r} is being written by another process: {way_out}") from None
+    return lock
