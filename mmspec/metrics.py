@@ -1,0 +1,31 @@
+"""What every figure is called where people read it; `docs/metrics.md` defines each of them.
+
+One figure has one name in code (`out.stats`, `table.csv`, `report.json`, `json=true`) and one in words (tables, plots,
+the demo, the line under an answer). Two figures never share a name: what is timed end to end says so, and so does what
+leaves the prompt out.
+"""
+
+from __future__ import annotations
+
+SHOWN = {
+    "mean_acceptance_length": "tokens per pass",
+    "mean_accepted_draft_tokens": "accepted drafts per pass",
+    "num_spec_steps": "passes",
+    "new_tokens": "tokens",
+    "nodes": "drafted nodes per pass",
+    "levels": "levels per pass",
+    "acceptance_rate_per_position": "acceptance by position",
+    "speedup": "speed-up, end to end",
+    "speedup_decode": "speed-up, decoding",
+    "tokens_per_second": "tokens/s, decoding",
+    "tokens_per_second_end_to_end": "tokens/s, end to end",
+    "ttft": "time to first token",
+    "draft_cost": "draft cost",
+    "limit": "limit",
+    "share": "share of limit",
+    "no_overhead": "without overhead",
+    "cheap_scoring": "scoring as cheap as a step",
+    "free_drafting": "free drafting",
+    "perfect_acceptance": "perfect acceptance",
+}
+"""Names in code to names in words."""
