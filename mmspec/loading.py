@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from . import extras
 from .checkpoints import fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
 from .errors import MMSpecError, did_you_mean, first_line
@@ -61,6 +62,8 @@ def load_target(
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, MMSpecError):
             raise
+        if package := extras.wanted_by(error):
+            raise MMSpecError(extras.missing(f"target {name!r}", package)) from error
         raise MMSpecError(f"target {name!r} cannot be loaded: {first_line(error)}") from error
     if not placed:
         try:

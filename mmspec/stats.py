@@ -119,6 +119,11 @@ class Stats:
         return _ratio(sum(emitted for _, _, emitted, _ in self._per_row_rounds()), self.num_spec_steps, nothing=1.0)
 
     @property
+    def origin(self) -> str:
+        """Which tokens came in which passes, in words; see `tokens_by_origin`."""
+        return tokens_by_origin(sum(self.new_tokens), self.num_spec_steps, len(self.new_tokens))
+
+    @property
     def mean_accepted_draft_tokens(self) -> float:
         """Accepted drafted tokens per target pass, bonus excluded."""
         return _ratio(self.num_accepted_draft_tokens, self.num_spec_steps)
@@ -189,6 +194,31 @@ class Stats:
             "acceptance_histogram": {str(k): v for k, v in self.acceptance_histogram.items()},
             "seconds": dict(self.seconds),
         }
+
+
+def tokens_by_origin(tokens: int, rounds: int, rows: int = 1) -> str:
+    """Say which tokens came in which passes, so that the numbers add up and multiply for a reader.
+
+    `"127 tokens: 1 by the prompt's pass and 126 in 22 rounds of 5.73"`, where 5.73 is `mean_acceptance_length`.
+
+    Args:
+        tokens: new ones of all rows, the first token of each among them.
+        rounds: of all rows, each row's own added up; the prompt's pass is none.
+        rows: that have begun; the prompt's pass gave each its first token.
+    """
+    total, first = _count(tokens, "token"), f"{rows} by the prompt's pass"
+    if not rounds:
+        return f"{total}: {first}"
+    return f"{total}: {first} and {tokens - rows} in {_count(rounds, 'round')} of {(tokens - rows) / rounds:.2f}"
+
+
+def speed_in_words(tokens_per_second: float) -> str:
+    """Return `"48.2 tokens/s"`, or that there is no speed where 0 stands for one that could not be measured."""
+    return f"{tokens_per_second:.1f} tokens/s" if tokens_per_second else "tokens/s n/a (no round to time)"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _ratio(a: float, b: float, nothing: float = 0.0) -> float:

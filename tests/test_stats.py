@@ -13,7 +13,7 @@ from toys import Scripted
 import mmspec
 from mmspec import Target, stats
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
-from mmspec.stats import PHASES, PhaseClock, Round, Stats
+from mmspec.stats import PHASES, PhaseClock, Round, Stats, speed_in_words, tokens_by_origin
 from mmspec.trees import Chain, DynamicTree
 
 
@@ -197,3 +197,18 @@ def test_first_token_alone_has_no_rounds():
         assert ours[name] == theirs[name]
     assert ours["mean_acceptance_length"] == 1.0 and ours["tokens_per_second"] == 0.0
     assert ours["acceptance_rate_per_position"] == [] and ours["acceptance_histogram"] == {}
+
+
+def test_printed_numbers_add_up_and_multiply():
+    assert tokens_by_origin(127, 22) == "127 tokens: 1 by the prompt's pass and 126 in 22 rounds of 5.73"
+    assert tokens_by_origin(2, 1) == "2 tokens: 1 by the prompt's pass and 1 in 1 round of 1.00"
+    assert tokens_by_origin(1, 0) == "1 token: 1 by the prompt's pass"
+    # Two rows: the first wrote 1 + 3 + 1 tokens, the second 1 + 2.
+    record = Stats([Round([4, 4], [2, 1], [3, 2], 4), Round([4, 0], [0, 0], [1, 0], 4)], [9, 5], [5, 3])
+    assert record.origin == "8 tokens: 2 by the prompt's pass and 6 in 3 rounds of 2.00"
+    assert record.mean_acceptance_length == 2.0
+
+
+def test_a_speed_that_cannot_be_measured_is_not_called_zero():
+    assert speed_in_words(48.25) == "48.2 tokens/s"
+    assert "0.0" not in speed_in_words(Stats().tokens_per_second) and "n/a" in speed_in_words(0.0)

@@ -6,7 +6,7 @@ import argparse
 import threading
 from dataclasses import dataclass
 
-from .. import configuration
+from .. import configuration, extras
 from ..errors import MMSpecError
 from .generate import default_drafter
 
@@ -104,5 +104,5 @@ def _page():
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
-        raise MMSpecError("mmspec demo needs Gradio, which is not installed: pip install 'mmspec[demo]'") from error
+        raise MMSpecError(extras.missing("mmspec demo", "gradio")) from error
     return page

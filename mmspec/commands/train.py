@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration
+from .. import configuration, extras
 from ..errors import MMSpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def check_tracker(name: str | None) -> None:
     if name not in LOGGER_TYPE_TO_CLASS:
         raise MMSpecError(f"tracker={name} is unknown.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}")
     if name not in [str(tracker) for tracker in get_available_trackers()]:
-        raise MMSpecError(f"tracker={name} is not installed: pip install 'mmspec[trackers]', or {name} itself")
+        raise MMSpecError(extras.missing(f"tracker={name}", name))
 
 
 def follow(trainer: Trainer) -> dict[str, Any]:

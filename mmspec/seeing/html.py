@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from ..stats import speed_in_words
 from .colours import ACCEPTED, BONUS
 
 if TYPE_CHECKING:
@@ -24,10 +25,7 @@ def rounds_of(out: Output, row: int) -> list[int]:
 def answer(out: Output) -> str:
     """All rows of an output, with a legend and the figures."""
     stats = out.stats
-    figures = (
-        f"{stats.mean_acceptance_length:.2f} tokens per pass of the target, {len(stats.rounds)} rounds, "
-        f"{stats.tokens_per_second:.1f} tokens/s"
-    )
+    figures = f"{stats.origin} | {speed_in_words(stats.tokens_per_second)}"
     legend = f"{mark('drafted and accepted', True)} {mark('the target itself', False)}"
     rows = "".join(f'<div style="{STYLE}">{tokens(out, row)}</div>' for row in range(len(out.token_ids)))
     return f'<div>{rows}<div style="font-size:small;margin-top:.5em">{legend} &nbsp; {escape(figures)}</div></div>'

@@ -62,7 +62,8 @@ def run(*overrides: str) -> int:
 def test_without_the_extra_it_says_what_to_install(without_gradio, capsys):
     assert run() == 2
     error = capsys.readouterr().err
-    assert error == "mmspec: mmspec demo needs Gradio, which is not installed: pip install 'mmspec[demo]'\n"
+    way = "pip install -e '.[demo]' in the checkout of mmspec"
+    assert error == f"mmspec: mmspec demo needs gradio, which is not installed: {way}\n"
 
 
 def test_another_missing_module_is_not_taken_for_gradio(without_gradio, monkeypatch):

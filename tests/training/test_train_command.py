@@ -81,7 +81,7 @@ def test_a_second_stage_begins_with_the_first_ones_weights(answers, tmp_path, ca
         (["recipe.drafter.draft_vocab_size=100000"], "draft_vocab_size=100000 must lie between 1 and"),
         (["recipe.drafter.bais=true"], "recipe.drafter.bais"),
         (["tracker=nonsense"], "tracker=nonsense is unknown"),
-        (["tracker=wandb"], "tracker=wandb is not installed"),
+        (["tracker=wandb"], "tracker=wandb needs wandb, which is not installed"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, answers, tmp_path, capsys):
