@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import MMSpecError
+from .trust import named_class
 
 if TYPE_CHECKING:
     from .drafters import Drafter
@@ -130,16 +130,29 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_saved_drafter(folder: str | Path, target: Target) -> Drafter:
+def load_saved_drafter(
+    folder: str | Path, target: Target, classes: Iterable[type] = (), trusted: str | Collection[str] = ()
+) -> Drafter:
     """Rebuild a drafter that `save_drafter` wrote.
 
+    Args:
+        folder: where it is.
+        target: the model to draft for.
+        classes, trusted: whose code the folder may name, see `mmspec.trust.named_class`.
+
     Raises:
-        MMSpecError: for a class that cannot be imported, a drafter of another target, a corrupt or mismatched
-            weights file (the keys are listed).
+        MMSpecError: for a class that may not be named or cannot be imported, a drafter of another target, a corrupt or
+            mismatched weights file (the keys are listed).
     """
-    folder = Path(folder)
+    from .compressors import VisualCompressor
+    from .drafters import Drafter
+
+    folder, classes = Path(folder), tuple(classes)
     config = read_config(folder)
-    cls = _drafter_class(config["mmspec_drafter"], folder)
+    named = partial(named_class, source=repr(str(folder / CONFIG)), classes=classes, trusted=trusted, folder=folder)
+    cls = named(config["mmspec_drafter"], Drafter)
+    if isinstance(compressor := config.get("compressor"), dict):
+        config["compressor"] = compressor | {"class": named(compressor.get("class"), VisualCompressor)}
     try:
         made_for = config.get("target", {}).get("vocab_size", target.vocab_size)
     except AttributeError:
@@ -241,18 +254,3 @@ def _features(drafter: Drafter) -> dict[str, Any]:
         return {}
     convention = "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm"
     return {"features": {"layers": list(drafter.feature_layers), "convention": convention}}
-
-
-def _drafter_class(path: str, folder: Path) -> type[Drafter]:
-    from .drafters import Drafter
-
-    module, _, name = str(path).rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise MMSpecError(
-            f"{str(folder / CONFIG)!r} names the drafter class {path!r}, not importable: {error}"
-        ) from None
-    if not (isinstance(cls, type) and issubclass(cls, Drafter)):
-        raise MMSpecError(f"{str(folder / CONFIG)!r} names {path!r}, which is no Drafter")
-    return cls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -73,7 +74,13 @@ def load_target(
     return Target(model, processor, compile, check)
 
 
-def load_drafter(name: str, target: Target, format: str | None = None) -> Drafter:
+def load_drafter(
+    name: str,
+    target: Target,
+    format: str | None = None,
+    classes: Iterable[type] = (),
+    trusted: str | Collection[str] = (),
+) -> Drafter:
     """Load a drafter for a target.
 
     Args:
@@ -83,16 +90,21 @@ def load_drafter(name: str, target: Target, format: str | None = None) -> Drafte
             blind otherwise.
         target: the model to draft for.
         format: of a published checkpoint, where its keys and configuration do not tell, or tell wrongly.
+        classes: drafters and compressors of your own that the folder may be of. Those that are imported already need
+            not be named.
+        trusted: modules or packages of your own, whose drafters and compressors may be imported. Nothing else is
+            imported because a folder says so, but what is mmspec's.
 
     Raises:
-        MMSpecError: if there is no such drafter, its files are damaged, or it does not fit the target.
+        MMSpecError: if there is no such drafter, it is of a class that nobody named, its files are damaged, or it does
+            not fit the target.
     """
     source = _resolve(name, "drafter")
     folder = Path(source) if Path(source).is_dir() else fetch_drafter(source)
     if folder is not None and "mmspec_drafter" in read_config(folder):
         if format is not None:
             raise MMSpecError(f"drafter {name!r} was saved by mmspec and says what it is: leave format={format!r} out")
-        return load_saved_drafter(folder, target)
+        return load_saved_drafter(folder, target, classes, trusted)
     if folder is not None and (published := load_published(folder, target, format)) is not None:
         return published
     try:

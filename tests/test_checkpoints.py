@@ -177,12 +177,13 @@ def test_a_folder_without_a_config_is_named(target, tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere.at_all.Drafter", "not importable: No module named 'nowhere'"),
+        ("nowhere.at_all.Drafter", r"neither mmspec's own nor imported .* say so with trusted=\['nowhere.at_all'\]"),
+        ("mmspec.drafters.gone.Drafter", "not importable: No module named 'mmspec.drafters.gone'"),
         ("mmspec.drafters.NoSuchDrafter", "not importable: .*NoSuchDrafter"),
-        ("Drafter", "not importable"),
+        ("Drafter", "no importable path of a Drafter"),
         ("mmspec.trees.Chain", "which is no Drafter"),
         ("torch.manual_seed", "which is no Drafter"),
-        (7, "names the drafter class 7"),
+        (7, "names the class 7, which is no importable path"),
     ],
 )
 def test_a_class_that_is_no_drafter_is_refused(target, folder, path, message):

@@ -298,11 +298,11 @@ def test_it_is_made_again_from_its_configuration(name):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"class": "mmspec.compressors.Gone"}, "'mmspec.compressors.Gone' of this saved drafter cannot be made"),
-        ({"class": "nowhere.Hide"}, "'nowhere.Hide' of this saved drafter cannot be made: No module named 'nowhere'"),
-        ({"class": "mmspec.trees.Chain"}, "it is no VisualCompressor"),
+        ({"class": "mmspec.compressors.Gone"}, "'mmspec.compressors.Gone', which is not importable"),
+        ({"class": "nowhere.Hide"}, "'nowhere.Hide', and to import it could run anybody's code"),
+        ({"class": "mmspec.trees.Chain"}, "which is no VisualCompressor"),
         ({"class": "mmspec.compressors.Pool", "edge": 3}, "unexpected keyword argument 'edge'"),
-        ({"size": 3}, "the compressor None of this saved drafter cannot be made"),
+        ({"size": 3}, "names the class None, which is no importable path"),
     ],
 )
 def test_a_configuration_of_something_else_is_refused(config, reason):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
+from ..trust import named_class
 from .source import Sources
 
 
@@ -89,22 +90,26 @@ class VisualCompressor(nn.Module):
 def compressor_of(config: dict[str, Any] | None) -> VisualCompressor | None:
     """The compressor that `VisualCompressor.config` describes; None for None.
 
+    Args:
+        config: with the path of a class that is mmspec's own or imported already, or with the class itself.
+
     Raises:
-        MMSpecError: if its class cannot be imported or does not take the settings.
+        MMSpecError: if its class may not be named (see `mmspec.trust`) or does not take the settings.
     """
     if config is None:
         return None
-    import pkgutil
-
+    if not isinstance(config, dict):
+        raise MMSpecError(f"a compressor is an object with a class and its settings, not {shown(config)}")
     values = dict(config)
-    path = values.pop("class", None)
+    cls = values.pop("class", None)
+    if not (isinstance(cls, type) and issubclass(cls, VisualCompressor)):
+        cls = named_class(cls, VisualCompressor, "the compressor of this saved drafter")
     try:
-        cls = pkgutil.resolve_name(str(path))
-        if not issubclass(cls, VisualCompressor):
-            raise TypeError("it is no VisualCompressor")
         return cls(**values)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise MMSpecError(f"the compressor {path!r} of this saved drafter cannot be made: {error}") from None
+    except MMSpecError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        raise MMSpecError(f"the compressor {cls.__name__} of this saved drafter cannot be made: {error}") from None
 
 
 def grid_of(span: VisualSpan, name: str) -> tuple[int, int]:
