@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import MMSpecError
+from .pictures import load_image
 from .prompts import Prompt, apply_template, check_prompt
 from .runner import padding_mask
 
@@ -122,42 +121,6 @@ def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1
     return Request(inputs, lengths)
 
 
-def load_image(source) -> Image:
-    """A PIL picture in RGB, from a PIL picture, a path, or a NumPy array of 8-bit RGB values, `[height, width, 3]`.
-
-    Raises:
-        MMSpecError: if it is none of these, or the file is missing or is not a picture.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or not source.size:
-            raise MMSpecError(
-                f"an image is an array of {source.dtype} with shape {source.shape}, but arrays are read as uint8 RGB "
-                "values, [height, width, 3]; convert it, or pass a PIL image or a path"
-            )
-        source = Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "in memory"
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-    else:
-        raise MMSpecError(
-            f"an image is a {type(source).__name__}; pass a PIL image, a path, or a uint8 array [height, width, 3]"
-        )
-    try:
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")  # may have to read the file that it was opened from
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")  # photographs may be stored lying on their side
-    except FileNotFoundError:
-        raise MMSpecError(f"image {name!r} does not exist") from None
-    except UnidentifiedImageError:
-        raise MMSpecError(f"image {name!r} is not in a picture format that Pillow reads") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MMSpecError(f"image {name!r} cannot be read: {error}") from None
-
-
 def _from_prompt(target: Target, prompt, images) -> Request:
     if isinstance(prompt, (Mapping, Tensor)):
         kind = type(prompt).__name__
@@ -170,7 +133,7 @@ def _from_prompt(target: Target, prompt, images) -> Request:
     if images is None:
         rows = [[] for _ in prompts]
     else:
-        if isinstance(images, (str, bytes, Path)) or not isinstance(images, Sequence):
+        if isinstance(images, (str, bytes, bytearray, Path)) or not isinstance(images, Sequence):
             images = [images]
         rows = [images] if isinstance(prompt, str) else [i if isinstance(i, (list, tuple)) else [i] for i in images]
     if len(rows) != len(prompts):

@@ -185,7 +185,7 @@ def picture(tmp_path) -> Path:
         (lambda path: _written(path, b"not a picture"), "image '.*noise.png' is not in a picture format"),
         (lambda path: _written(path, path.read_bytes()[:1500]), "image '.*noise.png' cannot be read: "),
         (lambda path: _written(path, b""), "image '.*noise.png' is not in a picture format"),
-        (lambda path: path.parent, "image '.*' cannot be read: .*directory"),
+        (lambda path: path.parent, "image '.*' cannot be read: it is a folder"),
     ],
     ids=["missing", "text", "truncated", "empty", "folder"],
 )
@@ -204,16 +204,19 @@ def _written(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3)), r"an image is an array of float64 with shape \(4, 4, 3\), but arrays are read as uint8"),
-        (np.zeros((4, 4), np.uint8), r"an image is an array of uint8 with shape \(4, 4\), but"),
-        (np.zeros((3, 4, 4), np.uint8), r"with shape \(3, 4, 4\), but arrays are read as .*\[height, width, 3\]"),
-        (np.zeros((0, 4, 3), np.uint8), r"with shape \(0, 4, 3\), but"),
-        (torch.zeros(3, 4, 4), "an image is a Tensor; pass a PIL image, a path, or a uint8 array"),
-        (b"\x89PNG", "an image is a bytes; pass a PIL image"),
+        (np.full((4, 4, 3), 255.0), "image in an array has floating point values from 255 to 255, and only those from"),
+        (np.zeros((4, 4), np.int64), "image in an array has int64 values, whose black and white are unknown"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\); arrays are read as .*\[height, width, channels\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"with shape \(0, 4, 3\);"),
+        (
+            torch.zeros(3, 4, 4),
+            "an image is a Tensor; pass a PIL image, a path, a data: URL, the bytes of a picture file",
+        ),
+        (b"\x89PNG", "image in bytes is not in a picture format"),
         (5, "an image is a int; pass a PIL image"),
         ("a\0b", "image 'a.x00b' cannot be read: "),
     ],
-    ids=["float", "gray", "channels first", "empty", "tensor", "bytes", "number", "no path"],
+    ids=["float", "integers", "channels first", "empty", "tensor", "bytes", "number", "no path"],
 )
 @pytest.mark.parametrize("as_list", [False, True])
 def test_things_that_are_no_picture(visual_target, image, message, as_list):

@@ -13,7 +13,8 @@ from models import IMAGE, inputs_for, llama, llava
 import mmspec
 from mmspec import Target, zoo
 from mmspec.errors import MMSpecError
-from mmspec.inputs import Request, load_image, prepare
+from mmspec.inputs import Request, prepare
+from mmspec.pictures import load_image
 from mmspec.prompts import apply_template
 
 TALK = ("What is this?", "A red square.", "And below it?")

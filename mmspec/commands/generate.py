@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers
 
         import mmspec
-        from mmspec.inputs import load_image
+        from mmspec.pictures import load_image
 
         transformers.utils.logging.disable_progress_bar()
         prompt, images = arguments.prompt, [load_image(path) for path in arguments.image]

@@ -59,7 +59,7 @@ class Source(Sequence[Example]):
 
 
 def open_image(reference: str | Image, folder: str | Path | None = None) -> Image:
-    """The picture, in RGB, that an example refers to.
+    """The picture, in RGB, that an example refers to, read as `mmspec.pictures.load_image` reads all pictures.
 
     Args:
         reference: an entry of `Example.images`.
@@ -68,17 +68,14 @@ def open_image(reference: str | Image, folder: str | Path | None = None) -> Imag
     Raises:
         MMSpecError: if there is no such picture or it cannot be read.
     """
-    from PIL import Image, ImageOps
+    from ..pictures import data_url, load_image
 
-    if isinstance(reference, Image.Image):
-        try:
-            return ImageOps.exif_transpose(reference).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # pixels are decoded only now
-            raise MMSpecError(f"the picture in memory cannot be read: {error}") from None
+    if not isinstance(reference, str):
+        return load_image(reference)
     if reference.startswith(EMBEDDED):
         return _drawn(reference)
-    from ..inputs import load_image
-
+    if data_url(reference) or "://" in reference:
+        return load_image(reference)
     return load_image(Path(folder or "", reference))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MMSpecError
-from ..inputs import load_image
+from ..pictures import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,10 +67,7 @@ def read(path: str | Path, limits: Limits, name: str | None = None) -> Image:
     if width * height > limits.megapixels * 1e6:
         pixels = f"{width} x {height} pixels, {width * height / 1e6:.1f} million"
         raise MMSpecError(_too_many(name, pixels, limits))
-    try:
-        return load_image(path)
-    except MMSpecError as error:
-        raise MMSpecError(str(error).replace(str(path), name)) from error.__cause__
+    return load_image(path, name)
 
 
 def _too_many(name: str, pixels: str, limits: Limits) -> str:

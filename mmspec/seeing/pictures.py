@@ -11,7 +11,8 @@ from torch import Tensor
 from ..compressors import Compressed, Elastic, Resampler, VisualCompressor, VisualSpan
 from ..drafters import DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError
-from ..inputs import load_image, prepare
+from ..inputs import prepare
+from ..pictures import load_image
 from .figures import Plot, figure
 
 if TYPE_CHECKING:

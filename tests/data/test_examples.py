@@ -65,7 +65,7 @@ def test_a_picture_that_is_not_there_is_named(reference, message, tmp_path):
 
 def test_a_picture_in_memory_may_be_damaged():
     content = jpeg(64, 64)
-    with pytest.raises(MMSpecError, match="the picture in memory cannot be read"):
+    with pytest.raises(MMSpecError, match="image in memory cannot be read: image file is truncated"):
         open_image(Image.open(io.BytesIO(content[: len(content) // 2])))
 
 

@@ -1,0 +1,199 @@
+"""Pictures as models read them: 8-bit RGB, upright, on white, the same through whichever door they come."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+
+from .errors import MMSpecError, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WHITE = (255, 255, 255, 255)
+SIXTEEN_BITS, EIGHT_BITS = 65535, 255
+PHOTOGRAPHS_OF_PHONES = (".heic", ".heif", ".avif")
+KINDS = "a PIL image, a path, a data: URL, the bytes of a picture file, or an array"
+
+
+def load_image(source: Any, name: str | None = None) -> Image:
+    """A PIL picture in RGB, 8 bits a channel.
+
+    Photographs are turned as their EXIF orientation says. What is transparent is laid on white. Grey values of 16 bits
+    are scaled to 8. Of several frames it is the one that a PIL image is at, which is the first one of a file.
+
+    Args:
+        source: a PIL picture; a path, a `file:` or a `data:` URL; the bytes of a picture file; or an array of grey,
+            RGB or RGBA values, `[height, width]` or `[height, width, channels]`, of uint8, uint16, bool, or of floating
+            point numbers from 0 to 1.
+        name: of the picture in errors, by default that of its file.
+
+    Raises:
+        MMSpecError: if it is none of these, the file is missing, damaged or no picture, or its numbers have no known
+            black and white.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(source, np.ndarray):
+        name = name or "in an array"
+        source = _from_array(source, name)
+    elif isinstance(source, (str, os.PathLike)):
+        source, name = _located(os.fspath(source), name)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        source, name = io.BytesIO(source), name or "in bytes"
+    elif not isinstance(source, Image.Image):
+        raise MMSpecError(f"an image is a {type(source).__name__}; pass {KINDS}")
+    if isinstance(source, Image.Image):
+        name = name or getattr(source, "filename", "") or "in memory"
+        with _readable(name):  # it may have to be decoded only now
+            return _in_rgb(ImageOps.exif_transpose(source), source.format, name)
+    with _readable(name), Image.open(source) as image:
+        return _in_rgb(ImageOps.exif_transpose(image), image.format, name)
+
+
+def data_url(text: str) -> bool:
+    """Whether a text holds a file itself, as a `data:` URL."""
+    return text[:5].lower() == "data:"
+
+
+def decoded(text: str, name: str) -> bytes:
+    """The bytes of a picture file in base64, by itself or in a `data:` URL.
+
+    Raises:
+        MMSpecError: if it is not base64.
+    """
+    head, comma, body = text.partition(",") if data_url(text) else ("base64", ",", text)
+    if not comma or not head.lower().endswith("base64"):
+        raise MMSpecError(f"image {name} is a data: URL of another form than data:image/png;base64,...")
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MMSpecError(f"image {name} is not base64: {error}") from None
+
+
+class _readable:
+    """Says in words what Pillow makes of a file: a damaged one ends in errors of many kinds."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _, error: BaseException | None, __) -> None:
+        from PIL import UnidentifiedImageError
+
+        if error is None or isinstance(error, MMSpecError) or not isinstance(error, Exception):
+            return
+        name = _short(self.name)
+        if isinstance(error, FileNotFoundError):
+            raise MMSpecError(f"image {name} does not exist") from None
+        if isinstance(error, UnidentifiedImageError):
+            hint = ""
+            if self.name.lower().endswith(PHOTOGRAPHS_OF_PHONES):
+                hint = "; save it as JPEG or PNG, or register a reader for it, such as that of pillow-heif"
+            raise MMSpecError(f"image {name} is not in a picture format that Pillow reads{hint}") from None
+        reason = getattr(error, "strerror", None) or first_line(error)  # the former does not repeat the name
+        raise MMSpecError(f"image {name} cannot be read: {reason[:200]}") from None
+
+
+def _located(text: str | bytes, name: str | None) -> tuple[Path | io.BytesIO, str]:
+    """What to open for a path or a URL, and what to call it."""
+    text = os.fsdecode(text)
+    if data_url(text):
+        name = name or "in a data: URL"
+        return io.BytesIO(decoded(text, name)), name
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in ("http", "https", "ftp", "s3", "gs"):
+        raise MMSpecError(f"image {_short(name or text)} is on a network: download it, and give the path of the file")
+    path = Path(url2pathname(unquote(urlsplit(text).path)) if scheme == "file" else text)
+    with _readable(name or text):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for whoever writes to it
+            raise OSError("it is no ordinary file")
+    return path, name or text
+
+
+def _from_array(array: np.ndarray, name: str) -> Image:
+    """An array as a picture, its channels last."""
+    from PIL import Image
+
+    channels = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
+    if channels not in (1, 3, 4) or not array.size:
+        raise MMSpecError(
+            f"an image is an array with shape {array.shape}; arrays are read as [height, width] or [height, width, "
+            "channels] with 1, 3 or 4 channels (grey, RGB, RGBA): transpose it, or pass a PIL image or a path"
+        )
+    return Image.fromarray(_eight_bits(array[:, :, 0] if array.shape[2:] == (1,) else array, name))
+
+
+def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """Values of another type as uint8, of which 0 is black and the largest is white."""
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * EIGHT_BITS
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # in any order of the bytes
+        scale = EIGHT_BITS / SIXTEEN_BITS
+    elif np.issubdtype(values.dtype, np.floating):
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise MMSpecError(
+                f"image {_short(name)} has floating point values from {low:.4g} to {high:.4g}, and only those from 0 "
+                "(black) to 1 (white) are read: scale them, or convert them to uint8"
+            )
+        scale = EIGHT_BITS
+    else:
+        raise MMSpecError(
+            f"image {_short(name)} has {values.dtype} values, whose black and white are unknown: convert them to uint8 "
+            "(0 to 255), or to floating point numbers from 0 to 1"
+        )
+    return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
+
+
+def _in_rgb(image: Image, format: str | None, name: str) -> Image:
+    """The picture in RGB, whose orientation is right; `format` is that of the file it was opened from, if it was."""
+    from PIL import Image
+
+    if not all(image.size):
+        raise MMSpecError(f"image {_short(name)} is empty: it has {image.size[0]} x {image.size[1]} pixels")
+    if image.mode.startswith("I;16"):
+        # Pillow cuts such values off at 255 instead of scaling them, so that most pictures become white.
+        return Image.fromarray(_eight_bits(np.asarray(image).astype(np.uint16), name)).convert("RGB")
+    if image.mode == "I":
+        return Image.fromarray(_grey(np.asarray(image), format is not None, name)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
+    if image.has_transparency_data:
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray, of_file: bool, name: str) -> np.ndarray:
+    """32-bit values: 16-bit ones as older versions of Pillow read them from files, or in memory 8-bit ones too."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > SIXTEEN_BITS:
+        raise MMSpecError(
+            f"image {_short(name)} has 32-bit values from {low} to {high}, whose black and white are unknown: convert "
+            "it to 8 bits"
+        )
+    eight = not of_file and high <= EIGHT_BITS
+    return _eight_bits(values.astype(np.uint8 if eight else np.uint16), name)
+
+
+def _short(name: str, limit: int = 200) -> str:
+    """A name as one line of an error can show it."""
+    if name.startswith("in "):  # such as "in memory", which is no name
+        return name
+    shown = repr(name)
+    return shown if len(shown) <= limit else f"{shown[:limit]}...'"
