@@ -52,7 +52,7 @@ class CompiledModel:
         cache: TreeCache,
         features: Iterable[int],
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run `[batch, new]` tokens at `[batch, new]` positions.
+        """Run `[batch, new]` tokens at `[batch, new]` or `[axes, batch, new]` positions.
 
         Returns:
             `[batch, new, vocab]` logits, and the `[batch, new, hidden]` features asked for.

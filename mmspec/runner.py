@@ -90,7 +90,7 @@ class Runner(Blocks):
         Args:
             embeds: `[batch, length, hidden]`.
             position_ids: `[batch, length]` or `[axes, batch, length]`.
-            delta: `[batch]`, see `Family.positions`.
+            delta: `[batch]` or `[axes, batch]`, see `Family.positions`.
             lengths: tokens per row.
             extra: further arguments of the forward pass.
 
@@ -129,8 +129,8 @@ class Runner(Blocks):
             `[batch, new, vocab]` logits; `features` then holds the block's `[batch, new, hidden]` states.
         """
         mask, index = self.open(visible, depth, sees_all)
+        positions = index + self.delta[..., None]
         if self.compiled is not None:
-            positions = index + self.delta[:, None]
             logits, self.features = self.compiled(tokens, mask, positions, self.cache, self.feature_layers)
             self.cache.end()
             return logits
@@ -138,7 +138,7 @@ class Runner(Blocks):
             logits = self.family.run(
                 input_ids=tokens,
                 attention_mask=mask,
-                position_ids=index + self.delta[:, None],
+                position_ids=positions,
                 use_cache=True,
                 **{CACHE: self.cache},
             )

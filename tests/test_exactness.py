@@ -178,7 +178,7 @@ def delta_of_another_request(monkeypatch, target):
 
     def leaking(self, inputs):
         position_ids, delta = positions(self, inputs)
-        return position_ids, delta.roll(1)
+        return position_ids, delta.roll(1, -1)
 
     monkeypatch.setattr(Qwen25VL, "positions", leaking)
 

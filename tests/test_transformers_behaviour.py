@@ -68,7 +68,8 @@ def test_positions_are_taken_as_they_are():
 
 
 def test_positions_of_three_axes():
-    """Qwen's prompt has three, its answer one that stands for all: `Family.positions`, `Runner.extend`."""
+    """Qwen's prompt with pictures has three, and so has its answer; text alone has one that stands for all:
+    `Family.positions`, `Runner.extend`."""
     model = models.qwen_vl()
     assert tree_error(model, TREE) < CLOSE
     assert tree_error(model, TREE, PLACES.expand(3, 1, 4)) < CLOSE

@@ -24,7 +24,8 @@ class DraftPrompt:
         positions: `[batch, entries]`, or `[axes, batch, entries]` for multi-axis rotary embeddings.
         visual: `[batch, entries]` True for what is left of a picture.
         removed: `[batch]` tokens fewer than the target's prompt has.
-        ahead: `[batch]` by how much the position of what follows exceeds its number in the drafter's sequence.
+        ahead: `[batch]` or `[axes, batch]` by how much the position of what follows exceeds its number in the drafter's
+            sequence.
         summary: `[batch, entries, hidden]` of the latest picture before or at each entry, 0 before the first; None if
             the compressor makes none.
     """

@@ -208,7 +208,7 @@ class DraftModelDrafter(StepDrafter):
             return embeds, positions, delta, request.lengths, family.prefill_inputs(request.inputs, vision)
         eyes = self.target.family if self.mode == "shared_vision" else family
         layout = layout_of(eyes, request, prompt, vision)
-        none, further = torch.zeros_like(delta), embeds[..., :0]
+        none, further = delta.new_zeros(len(embeds)), embeds[..., :0]
         deep = vision.deep if self.mode == "own_vision" else None
         if deep is not None:  # what else stands for the pictures is compressed as they are
             deep = torch.cat(deep, dim=1).movedim(0, 1)

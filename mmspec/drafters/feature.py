@@ -162,7 +162,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
             layer.update(*keys_values)
         cache.end()
         cache.commit((last + self.leading).tolist())
-        self._ahead = prompt.ahead[:, None]
+        self._ahead = prompt.ahead[..., None]
         # What has a true feature but is not in the cache yet, because the token behind it came later: per row, the
         # number of such features, and the features, `[batch, pending, hidden]`.
         self._pending = [1] * context.batch_size
@@ -223,8 +223,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         columns = torch.arange(mixed.shape[1], device=mixed.device)
         positions = self.slot_positions(prompt)
         prefix = attention.keys_values(mixed, self._rope(mixed, positions))
-        # What follows a prompt is text, whose axes are equal.
-        positions = (positions if positions.ndim == 2 else positions.amax(0)).gather(1, slots)
+        positions = positions.gather(-1, slots.expand(*positions.shape[:-1], -1))
         visible = columns <= slots[:, None, :, None]
         mixed, residual = pick(mixed, slots), pick(residual, slots)
         own: list[tuple[Tensor, Tensor]] = []

@@ -237,21 +237,34 @@ class Family:
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions of a right-padded prompt.
 
+        Decoding goes on from the position of a row's last token, by one a token, and on every axis from its own: behind
+        a picture at the end of a prompt the axes stay apart for the whole answer.
+
         Returns:
             position_ids: `[batch, length]`, or `[axes, batch, length]` for multi-axis rotary embeddings.
-            delta: `[batch]`, what to add to a later token's index in its sequence to get its position.
+            delta: `[batch]` or `[axes, batch]`, what to add to a later token's index in its sequence to get its
+                position.
         """
-        ids = inputs["input_ids"]
+        ids, given = inputs["input_ids"], inputs.get("position_ids")
+        if given is not None and given.ndim == 2:
+            return given, self.delta_behind(given, inputs)
         position_ids = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return position_ids, torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device)
+
+    @staticmethod
+    def delta_behind(position_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """`[batch]` or `[axes, batch]`: by how much the positions behind right-padded prompts exceed indices."""
+        lengths = inputs["attention_mask"].long().sum(-1)
+        last = (lengths - 1)[:, None].expand(*position_ids.shape[:-1], 1)
+        return position_ids.gather(-1, last)[..., 0] + 1 - lengths
 
     def positions_until(self, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
         """The same of a right-padded prompt that goes on to `width` tokens, at the positions that decoding gives them.
 
-        A model's own pass over prompt and answer may disagree: behind a video, Qwen2.5-VL's does.
+        A model's own pass over prompt and answer may disagree: where the prompt ends with a picture, Qwen-VL's does.
         """
         prompt, delta = self.positions(inputs)
-        later = torch.arange(width, device=delta.device) + delta[:, None]
+        later = torch.arange(width, device=delta.device) + delta[..., None]
         later = later.expand(*prompt.shape[:-1], width).clone()
         length = prompt.shape[-1]
         later[..., :length] = torch.where(inputs["attention_mask"].bool(), prompt, later[..., :length])

@@ -11,30 +11,31 @@ from torch import Tensor
 class MultiAxisRope:
     """The part of families whose inner model has `get_rope_index`.
 
-    A picture of h x w tokens advances the text position by max(h, w) only, so text that follows it stands at its index
-    plus a negative delta. The model keeps that delta in a mutable attribute that concurrent requests would overwrite;
-    here it is computed once per request and positions are always passed explicitly.
+    A picture of h x w tokens advances the text position by max(h, w) only, and a video by the same however many steps
+    it has, so text that follows it stands at its index plus a negative delta. The model keeps such a delta in a mutable
+    attribute that concurrent requests would overwrite; here it is computed once per request and positions are always
+    passed explicitly.
+
+    The model's delta is one for all axes and counts from the largest position, which may be that of a video's last
+    step. Its `generate` does not go by it but from the last position of each axis, and so does this.
     """
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         given = inputs.get("position_ids")
         if given is not None and given.ndim == 3:  # from inside `generate`, which has consumed the grid
-            axes = given[-3:]
-            real = inputs["attention_mask"].bool()
-            last = axes.masked_fill(~real, 0).amax(dim=(0, 2))
-            return axes, last + 1 - real.sum(-1)
+            return given[-3:], self.delta_behind(given[-3:], inputs)
         grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-        if all(grid is None for grid in grids.values()):
+        if given is not None or all(grid is None for grid in grids.values()):
             return super().positions(inputs)
         further = {name: inputs[name] for name in self.further_inputs if inputs.get(name) is not None}
-        position_ids, delta = self.model.model.get_rope_index(
+        position_ids, _ = self.model.model.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
             attention_mask=inputs["attention_mask"],
             **grids,
             **further,
         )
-        return position_ids, delta.view(-1)
+        return position_ids, self.delta_behind(position_ids, inputs)
 
     def complete(self, inputs: dict[str, Any]) -> None:
         if "mm_token_type_ids" not in inputs:
