@@ -18,8 +18,7 @@ import mmspec
 from mmspec import seeing, zoo
 from mmspec.inputs import prepare
 from mmspec.trees import Chain
-from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
-from mmspec.verifiers.base import follow
+from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, follow
 
 QUICK = os.environ.get("MMSPEC_QUICK") == "1"  # for tests: fewer seeds
 ROWS, SEEDS = (6, 1) if QUICK else (64, 8)

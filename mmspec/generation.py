@@ -142,7 +142,7 @@ class Decoding:
             history.extend(tokens)
         self.clock.lap("prefill")
         if drafter is not None:
-            sampled = self.verifier.proposal == "sampled"
+            sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
             generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
             context.proposals = Proposals(sampled, self.pipeline, context.history, generator)
             drafter.start(context)
@@ -276,7 +276,7 @@ def stream(
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
     if not isinstance(verifier, Verifier):
         raise MMSpecError(f"verifier={verifier!r} is no Verifier; pass an instance, such as mmspec.verifiers.Greedy()")
-    verifier.check(pipeline)
+    verifier.check(target, pipeline)
     if not isinstance(tree, TreeBuilder | None):
         raise MMSpecError(f"tree={tree!r} is no TreeBuilder; pass an instance, such as mmspec.trees.Chain()")
     if drafter is not None:
@@ -291,7 +291,7 @@ def stream(
                 f"{type(drafter).__name__} proposes whole trees of its own, so tree= does not apply to it"
             )
         drafter = drafter.fork(tree)
-        drafter.check(verifier.proposal)
+        drafter.check(verifier.proposal_under(pipeline))
     elif tree is not None:
         raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
     request = prepare(target, prompt, images, inputs)

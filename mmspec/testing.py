@@ -91,7 +91,7 @@ def check_lossless(
         raise MMSpecError(
             f"the target is in {target.dtype}, in which near-ties flip whatever a drafter does: load it in float32"
         )
-    temperatures = _comparable(verifier, temperatures)
+    temperatures = _comparable(drafter.target, verifier, temperatures)
     if compressor is not None:
         drafter = drafter.with_compressor(compressor)
     names = [type(part).__name__ for part in (drafter, tree, verifier, compressor) if part is not None]
@@ -166,7 +166,7 @@ def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int)
             raise MMSpecError(f"tree row {row}: its {name} is not what the parents say, as at node {node}")
 
 
-def _comparable(verifier: Verifier | None, temperatures: Sequence[float]) -> list[float]:
+def _comparable(target: Target, verifier: Verifier | None, temperatures: Sequence[float]) -> list[float]:
     """The temperatures at which a rule's text can be compared token by token."""
     if verifier is None:
         return list(temperatures)
@@ -181,7 +181,7 @@ def _comparable(verifier: Verifier | None, temperatures: Sequence[float]) -> lis
     fitting = []
     for temperature in temperatures:
         try:
-            verifier.check(LogitsPipeline(temperature))
+            verifier.check(target, LogitsPipeline(temperature))
         except MMSpecError:
             continue
         fitting.append(temperature)

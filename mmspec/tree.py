@@ -73,6 +73,13 @@ class DraftTree:
         return self._derived("ancestors", lambda: ancestor_mask(self.parents, self.max_depth))
 
     @property
+    def first_children(self) -> Tensor:
+        """`[batch, nodes]`, True for the first child of every node that has any; False for the root."""
+        siblings = self.parents[:, :, None] == self.parents[:, None]
+        older = siblings & torch.ones_like(siblings).tril(-1)
+        return ~older.any(-1) & (self.parents >= 0)
+
+    @property
     def drafted(self) -> Tensor:
         """`[batch]` number of drafted nodes (the root is not one)."""
         if self.valid is None:

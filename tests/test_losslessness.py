@@ -12,7 +12,8 @@ from mmspec.outcome import Scores, Verdict
 from mmspec.sampling import LogitsPipeline
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
-from mmspec.verifiers import RejectionSampling, rejection
+from mmspec.verifiers import RejectionSampling, walk
+from mmspec.verifiers.rules import Rejection
 
 EXACT = 1e-9
 WRONG = 1e-3
@@ -142,21 +143,21 @@ def test_first_token_is_drawn_from_the_processed_law():
 
 @pytest.mark.parametrize("shape", ["chain1", "chain2", "siblings2"])
 def test_control_residual_skipped(monkeypatch, shape):
-    monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+    monkeypatch.setattr(Rejection, "residual", lambda self, p, q, token: p)
     target, draft = models("random", 3, depth_of(shape))
     assert Enumeration(RejectionSampling(), target, draft, SHAPES[shape]).error() > WRONG
 
 
 @pytest.mark.parametrize("shape", ["siblings2", "siblings3", "two_levels"])
 def test_control_q_not_renormalised_after_a_strike(monkeypatch, shape):
-    monkeypatch.setattr(rejection, "strike", lambda q, token: q.scatter(-1, token[:, None], 0.0))
+    monkeypatch.setattr(walk, "strike", lambda q, token: q.scatter(-1, token[:, None], 0.0))
     target, draft = models("close_calls", 4, depth_of(shape))
     assert Enumeration(RejectionSampling(), target, draft, SHAPES[shape]).error() > WRONG
 
 
 @pytest.mark.parametrize("shape", ["siblings2", "siblings3", "two_levels"])
 def test_control_siblings_judged_as_draws_with_replacement(monkeypatch, shape):
-    monkeypatch.setattr(rejection, "strike", lambda q, token: q)
+    monkeypatch.setattr(walk, "strike", lambda q, token: q)
     target, draft = models("close_calls", 4, depth_of(shape))
     assert Enumeration(RejectionSampling(), target, draft, SHAPES[shape]).error() > WRONG
 

@@ -22,7 +22,8 @@ import mmspec
 from mmspec import Target
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.trees import Chain, DynamicTree, StaticTree
-from mmspec.verifiers import PointMassSampling, RejectionSampling, rejection
+from mmspec.verifiers import PointMassSampling, RejectionSampling, walk
+from mmspec.verifiers.rules import Rejection
 
 ALPHA = 1e-4
 
@@ -126,9 +127,9 @@ def test_control_wrong_verifiers_fail_the_same_test(toys, monkeypatch, wrong):
     target, model, _ = toys
     verifier, tree, options = RejectionSampling(), TWO_LEVELS, {}
     if wrong == "residual":
-        monkeypatch.setattr(rejection, "residual", lambda p, q: p)
+        monkeypatch.setattr(Rejection, "residual", lambda self, p, q, token: p)
     elif wrong == "strike":
-        monkeypatch.setattr(rejection, "strike", lambda q, token: q)
+        monkeypatch.setattr(walk, "strike", lambda q, token: q)
     elif wrong == "noise":
         verifier = OneNoiseForAll()
     else:  # q reported without the temperature that it was drawn with

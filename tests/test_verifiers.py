@@ -16,8 +16,8 @@ from mmspec.outcome import Scores
 from mmspec.sampling import LogitsPipeline
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, StaticTree
-from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, Synthetic
-from mmspec.verifiers.base import follow, node_prefixes
+from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, Synthetic, follow
+from mmspec.verifiers.base import node_prefixes
 
 V = 6
 #        0
@@ -148,11 +148,11 @@ def test_lossless_follows_from_the_rule():
 def test_samplers_refuse_temperature_zero_and_greedy_refuses_any_other(verifier):
     name = type(verifier).__name__
     with pytest.raises(MMSpecError, match=f"{name} samples: give temperature= above 0, or use Greedy"):
-        verifier.check(LogitsPipeline(0.0))
+        verifier.check(None, LogitsPipeline(0.0))
     with pytest.raises(MMSpecError, match=r"Greedy verifies at temperature 0 only, not 0\.7; use PointMassSampling or"):
-        Greedy().check(LogitsPipeline(0.7))
-    verifier.check(LogitsPipeline(0.7))
-    Greedy().check(LogitsPipeline(0.0))
+        Greedy().check(None, LogitsPipeline(0.7))
+    verifier.check(None, LogitsPipeline(0.7))
+    Greedy().check(None, LogitsPipeline(0.0))
 
 
 def test_point_mass_sampling_refuses_sampled_trees():
@@ -163,7 +163,7 @@ def test_point_mass_sampling_refuses_sampled_trees():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1])
 def test_synthetic_refuses_a_rate_out_of_range(rate):
-    with pytest.raises(MMSpecError, match=f"acceptance_rate={rate} is out of range: it must be from 0 to 1"):
+    with pytest.raises(MMSpecError, match=f"acceptance_rate={rate} must be a number from 0 to 1"):
         Synthetic(rate)
 
 

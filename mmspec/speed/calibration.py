@@ -21,7 +21,7 @@ from ..sampling import LogitsPipeline
 from ..stopping import Stopping
 from ..tree import DraftTree
 from ..trees import Chain, DynamicTree, StaticTree
-from ..verifiers import Greedy
+from ..verifiers import Greedy, longest, reached
 from .costs import Costs, Curve, Line
 from .shapes import Shape
 
@@ -58,19 +58,10 @@ class _Forced(Greedy):
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
         super().verify(tree, scores)
         started = time.perf_counter()
-        node = torch.tensor([self._node(tree, row) for row in range(tree.batch_size)], device=tree.tokens.device)
-        path, length = tree.path_to(node)
-        rows = torch.arange(tree.batch_size, device=node.device)
-        verdict = Verdict(path, length, scores.logits[rows, node].argmax(-1))
+        allowed = reached(tree, tree.first_children & (tree.depth <= self.accept))
+        verdict = longest(tree, allowed, scores.logits.argmax(-1))
         self.extra = time.perf_counter() - started
         return verdict
-
-    def _node(self, tree: DraftTree, row: int) -> int:
-        parents, node = tree.parents[row].tolist(), 0
-        valid = [True] * len(parents) if tree.valid is None else tree.valid[row].tolist()
-        for _ in range(self.accept):
-            node = next((i for i in range(node + 1, len(parents)) if parents[i] == node and valid[i]), node)
-        return node
 
 
 class _Filler(Drafter):

@@ -4,6 +4,18 @@ from .base import Verifier
 from .greedy import Greedy
 from .point_mass import PointMassSampling
 from .rejection import RejectionSampling
+from .rules.base import reached
 from .synthetic import Synthetic
+from .walk import TreeWalk, follow, longest
 
-__all__ = ["Greedy", "PointMassSampling", "RejectionSampling", "Synthetic", "Verifier"]
+__all__ = [
+    "Greedy",
+    "PointMassSampling",
+    "RejectionSampling",
+    "Synthetic",
+    "TreeWalk",
+    "Verifier",
+    "follow",
+    "longest",
+    "reached",
+]

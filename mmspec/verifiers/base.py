@@ -1,11 +1,10 @@
-"""The interface of verifiers, and the one walk that most of them share."""
+"""The interface of verifiers."""
 
 from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
@@ -13,7 +12,7 @@ from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 
 if TYPE_CHECKING:
-    from ..target import Context
+    from ..target import Context, Target
 
 
 class Verifier:
@@ -40,8 +39,16 @@ class Verifier:
     def start(self, seed: int) -> None:
         """Set up per-request state; `self.context` and `self.pipeline` are there."""
 
-    def check(self, pipeline: LogitsPipeline) -> None:
-        """Raise an `MMSpecError` if this verifier cannot serve such a request (the wrong temperature, say)."""
+    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        """Refuse a request that this verifier cannot serve, before anything is run.
+
+        Raises:
+            MMSpecError: for the wrong temperature, say, or a target that lacks what the verifier goes by.
+        """
+
+    def proposal_under(self, pipeline: LogitsPipeline) -> str:
+        """How drafters should choose children in a request with these settings, see `proposal`."""
+        return self.proposal
 
     def first_token(self, context: Context) -> Tensor:
         """The first root, `[batch]`, from the logits after the prompt."""
@@ -52,8 +59,14 @@ class Verifier:
         raise NotImplementedError
 
     def processed(self, tree: DraftTree, scores: Scores) -> Tensor:
-        """`[batch, nodes, vocab]` scores after the logits pipeline, each node judged with its own prefix."""
-        return self.pipeline(scores.logits, lambda: node_prefixes(self.context.history, tree))
+        """`[batch, nodes, vocab]` scores after the logits pipeline, each node judged with its own prefix.
+
+        They are computed once and stay on `scores`, where drafters may read them and p (`Scores.p`).
+        """
+        if scores.processed is None:
+            scores.processed = self.pipeline(scores.logits, lambda: node_prefixes(self.context.history, tree))
+            scores.greedy = self.pipeline.greedy
+        return scores.processed
 
     def processed_first(self, context: Context) -> Tensor:
         """`[batch, vocab]` scores of the first token, after the logits pipeline."""
@@ -69,29 +82,3 @@ def node_prefixes(history: list[list[int]], tree: DraftTree) -> list[list[list[i
             prefixes.append([*prefixes[parent], token])
         rows.append(prefixes)
     return rows
-
-
-def follow(tree: DraftTree, choices: Tensor) -> Verdict:
-    """The longest path on which every token is what the target chose after its parent.
-
-    Args:
-        tree: the candidates.
-        choices: `[batch, nodes]` the target's own token after each node.
-    """
-    if tree.num_nodes == 1:  # plain decoding: nothing was guessed
-        return Verdict(torch.zeros_like(choices), torch.ones_like(choices[:, 0]), choices[:, 0])
-    if tree.is_chain and tree.valid is None:
-        right = (tree.tokens[:, 1:] == choices[:, :-1]).cumprod(-1).sum(-1)
-        steps = torch.arange(tree.num_nodes, device=choices.device).expand_as(choices)
-        path = torch.where(steps <= right[:, None], steps, -1)
-        return Verdict(path, right + 1, choices.gather(1, right[:, None])[:, 0])
-    matches = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
-    matches[:, 0] = True
-    if tree.valid is not None:
-        matches &= tree.valid
-    # A node is reached if no node on its path fails to match.
-    reached = ~(tree.ancestors & ~matches[:, None]).any(-1)
-    rank = torch.where(reached, tree.depth, -1)
-    last = rank.argmax(-1)
-    path, length = tree.path_to(last)
-    return Verdict(path, length, choices.gather(1, last[:, None])[:, 0])

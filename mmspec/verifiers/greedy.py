@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from ..errors import MMSpecError
-from ..outcome import Scores, Verdict
 from ..sampling import LogitsPipeline
-from ..tree import DraftTree
-from .base import Verifier, follow
+from .rules import Match
+from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from ..target import Context
+    from ..target import Target
 
 
-class Greedy(Verifier):
+class Greedy(TreeWalk):
     """Lossless at temperature 0: the emitted ids are those of `model.generate(do_sample=False)`."""
 
-    @property
-    def lossless(self) -> bool:
-        return True
+    def __init__(self):
+        super().__init__(Match())
 
-    def check(self, pipeline: LogitsPipeline) -> None:
+    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
         if not pipeline.greedy:
             raise MMSpecError(
                 f"Greedy verifies at temperature 0 only, not {pipeline.temperature}; "
                 "use PointMassSampling or RejectionSampling"
             )
-
-    def first_token(self, context: Context) -> Tensor:
-        return self.processed_first(context).argmax(-1)
-
-    def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
-        return follow(tree, self.processed(tree, scores).argmax(-1))

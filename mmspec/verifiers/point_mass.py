@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
-from ..sampling import LogitsPipeline, NoiseTape
+from ..sampling import LogitsPipeline
 from ..tree import DraftTree
-from .base import Verifier, follow
+from .rules import Match
+from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from ..target import Context
+    from ..target import Target
 
 
-class PointMassSampling(Verifier):
+def refuse_greedy(verifier: TreeWalk, pipeline: LogitsPipeline) -> None:
+    """Refuse temperature 0 for a verifier that samples."""
+    if pipeline.greedy:
+        raise MMSpecError(f"{type(verifier).__name__} samples: give temperature= above 0, or use Greedy")
+
+
+class PointMassSampling(TreeWalk):
     """Lossless sampling for trees that are a deterministic function of the past (top-k children, look-up).
 
     EAGLE-2 (arXiv 2406.16858) tries the children of a node in turn, accepts x with probability p(x), and after a
@@ -30,30 +35,15 @@ class PointMassSampling(Verifier):
     with the same seed.
     """
 
-    @property
-    def lossless(self) -> bool:
-        return True
+    def __init__(self):
+        super().__init__(Match())
 
-    def check(self, pipeline: LogitsPipeline) -> None:
-        if pipeline.greedy:
-            raise MMSpecError(f"{type(self).__name__} samples: give temperature= above 0, or use Greedy")
-
-    def start(self, seed: int) -> None:
-        logits = self.context.logits
-        self.noise = NoiseTape(logits.shape[0], logits.shape[-1], seed, logits.device)
-
-    def first_token(self, context: Context) -> Tensor:
-        token = (self.processed_first(context) + self.noise.peek(1)[:, 0]).argmax(-1)
-        self.noise.consume([1] * len(token))
-        return token
+    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        refuse_greedy(self, pipeline)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
         if tree.proposal != "point":
             raise MMSpecError(
                 f"{type(self).__name__} needs point proposals, the tree was sampled; use RejectionSampling"
             )
-        noise = self.noise.peek(tree.max_depth + 1)
-        depth = tree.depth[..., None].expand(-1, -1, noise.shape[-1])
-        verdict = follow(tree, (self.processed(tree, scores) + noise.gather(1, depth)).argmax(-1))
-        self.noise.consume(verdict.length.tolist())
-        return verdict
+        return super().verify(tree, scores)

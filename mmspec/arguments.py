@@ -1,0 +1,57 @@
+"""Checks of constructor arguments: a value that is out of range is an error that names class, argument and range."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+from .errors import MMSpecError
+from .inputs import whole
+
+
+def number(
+    owner: object,
+    *,
+    lowest: float | None = None,
+    above: float | None = None,
+    highest: float | None = None,
+    **argument: float,
+) -> float:
+    """Return a finite number, given as one keyword argument, as a float.
+
+    Args:
+        owner: the object whose argument it is.
+        lowest, above, highest: the range; `above` is the bound that does not belong to it.
+        argument: its name and value.
+
+    Raises:
+        MMSpecError: for anything else.
+    """
+    ((name, value),) = argument.items()
+    ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    ok = ok and (lowest is None or value >= lowest) and (above is None or value > above)
+    if not ok or (highest is not None and value > highest):
+        raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a number {_range(lowest, above, highest)}")
+    return float(value)
+
+
+def whole_number(owner: object, *, lowest: int, **argument: int) -> int:
+    """Return a whole number that is at least `lowest`, given as one keyword argument.
+
+    Raises:
+        MMSpecError: for anything else.
+    """
+    ((name, value),) = argument.items()
+    found = whole(value)
+    if found is None or found < lowest:
+        raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a whole number, {lowest} or more")
+    return found
+
+
+def _range(lowest: float | None, above: float | None, highest: float | None) -> str:
+    if lowest is not None and highest is not None:
+        return f"from {lowest:g} to {highest:g}"
+    words = [] if lowest is None else [f"at least {lowest:g}"]
+    words += [] if above is None else [f"above {above:g}"]
+    words += [] if highest is None else [f"at most {highest:g}"]
+    return " and ".join(words)

@@ -1,0 +1,27 @@
+"""Acceptance rules for `TreeWalk`: how a drafted token is judged. One a file."""
+
+from .additive import Additive
+from .base import ChoiceRule, CoinRule, Judged, Rule
+from .distance import Distance
+from .exact import Match, Rejection
+from .logit_ratio import LogitRatio
+from .mixture import Mixture
+from .segments import Segments
+from .top_rank import TopRank
+from .typical import Typical
+
+__all__ = [
+    "Additive",
+    "ChoiceRule",
+    "CoinRule",
+    "Distance",
+    "Judged",
+    "LogitRatio",
+    "Match",
+    "Mixture",
+    "Rejection",
+    "Rule",
+    "Segments",
+    "TopRank",
+    "Typical",
+]

@@ -1,0 +1,87 @@
+"""Tokens that stand for nearly the same number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...arguments import whole_number
+from ...errors import MMSpecError
+from .base import ChoiceRule, Judged
+
+if TYPE_CHECKING:
+    from ...target import Target
+
+
+class Binned(ChoiceRule):
+    """A rule that measures distances between tokens which stand for equal bins of a number.
+
+    Args:
+        bins: the first and the last token id that are bins.
+    """
+
+    def __init__(self, bins: Sequence[int] | None):
+        if bins is not None:
+            first, last = bins if len(bins) == 2 else (0, -1)
+            if not 0 <= first <= last:
+                raise MMSpecError(
+                    f"{type(self).__name__}: bins={tuple(bins)!r} must be the first and the last token id of the bins, "
+                    "such as (31744, 31999)"
+                )
+            bins = (first, last)
+        self.bins = bins
+
+    def check(self, target: Target) -> None:
+        if self.lossless:
+            return
+        name = type(self).__name__
+        if self.bins is None:
+            raise MMSpecError(
+                f"{name} needs to know which tokens of {type(target.model).__name__} are bins, for a distance of words "
+                "means nothing: give bins=(first, last), two token ids"
+            )
+        if self.bins[1] >= target.vocab_size:
+            raise MMSpecError(f"{name}: bins={self.bins!r} reach beyond the target's {target.vocab_size} tokens")
+
+    def distances(self, at: Judged) -> Tensor:
+        """`[batch, nodes]` how many bins each drafted token is away from the target's choice in its place; the size of
+        the vocabulary where one of them is no bin and they differ."""
+        distance = (at.tokens - at.choice).abs()
+        if self.bins is None:
+            return distance
+        first, last = self.bins
+        binned = (at.tokens >= first) & (at.tokens <= last) & (at.choice >= first) & (at.choice <= last)
+        return torch.where(binned | (distance == 0), distance, at.scores.shape[-1])
+
+
+class Distance(Binned):
+    """A drafted token is kept if its bin is at most `radius` away from the bin that the target chose (Spec-VLA, arXiv
+    2507.22424): |x - argmax p| <= radius.
+
+    Policies of robots write numbers as tokens: OpenVLA has 256 equal bins of every dimension of an action on the last
+    256 token ids, so the distance of ids is that of bins. Tokens outside the bins must match exactly. Above
+    temperature 0, where the original is not relaxed, the distance is to the token that the target drew [OUR].
+
+    NOT lossless, but at `radius=0`. Needs no training.
+
+    Args:
+        radius: in bins (r), at least 0; the paper's is 9.
+        bins: the first and the last token id that are bins, `(31744, 31999)` for OpenVLA.
+
+    Raises:
+        MMSpecError: for a value out of range, and for bins that a target's vocabulary does not have.
+    """
+
+    def __init__(self, radius: int = 9, bins: Sequence[int] | None = None):
+        super().__init__(bins)
+        self.radius = whole_number(self, radius=radius, lowest=0)
+
+    @property
+    def lossless(self) -> bool:
+        return self.radius == 0
+
+    def accept(self, at: Judged) -> Tensor:
+        return self.distances(at) <= self.radius

@@ -1,0 +1,172 @@
+"""The walk down a tree, by any rule: the one place where candidates become a verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..outcome import Scores, Verdict, one_hot
+from ..sampling import LogitsPipeline, NoiseTape, random_stream
+from ..tree import DraftTree
+from .base import Verifier
+from .rules import ChoiceRule, CoinRule, Judged, Match, Rule
+from .rules.base import reached
+
+if TYPE_CHECKING:
+    from ..target import Context, Target
+
+
+class TreeWalk(Verifier):
+    """Keeps what an acceptance rule allows, see `mmspec.verifiers.rules`.
+
+    The target's choices above temperature 0 are draws that are tied to positions (see `NoiseTape`): under a
+    `ChoiceRule` the same seed gives the same choices, whatever was drafted.
+
+    Args:
+        rule: how a drafted token is judged.
+    """
+
+    def __init__(self, rule: Rule):
+        self.rule = rule
+
+    @property
+    def lossless(self) -> bool:
+        return self.rule.lossless
+
+    @property
+    def proposal(self) -> str:
+        return self.rule.proposal
+
+    def proposal_under(self, pipeline: LogitsPipeline) -> str:
+        return "point" if pipeline.greedy else self.proposal
+
+    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        self.rule.check(target)
+
+    def start(self, seed: int) -> None:
+        logits = self.context.logits
+        self.noise = NoiseTape(logits.shape[0], logits.shape[-1], seed, logits.device)
+        self.generator = random_stream(logits.device, seed, "verifier")
+
+    def first_token(self, context: Context) -> Tensor:
+        scores = self.processed_first(context)
+        if self.pipeline.greedy:
+            return scores.argmax(-1)
+        if isinstance(self.rule, CoinRule):
+            return self._draw(scores.softmax(-1))
+        token = (scores + self.noise.peek(1)[:, 0]).argmax(-1)
+        self.noise.consume([1] * len(token))
+        return token
+
+    def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        if isinstance(self.rule, CoinRule):
+            return self._by_coins(self.rule, tree, scores)
+        return self._by_choice(self.rule, tree, scores)
+
+    def _by_choice(self, rule: ChoiceRule, tree: DraftTree, scores: Scores) -> Verdict:
+        """Judge all nodes at once."""
+        processed = self.processed(tree, scores)
+        if self.pipeline.greedy:
+            choices = processed.argmax(-1)
+        else:
+            noise = self.noise.peek(tree.max_depth + 1)
+            depth = tree.depth[..., None].expand(-1, -1, noise.shape[-1])
+            choices = (processed + noise.gather(1, depth)).argmax(-1)
+        if isinstance(rule, Match):
+            verdict = follow(tree, choices)
+        else:
+            judged = Judged(tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written)
+            verdict = longest(tree, rule.allow(judged), choices)
+        if not self.pipeline.greedy:
+            self.noise.consume(verdict.length.tolist())
+        return verdict
+
+    def _by_coins(self, rule: CoinRule, tree: DraftTree, scores: Scores) -> Verdict:
+        """Go down level by level, and along siblings in their order."""
+        self.processed(tree, scores)
+        p_all = scores.p.clone()
+        rows = torch.arange(tree.batch_size, device=p_all.device)
+        nodes = torch.arange(tree.num_nodes, device=p_all.device)
+        current = torch.zeros_like(rows)
+        walking = torch.ones_like(rows, dtype=torch.bool)
+        for _ in range(tree.max_depth):
+            p = p_all[rows, current]
+            sampled = None
+            if tree.draft_probs is not None:
+                sampled = tree.draft_probs[rows, tree.expansion[rows, current].clamp(min=0)].to(p)
+            is_child = (tree.parents == current[:, None]) & walking[:, None]
+            if tree.valid is not None:
+                is_child &= tree.valid
+            # The order of the draw is the order of the nodes.
+            children = torch.where(is_child, nodes, tree.num_nodes).sort(-1).values
+            walking = torch.zeros_like(walking)
+            for child in children[:, : int(is_child.sum(-1).max())].unbind(1):
+                trying = (child < tree.num_nodes) & ~walking
+                child = child.clamp(max=tree.num_nodes - 1)
+                token = tree.tokens[rows, child]
+                q = one_hot(token, p) if sampled is None else sampled
+                u = self._uniform(p[:, 0])
+                # A node beyond q's support was never drawn (q ran dry): it cannot be accepted.
+                accepted = trying & rule.accept(p, q, token, u) & (q[rows, token] > 0)
+                refused = (trying & ~accepted)[:, None]
+                p = torch.where(refused, rule.residual(p, q, token), p)
+                if sampled is not None:
+                    sampled = torch.where(refused, strike(sampled, token), sampled)
+                current = torch.where(accepted, child, current)
+                walking |= accepted
+            p_all[rows, current] = torch.where(walking[:, None], p_all[rows, current], p)
+            if not walking.any():
+                break
+        path, length = tree.path_to(current)
+        return Verdict(path, length, self._draw(p_all[rows, current]))
+
+    def _written(self) -> list[int]:
+        lengths = self.context.request.lengths
+        return [len(history) - length - 1 for history, length in zip(self.context.history, lengths, strict=True)]
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
+
+    def _draw(self, probs: Tensor) -> Tensor:
+        return torch.multinomial(probs, 1, generator=self.generator)[:, 0]
+
+
+def follow(tree: DraftTree, choices: Tensor) -> Verdict:
+    """The longest path on which every token is what the target chose in its place: `longest`, for the exact rule.
+
+    Of a chain it is found without looking at ancestors.
+
+    Args:
+        tree: the candidates.
+        choices: `[batch, nodes]` the target's own token after each node.
+    """
+    if tree.num_nodes == 1:  # plain decoding: nothing was guessed
+        return Verdict(torch.zeros_like(choices), torch.ones_like(choices[:, 0]), choices[:, 0])
+    if tree.is_chain and tree.valid is None:
+        right = (tree.tokens[:, 1:] == choices[:, :-1]).cumprod(-1).sum(-1)
+        steps = torch.arange(tree.num_nodes, device=choices.device).expand_as(choices)
+        path = torch.where(steps <= right[:, None], steps, -1)
+        return Verdict(path, right + 1, choices.gather(1, right[:, None])[:, 0])
+    matches = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
+    return longest(tree, reached(tree, matches), choices)
+
+
+def longest(tree: DraftTree, allowed: Tensor, choices: Tensor) -> Verdict:
+    """The longest path that is allowed, the first one of equally long ones, and the target's choice behind it.
+
+    Args:
+        tree: the candidates.
+        allowed: `[batch, nodes]`, True where the path from the root to a node may be emitted; the root always may.
+        choices: `[batch, nodes]` the target's own token after each node.
+    """
+    last = torch.where(allowed, tree.depth, -1).argmax(-1)
+    path, length = tree.path_to(last)
+    return Verdict(path, length, choices.gather(1, last[:, None])[:, 0])
+
+
+def strike(q: Tensor, token: Tensor) -> Tensor:
+    """q without `token` (`[batch]`), renormalised; all zeros if nothing else was in it."""
+    rest = q.scatter(-1, token[:, None], 0.0)
+    return rest / rest.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
