@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..errors import MMSpecError, shown
+from ..per_request import PerRequest
 from ..trust import named_class
 from .source import Sources
 
@@ -51,7 +52,7 @@ class Compressed(NamedTuple):
     summary: Tensor | None = None
 
 
-class VisualCompressor(nn.Module):
+class VisualCompressor(nn.Module, PerRequest):
     """Makes fewer entries of a picture's tokens. It changes what the drafter sees, nothing else: the target keeps all.
 
     A subclass implements `forward(span)`; one that learns creates its weights in `attach`. Constructor arguments are

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
+from ..per_request import PerRequest
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..training.lesson import Guess, Lesson
 
 
-class Drafter(nn.Module):
+class Drafter(nn.Module, PerRequest):
     """Proposes a tree of tokens each round.
 
     A subclass implements `start`, `draft` and `observe`. What it assigns to `self` in them belongs to the request at
@@ -82,12 +82,10 @@ class Drafter(nn.Module):
         return None if self.tree is None else self.tree.max_nodes
 
     def fork(self, tree: TreeBuilder | None = None) -> Drafter:
-        """A copy for one request: own attributes and tree builder, shared weights."""
-        drafter = copy.copy(self)
-        for registry in ("_parameters", "_buffers", "_modules"):
-            setattr(drafter, registry, dict(getattr(self, registry)))
-        tree = tree or self.tree
-        drafter.tree = tree.fork() if tree is not None else None
+        """Return a copy for one request, see `PerRequest`; perhaps with another tree builder."""
+        drafter = super().fork()
+        if tree is not None:
+            drafter.tree = tree.fork()
         return drafter
 
     def check(self, proposal: str) -> None:

@@ -66,6 +66,8 @@ class AutoTree(TreeBuilder):
         MMSpecError: for a number out of range.
     """
 
+    shared = ("_measured", "_learnt")
+
     def __init__(
         self,
         max_depth: int = 8,
@@ -110,11 +112,9 @@ class AutoTree(TreeBuilder):
     def max_nodes(self) -> int:
         return self.limit
 
-    def fork(self) -> AutoTree:
-        builder = super().fork()
-        builder.chosen = None
-        builder._reset()
-        return builder
+    def renew(self) -> None:
+        self.chosen = None
+        self._reset()
 
     def check(self, proposal: str) -> None:
         if proposal == "sampled" and self.remember:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
+from ..per_request import PerRequest
 from ..tree import DraftTree
 from .growth import Growth
 
 
-class TreeBuilder:
+class TreeBuilder(PerRequest):
     """Grows the tree of a round from a drafter's next-token distributions.
 
     A subclass implements `build`; one that adapts also `observe`, keeping what it learns in attributes: every request
@@ -24,10 +23,6 @@ class TreeBuilder:
     def max_nodes(self) -> int | None:
         """Drafted nodes of a tree at most, the root not counted; None if that cannot be said beforehand."""
         return None
-
-    def fork(self) -> TreeBuilder:
-        """A copy for one request."""
-        return copy.copy(self)
 
     def build(self, growth: Growth) -> DraftTree:
         """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""

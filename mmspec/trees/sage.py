@@ -137,10 +137,8 @@ class SageTree(TreeBuilder):
     def _error(self, name: str, what: str) -> MMSpecError:
         return MMSpecError(f"{type(self).__name__}: {name}={getattr(self, name)!r} {what}")
 
-    def fork(self) -> SageTree:
-        builder = super().fork()
-        builder._rows, builder._profiles = None, []
-        return builder
+    def renew(self) -> None:
+        self._rows, self._profiles = None, []
 
     # The mapping, for one row.
 

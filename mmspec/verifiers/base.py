@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
+from ..per_request import PerRequest
 from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..target import Context, Target
 
 
-class Verifier:
+class Verifier(PerRequest):
     """Decides how much of a tree is kept. One instance serves any number of requests: `fork` gives each its own state.
 
     Subclasses implement `first_token` and `verify`, and say in `lossless` whether the emitted text follows the
@@ -31,7 +31,7 @@ class Verifier:
 
     def fork(self, context: Context, pipeline: LogitsPipeline, seed: int) -> Verifier:
         """A copy for one request, ready to verify."""
-        verifier = copy.copy(self)
+        verifier = super().fork()
         verifier.context, verifier.pipeline = context, pipeline
         verifier.start(seed)
         return verifier

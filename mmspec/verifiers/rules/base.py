@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...per_request import PerRequest
 from ...tree import DraftTree
 
 if TYPE_CHECKING:
     from ...target import Target
 
 
-class Rule:
-    """An acceptance rule, for `TreeWalk`. It has parameters and no state.
+class Rule(PerRequest):
+    """An acceptance rule, for `TreeWalk`. It has parameters; what it learns in a request is that request's own.
 
     There are two kinds, and a rule derives from one of them:
 
