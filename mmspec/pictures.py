@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from .errors import MMSpecError, first_line
+from .errors import MMSpecError, first_line, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +59,18 @@ def load_image(source: Any, name: str | None = None) -> Image:
         return _in_rgb(ImageOps.exif_transpose(image), image.format, name)
 
 
+def held_image(content: bytes, name: str) -> Image:
+    """The picture in the bytes of a file, which `load_image` decodes later.
+
+    Raises:
+        MMSpecError: if it is in no format of pictures.
+    """
+    from PIL import Image
+
+    with _readable(name):
+        return Image.open(io.BytesIO(content))
+
+
 def data_url(text: str) -> bool:
     """Whether a text holds a file itself, as a `data:` URL."""
     return text[:5].lower() == "data:"
@@ -102,7 +114,7 @@ class _readable:
                 hint = "; save it as JPEG or PNG, or register a reader for it, such as that of pillow-heif"
             raise MMSpecError(f"image {name} is not in a picture format that Pillow reads{hint}") from None
         reason = getattr(error, "strerror", None) or first_line(error)  # the former does not repeat the name
-        raise MMSpecError(f"image {name} cannot be read: {reason[:200]}") from None
+        raise MMSpecError(f"image {name} cannot be read: {reason}") from None
 
 
 def _located(text: str | bytes, name: str | None) -> tuple[Path | io.BytesIO, str]:
@@ -191,9 +203,6 @@ def _grey(values: np.ndarray, of_file: bool, name: str) -> np.ndarray:
     return _eight_bits(values.astype(np.uint8 if eight else np.uint16), name)
 
 
-def _short(name: str, limit: int = 200) -> str:
-    """A name as one line of an error can show it."""
-    if name.startswith("in "):  # such as "in memory", which is no name
-        return name
-    shown = repr(name)
-    return shown if len(shown) <= limit else f"{shown[:limit]}...'"
+def _short(name: str) -> str:
+    """A name as errors show it."""
+    return name if name.startswith("in ") else shown(name)  # such as "in memory", which is no name

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import IMAGE, inputs_for, llama, llava
+from PIL import Image
 
 import mmspec
 from mmspec import Target, zoo
@@ -127,11 +128,117 @@ def test_what_is_no_conversation_is_refused(tiny, row, message):
 
 def test_a_processor_without_a_chat_template_reads_no_conversation(tiny):
     processor = copy.deepcopy(tiny.processor)
-    processor.chat_template = None
+    processor.chat_template = processor.tokenizer.chat_template = None
     mute = Target(tiny.model, processor)
     with pytest.raises(MMSpecError, match="prompt 1 is a conversation, but .* has no chat template"):
         prepare(mute, ["What?", TALK])
     assert prepare(mute, [("What?",)]).token_ids() == prepare(mute, "What?").token_ids()
+
+
+@pytest.mark.parametrize("knows", ["parts of messages", "texts alone"])
+def test_a_chat_template_of_the_tokenizer_alone_is_used(tiny, knows):
+    """Some models keep it with the tokenizer, where it may know nothing of pictures."""
+    processor = copy.deepcopy(tiny.processor)
+    processor.chat_template = None
+    if knows == "texts alone":
+        processor.tokenizer.chat_template = (
+            "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}"
+            "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        )
+    assert processor.tokenizer.chat_template
+    other, picture = Target(tiny.model, processor), zoo.demo_image()
+    for prompt, images in (
+        ("What?", []),
+        ("What?", [picture]),
+        (TALK, [picture]),
+        ("Is <image> <image>?", [picture] * 2),
+    ):
+        assert prepare(other, [prompt], [images]).token_ids() == prepare(tiny, [prompt], [images]).token_ids()
+    processor.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(
+        MMSpecError, match="prompt 1: the chat template of LlavaProcessor does not take it: what it write"
+    ):
+        prepare(other, ["What?", TALK])
+    processor.tokenizer.chat_template = "{{ raise_exception('only one turn') }}"
+    with pytest.raises(MMSpecError, match="prompt 0: the chat template of .* does not take it: only one turn"):
+        prepare(other, ["What?"])
+
+
+# Pictures at their places
+
+
+def test_a_marker_says_where_a_picture_stands(tiny):
+    pictures = [zoo.sample("scenes", "test", number).image for number in range(2)]
+
+    def written(*parts: str | None) -> list[list[int]]:
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        text = tiny.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return tiny.processor(text=[text], images=[pictures], add_special_tokens=False)["input_ids"]
+
+    for prompt, parts in (
+        ("Is <image> older than <image>?", ("Is ", None, " older than ", None, "?")),
+        ("<image>\n<image> Which? ", (None, None, "Which?")),
+        ("Which?", (None, None, "Which?")),
+    ):
+        request = prepare(tiny, prompt, pictures)
+        assert request.token_ids() == written(*parts)
+        assert prepare(tiny, request.prompts, request.images).token_ids() == request.token_ids()
+    talk = prepare(tiny, [("What is <image>?", "A cat.", "And <image>?")], [pictures]).token_ids()[0]
+    ids = {token: tiny.tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<|assistant|>")}
+    half = talk.index(ids["<|assistant|>"])
+    assert talk[:half].count(ids["<image>"]) == talk[half:].count(ids["<image>"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "message"),
+    [
+        ("What is <image>?", 0, "prompt 1 has 1 <image> but 0 pictures: give as many pictures as markers"),
+        ("<image>", 1, "prompt 1 has a question of pictures alone: say what you want to know"),
+        ("<image> <image> What?", 1, "prompt 1 has 2 <image> but 1 pictures"),
+        (
+            ("What?", "<image>", "Why?"),
+            1,
+            "prompt 1: an answer of the conversation has '<image>', which this model takes",
+        ),
+    ],
+)
+def test_markers_that_do_not_fit_are_refused(tiny, prompt, count, message):
+    with pytest.raises(MMSpecError) as caught:
+        mmspec.generate(tiny, prompt=["What?", prompt], images=[[], [zoo.demo_image()] * count], max_new_tokens=2)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_tokens_of_a_family_are_no_markers(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny.processor), "boi_token", "<start_of_image>", raising=False)
+    with pytest.raises(MMSpecError, match="prompt 0: it has '<start_of_image>', which this model takes for a picture"):
+        prepare(tiny, "What is <start_of_image>?", [zoo.demo_image()])
+
+
+def test_what_a_processor_refuses_is_said_with_its_row(tiny):
+    class Narrow(type(tiny.processor)):
+        def __call__(self, text=None, images=None, **options):
+            for picture in (picture for row in images or [] for picture in row):
+                if max(picture.size) > 200 * min(picture.size):
+                    raise ValueError(f"aspect ratio must be smaller than 200,\ngot {picture.size}")
+            return super().__call__(text=text, images=images, **options)
+
+    processor = copy.copy(tiny.processor)
+    processor.__class__ = Narrow
+    narrow = Target(tiny.model, processor)
+    pictures = [zoo.demo_image(), Image.new("RGB", (4000, 8))]
+    with pytest.raises(MMSpecError) as caught:
+        mmspec.generate(narrow, prompt=["What?", "Why?"], images=pictures)
+    assert "prompt 1: Narrow does not take it or its pictures: aspect ratio must be smaller than 200," in str(
+        caught.value
+    )
+
+
+def test_a_tokenizer_reads_no_pictures(tiny):
+    with pytest.raises(
+        MMSpecError, match="images were given, but the target has a .* for a processor, which reads text"
+    ):
+        prepare(Target(tiny.model, tiny.tokenizer), "What?", [zoo.demo_image()])
 
 
 # Requests that are prepared once

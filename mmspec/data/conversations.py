@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import re
 from array import array
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import MMSpecError
 from .examples import Example, Source, from_record
+from .messages import ASKING, first, picture, question, questions_of, role_of, turns_of
 from .rows import Row, open_rows
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
 CONVERSATIONS, PROMPTS, IMAGES = ("conversations", "messages"), ("prompt", "question"), ("images", "image")
-MARKER = re.compile(" ?<image>")
+OTHER_MEDIA = ("video", "videos", "audio", "audios", "sound")
 
 
 class ConversationFile(Source):
@@ -34,8 +28,12 @@ class ConversationFile(Source):
 
         {"id": "7", "prompt": "What is this?", "images": ["a.jpg"]}
 
-    Every human turn becomes an example of its own about the same pictures, asked without the turns before it: those
-    hold answers that somebody else wrote, and a drafter has to learn what the target says after what the target said.
+    The pictures of a conversation may also stand among its texts, see `mmspec.data.messages`. `<image>` in a text is
+    the place of a picture; a single one is put before the text, as LLaVA does.
+
+    Every human turn becomes an example of its own about the pictures shown so far, asked without the turns before it:
+    those hold answers that somebody else wrote, and a drafter has to learn what the target says after what the target
+    said.
     The first turn has the id of its row, the others `ID#2`, `ID#3` and so on. A row without an id gets `row-N`, counted
     from 1, and one whose id an earlier row has too gets `ID@N`. System messages are left out.
 
@@ -46,7 +44,8 @@ class ConversationFile(Source):
         count: use the first so many questions.
 
     Raises:
-        MMSpecError: if the file cannot be read or has no question; later, for a malformed row when it is asked for.
+        MMSpecError: if the file cannot be read or has no question; later, when it is asked for, for a row that is
+            malformed, has a place for a picture but no picture, or is about a video.
     """
 
     def __init__(self, path: str | Path, images: str | Path | None = None, count: int | None = None):
@@ -79,23 +78,21 @@ class ConversationFile(Source):
         number, turn = self._row[index], self._turn[index]
         row, where = self.rows[number], f"{self.path}, row {number + 1}"
         name = _row_id(row, number) + (f"@{number + 1}" if number in self._repeated else "")
-        pictures = tuple(_picture(value, where) for value in _listed(_first(row, IMAGES)))
-        messages = _first(row, CONVERSATIONS)
+        if medium := next((key for key in OTHER_MEDIA if row.get(key)), None):
+            raise MMSpecError(f"{where}: it is about its {medium!r}, and only text and pictures are read")
+        named = [picture(value, where) for value in _listed(first(row, IMAGES))]
+        messages = first(row, CONVERSATIONS)
         if messages is None:
-            prompt, answer = _first(row, PROMPTS), row.get("answer")
-        else:
-            prompt, answer = _turns(messages, where)[turn]
-            name += f"#{turn + 1}" if turn else ""
+            asked = from_record({**row, "id": name, "prompt": first(row, PROMPTS), "images": []}, where)
+            ((prompt, pictures, _),) = questions_of([question(asked.prompt, where)], named, where)
+            return replace(asked, prompt=prompt, images=pictures)
+        prompt, pictures, answer = questions_of(turns_of(messages, where), named, where)[turn]
+        name += f"#{turn + 1}" if turn else ""
         example = from_record({**row, "id": name, "prompt": prompt, "images": [], "answer": answer}, where)
-        return replace(example, prompt=MARKER.sub("", example.prompt).strip(), images=pictures)
+        return replace(example, images=pictures)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "conversations", "file": self.path.name, "bytes": self.path.stat().st_size}
-
-
-def _first(row: Row, keys: tuple[str, ...]) -> Any:
-    """The first of some entries that is there."""
-    return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def _listed(value: Any) -> list:
@@ -108,54 +105,9 @@ def _row_id(row: Row, number: int) -> str:
 
 def _questions(row: Row) -> int:
     """How many examples a row makes; a malformed one counts, so that whoever asks for it hears what is wrong."""
-    messages = _first(row, CONVERSATIONS)
+    messages = first(row, CONVERSATIONS)
     if messages is None:
-        return int(_first(row, PROMPTS) is not None)
+        return int(first(row, PROMPTS) is not None)
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return 1
-    return sum(_role(message) in ASKING for message in messages)
-
-
-def _role(message: Mapping[str, Any]) -> Any:
-    return _first(message, ("from", "role"))
-
-
-def _turns(messages: Any, where: str) -> list[tuple[str, str | None]]:
-    """The questions of a conversation, each with the answer that follows it."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise MMSpecError(f"{where}: the conversation must be a list of messages, not {messages!r:.60}")
-    turns: list[tuple[str, str | None]] = []
-    asked = False
-    for message in messages:
-        role = _role(message)
-        if role in ASKING:
-            turns.append((_text(_first(message, ("value", "content")), where), None))
-        elif role in ANSWERING and asked:
-            turns[-1] = (turns[-1][0], _text(_first(message, ("value", "content")), where))
-        asked = role in ASKING
-    return turns
-
-
-def _text(content: Any, where: str) -> str:
-    """The text of a message, which may come in parts such as `{"type": "text", "text": ...}` among pictures."""
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        content = " ".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    if not isinstance(content, str):
-        raise MMSpecError(f"{where}: a message must hold text, not {content!r:.60}")
-    return content
-
-
-def _picture(value: Any, where: str) -> str | Image:
-    """A reference, or the picture itself where a Parquet file holds its bytes."""
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            from PIL import Image, UnidentifiedImageError
-
-            try:
-                return Image.open(io.BytesIO(value["bytes"]))
-            except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-                raise MMSpecError(f"{where}: a picture is not in a format that Pillow reads") from None
-        value = value.get("path")
-    if not isinstance(value, str):
-        raise MMSpecError(f"{where}: a picture must be a path, not {value!r:.60}")
-    return value
+    return sum(role_of(message) in ASKING for message in messages)

@@ -22,7 +22,7 @@ class Example:
 
     Args:
         id: unique within its data set.
-        prompt: the question, without markers for the pictures.
+        prompt: the question. It has a marker, `<image>`, for every picture, or none: then they come before it.
         images: pictures or references to them: a path, absolute or relative to the `folder` of the source, or
             `tiny:scenes/train/12`, which the embedded generator draws.
         task: a label that reports group by.

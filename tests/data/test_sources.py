@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_examples import jpeg
@@ -12,11 +14,16 @@ from test_examples import jpeg
 from mmspec import zoo
 from mmspec.data import ConversationFile, EmbeddedSource, Example, ImageFolder, open_image
 from mmspec.errors import MMSpecError
+from mmspec.pictures import load_image
 from mmspec.training.answers import open_source
 
 
 def turn(role: str, text: str) -> dict:
     return {"from": role, "value": text}
+
+
+def said(*parts: dict, role: str = "user") -> dict:
+    return {"role": role, "content": list(parts)}
 
 
 ROWS = [
@@ -92,8 +99,8 @@ def test_a_file_that_has_changed_is_read_anew(name, tmp_path):
 def test_rows_may_differ_in_their_keys_and_types(tmp_path):
     asked = [turn("human", "<image>\nWhat?")]
     rows = [
-        {"id": "text", "conversations": asked},
-        {"id": "none", "image": None, "conversations": asked},
+        {"id": "text", "conversations": [turn("human", "What?")]},
+        {"id": "none", "image": None, "conversations": [turn("human", "What?")]},
         {"id": 5, "image": "a.jpg", "conversations": asked},
         {"image": ["a.jpg", "b.jpg"], "conversations": asked},
         {"id": "x", "images": ["c.jpg"], "messages": [{"role": "system", "content": "Be brief."}, *ROLES]},
@@ -119,7 +126,7 @@ def test_an_id_that_occurs_twice_is_made_unique(tmp_path):
 def test_single_questions_are_read_too(name, tmp_path):
     rows = [
         {"id": "1", "prompt": "What?", "images": ["a.jpg"], "task": "t", "answer": "A cat.", "answer_ids": [3, 1]},
-        {"id": "2", "prompt": "<image> Why?", "images": [], "task": None, "answer": None, "answer_ids": None},
+        {"id": "2", "prompt": "Why?", "images": [], "task": None, "answer": None, "answer_ids": None},
     ]
     assert read(tmp_path / name, rows) == [
         Example("1", "What?", ("a.jpg",), "t", "A cat.", (3, 1)),
@@ -155,7 +162,7 @@ def test_a_parquet_file_may_hold_the_pictures(tmp_path):
     source = ConversationFile(write(tmp_path / "data.parquet", rows))
     assert [open_image(image).size for image in source[0].images] == [(6, 5), (6, 5)]
     assert source[1].images == ("b.jpg",)
-    with pytest.raises(MMSpecError, match="row 3: a picture is not in a format"):
+    with pytest.raises(MMSpecError, match="row 3: image in the row is not in a picture format"):
         source[2]
 
 
@@ -178,13 +185,26 @@ def test_pictures_that_datasets_wrote_are_read(tmp_path):
         ({"conversations": [{"from": "human", "value": 3}]}, "row 2: a message must hold text, not 3"),
         ({"prompt": 3}, "row 2: prompt must be text, not 3"),
         ({"prompt": "?", "image": 3}, "row 2: a picture must be a path, not 3"),
-        ({"prompt": "?", "image": [{"url": "x"}]}, "row 2: a picture must be a path, not None"),
+        ({"prompt": "?", "image": [{"file": "x"}]}, "row 2: a picture must be a path, not None"),
+        ({"prompt": "<image> What?"}, "row 2: the text has 1 places for pictures (<image>) but the row names 0: name"),
+        ({"prompt": "Is <image> <image>?", "image": "a.jpg"}, "2 places for pictures (<image>) but the row names 1"),
+        ({"conversations": [turn("human", "<image>\nWhat?")]}, "1 places for pictures (<image>) but the row names 0"),
+        ({"prompt": "?", "video": "a.mp4"}, "row 2: it is about its 'video', and only text and pictures are read"),
+        ({"conversations": [turn("human", "<video>\nWhat?")]}, "the text has '<video>', and only text and pictures"),
+        ({"messages": [said({"type": "video", "video": "a.mp4"})]}, "a part of type 'video', which is not read here"),
+        ({"messages": [said({"type": "image"})]}, "1 places for pictures (<image>) but the row names 0"),
+        ({"messages": [said({"type": "image", "base64": "*"})]}, "row 2: image in the row is not base64"),
+        ({"messages": [said({"type": "image", "image": "data:image/png;base64,AA=="})]}, "not in a picture format"),
+        ({"messages": [{"role": "system", "content": [{"type": "image", "path": "a"}]}]}, None),
         ({"prompt": "?", "answer": ["yes"]}, "row 2: answer must be text or null"),
     ],
 )
 def test_a_malformed_row_is_refused_when_it_is_asked_for(row, message, tmp_path):
     source = ConversationFile(write(tmp_path / "data.jsonl", [ROWS[0], row]))
     assert source[0] == EXAMPLES[0]
+    if message is None:  # there is nothing to ask
+        assert len(source) == 1
+        return
     with pytest.raises(MMSpecError) as caught:
         source[1]
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -227,6 +247,91 @@ def test_an_absent_file_and_a_folder_are_refused(tmp_path):
         ConversationFile(tmp_path / "absent.json")
     with pytest.raises(MMSpecError, match="is a folder, not a file"):
         ConversationFile(tmp_path)
+
+
+# Pictures among the texts
+
+
+CONTENT = jpeg(6, 5)
+ENCODED = base64.b64encode(CONTENT).decode()
+TEXT = {"type": "text", "text": "What?"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.jpg"},
+        {"type": "image", "image": "FOLDER/a.jpg"},
+        {"type": "image", "image": "file://FOLDER/a.jpg"},
+        {"type": "image", "image": f"data:image;base64,{ENCODED}"},
+        {"type": "image", "image": ENCODED},
+        {"type": "image", "image": {"path": "a.jpg"}},
+        {"image": "a.jpg"},
+        {"type": "image", "url": "a.jpg"},
+        {"type": "image", "path": "a.jpg"},
+        {"type": "image", "base64": ENCODED},
+        {"type": "image_url", "image_url": {"url": "a.jpg", "detail": "high"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{ENCODED}"}},
+        {"type": "image_url", "image_url": "a.jpg"},
+        {"type": "input_image", "image_url": f"data:image/jpeg;base64,{ENCODED}"},
+    ],
+)
+def test_a_picture_may_be_a_part_of_a_message(part, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(CONTENT)
+    part = json.loads(json.dumps(part).replace("FOLDER", str(tmp_path)))
+    (example,) = read(tmp_path / "data.jsonl", [{"messages": [said(part, TEXT)]}])
+    assert example.prompt == "What?" and len(example.images) == 1
+    wanted = np.asarray(load_image(CONTENT))
+    assert np.array_equal(np.asarray(open_image(example.images[0], tmp_path)), wanted)
+
+
+def test_parts_of_messages_in_parquet(tmp_path):
+    """A table gives every part all keys, those of others with null; `datasets` keeps pictures as bytes."""
+    row = {"messages": [said({"type": "image", "image": {"bytes": CONTENT, "path": None}}, TEXT)]}
+    (example,) = read(tmp_path / "data.parquet", [row])
+    assert example.prompt == "What?" and open_image(example.images[0]).size == (6, 5)
+
+
+def place(name: str | None = None) -> dict:
+    return {"type": "image", "image": name} if name else {"type": "image"}
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        # In the order of the parts, each at its place; no markers where all pictures come first.
+        ({"messages": [said(place("a"), place("b"), TEXT)]}, [("What?", ("a", "b"))]),
+        ({"messages": [said(text("Is "), place("a"), text(" older than "), place("b"), text("?"))]},
+         [("Is <image> older than <image>?", ("a", "b"))]),
+        ({"messages": [said(TEXT, place("a"))]}, [("What?<image>", ("a",))]),
+        # A later question sees what was shown before, and an earlier one not what comes later.
+        ({"messages": [said(place("a"), TEXT), said(text("A cat."), role="assistant"), said(text("And "), place("b"))]},
+         [("What?", ("a",)), ("<image>And <image>", ("a", "b"))]),
+        # The row names the files, the messages their places.
+        ({"images": ["a", "b"], "messages": [said(place(), TEXT), said(place(), text("Why?"))]},
+         [("What?", ("a",)), ("Why?", ("a", "b"))]),
+        ({"images": ["a", "b"], "messages": [said(text("Is "), place(), text("="), place("c"), text("="), place())]},
+         [("Is <image>=<image>=<image>", ("a", "c", "b"))]),
+        ({"image": ["a", "b"], "conversations": [turn("human", "One: <image>\nTwo: <image>\nWhich?")]},
+         [("One: <image>\nTwo: <image>\nWhich?", ("a", "b"))]),
+        ({"image": ["a", "b"], "conversations": [turn("human", "<image>\nWhat?"), turn("human", "<image>\nWhy?")]},
+         [("What?", ("a",)), ("Why?", ("a", "b"))]),
+        ({"image": ["a", "b"], "conversations": [turn("human", "What?"), turn("human", "Why?")]},
+         [("What?", ("a", "b")), ("Why?", ("a", "b"))]),
+        ({"image": ["a", "b"], "conversations": [turn("human", "<image>\n<image>\nWhich?")]}, [("Which?", ("a", "b"))]),
+        # A single picture is before the text, as LLaVA has it.
+        ({"image": "a", "conversations": [turn("human", "What?\n<image>"), turn("human", "Why?")]},
+         [("What?", ("a",)), ("Why?", ("a",))]),
+        ({"image": "a", "question": "What is in <image>?"}, [("What is in <image>?", ("a",))]),
+    ],
+)  # fmt: skip
+def test_pictures_are_read_in_order_with_their_places(row, asked, tmp_path):
+    examples = read(tmp_path / "data.jsonl", [row])
+    assert [(example.prompt, example.images) for example in examples] == asked
 
 
 # The embedded generator

@@ -1,0 +1,214 @@
+"""What a conversation in a data file asks, turn by turn: texts, pictures at their places in them, answers.
+
+A message's text may say `<image>` where a picture stands. Or it comes in parts, in the layouts of transformers
+(`{"type": "image", "url": ...}`, also `path`, `base64` or `image`), of Qwen (`{"type": "image", "image": ...}`), or of
+OpenAI (`{"type": "image_url", "image_url": {"url": ...}}`). Pictures that the row names beside its conversation belong
+to the places that have none of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MMSpecError, shown
+from ..pictures import data_url, decoded, held_image
+from ..prompts import MARKER
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Reference = str | Image
+
+ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
+TEXTS, PICTURES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+SOURCES = ("image", "image_url", "url", "path", "base64")
+LEADING = re.compile(rf"(?:{MARKER}\s*)*")
+OTHER_MARKERS = re.compile("<(video|audio|speech|sound)>")
+BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
+LONGEST_NAME = 255
+"""Of a file. What is longer, and has no dot, is a picture in base64."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture stands in a text.
+
+    Args:
+        picture: or a reference to it; None for one that the row names elsewhere.
+        marker: whether it is a marker in a text.
+    """
+
+    picture: Reference | None = None
+    marker: bool = False
+
+
+@dataclass
+class Turn:
+    """A question, its texts and places of pictures in order, and the text of the answer where there is one."""
+
+    parts: list[str | Place]
+    answer: str | None = None
+
+    @property
+    def empty(self) -> list[Place]:
+        """The places whose picture the row names elsewhere."""
+        return [part for part in self.parts if isinstance(part, Place) and part.picture is None]
+
+
+def first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The first of some entries that is there."""
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def role_of(message: Mapping[str, Any]) -> Any:
+    """Who says it."""
+    return first(message, ("from", "role"))
+
+
+def turns_of(messages: Any, where: str) -> list[Turn]:
+    """The questions of a conversation, each with the answer that follows it.
+
+    Args:
+        messages: `from` or `role` and `value` or `content` each.
+        where: names the row in errors.
+
+    Raises:
+        MMSpecError: for what is no conversation, and for everything in it that is not read.
+    """
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise MMSpecError(f"{where}: the conversation must be a list of messages, not {shown(messages, 60)}")
+    turns: list[Turn] = []
+    asked = False
+    for message in messages:
+        role, content = role_of(message), first(message, ("value", "content"))
+        if role in ASKING:
+            turns.append(Turn(_parts(content, where)))
+        elif role in ANSWERING and asked:
+            turns[-1].answer = _text(content, where)
+        elif isinstance(content, list):
+            _text(content, where)  # a picture in a system message, say, would be missing without a word
+        asked = role in ASKING
+    return turns
+
+
+def questions_of(
+    turns: Sequence[Turn], pictures: Sequence[Reference], where: str
+) -> list[tuple[str, tuple[Reference, ...], str | None]]:
+    """Every turn as a question of its own: its text, all pictures shown so far, and the answer.
+
+    The text has a marker for every picture, or none where all pictures come before the text.
+
+    Args:
+        turns: of one conversation.
+        pictures: that the row names beside it.
+        where: names the row in errors.
+
+    Raises:
+        MMSpecError: if there are more places than pictures.
+    """
+    places = [place for turn in turns for place in turn.empty]
+    # One picture is the subject of the whole conversation, wherever its marker is, as in LLaVA's own training.
+    subject = len(pictures) == 1 and all(place.marker for place in places) and all(len(t.empty) < 2 for t in turns)
+    if len(places) > len(pictures) and not subject:
+        raise MMSpecError(
+            f"{where}: the text has {len(places)} places for pictures ({MARKER}) but the row names {len(pictures)}: "
+            "name the files, or leave the row out"
+        )
+    in_place = len(places) == len(pictures) and not subject
+    waiting = iter(pictures if in_place else ())
+    seen: list[Reference] = [] if in_place else list(pictures)
+    asked = []
+    for turn in turns:
+        before, text = len(seen), ""
+        for part in turn.parts:
+            if isinstance(part, str):
+                text += part
+            elif (picture := part.picture if part.picture is not None else next(waiting, None)) is not None:
+                seen.append(picture)
+                text += MARKER
+            else:
+                text = text.removesuffix(" ")  # of a marker that stands for nothing
+        text = text.strip()
+        leading = LEADING.match(text)[0]
+        first_of_all = leading.count(MARKER) == len(seen) - before
+        asked.append((text.removeprefix(leading) if first_of_all else MARKER * before + text, tuple(seen), turn.answer))
+    return asked
+
+
+def question(text: Any, where: str) -> Turn:
+    """A question that stands alone, whose markers are where its pictures stand."""
+    parts = _parts(text, where)
+    return Turn([Place(part.picture) if isinstance(part, Place) else part for part in parts])
+
+
+def picture(value: Any, where: str, base64: bool = False) -> Reference:
+    """A reference to a picture, or the picture itself where the row holds it.
+
+    Args:
+        value: a path, a URL, base64, or `{"bytes", "path"}` or `{"url"}`.
+        where: names the row in errors.
+        base64: whether a text is the file itself.
+
+    Raises:
+        MMSpecError: if it is no picture, or on a network.
+    """
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            return _held(value["bytes"], where)
+        return picture(first(value, ("path", "url")), where)
+    if not isinstance(value, str) or not value:
+        raise MMSpecError(f"{where}: a picture must be a path, not {shown(value, 60)}")
+    long = len(value) > LONGEST_NAME and BASE64.fullmatch(value)
+    if base64 or long or data_url(value):
+        return _held(value, where)
+    return value
+
+
+def _held(content: bytes | str, where: str) -> Image:
+    name = "in the row"
+    try:
+        return held_image(decoded(content, name) if isinstance(content, str) else content, name)
+    except MMSpecError as error:
+        raise MMSpecError(f"{where}: {error}") from None
+
+
+def _parts(content: Any, where: str) -> list[str | Place]:
+    """The texts and places of a message that asks."""
+    parts: list[str | Place] = []
+    for part in content if _is_parts(content) else [{"text": content}]:
+        kind, source = part.get("type"), next((key for key in SOURCES if part.get(key) is not None), None)
+        if kind in PICTURES or (kind is None and source is not None):
+            held = None if source is None else picture(part[source], where, source == "base64")
+            parts.append(Place(held))
+            continue
+        text = _said(part, where)
+        if found := OTHER_MARKERS.search(text):
+            raise MMSpecError(f"{where}: the text has {found[0]!r}, and only text and pictures are read")
+        if parts and isinstance(parts[-1], str):
+            parts.append(" ")
+        head, *others = text.split(MARKER)
+        parts.append(head)
+        for other in others:
+            parts += [Place(marker=True), other]
+    return parts
+
+
+def _text(content: Any, where: str) -> str:
+    """The text of a message that has no pictures."""
+    return " ".join(_said(part, where) for part in content) if _is_parts(content) else _said({"text": content}, where)
+
+
+def _said(part: Mapping[str, Any], where: str) -> str:
+    kind, text = part.get("type"), part.get("text")
+    if kind not in (None, *TEXTS):
+        raise MMSpecError(f"{where}: a message has a part of type {shown(kind, 60)}, which is not read here")
+    if not isinstance(text, str):
+        raise MMSpecError(f"{where}: a message must hold text, not {shown(text, 60)}")
+    return text
+
+
+def _is_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(part, dict) for part in content)
