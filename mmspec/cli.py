@@ -2,10 +2,13 @@
 
 Free text and paths are ordinary flags; everything else is a hydra override, composed by `mmspec.configuration`. Every
 command is a module in `mmspec.commands` that offers `add_flags(parser)` and `run(arguments)`, which returns the exit
-code. What is no flag is in `arguments.overrides`; a command without a configuration says in `ARGUMENTS` what it takes
-instead, and one that takes more than a configuration's settings says so in `TAKES`. A command of two words is in the
-module that its second word names. Nothing heavy is imported before the arguments are understood, so that `--help` and
-mistakes answer at once.
+code; one whose defaults depend on what is typed offers `completed(overrides)`. What is no flag is in
+`arguments.overrides`; a command without a configuration says in `ARGUMENTS` what it takes instead, and one that takes
+more than a configuration's settings says so in `TAKES`. A command of two words is in the module that its second word
+names. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+
+`--output` is, in every command that writes something, where it goes: a folder where a command writes several files, and
+a file for the one result of `generate` and `check`.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from . import configuration
 from .errors import MMSpecError, did_you_mean
 from .version import __version__
+from .wording import in_options
 
 COMMANDS = {
     "generate": "answer a question about a picture by speculative decoding",
@@ -88,11 +92,18 @@ def _dispatch(argv: list[str]) -> int:
             raise MMSpecError(f"flag {argument!r} is unknown.{did_you_mean(argument, flags)}")
     arguments.overrides = arguments_left
     if arguments.help:
-        print(_command_help(title, parser, takes or getattr(command, "TAKES", None)))
+        parts = [_command_help(title, parser, takes or getattr(command, "TAKES", None))]
         if takes is None:
-            print(_configuration_help(name, arguments.config_dir))
+            chosen = getattr(command, "completed", list)(arguments.overrides)
+            parts.append(_configuration_help(name, arguments.overrides, chosen, arguments.config_dir))
+        print("\n".join(parts))
         return 0
-    return command.run(arguments)
+    try:
+        return command.run(arguments)
+    except MMSpecError as error:
+        classes = configuration.class_names(name, getattr(arguments, "config_dir", None))
+        error.args = (in_options(str(error), classes),)
+        raise
 
 
 def _command(title: str) -> tuple[ModuleType, Parser]:
@@ -143,17 +154,39 @@ def _command_help(name: str, parser: argparse.ArgumentParser, takes: str | None)
     return "\n".join([usage, "", parser.description or COMMANDS[name], "", "flags:", _table(flags)])
 
 
-def _configuration_help(name: str, config_dir: str | None) -> str:
-    """Return what a command's configuration offers."""
+def _configuration_help(name: str, typed: list[str], completed: list[str], config_dir: str | None) -> str:
+    """Return what a command's configuration offers, the settings of the options that were chosen among it.
+
+    Args:
+        typed: overrides.
+        completed: the same with what the command adds to them, which are defaults too.
+    """
     found, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
+    added = dict(override.split("=", 1) for override in completed if override not in typed)
     lines = ["", "groups, set with group=option (* is the default):"] if chosen else []
     for group, (default, purpose) in chosen.items():
+        default = added.get(group, default)
         options = configuration.options_of(name, group, found)
         marked = {f"{option}{' *' if option == default else ''}": about for option, about in options.items()}
         lines += [f"  {group}: {purpose}", _table(marked, indent=4)]
-    lines += ["", f"keys, set with key=value{', also inside a group as in tree.length=3' if chosen else ''}:"]
+    inside = configuration.chosen_settings(name, completed, config_dir)
+    settings = {each.key: each for found in inside.values() for each in found.values()}
+    if chosen:
+        lines += ["", f"settings inside a group, set with group.setting=value; of {_named(inside)}:"]
+        lines += [_table({f"{key}={each.default}": each.comment for key, each in settings.items()})] if settings else []
+        lines += [f"  `mmspec {_title(name)} GROUP=OPTION --help` lists those of another option."]
+    lines += ["", "keys, set with key=value:"]
     lines += [_table({f"{key}={default}": purpose for key, (default, purpose) in keys.items()})]
     return "\n".join(lines)
+
+
+def _named(inside: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{group}={option}" for group, option in inside)
+
+
+def _title(name: str) -> str:
+    """Return a command as it is typed."""
+    return next(title for title in COMMANDS if title.rpartition(" ")[2] == name)
 
 
 def _table(rows: dict[str, str], indent: int = 2) -> str:

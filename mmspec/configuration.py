@@ -17,7 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import options
 from .errors import MMSpecError, did_you_mean
+from .options import Setting
+from .wording import at_place
 
 # Groups whose option may also be a folder or a hub id, which stands for the option `pretrained` with that name.
 FOLDER_GROUPS = ("target", "drafter")
@@ -85,6 +88,48 @@ def options_of(name: str, group: str, found: Mapping[str, Mapping[str, str]]) ->
         for folder, other in below.items()
         for option, comment in found[other].items()
     }
+
+
+def chosen_settings(
+    name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> dict[tuple[str, str], dict[str, Setting]]:
+    """Return the settings inside the options that a command line chooses: `{(group, option): {key: setting}}`.
+
+    Args:
+        name: of the command.
+        overrides: what was typed; a choice of a group counts, everything else is passed over.
+
+    Raises:
+        MMSpecError: for an option that does not exist.
+    """
+    choices = {group: default for group, (default, _) in settings(name)[0].items()}
+    for override in overrides:
+        group, equals, value = override.partition("=")
+        if equals and group in choices:
+            choices[group] = _choose(group, value, options_of(name, group, groups(config_dir)))[0]
+    return {
+        (group, option): options.settings_of(option_files(name, group, config_dir), option, group)
+        for group, option in choices.items()
+    }
+
+
+def option_files(name: str, group: str, config_dir: str | Path | None = None) -> dict[str, Path]:
+    """Return the files of the options of what command `name` calls `group`."""
+    found = {}
+    for folder in search_folders(config_dir):
+        inside = folder / name / group if (folder / name / group).is_dir() else folder / group
+        found |= {file.relative_to(inside).with_suffix("").as_posix(): file for file in sorted(inside.rglob("*.yaml"))}
+    return found
+
+
+def class_names(name: str, config_dir: str | Path | None = None) -> dict[str, str]:
+    """Return the classes that the options of a command stand for, as `{"DynamicTree": "tree=dynamic"}`."""
+    if not (shipped_folder() / f"{name}.yaml").is_file():
+        return {}
+    found: dict[str, str] = {}
+    for group in settings(name)[0]:
+        found |= options.class_names(option_files(name, group, config_dir), group)
+    return found
 
 
 def _summary(file: Path) -> str:
@@ -212,7 +257,13 @@ def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], f
         group = key.partition(".")[0]
         if group in defaults and not any(other.startswith(f"{group}.") for other in known):
             option = choices.get(group, defaults[group][0])
-            return f"setting {key!r} is unknown: {group}={option} has no settings"
+            able = [
+                f"{group}={other}"
+                for other, file in option_files(name, group, folders[-1] if folders[1:] else None).items()
+                if key in options.read(file, group)
+            ]
+            hint = f"; choose {' or '.join(able)} first" if able else ""
+            return f"setting {key!r} is unknown: {group}={option} has no settings{hint}"
         return f"setting {key!r} is unknown.{did_you_mean(key, known)}"
     return None
 
@@ -227,6 +278,9 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
             found.add(f"{prefix}{key}")
             if isinstance(value, Mapping):
                 found |= _keys(value, f"{prefix}{key}.")
+            elif isinstance(value, list):
+                inside = {str(number): item for number, item in enumerate(value) if isinstance(item, Mapping)}
+                found |= _keys(inside, f"{prefix}{key}.")
     return found
 
 
@@ -271,25 +325,39 @@ def build(node: Any, **arguments: Any) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(node, resolve=True)
+    place = node._get_full_key("") if OmegaConf.is_config(node) else ""
+    written, values = (OmegaConf.to_container(node, resolve=resolve) for resolve in (False, True))
     path = values.pop("_target_", None)
     if path is None:
         raise MMSpecError(f"a configuration has no _target_ that names a class: {values}")
     values = {key: value for key, value in values.items() if key not in arguments}
-    if missing := [key for key, value in values.items() if value == "???"]:
-        raise MMSpecError(f"{path} needs a value for {', '.join(missing)}")
+    if missing := [f"{place}.{key}".lstrip(".") for key, value in values.items() if value == "???"]:
+        raise MMSpecError(f"{place or path} needs a value for {', '.join(missing)}")
     try:
         factory = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}") from error
     try:
         values = instantiate(values, _convert_="all") | arguments
+        _check_settings(factory, path, place, values)
+        return factory(**values)
     except InstantiationException as error:
-        if isinstance(error.__cause__, MMSpecError):
-            raise error.__cause__ from error
-        raise MMSpecError(f"{path}: {' '.join(str(error).split())}") from error
+        if not isinstance(error.__cause__, MMSpecError):
+            raise MMSpecError(f"{path}: {' '.join(str(error).split())}") from error
+        wrong, cause = error.__cause__, error
+    except MMSpecError as error:
+        wrong, cause = error, error.__cause__
+    wrong.args = (at_place(str(wrong), place, written),)
+    raise wrong from cause
+
+
+def _check_settings(factory: Any, path: str, place: str, values: Mapping[str, Any]) -> None:
+    """Refuse settings that a class or function does not take, or lacks."""
+    parameters = inspect.signature(factory).parameters
+    unknown = [key for key in values if key not in parameters]
+    if unknown and place and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        raise MMSpecError(f"setting '{place}.{unknown[0]}' is unknown.{did_you_mean(unknown[0], parameters)}")
     try:
         inspect.signature(factory).bind(**values)
     except TypeError as error:
         raise MMSpecError(f"{path} does not take these settings: {error}") from error
-    return factory(**values)

@@ -9,6 +9,9 @@ from typing import Any
 LONGEST = 2000
 """Characters of a message. What comes from a file may be of any length."""
 
+MOST_OPTIONS = 32
+"""Names that `did_you_mean` lists at most."""
+
 
 class MMSpecError(ValueError):
     """Something the caller can put right. The message names the thing, the value, and the way out.
@@ -57,7 +60,8 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
     options = sorted(options)
     close = difflib.get_close_matches(value[:200], options, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Available: {', '.join(options)}." if options else hint
+    more = f" and {len(options) - MOST_OPTIONS} others" if len(options) > MOST_OPTIONS else ""
+    return f"{hint} Available: {', '.join(options[:MOST_OPTIONS])}{more}." if options else hint
 
 
 def _printable(text: str) -> str:

@@ -47,8 +47,7 @@ def export_speculators(
         MMSpecError: for a drafter that the format cannot express, or a target without a name.
     """
     _check(drafter)
-    if not isinstance(speculative_tokens, int) or isinstance(speculative_tokens, bool) or speculative_tokens < 1:
-        raise MMSpecError(f"speculative_tokens={speculative_tokens!r} must be a positive integer")
+    check_length(speculative_tokens)
     model = drafter.target.model
     verifier_name = verifier_name or model.config.name_or_path
     if not verifier_name:
@@ -62,6 +61,15 @@ def export_speculators(
     (folder / CONFIG).write_text(json.dumps(_config(drafter, verifier_name, speculative_tokens), indent=2) + "\n")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def check_length(speculative_tokens: int) -> None:
+    """
+    Raises:
+        MMSpecError: for what is no length of a chain.
+    """
+    if not isinstance(speculative_tokens, int) or isinstance(speculative_tokens, bool) or speculative_tokens < 1:
+        raise MMSpecError(f"speculative_tokens={speculative_tokens!r} must be a positive integer")
 
 
 def _check(drafter: Drafter) -> None:

@@ -45,6 +45,9 @@ def load_target(
     if placed and device is not None:
         raise MMSpecError(f"device={str(device)!r} and {placed[0]}= both say where the weights go; leave one out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    number_format = _dtype(dtype)
+    if not placed:
+        _reach(device)
     try:
         config = AutoConfig.from_pretrained(source)
         if not placed and (kwargs.get("quantization_config") or getattr(config, "quantization_config", None)):
@@ -52,7 +55,7 @@ def load_target(
             placed = ["device_map"]
         visual = getattr(config, "vision_config", None) is not None
         loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
-        model, info = loader.from_pretrained(source, dtype=_dtype(dtype), output_loading_info=True, **kwargs)
+        model, info = loader.from_pretrained(source, dtype=number_format, output_loading_info=True, **kwargs)
         if info["missing_keys"]:  # transformers would go on with random numbers in their place
             raise MMSpecError(
                 f"target {name!r} lacks weights of {type(model).__name__}: missing keys "
@@ -69,7 +72,7 @@ def load_target(
     if not placed:
         try:
             model.to(device)
-        except (RuntimeError, AssertionError) as error:  # an unknown name, a missing or a full accelerator
+        except RuntimeError as error:  # an accelerator that is full
             raise MMSpecError(f"device {device!r} cannot take the model: {first_line(error)}") from error
     return Target(model, processor, compile, check)
 
@@ -143,6 +146,14 @@ def _resolve(name: str, kind: str) -> str:
             f"(owner/name).{did_you_mean(str(name), options)}"
         )
     return str(name)
+
+
+def _reach(device) -> None:
+    """Refuse a device that is not there before anything is loaded for it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or no such accelerator
+        raise MMSpecError(f"device {str(device)!r} is not there: {first_line(error)}") from error
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -199,26 +199,23 @@ class Stats:
 def tokens_by_origin(tokens: int, rounds: int, rows: int = 1) -> str:
     """Say which tokens came in which passes, so that the numbers add up and multiply for a reader.
 
-    `"127 tokens: 1 by the prompt's pass and 126 in 22 rounds of 5.73"`, where 5.73 is `mean_acceptance_length`.
+    `"127 tokens = 1 from the prompt + 5.73 tokens per pass x 22 passes"`: the words are those of `docs/metrics.md`.
 
     Args:
         tokens: new ones of all rows, the first token of each among them.
         rounds: of all rows, each row's own added up; the prompt's pass is none.
         rows: that have begun; the prompt's pass gave each its first token.
     """
-    total, first = _count(tokens, "token"), f"{rows} by the prompt's pass"
+    said = f"{tokens} token{'' if tokens == 1 else 's'} = {rows} from the prompt"
     if not rounds:
-        return f"{total}: {first}"
-    return f"{total}: {first} and {tokens - rows} in {_count(rounds, 'round')} of {(tokens - rows) / rounds:.2f}"
+        return said
+    passes = f"{rounds} pass{'' if rounds == 1 else 'es'}"
+    return f"{said} + {(tokens - rows) / rounds:.2f} tokens per pass x {passes}"
 
 
 def speed_in_words(tokens_per_second: float) -> str:
-    """Return `"48.2 tokens/s"`, or that there is no speed where 0 stands for one that could not be measured."""
-    return f"{tokens_per_second:.1f} tokens/s" if tokens_per_second else "tokens/s n/a (no round to time)"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
+    """Return `"48.2 tokens/s, decoding"`, or that there is none where 0 stands for one that could not be measured."""
+    return f"{tokens_per_second:.1f} tokens/s, decoding" if tokens_per_second else "tokens/s, decoding: n/a"
 
 
 def _ratio(a: float, b: float, nothing: float = 0.0) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rich.console import Console
 from mmspec import cli
 from mmspec.commands import generate as command
 from mmspec.errors import MMSpecError
+from mmspec.stats import Round, Stats
 from mmspec.version import __version__
 from mmspec.zoo.architecture import VISUAL_TOKENS
 
@@ -60,6 +62,9 @@ def picture(tmp_path_factory):
     return path
 
 
+FIGURES = r"([\d.]+) tokens/s, decoding \| (\d+) tokens = 1 from the prompt \+ ([\d.]+) tokens per pass x \d+ passes"
+
+
 def asked(model, picture, *more: str) -> list[str]:
     flags = ["--image", str(picture), "--prompt", "Describe it."]
     return ["generate", f"target={model}", *flags, "max_new_tokens=12", "json=true", *more]
@@ -95,6 +100,37 @@ def test_command_help_lists_flags_groups_and_keys(capsys, tmp_path):
         "max_new_tokens=256",
     ):
         assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (["generate"], [r"target\.name=tiny +the embedded one"]),
+        (["generate", "tree=dynamic"], [r"tree\.depth=5 +levels of drafted nodes", r"tree\.total=24 +nodes kept"]),
+        (["distill"], [r"source\.count=64 +pictures of each kind"]),
+        (["distill", "source=images"], [r"source\.folder=\?\?\? +with the pictures"]),
+        (
+            ["train", "recipe=eagle1"],
+            [r"recipe\.name=eagle1 +\w", r"recipe\.optimizer\.lr=0\.002 +largest learning rate"],
+        ),
+        (["train", "recipe=vispec"], [r"recipe\.objective\.losses\.1\.k=10 +how many likeliest tokens"]),
+        (
+            ["bench", "task=charts"],
+            [r"task\.tasks=\[charts\] +kinds of pictures", r"sampling\.top_p=null +sample"],
+        ),
+    ],
+)
+def test_help_lists_the_settings_of_what_is_chosen(argv, lines, capsys):
+    assert run(*argv, "--help") == 0
+    shown = capsys.readouterr().out
+    for line in lines:
+        assert re.search(rf"^  {line}", shown, re.M), line
+
+
+def test_help_of_an_option_that_does_not_exist(capsys):
+    assert run("generate", "tree=bush", "--help") == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("mmspec: tree 'bush' is unknown. Available: auto, chain")
 
 
 @pytest.mark.parametrize(
@@ -137,9 +173,18 @@ def test_any_text_is_a_prompt_and_any_path_an_image(prompt, monkeypatch):
 
 
 def test_a_target_of_ones_own_gets_a_drafter_that_fits_it():
-    assert command.default_drafter(["seed=1"]) == command.default_drafter(["target=tiny"]) == []
-    assert command.default_drafter(["target=folder"]) == ["drafter=ngram"]
-    assert command.default_drafter(["target=folder", "drafter=none"]) == []
+    assert command.completed(["seed=1"]) == ["seed=1"] and command.completed(["target=tiny"]) == ["target=tiny"]
+    assert command.completed(["target=folder"]) == ["drafter=ngram", "target=folder"]
+    assert command.completed(["target=folder", "drafter=none"]) == ["target=folder", "drafter=none"]
+
+
+def test_help_marks_the_drafter_that_would_be_taken(capsys, tmp_path):
+    for overrides, default in (([], "eagle3"), ([f"target={tmp_path}"], "ngram")):
+        assert run("generate", *overrides, "--help") == 0
+        shown = capsys.readouterr().out
+        assert re.findall(r"^    (eagle3|ngram) \*", shown, re.M) == [default]
+        assert "ngram for a target other than tiny" in shown
+    assert "drafter.max_ngram=4" in shown
 
 
 # What is printed
@@ -160,7 +205,11 @@ def test_drafted_text_is_coloured_on_a_terminal_only():
 
 
 def outcome(speed: float, ids=(1, 2)):
-    stats = SimpleNamespace(tokens_per_second=speed, mean_acceptance_length=2.5, rounds=[None] * 4)
+    """Two tokens a pass in five passes, and half the speed end to end."""
+    stats = Stats(
+        [Round([4], [1], [2], 4)] * 5, [9], [11], {"prefill": 11 / (speed / 2) - 10 / speed, "score": 10 / speed}
+    )
+    assert abs(stats.tokens_per_second - speed) < 1e-9 and abs(stats.tokens_per_second_end_to_end - speed / 2) < 1e-9
     return SimpleNamespace(token_ids=[list(ids)], stats=stats)
 
 
@@ -173,11 +222,19 @@ def test_comparison_alternates_and_takes_medians():
 
     result = command.compare(timed("draft", [90, 20, 30], (1, 2)), timed("plain", [10, 15, 11], (1, 2)))
     assert order == ["plain", "draft"] * 3
-    assert result == {"tokens_per_second": 30, "plain_tokens_per_second": 11, "speedup": 30 / 11, "identical": True}
-    line = command.summary_line(outcome(30).stats, result, sampled=False)
+    assert result == {
+        "tokens_per_second": pytest.approx(30),
+        "plain_tokens_per_second": pytest.approx(11),
+        "speedup_decode": pytest.approx(30 / 11),
+        "tokens_per_second_end_to_end": pytest.approx(15),
+        "plain_tokens_per_second_end_to_end": pytest.approx(5.5),
+        "speedup": pytest.approx(30 / 11),
+        "identical": True,
+    }
+    line = command.summary_line(outcome(30).stats, result | {"speedup": 1.5}, sampled=False)
     assert line == (
-        "30.0 tokens/s | mean_acceptance_length 2.50 | 4 rounds | 2.73 times as fast as plain decoding (11.0 tokens/s)"
-        " | text identical"
+        "30.0 tokens/s, decoding | 11 tokens = 1 from the prompt + 2.00 tokens per pass x 5 passes | "
+        "plain: 11.0 tokens/s, decoding | speed-up, decoding 2.73 | speed-up, end to end 1.50 | text identical"
     )
     differing = command.compare(timed("draft", [1] * 3, (1, 2)), timed("plain", [1] * 3, (1, 3)))
     assert "text DIFFERS" in command.summary_line(outcome(30).stats, differing, sampled=False)
@@ -197,9 +254,13 @@ def test_every_drafter_prints_the_same_answer(model, picture, capsys):
     ):
         assert run(*asked(model, picture, "--prompt", 'What\'s this, "then"?', *overrides)) == 0
         shown = capsys.readouterr()
-        answer, _summary, line = shown.out.removesuffix("\n").rsplit("\n", 2)
+        answer, summary, line = shown.out.removesuffix("\n").rsplit("\n", 2)
         result = json.loads(line)
         assert result["text"] == answer
+        speed, tokens, passes = map(float, re.fullmatch(FIGURES, summary).groups())
+        assert speed > 0 and tokens == 12 and round(1 + passes * result["stats"]["rounds"]) == 12
+        taken = "drafter=ngram" in shown.err
+        assert taken == (not any(override.startswith("drafter=") for override in overrides))
         assert "\x1b" not in shown.out
         answers.append((result["text"], result["token_ids"]))
     assert len(answers[0][1]) == 12
@@ -211,7 +272,32 @@ def test_json_holds_statistics_and_comparison(model, picture, capsys):
     result = last_line(capsys)
     assert result["stats"]["mean_acceptance_length"] >= 1
     assert result["compare"]["identical"] is True
-    assert result["compare"]["speedup"] > 0
+    assert result["compare"]["speedup"] > 0 and result["compare"]["speedup_decode"] > 0
+
+
+def test_one_token_has_no_speed(model, picture, capsys):
+    assert run(*asked(model, picture, "compare=true", "max_new_tokens=1")) == 0
+    shown = capsys.readouterr().out
+    assert "tokens/s, decoding: n/a | 1 token = 1 from the prompt | nothing to compare" in shown
+    assert "0.0" not in shown.splitlines()[-2] and "compare" not in json.loads(shown.splitlines()[-1])
+
+
+def test_output_takes_the_answer(model, picture, tmp_path, capsys):
+    for name in ("deep/answer.json", "answer.txt"):
+        assert run(*asked(model, picture, "--output", str(tmp_path / name))) == 0
+    result = last_line(capsys)
+    written = json.loads((tmp_path / "deep" / "answer.json").read_text())
+    assert (written["text"], written["token_ids"]) == (result["text"], result["token_ids"])
+    assert (tmp_path / "answer.txt").read_text() == result["text"] + "\n"
+
+
+def test_a_check_is_written_as_json_too(model, tmp_path, capsys):
+    assert run("check", str(model), "--output", str(tmp_path / "check.json")) == 0
+    shown = capsys.readouterr()
+    written = json.loads((tmp_path / "check.json").read_text())
+    assert written["ok"] is True and written["family"] == "Llava" and written["model"] == str(model)
+    assert len(written["findings"]) == shown.out.count(" ok\n") > 4 and shown.err == ""
+    assert all(finding["ok"] and finding["relative"] < 3e-3 for finding in written["findings"])
 
 
 def test_a_seed_repeats_a_sample(model, picture, capsys):
@@ -232,24 +318,40 @@ def test_several_images_and_none(model, picture, capsys):
 @pytest.mark.parametrize(
     ("override", "word"),
     [
-        ("max_new_tokens=0", "max_new_tokens"),
-        ("temperature=-1", "temperature"),
-        ("top_p=2", "top_p"),
-        ("tree=chain tree.length=0", "length"),
+        ("max_new_tokens=0", "max_new_tokens=0 must be"),
+        ("temperature=-1", "temperature=-1.0 is out of range"),
+        ("top_p=2", "top_p=2.0 is out of range"),
+        ("min_p=-1", "min_p=-1.0 is out of range"),
+        ("tree=chain tree.length=0", "tree.length=0"),
+        ("verifier=point_mass", "verifier=point_mass samples: give temperature= above 0, or use verifier=greedy"),
         ("dtype=float31", "float31"),
-        ("device=abacus", "abacus"),
-        ("drafter.min_ngram=9", "ngram"),
+        ("device=abacus", "device 'abacus' is not there"),
+        ("--output .", "--output . is a folder"),
+        ("--output /dev/null/x.json", "--output /dev/null/x.json: '/dev/null' is no folder"),
     ],
 )
-def test_bad_values_reach_the_user_as_one_line(override, word, model, picture, capsys):
+def test_what_is_wrong_is_said_before_anything_is_loaded(override, word, model, picture, capsys, monkeypatch):
+    import transformers
+
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", load)
     assert run(*asked(model, picture, *override.split())) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("mmspec: ") and word in shown and shown.count("\n") == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[-1].startswith("mmspec: ") and word in shown[-1]
+    assert all(line.startswith("note: took drafter=ngram") for line in shown[:-1])
+
+
+@pytest.mark.parametrize("override", ["drafter.min_ngram=9"])
+def test_bad_values_reach_the_user_as_one_line(override, model, picture, capsys):
+    assert run(*asked(model, picture, "drafter=ngram", override)) == 2
+    assert capsys.readouterr().err == "mmspec: drafter.min_ngram=9 is larger than drafter.max_ngram=4\n"
 
 
 def test_bad_folders_reach_the_user_as_one_line(model, picture, tmp_path, capsys):
     for override in (f"drafter={tmp_path}", "target=pretrained", f"target={tmp_path}"):
-        assert run(*asked(model, picture), override) == 2
+        assert run(*asked(model, picture, "drafter=ngram"), override) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("mmspec: ") and shown.count("\n") == 1
 
@@ -258,7 +360,7 @@ def test_corrupt_weights_reach_the_user_as_one_line(model, picture, tmp_path, ca
     for file in model.iterdir():
         content = file.read_bytes()
         (tmp_path / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
-    assert run(*asked(tmp_path, picture)) == 2
+    assert run(*asked(tmp_path, picture, "drafter=ngram")) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("mmspec: ") and str(tmp_path) in shown and shown.count("\n") == 1
 
@@ -293,7 +395,7 @@ def test_without_arguments_it_answers_about_its_own_picture():
     done = subprocess.run([sys.executable, "-m", "mmspec", "generate"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     answer, summary = done.stdout.rstrip("\n").rsplit("\n", 1)
-    assert answer.strip() and "mean_acceptance_length" in summary
+    assert answer.strip() and re.fullmatch(FIGURES, summary)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

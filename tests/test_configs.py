@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mmspec import configuration
+from mmspec import configuration, options
 from mmspec.commands.generate import Settings
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
@@ -81,6 +81,22 @@ def test_every_option_and_key_is_described(command):
     assert all(comment for _, comment in (chosen | keys).values())
     for group, (default, _) in chosen.items():
         assert default in configuration.options_of(command, group, described)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_of_every_option_is_listed_and_described(command):
+    """Listed is what composing finds, but for what only takes the value of a key, and for what groups set outside."""
+    for group in configuration.settings(command)[0]:
+        files = configuration.option_files(command, group)
+        assert set(files) == set(configuration.options_of(command, group, configuration.groups()))
+        for option in files:
+            found = options.settings_of(files, option, group)
+            assert [key for key, setting in found.items() if not setting.comment] == [], f"{group}={option}"
+    if command == "train":  # the deepest of all
+        config = configuration.compose(command, ["recipe=eagle1"])
+        leaves = {key for key in configuration._keys(config) if key.startswith("recipe.")}
+        leaves -= {key for key in leaves if any(other.startswith(f"{key}.") for other in leaves)}
+        assert set(options.settings_of(configuration.option_files(command, "recipe"), "eagle1", "recipe")) == leaves
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,31 @@ import pytest
 from mmspec import cli, configuration
 from mmspec.commands.completion import SCRIPTS, continuations
 
+HIVIS = (
+    *("detach", "keep_within", "losses.0.weight", "losses.1.weight", "losses.2.k", "losses.2.weight"),
+    *("noise.scale", "steps"),
+)
+
 
 def test_every_option_of_every_group_is_listed_with_its_line(capsys):
+    """In a pipe one line each, cut by a tab, whatever the width of a terminal would be."""
     assert cli.main(["list"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out.splitlines()
     for path, options in configuration.groups().items():
-        assert f"{path.rpartition('/')[2]}=" in printed
         for option, purpose in options.items():
             assert purpose, f"configs/{path}/{option}.yaml has no first line of comment that says what it is"
-            # The line may be broken between words, with the columns beside it blank.
-            assert f"{option} {purpose.split()[0]}" in printed
+            assert f"{path.rpartition('/')[2]}={option}\t{purpose}" in lines
+    assert len(lines) == sum(map(len, configuration.groups().values()))
+
+
+def test_a_terminal_gets_a_table(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["list", "tree"]) == 0
+    printed = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert "\t" not in printed and printed.startswith("tree=\n")
+    assert any(line.split() == ["chain", *["one", "guess", "of", "fixed", "length"]] for line in printed.splitlines())
+    assert len(printed.splitlines()) > len(configuration.groups()["tree"]) + 1, "long lines are broken"
 
 
 def test_some_groups(capsys):
@@ -42,6 +58,14 @@ def test_some_groups(capsys):
         ("mmspec generate drafter=none tree=s", ["tree=sage", "tree=static"]),
         ("mmspec train recipe=eagle", ["recipe=eagle1", "recipe=eagle2", "recipe=eagle3"]),
         ("mmspec bench simulate dev", ["device="]),
+        ("mmspec generate tree=dynamic tree", ["tree.depth=", "tree.top_k=", "tree.total=", "tree="]),
+        ("mmspec generate tree=dynamic tree.de", ["tree.depth="]),
+        ("mmspec generate tree.", []),
+        ("mmspec generate tree=confidence tree.graded=", ["tree.graded=false", "tree.graded=true"]),
+        ("mmspec generate compare=t", ["compare=true"]),
+        ("mmspec generate tree=nothing tre", ["tree="]),
+        ("mmspec distill source.c", ["source.count="]),
+        ("mmspec train recipe=hivis recipe.obj", [f"recipe.objective.{key}=" for key in HIVIS]),
         ("mmspec generate nothing", []),
         ("mmspec nothing ", []),
         ("mmspec report ", []),
@@ -61,6 +85,7 @@ def test_all_commands_follow_the_name():
     [
         ("mmspec gener", ["mmspec", "gener"], "generate"),
         ("mmspec generate tree=sa", ["mmspec", "generate", "tree", "=", "sa"], "sage"),
+        ("mmspec generate tree=chain tree.", ["mmspec", "generate", "tree", "=", "chain", "tree."], "tree.length="),
     ],
 )
 def test_bash_completes(line, words, reply):

@@ -200,15 +200,15 @@ def test_first_token_alone_has_no_rounds():
 
 
 def test_printed_numbers_add_up_and_multiply():
-    assert tokens_by_origin(127, 22) == "127 tokens: 1 by the prompt's pass and 126 in 22 rounds of 5.73"
-    assert tokens_by_origin(2, 1) == "2 tokens: 1 by the prompt's pass and 1 in 1 round of 1.00"
-    assert tokens_by_origin(1, 0) == "1 token: 1 by the prompt's pass"
+    assert tokens_by_origin(127, 22) == "127 tokens = 1 from the prompt + 5.73 tokens per pass x 22 passes"
+    assert tokens_by_origin(2, 1) == "2 tokens = 1 from the prompt + 1.00 tokens per pass x 1 pass"
+    assert tokens_by_origin(1, 0) == "1 token = 1 from the prompt"
     # Two rows: the first wrote 1 + 3 + 1 tokens, the second 1 + 2.
     record = Stats([Round([4, 4], [2, 1], [3, 2], 4), Round([4, 0], [0, 0], [1, 0], 4)], [9, 5], [5, 3])
-    assert record.origin == "8 tokens: 2 by the prompt's pass and 6 in 3 rounds of 2.00"
+    assert record.origin == "8 tokens = 2 from the prompt + 2.00 tokens per pass x 3 passes"
     assert record.mean_acceptance_length == 2.0
 
 
 def test_a_speed_that_cannot_be_measured_is_not_called_zero():
-    assert speed_in_words(48.25) == "48.2 tokens/s"
+    assert speed_in_words(48.25) == "48.2 tokens/s, decoding"
     assert "0.0" not in speed_in_words(Stats().tokens_per_second) and "n/a" in speed_in_words(0.0)

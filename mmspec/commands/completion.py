@@ -1,4 +1,4 @@
-"""`mmspec completion`: the Tab key knows commands, flags, groups, their options, and keys."""
+"""`mmspec completion`: the Tab key knows commands, flags, groups, their options and settings, and keys."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ complete -o default -F _mmspec mmspec
 compdef _mmspec mmspec
 """,
 }
+
+SWITCH = ("true", "false")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,21 +76,39 @@ def continuations(line: str) -> list[str]:
             for name in COMMANDS
             if name.split()[: len(words)] == words and name.split()[len(words) :]
         }
-        more = _settings(title, word) if title in COMMANDS else []
+        more = _settings(title, word, []) if title in COMMANDS else []
         return sorted(name for name in first if name.startswith(word)) + more
     if word.startswith("-"):
         return sorted(flag for flag in flags_of(title) if flag.startswith(word))
-    return _settings(title, word)
+    return _settings(title, word, words)
 
 
-def _settings(title: str, word: str) -> list[str]:
-    """Groups with their options, and keys."""
+def _settings(title: str, word: str, words: list[str]) -> list[str]:
+    """Groups with their options, keys, and the settings of the options that the other words chose."""
     name = title.rpartition(" ")[2]
     if not (configuration.shipped_folder() / f"{name}.yaml").is_file():
         return []
     found, (chosen, keys) = configuration.groups(), configuration.settings(name)
-    group, equals, _ = word.partition("=")
-    if equals:
-        options = configuration.options_of(name, group, found) if group in chosen else {}
-        return sorted(f"{group}={option}" for option in options if f"{group}={option}".startswith(word))
-    return sorted(f"{each}=" for each in (*chosen, *keys) if each.startswith(word))
+    inside = _inside(name, words, word)
+    key, equals, _ = word.partition("=")
+    if not equals:
+        return sorted(f"{each}=" for each in (*chosen, *keys, *inside) if each.startswith(word))
+    if key in chosen:
+        values = list(configuration.options_of(name, key, found))
+    else:  # of other keys the two values are known that a switch has
+        default = keys[key][0] if key in keys else inside.get(key, "")
+        values = list(SWITCH) if default in SWITCH else []
+    return sorted(f"{key}={value}" for value in values if f"{key}={value}".startswith(word))
+
+
+def _inside(name: str, words: list[str], word: str) -> dict[str, str]:
+    """The settings of options with their defaults: of those that were chosen, and of a group whose dot was typed."""
+    typed = [other for other in words if "=" in other]
+    try:
+        settings = configuration.chosen_settings(name, typed)
+    except MMSpecError:  # one of them is not an option
+        return {}
+    named = {other.partition("=")[0] for other in typed} | {word.partition(".")[0] if "." in word else ""}
+    return {
+        each.key: each.default for (group, _), found in settings.items() if group in named for each in found.values()
+    }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import threading
 from dataclasses import dataclass
 
 from .. import configuration, extras
 from ..errors import MMSpecError
-from .generate import default_drafter
+from .generate import completed, note_on_drafter
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -41,10 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, serve, and wait for Ctrl+C."""
     from ..demo.choices import Choices
 
-    choices = Choices([*default_drafter(arguments.overrides), *arguments.overrides], arguments.config_dir)
+    choices = Choices(completed(arguments.overrides), arguments.config_dir)
     settings = configuration.typed(choices.config, Settings)
     _check(settings)
     page = _page()
+    if note := note_on_drafter(arguments.overrides):
+        print(note, file=sys.stderr)
 
     from rich.console import Console
 

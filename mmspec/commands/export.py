@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 from .. import configuration
 from ..errors import MMSpecError
+from .generate import completed
 
 
 @dataclass
@@ -19,16 +21,28 @@ class Settings:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `mmspec export`: it has none of its own."""
+    """Declare the flags of `mmspec export`."""
     parser.description = "Write an EAGLE-3 drafter in the format of speculators, which vLLM serves as a chain."
+    parser.add_argument("--output", metavar="FOLDER", help="the folder to write to, the same as output=FOLDER")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compose, load and write."""
     config = configuration.compose("export", arguments.overrides, arguments.config_dir)
+    if arguments.output is not None:
+        config.output = arguments.output.replace("${", r"\${")  # a path is never an interpolation
     settings = configuration.typed(config, Settings)
+    if completed(arguments.overrides) != arguments.overrides:
+        raise MMSpecError("the drafter to export is not named, and eagle3 is for target=tiny: add drafter=FOLDER")
+    if Path(settings.output).is_file():
+        raise MMSpecError(f"output={settings.output} is a file; name a folder to write to")
 
-    from ..export import export_speculators
+    import transformers
+
+    from ..export import check_length, export_speculators
+
+    transformers.utils.logging.disable_progress_bar()
+    check_length(settings.speculative_tokens)
 
     target = configuration.build(config.target)
     drafter = configuration.build(config.drafter, target=target)

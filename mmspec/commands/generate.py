@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration
+from .. import configuration, output
+from ..metrics import SHOWN
+from ..stats import speed_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DRAFTED, OWN = "green", "bold"  # styles of the text that was drafted, and of the text that the target supplied itself
+
+SPEEDUPS = {"tokens_per_second": "speedup_decode", "tokens_per_second_end_to_end": "speedup"}
+"""Each speed with what it gives over plain decoding's, by the names of `mmspec.metrics`."""
 
 COMPARED_RUNS = 3  # the median of three, taken in turns, so that a busy machine slows both sides alike
 
@@ -38,6 +44,16 @@ class Settings:
         """Return what both speculative and plain decoding are called with."""
         return {name: value for name, value in vars(self).items() if name not in ("compare", "json")}
 
+    def check(self, verifier: Any) -> None:
+        """Refuse numbers that are out of range, and what the verifier does not go with, before anything is loaded."""
+        from ..sampling import LogitsPipeline
+        from ..stopping import Stopping
+
+        Stopping(self.max_new_tokens, [])
+        pipeline = LogitsPipeline(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        if verifier is not None:
+            verifier.check(pipeline)
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `mmspec generate`."""
@@ -48,13 +64,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="the question, in any words; alone it is asked without a picture"
     )
+    parser.add_argument("--output", metavar="FILE", help=output.HELP.format(what="the answer"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compose, load, decode and print."""
-    overrides = [*default_drafter(arguments.overrides), *arguments.overrides]
+    overrides = completed(arguments.overrides)
     config = configuration.compose("generate", overrides, arguments.config_dir)
     settings = configuration.typed(config, Settings)
+    place = output.output_file(arguments.output)
+    if note := note_on_drafter(arguments.overrides):
+        print(note, file=sys.stderr)
 
     from rich.console import Console
 
@@ -62,16 +82,17 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers
 
         import mmspec
-        from mmspec.pictures import load_image
+        from mmspec.inputs import load_image
 
         transformers.utils.logging.disable_progress_bar()
         prompt, images = arguments.prompt, [load_image(path) for path in arguments.image]
         if prompt is None:
             prompt, images = mmspec.zoo.DEMO_PROMPT, images or [mmspec.zoo.demo_image()]
+        shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
+        settings.check(shape["verifier"])
         target = configuration.build(config.target)
         drafter = configuration.build_drafter(config, target)
         request = {"prompt": prompt, "images": images or None, **settings.sampling()}
-        shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
 
     out = show(mmspec.stream(target, drafter, **request, **shape), Console())
     comparison = None
@@ -82,17 +103,36 @@ def run(arguments: argparse.Namespace) -> int:
             lambda: mmspec.generate(target, None, **request),
             partial(difference, target, prompt, images or None, settings) if exact else None,
         )
-    print(summary_line(out.stats, comparison, sampled=settings.temperature > 0))
+    line = summary_line(out.stats, comparison, sampled=settings.temperature > 0)
+    if settings.compare and comparison is None:
+        line += " | nothing to compare: the prompt's pass wrote the only token"
+    print(line)
+    result = {"text": out.text[0], "token_ids": out.token_ids[0], "stats": out.stats.summary()}
+    result |= {"compare": comparison} if comparison else {}
+    output.write_result(place, out.text[0], result)
     if settings.json:
-        result = {"text": out.text[0], "token_ids": out.token_ids[0], "stats": out.stats.summary()}
-        print(json.dumps(result | ({"compare": comparison} if comparison else {})))
+        print(json.dumps(result))
     return 0
 
 
-def default_drafter(overrides: list[str]) -> list[str]:
-    """Return `drafter=ngram` for a target of the user's own: the configured one only fits the embedded target."""
+def completed(overrides: list[str]) -> list[str]:
+    """Return overrides with `drafter=ngram` for a target of the user's own: the configured one fits the embedded
+    target only."""
     chosen = dict(override.partition("=")[::2] for override in overrides)
-    return ["drafter=ngram"] if chosen.get("target", "tiny") != "tiny" and "drafter" not in chosen else []
+    own = chosen.get("target", "tiny") != "tiny" and "drafter" not in chosen
+    return [*(["drafter=ngram"] if own else []), *overrides]
+
+
+def note_on_drafter(overrides: list[str]) -> str | None:
+    """Return the line that says which drafter was taken in place of the default, why, and how to get a better one."""
+    if completed(overrides) == overrides:
+        return None
+    target = next(override for override in reversed(overrides) if override.startswith("target="))
+    return (
+        "note: took drafter=ngram, which goes with every target; the default, eagle3, is for target=tiny. For more "
+        "speed name a drafter that was made for your target, drafter=FOLDER_OR_HUB_ID, or train one: "
+        f"mmspec distill {target}, mmspec train {target}, and then drafter=runs/train/best"
+    )
 
 
 def show(pieces: Iterator[Any], console: Console) -> Any:
@@ -112,7 +152,7 @@ def show(pieces: Iterator[Any], console: Console) -> Any:
 
 
 def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Time both ways of decoding in turns: median tokens per second, their ratio, and whether the ids agree.
+    """Time both ways of decoding in turns: median speeds, both speed-ups, and whether the ids agree.
 
     Args:
         speculative, plain: decode once.
@@ -122,14 +162,11 @@ def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]]
     for _ in range(COMPARED_RUNS):
         theirs.append(plain())
         ours.append(speculative())
-    speed, plain_speed = (statistics.median(out.stats.tokens_per_second for out in outs) for outs in (ours, theirs))
-    identical = ours[0].token_ids == theirs[0].token_ids
-    result = {
-        "tokens_per_second": speed,
-        "plain_tokens_per_second": plain_speed,
-        "speedup": speed / plain_speed,
-        "identical": identical,
-    }
+    result: dict[str, Any] = {}
+    for name, speedup in SPEEDUPS.items():
+        speed, plain_speed = (statistics.median(getattr(out.stats, name) for out in outs) for outs in (ours, theirs))
+        result |= {name: speed, f"plain_{name}": plain_speed, speedup: speed / plain_speed}
+    result["identical"] = identical = ours[0].token_ids == theirs[0].token_ids
     if not identical and explain is not None:
         result["divergence"] = explain(theirs[0].token_ids, ours[0].token_ids)
     return result
@@ -147,17 +184,12 @@ def difference(target, prompt, images, settings: Settings, plain: list, found: l
 
 
 def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:
-    """Return the line under the answer."""
+    """Return the line under the answer, in the words of `docs/metrics.md`."""
     # With a comparison the speed is its median: the answer printed above was also the warm-up.
-    speed = comparison["tokens_per_second"] if comparison else stats.tokens_per_second
-    parts = [
-        f"{speed:.1f} tokens/s",
-        f"mean_acceptance_length {stats.mean_acceptance_length:.2f}",
-        f"{len(stats.rounds)} rounds",
-    ]
+    parts = [speed_in_words(comparison["tokens_per_second"] if comparison else stats.tokens_per_second), stats.origin]
     if comparison:
-        plain = f"{comparison['plain_tokens_per_second']:.1f} tokens/s"
-        parts.append(f"{comparison['speedup']:.2f} times as fast as plain decoding ({plain})")
+        parts.append(f"plain: {speed_in_words(comparison['plain_tokens_per_second'])}")
+        parts += [f"{SHOWN[name]} {comparison[name]:.2f}" for name in SPEEDUPS.values()]
         if sampled:
             parts.append("text sampled, so the two may differ")
         elif comparison["identical"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from .. import configuration
 from ..errors import MMSpecError, did_you_mean
@@ -15,7 +16,10 @@ FIRST = ("target", "drafter", "tree", "verifier", "compressor", "task", "train/r
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `mmspec list`."""
-    parser.description = "Print the options of every configuration group with one line each, or those of some groups."
+    parser.description = (
+        "Print the options of every configuration group with one line each, or those of some groups. Into a pipe or a "
+        "file, a line is GROUP=OPTION, a tab, and what it is."
+    )
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configurations, listed with mmspec's")
 
 
@@ -27,11 +31,18 @@ def run(arguments: argparse.Namespace) -> int:
     if unknown:
         raise MMSpecError(f"group {unknown[0]!r} is unknown.{did_you_mean(unknown[0], names)}")
 
+    chosen = arguments.overrides or names
+    if not sys.stdout.isatty():
+        for name in chosen:
+            for option, purpose in found[names[name]].items():
+                print(f"{name}={option}\t{purpose}")
+        return 0
+
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    for name in arguments.overrides or names:
+    for name in chosen:
         table = Table.grid(padding=(0, 2), pad_edge=True)
         for option, purpose in found[names[name]].items():
             table.add_row(f"  {option}", purpose)

@@ -1,0 +1,139 @@
+"""What is inside the files of options: their settings with defaults and comments, and the classes that they name.
+
+Read from the YAML text, without hydra, so that `--help` and the Tab key answer at once. A setting is described by the
+comment at the end of its line. Where an option has none, the setting of the same class in another file of its group
+describes it, so that what several options share is described once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+COMMENT = re.compile(r"[^#]*?\s# (.*)")
+DIRECTIVE = "# @package _global_"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of an option.
+
+    Args:
+        key: as it is typed, such as `tree.depth`.
+        default: as the file writes it.
+        comment: what it means; empty if the file does not say.
+        owner: the class that takes it, by its full name, and the name that it has there.
+    """
+
+    key: str
+    default: str
+    comment: str
+    owner: tuple[str, str]
+
+    @property
+    def own(self) -> bool:
+        """Whether it has a value of its own and does not just take that of another key."""
+        return not self.default.startswith("${")
+
+
+def read(file: Path, group: str) -> dict[str, Setting]:
+    """Return the settings of an option by their keys, with those of the options that it builds on.
+
+    Args:
+        file: of the option.
+        group: as it is typed, such as `recipe`.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        root = yaml.compose(text)
+    except yaml.YAMLError:
+        return {}  # what is wrong is said when the option is composed
+    if not isinstance(root, yaml.MappingNode):
+        return {}
+    found: dict[str, Setting] = {}
+    for key, value in root.value:
+        if key.value == "defaults" and isinstance(value, yaml.SequenceNode):
+            names = [item.value for item in value.value if isinstance(item, yaml.ScalarNode)]
+            for name in names:
+                if name != "_self_" and (other := file.with_name(f"{name}.yaml")).is_file():
+                    found |= read(other, group)
+    prefix = "" if DIRECTIVE in text.splitlines() else f"{group}."
+    own = {setting.key: setting for setting in _walk(root, prefix, text.splitlines(), text)}
+    own = {key: setting for key, setting in own.items() if key.startswith(f"{group}.")}
+    return found | {key: _described(setting, found.get(key)) for key, setting in own.items()}
+
+
+def _described(setting: Setting, before: Setting | None) -> Setting:
+    """A setting that replaces another keeps its comment and its class, where it has none of its own."""
+    if before is None:
+        return setting
+    owner = setting.owner if setting.owner[0] else before.owner
+    return replace(setting, comment=setting.comment or before.comment, owner=owner)
+
+
+def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator[Setting]:
+    """Every value in a mapping, those in lists of classes by their numbers."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _walk(item, f"{prefix}{number}.", lines, text)
+        return
+    if not isinstance(node, yaml.MappingNode):
+        return
+    target = class_of(node)
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if key.value.startswith("_") or name == "defaults":
+            continue
+        if isinstance(value, yaml.MappingNode) or _classes(value):
+            yield from _walk(value, f"{name}.", lines, text)
+            continue
+        written = " ".join(text[value.start_mark.index : value.end_mark.index].split())
+        said = COMMENT.fullmatch(lines[key.start_mark.line])
+        yield Setting(name, written, said[1] if said else "", (target, key.value))
+
+
+def _classes(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.SequenceNode) and any(class_of(item) for item in node.value)
+
+
+def class_of(node: yaml.Node) -> str:
+    """Return the `_target_` of a mapping, or nothing."""
+    if not isinstance(node, yaml.MappingNode):
+        return ""
+    return next((value.value for key, value in node.value if key.value == "_target_"), "")
+
+
+def settings_of(files: Mapping[str, Path], option: str, group: str) -> dict[str, Setting]:
+    """Return the settings of an option, described by the other options of its group where it does not say itself.
+
+    Args:
+        files: of all options of the group.
+        option: one of them.
+        group: as it is typed.
+    """
+    found = {key: setting for key, setting in read(files[option], group).items() if setting.own}
+    if all(setting.comment for setting in found.values()):
+        return found
+    every = [each for file in files.values() for each in read(file, group).values()]
+    said = {each.owner: each.comment for each in reversed(every) if each.comment}  # the first file has the last word
+    return {key: replace(s, comment=s.comment or said.get(s.owner, "")) for key, s in found.items()}
+
+
+def class_names(files: Mapping[str, Path], group: str) -> dict[str, str]:
+    """Return the classes that options stand for, by their last names: `{"DynamicTree": "tree=dynamic"}`.
+
+    A class or function that several options name stands for none of them.
+    """
+    named: dict[str, list[str]] = {}
+    for option, file in files.items():
+        try:
+            path = class_of(yaml.compose(file.read_text(encoding="utf-8")))
+        except yaml.YAMLError:
+            continue
+        if path:
+            named.setdefault(path.rpartition(".")[2], []).append(option)
+    return {name: f"{group}={options[0]}" for name, options in named.items() if len(options) == 1}

@@ -1,0 +1,53 @@
+"""Where `--output FILE` of a command goes: looked at before anything is loaded, written when the result is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import MMSpecError
+from .storage import atomic_write_text
+
+HELP = "also write {what} there: as JSON with all figures if it ends in .json, else as text"
+"""What `--help` says of it."""
+
+
+def output_file(given: str | None) -> Path | None:
+    """Return the path of a result, None where none is wanted.
+
+    Raises:
+        MMSpecError: if nothing can be written there.
+    """
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    if path.is_dir():
+        raise MMSpecError(f"--output {given} is a folder; name a file, such as {path / 'result.json'}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "may not be written to" if above.is_dir() else "is no folder"
+        raise MMSpecError(f"--output {given}: {str(above)!r} {reason}; choose another place")
+    return path
+
+
+def write_result(path: Path | None, text: str, values: Any) -> None:
+    """Write a result as a whole file, and make the folder that it goes to.
+
+    Args:
+        path: what `output_file` returned; None writes nothing.
+        text: of the result.
+        values: the same with all figures, for a file that ends in `.json`.
+
+    Raises:
+        MMSpecError: if it cannot be written.
+    """
+    if path is None:
+        return
+    content = json.dumps(values, indent=1) + "\n" if path.suffix.lower() == ".json" else text.rstrip("\n") + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, content)
+    except OSError as error:
+        raise MMSpecError(f"--output {path} cannot be written: {error.strerror or error}") from error

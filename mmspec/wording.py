@@ -1,0 +1,64 @@
+"""The words of a command: what a class says about its arguments, said about the options that were typed.
+
+A class raises `"AutoTree: decay=2 must be above 0"`, which is right in Python. On the command line the same thing is
+called `tree.decay`, and the class `tree=auto`. Which is which is known from where in the configuration a class stands,
+and from the files of options; no class is named here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+CONSTANTS = {"True": "true", "False": "false", "None": "null"}
+ASSIGNED = re.compile(rf"\b([\w.]+)=({'|'.join(CONSTANTS)})\b")
+
+
+def in_options(message: str, classes: Mapping[str, str]) -> str:
+    """Name options in place of classes.
+
+    Args:
+        message: of an error.
+        classes: to options, `{"AutoTree": "tree=auto"}`, see `mmspec.options.class_names`.
+    """
+    for name, option in classes.items():
+        group = option.partition("=")[0]
+        word = rf"(?<![\w./'\"\\-])(?:mmspec\.[\w.]*\.)?{name}(?![\w./'\"\\-])"
+        message = re.sub(rf"{word}: (?=\w+=)", f"{group}.", message)
+        message = re.sub(rf"{word}\((\w+)=([^()]*)\)", rf"{group}.\1=\2", message)
+        message = re.sub(rf"{word}(?:\(\))?", option, message)
+    return ASSIGNED.sub(lambda match: f"{match[1]}={CONSTANTS[match[2]]}", message)
+
+
+def at_place(message: str, place: str, values: Mapping[str, Any]) -> str:
+    """Name the full keys of the settings that a message is about.
+
+    Args:
+        message: of an error that was raised while the class of a configuration was made.
+        place: of the class in the configuration, such as `tree`; empty for one that stands alone, which keeps Python's
+            names.
+        values: its settings, `_target_` and those of classes inside among them, before interpolations are resolved.
+    """
+    if not place:
+        return message
+    for name, where, settings in _places(values, place):
+        named = re.match(rf"{name}: (?=\w+[= ])", message)
+        if named or where == place:
+            message = message.removeprefix(named[0]) if named else message
+            for key in settings:
+                message = re.sub(rf"(?<![\w.]){key}=", f"{where}.{key}=", message)
+        if named:
+            break
+    return message
+
+
+def _places(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Classes inside a configuration before the one around them: `(name, place, settings of its own)`."""
+    for key, value in values.items():
+        for number, item in enumerate(value) if isinstance(value, list) else [("", value)]:
+            if isinstance(item, Mapping):
+                yield from _places(item, f"{place}.{key}.{number}".rstrip("."))
+    if "_target_" in values:
+        own = [key for key, value in values.items() if key != "_target_" and not str(value).startswith("${")]
+        yield str(values["_target_"]).rpartition(".")[2], place, own
