@@ -50,6 +50,13 @@ def attention_weights(
             "attention weights are wanted of all heads, and under tensor parallelism every process has only its own: "
             "use device_map, or a drafter and a compressor that do not look at attention"
         )
+    with target.family.passing():
+        return _attention_weights(target, layer, states, inputs, queries)
+
+
+def _attention_weights(
+    target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None
+) -> Tensor:
     block, length = target.family.layers[layer], states.shape[1]
     normed, rope = block.input_layernorm(states), _rope(target, layer, states, inputs)
     if queries is None:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from .errors import MMSpecError, first_line
 from .inputs import Request, prepare
-from .masks import kernels
 from .outcome import Verdict
 from .runner import LAST
 from .tree import DraftTree
@@ -130,7 +129,7 @@ def check_target(
     def text(count: int) -> list[int]:
         return tokens[torch.randint(len(tokens), (count,), generator=generator)].tolist()
 
-    with _as_it_was(target), kernels(target.attention, target.device):
+    with _as_it_was(target), target.family.passing():
         rows = [prepare(target, inputs={"input_ids": [text(n)]}) for n in _lengths(target, thorough, report)]
         report.findings += _compare(target, "text", rows, _joined(target, rows), text)
         if inputs is not None:
@@ -284,14 +283,17 @@ def _pictured(target: Target, generator: torch.Generator, report: Report) -> tup
 
 @contextmanager
 def _as_it_was(target: Target) -> Iterator[None]:
-    """Leave what a check changes: the offset that Qwen-VL's `generate` keeps on the model, and what may be shown."""
-    inner, checked = target.model.base_model, target.pictures_checked
+    """Show pictures that were not checked yet, and leave what a check changes: the offset that Qwen-VL's `generate`
+    keeps on the model."""
+    from .target import CHECKING
+
+    inner = target.model.base_model
     kept = getattr(inner, "rope_deltas", None)
-    target.pictures_checked = True
+    checking = CHECKING.set(True)
     try:
         yield
     finally:
-        target.pictures_checked = checked
+        CHECKING.reset(checking)
         if hasattr(inner, "rope_deltas"):
             inner.rope_deltas = kept
 

@@ -7,6 +7,7 @@ one node (or one row) is another program than several.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class CompiledModel:
             layer.register_forward_pre_hook(self._keeper(number), with_kwargs=True)
         family.final_norm.register_forward_hook(lambda _, args, output: self._keep(LAST, output))
         self._weight, self._compiled_for = family.final_norm.weight, None
+        self._compiling = threading.Lock()
 
     def __call__(
         self,
@@ -62,8 +64,9 @@ class CompiledModel:
         """
         features = tuple(features)
         kind = self._weight.dtype, self._weight.device
-        if self._compiled_for != kind:  # weights are not looked at by the guards
-            self._pass, self._compiled_for = self._compile(), kind
+        with self._compiling:  # threads share the programs
+            if self._compiled_for != kind:  # weights are not looked at by the guards
+                self._pass, self._compiled_for = self._compile(), kind
         try:
             logits, states = self._pass(tokens, mask, position_ids, cache, features)
         except torch._dynamo.exc.TorchDynamoException as error:  # a graph break, no compiler, a compiler that fails

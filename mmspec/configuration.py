@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,6 +221,10 @@ def _pairs(name: str, choices: dict[str, str]) -> list[str]:
     return [f"{listed.get(group, group)}={option}" for group, option in choices.items()]
 
 
+_COMPOSING = threading.Lock()
+"""Hydra's state is one of the process."""
+
+
 def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
     """Compose with hydra's own errors, leaving hydra's global state as it was."""
     from hydra import compose, initialize_config_dir
@@ -229,13 +234,14 @@ def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
     # Quoted for hydra's grammar, in which only the quote is special inside quotes.
     extra = ["'file://{}'".format(str(folder).replace("'", r"\'")) for folder in folders[1:]]
     search_path = [f"hydra.searchpath=[{','.join(extra)}]"] if extra else []
-    before = get_gh_backup()
-    GlobalHydra.instance().clear()  # one that is in use, by a sweep or by the caller's own program, would be in the way
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(folders[0])):
-            return compose(name, overrides=overrides + search_path)
-    finally:
-        restore_gh_from_backup(before)
+    with _COMPOSING:
+        before = get_gh_backup()
+        GlobalHydra.instance().clear()  # one in use, by a sweep or by the caller's own program, would be in the way
+        try:
+            with initialize_config_dir(version_base="1.3", config_dir=str(folders[0])):
+                return compose(name, overrides=overrides + search_path)
+        finally:
+            restore_gh_from_backup(before)
 
 
 def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], folders: list[Path]) -> str | None:

@@ -7,7 +7,9 @@ so its cost does not depend on the length of the prefix.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 
 import torch
@@ -145,4 +147,26 @@ def kernels(attention: str, device: torch.device) -> AbstractContextManager:
         device: where the pass begins.
     """
     on_processor = attention == MaskForm.BLOCK.value and device.type == "cpu"
-    return torch.compiler.set_stance("force_eager") if on_processor else nullcontext()
+    return _uncompiled() if on_processor else nullcontext()
+
+
+_STANCE_LOCK = threading.Lock()
+_stance: AbstractContextManager | None = None
+_users = 0
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Nothing is compiled inside. The switch is one of the process: the first thread turns it, the last one back."""
+    global _stance, _users
+    with _STANCE_LOCK:
+        if _users == 0:
+            _stance = torch.compiler.set_stance("force_eager")
+        _users += 1
+    try:
+        yield
+    finally:
+        with _STANCE_LOCK:
+            _users -= 1
+            if _users == 0:
+                _stance.__exit__(None, None, None)

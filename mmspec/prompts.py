@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,15 @@ def apply_template(target: Target, prompts: list[Prompt], rows: list[list[Image]
         MMSpecError: for a row whose markers and pictures differ in number, or which the template or the processor
             refuses.
     """
+    with _WRITING:
+        return _written(target, prompts, rows)
+
+
+_WRITING = threading.Lock()
+"""Tokenizers keep on themselves how the rows at hand are padded, so two threads must not use one at once."""
+
+
+def _written(target: Target, prompts: list[Prompt], rows: list[list[Image]]) -> Mapping[str, Any]:
     processor, tokenizer = target.processor, target.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from .cache import TreeCache
 from .compat import CACHE
+from .errors import MMSpecError
+from .hooks import Ear, listening
 from .masks import Mask, MaskForm, TreeMask
 
 if TYPE_CHECKING:
@@ -158,28 +161,28 @@ class Runner(Blocks):
 
 @contextmanager
 def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep hidden states of the forward pass inside: layer (or `LAST`) to `[batch, length, hidden]`."""
-    features: dict[int, Tensor] = {}
-    hooks = []
-    try:
-        for layer in layers:
-            if layer == LAST:
-                hooks.append(
-                    family.final_norm.register_forward_hook(lambda _, args, output: features.__setitem__(LAST, output))
-                )
-            else:
-                hooks.append(
-                    family.layers[layer].register_forward_pre_hook(
-                        lambda _, args, kwargs, layer=layer: features.__setitem__(
-                            layer, args[0] if args else kwargs["hidden_states"]
-                        ),
-                        with_kwargs=True,
-                    )
-                )
+    """Keep hidden states of the forward pass inside: layer (or `LAST`) to `[batch, length, hidden]`.
+
+    Passes of other threads over the same model are not heard.
+
+    Raises:
+        MMSpecError: if a state did not come by, as in a model that the caller has compiled.
+    """
+    layers, features = tuple(layers), {}
+
+    def ear(layer: int) -> Ear:
+        if layer == LAST:
+            return Ear(family.final_norm, after=lambda args, output: features.__setitem__(LAST, output))
+        keep = partial(features.__setitem__, layer)
+        return Ear(family.layers[layer], before=lambda args, kwargs: keep(args[0] if args else kwargs["hidden_states"]))
+
+    with listening(map(ear, layers)):
         yield features
-    finally:
-        for hook in hooks:
-            hook.remove()
+    if unheard := [layer for layer in layers if layer not in features]:
+        raise MMSpecError(
+            f"the hidden states {unheard} of {type(family.model).__name__} could not be read: a model that was "
+            "compiled before does not show them; give the model as it is, with Target(model, compile=True) if need be"
+        )
 
 
 def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,12 +22,15 @@ from .compiled import CompiledModel
 from .errors import MMSpecError, first_line
 from .families import Vision, family_of, visual_spans
 from .inputs import Request
-from .masks import MaskForm, kernels
+from .masks import MaskForm
 from .outcome import Scores, Verdict
 from .runner import LAST, Runner, capture
 from .tree import DraftTree
 from .trees import Proposals
 from .weights import device_of, stored_rows
+
+CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
+"""Whether this thread compares a target with its model, for which pictures may be shown that were not checked yet."""
 
 ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
 
@@ -147,9 +151,10 @@ class Target:
     @property
     def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
         """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast."""
-        if self._probed[0] != (self.device, self.dtype):
-            self._probed = (self.device, self.dtype), self._probe()
-        return self._probed[1]
+        probed, now = self._probed, (self.device, self.dtype)
+        if probed[0] != now:
+            self._probed = probed = now, self._probe()
+        return probed[1]
 
     @torch.inference_mode()
     def _probe(self) -> list[tuple[SlotShape, SlotShape]]:
@@ -157,7 +162,7 @@ class Target:
         cache = DynamicCache()
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         try:
-            with kernels(self.attention, self.device), capture(self.family, [LAST]) as features:
+            with self.family.passing(), capture(self.family, [LAST]) as features:
                 out = self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache})
         except ValueError as error:  # such as flex attention on a processor, with attention sinks
             raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
@@ -176,9 +181,9 @@ class Target:
         Raises:
             MMSpecError: see `Family.encode`; for a model of no listed family whose pictures were not checked.
         """
-        with kernels(self.attention, self.device):
+        with self.family.passing():
             vision = self.family.encode(request.inputs)
-        if vision is not None and not self.pictures_checked:
+        if vision is not None and not (self.pictures_checked or CHECKING.get()):
             raise MMSpecError(
                 f"{type(self.model).__name__} is of no listed family, and how it reads pictures was not checked, for "
                 "there is no processor: give Target(model, processor), or run target.check(inputs=...) once with "

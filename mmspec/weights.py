@@ -56,6 +56,15 @@ def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) ->
     return copied
 
 
+def changes_while_running(model: nn.Module) -> bool:
+    """Whether a pass changes modules that another pass at the same time would read: weights that accelerate fetches for
+    it, rotary frequencies that follow the length of the text."""
+    fetched = any(getattr(hook, "offload", False) for module in model.modules() for hook in _hooks(module))
+    ropes = [getattr(module, "rope_type", None) for module in model.modules()]
+    kinds = [kind for rope in ropes for kind in (rope.values() if isinstance(rope, dict) else [rope])]
+    return fetched or any(kind is not None and ("dynamic" in kind or kind == "longrope") for kind in kinds)
+
+
 def stored_rows(embedding: nn.Module, count: int) -> Tensor:
     """The first `[count, hidden]` rows of a weight as they are stored, on any device; for telling weights apart."""
     if is_plain(embedding.weight):

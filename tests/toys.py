@@ -7,6 +7,7 @@ from models import PAD, VOCAB
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
+from mmspec import hooks
 from mmspec.drafters import Drafter
 from mmspec.runner import LAST
 from mmspec.tree import DraftTree
@@ -125,6 +126,9 @@ class PrefixRule(LogitsProcessor):
 
 
 def hooks_of(*modules: torch.nn.Module) -> int:
-    """Hooks left on modules and their children."""
+    """Hooks left on modules and their children, and whoever listens through the quiet ones of `mmspec.hooks`."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(module, kind)) for top in modules for module in top.modules() for kind in kinds)
+    each = [
+        hook for top in modules for module in top.modules() for kind in kinds for hook in vars(module)[kind].values()
+    ]
+    return sum(hook not in hooks.QUIET for hook in each) + len(hooks.LISTENING.get())

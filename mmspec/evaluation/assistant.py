@@ -13,6 +13,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedM
 from ..compat import CACHE
 from ..drafters import DraftModelDrafter
 from ..errors import MMSpecError
+from ..hooks import Ear, listening
 from ..inputs import Request
 
 
@@ -63,14 +64,11 @@ def sighted(assistant: PreTrainedModel, drafter: DraftModelDrafter, request: Req
     """
     pictures = {name: request.inputs[name] for name in drafter.target.family.vision_inputs if name in request.inputs}
 
-    def show(module: PreTrainedModel, arguments: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def show(arguments: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         cache = keywords.get(CACHE)
         if cache is None or cache.get_seq_length() == 0:
             keywords = {name: value for name, value in keywords.items() if name != "mm_encoder_outputs"} | pictures
         return arguments, keywords
 
-    handle = assistant.register_forward_pre_hook(show, with_kwargs=True)
-    try:
+    with listening([Ear(assistant, before=show)]):
         yield
-    finally:
-        handle.remove()

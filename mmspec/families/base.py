@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
+from ..hooks import Ear, listening
 from ..masks import kernels
-from ..weights import device_of, linear_weight
+from ..weights import changes_while_running, device_of, is_plain, linear_weight
 from .vision import Vision, in_order
+
+HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far the head's logits may be from the model's, in standard deviations of the logits, by dtype."""
+QUANTISED_TOLERANCE = 0.5
+"""The same where the head multiplies in fewer bits than its weight is read with."""
+
+_TURN = threading.RLock()
+"""Of models that only one thread may run at a time, see `Family.passing`."""
 
 
 class Family:
@@ -48,6 +59,7 @@ class Family:
                 "reads hidden states; give it a family of its own in mmspec/families"
             )
         self.decoder = decoder
+        self.one_at_a_time = changes_while_running(model)
 
     @property
     def image_token_id(self) -> int | None:
@@ -128,10 +140,10 @@ class Family:
         return in_order(parts, ids.tolist(), self.placeholders)
 
     def _encode(self, kind: str, names: Sequence[str], inputs: dict[str, Any]) -> Vision:
-        captured = []
+        captured: list[Tensor] = []
         projector = self.vision_projector
-        hook = projector and projector.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
-        try:
+        ears = [] if projector is None else [Ear(projector, before=lambda args, _: captured.append(args[0]))]
+        with listening(ears):
             pixels, *further = names
             # The pixels' name is not the same in all versions of transformers, their place is.
             output = getattr(self.model, f"get_{kind}_features")(
@@ -139,9 +151,6 @@ class Family:
                 **{name: inputs[name] for name in further if inputs.get(name) is not None},
                 return_dict=True,
             )
-        finally:
-            if hook is not None:
-                hook.remove()
         return self.pictures(output, captured[0] if captured else None, inputs, kind)
 
     def pictures(self, output: Any, features: Tensor | None, inputs: dict[str, Any], kind: str) -> Vision:
@@ -177,11 +186,13 @@ class Family:
         """
         table = self.model.get_input_embeddings()
         if vision is None:
-            if any(token >= table.num_embeddings for token in self.placeholders):
+            if any(token >= len(table.weight) for token in self.placeholders):
                 input_ids = input_ids.masked_fill(self.is_visual(input_ids), 0)
-            return table(input_ids)
+            with self.passing():
+                return table(input_ids)
         visual = self.is_visual(input_ids)
-        embeds = table(input_ids.masked_fill(visual, 0))
+        with self.passing():
+            embeds = table(input_ids.masked_fill(visual, 0))
         return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
 
     def head_rows(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -192,14 +203,17 @@ class Family:
         head = self.model.get_output_embeddings()
         table, bias = self.model.get_input_embeddings(), getattr(head, "bias", None)
         device = device_of(table)
-        weight, bias = linear_weight(head, table.weight.dtype, device), None if bias is None else bias.to(device)
+        with self.passing():
+            weight, bias = linear_weight(head, table.weight.dtype, device), None if bias is None else bias.to(device)
         return (weight, bias) if tokens is None else (weight[tokens], None if bias is None else bias[tokens])
 
     @property
     def logit_scale(self) -> float:
         """What the model multiplies the output embedding's logits by: 1 for most."""
-        if not self.shapes_logits:
-            return 1.0
+        return self._configured_scale if self.shapes_logits else 1.0
+
+    @property
+    def _configured_scale(self) -> float:
         scale = getattr(self.text_config, "logit_scale", None) or 1.0  # Cohere
         scaling = getattr(self.text_config, "logits_scaling", None) or 1.0  # Granite divides, HyperCLOVA X multiplies
         return scale * scaling if self.text_config.model_type.startswith("hyperclovax") else scale / scaling
@@ -211,28 +225,59 @@ class Family:
         """
         weight, bias = rows or self.head_rows()
         logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
-        if self.logit_scale != 1:
-            logits = logits * self.logit_scale
-        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap)
+        return self._shaped(logits) if self.shapes_logits else logits
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        """Scaled and capped as the configuration says."""
+        scale, cap = self._configured_scale, self._configured_cap
+        if scale != 1:
+            logits = logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def logit_cap(self) -> float | None:
         """The bound that logits approach; None for most models."""
-        return getattr(self.text_config, "final_logit_softcapping", None) if self.shapes_logits else None
+        return self._configured_cap if self.shapes_logits else None
+
+    @property
+    def _configured_cap(self) -> float | None:
+        return getattr(self.text_config, "final_logit_softcapping", None)
 
     def compare_head(self, hidden: Tensor, logits: Tensor) -> None:
-        """Find out whether the model scales and caps its logits as its configuration says: some vision-language models
-        (Aya Vision, PaliGemma 2 in transformers 5.17) have a head of their own, which does not.
+        """Make sure that `head` gives the model's own logits.
+
+        Find out on the way whether the model scales and caps them as its configuration says: some vision-language
+        models (Aya Vision, PaliGemma 2 in transformers 5.17) have a head of their own, which does not.
 
         Args:
             hidden: `[..., hidden]` states after the final norm.
             logits: `[..., vocab]` that the model made of them.
+
+        Raises:
+            MMSpecError: if they are not the model's, whichever way.
         """
-        if self.logit_scale == 1 and self.logit_cap is None:
+        weight, bias = self.head_rows()
+        plain = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+        found = {shaped: (self._shaped(plain) if shaped else plain).to(logits).float() for shaped in (True, False)}
+        theirs = logits.float()
+        # What a model masks by itself is no logit, and a model that gives no numbers cannot be compared.
+        seen = theirs.isfinite() & (theirs > torch.finfo(torch.float16).min)
+        if plain.shape == logits.shape and not seen.any():
             return
-        shaped = (self.head(hidden).to(logits) - logits).abs().max()
-        self.shapes_logits = False
-        self.shapes_logits = bool(shaped <= (self.head(hidden).to(logits) - logits).abs().max())
+        errors = {
+            shaped: float((ours - theirs)[seen].abs().max()) if ours.shape == theirs.shape else math.inf
+            for shaped, ours in found.items()
+        }
+        self.shapes_logits = errors[True] <= errors[False]
+        stored = is_plain(self.model.get_output_embeddings().weight)
+        tolerance = HEAD_TOLERANCE.get(logits.dtype, HEAD_TOLERANCE[torch.bfloat16]) if stored else QUANTISED_TOLERANCE
+        error, spread = errors[self.shapes_logits], float(theirs[seen].std())
+        if not error <= tolerance * max(spread, torch.finfo(torch.float32).tiny):
+            raise MMSpecError(
+                f"{type(self.model).__name__}: its output embedding does not make its logits of its last states (they "
+                f"differ by {error:.2g}, and spread by {spread:.2g}), so drafters that read the head would guess "
+                "wrongly; merge an adapter on the head into it, or give the model a family in mmspec/families"
+            )
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions of a right-padded prompt.
@@ -305,8 +350,20 @@ class Family:
         Args:
             arguments: of the model's own forward pass, with tokens or embeddings; pictures are in the embeddings.
         """
-        with kernels(self.text_config._attn_implementation, device_of(self.model.get_input_embeddings())):
+        with self.passing():
             return self.forward(**arguments)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Around everything that runs modules of the model.
+
+        Any number of threads may be inside at once, but for models whose modules change while they run: frequencies of
+        rotary embeddings that depend on the length of the text, weights that are fetched for a pass. Of these, one at a
+        time.
+        """
+        turn = _TURN if self.one_at_a_time else nullcontext()
+        with turn, kernels(self.text_config._attn_implementation, device_of(self.model.get_input_embeddings())):
+            yield
 
     def forward(self, **arguments: Any) -> Tensor:
         """What `run` does; for subclasses."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..compressors import Compressed, Elastic, Resampler, VisualCompressor, VisualSpan
 from ..drafters import DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError
+from ..hooks import Ear, listening
 from ..inputs import prepare
 from ..pictures import load_image
 from .figures import Plot, figure
@@ -68,17 +69,14 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
         return [Kept(torch.full(grid, share), round(share * grid[0] * grid[1])) for grid in grids]
     seen = []
 
-    def look(module: VisualCompressor, spans: tuple[VisualSpan], left: Compressed) -> None:
-        seen.append((_weights(module, spans[0], left), len(left.embeds)))
+    def look(spans: tuple[VisualSpan], left: Compressed) -> None:
+        seen.append((_weights(drafter.compressor, spans[0], left), len(left.embeds)))
 
-    hook = drafter.compressor.register_forward_hook(look)
-    try:
+    with listening([Ear(drafter.compressor, after=look)]):
         context = target.prefill(request, vision, request.max_length + 1, drafter.feature_layers)
         for history, token in zip(context.history, context.logits.argmax(-1).tolist(), strict=True):
             history.append(token)
         drafter.start(context)
-    finally:
-        hook.remove()
     return [
         Kept((weights / weights.max().clamp(min=1e-9)).view(grid), entries)
         for (weights, entries), grid in zip(seen, grids, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ GAIN = 1.05
 
 GAIN_ROUNDS = 16
 """Rounds that this belief is worth."""
+
+_MEASURING = threading.RLock()
 
 
 class AutoTree(TreeBuilder):
@@ -175,15 +178,16 @@ class AutoTree(TreeBuilder):
         request = drafter.context.request
         key = describe(drafter.target, drafter, request) | {"max_nodes": self.limit}
         name = store.file_of(key).name
-        if name not in self._measured:
-            costs = None if self.remeasure else store.load(key)
-            if costs is None:
-                costs = measure_costs(
-                    drafter.target, _plain_tree(drafter), request, max_nodes=self.limit, repeats=self.repeats
-                )
-                store.store(key, costs)
-            self._measured[name] = costs
-        return self._measured[name]
+        with _MEASURING:  # two requests that measure at once would each measure the other
+            if name not in self._measured:
+                costs = None if self.remeasure else store.load(key)
+                if costs is None:
+                    costs = measure_costs(
+                        drafter.target, _plain_tree(drafter), request, max_nodes=self.limit, repeats=self.repeats
+                    )
+                    store.store(key, costs)
+                self._measured[name] = costs
+            return self._measured[name]
 
     def _choose(self) -> None:
         from ..speed.choosing import candidates, fastest

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise, zip_longest
 
+import meeting
 import pytest
 
 import mmspec
 from mmspec.demo import session as module
+from mmspec.demo.choices import Choices
 from mmspec.demo.line import Line
 from mmspec.demo.session import Desk, Lane
 
@@ -245,6 +247,23 @@ def test_two_questions_in_turns_do_not_mix(ask, desk, every_round):
     for view, other in zip(lasts.values(), alone, strict=True):
         assert ids_of(view.speculative) == ids_of(other.speculative) and view.shared and not other.shared
     assert ids_of(lasts["a"].plain) != ids_of(lasts["b"].plain)
+
+
+def test_questions_that_are_answered_at_once_do_not_mix(ask, desk):
+    """In threads, as the page has it, with passes that overlap, and options that nobody chose before."""
+    at = Desk(Choices(), line=Line(at_once=2))
+    asked = [{"prompt": "What is red?", "tree": "chain"}, {"prompt": "Describe the picture.", "tree": "static"}]
+    alone = [list(ask(**one).views())[-1] for one in asked]
+    list(ask(at).views())  # what loads the models
+    chosen = {name: group.start for name, group in at.choices.groups.items()}
+    target = at.models.method(chosen).target
+    lasts = meeting.together(target, [lambda one=one: list(ask(at, **one).views())[-1] for one in asked])
+    for view, other in zip(lasts, alone, strict=True):
+        assert (view.state, view.message, view.same) == ("done", "", True)
+        for side in ("plain", "speculative"):
+            mine, theirs = getattr(view, side), getattr(other, side)
+            assert ids_of(mine) == ids_of(theirs)
+            assert [r.accepted for r in mine.out.stats.rounds] == [r.accepted for r in theirs.out.stats.rounds]
 
 
 def test_who_waits_sees_the_place_and_may_leave(ask, desk, monkeypatch):
