@@ -155,7 +155,7 @@ def test_two_drafters_mixed_in_interleaved_batches_guess_as_alone(tree):
     members = [DraftModelDrafter(target, model, "text_only") for model in (target.model, llama(seed=3))]
     requests = [
         {"inputs": inputs_for("llama", [0, 0], [9, 4]), "max_new_tokens": 24},
-        {"inputs": inputs_for("llama", [0], [6]), "max_new_tokens": 24},
+        {"inputs": inputs_for("llama", [0, 0], [6, 11]), "max_new_tokens": 24},
     ]
     plain = [mmspec.generate(target, **request).token_ids for request in requests]
     mixture = Mixture(target, members, tree)
@@ -163,7 +163,7 @@ def test_two_drafters_mixed_in_interleaved_batches_guess_as_alone(tree):
     together = interleaved(target, mixture, requests)
     assert [out.token_ids for out in together] == [out.token_ids for out in alone] == plain
     taus = [out.stats.mean_acceptance_length for out in alone]
-    assert [out.stats.mean_acceptance_length for out in together] == taus and min(taus) > 1.4
+    assert [out.stats.mean_acceptance_length for out in together] == taus and min(taus) > 1.3
     mixed_up = interleaved(target, Shallow(target, members, tree), requests)
     assert [out.token_ids for out in mixed_up] == plain
     assert [out.stats.mean_acceptance_length for out in mixed_up] != taus, "the control must be found out"
