@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import MMSpecError, first_line
+from .families.frequencies import STATIC
 from .inputs import Request, prepare
 from .outcome import Verdict
 from .runner import LAST
@@ -34,12 +35,15 @@ TEXTS = (5, 12, 21)
 """Text tokens of the rows that are checked without pictures."""
 PICTURES = ((1, 0, 2), (1, 2), (1, 0), (1,))
 """Pictures per row; the first of these that the processor takes is checked."""
-LONGEST_WINDOW = 1024
-"""A sliding window is exceeded by a longer row, if it has no more tokens than this."""
+LONGEST = 1024
+"""A sliding window, or a length at which positions are read in another way, is exceeded by a longer row, if it has no
+more tokens than this."""
 SHAPES = ((-1, 0, 0, 1, 1, 2, 3), (-1, 0, 1, 0, 3))
 """Parents of the nodes of each round's tree."""
 ACCEPTED = (5, 6, 0)
 """The node at which each row's path ends in the first round."""
+ROOM = 16
+"""Tokens behind a prompt that the rounds reach at most."""
 
 
 @dataclass
@@ -118,7 +122,8 @@ def check_target(
         inputs: of one row, from the model's processor, to check pictures or videos with; by default pictures of noise
             are made and given to the target's processor, if it has one.
         seed: of tokens and pictures.
-        thorough: also exceed a sliding window, which takes a long row.
+        thorough: also exceed a sliding window, and lengths at which positions are read in another way, which takes
+            long rows.
 
     Raises:
         MMSpecError: for inputs of several rows, which cannot be told apart here.
@@ -132,6 +137,9 @@ def check_target(
     with _as_it_was(target), target.family.passing():
         rows = [prepare(target, inputs={"input_ids": [text(n)]}) for n in _lengths(target, thorough, report)]
         report.findings += _compare(target, "text", rows, _joined(target, rows), text)
+        for length in _turning_points(target, thorough, report):
+            row = prepare(target, inputs={"input_ids": [text(length + TEXTS[0])]})
+            report.findings += _compare(target, f"text behind {length} positions", [row], row, text)
         if inputs is not None:
             request = prepare(target, inputs=inputs)
             if request.batch_size > 1:
@@ -237,14 +245,36 @@ def _ordinary_tokens(target: Target) -> Tensor:
 
 
 def _lengths(target: Target, thorough: bool, report: Report) -> tuple[int, ...]:
-    """Text tokens of the rows: with the last one a sliding window is exceeded."""
+    """Text tokens of the rows: with the last one a sliding window is exceeded, but no row gets to a point at which the
+    rotary frequencies change."""
     windows = [window for window in target.windows.values() if window is not None]
-    if not windows or min(windows) < TEXTS[-1]:
-        return TEXTS
-    if not thorough or min(windows) > LONGEST_WINDOW:
-        report.notes.append(f"not checked: text that is longer than the sliding window of {min(windows)} tokens")
-        return TEXTS
-    return (*TEXTS[:-1], min(windows) + TEXTS[0])
+    switch = min((switch.length for switch in target.family.switches), default=LONGEST + 2 * ROOM)
+    most, lengths = min(switch - ROOM, LONGEST + TEXTS[0] if thorough else TEXTS[-1]), TEXTS
+    if windows and min(windows) >= TEXTS[-1]:
+        if min(windows) + TEXTS[0] <= most:
+            lengths = (*TEXTS[:-1], min(windows) + TEXTS[0])
+        else:
+            report.notes.append(f"not checked: text that is longer than the sliding window of {min(windows)} tokens")
+    return tuple(length for length in lengths if length <= most) or TEXTS[:1]
+
+
+def _turning_points(target: Target, thorough: bool, report: Report) -> list[int]:
+    """Lengths behind which a text of its own is to be checked: where the rotary frequencies change, or queries are
+    scaled by their position."""
+    points = {switch.length: switch.settles for switch in target.family.switches}
+    ropes = getattr(target.family.text_config, "rope_parameters", None) or {}
+    for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:
+        length = rope.get("original_max_position_embeddings")
+        if length and (rope.get("rope_type") not in STATIC or "llama_4_scaling_beta" in rope):
+            points.setdefault(int(length), True)
+    checked = []
+    for length, settles in sorted(points.items()):
+        if settles and thorough and length <= LONGEST:
+            checked.append(length)
+        else:
+            why = "" if settles else ", which is refused"
+            report.notes.append(f"not checked: text behind {length} positions{why}")
+    return checked
 
 
 def _joined(target: Target, rows: Sequence[Request]) -> Request:

@@ -10,6 +10,7 @@ import torch
 
 from .drafters import Drafter
 from .errors import MMSpecError
+from .families.frequencies import check_reach
 from .inputs import Request, prepare, whole
 from .sampling import LogitsPipeline, random_stream, refuse_settings
 from .seeing.trace import Trace
@@ -296,6 +297,7 @@ def stream(
         raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
     request = prepare(target, prompt, images, inputs)
     pipeline.check_rows(request.lengths)
+    check_reach(target.family, request, stopping.max_new_tokens)
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
     decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, whole(seed), trace)

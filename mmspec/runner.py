@@ -81,6 +81,7 @@ class Runner(Blocks):
         super().__init__(cache, target.windows, MaskForm(target.attention), target.dtype)
         self.family, self.compiled = target.family, target.compiled
         self.delta = torch.zeros(batch_size, dtype=torch.long, device=target.device)
+        self.ceilings: list[int] | None = None  # see `mmspec.families.frequencies`
         self.device = target.device
         self.feature_layers = tuple(feature_layers)
         self.features: dict[int, Tensor] = {}
@@ -132,7 +133,7 @@ class Runner(Blocks):
             `[batch, new, vocab]` logits; `features` then holds the block's `[batch, new, hidden]` states.
         """
         mask, index = self.open(visible, depth, sees_all)
-        positions = index + self.delta[..., None]
+        positions = (index if self.ceilings is None else self._below(self.ceilings, index)) + self.delta[..., None]
         if self.compiled is not None:
             logits, self.features = self.compiled(tokens, mask, positions, self.cache, self.feature_layers)
             self.cache.end()
@@ -147,6 +148,20 @@ class Runner(Blocks):
             )
         self.cache.end()
         return logits.to(self.device)
+
+    def _below(self, ceilings: list[int], index: Tensor) -> Tensor:
+        """Indices with those beyond a row's ceiling on it: nodes that no answer can reach must not change the rotary
+        frequencies of those that it can.
+
+        Raises:
+            MMSpecError: if a root is there already: one that has not just ended its row.
+        """
+        if any(length > last + 1 for length, last in zip(self.cache.lengths_list, ceilings, strict=True)):
+            raise MMSpecError(
+                f"a row has {max(self.cache.lengths_list)} tokens, and {type(self.family.model).__name__} has other "
+                f"rotary frequencies beyond {min(ceilings) + 1}; begin anew with the whole text as the prompt"
+            )
+        return index.minimum(torch.tensor(ceilings, device=index.device)[:, None])
 
     @contextmanager
     def _capture(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from .compat import CACHE, warn_if_untested
 from .compiled import CompiledModel
 from .errors import MMSpecError, first_line
 from .families import Vision, family_of, visual_spans
+from .families.frequencies import ceilings
 from .inputs import Request
 from .masks import MaskForm
 from .outcome import Scores, Verdict
@@ -207,6 +208,7 @@ class Target:
         runner = Runner(self, request.batch_size, max(capacity, request.max_length), feature_layers)
         embeds = self.family.embed(inputs["input_ids"], vision)
         position_ids, delta = self.family.positions(inputs)
+        runner.ceilings = ceilings(self.family, position_ids, delta)
         further = self.family.prefill_inputs(inputs, vision)
         logits = runner.prefill(embeds, position_ids, delta, request.lengths, further)
         return Context(self, request, runner, logits, vision, embeds, runner.features)

@@ -15,6 +15,7 @@ from ..errors import MMSpecError
 from ..hooks import Ear, listening
 from ..masks import kernels
 from ..weights import changes_while_running, device_of, is_plain, linear_weight
+from .frequencies import Switch, switches_of
 from .vision import Vision, in_order
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -60,6 +61,8 @@ class Family:
             )
         self.decoder = decoder
         self.one_at_a_time = changes_while_running(model)
+        self.switches: tuple[Switch, ...] = switches_of(decoder)
+        """Where the rotary frequencies change with the length of the text; nowhere for most models."""
 
     @property
     def image_token_id(self) -> int | None:

@@ -1,0 +1,118 @@
+"""Rotary frequencies that change with the length of the text: where, and which requests stay on one side of it.
+
+Transformers chooses them once per pass, by the largest position in it: `longrope` has two sets of factors, `dynamic`
+computes new frequencies for every length. Keys that are in the cache keep theirs, or (Phi-3) all of them are computed
+anew at the switch. `generate` decides so row by row and step by step. A pass over a tree, or over several rows, decides
+once for all of its tokens, so it is exact as long as all of them are on one side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MMSpecError
+
+if TYPE_CHECKING:
+    from ..inputs import Request
+    from .base import Family
+
+STATIC = ("default", "linear", "llama3", "yarn", "proportional")
+"""Kinds of rotary positions whose frequencies are the same for every length."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A length beyond which the frequencies are others.
+
+    Args:
+        kind: `rope_type`, as transformers names it.
+        length: tokens, or positions where they do not count tokens, that the first frequencies are for.
+    """
+
+    kind: str
+    length: int
+
+    @property
+    def settles(self) -> bool:
+        """Whether there is one set of frequencies beyond it, which depends on nothing else."""
+        return self.kind == "longrope"
+
+
+def switches_of(decoder: nn.Module) -> tuple[Switch, ...]:
+    """The switches of a language model, the nearest first.
+
+    Args:
+        decoder: whose rotary embeddings are asked: some models have one, some one for every kind of layer.
+    """
+    found = {switch for module in decoder.modules() for switch in _of_module(module)}
+    return tuple(sorted(found, key=lambda switch: switch.length))
+
+
+def _of_module(module: nn.Module) -> Iterator[Switch]:
+    kinds = getattr(module, "rope_type", None)
+    for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+        if not isinstance(kind, str) or kind in STATIC:
+            continue
+        rope = module.config.rope_parameters
+        rope = rope if layer_type is None else rope[layer_type]
+        dynamic = getattr(module, "original_max_seq_len", None) if "dynamic" in kind else None
+        length = dynamic or rope.get("original_max_position_embeddings") or module.config.max_position_embeddings
+        yield Switch(kind, int(length))
+
+
+def check_reach(family: Family, request: Request, max_new_tokens: int) -> None:
+    """Refuse a request whose text would be wrong beyond a switch, before anything is written.
+
+    Args:
+        family: of the target.
+        request: the prompts.
+        max_new_tokens: that may follow.
+
+    Raises:
+        MMSpecError: where rows, or a prompt and its answer, are on different sides of a switch, and for anything
+            beyond one that does not settle.
+    """
+    if not family.switches:
+        return
+    position_ids, delta = family.positions(request.inputs)
+    real = request.inputs["attention_mask"].bool()
+    places, after = position_ids.masked_fill(~real, 0).reshape(-1, *real.shape), delta.reshape(-1, len(real))
+    prompts = places.amax(dim=(0, 2)) + 1
+    lengths = real.sum(-1)
+    # A pass over the token before the last one gives the last one.
+    answers = [lengths + end + step for end in (after.amin(0), after.amax(0)) for step in (1, max_new_tokens - 1)]
+    ends = torch.stack([prompts, *answers] if max_new_tokens > 1 else [prompts])
+    for switch in family.switches:
+        beyond = ends > switch.length
+        if not beyond.any() or (switch.settles and beyond.all()):
+            continue
+        if not beyond[0].any():
+            room = switch.length + 1 - int((lengths + after.amax(0)).max())
+            way = f"the answer may reach them; ask for max_new_tokens={max(room, 1)} at most"
+        elif not switch.settles:
+            way = "the prompt reaches them, where its text depends on what it read before; shorten the prompt"
+        else:
+            way = "only a part of the rows begins beyond them; give long and short prompts in calls of their own"
+        raise MMSpecError(
+            f"{type(family.model).__name__} has other rotary frequencies beyond {switch.length} positions (rope_type "
+            f"{switch.kind!r}), and mmspec cannot go across; {way}"
+        )
+
+
+def ceilings(family: Family, position_ids: Tensor, delta: Tensor) -> list[int] | None:
+    """Per row, the largest index whose position is before the next switch; None if there is none ahead.
+
+    Args:
+        family: of the model.
+        position_ids: of the prompts, see `Family.positions`.
+        delta: the same.
+    """
+    if not family.switches:
+        return None
+    ahead = [switch.length for switch in family.switches if int(position_ids.max()) < switch.length]
+    return [ahead[0] - 1 - end for end in delta.reshape(-1, delta.shape[-1]).amax(0).tolist()] if ahead else None
