@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 import runpy
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,23 @@ def spelled(words: list[str]) -> None:
 
 
 def run_command(words: list[str], monkeypatch) -> None:
+    """Run a command, which may say what it likes but no warning of another library."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.filterwarnings("error", category=kind, module=r"(mmspec|transformers)\.")
+            warnings.filterwarnings("error", category=FutureWarning)
+            _run_command(words, monkeypatch)
+    finally:
+        logger.removeHandler(handler)
+    assert said.getvalue() == "", " ".join(words)
+
+
+def _run_command(words: list[str], monkeypatch) -> None:
     if words[0] == "mmspec":
         AcceleratorState._reset_state(reset_partial_state=True)  # two trainings in one process may differ in precision
         assert main(words[1:]) == 0, " ".join(words)
@@ -130,6 +150,19 @@ def test_its_blocks_run(page, folder, things, monkeypatch):
 @pytest.mark.parametrize("page", holding(r"<!-- test:[^>]*\bslow\b"), ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_blocks_run_with_the_long_ones(page, folder, things, measuring, monkeypatch):
     follow(page, read(page), things, monkeypatch)
+
+
+def test_a_command_that_lets_a_library_warn_is_found(folder, things, monkeypatch, capsys):
+    from mmspec.commands import generate
+
+    page = a_page(folder, "```bash\nmmspec generate\n```\n")
+    for warn in (
+        lambda: warnings.warn("`old` is deprecated", FutureWarning, stacklevel=2),
+        lambda: logging.getLogger("transformers.generation").warning("`old` is deprecated"),
+    ):
+        monkeypatch.setattr(generate, "run", lambda arguments, warn=warn: warn() or 0)
+        with pytest.raises((FutureWarning, AssertionError), match="deprecated|mmspec generate"):
+            follow(page, read(page), things, monkeypatch)
 
 
 def a_page(tmp_path: Path, text: str) -> Path:
