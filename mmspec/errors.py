@@ -22,7 +22,7 @@ class MMSpecError(ValueError):
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(cut(_printable(str(message)), LONGEST))
+        super().__init__(cut(printable(str(message)), LONGEST))
 
 
 def cut(text: str, longest: int) -> str:
@@ -64,7 +64,7 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
     return f"{hint} Available: {', '.join(options[:MOST_OPTIONS])}{more}." if options else hint
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A text in one line, in which nothing moves a terminal's cursor or changes its colours."""
     if text.isprintable():
         return text

@@ -298,6 +298,8 @@ def stream(
     request = prepare(target, prompt, images, inputs)
     pipeline.check_rows(request.lengths)
     check_reach(target.family, request, stopping.max_new_tokens)
+    if drafter is not None and drafter.tree is not None:
+        drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
     decoding = Decoding(target, drafter, verifier, pipeline, request, stopping, whole(seed), trace)

@@ -53,10 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise MMSpecError(f"--export {arguments.export} writes a file per method: say where with --output DIR")
 
     from rich.console import Console
+    from rich.text import Text
 
-    from ..evaluation.reporting import report
+    from ..evaluation.reporting import marks, report
     from ..evaluation.table import WIDTH
+    from ..evaluation.units import explained
 
+    if arguments.units is not None:
+        explained(arguments.units)  # refused before anything is written
+    marks(arguments.section)
     console = Console()
     if not console.is_terminal:  # into a pipe or a file goes as much as the table needs
         console = Console(width=WIDTH)
@@ -74,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.into is not None:
             written += made.put_into(arguments.into, name or arguments.section, arguments.limits)
         if name:
-            console.rule(name)
+            console.rule(Text(name))
         console.print(made.table() if arguments.units is None else made.units(arguments.units))
         if arguments.limits:
             console.print(made.limits())
@@ -90,5 +95,5 @@ def _parts(folders: list[str], partial: bool) -> dict[str, list[Path]]:
     if len(folders) != 1 or not (Path(folders[0]) / SWEEP).exists():
         return {}
     sweep = Sweep.open(folders[0])
-    found = {name: [sweep.folder_of(number)] for number, name in enumerate(sweep.names or [])}
-    return {name: [folder] for name, [folder] in found.items() if folder.exists() or not partial}
+    found = {name: sweep.folder_of(number) for number, name in enumerate(sweep.names or [])}
+    return {name: [folder] for name, folder in found.items() if folder.exists() or not partial}

@@ -10,28 +10,31 @@ from typing import Any
 
 from .. import configuration
 from ..errors import MMSpecError
+from ..metrics import SHOWN
+from ..storage import atomic_write_text
 
 TAKES = "BUNDLE [BUNDLE ...] [key=value]"
 
 NOTE = (
-    "These are projections, not measurements: tokens a round, nodes and drafter passes are those that the bundles "
-    "measured on {measured}; times are a roofline, max(bytes / bandwidth, operations / compute) + {launch:g} us a "
-    "layer + {overhead:g} ms a round, at the peaks of {device}: {bandwidth:g} GB/s, {compute:g} TFLOP/s{gpus}. Prefix "
-    "{prefix} tokens, batch {batch}, {width:g} bytes a number. A drafter trained for the bigger target would have "
-    "another acceptance."
+    "These are projections, not measurements: tokens per pass, nodes and levels are those that the bundles measured on "
+    "{measured}, every task counting the same; times are a roofline, max(bytes / bandwidth, operations / compute) + "
+    "{launch:g} us a layer + {overhead:g} ms a round, at the peaks of {device}: {bandwidth:g} GB/s, {compute:g} "
+    "TFLOP/s{gpus}. Prefix {prefix} tokens, batch {batch}, {width:g} bytes a number. A drafter trained for the bigger "
+    "target would have another acceptance."
 )
 HEADINGS = (
     "method",
-    "tokens a round",
+    SHOWN["mean_acceptance_length"],
     "draft ms",
     "score ms",
     "round ms",
-    "tokens/s",
-    "speed-up",
-    "limit",
-    "share of limit",
-    "with free drafting",
+    SHOWN["tokens_per_second"],
+    SHOWN["speedup_decode"],
+    SHOWN["limit"],
+    SHOWN["share"],
+    SHOWN["free_drafting"],
 )
+LEFT_OUT = "Left out, because they failed or did not answer every task: {names}."
 
 
 @dataclass
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from ..evaluation.layout import markdown_table, terminal_tables
+    from ..evaluation.layout import markdown_table, markdown_text, terminal_tables
     from ..evaluation.reporting import report
     from ..evaluation.table import WIDTH
     from ..speed.projection import Setting, methods_of, project_all
@@ -91,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     methods = methods_of(made.rows, settings.structures or {}, settings.share)
     projected = project_all(methods, settings.models, setting)
     notes = [_note(settings, device, made)]
+    if gaps := [row.method for row in made.rows if row.mean is None]:
+        notes.append(LEFT_OUT.format(names="; ".join(gaps)))
     notes += [line for name in settings.models if (line := _room(name, model_of(name), setting))]
     tables = {name: _cells(methods, predictions) for name, predictions in projected.items()}
     titles = {name: _title(name, predictions[0]) for name, predictions in projected.items()}
@@ -115,7 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.output is not None:
         parts = [f"## {titles[name]}\n\n{markdown_table(HEADINGS, rows)}" for name, rows in tables.items()]
-        text = "\n\n".join(["# Projection", *parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+        text = "\n\n".join(["# Projection", *parts, "\n".join(f"- {markdown_text(note)}" for note in notes)])
+        text += "\n"
         for path in _write(Path(arguments.output), text, values):
             console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     if settings.json:
@@ -171,7 +177,7 @@ def _write(folder: Path, text: str, values: dict[str, Any]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in zip(paths, (text, json.dumps(values, indent=1) + "\n"), strict=True):
-            path.write_text(content, encoding="utf-8")
+            atomic_write_text(path, content)
     except OSError as error:
         raise MMSpecError(f"the projection cannot be written to {folder}: {error.strerror or error}") from error
     return paths

@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import configuration
 from ..errors import MMSpecError
 from ..version import __version__
 from .bundle import FORMAT, BundleWriter
 from .methods import GROUPS, Method, plan
+
+if TYPE_CHECKING:
+    from ..data import Source
+    from .measure import Protocol
 
 EXPERIMENT = "experiment="
 
@@ -36,6 +40,32 @@ class Settings:
     json: bool
     parts: dict[str, str] | None
 
+    def check(self) -> None:
+        """Refuse what cannot be measured or shown, before anything is loaded.
+
+        Raises:
+            MMSpecError: with the setting and what it may be.
+        """
+        from .units import explained
+
+        self.protocol()
+        for name, least in (("max_new_tokens", 1), ("threads", 1), ("budget", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise MMSpecError(f"{name}={value} must be at least {least}")
+        if abs(self.seed) > 2**53:
+            raise MMSpecError(f"seed={self.seed} must be between -2**53 and 2**53")
+        if self.units is not None:
+            explained(self.units)
+            if self.batch > 1:
+                raise MMSpecError(f"units={self.units} needs one prompt at a time, and batch={self.batch}")
+
+    def protocol(self) -> Protocol:
+        """How it is measured."""
+        from .measure import Protocol
+
+        return Protocol(**{name: getattr(self, name) for name in Protocol.__dataclass_fields__})
+
 
 def complete(overrides: Sequence[str]) -> list[str]:
     """The overrides with the experiment that they imply, unless one is chosen.
@@ -54,11 +84,13 @@ def complete(overrides: Sequence[str]) -> list[str]:
 
 
 def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Any, Settings, list[Method]]:
-    """Compose a run and its methods, without loading or building anything.
+    """Compose a run and its methods, and check its settings, without loading or building anything.
 
     Raises:
         MMSpecError: for whatever is wrong with the overrides, with the nearest thing that exists.
     """
+    from .engines import Sampling
+
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
     settings = configuration.typed(config, Settings)
@@ -67,6 +99,8 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
             f"{' '.join(overrides)} is several runs ({', '.join(settings.parts)}), and here there can be one: "
             "`mmspec bench` without --multirun runs them all, parts=null none"
         )
+    settings.check()
+    configuration.typed(config.sampling, Sampling)
     return config, settings, plan(config, overrides, config_dir)
 
 
@@ -75,18 +109,22 @@ def benchmark(
     output: str | Path | None = None,
     config_dir: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Measure, or go on with an interrupted measurement, and return the folder of the bundle.
+
+    A method that fails does not stop the others: `Bundle.open(folder).failures` says which did, and why.
 
     Args:
         overrides: as on the command line of `mmspec bench`.
         output: the bundle's folder; by default a new one under `runs/bench`.
         config_dir: a folder of the user's own configurations.
         progress: called with blocks done, blocks in all, and what is being done.
+        notice: called with a line when a method fails.
 
     Raises:
-        MMSpecError: for anything the caller can put right.
-        Divergence: if a lossless method wrote another text than plain decoding.
+        MMSpecError: for anything the caller can put right, if no method is left to measure.
+        Divergence: likewise, if the last one is lossless and wrote another text than plain decoding.
     """
     config, settings, methods = prepare_run(overrides, config_dir)
 
@@ -96,21 +134,19 @@ def benchmark(
 
     from .engines import Sampling
     from .machine import describe_code, describe_machine, describe_target, describe_versions
-    from .measure import Measurement, Protocol
+    from .measure import Measurement
     from .methods import build_sides
 
-    names = vars(settings)
-    protocol = Protocol(**{name: names[name] for name in Protocol.__dataclass_fields__})
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
-    source = configuration.build(config.task)
+    source = source_of(config, settings)
     sampling = configuration.typed(config.sampling, Sampling)
     folder = Path(output) if output is not None else new_folder()
     with BundleWriter(folder, OmegaConf.to_yaml(config, resolve=True)) as writer:
         target = configuration.build(config.target)
         sides = build_sides(methods, target, sampling, settings.max_new_tokens, settings.budget, settings.batch)
-        measurement = Measurement(target, sides, source, protocol, writer)
+        measurement = Measurement(target, sides, source, settings.protocol(), writer, notice)
         measurement.run(
             {
                 "format": FORMAT,
@@ -133,6 +169,20 @@ def benchmark(
     return folder
 
 
+def source_of(config: Any, settings: Settings) -> Source:
+    """The questions that a run asks.
+
+    Raises:
+        MMSpecError: if they cannot be read, or there are none.
+    """
+    from .asking import grouped
+
+    source = configuration.build(config.task)
+    if next(grouped(source, settings.batch, settings.limit), None) is None:
+        raise MMSpecError("the task has no question: give one that has")
+    return source
+
+
 def new_folder(root: str | Path = "runs/bench") -> Path:
     """A folder that does not exist yet, named by the time."""
     base = Path(root) / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -143,17 +193,22 @@ def new_folder(root: str | Path = "runs/bench") -> Path:
     return folder
 
 
-def resume(folder: str | Path, progress: Callable[[int, int, str], None] = lambda done, total, what: None) -> Path:
+def resume(
+    folder: str | Path,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    config_dir: str | None = None,
+    notice: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Go on with an interrupted bundle, under the settings that it was begun with.
 
-    Raises:
-        MMSpecError: if the folder holds no bundle, or a complete one.
-    """
-    from .bundle import Bundle
+    Args:
+        folder: of the bundle. It may be somebody else's: nothing is run that it names beyond mmspec's own options.
+        progress, notice: see `benchmark`.
+        config_dir: a folder of the user's own configurations, if it was begun with one.
 
-    manifest = Bundle.open(folder).manifest
-    if not isinstance(manifest.get("overrides"), list):
-        raise MMSpecError(
-            f"the bundle {folder} does not say how it was begun: give its settings with --output {folder}"
-        )
-    return benchmark(manifest["overrides"], folder, manifest["config_dir"], progress)
+    Raises:
+        MMSpecError: if the folder holds no bundle, a complete one, or one that asks for what is not run unseen.
+    """
+    from .resuming import overrides_of
+
+    return benchmark(overrides_of(folder, config_dir), folder, config_dir, progress, notice)

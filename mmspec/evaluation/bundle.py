@@ -3,28 +3,31 @@
 `manifest.json` says what was run and how it ended, `config.yaml` is the whole configuration, `requests.jsonl` has a
 line per answer and `rounds.jsonl` one per round. Records are written in blocks: what all sides made of one request in
 one repeat. A block is complete or it is dropped when the run goes on, so an interrupted run loses one block at most.
+After every block the manifest says how many blocks, answers and rounds there are, so that a file that was cut is seen.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
-
-try:
-    import fcntl
-except ImportError:  # Windows: nobody stops a second process from writing to the same folder
-    fcntl = None
+from ..storage import LOCK, UNFINISHED, append, atomic_write_json, atomic_write_text, hold_folder
+from .reading import clean, read_lines, read_object, read_text
+from .schema import MANIFEST as MANIFEST_SHAPE
+from .schema import REQUEST, ROUND, require
 
 FORMAT = 1
-MANIFEST, CONFIG, REQUESTS, ROUNDS, LOCK = "manifest.json", "config.yaml", "requests.jsonl", "rounds.jsonl", ".lock"
+MANIFEST, CONFIG, REQUESTS, ROUNDS = "manifest.json", "config.yaml", "requests.jsonl", "rounds.jsonl"
 ERROR = "error.txt"  # why a job of a sweep ended before it had a manifest
+BEFORE = (LOCK, CONFIG, ERROR)  # what a run that was killed before it measured anything may have left
 COMPLETE, RUNNING, INTERRUPTED, FAILED = "complete", "running", "interrupted", "failed"
+CUT = "its files were cut or changed"
 
 Record = dict[str, Any]
 Block = tuple[int, int, int]
@@ -32,7 +35,7 @@ Block = tuple[int, int, int]
 
 
 class Bundle:
-    """What a run has left, for reading.
+    """What a run has left, for reading. It may come from anywhere: what is strange in it is refused in one line.
 
     Args:
         folder: of the bundle.
@@ -51,47 +54,134 @@ class Bundle:
         """
         folder = Path(folder)
         path = folder / MANIFEST
-        if not path.is_file():
+        if not path.exists():
+            if folder.is_dir() and begun(folder):
+                raise MMSpecError(
+                    f"the run in {str(folder)!r} ended before it had measured anything: give its command again, with "
+                    f"--output {folder}"
+                )
             what = "holds no bundle" if folder.is_dir() else "does not exist"
             raise MMSpecError(
                 f"{str(folder)!r} {what}: there is no {MANIFEST}; mmspec bench --output FOLDER writes one"
             )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MMSpecError(f"{path} cannot be read: {error}") from None
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+        manifest = read_object(path)
+        found = manifest.get("format")
         if found != FORMAT:
             raise MMSpecError(
-                f"the bundle {str(folder)!r} has format {found!r} (written by mmspec "
-                f"{manifest.get('mmspec', 'unknown') if isinstance(manifest, dict) else 'unknown'}), but this version "
-                f"reads format {FORMAT}: measure again, or report it with the version that wrote it"
+                f"the bundle {str(folder)!r} has format {str(found)[:20]!r} (written by mmspec "
+                f"{str(manifest.get('mmspec', 'unknown'))[:20]}), but this version reads format {FORMAT}: measure "
+                "again, or report it with the version that wrote it"
             )
-        return cls(folder, manifest)
+        require(manifest, MANIFEST_SHAPE, str(path))
+        labels = [side["label"] for side in manifest["sides"]]
+        if not labels or len(set(labels)) < len(labels):
+            raise MMSpecError(f"{path}: sides must be methods of different names, and they are {labels}")
+        return cls(folder, clean(manifest, ("overrides", "config_dir")))
 
     @property
     def complete(self) -> bool:
-        return self.manifest["status"] == COMPLETE
+        """Whether everything was measured and all of it is still there."""
+        return self.manifest["status"] == COMPLETE and self.lost is None
 
-    @cached_property
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why sides have no figures, by their labels."""
+        return {side["label"]: side["failed"]["reason"] for side in self.manifest["sides"] if side.get("failed")}
+
+    @property
     def requests(self) -> list[Record]:
         """The records of `requests.jsonl`, in complete blocks only."""
-        blocks = self.blocks()
-        return [record for record in _lines(self.folder / REQUESTS) if _block(record) in blocks]
+        return self._whole[1]
 
-    @cached_property
+    @property
     def rounds(self) -> list[Record]:
         """The records of `rounds.jsonl`, of complete blocks only."""
-        blocks = self.blocks()
-        return [record for record in _lines(self.folder / ROUNDS) if _block(record) in blocks]
+        return self._whole[2]
 
     def blocks(self) -> set[Block]:
-        """The blocks in which every side has answered."""
+        """The blocks in which every side has answered that did not fail, with all of their rounds."""
+        return self._whole[0]
+
+    @cached_property
+    def lost(self) -> str | None:
+        """What the bundle held once and holds no more, in words; None if all is there.
+
+        A run that was killed may hold one block more than its manifest says, and never less.
+        """
+        held = {"blocks": len(self.blocks()), "requests": len(self.requests), "rounds": len(self.rounds)}
+        written = self.manifest.get("written")
+        if written is None:
+            return None if self.manifest["status"] != COMPLETE or self._seems_whole() else CUT
+        short = [f"{held[name]} of {written[name]} {name}" for name in held if held[name] < written[name]]
+        if short:
+            return f"{CUT}: they hold {', '.join(short)}"
+        if self.manifest["status"] == COMPLETE and held != written:
+            return f"{CUT}: they hold more than was written"
+        return None
+
+    def _seems_whole(self) -> bool:
+        """Whether a bundle of an older mmspec, which did not count, has the same requests in every repeat, and all."""
+        repeats: dict[int, set[tuple[int, int]]] = {number: set() for number in range(self.manifest["repeats"])}
+        for request, turn, repeat in self.blocks():
+            repeats.setdefault(repeat, set()).add((request, turn))
+        first = repeats.get(0, set())
+        asked = len({request for request, _ in first})
+        everything = asked + len(self.manifest["skipped"]) >= self.manifest["requests"]
+        return everything and all(one == first for one in repeats.values())
+
+    @cached_property
+    def _whole(self) -> tuple[set[Block], list[Record], list[Record]]:
+        requests = self._records(REQUESTS, REQUEST)
+        rounds = self._records(ROUNDS, ROUND)
+        engines = {side["label"]: side["engine"] for side in self.manifest["sides"]}
+        needed = set(engines) - set(self.failures)
+        count = Counter((_block(record), record["side"]) for record in rounds)
         answered: dict[Block, set[str]] = {}
-        for record in _lines(self.folder / REQUESTS):
-            answered.setdefault(_block(record), set()).add(record["side"])
-        sides = {side["label"] for side in self.manifest["sides"]}
-        return {block for block, found in answered.items() if found == sides}
+        whole = []
+        for record in requests:
+            key = _block(record), record["side"]
+            # transformers reports no rounds; every pass of our own loop is one.
+            if engines[record["side"]] == "transformers" or count[key] == record["passes"]:
+                answered.setdefault(key[0], set()).add(key[1])
+                whole.append(record)
+        blocks = {block for block, found in answered.items() if found >= needed}
+        return (
+            blocks,
+            [record for record in whole if _block(record) in blocks],
+            [one for one in rounds if _block(one) in blocks and one["side"] in answered[_block(one)]],
+        )
+
+    def _records(self, name: str, shape: Record) -> list[Record]:
+        """The records of a file, checked, without a last line that was torn."""
+        path, labels = self.folder / name, {side["label"] for side in self.manifest["sides"]}
+        records = []
+        for number, record in enumerate(read_lines(path), start=1):
+            require(record, shape, f"{path}, line {number}")
+            record |= clean({key: record[key] for key in ("side", "task", "ids") if key in record})
+            if record["side"] not in labels:
+                raise MMSpecError(f"{path}, line {number}: {record['side']!r} is no method of this bundle")
+            rows = [record[key] for key in ROWS[name]]
+            if len({len(row) for row in rows}) > 1 or not rows[0]:
+                raise MMSpecError(f"{path}, line {number}: {', '.join(ROWS[name])} must have an entry per prompt each")
+            records.append(record)
+        return records
+
+
+ROWS = {REQUESTS: ("ids", "prompt_tokens", "new_tokens", "first_tokens"), ROUNDS: ("drafted", "accepted", "emitted")}
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has left nothing but its beginnings in a folder: killed, or stopped by a full disk."""
+    names = {path.name for path in folder.iterdir()}
+    ours = {name for name in names if name in BEFORE or name.endswith(UNFINISHED)}
+    if MANIFEST in names and not _empty(folder / MANIFEST):
+        return False
+    empty = {name for name in (MANIFEST, REQUESTS, ROUNDS) if name in names and _empty(folder / name)}
+    return bool(names) and names == ours | empty
+
+
+def _empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 class BundleWriter:
@@ -109,37 +199,31 @@ class BundleWriter:
     def __enter__(self) -> BundleWriter:
         with self._writing("the folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / LOCK).open("a")
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                raise MMSpecError(
-                    f"{self.folder} is being written by another process: wait for it, or choose another --output"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+            self._lock = hold_folder(self.folder, "wait for it, or choose another --output")
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.close()
+        self._lock.release()
 
     def begin(self, manifest: Record) -> set[Block]:
         """Begin the bundle, or go on with what is there; return the blocks that are done.
+
+        Of a bundle that has blocks, the sides that failed stay failed: alone they would be timed at another moment than
+        those that they are compared with.
 
         Raises:
             MMSpecError: if the folder holds something else, a complete bundle, or one of other settings.
         """
         done: set[Block] = set()
-        if (self.folder / MANIFEST).exists():
-            done = self._go_on(Bundle.open(self.folder), manifest)
-        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name not in (LOCK, ERROR)):
-            raise MMSpecError(f"{self.folder} holds {strangers[0]!r} and no bundle: choose an empty --output")
-        self.manifest = manifest
+        if not begun(self.folder):
+            if (self.folder / MANIFEST).exists():
+                done = self._go_on(Bundle.open(self.folder), manifest)
+            elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE):
+                raise MMSpecError(f"{self.folder} holds {strangers[0]!r} and no bundle: choose an empty --output")
+        self.manifest = {"written": {"blocks": 0, "requests": 0, "rounds": 0}} | manifest
         with self._writing(CONFIG):
-            (self.folder / CONFIG).write_text(self.config, encoding="utf-8")
-        self.update(status=RUNNING, error=None)
+            atomic_write_text(self.folder / CONFIG, self.config)
+        self.update(status=RUNNING, error=None)  # the manifest comes last: where it is, all else is
         return done
 
     def _go_on(self, bundle: Bundle, manifest: Record) -> set[Block]:
@@ -149,7 +233,7 @@ class BundleWriter:
                 "--output"
             )
         for what, theirs, ours in (
-            ("configuration", (self.folder / CONFIG).read_text(encoding="utf-8"), self.config),
+            ("configuration", read_text(self.folder / CONFIG), self.config),
             ("target's weights", bundle.manifest["target"]["fingerprint"], manifest["target"]["fingerprint"]),
             ("methods", [side["label"] for side in bundle.manifest["sides"]], [s["label"] for s in manifest["sides"]]),
         ):
@@ -158,30 +242,39 @@ class BundleWriter:
                     f"the bundle {self.folder} was begun with another {what}{_difference(theirs, ours)}: go on with "
                     f"mmspec bench --resume {self.folder}, or choose another --output"
                 )
+        blocks = bundle.blocks()
         manifest["started"] = bundle.manifest["started"]
         manifest["skipped"] = bundle.manifest["skipped"]
-        for name, records in ((ROUNDS, bundle.rounds), (REQUESTS, bundle.requests)):
+        if blocks:
+            for old, side in zip(bundle.manifest["sides"], manifest["sides"], strict=True):
+                side["failed"] = old.get("failed") or side.get("failed")
+        records = ((ROUNDS, bundle.rounds), (REQUESTS, bundle.requests))
+        counts = {"blocks": len(blocks), "requests": len(bundle.requests), "rounds": len(bundle.rounds)}
+        manifest["written"] = counts
+        for name, kept in records:
             with self._writing(name):
-                unfinished = self.folder / f"{name}.unfinished"
-                unfinished.write_bytes(_encoded(records))
-                unfinished.replace(self.folder / name)
-        return bundle.blocks()
+                atomic_write_text(self.folder / name, _encoded(kept).decode())
+        return blocks
 
-    def add(self, requests: Iterable[Record], rounds: Iterable[Record]) -> None:
+    def add(self, requests: Sequence[Record], rounds: Sequence[Record]) -> None:
         """Write a block. The requests come last, because it is they that make a block complete."""
         for name, records in ((ROUNDS, rounds), (REQUESTS, requests)):
             with self._writing(name), (self.folder / name).open("ab", buffering=0) as file:
-                data = memoryview(_encoded(records))
-                while data:  # a disk may take a part only
-                    data = data[file.write(data) :]
+                append(file, _encoded(records))
+        written = self.manifest["written"]
+        added = {"blocks": 1, "requests": len(requests), "rounds": len(rounds)}
+        self.update(written={name: written[name] + added[name] for name in added})
+
+    def fail(self, label: str, failed: Record) -> None:
+        """Note that a side cannot go on, and why; this comes before the block in which it failed."""
+        sides = [side | {"failed": failed} if side["label"] == label else side for side in self.manifest["sides"]]
+        self.update(sides=sides)
 
     def update(self, **changes: Any) -> None:
         """Change entries of the manifest."""
         self.manifest |= changes
         with self._writing(MANIFEST):
-            unfinished = self.folder / f"{MANIFEST}.unfinished"
-            unfinished.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
-            unfinished.replace(self.folder / MANIFEST)
+            atomic_write_json(self.folder / MANIFEST, self.manifest, indent=1)
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -200,22 +293,6 @@ def _block(record: Record) -> Block:
 
 def _encoded(records: Iterable[Record]) -> bytes:
     return "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records).encode()
-
-
-def _lines(path: Path) -> list[Record]:
-    """The records of a file of JSON lines, without a last line that was torn."""
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if line.endswith(b"\n"):
-                raise MMSpecError(
-                    f"{path}, line {number} is not JSON: the file was changed or the disk failed"
-                ) from None
-    return records
 
 
 def _difference(theirs: Any, ours: Any) -> str:

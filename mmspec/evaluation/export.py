@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
+from ..storage import atomic_write_text
 from .merging import Group, Method
 from .sample import Measured
 from .units import need_single_prompts
@@ -43,6 +44,8 @@ def export_mmspec(groups: Sequence[Group], folder: str | Path) -> list[Path]:
     group, folder = groups[0], Path(folder)
     files: dict[Path, Method] = {}
     for method in group.methods:
+        if not method.answers:  # it failed
+            continue
         path = folder / f"{file_stem(method)}-temperature-{group.conditions['sampling'].get('temperature', 0):g}.jsonl"
         if path in files:
             raise MMSpecError(
@@ -52,7 +55,7 @@ def export_mmspec(groups: Sequence[Group], folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for path, method in files.items():
         lines = sorted(_lines(method, group), key=lambda line: line["question_id"])
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        atomic_write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return list(files)
 
 
@@ -82,7 +85,7 @@ def _choice(method: Method, turns: Sequence[Measured]) -> dict[str, list]:
         return [value(one) for one in turns]
 
     choice = {
-        "turns": per_turn(lambda one: one.record["text"][0]),
+        "turns": per_turn(lambda one: (one.record.get("text") or [None])[0]),
         "idxs": per_turn(lambda one: int(one.counts["tokens"] - one.counts["accepted"]) - 1),
         "new_tokens": per_turn(lambda one: one.record["new_tokens"][0]),
         "wall_time": per_turn(lambda one: one.columns["seconds"]),
@@ -108,4 +111,7 @@ def _target_seconds(one: Measured) -> float:
 
 
 def _time(manifest: dict[str, Any]) -> float:
-    return datetime.fromisoformat(manifest["started"]).timestamp()
+    try:
+        return datetime.fromisoformat(manifest["started"]).timestamp()
+    except (ValueError, OverflowError):
+        raise MMSpecError(f"the bundle began at {manifest['started']!r}, which is no time") from None

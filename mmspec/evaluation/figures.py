@@ -36,6 +36,22 @@ def accepted_tokens(totals: Totals) -> np.ndarray:
     return ratio(totals["accepted"], totals["steps"])
 
 
+def drafted_nodes(totals: Totals) -> np.ndarray:
+    """Drafted nodes per target pass."""
+    return ratio(totals["drafted"], totals["known_steps"])
+
+
+def tree_levels(totals: Totals) -> np.ndarray:
+    """Levels of the tree per target pass."""
+    return ratio(totals["levels"], totals["known_steps"])
+
+
+def drafting(totals: Totals) -> np.ndarray:
+    """Seconds of drafting per round over those of a pass of the baseline."""
+    ours = totals["draft_seconds"] * totals["plain_passes"]
+    return ratio(ours, totals["rounds"] * totals["plain_decode_seconds"])
+
+
 @dataclass(frozen=True)
 class Exactness:
     """How the answers compare with plain decoding, token by token.
@@ -67,6 +83,10 @@ class Means:
         mean_acceptance_length: tokens per target pass, with the target's own.
         mean_accepted_draft_tokens: drafted tokens among them. Of transformers' own drafting, which reports no rounds,
             it is what the passes, of which the prompt's is one, do not explain.
+        nodes: mean number of drafted nodes per target pass; None where unknown.
+        levels: mean depth of the trees, which is the passes of a drafter that grows them; None where unknown.
+        draft_cost: seconds of drafting and observing per round over the baseline's decoding seconds per pass; None
+            where unknown.
     """
 
     speedup: Estimate
@@ -77,6 +97,9 @@ class Means:
     spread_decode: tuple[float, float] | None
     mean_acceptance_length: Estimate
     mean_accepted_draft_tokens: Estimate
+    nodes: float | None
+    levels: float | None
+    draft_cost: float | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +119,9 @@ class Figures(Means):
         conditional_acceptance_rate: entry i: the same among the passes that accepted i or more and had a tree deeper
             than i. Where an end token or the length limit cut a round, what was cut counts as not accepted.
         acceptance_histogram: accepted drafted tokens to the number of target passes.
-        nodes: mean number of drafted nodes per target pass; None where unknown.
         nodes_max: most nodes in any pass.
-        levels: mean depth of the trees, which is the passes of a drafter that grows them; None where unknown.
         budget: most nodes that the settings allow; None where unknown.
         round_seconds: seconds per round of the batch by phase, without the prompt's part.
-        draft_cost: seconds of drafting and observing per round over the baseline's decoding seconds per pass.
         unaccounted: share of the wall time that no phase explains, over all repeats.
         exact: how the answers compare with plain decoding.
     """
@@ -117,12 +137,9 @@ class Figures(Means):
     acceptance_rate_per_position: list[float]
     conditional_acceptance_rate: list[float]
     acceptance_histogram: dict[int, int]
-    nodes: float | None
     nodes_max: int | None
-    levels: float | None
     budget: int | None
     round_seconds: dict[str, float]
-    draft_cost: float | None
     unaccounted: float
     exact: Exactness
 
@@ -137,6 +154,7 @@ class Row:
         tasks: the group's tasks in order, None for one that the method has not answered.
         mean: the unweighted mean over tasks; None if one is missing, because it would not compare with the others'.
         overall: pooled over all that was answered; None if nothing was.
+        failed: why it has no figures, or of which bundles they are not; None if it never failed.
     """
 
     method: str
@@ -146,6 +164,7 @@ class Row:
     tasks: dict[str, Figures | None]
     mean: Means | None
     overall: Figures | None
+    failed: str | None = None
 
 
 def rows_of(group: Group) -> list[Row]:
@@ -164,7 +183,8 @@ def _row(group: Group, method: Method) -> Row:
     tasks = {task: _figures([samples[task]], side) if task in samples else None for task in group.tasks}
     mean = Means(**_means(list(samples.values()), _average)) if all(tasks.values()) and tasks else None
     overall = _figures(list(samples.values()), side) if samples else None
-    return Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall)
+    failed = "; ".join(dict.fromkeys(method.failures)) or None
+    return Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall, failed)
 
 
 Combine = Callable[[Callable[[Totals], np.ndarray], Sequence[Totals]], np.ndarray]
@@ -193,7 +213,16 @@ def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
             each = [np.concatenate(each)]
         return float(np.mean([one.mean() if len(one) else 1.0 for one in each]))
 
+    def if_known(figure: Callable[[Totals], np.ndarray], *needed: str) -> float | None:
+        """A figure of the rounds, which not every engine reports."""
+        parts = [together(totals)] if combine is _pool else totals
+        known = all(one[name][0] > 0 for one in parts for name in needed)
+        return float(combine(figure, totals)[0]) if known else None
+
     return {
+        "nodes": if_known(drafted_nodes, "known_steps"),
+        "levels": if_known(tree_levels, "known_steps"),
+        "draft_cost": if_known(drafting, "rounds", "plain_passes", "plain_decode_seconds"),
         "speedup": Estimate.of(combine(speedup, totals)),
         "speedup_per_prompt": per_prompt(speedup, "tokens"),
         "spread": of_repeats(speedup),
@@ -219,9 +248,6 @@ def _figures(samples: Sequence[Sample], side: dict[str, Any]) -> Figures:
     known = bool(stats.rounds)
     runs = [run.record for one in measured for run in one.answer.runs]
     wall = sum(record["wall"] for record in runs)
-    cost = None
-    if known and sums["plain_passes"] and sums["plain_decode_seconds"]:
-        cost = sums["draft_seconds"] / sums["rounds"] / (sums["plain_decode_seconds"] / sums["plain_passes"])
     return Figures(
         **_means(samples, _pool),
         requests=len(measured),
@@ -235,12 +261,9 @@ def _figures(samples: Sequence[Sample], side: dict[str, Any]) -> Figures:
         acceptance_rate_per_position=stats.acceptance_rate_per_position,
         conditional_acceptance_rate=conditional_acceptance_rate(stats),
         acceptance_histogram=stats.acceptance_histogram,
-        nodes=stats.num_draft_tokens / stats.num_spec_steps if stats.num_spec_steps else None,
         nodes_max=max((max(record.drafted) for record in stats.rounds), default=None),
-        levels=stats.mean_levels if stats.num_spec_steps else None,
         budget=side.get("budget"),
         round_seconds=_round_seconds(measured),
-        draft_cost=cost,
         unaccounted=1 - sum(math.fsum(record["seconds"].values()) for record in runs) / wall if wall else 0.0,
         exact=_exactness(measured, side),
     )

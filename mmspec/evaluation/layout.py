@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 TEXT_COLUMNS = ("method", "measured on", "same text as plain")  # the others are numbers, and end at the right
+BROKEN = ("measured on", "same text as plain")  # columns in which a cell may break
+MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", ">": "&gt;", "[": "\\[", "]": "\\]"})
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 GAP = 2  # between columns
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; a pipe in a name does not end its cell."""
+    """Return a Markdown table, in which a name is no more than its letters: it ends no cell and links to nothing."""
     rule = ["---" if heading in TEXT_COLUMNS else "--:" for heading in headings]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (headings, *rows)]
+    escaped = [[markdown_text(cell) for cell in line] for line in (headings, *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [escaped[0], rule, *escaped[1:]])
+
+
+def markdown_text(text: str) -> str:
+    """Return a text for Markdown: no tag, no comment, no link or picture, no end of a cell or line."""
+    return printable(text).translate(MARKDOWN)
+
+
+def csv_text(value: Any) -> Any:
+    """Return a value for a CSV cell: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def terminal_tables(
@@ -77,7 +92,8 @@ def _table(
 
     spare = width - _total([least[i] for i in columns])
     looks = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", **looks)
+    # As rich's Text a name is no markup.
+    table = Table(title=Text(f"\n{printable(title)}"), title_justify="left", title_style="bold", **looks)
     for i in columns:
         # What would break gets what is left over.
         more = max((len(row[i]) for row in rows), default=0) - least[i]
@@ -85,9 +101,9 @@ def _table(
         spare -= more
         least_or_all = min(least[i] + more, width)
         justify = "left" if headings[i] in TEXT_COLUMNS else "right"
-        table.add_column(Text(headings[i]), justify=justify, width=least_or_all, overflow="fold")
+        table.add_column(Text(printable(headings[i])), justify=justify, width=least_or_all, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(row[i]) for i in columns))
+        table.add_row(*(Text(printable(row[i])) for i in columns))
     return table
 
 

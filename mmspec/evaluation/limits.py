@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ..metrics import SHOWN
 from ..speed.prediction import LEVERS, Prediction
 from .figures import Row
-from .layout import as_text, markdown_table, terminal_tables
+from .layout import as_text, markdown_table, markdown_text, terminal_tables
 from .merging import Group
 from .notes import conditions_shown
 
@@ -17,47 +19,81 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 DASH = "-"
-HEADINGS = (
-    "decoding only",
-    "limit",
-    "share of limit",
-    "without overhead",
-    "scoring as cheap as a step",
-    "free drafting",
-    "perfect acceptance",
-)
+HEADINGS = tuple(SHOWN[name] for name in ("speedup_decode", "limit", "share", *LEVERS))
 NOTE = (
-    "From the phases of the mean round, over all tasks, the prompt's part left out. With tau tokens a pass, D seconds "
-    "of drafting, V of scoring, O of the rest, s of plain decoding's own pass and P per plain token: decoding only is "
-    "tau P / (D + V + O); the limit, tau P / (D + s), has no overhead and scores a tree at the price of one token; "
-    "each lever alone gives the speed-up in its column; perfect acceptance is that of every level drafted. What a "
-    "drafter does in observe counts as overhead."
+    "From the phases of the mean round of every task, the prompt's part left out; each task counts the same. With tau "
+    "tokens per pass, D seconds of drafting, V of scoring, O of the rest, s of plain decoding's own pass and P per "
+    "plain token: the speed-up of decoding is tau P / (D + V + O); the limit, tau P / (D + s), has no overhead and "
+    "scores a tree at the price of one token; each lever alone gives the speed-up in its column; perfect acceptance is "
+    "that of every level drafted. What a drafter does in observe counts as overhead."
 )
-MISSING = "No limits of {names}: their rounds are not known, or the baseline is not mmspec's own loop."
+MISSING = (
+    "No limits of {names}: their rounds are not known, they did not answer every task, or the baseline is not mmspec's "
+    "own loop."
+)
 OVERHEAD = ("verify", "commit", "observe", "other")
 
 
-def limits_of(row: Row, plain: Row | None) -> Prediction | None:
-    """The mean round of a method, from its phases and the baseline's; None where one of them has no rounds.
+@dataclass(frozen=True)
+class Limits:
+    """What a method could reach, averaged over tasks.
+
+    Args:
+        speedup_decode: as the table has it.
+        rounds: the mean round of each task.
+    """
+
+    speedup_decode: float
+    rounds: dict[str, Prediction]
+
+    @property
+    def limit(self) -> float:
+        return fmean(one.limit for one in self.rounds.values())
+
+    @property
+    def share(self) -> float:
+        """Of the limit that is reached."""
+        return self.speedup_decode / self.limit
+
+    @property
+    def levers(self) -> dict[str, float | None]:
+        """The speed-up of decoding with one thing changed; None where it is unknown of a task."""
+        found = [one.levers for one in self.rounds.values()]
+        return {
+            name: None if any(one[name] is None for one in found) else fmean(one[name] for one in found)
+            for name in LEVERS
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        figures = {name: getattr(self, name) for name in ("speedup_decode", "limit", "share", "levers")}
+        return figures | {"tasks": {task: one.as_json() for task, one in self.rounds.items()}}
+
+
+def limits_of(row: Row, plain: Row | None) -> Limits | None:
+    """What a method could reach, from its phases and the baseline's; None where a task of one of them has no rounds.
 
     Args:
         row: of the method.
         plain: the baseline's of the same group, plain decoding by mmspec's own loop.
     """
-    if plain is None or row.overall is None or plain.overall is None or plain.side.get("drafter") is not None:
+    if plain is None or row.mean is None or plain.mean is None or plain.side.get("drafter") is not None:
         return None
-    ours, theirs = row.overall.round_seconds, plain.overall.round_seconds
-    if not ours.get("score") or not theirs.get("score"):
-        return None
-    return Prediction(
-        tokens=row.overall.mean_acceptance_length.value,
-        draft=ours.get("draft", 0.0),
-        score=ours["score"],
-        overhead=sum(ours.get(phase, 0.0) for phase in OVERHEAD),
-        step=theirs["score"],
-        plain=sum(theirs.values()),
-        depth=row.overall.levels,
-    )
+    rounds = {}
+    for task, figures in row.tasks.items():
+        ours, theirs = figures.round_seconds, plain.tasks[task].round_seconds
+        if not ours.get("score") or not theirs.get("score"):
+            return None
+        rounds[task] = Prediction(
+            tokens=figures.mean_acceptance_length.value,
+            draft=ours.get("draft", 0.0),
+            score=ours["score"],
+            overhead=sum(ours.get(phase, 0.0) for phase in OVERHEAD),
+            step=theirs["score"],
+            plain=sum(theirs.values()),
+            depth=figures.levels,
+        )
+    return Limits(row.mean.speedup_decode.value, rounds)
 
 
 @dataclass
@@ -73,10 +109,14 @@ class LimitsTable:
     groups: Sequence[Group]
 
     @property
-    def limits(self) -> list[tuple[Row, Prediction | None]]:
-        """Every method but the baselines, with its mean round."""
+    def limits(self) -> list[tuple[Row, Limits | None]]:
+        """Every method but the baselines and those that failed, with what it could reach."""
         plain = {id(row.conditions): row for row in self.rows if row.baseline}
-        return [(row, limits_of(row, plain.get(id(row.conditions)))) for row in self.rows if not row.baseline]
+        return [
+            (row, limits_of(row, plain.get(id(row.conditions))))
+            for row in self.rows
+            if not row.baseline and row.overall
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -93,16 +133,18 @@ class LimitsTable:
                 continue
             names = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else [])]
             levers = [DASH if one.levers[name] is None else f"{one.levers[name]:.2f}" for name in LEVERS]
-            rows.append([*names, f"{one.speedup:.2f}", f"{one.limit:.2f}", f"{one.share:.0%}", *levers])
+            rows.append([*names, f"{one.speedup_decode:.2f}", f"{one.limit:.2f}", f"{one.share:.0%}", *levers])
         return ["method", *(["measured on"] if mixed else []), *HEADINGS], rows
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return every method's mean round, limit and levers as plain JSON values."""
+        """Return every method's limit, levers and mean rounds as plain JSON values."""
         return [{"method": row.method, **one.as_json()} for row, one in self.limits if one is not None]
 
     def markdown(self) -> str:
         """Return a Markdown table and the lines under it."""
-        return f"{markdown_table(*self.cells())}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+        return (
+            f"{markdown_table(*self.cells())}\n\n" + "\n".join(f"- {markdown_text(note)}" for note in self.notes) + "\n"
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..data import Source
-from ..errors import MMSpecError
+from ..errors import MMSpecError, cut
 from ..inputs import Request
 from ..stats import PHASES, PhaseClock, Round
 from ..target import Target
@@ -16,7 +20,7 @@ from .asking import Group, Questions
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
 from .divergence import TIE, Divergence, complaint_of, divergences
 from .engines import Answer, texts
-from .methods import PLAIN, Side
+from .methods import PLAIN, Side, failure, out_of_memory, reason_of, wrapped
 
 REPORT, FAIL = "report", "fail"
 
@@ -32,8 +36,8 @@ class Protocol:
         limit: at most so many questions of each task; None for all.
         seed: of the sampling; every request has its own, which follows from this one.
         tie: see `divergences`.
-        on_divergence: `fail` ends the run at the first answer that must not differ from plain decoding and does, be it
-            a near-tie in float32 or more than that in half precision; `report` goes on.
+        on_divergence: `fail` ends the measuring of a method at its first answer that must not differ from plain
+            decoding and does, be it a near-tie in float32 or more than that in half precision; `report` goes on.
     """
 
     repeats: int = 3
@@ -47,7 +51,7 @@ class Protocol:
     def __post_init__(self):
         for name, least in (("repeats", 1), ("warmup", 0), ("batch", 1), ("limit", 1), ("tie", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value < math.inf:
                 raise MMSpecError(f"{name}={value} must be at least {least}")
         if self.on_divergence not in (REPORT, FAIL):
             raise MMSpecError(f"on_divergence={self.on_divergence} must be {FAIL} or {REPORT}")
@@ -56,16 +60,29 @@ class Protocol:
 class Measurement:
     """One run of a comparison.
 
+    A side that fails, whatever the reason, is left out from there on and the others are measured; the bundle says why.
+    The run ends early if plain decoding fails, with which all are compared, or when no other side is left.
+
     Args:
         target: who answers.
         sides: what is compared, plain decoding first.
         source: what is asked.
         protocol: how it is measured.
         writer: of the bundle.
+        notice: called with a line when a side fails.
     """
 
-    def __init__(self, target: Target, sides: Sequence[Side], source: Source, protocol: Protocol, writer: BundleWriter):
+    def __init__(
+        self,
+        target: Target,
+        sides: Sequence[Side],
+        source: Source,
+        protocol: Protocol,
+        writer: BundleWriter,
+        notice: Callable[[str], None] = lambda line: None,
+    ):
         self.target, self.sides, self.protocol, self.writer = target, list(sides), protocol, writer
+        self.notice, self.failed = notice, set()
         self.questions = Questions(target, source, protocol.batch, protocol.limit)
         self.first: dict[tuple[int, int, str], tuple[list[list[int]], list[Round]]] = {}
         self.timed = self.booked = 0.0
@@ -84,15 +101,20 @@ class Measurement:
             progress: called with the blocks done and what is being done.
 
         Raises:
-            Divergence: if a method wrote another text than plain decoding and must not.
-            MMSpecError: if no question could be asked, or the bundle cannot be written.
+            Divergence: if no method is left, and the last one wrote another text than plain decoding and must not.
+            MMSpecError: if no question could be asked, no method is left, or the bundle cannot be written.
         """
         manifest |= {"requests": len(self.questions.groups), "skipped": [], **vars(self.protocol)}
         done = self.writer.begin(manifest | {"sides": [side.describe() for side in self.sides]})
         self.questions.skipped = {skip["id"]: skip["reason"] for skip in self.writer.manifest["skipped"]}
-        self._recall(done)
+        for side in self.writer.manifest["sides"]:
+            if side["failed"]:
+                self.failed.add(side["label"])
+                self.notice(f"{side['label']} is left out: {side['failed']['reason']}")
         started = time.perf_counter()
         try:
+            self._recall(done)
+            self._go_on()
             count = 0
             for repeat in range(self.protocol.repeats):
                 for group in self.questions.groups:
@@ -108,7 +130,7 @@ class Measurement:
             self.writer.update(status=INTERRUPTED, skipped=self.questions.skips())
             raise
         except Exception as error:
-            self.writer.update(status=FAILED, error=f"{error}", skipped=self.questions.skips())
+            self.writer.update(status=FAILED, error=cut(reason_of(error), 500), skipped=self.questions.skips())
             raise
         run = time.perf_counter() - started
         self.writer.update(
@@ -123,24 +145,27 @@ class Measurement:
         request, examples = self.questions.request(group, turn)
         if request is None:
             return
-        if not self.warmed:
-            for _ in range(self.protocol.warmup):
-                for side in self.sides:
-                    side.engine.answer(request, 0)
-            self.warmed = True
+        question = examples[0].id
+        for _ in range(0 if self.warmed else self.protocol.warmup):
+            for side in self.sides:
+                self._try(side, question, lambda side: side.engine.answer(request, 0))
+        self.warmed = True
+        for side in self.sides:
+            self._try(side, question, lambda side: side.engine.ready(request))
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
         answers: dict[str, Answer] = {}
         order = self._order(group.number + turn, repeat)
         for side in order:
-            try:
-                answers[side.label] = side.engine.answer(request, seed)
-            except MMSpecError as error:
-                raise MMSpecError(f"method {side.label!r}, question {examples[0].id!r}: {error}") from error
+            answer = self._try(side, question, lambda side: side.engine.answer(request, seed))
+            if answer is not None:
+                answers[side.label] = answer
         self.timed += sum(answer.wall for answer in answers.values())
         self.booked += self.booking * sum(len(answer.rounds) for answer in answers.values())
         plain = answers[PLAIN]
-        records, rounds, failure = [], [], None
+        records, rounds, wrong = [], [], {}
         for side in self.sides:
+            if side.label in self.failed:
+                continue
             answer = answers[side.label]
             key = {"request": group.number, "turn": turn, "repeat": repeat, "side": side.label}
             record = key | {
@@ -160,14 +185,49 @@ class Measurement:
                 record |= {"token_ids": answer.token_ids, "text": said, "retokenized": self._counts(said)}
             record["repeatable"] = self._repeatable(key, answer)
             record |= self._compared(side, request, plain, answer, seed)
-            failure = failure or self._failure(side, record)
+            if (complaint := self._complaint(side, record)) is not None:
+                wrong[side.label] = complaint
             records.append(record)
             rounds += [key | {"round": number} | vars(entry) for number, entry in enumerate(answer.rounds)]
         if repeat == 0:
             group.said[turn] = dict(zip(records[0]["ids"], records[0]["text"], strict=True))
         self.writer.add(records, rounds)
-        if failure is not None:
-            raise failure
+        for label, complaint in wrong.items():
+            self._fail(label, complaint, complaint)
+        if wrong:
+            self._go_on(next(reversed(wrong.values())))
+
+    def _try(self, side: Side, question: str, act: Callable[[Side], Any]) -> Any:
+        """What a side does, or None of one that failed before or does so now."""
+        if side.label in self.failed:
+            return None
+        try:
+            return act(side)
+        except Exception as error:  # of whatever kind: it must not cost the others their figures
+            outcome = wrapped(error, f"method {side.label!r}, question {question!r}")
+            if side.label == PLAIN:
+                raise outcome from error
+            self._fail(side.label, error, outcome, f"question {question!r}: ")
+            self._go_on(outcome)
+        return None
+
+    def _fail(self, label: str, error: Exception, outcome: Exception, where: str = "") -> None:
+        """Leave a side out from here on."""
+        self.failed.add(label)
+        self.writer.fail(label, failure(error, where))
+        if out_of_memory(error):  # what it held must not keep the others from theirs
+            error.__traceback__ = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        self.notice(f"{label} failed, the others go on: {where}{reason_of(error)}")
+
+    def _go_on(self, error: Exception | None = None) -> None:
+        """End the run if no side is left to compare with plain decoding."""
+        left = [side for side in self.sides if side.label not in self.failed]
+        if len(left) == 1 and len(self.sides) > 1:
+            reasons = [side["failed"]["reason"] for side in self.writer.manifest["sides"] if side["failed"]]
+            raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
 
     def _order(self, number: int, repeat: int) -> list[Side]:
         """The sides in turns: who comes first changes from request to request, and who follows whom by repeat."""
@@ -195,8 +255,8 @@ class Measurement:
         )
         return {"same": False, "divergence": found}
 
-    def _failure(self, side: Side, record: dict[str, Any]) -> Divergence | None:
-        """What makes the run fail, if anything does. What transformers itself decodes is reported, never held."""
+    def _complaint(self, side: Side, record: dict[str, Any]) -> Divergence | None:
+        """What makes a side fail that has answered. What transformers itself decodes is reported, never held."""
         if self.protocol.on_divergence == REPORT or side.method.choices.get("engine", "mmspec") != "mmspec":
             return None
         complaint = complaint_of(self.target, record)
@@ -220,6 +280,8 @@ class Measurement:
                 place = record["request"], record["turn"], record["side"]
                 self.first[place] = record["token_ids"], counts.get(place, [])
                 if record["side"] == PLAIN:
+                    if record["request"] >= len(self.questions.groups):
+                        raise MMSpecError(f"{self.writer.folder} has answers to questions that the task does not have")
                     said = dict(zip(record["ids"], record["text"], strict=True))
                     self.questions.groups[record["request"]].said[record["turn"]] = said
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError, did_you_mean
-from .bundle import Bundle
+from .bundle import COMPLETE, Bundle
 
 PLAIN = "plain"
 
@@ -56,12 +56,14 @@ class Method:
         side: the manifest's entry.
         baseline: whether the others are measured against it.
         answers: by what makes a request the same one, in the order in which they were given.
+        failures: why it failed, of the bundles in which it did, whose answers of it are left out.
     """
 
     label: str
     side: Mapping[str, Any]
     baseline: bool
     answers: dict[tuple, Answer] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
     def of_task(self, task: str) -> list[Answer]:
         return [answer for answer in self.answers.values() if answer.task == task]
@@ -121,6 +123,10 @@ def open_groups(
         if baseline not in labels:
             hint = did_you_mean(baseline, labels)
             raise MMSpecError(f"{bundle.folder} has no method {baseline!r} to compare with.{hint}")
+        if baseline in bundle.failures:
+            raise MMSpecError(
+                f"{bundle.folder} cannot be compared with {baseline!r}, which failed: {bundle.failures[baseline]}"
+            )
     grouped: dict[str, list[Bundle]] = {}
     for bundle in bundles:
         conditions = conditions_of(bundle)
@@ -129,7 +135,7 @@ def open_groups(
         # The name is for reading: the fingerprint says whether two targets are the same.
         key = json.dumps({name: value for name, value in conditions.items() if name != "target"}, sort_keys=True)
         grouped.setdefault(key, []).append(bundle)
-    return [_merge(members, baseline) for members in grouped.values()]
+    return [_merge(members, baseline, partial) for members in grouped.values()]
 
 
 def conditions_of(bundle: Bundle) -> dict[str, Any]:
@@ -142,13 +148,14 @@ def conditions_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def _refuse_incomplete(bundle: Bundle) -> None:
+    if bundle.complete:
+        return
     status, error = bundle.manifest["status"], bundle.manifest.get("error")
-    if status != "complete":
-        because = f" ({error})" if error else ""
-        raise MMSpecError(
-            f"{bundle.folder} is not complete but {status}{because}: go on with `mmspec bench --resume "
-            f"{bundle.folder}`, or use what there is with --partial"
-        )
+    reasons = ([status] if status != COMPLETE else []) + [reason for reason in (error, bundle.lost) if reason]
+    raise MMSpecError(
+        f"{bundle.folder} is not complete ({'; '.join(reasons)}): go on with `mmspec bench --resume {bundle.folder}`, "
+        "or use what there is with --partial"
+    )
 
 
 def _refuse_difference(first: Bundle, other: Bundle) -> None:
@@ -168,7 +175,7 @@ def _plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _merge(bundles: list[Bundle], baseline: str) -> Group:
+def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> Group:
     """Merge bundles of the same conditions: sides of one label and the same settings become one method."""
     methods: dict[tuple[str, str], Method] = {}
     tasks: dict[str, None] = {}
@@ -178,7 +185,12 @@ def _merge(bundles: list[Bundle], baseline: str) -> Group:
         for side in bundle.manifest["sides"]:
             key = side["label"], json.dumps([side["engine"], side["settings"]], sort_keys=True)
             method = methods.setdefault(key, Method(side["label"], side, side["label"] == baseline))
-            _collect(method, bundle, runs, baseline)
+            if (reason := bundle.failures.get(side["label"])) is not None:
+                method.failures.append(reason)
+            elif method.side.get("failed"):
+                method.side = side
+            if reason is None or partial:
+                _collect(method, bundle, runs, baseline)
     _distinguish(list(methods.values()))
     ordered = sorted(methods.values(), key=lambda method: not method.baseline)
     # The name of the first bundle's target stands for all: their fingerprints agree.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import configuration
 from ..drafters import Drafter, DraftModelDrafter, FeatureDrafter
-from ..errors import MMSpecError
+from ..errors import MMSpecError, cut, first_line, printable
 from ..target import Target
 from .engines import Engine, Sampling
 
@@ -52,10 +54,17 @@ class Method:
 
 @dataclass
 class Side:
-    """A method that is ready to run."""
+    """A method that is ready to run, or why it is not.
+
+    Args:
+        method: as it was planned.
+        engine: that runs it; None where it could not be built.
+        error: why not.
+    """
 
     method: Method
-    engine: Engine
+    engine: Engine | None
+    error: Exception | None = None
 
     @property
     def label(self) -> str:
@@ -63,7 +72,7 @@ class Side:
 
     def describe(self) -> dict[str, Any]:
         """What the bundle says of it."""
-        settings, choices = self.method.settings, self.method.choices
+        settings, choices, engine = self.method.settings, self.method.choices, self.engine
         return {
             "label": self.label,
             "engine": choices.get("engine", "mmspec"),
@@ -71,10 +80,11 @@ class Side:
             "settings": settings,
             "drafter": choices.get("drafter") if settings["drafter"] is not None else None,
             "tree": choices.get("tree") if settings["tree"] is not None else None,
-            "drafter_structure": structure_of(self.engine.drafter),
-            "budget": self.engine.budget,
-            "lossless": self.engine.lossless,
-            "exact": self.engine.exact,
+            "drafter_structure": None if engine is None else structure_of(engine.drafter),
+            "budget": None if engine is None else engine.budget,
+            "lossless": engine is None or engine.lossless,
+            "exact": engine is None or engine.exact,
+            "failed": None if self.error is None else failure(self.error),
         }
 
 
@@ -127,6 +137,8 @@ def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None) -
             "methods={mine:'drafter=eagle tree=chain'}"
         )
     for label, text in config.methods.items():
+        if printable(str(label)) != str(label) or not str(label).strip():
+            raise MMSpecError(f"the name of a method must be a text of printable characters, and one is {label!r}")
         if str(label) == PLAIN:
             raise MMSpecError(f"a method cannot be called {PLAIN!r}: that is plain decoding, which is always measured")
         try:
@@ -176,8 +188,12 @@ def build_sides(
         budget: drafted nodes a round that no method may exceed; None for no limit.
         batch: prompts that will be answered together.
 
+    Returns:
+        A side for each. One that cannot be built, takes single prompts only, or may draft more than the budget says
+        so, and the others are measured.
+
     Raises:
-        MMSpecError: if a method cannot be built, takes single prompts only, or may draft more than the budget.
+        MMSpecError: if plain decoding cannot be built, or no other method.
     """
     drafters: dict[str, Any] = {}
     sides = []
@@ -195,20 +211,53 @@ def build_sides(
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
             )
-        except MMSpecError as error:
-            raise MMSpecError(f"method {method.label!r}: {error}") from error
-        if budget is not None and (engine.budget is None or engine.budget > budget):
-            most = "an unknown number of" if engine.budget is None else f"up to {engine.budget}"
-            raise MMSpecError(
-                f"method {method.label!r} drafts {most} nodes a round, but budget={budget}: give it a smaller tree "
-                "(tree.length, tree.total, drafter.length ...), raise the budget, or leave the method out"
-            )
-        if batch > 1 and engine.one_row:
-            raise MMSpecError(
-                f"method {method.label!r} takes one prompt at a time, but batch={batch}: set batch=1, or leave it out"
-            )
-        sides.append(Side(method, engine))
+            _refuse(engine, budget, batch)
+            sides.append(Side(method, engine))
+        except Exception as error:  # of whatever kind: it must not cost the others their figures
+            sides.append(Side(method, None, error))
+    failed = [side for side in sides if side.error is not None]
+    if failed and (sides[0].error is not None or len(failed) == len(sides) - 1):
+        error = failed[0].error
+        raise wrapped(error, f"method {failed[0].label!r}") from error
     return sides
+
+
+def _refuse(engine: Engine, budget: int | None, batch: int) -> None:
+    """Refuse a method that does not go with the settings of the run."""
+    if budget is not None and (engine.budget is None or engine.budget > budget):
+        most = "an unknown number of" if engine.budget is None else f"up to {engine.budget}"
+        raise MMSpecError(
+            f"it drafts {most} nodes a round, but budget={budget}: give it a smaller tree (tree.length, tree.total, "
+            "drafter.length ...), raise the budget, or leave the method out"
+        )
+    if batch > 1 and engine.one_row:
+        raise MMSpecError(f"it takes one prompt at a time, but batch={batch}: set batch=1, or leave the method out")
+
+
+def wrapped(error: Exception, where: str) -> Exception:
+    """An error that says where it happened, if it is one that the user can put right; a fault of code is what it is."""
+    if isinstance(error, MMSpecError) or out_of_memory(error):
+        kind = type(error) if isinstance(error, MMSpecError) else MMSpecError
+        return kind(f"{where}: {reason_of(error)}")
+    return error
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if out_of_memory(error):
+        return f"out of memory ({first_line(error)}): a smaller batch=, max_new_tokens= or tree needs less"
+    return str(error) if isinstance(error, MMSpecError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the machine or its device had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def failure(error: Exception, where: str = "") -> dict[str, str | None]:
+    """What a bundle says of a side that failed; where it is a fault of code, its traceback too."""
+    lines = None if isinstance(error, MMSpecError) else "".join(traceback.format_exception(error))
+    return {"reason": cut(f"{where}{reason_of(error)}", 500), "traceback": lines}
 
 
 def _group(override: str) -> str:

@@ -6,26 +6,36 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .bundle import COMPLETE
 from .figures import Row
 from .merging import CONDITIONS, Group
 from .sample import RESAMPLES
 
 COLUMNS = (
-    "Speed-ups are tokens per second over {baseline} in the same process on the same prompts, end to end: from the "
-    "prepared picture to the last token. Decoding only leaves out vision, prefill and the first token. Mean: every "
-    "task counts the same; its 95 % interval is from {resamples} resamples of the prompts{repeats}. Tokens a pass: "
-    "what one pass of the target yields on average, its own (bonus) token included. Same text: answers that equal "
-    "those of plain decoding token for token; at a near-tie the target itself is undecided."
+    "Speed-ups are tokens per second over {baseline} in the same process on the same prompts. Of the tasks and of the "
+    "mean they are end to end: from the prepared picture to the last token; those called decoding leave out vision, "
+    "prefill and the first token. Every figure over several tasks is their mean, each counting the same; the 95 % "
+    "interval is from {resamples} resamples of the prompts{repeats}. Tokens per pass: what one pass of the target "
+    "yields on average, its own (bonus) token included. Same text: answers that equal those of plain decoding token "
+    "for token; at a near-tie the target itself is undecided."
 )
 REPEATS = "; single repeats: the lowest and the highest mean that one repeat alone gave"
 
 
 def notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
     """Return the lines for a table with these rows."""
-    repeated = any(row.overall is not None and row.overall.repeats > 1 for row in rows)
     baseline = _joined(row.side["label"] for row in rows if row.baseline)
-    lines = [COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated else "")]
+    lines = [COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated(rows) else "")]
     lines += [_measured(group, [row for row in rows if row.conditions is group.conditions]) for group in groups]
+    lines += [
+        f"FAILED, so without figures: {row.method}: {row.failed}" for row in rows if row.failed and not row.overall
+    ]
+    lines += [
+        f"{row.method} failed in one run, and its figures are from elsewhere or from before: {row.failed}"
+        for row in rows
+        if row.failed and row.overall
+    ]
+    rows = [row for row in rows if row.overall is not None]
     lines.append(_budgets(rows))
     lines += [line for group in groups for line in _warnings(group)]
     loose = [row.method for row in rows if not row.side.get("lossless", True)]
@@ -54,13 +64,36 @@ def _measured(group: Group, rows: Sequence[Row]) -> str:
     )
     counted = next((row.overall for row in rows if row.baseline), None)
     batch = f", batches of {group.conditions['batch']}" if group.conditions["batch"] > 1 else ""
-    what = "nothing" if counted is None else f"{counted.prompts} prompts x {counted.repeats} repeats"
+    what = "nothing" if counted is None else f"{_count(counted.prompts, 'prompt')} x {_repeats(rows)}"
     days = _joined(m["started"][:10] for m in manifests)
     return (
         f"Measured on {machines}: target {group.conditions['target']} in {group.conditions['dtype']}, {what}{batch}, "
         f"{_sampling(group.conditions['sampling'])}, at most {group.conditions['max_new_tokens']} new tokens; "
         f"{versions}; {days}."
     )
+
+
+def repeated(rows: Sequence[Row]) -> bool:
+    """Whether any method was measured more than once, plain decoding left aside, which every bundle has."""
+    return any(row.overall is not None and row.overall.repeats > 1 for row in _methods(rows))
+
+
+def _methods(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows of the methods; of the baseline, where it is alone."""
+    measured = [row for row in rows if row.overall is not None]
+    return [row for row in measured if not row.baseline] or measured
+
+
+def _repeats(rows: Sequence[Row]) -> str:
+    """How often the methods were measured, and the baseline if it was more often, once more in every bundle."""
+    counts = sorted({row.overall.repeats for row in _methods(rows)})
+    most = next(row.overall.repeats for row in rows if row.baseline)
+    text = _count(counts[-1], "repeat") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repeats"
+    return text if most <= counts[-1] else f"{text} ({most} of the baseline)"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _revision(git: dict[str, Any]) -> str:
@@ -98,11 +131,13 @@ def _warnings(group: Group) -> list[str]:
         lines.append(f"{count} for failing to load; the first, {name}: {reason}.")
     for bundle in group.bundles:
         manifest = bundle.manifest
-        if manifest["status"] != "complete":
-            because = f" ({manifest['error']})" if manifest.get("error") else ""
+        if not bundle.complete:
+            reasons = [reason for reason in (manifest.get("error"), bundle.lost) if reason]
+            because = f" ({'; '.join(reasons)})" if reasons else ""
             done = len({record["request"] for record in bundle.requests})
             of = f"{done} of {manifest['requests']} requests"
-            lines.append(f"PARTIAL: {bundle.folder} is {manifest['status']}{because}, with {of}.")
+            status = manifest["status"] if manifest["status"] != COMPLETE else "damaged"
+            lines.append(f"PARTIAL: {bundle.folder} is {status}{because}, with {of}.")
     return lines
 
 

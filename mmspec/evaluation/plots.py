@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .figures import Figures, Row
-from .looks import GREY, PHASE_COLOURS, Looks, axes_of, family, figure_of, legend, name_of, write
+from ..metrics import SHOWN
+from .figures import Means, Row
+from .looks import GREY, PHASE_COLOURS, Looks, axes_of, family, figure_of, legend, literal, name_of, write
 from .sample import Estimate
 from .table import PHASE_COLUMNS
 
@@ -70,7 +71,7 @@ def _by_task(
             paper = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}  # hides the dotted line
             axes.text(end + 0.03 * widest, place, f"{estimate.value:.2f}", va="center", fontsize=8, bbox=paper)
         axes.axvline(1, color="black", lw=0.8, ls=":", zorder=2.5)
-        axes.set_title(name, fontsize=10, weight="bold" if name == "mean of tasks" else "normal")
+        axes.set_title(literal(name), fontsize=10, weight="bold" if name == "mean of tasks" else "normal")
         axes.set_xlim(0, widest * 1.28)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -85,13 +86,15 @@ def plot_speedup(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Speed-up per task with its confidence interval."""
     base = next((row.side["label"] for row in rows if row.baseline), "plain")
     note = "tokens per second over the baseline's; black lines: 95 % interval over prompts; dotted: the baseline"
-    return _by_task(rows, looks, lambda figures: figures.speedup, f"End-to-end speed-up over {base}", note)
+    title = f"{SHOWN['speedup'].capitalize()}, over {literal(base)}"
+    return _by_task(rows, looks, lambda figures: figures.speedup, title, note)
 
 
 def plot_acceptance(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Accepted length per task with its confidence interval."""
-    note = "tokens per pass of the target, its own included; black lines: 95 % interval over prompts; dotted: no drafts"
-    return _by_task(rows, looks, lambda figures: figures.mean_acceptance_length, "Accepted length", note)
+    note = "the target's own token included; black lines: 95 % interval over prompts; dotted: no drafts"
+    title = SHOWN["mean_acceptance_length"].capitalize()
+    return _by_task(rows, looks, lambda figures: figures.mean_acceptance_length, title, note)
 
 
 def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
@@ -100,7 +103,7 @@ def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
     if not shown:
         return None
     figure = figure_of(8.2, 4.4)
-    axes = axes_of(figure, "Acceptance by position")
+    axes = axes_of(figure, "Acceptance by position, all tasks pooled")
     for row in shown:
         rates = row.overall.acceptance_rate_per_position
         axes.plot(
@@ -109,6 +112,7 @@ def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
             color=looks.colour(row),
             ls=looks.line(row),
             marker=looks.marker(row),
+            mfc=looks.face(row),
             ms=5,
             lw=1.6,
             label=name_of(row, rows),
@@ -129,7 +133,7 @@ def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
     if not shown:
         return None
     figure = figure_of(8.2, 1.3 + 0.3 * len(shown))
-    axes = axes_of(figure, "Where a round's time goes")
+    axes = axes_of(figure, "Where a round's time goes, all tasks pooled")
     places = np.arange(len(shown))[::-1]
     left = np.zeros(len(shown))
     for phase in PHASE_COLUMNS:
@@ -149,15 +153,15 @@ def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 def plot_budget(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Speed-up against the nodes that are drafted; the points of one drafter are joined."""
-    shown = [row for row in _drafting(rows) if row.overall.nodes is not None]
+    shown = [row for row in _drafting(rows) if row.mean is not None and row.mean.nodes is not None]
     if not shown:
         return None
     figure = figure_of(8.2, 4.4)
     axes = axes_of(figure, "Speed-up against tree budget")
     _points(axes, rows, shown, looks, lambda figures: figures.nodes, lambda figures: figures.speedup, join=True)
     axes.axhline(1, color="black", lw=0.8, ls=":")
-    axes.set_xlabel("drafted nodes per target pass")
-    axes.set_ylabel("speed-up, all tasks pooled")
+    axes.set_xlabel(SHOWN["nodes"])
+    axes.set_ylabel(f"{SHOWN['speedup']}, mean of tasks")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
@@ -167,13 +171,13 @@ def plot_budget(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Draft cost against accepted length: what is up and left of all others is on the front."""
-    shown = [row for row in _drafting(rows) if row.overall.draft_cost is not None]
+    shown = [row for row in _drafting(rows) if row.mean is not None and row.mean.draft_cost is not None]
     if not shown:
         return None
     figure = figure_of(8.2, 4.6)
-    axes = axes_of(figure, "Accepted length against draft cost")
-    costs = [row.overall.draft_cost for row in shown]
-    lengths = [row.overall.mean_acceptance_length.value for row in shown]
+    axes = axes_of(figure, f"{SHOWN['mean_acceptance_length'].capitalize()} against {SHOWN['draft_cost']}")
+    costs = [row.mean.draft_cost for row in shown]
+    lengths = [row.mean.mean_acceptance_length.value for row in shown]
     right, top = max(costs) * 1.15 + 0.05, max(lengths) * 1.12
     for predicted in _predictions(max(length / (1 + cost) for length, cost in zip(lengths, costs, strict=True))):
         line = np.array([0, right])
@@ -194,10 +198,10 @@ def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
         axes.plot(costs[i], lengths[i], "o", ms=13, mfc="none", mec="black", mew=1.0, zorder=4)
     axes.set_xlim(0, right)
     axes.set_ylim(min(1.0, *lengths) - 0.1, top)
-    axes.set_xlabel("draft cost of a round, in passes of plain decoding")
-    axes.set_ylabel("accepted length, bonus included")
+    axes.set_xlabel(f"{SHOWN['draft_cost']} of a round, in passes of plain decoding, mean of tasks")
+    axes.set_ylabel(f"{SHOWN['mean_acceptance_length']}, bonus included")
     legend(axes)
-    figure.supxlabel("dashed: speed-up of decoding if scoring a tree cost as much as a plain pass", fontsize=8.5)
+    figure.supxlabel(f"dashed: {SHOWN['speedup_decode']}, if scoring a tree cost as much as a plain pass", fontsize=8.5)
     return figure
 
 
@@ -221,8 +225,8 @@ def _points(
     rows: Sequence[Row],
     shown: Sequence[Row],
     looks: Looks,
-    x: Callable[[Figures], float],
-    y: Callable[[Figures], Estimate],
+    x: Callable[[Means], float],
+    y: Callable[[Means], Estimate],
     join: bool = False,
 ) -> None:
     """A point per method with the interval of its height."""
@@ -230,16 +234,17 @@ def _points(
     for row in shown:
         families.setdefault(family(row), []).append(row)
     for row in shown:
-        at, estimate = x(row.overall), y(row.overall)
+        at, estimate = x(row.mean), y(row.mean)
         if estimate.low is not None:
             axes.plot([at, at], [estimate.low, estimate.high], color=looks.colour(row), lw=1, alpha=0.6)
-        style = {"color": looks.colour(row), "marker": looks.marker(row), "ms": 7, "ls": "", "zorder": 3}
-        axes.plot([at], [estimate.value], label=name_of(row, rows), mec="white", mew=0.6, **style)
+        style = {"marker": looks.marker(row), "mfc": looks.face(row), "mec": looks.colour(row)}
+        axes.plot([at], [estimate.value], label=name_of(row, rows), ms=7, ls="", zorder=3, **style)
     if join:
         for members in families.values():
-            members.sort(key=lambda row: x(row.overall))
-            points = [(x(row.overall), y(row.overall).value) for row in members]
-            axes.plot(*zip(*points, strict=True), color=looks.colour(members[0]), lw=1.2, alpha=0.7, zorder=2)
+            members.sort(key=lambda row: x(row.mean))
+            points = [(x(row.mean), y(row.mean).value) for row in members]
+            line = {"color": looks.colour(members[0]), "ls": looks.line(members[0])}
+            axes.plot(*zip(*points, strict=True), lw=1.2, alpha=0.7, zorder=2, **line)
 
 
 PLOTS: dict[str, Callable[[Sequence[Row], Looks], Any]] = {
@@ -252,10 +257,10 @@ PLOTS: dict[str, Callable[[Sequence[Row], Looks], Any]] = {
 }
 
 CAPTIONS = {
-    "speedup": "Speed-up by task",
-    "acceptance": "Accepted length by task",
+    "speedup": "Speed-up, end to end, by task",
+    "acceptance": "Tokens per pass by task",
     "positions": "Acceptance by position",
     "rounds": "Where a round's time goes",
     "budget": "Speed-up against tree budget",
-    "pareto": "Accepted length against draft cost",
+    "pareto": "Tokens per pass against draft cost",
 }

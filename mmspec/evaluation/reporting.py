@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..errors import MMSpecError
+from ..storage import atomic_write_text
 from .export import export_mmspec
 from .figures import Row, rows_of
 from .limits import LimitsTable
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
 
 def marks(section: str = "") -> tuple[str, str]:
-    """The comments between which a report stands in a Markdown file."""
+    """The comments between which a report stands in a Markdown file.
+
+    Raises:
+        MMSpecError: for a section that is not one word.
+    """
+    if re.fullmatch(r"[\w.,=+-]*", section) is None:
+        raise MMSpecError(f"the section {section!r} must be one word of letters, digits and the signs , . = + - _")
     name = f" {section}" if section else ""
     return f"<!-- mmspec report{name}: begin -->", f"<!-- mmspec report{name}: end -->"
 
@@ -36,7 +43,7 @@ class Report:
 
     Args:
         groups: the bundles by the conditions that they were measured under; usually one.
-        rows: one per method: the baseline of a group first, then by mean speed-up.
+        rows: one per method: the baseline of a group first, then by mean speed-up; those that failed come last.
     """
 
     groups: list[Group]
@@ -83,7 +90,7 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                (folder / name).write_text(text, encoding="utf-8")
+                atomic_write_text(folder / name, text)
             return [*(folder / name for name in texts), *save_plots(self.rows, folder)]
         except OSError as error:
             raise MMSpecError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
@@ -109,11 +116,9 @@ class Report:
         Raises:
             MMSpecError: if the file has one of the comments only, or cannot be written.
         """
-        if re.fullmatch(r"[\w-]*", section) is None:
-            raise MMSpecError(f"the section {section!r} must be one word of letters, digits, _ and -")
         file = Path(file)
-        plots = (file.with_suffix("") if file.suffix else file.with_name(f"{file.name}.plots")) / section
         begin, end = marks(section)
+        plots = (file.with_suffix("") if file.suffix else file.with_name(f"{file.name}.plots")) / section
         try:
             text = file.read_text(encoding="utf-8") if file.exists() else ""
             before, after = _around(text, file, begin, end)
@@ -125,7 +130,7 @@ class Report:
             ]
             tables = [self.table(), *([self.limits()] if limits else [])]
             parts = [begin, *(table.markdown().rstrip("\n") for table in tables), *links, end]
-            file.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
+            atomic_write_text(file, before + "\n\n".join(parts) + after)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise MMSpecError(f"the report cannot be put into {file}: {reason}") from error

@@ -49,7 +49,9 @@ class Measured:
         return {name: float(np.median([time[name] for time in times])) for name in times[0]}
 
     def _counts(self) -> dict[str, float]:
-        """Return the counts that sums are taken of. `steps` are target passes, per row as in `Stats.num_spec_steps`.
+        """Return the counts that sums are taken of.
+
+        `steps` are target passes, per row as in `Stats.num_spec_steps`, `known_steps` those of which there is a record.
 
         transformers reports no rounds. Its passes verify drafts from the prompt's on and each adds one token of the
         target's own, so the other tokens were drafted; of a batch it only decodes without drafts.
@@ -71,6 +73,8 @@ class Measured:
             "emitted": emitted,
             "accepted": accepted,
             "drafted": self.stats.num_draft_tokens,
+            "known_steps": self.stats.num_spec_steps,
+            "levels": self.stats.mean_levels * self.stats.num_spec_steps,
             "rounds": len(self.stats.rounds),
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 import traceback
@@ -11,15 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MMSpecError
-from .bundle import COMPLETE, ERROR, MANIFEST, Bundle
+from ..errors import MMSpecError, printable
+from ..storage import UNFINISHED, atomic_write_json, atomic_write_text
+from .bundle import ERROR, MANIFEST, Bundle
+from .reading import read_object, read_text
+from .resuming import check, is_hydra
+from .schema import require
 
 SWEEP = "sweep.json"
-
-
-def is_hydra(override: str) -> bool:
-    """Whether an override is for hydra itself, such as `hydra/launcher=submitit_slurm`."""
-    return override.lstrip("+~").startswith("hydra")
+SHAPE = {"jobs": [[str]], "config_dir": (str, None), "hydra": [str], "names": ([str], None)}
+NAME = re.compile(r"[\w.,=+-]*[\w=+-][\w.,=+-]*")  # of a folder in the sweep's own: no way out of it
+LONGEST = 200
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -80,27 +81,34 @@ class Sweep:
         Raises:
             MMSpecError: if any job names what does not exist, or the folder holds another sweep.
         """
-        from .bench import prepare_run
+        from .bench import prepare_run, source_of
 
         jobs = list((parts or {}).values()) or expand([override for override in overrides if not is_hydra(override)])
+        asked = set()
         for job in jobs:
             try:
-                prepare_run(job, config_dir)
+                config, settings, _ = prepare_run(job, config_dir)
+                task = f"{config.task} {settings.batch} {settings.limit}"
+                if task not in asked:  # a big one takes a while to read
+                    source_of(config, settings)
+                    asked.add(task)
             except MMSpecError as error:
                 raise MMSpecError(f"job {' '.join(job) or '(no overrides)'}: {error}") from error
         config_dir = None if config_dir is None else str(Path(config_dir).resolve())
         hydra = [override for override in overrides if is_hydra(override)]
         sweep = cls(folder, jobs, config_dir, hydra, parts and list(parts))
+        for name in sweep.names or []:
+            _refuse_name(name, "the experiment")
         path = sweep.folder / SWEEP
-        if path.exists():
+        if path.exists() and path.stat().st_size:
             if cls.open(folder).jobs != jobs:
                 raise MMSpecError(f"{folder} holds another sweep: choose another --output, or --resume {folder}")
-        elif sweep.folder.exists() and any(sweep.folder.iterdir()):
+        elif sweep.folder.exists() and any(not _of_beginning(found) for found in sweep.folder.iterdir()):
             raise MMSpecError(f"{folder} is not empty and holds no sweep: choose another --output")
         plan = {"jobs": jobs, "config_dir": config_dir, "hydra": sweep.hydra, "names": sweep.names}
         try:
             sweep.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+            atomic_write_json(path, plan, indent=1)
         except OSError as error:
             raise MMSpecError(
                 f"{path} cannot be written: {error.strerror or error}; choose another --output"
@@ -109,13 +117,48 @@ class Sweep:
 
     @classmethod
     def open(cls, folder: str | Path) -> Sweep:
-        """The sweep that a folder holds."""
-        path = Path(folder) / SWEEP
-        try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            return cls(Path(folder), plan["jobs"], plan["config_dir"], plan["hydra"], plan["names"])
-        except (OSError, ValueError, KeyError) as error:
-            raise MMSpecError(f"{path} cannot be read: {error!r}") from None
+        """The sweep that a folder holds, which may be somebody else's.
+
+        Raises:
+            MMSpecError: if it holds none, or one whose jobs would not stay in the folder.
+        """
+        folder, path = Path(folder), Path(folder) / SWEEP
+        plan = read_object(path)
+        require(plan, SHAPE, str(path))
+        names, jobs = plan["names"], plan["jobs"]
+        if names is not None and (len(names) != len(jobs) or len(set(names)) != len(names)):
+            raise MMSpecError(f"{path}: there must be a name of its own for each of the {len(jobs)} jobs")
+        for name in names or []:
+            _refuse_name(name, str(path))
+        sweep = cls(folder, jobs, plan["config_dir"], plan["hydra"], names)
+        for number in range(len(jobs)):
+            found = sweep.folder_of(number)
+            if found.is_symlink() and not found.resolve().is_relative_to(folder.resolve()):
+                raise MMSpecError(f"{found} leads out of the sweep's folder, and is neither read nor written")
+        return sweep
+
+    @classmethod
+    def resume(cls, folder: str | Path, config_dir: str | None = None, hydra: Sequence[str] = ()) -> Sweep:
+        """The sweep that a folder holds, to go on with, if that runs nothing beyond mmspec's options and the caller's.
+
+        Args:
+            folder: of the sweep, which may be somebody else's.
+            config_dir: the caller's own configurations.
+            hydra: the launcher and its settings, which the caller says again.
+
+        Raises:
+            MMSpecError: see `open` and `mmspec.evaluation.resuming.check`.
+        """
+        sweep = cls.open(folder)
+        if sorted(sweep.hydra) != sorted(hydra):
+            wanted = " ".join(sweep.hydra) or "no launcher"
+            raise MMSpecError(
+                f"{folder} was begun with {wanted}, which is not taken from a file: say it again behind --resume, if "
+                "you trust it"
+            )
+        for job in sweep.jobs:
+            check(job, sweep.config_dir, config_dir, folder)
+        return sweep
 
     def folder_of(self, job: int) -> Path:
         """Where the bundle of a job goes: its name, or its number and what sets it apart from the other jobs."""
@@ -123,7 +166,7 @@ class Sweep:
             return self.folder / self.names[job]
         own = [override for override in self.jobs[job] if not all(override in other for other in self.jobs)]
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(own))
-        return self.folder / f"{job:0{len(str(len(self.jobs) - 1))}d},{name}"[:200].rstrip(",")
+        return self.folder / f"{job:0{len(str(len(self.jobs) - 1))}d},{name}"[:LONGEST].rstrip(",")
 
     def run(self) -> None:
         """Run the jobs that are not complete, through hydra's launcher.
@@ -147,14 +190,13 @@ class Sweep:
         reasons = {}
         for number in range(len(self.jobs)):
             folder = self.folder_of(number)
-            if (folder / MANIFEST).exists():
-                manifest = Bundle.open(folder).manifest
-                if manifest["status"] != COMPLETE:
-                    reasons[number] = manifest["error"] or manifest["status"]
-            elif (folder / ERROR).exists():
-                reasons[number] = (folder / ERROR).read_text(encoding="utf-8").strip()
-            else:
-                reasons[number] = "it was not started"
+            bundle = self._bundle(number)
+            if bundle is not None and not bundle.complete:
+                status = bundle.manifest["status"]
+                reasons[number] = bundle.manifest["error"] or bundle.lost or status
+            elif bundle is None:
+                reason = read_text(folder / ERROR).strip() if (folder / ERROR).exists() else ""
+                reasons[number] = reason or "it was not started, or ended before it had measured anything"
         return reasons
 
     @property
@@ -163,8 +205,18 @@ class Sweep:
         return [self.folder_of(number) for number in range(len(self.jobs)) if self._complete(number)]
 
     def _complete(self, job: int) -> bool:
+        bundle = self._bundle(job)
+        return bundle is not None and bundle.complete
+
+    def _bundle(self, job: int) -> Bundle | None:
+        """What a job has left; None if that is nothing, or cannot be read, and the job has to be run."""
         folder = self.folder_of(job)
-        return (folder / MANIFEST).exists() and Bundle.open(folder).complete
+        if not (folder / MANIFEST).is_file():
+            return None
+        try:
+            return Bundle.open(folder)
+        except MMSpecError:
+            return None
 
     def _quoted(self) -> str:
         return str(self.folder.resolve()).replace("\\", r"\\").replace("'", r"\'")
@@ -177,16 +229,22 @@ def run_job(job: Any) -> None:
     sweep = Sweep.open(job.sweep)
     folder = sweep.folder_of(job.job)
     try:
-        benchmark(sweep.jobs[job.job], folder, sweep.config_dir, announcer(folder.name))
+        benchmark(sweep.jobs[job.job], folder, sweep.config_dir, announcer(folder.name), say)
     except Exception as error:
         if not isinstance(error, MMSpecError):
             traceback.print_exc()
         if not (folder / MANIFEST).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ERROR).write_text(f"{error}\n", encoding="utf-8")
-        print(f"{folder.name}: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # a full disk; what is wrong is printed below
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic_write_text(folder / ERROR, f"{error}\n")
+        say(f"{folder.name}: {error}")
     else:
         (folder / ERROR).unlink(missing_ok=True)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, in one line whatever is in it."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def announcer(name: str) -> Callable[[int, int, str], None]:
@@ -197,7 +255,7 @@ def announcer(name: str) -> Callable[[int, int, str], None]:
         tenth = 10 * done // max(total, 1)
         if tenth not in said:
             said.add(tenth)
-            print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
+            say(f"{name}: {done} of {total}")
 
     return progress
 
@@ -210,3 +268,17 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+def _refuse_name(name: str, where: str) -> None:
+    """Refuse a name of a part that is no name of a folder below the sweep's."""
+    if len(name) > LONGEST or not NAME.fullmatch(name) or name.startswith("."):
+        raise MMSpecError(
+            f"{where} calls a part {name[:80]!r}, and its bundle is in a folder of that name: it must be of letters, "
+            "digits and the signs , . = + - _"
+        )
+
+
+def _of_beginning(path: Path) -> bool:
+    """Whether a file is what a sweep leaves that was killed, or had no room, before it was planned."""
+    return path.name.endswith(UNFINISHED) or (path.name == SWEEP and path.is_file() and not path.stat().st_size)

@@ -8,17 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import cut
+from ..metrics import SHOWN
 from .figures import Estimate, Figures, Means, Row
-from .layout import as_text, least_width, markdown_table, terminal_tables
+from .layout import BROKEN, as_text, csv_text, least_width, markdown_table, markdown_text, terminal_tables
 from .merging import CONDITIONS, Group
-from .notes import conditions_shown, notes
+from .notes import conditions_shown, notes, repeated
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
 DASH = "-"
-NODES = "drafted nodes a pass (limit)"
-BROKEN = ("measured on", "same text as plain")  # columns in which a cell may break
+NODES = f"{SHOWN['nodes']} (limit)"
+SAME = "same text as plain"
+REASON = 100  # characters of why a method failed that stand in its row
 WIDTH = 120
 
 PHASE_COLUMNS = ("draft", "score", "verify", "commit", "observe", "other")
@@ -48,16 +51,16 @@ class Table:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the headings and the rows."""
-        repeated = any(row.overall is not None and row.overall.repeats > 1 for row in self.rows)
+        again = repeated(self.rows)
         mixed = len(self.groups) > 1
         headings = ["method", *(["measured on"] if mixed else []), NODES, *map(_named, self.tasks)]
-        headings += ["mean (95 % interval)", *(["single repeats"] if repeated else []), "decoding only"]
-        headings += ["tokens a pass", "of them drafted", "same text as plain"]
+        headings += ["mean (95 % interval)", *(["single repeats"] if again else []), SHOWN["speedup_decode"]]
+        headings += [SHOWN["mean_acceptance_length"], SHOWN["mean_accepted_draft_tokens"], SAME]
         rows = []
         for row in self.rows:
             cells = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else []), _nodes(row)]
             cells += [_value(figures and figures.speedup) for figures in (row.tasks.get(task) for task in self.tasks)]
-            cells += [_interval(row.mean), *([_spread(row.mean)] if repeated else [])]
+            cells += [_interval(row.mean), *([_spread(row.mean)] if again else [])]
             cells += [_value(row.mean and row.mean.speedup_decode)]
             cells += [_value(row.mean and row.mean.mean_acceptance_length)]
             cells += [_value(row.mean and row.mean.mean_accepted_draft_tokens), _same(row)]
@@ -66,7 +69,8 @@ class Table:
 
     def markdown(self) -> str:
         """Return a Markdown table and the lines under it."""
-        return f"{markdown_table(*self.cells())}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+        notes = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
+        return f"{markdown_table(*self.cells())}\n\n{notes}\n"
 
     def csv(self) -> str:
         """Return one line per method and task, and one over all tasks, with every figure."""
@@ -75,7 +79,7 @@ class Table:
         out = io.StringIO()
         writer = csv.DictWriter(out, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows([{name: csv_text(value) for name, value in line.items()} for line in lines])
         return out.getvalue()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -85,7 +89,7 @@ class Table:
         headings, rows = self.cells()
         first = headings.index(NODES) + 1
         names, end = (2 if len(self.groups) > 1 else 1), first + len(self.tasks)
-        title, width = f"speed-up over {_baseline(self.rows)}, end to end", options.max_width
+        title, width = f"{SHOWN['speedup']}, over {_baseline(self.rows)}", options.max_width
 
         def part(places: Sequence[int], title: str) -> Iterator[RenderableType]:
             cells = [[row[i] for i in places] for row in rows]
@@ -139,14 +143,19 @@ def _spread(means: Means | None) -> str:
 def _nodes(row: Row) -> str:
     """The nodes of the mean pass and the most that the settings allow; of a side without rounds the limit alone."""
     budget = row.side.get("budget")
+    if row.overall is None:
+        return DASH
     if row.side.get("drafter") is None:
         return "0"
-    if row.overall is None or row.overall.nodes is None:
+    nodes = row.mean and row.mean.nodes
+    if nodes is None:
         return DASH if budget is None else f"({budget})"
-    return f"{row.overall.nodes:.1f}" + (f" ({budget})" if budget is not None else "")
+    return f"{nodes:.1f}" + (f" ({budget})" if budget is not None else "")
 
 
 def _same(row: Row) -> str:
+    if row.overall is None and row.failed:
+        return cut(f"FAILED: {row.failed}", REASON)
     exact = row.overall.exact if row.overall else None
     if exact is None or not exact.compared:
         return DASH
@@ -157,10 +166,15 @@ def _same(row: Row) -> str:
 
 
 def csv_lines(row: Row) -> list[dict[str, Any]]:
-    """Return a row's figures as flat lines: one per task, `mean` for the mean of tasks, `all` for all of it pooled."""
+    """Return a row's figures as flat lines: one per task, `mean` for the mean of tasks, `all` for all of it pooled.
+
+    A method that failed has one line, which says why.
+    """
     conditions = {name: row.conditions[name] for name in CONDITIONS if name != "sampling"}
     conditions |= {name: value for name, value in row.conditions["sampling"].items() if value is not None}
-    side = {name: row.side.get(name) for name in ("engine", "drafter", "tree", "lossless")}
+    side = {name: row.side.get(name) for name in ("engine", "drafter", "tree", "lossless")} | {"failed": row.failed}
+    if row.overall is None:
+        return [{"method": row.method, "task": "all", "baseline": row.baseline, **side, **conditions}]
     parts = {**row.tasks, "mean": row.mean, "all": row.overall}
     return [
         {"method": row.method, "task": task, "baseline": row.baseline, **flat(figures), **side, **conditions}

@@ -150,8 +150,7 @@ def in_units(groups: Sequence[Group], name: str) -> UnitTable:
     Raises:
         MMSpecError: for another name, or a larger batch.
     """
-    if name not in EXPLAINED:
-        raise MMSpecError(f"units={name} is unknown.{did_you_mean(name, EXPLAINED)}")
+    how = explained(name)
     need_single_prompts(groups, f"units={name}")
     figures = {"eagle": _eagle, "mmspec": _mmspec, "vispec": _vispec, "vllm": _vllm}[name]
     tasks = list(dict.fromkeys(task for group in groups for task in group.tasks))
@@ -163,7 +162,18 @@ def in_units(groups: Sequence[Group], name: str) -> UnitTable:
             answers = {scope: method.of_task(scope) for scope in scopes} | {ALL: list(method.answers.values())}
             values = {scope: figures([Measured(one) for one in found]) for scope, found in answers.items() if found}
             rows.append((f"{method.label}{where}", values))
-    return UnitTable(name, EXPLAINED[name], scopes, rows)
+    return UnitTable(name, how, scopes, rows)
+
+
+def explained(name: str) -> tuple[str, ...]:
+    """How others count, in words.
+
+    Raises:
+        MMSpecError: for a name that is none of `EXPLAINED`.
+    """
+    if name not in EXPLAINED:
+        raise MMSpecError(f"units={name} is unknown.{did_you_mean(name, EXPLAINED)}")
+    return EXPLAINED[name]
 
 
 def need_single_prompts(groups: Sequence[Group], what: str) -> None:
@@ -186,7 +196,7 @@ def counted(measured: Measured) -> Counted:
 def _lengths(answers: Sequence[Counted]) -> tuple[float, float]:
     """Return tokens per round with and without the bonus."""
     rounds = sum(one.rounds for one in answers)
-    return sum(one.tokens for one in answers) / rounds, sum(one.accepted for one in answers) / rounds
+    return _over(sum(one.tokens for one in answers), rounds), _over(sum(one.accepted for one in answers), rounds)
 
 
 def _questions(answers: Sequence[Counted]) -> float | None:
@@ -196,9 +206,9 @@ def _questions(answers: Sequence[Counted]) -> float | None:
     questions: dict[tuple[str, ...], list[Counted]] = {}
     for one in answers:
         questions.setdefault(one.ids, []).append(one)
-    ours = [sum(one.tokens for one in turns) / sum(one.seconds for one in turns) for turns in questions.values()]
+    ours = [_over(sum(one.tokens for one in turns), sum(one.seconds for one in turns)) for turns in questions.values()]
     theirs = [
-        sum(one.retokenized - 1 for one in turns) / sum(one.plain_seconds for one in turns)
+        _over(sum(one.retokenized - 1 for one in turns), sum(one.plain_seconds for one in turns))
         for turns in questions.values()
     ]
     return float(np.mean(ours) / np.mean(theirs)) if any(theirs) else None
@@ -218,16 +228,16 @@ def _vispec(measured: Sequence[Measured]) -> dict[str, float | None]:
 def _mmspec(measured: Sequence[Measured]) -> dict[str, float | None]:
     answers = [counted(one) for one in measured]
     with_bonus, without = _lengths(answers)
-    speeds = [(one.tokens / one.seconds, one.plain_tokens / one.plain_seconds) for one in answers]
-    pooled = sum(one.tokens for one in answers) / sum(one.seconds for one in answers)
-    plain = sum(one.plain_tokens for one in answers) / sum(one.plain_seconds for one in answers)
-    paired = float(np.mean([ours / theirs for ours, theirs in speeds]))
-    return {"paired": paired, "global": pooled / plain, "MAT (paper)": without, "MAT (repository)": with_bonus}
+    speeds = [(_over(one.tokens, one.seconds), _over(one.plain_tokens, one.plain_seconds)) for one in answers]
+    pooled = _over(sum(one.tokens for one in answers), sum(one.seconds for one in answers))
+    plain = _over(sum(one.plain_tokens for one in answers), sum(one.plain_seconds for one in answers))
+    paired = float(np.mean([_over(ours, theirs) for ours, theirs in speeds]))
+    return {"paired": paired, "global": _over(pooled, plain), "MAT (paper)": without, "MAT (repository)": with_bonus}
 
 
 def _vllm(measured: Sequence[Measured]) -> dict[str, Any]:
     answers = [counted(one) for one in measured]
-    speed = sum(one.tokens for one in answers) / sum(one.seconds for one in answers)
+    speed = _over(sum(one.tokens for one in answers), sum(one.seconds for one in answers))
     drafts = [
         (drafted, accepted)
         for one in measured
@@ -239,9 +249,17 @@ def _vllm(measured: Sequence[Measured]) -> dict[str, Any]:
     if drafts:
         total, accepted = (sum(part) for part in zip(*drafts, strict=True))
         deepest = max(record.depth for one in measured for record in one.stats.rounds)
-        figures |= {"mean_acceptance_length": 1 + accepted / len(drafts), "draft_acceptance_rate": accepted / total}
+        figures |= {
+            "mean_acceptance_length": 1 + accepted / len(drafts),
+            "draft_acceptance_rate": _over(accepted, total),
+        }
         figures[PER_POSITION] = [sum(a > i for _, a in drafts) / len(drafts) for i in range(deepest)]
     return figures
+
+
+def _over(a: float, b: float) -> float:
+    """The quotient, or 0 where there was nothing to divide by."""
+    return a / b if b else 0.0
 
 
 def _shown(value: Any) -> str:

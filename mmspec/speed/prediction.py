@@ -57,7 +57,7 @@ class Prediction:
 
     @property
     def speedup(self) -> float:
-        """Over plain decoding, the prompt's part left out."""
+        """Over plain decoding, the prompt's part left out: `speedup_decode` of a bundle."""
         return self._if(self.seconds)
 
     @property
@@ -84,8 +84,8 @@ class Prediction:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        names = ("seconds", "tokens_per_second", "speedup", "limit", "share", "levers")
-        return {**vars(self), **{name: getattr(self, name) for name in names}}
+        names = ("seconds", "tokens_per_second", "limit", "share", "levers")
+        return {**vars(self), "speedup_decode": self.speedup, **{name: getattr(self, name) for name in names}}
 
     def _if(self, seconds: float) -> float:
         """The speed-up if a round took so long."""

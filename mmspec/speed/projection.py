@@ -141,7 +141,9 @@ def project(method: Method, target: Architecture, setting: Setting) -> Predictio
 
 
 def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float | None = None) -> list[Method]:
-    """What a report's rows say of their methods; the baseline and what transformers decodes are left out.
+    """What a report's rows say of their methods, each task counting the same as in the table.
+
+    The baseline, what transformers decodes and what did not answer every task are left out.
 
     Args:
         rows: of a report.
@@ -153,13 +155,15 @@ def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float 
     """
     found = []
     for row in rows:
-        figures = row.overall
+        figures = row.mean  # over tasks, as in the table
         if row.baseline or figures is None or figures.nodes is None or row.side.get("drafter") is None:
             continue
         levels = figures.levels or 0.0
-        tree = (row.side.get("settings") or {}).get("tree") or {}
-        width = tree.get("top_k") if "depth" in tree else None
-        if width is None:  # each pass but the last makes about as many nodes as the next one expands
+        tree = row.side["settings"].get("tree")
+        width = tree.get("top_k") if isinstance(tree, Mapping) and "depth" in tree else None
+        if (
+            not isinstance(width, int) or width < 1
+        ):  # each pass but the last makes about as many nodes as the next one expands
             width = max(1.0, figures.nodes / levels) if levels else 1.0
         structure = _structure(row, structures, share)
         tokens = figures.mean_acceptance_length.value
@@ -182,7 +186,10 @@ def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> 
             f"the bundle does not say how drafter {name!r} is made, because an older mmspec wrote it: measure again, "
             f"or say it with structures={{{name}:head}}, or lookup, or a share such as 0.1"
         )
-    structure = Structure(**described)
+    try:
+        structure = Structure(**described)
+    except TypeError:
+        raise MMSpecError(f"the bundle says that drafter {name!r} is made like {str(described)[:80]}") from None
     if structure.kind == MODEL and share is not None:
         return Structure.of(share)
     return structure

@@ -17,6 +17,7 @@ from .static import StaticTree
 
 if TYPE_CHECKING:
     from ..drafters import Drafter
+    from ..inputs import Request
     from ..speed import Costs
     from ..speed.choosing import Candidate
     from ..speed.learning import AcceptanceTracker
@@ -160,7 +161,9 @@ class AutoTree(TreeBuilder):
         from ..speed.learning import AcceptanceTracker
 
         drafter = growth.drafter
-        self._costs = self.costs or self._measure(drafter)
+        if drafter is None and self.costs is None:
+            raise MMSpecError("AutoTree cannot tell whose tree it grows: pass costs= (mmspec.speed.measure_costs)")
+        self._costs = self.costs or self._measure(drafter, drafter.context.request)
         self._reach = growth.reach(self.max_depth)
         self._tracker = AcceptanceTracker(self.prior, self._reach, self.decay, self.weight)
         self._gains = [0.0, 0.0]
@@ -168,14 +171,15 @@ class AutoTree(TreeBuilder):
             self._tracker, self._gains = self._learnt.setdefault(_name(drafter), (self._tracker, self._gains))
         self._choose()
 
-    def _measure(self, drafter: Drafter | None) -> Costs:
+    def calibrate(self, drafter: Drafter, request: Request) -> None:
+        if self.costs is None:
+            self._measure(drafter, request)
+
+    def _measure(self, drafter: Drafter, request: Request) -> Costs:
         """The costs of this machine: from an earlier request, from disk, or measured now."""
         from ..speed import store
         from ..speed.calibration import describe, measure_costs
 
-        if drafter is None:
-            raise MMSpecError("AutoTree cannot tell whose tree it grows: pass costs= (mmspec.speed.measure_costs)")
-        request = drafter.context.request
         key = describe(drafter.target, drafter, request) | {"max_nodes": self.limit}
         name = store.file_of(key).name
         with _MEASURING:  # two requests that measure at once would each measure the other

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..tree import DraftTree
 from .growth import Growth
+
+if TYPE_CHECKING:
+    from ..drafters import Drafter
+    from ..inputs import Request
 
 
 class TreeBuilder(PerRequest):
@@ -23,6 +29,14 @@ class TreeBuilder(PerRequest):
     def max_nodes(self) -> int | None:
         """Drafted nodes of a tree at most, the root not counted; None if that cannot be said beforehand."""
         return None
+
+    def calibrate(self, drafter: Drafter, request: Request) -> None:
+        """Measure what the builder needs to know of the machine, before anything is timed: nothing, unless it adapts.
+
+        Args:
+            drafter: whose trees it will grow.
+            request: what will be answered; builders for single calls share what was measured.
+        """
 
     def build(self, growth: Growth) -> DraftTree:
         """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""

@@ -80,7 +80,17 @@ def sides(target, *, verifier=None, temperature=0.0, tokens=SHORT) -> list[Side]
 
 
 def manifest(target) -> dict:
-    return {"format": 1, "mmspec": "test", "started": "now", "target": {"fingerprint": target.fingerprint}}
+    return {
+        "format": 1,
+        "mmspec": "test",
+        "started": "now",
+        "git": {},
+        "versions": {},
+        "machine": {"cpu": "a processor", "cpus": 2, "threads": 1, "device": "cpu"},
+        "target": {"name": "tiny", "dtype": "float32", "fingerprint": target.fingerprint},
+        "sampling": {},
+        "max_new_tokens": SHORT,
+    }
 
 
 def measure(

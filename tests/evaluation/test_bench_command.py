@@ -140,7 +140,7 @@ def test_a_sweep_goes_through_the_submitit_launcher(tmp_path, capsys):
         (["-m", "drafter=ngram,"], "the sweep cannot be read"),
         (
             ["drafter=eagle3", "tree=dynamic", "budget=8"],
-            "method 'eagle3 dynamic' drafts up to 23 nodes a round, but budget=8",
+            "method 'eagle3 dynamic': it drafts up to 23 nodes a round, but budget=8",
         ),
         (["engine=transformers", "drafter=eagle3"], "engine=transformers has no counterpart of Eagle3Drafter"),
         (["engine=transformers", "drafter=ngram", "tree=chain"], "knows no Chain for drafter NGramDrafter"),

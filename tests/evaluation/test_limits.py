@@ -19,10 +19,11 @@ def bundle(tmp_path):
 def test_limits_by_hand(bundle):
     table = report(bundle).limits()
     one = dict((row.method, one) for row, one in table.limits)["eagle3 chain"]
+    (one_round,) = one.rounds.values()
     # Two tokens in rounds of 2 s: 0.5 drafting, 1 scoring, 0.5 observing; a plain token takes 0.5 s, all in its pass.
-    assert (one.tokens, one.draft, one.score, one.overhead) == (2.0, 0.5, 1.0, 0.5)
-    assert (one.step, one.plain, one.depth) == (0.5, 0.5, 3.0)
-    assert one.speedup == 0.5 and one.limit == 1.0 and one.share == 0.5
+    assert (one_round.tokens, one_round.draft, one_round.score, one_round.overhead) == (2.0, 0.5, 1.0, 0.5)
+    assert (one_round.step, one_round.plain, one_round.depth) == (0.5, 0.5, 3.0)
+    assert one.speedup_decode == one_round.speedup == 0.5 and one.limit == 1.0 and one.share == 0.5
     assert one.levers == {
         "no_overhead": 2 / 3,
         "cheap_scoring": 2 / 3,
@@ -30,7 +31,7 @@ def test_limits_by_hand(bundle):
         "perfect_acceptance": 1.0,
     }
     headings, rows = table.cells()
-    assert headings[:4] == ["method", "decoding only", "limit", "share of limit"]
+    assert headings[:4] == ["method", "speed-up, decoding", "limit", "share of limit"]
     assert rows == [["eagle3 chain", "0.50", "1.00", "50%", "0.67", "0.67", "0.67", "1.00"]]
     assert "No limits of transformers lookup" in table.notes[1]
 

@@ -1,6 +1,7 @@
 """Measuring: what is recorded, what is checked, what makes a run fail, and how it goes on."""
 
 import errno
+import json
 
 import pytest
 from running import SHORT, AcceptsAll, Listed, OtherNoise, lines, measure, questions, side, sides, tiny
@@ -142,8 +143,9 @@ def test_an_interrupted_run_goes_on(tmp_path):
     before = (tmp_path / "b" / "requests.jsonl").read_text()
     # A kill in the middle of a block, and of a line.
     for name in ("requests.jsonl", "rounds.jsonl"):
+        first = lines(tmp_path / "b" / name)[0]
         with (tmp_path / "b" / name).open("a") as file:
-            file.write('{"request":2,"turn":0,"repeat":0,"side":"plain"}\n{"requ')
+            file.write(json.dumps(first | {"request": 2}) + '\n{"requ')
     bundle = measure(tmp_path / "b", source)
     after = (tmp_path / "b" / "requests.jsonl").read_text()
     assert bundle.complete and after.startswith(before) and len(bundle.requests) == 6

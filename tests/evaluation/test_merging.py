@@ -91,7 +91,7 @@ def test_incomplete_bundles_are_refused_unless_asked(tmp_path, status):
     folder = write_bundle(tmp_path / "a", sides, {"scenes": [9, 9]}, status=status, error="disk full")
     path = folder / "requests.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # of the second request plain only
-    with pytest.raises(MMSpecError, match=rf"{status} \(disk full\).*mmspec bench --resume .*--partial"):
+    with pytest.raises(MMSpecError, match=rf"{status}; disk full\).*mmspec bench --resume .*--partial"):
         report(folder)
     made = report(folder, partial=True)
     assert made.rows[1].overall.requests == 1

@@ -21,7 +21,7 @@ def made(tmp_path, sides=None, **changes):
 def test_markdown_rows(tmp_path):
     lines = made(tmp_path).table().markdown().splitlines()
     assert lines[0].startswith(
-        "| method | drafted nodes a pass (limit) | scenes | charts | documents | questions | mean"
+        "| method | drafted nodes per pass (limit) | scenes | charts | documents | questions | mean"
     )
     assert lines[2] == "| plain | 0 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 0.00 | - |"
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
