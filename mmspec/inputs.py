@@ -158,7 +158,7 @@ def _readable(target: Target, request: Request) -> Request:
     for name, value in request.inputs.items():
         if not isinstance(value, Tensor):
             continue
-        wanted = target.dtype if value.is_floating_point() else value.dtype
+        wanted = target.family.dtype_of(name, value)
         if value.device != target.device or value.dtype != wanted:
             raise MMSpecError(
                 f"the request's {name} is {value.dtype} on {value.device}, but the target reads {wanted} on "
@@ -204,8 +204,8 @@ def _right_pad(target: Target, inputs: Mapping[str, Any]) -> Request:
         tensors[name] = value.gather(-1, order.expand(*value.shape[:-1], -1))
     tensors["attention_mask"] = mask.gather(1, order).long()
     for name, value in tensors.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            tensors[name] = value.to(target.dtype)
+        if isinstance(value, Tensor):
+            tensors[name] = value.to(target.family.dtype_of(name, value))
     target.family.complete(tensors)
     return Request(tensors, lengths, appended_type=target.family.appended_type)
 

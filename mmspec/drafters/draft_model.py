@@ -171,7 +171,8 @@ class DraftModelDrafter(StepDrafter):
                     f"{type(self.target.model).__name__} is of no listed family; use mode='own_vision' or 'text_only'"
                 )
         elif self.draft_target.processor is None:
-            if vision is not None and all(request.inputs.get(name) is None for name in self._pixels):
+            pixels = self.draft_target.family.pixel_inputs
+            if vision is not None and all(request.inputs.get(name) is None for name in pixels):
                 raise MMSpecError(
                     "the pictures were passed encoded and without the pixels, which a draft model with "
                     "mode='own_vision' reads; pass those instead of mm_encoder_outputs"
@@ -188,11 +189,6 @@ class DraftModelDrafter(StepDrafter):
         inputs = dict(request.inputs)
         self.draft_target.family.complete(inputs)
         return replace(request, inputs=inputs), vision
-
-    @property
-    def _pixels(self) -> tuple[str, ...]:
-        family = self.draft_target.family
-        return (*family.image_inputs[:1], *family.video_inputs[:1])
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
         """What `Runner.prefill` takes: embeddings, positions, delta, lengths, and what else goes into the pass.

@@ -85,6 +85,21 @@ class Family:
         """Processor outputs that belong to pictures, not to token positions."""
         return (*self.image_inputs, *self.video_inputs, *self.further_inputs)
 
+    @property
+    def pixel_inputs(self) -> tuple[str, ...]:
+        """Processor outputs that hold pixels."""
+        return (*self.image_inputs[:1], *self.video_inputs[:1])
+
+    def dtype_of(self, name: str, value: Tensor) -> torch.dtype:
+        """The dtype in which an input is read: pixels in that of the vision tower, whatever the language model's is.
+
+        Everything else is read as it is given: a clock in half precision would move the frames of a video.
+        """
+        if name not in self.pixel_inputs or not value.is_floating_point():
+            return value.dtype
+        tower = self.model.get_encoder(modality="image").parameters()
+        return next((weight.dtype for weight in tower if weight.is_floating_point()), value.dtype)
+
     def is_visual(self, ids: Tensor) -> Tensor:
         """Of `[...]` token ids, True on the placeholders of visual tokens."""
         visual = torch.zeros_like(ids, dtype=torch.bool)
@@ -150,7 +165,7 @@ class Family:
             pixels, *further = names
             # The pixels' name is not the same in all versions of transformers, their place is.
             output = getattr(self.model, f"get_{kind}_features")(
-                inputs[pixels],
+                inputs[pixels].to(self.dtype_of(pixels, inputs[pixels])),  # for a draft model, in another's
                 **{name: inputs[name] for name in further if inputs.get(name) is not None},
                 return_dict=True,
             )
