@@ -17,6 +17,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 CHUNK = 256
 """The storage grows by multiples of this many slots."""
 
+AHEAD = 1024
+"""Slots that are reserved at most for an answer that has not begun, however long it may become."""
+
 WINDOW = 64
 """Passes of fixed form see a multiple of this many slots."""
 
@@ -121,10 +124,13 @@ class TreeCache(Cache):
         return self.longest + self.speculative + self._pass
 
     def reserve(self, slots: int) -> None:
-        """Make room for `slots` slots per row. Grows in place of the old storage, by whole chunks."""
+        """Make room for `slots` slots per row, in whole chunks.
+
+        The storage grows by a quarter at least, so that a text of any length is copied a few times only.
+        """
         if slots <= self.capacity:
             return
-        capacity = -(-slots // CHUNK) * CHUNK
+        capacity = -(-max(slots, self.capacity + self.capacity // 4) // CHUNK) * CHUNK
         before, self._storage = self._storage, []
         for number, (shape, members) in enumerate(self._members):
             # Attention multiplies masked slots by 0, and 0 * NaN is NaN: ragged rows need clean memory, and so do fixed
@@ -136,9 +142,10 @@ class TreeCache(Cache):
             if self.capacity:
                 used = self.longest + self.speculative
                 grown[..., :used, :] = before[number][..., :used, :]
+                before[number] = None
             self._storage.append(grown)
             for index, (layer, name) in enumerate(members):
-                setattr(self.layers[layer], name, grown[index])
+                setattr(self.layers[layer], name, grown[index])  # the last to hold the old storage lets go of it
         self.capacity = capacity
 
     def begin(self, new: int, fixed: bool = False) -> None:

@@ -133,7 +133,7 @@ class Decoding:
         vision = self.target.encode(self.request)
         self.clock.lap("vision")
         drafter, request = self.drafter, self.request
-        capacity = request.max_length + self.stopping.max_new_tokens
+        capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
         features = drafter.feature_layers if drafter is not None else ()
         context = self.context = self.target.prefill(request, vision, capacity, features)
         self.verifier = self.verifier.fork(context, self.pipeline, self.seed)

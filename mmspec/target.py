@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .cache import SlotShape
+from .cache import AHEAD, SlotShape
 from .check import Report, check_target
 from .compat import CACHE, warn_if_untested
 from .compiled import CompiledModel
@@ -28,7 +28,7 @@ from .outcome import Scores, Verdict
 from .runner import LAST, Runner, capture
 from .tree import DraftTree
 from .trees import Proposals
-from .weights import device_of, stored_rows
+from .weights import device_of, digest, stored_tensors
 
 CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
 """Whether this thread compares a target with its model, for which pictures may be shown that were not checked yet."""
@@ -138,16 +138,29 @@ class Target:
         eos = self.model.generation_config.eos_token_id
         return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
 
+    def first_capacity(self, prompt: int, new: int) -> int:
+        """Slots per row to reserve for a prompt of so many tokens and so many new ones: for an answer of usual length,
+        and not beyond the model's own limit. `generate` goes on behind both, and so does the cache, which then grows.
+        """
+        limit = getattr(self.family.text_config, "max_position_embeddings", None) or prompt + new
+        return max(prompt, min(prompt + min(new, AHEAD), limit))
+
     @property
     def fingerprint(self) -> str:
-        """Sixteen characters that change when the weights do: what was computed with other weights can be told."""
-        digest = hashlib.sha256()
-        norm, embeddings = self.family.final_norm, self.model.get_input_embeddings()
-        for rows in (stored_rows(norm, len(norm.weight)), stored_rows(embeddings, 64)):
-            digest.update(rows.detach().float().cpu().numpy().tobytes())
-        if quantisation := getattr(self.model.config, "quantization_config", None):  # of all weights but these
-            digest.update(repr(quantisation).encode())
-        return digest.hexdigest()[:16]
+        """Sixteen characters that change when any weight does: what was computed with other weights can be told.
+
+        All weights and buffers that would be saved count, in the dtype in which they are held, adapters among them.
+        Nothing is kept: every weight is read anew, about a gigabyte a second on one thread of a processor.
+        """
+        # Equal tensors count once, as tied ones may be held twice, and neither names nor order count, which may differ
+        # between versions of transformers.
+        digests = sorted({digest(tensor) for tensor in stored_tensors(self.model)})
+        active = getattr(self.model, "_hf_peft_config_loaded", False) and self.model.active_adapters()
+        further = [getattr(self.model.config, "quantization_config", None), active or None]
+        whole = hashlib.sha256(b"".join(digests))
+        for told in filter(None, further):
+            whole.update(repr(told).encode())
+        return whole.hexdigest()[:16]
 
     @property
     def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:

@@ -6,6 +6,7 @@ between passes; PyTorch then sees an empty ("meta") parameter.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -65,14 +66,56 @@ def changes_while_running(model: nn.Module) -> bool:
     return fetched or any(kind is not None and ("dynamic" in kind or kind == "longrope") for kind in kinds)
 
 
-def stored_rows(embedding: nn.Module, count: int) -> Tensor:
-    """The first `[count, hidden]` rows of a weight as they are stored, on any device; for telling weights apart."""
-    if is_plain(embedding.weight):
-        return embedding.weight[:count]
-    for hook in _hooks(embedding):
-        if getattr(hook, "weights_map", None) is not None:
-            return hook.weights_map["weight"][:count]
-    return embedding(torch.arange(count, device=device_of(embedding)))
+def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The weights and buffers that a model would save, as they are stored, on any device, or fetched from where
+    accelerate keeps them, one at a time. Of a quantised weight, the tensors that it consists of.
+    """
+    kept = {}
+    for path, module in model.named_modules():
+        for hook in _hooks(module):
+            if getattr(hook, "weights_map", None) is not None:
+                kept[f"{path}." if path else ""] = hook.weights_map
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # what a module saves besides
+            continue
+        if tensor.is_meta:
+            # The innermost hook has it under its name within the module.
+            owner = max((path for path in kept if name.startswith(path) and name[len(path) :] in kept[path]), key=len)
+            tensor = kept[owner][name[len(owner) :]]
+        yield from _parts(tensor)
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors of which another one is made."""
+    if hasattr(tensor, "full_tensor"):  # divided among processes
+        tensor = tensor.full_tensor()
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    else:
+        yield tensor
+
+
+COLUMNS = 1021
+"""A prime number, so that rows of a weight that change places begin at other columns."""
+
+
+@torch.no_grad()
+def digest(tensor: Tensor) -> bytes:
+    """Bytes that change when a number of a tensor does or moves: of its shape, and of the sums of its bits by column,
+    for the tensor as a table of eight bytes an entry.
+
+    The sums are of integers, so they are the same on every device and for every number of threads.
+    """
+    flat = tensor.detach().flatten()
+    flat = torch.view_as_real(flat).flatten() if flat.is_complex() else flat
+    if flat.storage_offset() * flat.element_size() % 8:
+        flat = flat.clone()
+    raw, row = flat.view(torch.uint8), 8 * COLUMNS
+    whole = len(raw) // row * row
+    sums = raw[:whole].view(torch.int64).view(-1, COLUMNS).sum(0)
+    told = [repr(tuple(tensor.shape)).encode(), sums.cpu().numpy().tobytes(), raw[whole:].cpu().numpy().tobytes()]
+    return hashlib.blake2b(b"".join(told), digest_size=16).digest()
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

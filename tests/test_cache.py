@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from unittest import mock
 
-import helpers  # noqa: F401 (hypothesis settings)
+import helpers
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+import mmspec
 from mmspec import cache as cache_module
 from mmspec.cache import SlotShape, TreeCache
 
@@ -187,3 +188,35 @@ def test_a_round_never_copies_the_prefix(lengths):
     assert largest.elements < before[0].numel()
     after = [storage[:, :, :700] for layer in cache.layers for storage in (layer.keys, layer.values)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("new", [10**8, 40])
+def test_what_may_be_written_is_not_reserved_at_once(monkeypatch, new):
+    """The caches of target and drafters, for an answer that may become endless or longer than the model's limit."""
+    made = []
+    grow = TreeCache.reserve
+
+    def reserve(cache, slots):
+        made.append(slots)
+        grow(cache, slots)
+
+    monkeypatch.setattr(TreeCache, "reserve", reserve)
+    target = helpers.target_of("llama", "sdpa")
+    monkeypatch.setattr(target.family.text_config, "max_position_embeddings", 30)
+    ask = {"inputs": {"input_ids": torch.arange(1, 21)[None]}, "stopping_criteria": lambda ids, _: ids.shape[1] >= 50}
+    plain = mmspec.generate(target, max_new_tokens=30, **ask)
+    for drafter in (None, helpers.text_drafter("llama", "sdpa"), helpers.eagle_drafter("llama", "sdpa")):
+        made.clear()
+        out = mmspec.generate(target, drafter, max_new_tokens=new, **ask)
+        assert out.token_ids == plain.token_ids and len(out.token_ids[0]) == 30  # as generate, beyond the limit
+        assert made[0] == 30 and max(made) <= cache_module.CHUNK
+
+
+def test_a_growing_cache_is_copied_a_few_times_only(monkeypatch):
+    monkeypatch.setattr(cache_module, "CHUNK", 4)
+    cache, sizes = TreeCache(SHAPES, 1, 4), set()
+    for slots in range(1, 1000):
+        cache.reserve(slots)
+        sizes.add(cache.capacity)
+        assert slots <= cache.capacity < slots * 1.25 + 8
+    assert len(sizes) < 30
