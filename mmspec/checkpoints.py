@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import MMSpecError
+from .errors import MMSpecError, cut, first_line, listed, shown
+from .folders import CONFIG, WEIGHTS, Header, read_config, stored
 from .trust import named_class
 
 if TYPE_CHECKING:
     from .drafters import Drafter
     from .target import Target
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX, SHARDS = "model.safetensors.index.json", "model-*-of-*.safetensors"
 """Where large weights are split, as only others do."""
 HEADS = "medusa_lm_head.safetensors"
 """As Medusa's training names what it writes."""
 PICKLES = (".bin", ".pt", ".pth")
 """Files that run whatever code they contain when they are opened carelessly; here they are not opened at all."""
+
+logger = logging.getLogger(__name__)
 
 
 def save_drafter(drafter: Drafter, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -54,7 +56,7 @@ def save_drafter(drafter: Drafter, folder: str | Path, metadata: dict[str, Any] 
         **({"metadata": metadata} if metadata else {}),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    weights = {name: tensor.detach().contiguous() for name, tensor in _own_weights(drafter).items()}
+    weights = {name: tensor.detach().contiguous() for name, tensor in stored(drafter).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -82,7 +84,7 @@ def push_drafter(drafter: Drafter, repository: str, private: bool = False, **met
             hub.create_repo(repository, private=private, exist_ok=True)
             return str(hub.upload_folder(repo_id=repository, folder_path=folder))
         except Exception as error:  # the hub's client raises errors of several libraries
-            reason = textwrap.shorten(str(error), 200)
+            reason = first_line(error)
             raise MMSpecError(f"the hub did not take {repository!r}: {reason}; log in with `hf auth login`") from error
 
 
@@ -112,24 +114,6 @@ def fetch_drafter(repository: str) -> Path | None:
     )
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `config.json` of a folder.
-
-    Raises:
-        MMSpecError: if it is missing or is no JSON object.
-    """
-    path = Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise MMSpecError(f"folder {str(folder)!r} has no {CONFIG}, so it holds no drafter or model") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MMSpecError(f"{str(path)!r} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise MMSpecError(f"{str(path)!r} holds a {type(config).__name__} where a JSON object is expected")
-    return config
-
-
 def load_saved_drafter(
     folder: str | Path, target: Target, classes: Iterable[type] = (), trusted: str | Collection[str] = ()
 ) -> Drafter:
@@ -153,99 +137,69 @@ def load_saved_drafter(
     cls = named(config["mmspec_drafter"], Drafter)
     if isinstance(compressor := config.get("compressor"), dict):
         config["compressor"] = compressor | {"class": named(compressor.get("class"), VisualCompressor)}
-    try:
-        made_for = config.get("target", {}).get("vocab_size", target.vocab_size)
-    except AttributeError:
+    made_for = config.get("target", {})
+    if not isinstance(made_for, dict):
         raise MMSpecError(
             f"{str(folder / CONFIG)!r}: `target` does not say for which model the {cls.__name__} is; it should be an "
             "object with vocab_size"
-        ) from None
-    if made_for != target.vocab_size:
+        )
+    vocabulary = made_for.get("vocab_size", target.vocab_size)
+    if vocabulary != target.vocab_size:
         raise MMSpecError(
-            f"drafter {str(folder)!r} was made for a vocabulary of {made_for} tokens but the target's has "
+            f"drafter {str(folder)!r} was made for a vocabulary of {shown(vocabulary)} tokens but the target's has "
             f"{target.vocab_size}: they must share a tokenizer; load a drafter trained for this target"
         )
+    there = Header(repr(str(folder / WEIGHTS)), folder / WEIGHTS)
     try:
-        drafter = cls.empty(config, target)
+        drafter = cls.empty(config, target, there)
     except MMSpecError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+    except Exception as error:  # of the class and of the libraries behind it, about values of any kind
+        reason = cut(f"{type(error).__name__}: {first_line(error)}", 200)
         raise MMSpecError(f"{str(folder / CONFIG)!r} does not describe a {cls.__name__} ({reason})") from error
-    shapes = weight_shapes(folder / WEIGHTS)
-    expected = _own_weights(drafter)
-    missing, unexpected = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
-    if missing or unexpected:
-        raise MMSpecError(
-            f"{str(folder / WEIGHTS)!r} does not fit {cls.__name__}: missing keys {missing or 'none'}, unexpected keys "
-            f"{unexpected or 'none'}"
-        )
-    for name, tensor in expected.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise MMSpecError(
-                f"{str(folder / WEIGHTS)!r}: {name} has shape {list(shapes[name])}, {cls.__name__} needs "
-                f"{list(tensor.shape)}"
-            )
-    fill(drafter, {name: partial(read_tensor, folder / WEIGHTS, name) for name in expected})
+    expected = stored(drafter)
+    there.check_fits(expected, cls.__name__)
+    fill(drafter, {name: partial(there.read, name) for name in expected}, there.source)
     return drafter.eval()
 
 
-def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]]) -> None:
+def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]], source: str) -> None:
     """Give a drafter its weights, one after the other, so that no two copies of all of them are in memory at once.
+
+    Numbers that are not finite are said in a warning: a drafter with them guesses nothing, or nothing good, which costs
+    time and no text.
 
     Args:
         drafter: from `Drafter.empty`. What is on the meta device goes to the target's; numbers are cast to the dtype
             that it has there.
         tensors: name to a function that gives the tensor, memory of its own. Names left out must not be on the meta
             device.
+        source: where they come from, as a message calls it.
+
+    Raises:
+        MMSpecError: if the tokens that can be drafted are none of the target's.
     """
+    from .drafters.vocabulary import ReducedVocabulary
+
+    broken = []
     for name, tensor in drafter.state_dict().items():
         if name in tensors:
             value = tensors[name]().to(drafter.target.device, tensor.dtype)
             drafter.load_state_dict({name: value}, strict=False, assign=tensor.is_meta)
-
-
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of the tensors of a safetensors file.
-
-    Raises:
-        MMSpecError: if it is missing or corrupt.
-    """
-    with opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-
-
-def read_tensor(path: Path, name: str, start: int | None = None, end: int | None = None) -> Tensor:
-    """A tensor of a safetensors file, or the rows `start` to `end` of one, in memory of its own.
-
-    The file is closed again at once: what was read of an open one counts as memory in use.
-    """
-    with opened(path) as file:
-        return file.get_slice(name)[start:end].clone() if start is not None else file.get_tensor(name).clone()
-
-
-def opened(path: Path) -> safe_open:
-    """A safetensors file, as a context.
-
-    Raises:
-        MMSpecError: if it is missing or corrupt.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise MMSpecError(f"weights file {str(path)!r} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise MMSpecError(f"{str(path)!r} is not a valid safetensors file ({error}); fetch or train it again") from None
-
-
-def _own_weights(drafter: Drafter) -> dict:
-    """The state of a drafter, tied tensors once."""
-    seen, weights = set(), {}
-    for name, tensor in drafter.state_dict(keep_vars=True).items():
-        if tensor.is_meta or tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            weights[name] = tensor
-    return weights
+            if value.is_floating_point() and value.numel() and not torch.stack(value.aminmax()).isfinite().all():
+                broken.append(name)
+    if broken:
+        logger.warning(
+            "%s: %d of %d tensors have numbers that are NaN or infinite in %s (%s), so it will guess badly; the text "
+            "stays right, but train or fetch it again",
+            source,
+            len(broken),
+            len(tensors),
+            str(drafter.target.dtype).removeprefix("torch."),
+            listed(broken, 3),
+        )
+    if isinstance(drafter, ReducedVocabulary):
+        drafter.check_vocabulary(source)
 
 
 def _features(drafter: Drafter) -> dict[str, Any]:

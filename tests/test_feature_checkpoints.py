@@ -126,8 +126,16 @@ def test_a_drafter_for_another_width_is_refused(variant, tmp_path):
 @pytest.mark.parametrize(
     ("cls", "settings", "message"),
     [
-        (EagleDrafter, {"head": {"hidden": 3, "hidden_size": 32}}, "head settings hidden are unknown; there are hidd"),
-        (Eagle3Drafter, {"head": {"rope_theta": 1e4, "layers": 2}}, "head settings layers, rope_theta are unknown"),
+        (
+            EagleDrafter,
+            {"head": {"hidden": 3, "hidden_size": 32}},
+            r"head settings \['hidden'\] are unknown",
+        ),
+        (
+            Eagle3Drafter,
+            {"head": {"rope_theta": 1e4, "layers": 2}},
+            r"head settings \['layers', 'rope_theta'\]",
+        ),
         (EagleDrafter, {"head": {"hidden_size": 16}}, "hidden size of this EagleDrafter is 16 but the target's is 32"),
         (Eagle3Drafter, {"head": {"hidden_size": 64}}, "size of this Eagle3Drafter is 64 but the target's is 32"),
         (EagleDrafter, {"draft_vocab_size": 2.5}, "draft_vocab_size=2.5 must lie between 1 and the target's 61, or be"),

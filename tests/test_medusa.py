@@ -235,7 +235,7 @@ def test_published_checkpoints_that_do_not_fit_are_refused(tmp_path):
     for weights, message in (
         ({key: value for key, value in whole.items() if key != "1.1.weight"}, r"missing keys \['1.1.weight'\]"),
         ({key: value for key, value in whole.items() if key != "0.0.linear.bias"}, r"\['0.0.linear.bias'\]"),
-        (published(vocab=models.VOCAB + 3), r"0.1.weight has shape \[64, 32\], but the target asks for \[61, 32\]"),
+        (published(vocab=models.VOCAB + 30), r"0.1.weight has shape \[91, 32\], but the target asks for \[61, 32\]"),
         (whole | {"medusa_head.0.1.weight": whole["0.1.weight"] + 1}, "unexpected keys"),
     ):
         publish(tmp_path, weights)

@@ -15,6 +15,7 @@ from ..trees import TreeBuilder
 
 if TYPE_CHECKING:
     from ..compressors import VisualCompressor
+    from ..folders import Header
     from ..target import Context, Target
     from ..training.lesson import Guess, Lesson
 
@@ -137,9 +138,16 @@ class Drafter(nn.Module, PerRequest):
         raise NotImplementedError(f"{cls.__name__} cannot be loaded from a folder: it has no from_config()")
 
     @classmethod
-    def empty(cls, config: dict[str, Any], target: Target) -> Drafter:
+    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> Drafter:
         """`from_config` for a caller that brings all weights along: they may be on the meta device, where they take no
-        memory, and are then to be assigned."""
+        memory, and are then to be assigned.
+
+        Args:
+            config: see `from_config`. It may be anybody's, and so of any size.
+            target: the model to draft for.
+            there: the weights that will be brought, under the names that they have here. What takes memory is compared
+                with them first (`Header.check_fits`). None if the configuration was made from them.
+        """
         return cls.from_config(config, target)
 
     def save_pretrained(self, folder, **metadata: Any) -> None:

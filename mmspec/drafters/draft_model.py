@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
 from ..compressors.base import compressor_of
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, did_you_mean, shown
 from ..families import Vision, family_of
+from ..folders import stored
 from ..inputs import Request, append, prepare
 from ..outcome import Scores, Verdict
 from ..runner import LAST, Runner, capture, padding_mask
@@ -23,10 +24,14 @@ from .projector import VisualProjector
 from .step import StepDrafter, last_of
 
 if TYPE_CHECKING:
+    from ..folders import Header
     from ..target import Context, Target
     from ..training.lesson import Guess, Lesson
 
 MODES = ("own_vision", "shared_vision", "text_only")
+
+LARGEST_COMPUTED = 2**28
+"""Bytes of what a model that is loaded computes for itself, such as masks and frequencies of rotary positions."""
 
 
 class DraftModelDrafter(StepDrafter):
@@ -259,19 +264,57 @@ class DraftModelDrafter(StepDrafter):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> DraftModelDrafter:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-        settings = dict(config["model"])
-        model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        loader = AutoModelForImageTextToText if config["mode"] == "own_vision" else AutoModelForCausalLM
-        model = loader.from_config(model_config, dtype=target.dtype, attn_implementation=target.attention)
-        projector = VisualProjector(*config["projector"]).to(target.dtype) if config.get("projector") else None
-        compressor = compressor_of(config.get("compressor"))
+        model, projector, compressor = _parts(config, target)
         drafter = cls(target, model, config["mode"], projector, compressor=compressor)
         if compressor is not None:
             compressor.to(target.dtype)
         # Moved but not cast: the rotary frequencies stay in float32 whatever the weights are in.
         return drafter.to(target.device)
+
+    @classmethod
+    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> DraftModelDrafter:
+        """See `Drafter.empty`. A model is made twice, the first time without numbers: a configuration says in one line
+        how many there are to be."""
+        if there is not None:
+            if config["mode"] not in MODES:
+                raise MMSpecError(f"DraftModelDrafter mode {shown(config['mode'])} is unknown; there are {MODES}")
+            there.check_counts(config["model"])
+            outline = nn.Module()
+            with torch.device("meta"):
+                outline.model, outline.projector, outline.compressor = _parts(config, target)
+                if outline.compressor is not None:
+                    hidden = outline.model.config.get_text_config().hidden_size
+                    outline.compressor.attach(hidden, target.hidden_size)
+            there.check_fits(stored(outline), cls.__name__)
+            kept = {id(tensor) for tensor in outline.state_dict(keep_vars=True).values()}
+            computed = sum(buffer.nbytes for buffer in outline.buffers() if id(buffer) not in kept)
+            if computed > LARGEST_COMPUTED:
+                raise MMSpecError(
+                    f"{there.source}: the {type(outline.model).__name__} of its config.json computes tables of "
+                    f"{computed} bytes, and at most {LARGEST_COMPUTED} are made; correct its sizes"
+                )
+        return cls.from_config(config, target)
+
+
+def _parts(config: dict[str, Any], target: Target) -> tuple[nn.Module, VisualProjector | None, VisualCompressor | None]:
+    """The model, the projector and the compressor that a configuration describes."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    settings = _settings(config["model"])
+    model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    loader = AutoModelForImageTextToText if config["mode"] == "own_vision" else AutoModelForCausalLM
+    options = {"dtype": target.dtype, "attn_implementation": target.attention, "trust_remote_code": False}
+    model = loader.from_config(model_config, **options)
+    projector = VisualProjector(*config["projector"]).to(target.dtype) if config.get("projector") else None
+    return model, projector, compressor_of(config.get("compressor"))
+
+
+def _settings(values: Any) -> Any:
+    """Settings of a model without those that name code: where its classes are, and kernels to be fetched."""
+    if isinstance(values, dict):
+        named = {name: value for name, value in values.items() if not name.startswith("_") and name != "auto_map"}
+        return {name: _settings(value) for name, value in named.items()}
+    return values
 
 
 def _without_images(request: Request, placeholders: Collection[int]) -> Request:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..cache import SlotShape, TreeCache
 from ..compressors import DraftPrompt, VisualCompressor
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError
+from ..folders import stored
 from ..masks import MaskForm
 from ..outcome import Scores, Verdict
 from ..runner import Blocks
@@ -22,11 +22,12 @@ from ..trees.growth import Block
 from .head_config import HEAD_SETTINGS, head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .reading import PromptReader
-from .rope import rope_of_axes
+from .rope import rope_of_axes, rotary_of
 from .step import StepDrafter, last_of
 from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
+    from ..folders import Header
     from ..target import Context, Target
     from ..training.lesson import Guess, Lesson
 
@@ -94,7 +95,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
                 f"{target.hidden_size}: it works on the target's own embeddings and states; train one for this target"
             )
         self.visual = visual
-        self.rotary = LlamaRotaryEmbedding(self.head)
+        self.rotary = rotary_of(self.head)
         self.reduce_vocabulary(draft_vocab_size)
         self.take_embedding(own_embedding)
         if compressor is not None:
@@ -266,12 +267,15 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         return cls._from_config(config, target).to(target.device)
 
     @classmethod
-    def empty(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
+    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> FeatureDrafter:
+        if cls.from_config.__func__ is not FeatureDrafter.from_config.__func__:
+            return cls.from_config(config, target)
         with torch.device("meta"):
             drafter = cls._from_config(config, target)
-        drafter.rotary = LlamaRotaryEmbedding(drafter.head).to(target.device)  # computed, not stored
-        own = cls.from_config.__func__ is not FeatureDrafter.from_config.__func__
-        return cls.from_config(config, target) if own or has_unstored(drafter) else drafter
+        if there is not None:
+            there.check_fits(stored(drafter), cls.__name__)
+        drafter.rotary = rotary_of(drafter.head).to(target.device)  # computed, not stored
+        return cls.from_config(config, target) if has_unstored(drafter) else drafter
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:

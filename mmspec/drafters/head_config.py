@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import LlamaConfig
+from transformers.activations import ACT2FN
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, did_you_mean, first_line, listed, shown
+from ..inputs import whole
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -28,15 +31,20 @@ HEAD_SETTINGS = (
 MROPE_SETTINGS = ("mrope_section", "mrope_interleaved")
 """Of `rope_parameters`, for heads whose positions have several axes, see `mmspec.drafters.rope`."""
 
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose frequencies do not change with the length of the text."""
+
 
 def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
     """The layer's configuration: that of the target's language model with some changes.
 
     Raises:
-        MMSpecError: for a setting that does not exist.
+        MMSpecError: for a setting that does not exist, or that no layer can have.
     """
-    if unknown := sorted(set(changes) - set(HEAD_SETTINGS)):
-        raise MMSpecError(f"head settings {', '.join(unknown)} are unknown; there are {', '.join(HEAD_SETTINGS)}")
+    if not isinstance(changes, dict):
+        raise MMSpecError(f"head={shown(changes)} must be settings by name; there are {', '.join(HEAD_SETTINGS)}")
+    if unknown := set(changes) - set(HEAD_SETTINGS):
+        raise MMSpecError(f"head settings {listed(unknown)} are unknown; there are {', '.join(HEAD_SETTINGS)}")
     text = target.family.text_config
     settings = {name: getattr(text, name) for name in HEAD_SETTINGS if getattr(text, name, None) is not None}
     # Positions are one-dimensional and unscaled, so of the target's only the base is taken over.
@@ -45,12 +53,58 @@ def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
     settings.setdefault("hidden_act", getattr(text, "hidden_activation", None) or "silu")
     settings.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
     settings |= changes
+    _check(settings)
     rope = dict(settings["rope_parameters"])
     # transformers warns of what its Llama has no use for.
     axes = {name: rope.pop(name) for name in MROPE_SETTINGS if name in rope}
-    config = LlamaConfig(**settings | {"rope_parameters": rope})
+    try:
+        config = LlamaConfig(**settings | {"rope_parameters": rope})
+    except Exception as error:  # what transformers' own checks say comes in types of several libraries
+        raise MMSpecError(f"transformers has no layer with these head settings: {first_line(error)}") from error
     config.rope_parameters |= axes
     return config
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Refuse settings that no layer can have: of another type, out of range, or contradicting each other."""
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    for name in (*sizes, "max_position_embeddings"):
+        value = settings.get(name, 1)
+        if whole(value) is None or value < 1:
+            raise MMSpecError(f"head setting {name}={shown(value)} must be a positive integer")
+    heads, shared = settings["num_attention_heads"], settings.get("num_key_value_heads", 1)
+    if heads % shared:
+        raise MMSpecError(
+            f"head settings num_attention_heads={shown(heads)} and num_key_value_heads={shown(shared)} do not fit: "
+            "every key must be shared by equally many queries"
+        )
+    if settings["head_dim"] % 2:
+        raise MMSpecError(f"head setting head_dim={shown(settings['head_dim'])} must be even, as positions turn pairs")
+    if not is_number(eps := settings.get("rms_norm_eps", 0)) or eps < 0:
+        raise MMSpecError(f"head setting rms_norm_eps={shown(eps)} must be a number from 0 on")
+    if not isinstance(bias := settings.get("attention_bias", False), bool):
+        raise MMSpecError(f"head setting attention_bias={shown(bias)} must be true or false")
+    act = settings["hidden_act"]
+    if not isinstance(act, str) or act not in ACT2FN:
+        raise MMSpecError(f"head setting hidden_act={shown(act)} is unknown.{did_you_mean(str(act), ACT2FN)}")
+    rope = settings["rope_parameters"]
+    if not isinstance(rope, dict):
+        raise MMSpecError(f"head setting rope_parameters={shown(rope)} must be settings by name")
+    for name, value in rope.items():
+        if not (isinstance(value, bool) or is_number(value)) and name not in ("rope_type", *MROPE_SETTINGS):
+            raise MMSpecError(f"head setting rope_parameters.{name}={shown(value)} must be a number")
+    if (kind := rope.get("rope_type", "default")) not in STATIC_ROPES:
+        raise MMSpecError(
+            f"head setting rope_parameters.rope_type={shown(kind)} is not supported in a drafter, only "
+            f"{', '.join(STATIC_ROPES)}"
+        )
+    if not is_number(base := rope.get("rope_theta", 1.0)) or base <= 0:
+        raise MMSpecError(f"head setting rope_parameters.rope_theta={shown(base)} must be a number above 0")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:

@@ -19,6 +19,7 @@ from .feature import pick
 from .step import StepDrafter
 
 if TYPE_CHECKING:
+    from ..folders import Header
     from ..target import Context, Target
     from ..training.lesson import Guess, Lesson
 
@@ -132,6 +133,10 @@ class MedusaDrafter(StepDrafter):
         return cls(target, config["heads"], config["layers"]).to(device=target.device, dtype=target.dtype)
 
     @classmethod
-    def empty(cls, config: dict[str, Any], target: Target) -> MedusaDrafter:
+    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> MedusaDrafter:
+        if there is not None:
+            there.check_count("heads", config["heads"])
+            there.check_count("layers", config["layers"])
+            there.check_count("heads times layers", config["heads"] * config["layers"])
         with torch.device("meta"):
             return cls(target, config["heads"], config["layers"]).to(target.dtype)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..attention import received_attention
 from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of, whole_prompt
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from ..families import Vision
-from ..inputs import Request
+from ..inputs import Request, whole
 from ..runner import LAST
+from .vocabulary import is_padding
 
 if TYPE_CHECKING:
     from .feature import FeatureDrafter
@@ -36,16 +37,19 @@ class PromptReader:
     def take_embedding(self: FeatureDrafter, rows: int | None) -> None:
         """Read tokens from an embedding of one's own, which is not trained; None reads the target's.
 
+        It may lack some of the target's last tokens, which are padding then, and are read as token 0.
+
         Raises:
-            MMSpecError: if it lacks some of the target's tokens.
+            MMSpecError: if it lacks more of them.
         """
         self.own_embedding = rows
         if rows is None:
             return
-        if rows < self.target.vocab_size:
+        vocab = self.target.vocab_size
+        if whole(rows) is None or (rows < vocab and not is_padding(rows, vocab)):
             raise MMSpecError(
-                f"own_embedding={rows} rows are too few for the target's {self.target.vocab_size} tokens: both must "
-                "share a tokenizer"
+                f"own_embedding={shown(rows)} rows are too few for the target's {vocab} tokens: both must share a "
+                "tokenizer"
             )
         self.embed_tokens = nn.Embedding(rows, self.head.hidden_size)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, first_line, shown
+from ..inputs import whole
 from .layer import Rope
 
 ROPES = ("1d", "mrope")
@@ -21,11 +24,12 @@ def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
     Raises:
         MMSpecError: if the sections are not three that fill half a head.
     """
-    sections = list(rope_parameters.get("mrope_section") or ())
-    if len(sections) != 3 or sum(sections) != head_dim // 2:
+    sections = rope_parameters.get("mrope_section") or []
+    counts = [whole(count) for count in sections] if isinstance(sections, list | tuple) else []
+    if len(counts) != 3 or None in counts or min(counts) < 0 or sum(counts) != head_dim // 2:
         raise MMSpecError(
             "rope='mrope' needs rope_parameters with three mrope_section numbers whose sum is "
-            f"{head_dim // 2}, half of head_dim={head_dim}; they are {sections}"
+            f"{head_dim // 2}, half of head_dim={head_dim}; they are {shown(sections)}"
         )
     if not rope_parameters.get("mrope_interleaved"):
         axes = [axis for axis, count in enumerate(sections) for _ in range(count)]
@@ -35,6 +39,21 @@ def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
             for place in range(axis, min(3 * sections[axis], head_dim // 2), 3):
                 axes[place] = axis
     return torch.tensor(axes, device="cpu")  # also where the weights are made on the meta device
+
+
+def rotary_of(head: LlamaConfig) -> LlamaRotaryEmbedding:
+    """The rotary embedding of a layer, with `head_dim / 2` frequencies.
+
+    Raises:
+        MMSpecError: if transformers cannot make it of the settings.
+    """
+    try:
+        return LlamaRotaryEmbedding(head)
+    except Exception as error:  # every kind of positions fails in its own way where a setting is missing or wrong
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise MMSpecError(
+            f"transformers cannot make rotary positions of rope_parameters={shown(head.rope_parameters)} ({reason})"
+        ) from error
 
 
 def rope_of_axes(rotary: nn.Module, axes: Tensor, positions: Tensor) -> Rope:

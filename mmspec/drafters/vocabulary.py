@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from ..target import Target
 
 
+PADDING = 1024
+"""Rows by which tables of one tokenizer may differ, because they are filled up to a round number, and at most an eighth
+of them."""
+
+
+def is_padding(rows: int, others: int) -> bool:
+    """Whether two tables may be of one tokenizer, filled up to different round numbers, such as multiples of 64."""
+    return abs(rows - others) <= min(PADDING, rows // 8, others // 8)
+
+
 class ReducedVocabulary:
     """A part of drafters whose head is cut to the tokens that are used most (EAGLE-3; FR-Spec, arXiv 2502.14856).
 
@@ -74,3 +84,22 @@ class ReducedVocabulary:
         tokens = tokens.sort().values.to(self.d2t.device)
         self.d2t.copy_(tokens - torch.arange(len(tokens), device=tokens.device))
         self.t2d.zero_()[tokens] = True
+
+    def check_vocabulary(self, source: str) -> None:
+        """Refuse tokens that the target does not have, or has once but would be drafted twice.
+
+        Args:
+            source: where they come from, as an error calls it.
+
+        Raises:
+            MMSpecError: with how many there are, and their range.
+        """
+        if self.draft_vocab_size is None:
+            return
+        size, vocab, tokens = self.draft_vocab_size, self.target.vocab_size, self.draft_vocabulary
+        low, high, different = int(tokens.min()), int(tokens.max()), len(tokens.unique())
+        if low < 0 or high >= vocab or different < size:
+            raise MMSpecError(
+                f"{source}: d2t of {size} draft tokens leads to {different} tokens from {low} to {high}; {size} "
+                f"different ones of the target's {vocab} are needed"
+            )

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, cut, did_you_mean, first_line
 from .base import Format
 from .checkpoint import Checkpoint
 from .dream import Dream
@@ -45,7 +45,13 @@ def load_published(folder: str | Path, target: Target, format: str | None = None
         return None
     if format is None and (doubt := found.doubt(checkpoint.shapes)):
         logger.warning("%s is taken for format=%r, but %s", checkpoint, found.name, doubt)
-    drafter = found.build(checkpoint, target)
+    try:
+        drafter = found.build(checkpoint, target)
+    except MMSpecError:
+        raise
+    except Exception as error:  # of the libraries behind it, about values of any kind
+        reason = cut(f"{type(error).__name__}: {first_line(error)}", 200)
+        raise MMSpecError(f"{checkpoint} cannot be read as format={found.name!r} ({reason}); fetch it again") from error
     logger.info("%s is loaded as format=%r (%s)", checkpoint, found.name, type(drafter).__name__)
     return drafter
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checkpoints import fill
 from ..drafters import FeatureDrafter
 from ..drafters.head_config import MROPE_SETTINGS
-from ..errors import MMSpecError
+from ..errors import MMSpecError, listed
 from ..target import Target
 from .checkpoint import Checkpoint
 from .embedding import EMBEDDING, embedding_rows
@@ -67,13 +67,13 @@ def assemble(
 
     expected = {name: tuple(tensor.shape) for name, tensor in drafter.state_dict().items()}
     keys = {name: theirs(name) for name in expected if name not in made}
-    missing = sorted(key for key in keys.values() if key not in checkpoint.shapes)
+    missing = [key for key in keys.values() if key not in checkpoint.shapes]
     known = {*keys.values(), *unread}
-    unexpected = sorted(key for key in checkpoint.shapes if key not in known and not key.endswith(ROTARY))
+    unexpected = [key for key in checkpoint.shapes if key not in known and not key.endswith(ROTARY)]
     if missing or unexpected:
         raise MMSpecError(
-            f"{checkpoint} does not fit {cls.__name__}: missing keys {missing or 'none'}, unexpected keys "
-            f"{unexpected or 'none'}"
+            f"{checkpoint} does not fit {cls.__name__}: missing keys {listed(missing)}, unexpected keys "
+            f"{listed(unexpected)}"
         )
     for name, key in keys.items():
         if checkpoint.shapes[key] != expected[name]:
@@ -81,6 +81,7 @@ def assemble(
                 f"{checkpoint}: {key} has shape {list(checkpoint.shapes[key])}, but the other tensors and the target "
                 f"ask for {list(expected[name])} for {cls.__name__}"
             )
-    fill(drafter, {name: partial(checkpoint.read, key) for name, key in keys.items()})
-    fill(drafter, {name: tensor.clone for name, tensor in made.items()})
+        checkpoint.header.check_kind(key, floating=True)
+    read = {name: partial(checkpoint.read, key) for name, key in keys.items()}
+    fill(drafter, read | {name: tensor.clone for name, tensor in made.items()}, str(checkpoint))
     return drafter.eval()

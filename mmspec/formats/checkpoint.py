@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints import HEADS, INDEX, PICKLES, WEIGHTS, opened, read_config, read_tensor
-from ..errors import MMSpecError
+from ..checkpoints import HEADS, INDEX, PICKLES
+from ..drafters.head_config import is_number
+from ..errors import MMSpecError, listed, shown
+from ..folders import WEIGHTS, Header, named_file, read_config, read_json
+from ..inputs import whole
 
 PREFIX = "model."
 """Some trainers save the drafter as a part of a model."""
 
 NESTED = ("text_config", "transformer_layer_config")
 """Where configurations of vision-language models and of speculators keep those of their language model and layer."""
+
+
+NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list of whole numbers",
+    dict: "settings by name",
+    str: "a text",
+}
+"""Kinds of settings, as an error calls them."""
 
 
 class Checkpoint:
@@ -26,7 +39,8 @@ class Checkpoint:
 
     Attributes:
         config: of `config.json`. What is nested (`NESTED`) is on top as well; where both say something, the top counts.
-        shapes: key to shape. A prefix `model.` is taken off.
+        header: key to what the files say of a tensor. A prefix `model.` is taken off.
+        shapes: key to shape.
 
     Raises:
         MMSpecError: if a file is missing or damaged, weights come only as a pickle, or two tensors have one name.
@@ -38,27 +52,54 @@ class Checkpoint:
         self.config: dict[str, Any] = {}
         for part in (*(own.get(name) for name in NESTED), own):
             self.config |= part if isinstance(part, dict) else {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, tuple[Path, str]] = {}
-        for path in weight_files(self.folder):
-            with opened(path) as file:
-                for key in file.keys():
-                    name = key.removeprefix(PREFIX)
-                    if name in self.shapes:
-                        raise MMSpecError(f"{self} has two tensors for {name!r}, with {PREFIX!r} before it and without")
-                    self.shapes[name] = tuple(file.get_slice(key).get_shape())
-                    self._places[name] = path, key
+        self.header = Header(str(self), *weight_files(self.folder), prefix=PREFIX)
+        self.shapes: dict[str, tuple[int, ...]] = {name: entry.shape for name, entry in self.header.items()}
 
     def __str__(self) -> str:
         return f"checkpoint {str(self.folder)!r}"
 
     def read(self, name: str) -> Tensor:
         """A tensor, in memory of its own and as it was saved."""
-        return read_tensor(*self._places[name])
+        return self.header.read(name)
 
     def rows(self, name: str, start: int, end: int) -> Tensor:
         """Rows `start` to `end` of a matrix."""
-        return read_tensor(*self._places[name], start, end)
+        return self.header.read(name, start, end)
+
+    def sizes(self, name: str, *axes: str) -> tuple[int, ...]:
+        """The sizes of a tensor that has so many axes, none of them empty.
+
+        Raises:
+            MMSpecError: if it is missing, or has others.
+        """
+        self.require(name)
+        shape = self.shapes[name]
+        if len(shape) != len(axes) or not all(shape):
+            raise MMSpecError(f"{self}: {name} has shape {list(shape)}, not [{', '.join(axes)}]")
+        return shape
+
+    def said(self, name: str, kind: type, default: Any = None) -> Any:
+        """A setting of `config.json`, or the default where it is missing or null.
+
+        Args:
+            name: of the setting.
+            kind: what it must be: `bool`, `int`, `float` (a finite one, or an int), `list` (of ints), `dict` or `str`.
+            default: what it is otherwise.
+
+        Raises:
+            MMSpecError: if it is anything else.
+        """
+        value = self.config.get(name)
+        if value is None:
+            return default
+        right = {
+            float: is_number(value),
+            int: whole(value) is not None,
+            list: isinstance(value, list) and all(whole(number) is not None for number in value),
+        }
+        if not right.get(kind, isinstance(value, kind)):
+            raise MMSpecError(f"{self}: config.json says {name}={shown(value)}, which should be {NAMES[kind]}")
+        return value
 
     def require(self, *names: str) -> None:
         """Refuse a checkpoint without some keys.
@@ -67,7 +108,7 @@ class Checkpoint:
             MMSpecError: with the keys that are missing.
         """
         if missing := [name for name in names if name not in self.shapes]:
-            raise MMSpecError(f"{self} is incomplete: missing keys {missing}")
+            raise MMSpecError(f"{self} is incomplete: missing keys {listed(missing)}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -77,28 +118,31 @@ def weight_files(folder: Path) -> list[Path]:
         MMSpecError: if there are none, or some shards are missing; says how to convert a pickle.
     """
     index = folder / INDEX
-    if whole := next((path for name in (WEIGHTS, HEADS) if (path := folder / name).is_file()), None):
-        return [whole]
-    if index.is_file():
-        paths = [folder / name for name in shards_of(index)]
-        if missing := [path.name for path in paths if not path.is_file()]:
-            raise MMSpecError(f"folder {str(folder)!r} lacks the shards {', '.join(missing)}; fetch it again")
+    if single := next((path for name in (WEIGHTS, HEADS) if (path := folder / name).exists()), None):
+        return [single]
+    if index.exists():
+        paths = [named_file(folder, name, repr(str(index))) for name in shards_of(index)]
+        if missing := [path.name for path in paths if not path.exists()]:
+            raise MMSpecError(f"folder {str(folder)!r} lacks the shards {listed(missing)}; fetch it again")
         return paths
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise MMSpecError(
-            f"folder {str(folder)!r} has its weights only as a pickle ({', '.join(pickles)}), and mmspec reads "
+            f"folder {str(folder)!r} has its weights only as a pickle ({listed(pickles)}), and mmspec reads "
             f"safetensors only; convert it once with: python -m mmspec.formats.convert {folder}"
         )
     raise MMSpecError(f"folder {str(folder)!r} has neither {WEIGHTS} nor {INDEX}; fetch it again")
 
 
 def shards_of(index: Path) -> list[str]:
-    """The names of the files that an index of shards lists.
+    """The names of the files that an index of shards lists, whatever they are.
 
     Raises:
         MMSpecError: if it does not list any.
     """
-    try:
-        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise MMSpecError(f"{str(index)!r} does not list the shards of a checkpoint: {error!r}") from None
+    names = read_json(index).get("weight_map")
+    if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
+        raise MMSpecError(
+            f"{str(index)!r} does not list the shards of a checkpoint: its weight_map should name a file for every "
+            "tensor; fetch it again"
+        )
+    return sorted(set(names.values()))

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints import INDEX, PICKLES, WEIGHTS
-from ..errors import MMSpecError, first_line
+from ..checkpoints import INDEX, PICKLES
+from ..errors import MMSpecError, first_line, shown
+from ..folders import WEIGHTS, check_regular, named_file
 from .checkpoint import shards_of
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -70,7 +71,8 @@ def pickles_of(folder: Path) -> list[Path]:
         MMSpecError: if there are none, or several that no index puts together.
     """
     if (folder / PICKLE_INDEX).is_file():
-        return [folder / name for name in shards_of(folder / PICKLE_INDEX)]
+        index = folder / PICKLE_INDEX
+        return [named_file(folder, name, repr(str(index))) for name in shards_of(index)]
     found = sorted(path for path in folder.iterdir() if path.suffix in PICKLES and path.name != "training_args.bin")
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
@@ -87,6 +89,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     Raises:
         MMSpecError: if it holds, or asks for, anything else.
     """
+    check_regular(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
@@ -96,8 +99,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise MMSpecError(
-                f"{str(path)!r} is no flat dictionary of named tensors: {name!r} is a {type(value).__name__}; save the "
-                "state dict of the drafter alone"
+                f"{str(path)!r} is no flat dictionary of named tensors: {shown(name)} is a {type(value).__name__}; "
+                "save the state dict of the drafter alone"
             )
     return loaded
 

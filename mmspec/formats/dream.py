@@ -31,7 +31,7 @@ class Dream(Format):
         norm = "layers.1.cross_attn.q_norm.weight"
         checkpoint.require(GATE, norm)
         settings = {"cross_attention": True, "first_token": "mean", "tree_masked": False}
-        return assemble(DreamDrafter, checkpoint, target, settings, head_dim=checkpoint.shapes[norm][0])
+        return assemble(DreamDrafter, checkpoint, target, settings, head_dim=checkpoint.sizes(norm, "head_dim")[0])
 
 
 def is_dream(keys: Shapes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,17 +11,21 @@ from torch import Tensor
 
 from ..drafters import Eagle3Drafter, FeatureDrafter
 from ..drafters.head_config import MROPE_SETTINGS
-from ..errors import MMSpecError
+from ..drafters.vocabulary import is_padding
+from ..errors import MMSpecError, shown
 from ..target import Target
 from .assembly import assemble
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
 
+HEAD = "lm_head.weight"
 MIDLAYERS = ("midlayer", "layers.0")
 ENTERING, LEAVING = "eagle_aux_hidden_state_layer_ids", "aux_hidden_states_layer_ids"
 """The same states under two names: of the layer that one enters, and of the one that it leaves, which is one less."""
 
 SPECULATORS = "speculators_model_type"
+
+logger = logging.getLogger(__name__)
 
 
 class Eagle3(Format):
@@ -44,27 +49,25 @@ class Eagle3(Format):
         keys, config = checkpoint.shapes, checkpoint.config
         if config.get(SPECULATORS, self.name) != self.name:
             raise MMSpecError(
-                f"{checkpoint}: {SPECULATORS} is {config[SPECULATORS]!r}, and of speculators' models only "
+                f"{checkpoint}: {SPECULATORS} is {shown(config[SPECULATORS])}, and of speculators' models only "
                 f"{self.name!r} is supported"
             )
         layer = MIDLAYERS[0] if any(key.startswith(f"{MIDLAYERS[0]}.") for key in keys) else MIDLAYERS[1]
-        checkpoint.require("fc.weight", "norm.weight", "lm_head.weight")
-        vocabulary = vocabulary_of(checkpoint, target)
-        ropes = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+        checkpoint.require("fc.weight", "norm.weight", HEAD)
+        made = vocabulary_of(checkpoint, target)
+        ropes = [checkpoint.said(name, dict, {}) for name in ("rope_parameters", "rope_scaling")]
         settings = {
             "visual": False,
-            "draft_vocab_size": len(vocabulary["d2t"]) if vocabulary else None,
+            "draft_vocab_size": len(made["d2t"]) if "d2t" in made else None,
             "feature_layers": feature_layers(checkpoint),
             "fc_norm": norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
             "norm_before_fc": norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
-            "norm_output": bool(config.get("norm_output")),
+            "norm_output": checkpoint.said("norm_output", bool, False),
             "norm_before_residual": normed_residual(checkpoint),
             "rope": "mrope" if any(MROPE_SETTINGS[0] in rope for rope in ropes) else "1d",
         }
-        names, unread = {"midlayer.": f"{layer}."}, ("d2t", "t2d", *idle_bias(checkpoint, layer))
-        return assemble(
-            Eagle3Drafter, checkpoint, target, settings, layer=layer, names=names, made=vocabulary, unread=unread
-        )
+        names, unread = {"midlayer.": f"{layer}."}, ("d2t", "t2d", HEAD, *idle_bias(checkpoint, layer))
+        return assemble(Eagle3Drafter, checkpoint, target, settings, layer=layer, names=names, made=made, unread=unread)
 
 
 def is_eagle3(keys: Shapes) -> bool:
@@ -84,8 +87,8 @@ def norm_switch(checkpoint: Checkpoint, switch: str, key: str) -> bool:
     Raises:
         MMSpecError: if the configuration says otherwise.
     """
-    found, said = key in checkpoint.shapes, checkpoint.config.get(switch)
-    if said is not None and bool(said) != found:
+    found, said = key in checkpoint.shapes, checkpoint.said(switch, bool)
+    if said is not None and said != found:
         raise MMSpecError(
             f"{checkpoint}: config.json says {switch}={said}, but {key} is {'there' if found else 'missing'}; correct "
             "the one that is wrong"
@@ -99,7 +102,7 @@ def normed_residual(checkpoint: Checkpoint) -> bool:
     Raises:
         MMSpecError: if a configuration of speculators does not say.
     """
-    said = checkpoint.config.get("norm_before_residual")
+    said = checkpoint.said("norm_before_residual", bool)
     if said is None and SPECULATORS in checkpoint.config:
         raise MMSpecError(
             f"{checkpoint}: a speculators config.json must say norm_before_residual: without it vLLM takes true, "
@@ -114,55 +117,94 @@ def feature_layers(checkpoint: Checkpoint) -> list[int] | None:
     Raises:
         MMSpecError: if the two conventions contradict each other, or it is not said which one is meant.
     """
-    config = checkpoint.config
-    nested = config.get("eagle_config") or {}
-    entering, leaving = config.get(ENTERING), config.get(LEAVING)
+    nested = checkpoint.said("eagle_config", dict, {})
+    entering, leaving = (checkpoint.said(name, list) for name in (ENTERING, LEAVING))
     if entering is None and leaving is None and nested.get(ENTERING):
         raise MMSpecError(
-            f"{checkpoint}: eagle_config says {ENTERING}={nested[ENTERING]}, which SGLang reads as layers that the "
-            f"states leave and vLLM as layers that they enter; write {LEAVING} (leave) or {ENTERING} (enter) at the "
-            "top of config.json"
+            f"{checkpoint}: eagle_config says {ENTERING}={shown(nested[ENTERING])}, which SGLang reads as layers that "
+            f"the states leave and vLLM as layers that they enter; write {LEAVING} (leave) or {ENTERING} (enter) at "
+            "the top of config.json"
         )
     shifted = None if leaving is None else [layer + 1 for layer in leaving]
     if entering is not None and shifted is not None and list(entering) != shifted:
         raise MMSpecError(
-            f"{checkpoint}: {ENTERING}={list(entering)} and {LEAVING}={list(leaving)} are not the same states: the "
+            f"{checkpoint}: {ENTERING}={shown(entering)} and {LEAVING}={shown(leaving)} are not the same states: the "
             "second ones must be one less"
         )
     return shifted if entering is None else list(entering)
 
 
 def vocabulary_of(checkpoint: Checkpoint, target: Target) -> dict[str, Tensor]:
-    """`d2t` and `t2d` for the target's vocabulary; nothing if all tokens can be drafted.
+    """What becomes of the vocabulary head, and `d2t` and `t2d` for the target's vocabulary; nothing if the head is that
+    of all tokens, row by row.
 
-    `d2t` is what is added to a draft token to give the target's.
+    Rows beyond the tokens are padding, and are cut off. Tokens of the target beyond the rows are padding of its own,
+    and are not drafted.
 
     Raises:
-        MMSpecError: if it leads outside the target's vocabulary or twice to a token, or `t2d` says otherwise.
+        MMSpecError: if the head's rows can be no tokens of the target; see `tokens_of`.
     """
-    rows = checkpoint.shapes["lm_head.weight"][0]
-    vocab = target.vocab_size
-    if "d2t" not in checkpoint.shapes:
-        if "t2d" in checkpoint.shapes or rows != vocab:
+    vocab, rows = target.vocab_size, checkpoint.sizes(HEAD, "tokens", "hidden")[0]
+    checkpoint.header.check_kind(HEAD, floating=True)
+    if "d2t" in checkpoint.shapes:
+        tokens, known = tokens_of(checkpoint, rows, vocab)
+    else:
+        reduced = checkpoint.said("draft_vocab_size", int) == rows != checkpoint.said("vocab_size", int, rows)
+        if "t2d" in checkpoint.shapes or not is_padding(rows, vocab) or (rows < vocab and reduced):
             raise MMSpecError(
                 f"{checkpoint} is incomplete: missing keys ['d2t'], without which its {rows} draft tokens are none of "
                 f"the target's {vocab}"
             )
-        return {}
-    d2t = checkpoint.read("d2t").long()
+        tokens = torch.arange(rows)
+        known = tokens < vocab
+    made = {}
+    if len(known) < rows or not known.all():
+        logger.info("%s: of the %d rows of %s %d are tokens, the rest is padding", checkpoint, rows, HEAD, known.sum())
+        made[HEAD] = checkpoint.rows(HEAD, 0, len(known))[known]
+        tokens = tokens[known]
+    if "d2t" not in checkpoint.shapes and len(tokens) == vocab:
+        return made
+    t2d = torch.zeros(vocab, dtype=torch.bool)
+    t2d[tokens] = True
+    return made | {"d2t": tokens - torch.arange(len(tokens)), "t2d": t2d}
+
+
+def tokens_of(checkpoint: Checkpoint, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
+    """The tokens that `d2t` means, `[draft tokens]`, and which of them the target has.
+
+    `d2t` is what is added to a draft token to give the target's. It may be padded with zeros, as the head is, and lead
+    to padding of the target's table, if `config.json` says that this was larger.
+
+    Args:
+        checkpoint: that has it.
+        rows: of the vocabulary head.
+        vocab: the target's tokens.
+
+    Raises:
+        MMSpecError: if it leads elsewhere or twice to a token, or `t2d` says otherwise.
+    """
+    checkpoint.sizes("d2t", "draft tokens")
+    checkpoint.header.check_kind("d2t", floating=False)
+    d2t, marked = checkpoint.read("d2t").long(), None
+    if "t2d" in checkpoint.shapes:
+        checkpoint.sizes("t2d", "tokens")
+        checkpoint.header.check_kind("t2d", floating=False)
+        marked = checkpoint.read("t2d").bool().nonzero().flatten()
+    used = len(marked) if marked is not None else int(d2t.nonzero().max()) + 1 if d2t.any() else 0
+    if 0 < used < len(d2t) and is_padding(used, len(d2t)) and not d2t[used:].any():
+        d2t = d2t[:used]
     tokens = torch.arange(len(d2t)) + d2t
-    if len(d2t) != rows or len(tokens.unique()) != rows or tokens.min() < 0 or tokens.max() >= vocab:
+    said = checkpoint.said("vocab_size", int, vocab)
+    limit = max(said, vocab) if is_padding(said, vocab) else vocab
+    fits = len(d2t) <= rows and is_padding(len(d2t), rows) and tokens.min() >= 0 and tokens.max() < limit
+    if not fits or len(tokens.unique()) < len(tokens):
         raise MMSpecError(
             f"{checkpoint}: d2t of {len(d2t)} draft tokens leads to {len(tokens.unique())} tokens from "
             f"{int(tokens.min())} to {int(tokens.max())}; {rows} different ones of the target's {vocab} are needed"
         )
-    t2d = torch.zeros(vocab, dtype=torch.bool)
-    t2d[tokens] = True
-    if "t2d" in checkpoint.shapes:
-        theirs = checkpoint.read("t2d").bool().nonzero().flatten()
-        if not theirs.equal(tokens.sort().values):
-            raise MMSpecError(
-                f"{checkpoint}: t2d marks {len(theirs)} tokens, other ones than the {rows} of d2t, which are "
-                "i + d2t[i]; fetch it again"
-            )
-    return {"d2t": d2t, "t2d": t2d}
+    if marked is not None and not marked.equal(tokens.sort().values):
+        raise MMSpecError(
+            f"{checkpoint}: t2d marks {len(marked)} tokens, other ones than the {len(d2t)} of d2t, which are "
+            "i + d2t[i]; fetch it again"
+        )
+    return tokens, tokens < vocab

@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from ..drafters.vocabulary import is_padding
 from ..errors import MMSpecError
 from ..target import Target
 from .checkpoint import Checkpoint
@@ -14,9 +15,6 @@ EMBEDDING = "embed_tokens.weight"
 
 CHUNK = 1024
 """Rows that are compared at a time, so that the table is never in memory as a whole."""
-
-PADDING = 1024
-"""Rows by which tables of one tokenizer may differ, because they are filled up to a round number."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +35,8 @@ def embedding_rows(checkpoint: Checkpoint, target: Target, hidden: int) -> int |
     """
     vocab = target.vocab_size
     if EMBEDDING not in checkpoint.shapes:
-        said = checkpoint.config.get("vocab_size")
-        if isinstance(said, int) and abs(said - vocab) > PADDING:
+        said = checkpoint.said("vocab_size", int)
+        if said is not None and not is_padding(said, vocab):
             raise MMSpecError(_other_tokens(checkpoint, f"{said} tokens", vocab))
         if hidden != target.hidden_size:
             raise MMSpecError(
@@ -46,10 +44,11 @@ def embedding_rows(checkpoint: Checkpoint, target: Target, hidden: int) -> int |
                 f"one's is {target.hidden_size}: load it for the model that it was trained for"
             )
         return None
-    rows, width = checkpoint.shapes[EMBEDDING]
+    rows, width = checkpoint.sizes(EMBEDDING, "tokens", "hidden")
+    checkpoint.header.check_kind(EMBEDDING, floating=True)
     if width == target.hidden_size and _agrees(checkpoint, target):
         return None
-    if rows < vocab or rows > vocab + PADDING:
+    if not is_padding(rows, vocab):
         raise MMSpecError(_other_tokens(checkpoint, f"{rows} tokens with other embeddings", vocab))
     logger.warning("%s has another %s than the target, which is kept: was it made for this one?", checkpoint, EMBEDDING)
     return rows

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..errors import MMSpecError
+from ..drafters.head_config import STATIC_ROPES, is_number
+from ..errors import MMSpecError, shown
 from ..target import Target
 from .checkpoint import Checkpoint
 
@@ -15,9 +16,6 @@ LAYER = (
     "post_attention_layernorm.weight",
 )
 """What every layer has."""
-
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary positions whose frequencies do not change with the length of the text."""
 
 OLD_BASE = 10000.0
 """The base that the original code takes where a configuration says none."""
@@ -41,15 +39,15 @@ def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: 
         MMSpecError: if the layer is incomplete, or cannot be divided into heads.
     """
     checkpoint.require(*(f"{layer}.{name}" for name in LAYER))
-    shapes, config = checkpoint.shapes, checkpoint.config
-    inner, shared = (shapes[f"{layer}.self_attn.{name}_proj.weight"][0] for name in "qk")
-    size = head_dim or head_dim_of(config, target, inner, shared)
+    shapes = checkpoint.shapes
+    inner, shared = (checkpoint.sizes(f"{layer}.self_attn.{name}_proj.weight", "out", "in")[0] for name in "qk")
+    size = head_dim or head_dim_of(checkpoint.config, target, inner, shared)
     if not divides(size, inner, shared):
         raise MMSpecError(
             f"{checkpoint}: queries of {inner} and keys of {shared} numbers are no heads of head_dim={size}; set "
             "head_dim in its config.json"
         )
-    intermediate, hidden = shapes[f"{layer}.mlp.gate_proj.weight"]
+    intermediate, hidden = checkpoint.sizes(f"{layer}.mlp.gate_proj.weight", "intermediate", "hidden")
     settings = {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -59,8 +57,8 @@ def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: 
         "attention_bias": f"{layer}.self_attn.q_proj.bias" in shapes,
         "rope_parameters": rope_parameters(checkpoint, target),
     }
-    told = ("hidden_act", "rms_norm_eps", "max_position_embeddings")
-    return settings | {name: config[name] for name in told if config.get(name) is not None}
+    told = {"hidden_act": str, "rms_norm_eps": float, "max_position_embeddings": int}
+    return settings | {name: said for name, kind in told.items() if (said := checkpoint.said(name, kind)) is not None}
 
 
 def head_dim_of(config: dict[str, Any], target: Target, inner: int, shared: int) -> int:
@@ -88,7 +86,7 @@ def head_dim_of(config: dict[str, Any], target: Target, inner: int, shared: int)
 
 def divides(head_dim: int, inner: int, shared: int) -> bool:
     """Whether queries and keys can be heads of this width, every key shared by equally many queries."""
-    if head_dim < 1 or inner % head_dim or shared % head_dim:
+    if head_dim < 1 or inner % head_dim or shared % head_dim or not shared:
         return False
     return (inner // head_dim) % (shared // head_dim) == 0
 
@@ -105,7 +103,12 @@ def rope_parameters(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     config = checkpoint.config
     parts = [part for name in ("rope_scaling", "rope_parameters") if isinstance(part := config.get(name), dict)]
     nested = {name: value for part in parts for name, value in part.items()}
-    bases = {float(part["rope_theta"]) for part in (config, *parts) if part.get("rope_theta") is not None}
+    said = [part["rope_theta"] for part in (config, *parts) if part.get("rope_theta") is not None]
+    if not all(is_number(base) and base > 0 for base in said):
+        raise MMSpecError(
+            f"{checkpoint}: config.json says rope_theta={shown(said[0])}, which should be a number above 0"
+        )
+    bases = {float(base) for base in said}
     if len(bases) > 1:
         raise MMSpecError(f"{checkpoint}: config.json says rope_theta {sorted(bases)} in several places; leave one")
     theirs = (getattr(target.family.text_config, "rope_parameters", None) or {}).get("rope_theta", OLD_BASE)
@@ -121,7 +124,7 @@ def rope_parameters(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     kind = "default" if kind == "mrope" else kind
     if kind not in STATIC_ROPES:
         raise MMSpecError(
-            f"{checkpoint}: rotary positions of type {kind!r} are not supported in a drafter, only "
+            f"{checkpoint}: rotary positions of type {shown(kind)} are not supported in a drafter, only "
             f"{', '.join(STATIC_ROPES)}"
         )
     return nested | {"rope_type": kind, "rope_theta": bases.pop() if bases else OLD_BASE}

@@ -38,7 +38,7 @@ class HiVis(Format):
         settings = {
             "bias": "fc.bias" in keys,
             "input_norm": "layers.0.input_layernorm.weight" in keys,
-            "steps": keys[residual][0],
+            "steps": checkpoint.sizes(residual, "steps", "hidden")[0],
             "packed": hide.packed,
             "compressor": hide.config(),
         }

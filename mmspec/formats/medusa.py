@@ -9,13 +9,14 @@ from typing import Any
 
 from ..checkpoints import fill
 from ..drafters import MedusaDrafter
-from ..errors import MMSpecError
+from ..drafters.vocabulary import is_padding
+from ..errors import MMSpecError, listed
 from ..target import Target
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
 
 PREFIX = "medusa_head."
-KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(\d+)\.(\d+)\.(?:linear\.weight|linear\.bias|weight)")
+KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(\d{{1,9}})\.(\d{{1,9}})\.(?:linear\.weight|linear\.bias|weight)")
 """Of head and block: the residual blocks' linear maps, and behind them the map to the vocabulary."""
 
 
@@ -36,25 +37,35 @@ class Medusa(Format):
         found = [match for key in checkpoint.shapes if (match := KEY.fullmatch(key))]
         if not found:
             raise MMSpecError(f"{checkpoint} holds no heads of Medusa, whose keys are such as '0.0.linear.weight'")
-        heads, layers = (1 + max(int(match[group]) for match in found) for group in (1, 2))
+        numbers = [tuple(int(match[group]) for group in (1, 2)) for match in found]
+        heads, layers = (1 + max(column) for column in zip(*numbers, strict=True))
+        for name, count in (("heads", heads), ("blocks of a head", layers), ("blocks", heads * (layers - 1))):
+            checkpoint.header.check_count(name, count)  # a key may hold any number
         drafter = MedusaDrafter.empty({"heads": heads, "layers": layers - 1}, target)
         prefixed = found[0][0].startswith(PREFIX)
         keys = {name: name if prefixed else name.removeprefix(PREFIX) for name in drafter.state_dict()}
-        missing = sorted(set(keys.values()) - set(checkpoint.shapes))
-        unexpected = sorted(set(checkpoint.shapes) - set(keys.values()))
+        missing = set(keys.values()) - set(checkpoint.shapes)
+        unexpected = set(checkpoint.shapes) - set(keys.values())
         if missing or unexpected:
             raise MMSpecError(
-                f"{checkpoint} does not fit MedusaDrafter: missing keys {missing or 'none'}, unexpected keys "
-                f"{unexpected or 'none'}"
+                f"{checkpoint} does not fit MedusaDrafter: missing keys {listed(missing)}, unexpected keys "
+                f"{listed(unexpected)}"
             )
+        read = {}
         for name, tensor in drafter.state_dict().items():
-            if checkpoint.shapes[keys[name]] != tuple(tensor.shape):
+            key, wanted = keys[name], tuple(tensor.shape)
+            shape = checkpoint.shapes[key]
+            to_vocabulary = name.endswith(f".{layers - 1}.weight") and len(shape) == 2
+            padded = to_vocabulary and shape[0] > wanted[0] and is_padding(shape[0], wanted[0])
+            if (wanted[:1] if padded else shape[:1]) + shape[1:] != wanted:
                 raise MMSpecError(
-                    f"{checkpoint}: {keys[name]} has shape {list(checkpoint.shapes[keys[name]])}, but the target asks "
-                    f"for {list(tensor.shape)} (hidden size {target.hidden_size}, {target.vocab_size} tokens): load it "
-                    "for the model that it was trained for"
+                    f"{checkpoint}: {key} has shape {list(shape)}, but the target asks for {list(tensor.shape)} "
+                    f"(hidden size {target.hidden_size}, {target.vocab_size} tokens): load it for the model that it "
+                    "was trained for"
                 )
-        fill(drafter, {name: partial(checkpoint.read, key) for name, key in keys.items()})
+            checkpoint.header.check_kind(key, floating=True)
+            read[name] = partial(checkpoint.rows, key, 0, wanted[0]) if padded else partial(checkpoint.read, key)
+        fill(drafter, read, str(checkpoint))
         return drafter.eval()
 
 

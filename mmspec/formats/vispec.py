@@ -7,7 +7,6 @@ from typing import Any
 
 from ..compressors import Resampler
 from ..drafters import FeatureDrafter, ViSpecDrafter
-from ..errors import MMSpecError
 from ..target import Target
 from .assembly import assemble
 from .base import Format, Shapes
@@ -30,11 +29,7 @@ class ViSpec(Format):
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
         checkpoint.require(QUERIES, "img_fc.weight", "img_fc.bias", "fc.weight")
         keys = checkpoint.shapes
-        if len(keys[QUERIES]) != 3:
-            raise MMSpecError(
-                f"{checkpoint}: {QUERIES} has shape {list(keys[QUERIES])}, not [queries, heads, head_dim]"
-            )
-        queries, heads, head_dim = keys[QUERIES]
+        queries, heads, head_dim = checkpoint.sizes(QUERIES, "queries", "heads", "head_dim")
         adaptor = Resampler(queries, heads, summary=True, bias="imadpt.k_proj.bias" in keys)
         settings = {
             "bias": "fc.bias" in keys,

@@ -271,8 +271,8 @@ def test_a_membership_mask_may_be_padded(tmp_path):
     ("make", "message"),
     [
         (
-            lambda target: EagleDrafter(target, own_embedding=60),
-            "own_embedding=60 rows are too few for the target's 61",
+            lambda target: EagleDrafter(target, own_embedding=50),
+            "own_embedding=50 rows are too few for the target's 61",
         ),
         (lambda target: Eagle3Drafter(target, rope="2d"), "rope='2d' is unknown.* Available: 1d, mrope"),
         (
