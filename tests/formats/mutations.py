@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -23,8 +24,8 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
-OWN = ["own model", "shared vision", "eagle", "eagle3, fewer tokens", "dream, guided", "medusa"]
-OWN += ["hivis", "vispec", "specvlm"]
+OWN = ["own model", "shared vision", "eagle", "eagle3, fewer tokens", "dream, guided", "medusa", "hivis", "vispec"]
+OWN += ["specvlm"]
 """Kinds of drafters that are saved in this library's own form."""
 
 LARGE = [10**6, 10**9, 10**12, 2**63, 10**30, 10**5000]
@@ -39,11 +40,11 @@ KINDS = [torch.int64, torch.int32, torch.bool, torch.complex64, torch.float8_e4m
 
 @cache
 def originals() -> dict[str, tuple[str, dict[str, Tensor], dict[str, Any], int]]:
-    """Name to: the target's family, tensors, configuration, number of shards. Of every format that is read."""
+    """Name to: the target's family, tensors, configuration, number of shards. Of every published format."""
     made: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], int]] = {}
-    for number, (name, write) in enumerate(published.WRITERS.items()):
+    for number, (name, written) in enumerate(published.WRITERS.items()):
         family = "qwen_vl" if "qwen" in name or "mrope" in name or "interleaved" in name else "llava"
-        made[name] = (family, *write(target_of(family, "sdpa").model), 1 + number % 3)
+        made[name] = (family, *written(target_of(family, "sdpa").model), 1 + number % 3)
     heads = {
         f"{head}.0.linear.{part}": torch.randn(32, 32)[0 if part == "bias" else ...]
         for head in range(2)
@@ -54,14 +55,25 @@ def originals() -> dict[str, tuple[str, dict[str, Tensor], dict[str, Any], int]]
     return made
 
 
+@cache
+def files_of(name: str) -> tuple[str, dict[str, bytes]]:
+    """The family of a target, and the files of a sound folder with a drafter for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name in originals():
+            family, tensors, config, shards = originals()[name]
+            published.write(Path(folder), tensors, config, shards)
+        else:
+            family = "llava"
+            TINY_DRAFTERS[name.removeprefix("saved ")](family, "sdpa").save_pretrained(folder)
+        return family, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def write(folder: Path, name: str) -> str:
     """A sound folder of a kind; returns the family of its target."""
-    if name in originals():
-        family, tensors, config, shards = originals()[name]
-        published.write(folder, tensors, config, shards)
-        return family
-    family = "llava"
-    TINY_DRAFTERS[name](family, "sdpa").save_pretrained(folder)
+    family, files = files_of(name)
+    folder.mkdir()
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
     return family
 
 

@@ -15,14 +15,14 @@ from helpers import target_of
 import mmspec
 from mmspec import MMSpecError
 
-NAMES = [*mutations.originals(), *mutations.OWN]
+NAMES = [*mutations.originals(), *(f"saved {name}" for name in mutations.OWN)]
 
 
 @cache
 def asked(family: str) -> tuple[dict, list]:
     """A prompt with a picture, and what the target alone says to it."""
     inputs = models.inputs_for(family, [1])
-    return inputs, mmspec.generate(target_of(family, "sdpa"), inputs=inputs, max_new_tokens=8).token_ids
+    return inputs, mmspec.generate(target_of(family, "sdpa"), inputs=inputs, max_new_tokens=6).token_ids
 
 
 def outcome(folder, family: str) -> str | None:
@@ -31,7 +31,7 @@ def outcome(folder, family: str) -> str | None:
     target = target_of(family, "sdpa")
     try:
         drafter = mmspec.load_drafter(str(folder), target)
-        written = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=8).token_ids
+        written = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=6).token_ids
     except MMSpecError as error:
         return str(error)
     assert written == expected
@@ -39,36 +39,32 @@ def outcome(folder, family: str) -> str | None:
 
 
 def broken(folder, name: str, seed: int) -> tuple[str, str]:
-    """A sound folder with one or two faults; returns its target's family, and the faults in words."""
-    draw = random.Random(f"{name} {seed}")
+    """A sound folder in which something is broken; returns its target's family, and what it is."""
     family = mutations.write(folder, name)
-    return family, "; ".join(mutations.mutate(folder, draw) for _ in range(1))
+    return family, mutations.mutate(folder, random.Random(f"{name} {seed}"))
 
 
-def survives(folder, name: str, seed: int) -> str | None:
+def said_of(folder, name: str, seed: int) -> str | None:
+    """What is said of a broken folder, which must be one line of bounded length; None if its drafter works."""
     family, fault = broken(folder, name, seed)
     try:
         said = outcome(folder, family)
     except Exception as error:
         raise AssertionError(f"{name}, seed {seed}: {fault}") from error
-    finally:
-        shutil.rmtree(folder)
-    if said is not None:
-        assert said.isprintable() and len(said) <= 2000, (name, seed, fault, said)
+    shutil.rmtree(folder)
+    assert said is None or (said.isprintable() and len(said) < 1000), (name, seed, fault, said)
     return said
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_broken_folder_is_refused_in_one_line_or_works(tmp_path, caplog, name):
+def test_a_broken_folder_is_refused_in_one_line_or_works(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
-    assert outcome(tmp_path / "sound", mutations.write(tmp_path / "sound", name)) is None
-    said = [survives(tmp_path / "broken", name, seed) for seed in range(8)]
-    assert any(said)
+    said = [said_of(tmp_path / "broken", name, seed) for name in NAMES for seed in range(2)]
+    assert 0 < said.count(None) < len(said) / 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_many_broken_folders(tmp_path, caplog, name):
     caplog.set_level(logging.CRITICAL)
-    for seed in range(8, 400):
-        survives(tmp_path / "broken", name, seed)
+    for seed in range(2, 200):
+        said_of(tmp_path / "broken", name, seed)

@@ -190,7 +190,7 @@ def test_a_missing_shard_and_a_damaged_index_are_named(tmp_path):
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(MMSpecError, match=r"lacks the shards \['model-00002-of-00003\.safetensors'\]; fetch it again"):
         mmspec.load_drafter(folder, target)
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(MMSpecError, match="index.json' does not list the shards of a checkpoint"):
         mmspec.load_drafter(folder, target)
     (tmp_path / "model.safetensors").write_bytes(b"\x80\x04nothing")
