@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -55,7 +57,8 @@ def load_target(
             placed = ["device_map"]
         visual = getattr(config, "vision_config", None) is not None
         loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
-        model, info = loader.from_pretrained(source, dtype=number_format, output_loading_info=True, **kwargs)
+        with _quiet(source):
+            model, info = loader.from_pretrained(source, dtype=number_format, output_loading_info=True, **kwargs)
         if info["missing_keys"]:  # transformers would go on with random numbers in their place
             raise MMSpecError(
                 f"target {name!r} lacks weights of {type(model).__name__}: missing keys "
@@ -154,6 +157,20 @@ def _reach(device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or no such accelerator
         raise MMSpecError(f"device {str(device)!r} is not there: {first_line(error)}") from error
+
+
+@contextmanager
+def _quiet(source: str) -> Iterator[None]:
+    """Without transformers' progress bar for what ships with mmspec, which is loaded in a blink."""
+    logging = transformers.utils.logging
+    if not (Path(source).is_relative_to(EMBEDDED) and logging.is_progress_bar_enabled()):
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

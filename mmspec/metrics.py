@@ -29,3 +29,6 @@ SHOWN = {
     "perfect_acceptance": "perfect acceptance",
 }
 """Names in code to names in words."""
+
+SPEEDUPS = {"tokens_per_second": "speedup_decode", "tokens_per_second_end_to_end": "speedup"}
+"""Each speed with what it gives over plain decoding's, in code."""

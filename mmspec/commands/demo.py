@@ -23,6 +23,7 @@ class Settings:
     temperature: float
     max_new_tokens: int
     seed: int
+    characters: int
     longest: int
     upload_mb: float
     megapixels: float
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from ..demo.limits import Limits
     from ..demo.line import Line
-    from ..demo.picture import Limits
     from ..demo.session import Desk
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -60,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        limits = Limits(settings.upload_mb, settings.megapixels)
-        desk = Desk(choices, settings.longest, limits, Line(settings.at_once, settings.waiting))
+        limits = Limits(settings.upload_mb, settings.megapixels, settings.characters, settings.longest)
+        desk = Desk(choices, limits, Line(settings.at_once, settings.waiting))
         # What the page begins with has to fit together; the first question would come too late to say so.
         desk.models.method({name: group.start for name, group in choices.groups.items()})
         start = {name: getattr(settings, name) for name in ("temperature", "max_new_tokens", "seed")}
@@ -91,7 +92,7 @@ def _check(settings: Settings) -> None:
     """Refuse what no page can be served with."""
     if not 1 <= settings.port <= 65535:
         raise MMSpecError(f"port={settings.port} must be from 1 to 65535, such as 7860")
-    for name in ("longest", "upload_mb", "megapixels"):
+    for name in ("longest", "characters", "upload_mb", "megapixels"):
         if getattr(settings, name) <= 0:
             raise MMSpecError(f"{name}={getattr(settings, name)} must be above 0")
     if settings.max_new_tokens > settings.longest:

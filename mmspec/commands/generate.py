@@ -12,16 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import configuration, output
-from ..metrics import SHOWN
+from ..metrics import SHOWN, SPEEDUPS
 from ..stats import speed_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DRAFTED, OWN = "green", "bold"  # styles of the text that was drafted, and of the text that the target supplied itself
-
-SPEEDUPS = {"tokens_per_second": "speedup_decode", "tokens_per_second_end_to_end": "speedup"}
-"""Each speed with what it gives over plain decoding's, by the names of `mmspec.metrics`."""
 
 COMPARED_RUNS = 3  # the median of three, taken in turns, so that a busy machine slows both sides alike
 
@@ -101,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         comparison = compare(
             lambda: mmspec.generate(target, drafter, **request, **shape),
             lambda: mmspec.generate(target, None, **request),
-            partial(difference, target, prompt, images or None, settings) if exact else None,
+            partial(difference, target, request, settings) if exact else None,
         )
     line = summary_line(out.stats, comparison, sampled=settings.temperature > 0)
     if settings.compare and comparison is None:
@@ -172,15 +169,14 @@ def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]]
     return result
 
 
-def difference(target, prompt, images, settings: Settings, plain: list, found: list) -> dict[str, Any]:
-    """Return the first difference of the ids (see `divergences`), whether rounding excuses it, and both in words."""
-    from mmspec.evaluation import divergence
+def difference(target, request: dict[str, Any], settings: Settings, plain: list, found: list) -> dict[str, Any] | None:
+    """Return where the ids of two answers to a request differ first; see `divergence.explained`."""
+    from mmspec.evaluation.divergence import explained
     from mmspec.evaluation.engines import Sampling
     from mmspec.inputs import prepare
 
     sampling = Sampling(repetition_penalty=settings.repetition_penalty)
-    (one,) = divergence.divergences(target, prepare(target, prompt, images), plain, found, sampling)
-    return one | {"excused": divergence.excused(target, one), "text": divergence.described(target, one)}
+    return explained(target, prepare(target, request["prompt"], request["images"]), plain, found, sampling)
 
 
 def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:

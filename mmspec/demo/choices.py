@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from .. import configuration
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, did_you_mean, shown
 
 COMMAND = "demo"
 
@@ -75,8 +75,9 @@ class Choices:
         """
         for name, group in self.groups.items():
             option = chosen.get(name)
-            if option not in group.options:
-                raise MMSpecError(f"{name} {option!r} is not offered here.{did_you_mean(str(option), group.options)}")
+            if not isinstance(option, str) or option not in group.options:
+                hint = did_you_mean(option if isinstance(option, str) else "", group.options)
+                raise MMSpecError(f"{name} {shown(option, 60)} is not offered here.{hint}")
 
     def node(self, group: str, option: str) -> Any:
         """The configuration of an option; None for one that stands for nothing."""

@@ -12,17 +12,25 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from .. import zoo
 from ..errors import MMSpecError
 from . import picture, rendering
-from .session import Desk, Question, Session, View
+from .gate import PICTURE, STATE, VALUE, Gate
+from .question import Question
+from .session import Desk, Session, View
 
 STYLE = Path(__file__).parent / "style.css"
 EXAMPLES = (("scenes", 100), ("charts", 101), ("documents", 100), ("questions", 102))
 HARD_LIMIT = 8
 """The server drops uploads of so many times the limit while they come in; those between are refused in words."""
 HOUR = 3600
+FRAME, LETTER = 16_384, 12
+"""Bytes of a request beside the question, and of a letter of it at most: JSON may write one as two escapes."""
+QUEUED = 100
+"""Calls that Gradio may hold; the line of `mmspec.demo.line` is much shorter."""
 NUMBERS: dict[str, dict[str, Any]] = {
     "temperature": {"minimum": 0, "step": 0.1},
     "max_new_tokens": {"minimum": 1, "precision": 0},
@@ -84,7 +92,14 @@ class Page:
             type="index",
             elem_id="examples",
         )
-        self.prompt = gr.Textbox(prompt, label="question", lines=2, max_lines=6, elem_id="question")
+        self.prompt = gr.Textbox(
+            prompt,
+            label="question",
+            lines=2,
+            max_lines=6,
+            max_length=self.desk.limits.characters,
+            elem_id="question",
+        )
         with gr.Row(elem_classes="mm-buttons"):
             self.ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
             self.stop = gr.Button("Stop", min_width=80, interactive=False, elem_id="stop")
@@ -118,7 +133,7 @@ class Page:
             self.chosen,
             **quiet,
         )
-        self.examples.click(lambda number: self.drawn[number], self.examples, [self.picture, self.prompt], **quiet)
+        self.examples.click(self._example, self.examples, [self.picture, self.prompt], **quiet)
         self.picture.upload(self._look_at, self.picture, [self.picture, self.status], **quiet)
         asked = [self.picture, self.prompt, *chosen, *self.numbers.values()]
         shown = [self.status, self.answers, self.round, self.tree, self.rounds, self.ask, self.stop]
@@ -137,6 +152,11 @@ class Page:
             rendering.tree, [self.rounds, self.round], self.tree, queue=False, trigger_mode="always_last", **quiet
         )
 
+    def _example(self, number: Any) -> list[Any]:
+        """One of the pictures that mmspec draws itself, with its question."""
+        known = type(number) is int and 0 <= number < len(self.drawn)
+        return self.drawn[number] if known else [gr.skip(), gr.skip()]
+
     def _look_at(self, upload: dict[str, Any] | None):
         """Say at once what is wrong with a picture, and take it away again."""
         try:
@@ -146,12 +166,12 @@ class Page:
             return None, rendering.status(View("refused", str(error)))
         return gr.skip(), rendering.status(None)
 
-    def _answer(self, request: gr.Request, upload: dict[str, Any] | None, prompt: str, *values: Any) -> Iterator[list]:
+    def _answer(self, request: gr.Request, upload: dict[str, Any] | None, prompt: Any, *values: Any) -> Iterator[list]:
         """Ask, and show every view. Gradio closes this generator when the tab is closed or loaded anew."""
         chosen = dict(zip(self.choices, values, strict=False))
         numbers = dict(zip(self.numbers, values[len(chosen) :], strict=True))
         image, name = (upload["path"], upload.get("orig_name")) if upload else (None, None)
-        session = self.desk.ask(Question(prompt or "", image, chosen, **numbers, image_name=name))
+        session = self.desk.ask(Question("" if prompt is None else prompt, image, chosen, **numbers, image_name=name))
         tab = request.session_hash
         if tab in self._sessions:
             self._sessions[tab].stop()
@@ -186,8 +206,17 @@ class Page:
         Raises:
             MMSpecError: if the port is taken, or the address is not this machine's.
         """
+        limits = self.desk.limits
+        upload = int(limits.megabytes * 1e6 * HARD_LIMIT)
+        gate = Middleware(
+            Gate,
+            kinds={number: [_kind(one) for one in called.inputs] for number, called in self.blocks.fns.items()},
+            folder=get_upload_folder(),
+            request=FRAME + LETTER * limits.characters,
+            upload=upload + FRAME,
+        )
         try:
-            _, address, _ = self.blocks.queue(max_size=None).launch(
+            _, address, _ = self.blocks.queue(max_size=QUEUED).launch(
                 server_name=host,
                 server_port=port,
                 share=False,
@@ -201,7 +230,8 @@ class Page:
                 run_history=False,
                 footer_links=[],
                 show_error=False,
-                max_file_size=int(self.desk.limits.megabytes * 1e6 * HARD_LIMIT),
+                max_file_size=upload,
+                app_kwargs={"middleware": [gate]},
                 theme=gr.themes.Base(
                     primary_hue="blue",
                     neutral_hue="slate",
@@ -220,6 +250,13 @@ class Page:
 
     def close(self) -> None:
         self.blocks.close(verbose=False)
+
+
+def _kind(component: Any) -> str:
+    """What the gate lets through for a component."""
+    if isinstance(component, gr.State):
+        return STATE
+    return PICTURE if isinstance(component, gr.Image) else VALUE
 
 
 def _examples() -> list[list[str]]:

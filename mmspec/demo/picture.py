@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, cut
 from ..pictures import load_image
+from .limits import Limits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is taken from a stranger. Pillow reads far more, some of it with the help of other programs."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """
-    Args:
-        megabytes: of the file.
-        megapixels: of the picture, which a small file can unfold to very many of.
-    """
-
-    megabytes: float = 10
-    megapixels: float = 40
+NAME = 100
+"""Characters of a picture's name that are shown."""
 
 
 def read(path: str | Path, limits: Limits, name: str | None = None) -> Image:
@@ -43,10 +34,14 @@ def read(path: str | Path, limits: Limits, name: str | None = None) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
-    name = name or path.name
-    if not path.is_file():
+    name = cut(name or path.name, NAME)
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # not there, or no name that a file could have
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
         raise MMSpecError(f"image {name!r} is no longer there: drop it again")
-    size = path.stat().st_size / 1e6
+    size = found.st_size / 1e6
     if size > limits.megabytes:
         raise MMSpecError(
             f"image {name!r} has {size:.1f} MB, but this page takes {limits.megabytes:g} MB at most: make it smaller, "

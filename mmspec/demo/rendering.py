@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..metrics import SHOWN, SPEEDUPS
 from ..seeing import html as answers_html
 from ..seeing.colours import ACCEPTED, BONUS, REJECTED, ROOT
+from ..stats import speed_in_words, tokens_by_origin
 
 if TYPE_CHECKING:
     from ..seeing.trace import RoundTrace
@@ -22,12 +24,12 @@ CLOCK = (
 """How the two are timed, as the page says it."""
 
 FIGURES = {
-    "tokens per pass": "mean_acceptance_length: tokens per pass of the target after the prompt's, the bonus included",
-    "passes": "of the target, the prompt's among them",
-    "tokens": "new ones",
+    SHOWN["mean_acceptance_length"]: "of the target: of each pass that verifies a draft, the bonus included",
+    SHOWN["num_spec_steps"]: "of the target, one a round; the prompt's pass is none of them",
+    SHOWN["new_tokens"]: "new ones, the one by the prompt's pass included",
     "seconds": "by its own clock, the prompt's time included",
 }
-"""What a side shows, with what it means."""
+"""What a side shows, with what it means: `docs/metrics.md` in short. 1 + tokens per pass x passes are the tokens."""
 
 BUSY = "Other questions were answered at the same time, so these are the times of a shared machine."
 
@@ -60,8 +62,12 @@ def _questions(count: int) -> str:
 
 def _verdict(view: View) -> str:
     """What came out, in a sentence or two."""
-    speed, plain = view.speculative.tokens_per_second, view.plain.tokens_per_second
-    faster = f"{speed / plain:.2f} times as fast as plain decoding. " if speed and plain else ""
+    faster = [
+        f"{SHOWN[name]}: {ours / theirs:.2f}"
+        for speed, name in SPEEDUPS.items()
+        if (ours := getattr(view.speculative, speed)) and (theirs := getattr(view.plain, speed))
+    ]
+    speedups = f"{'; '.join(faster)}. ".capitalize() if faster else ""
     if view.same:
         text = "Both wrote the same text, token for token."
     elif not view.speculative.out.stats.lossless:
@@ -70,7 +76,7 @@ def _verdict(view: View) -> str:
         text = "The texts are sampled, so they may differ."
     else:
         text = f"The texts differ, {view.message}."
-    return faster + text
+    return speedups + text
 
 
 def chosen(groups: Mapping[str, Group], options: Sequence[str]) -> str:
@@ -96,11 +102,11 @@ def answers(view: View | None) -> str:
 
 
 def _card(name: str, kind: str, side: Side | None, text: str, ended: bool, legend: str = "") -> str:
-    values, speed = ["–"] * len(FIGURES), "–"
+    values, speed, origin = ["–"] * len(FIGURES), "<b>–</b> tokens/s", ""
     if side is not None and side.tokens:
-        passes = side.rounds + 1  # the prompt's pass gives the first token
-        values = [f"{side.mean_acceptance_length:.2f}", str(passes), str(side.tokens), f"{side.seconds:.2f}"]
-        speed = f"{side.tokens_per_second:.1f}"
+        values = [f"{side.mean_acceptance_length:.2f}", str(side.rounds), str(side.tokens), f"{side.seconds:.2f}"]
+        speed = _speed(side.tokens_per_second)
+        origin = f'<div class="mm-note">{escape(tokens_by_origin(side.tokens, side.rounds))}</div>'
     rows = "".join(
         f'<div title="{tip}"><dt>{label}</dt><dd>{value}</dd></div>'
         for (label, tip), value in zip(FIGURES.items(), values, strict=True)
@@ -108,9 +114,16 @@ def _card(name: str, kind: str, side: Side | None, text: str, ended: bool, legen
     cursor = "" if ended or side is None or side.out is not None else '<span class="mm-cursor"></span>'
     return (
         f'<section class="mm-card mm-{kind}"><header><h3>{name}</h3>'
-        f'<div class="mm-speed"><b>{speed}</b> tokens/s</div></header><dl>{rows}</dl>'
+        f'<div class="mm-speed" title="decoding: without the prompt">{speed}</div></header><dl>{rows}</dl>{origin}'
         f'<div class="mm-text">{text}{cursor}</div>{legend}</section>'
     )
+
+
+def _speed(tokens_per_second: float) -> str:
+    """A speed with its number set apart; what stands for one that could not be measured has none."""
+    said = speed_in_words(tokens_per_second)
+    number, _, unit = said.partition(" ")
+    return f"<b>{number}</b> {unit}" if tokens_per_second else escape(said)
 
 
 def _bare(side: Side) -> str:
@@ -135,16 +148,18 @@ def _legend(kinds: dict[str, str]) -> str:
     return f'<div class="mm-legend">{marks}</div>'
 
 
-def tree(rounds: Sequence[RoundTrace], number: int) -> str:
+def tree(rounds: Sequence[RoundTrace], number: Any) -> str:
     """The tree of one round.
 
     Args:
         rounds: of the answer; none of them for an answer without a round.
-        number: of the round, from 1; what lies outside is the nearest that exists.
+        number: of the round, from 1; what lies outside is the nearest that exists, and what is no number the first.
     """
     if not rounds:
         return '<div class="mm-note">The trees of the speculative side are here once it has answered.</div>'
-    one = rounds[min(max(number, 1), len(rounds)) - 1]
+    if not isinstance(number, int | float) or number != number:
+        number = 1
+    one = rounds[int(min(max(number, 1), len(rounds))) - 1]
     said = (
         f"Round {one.number} of {len(rounds)}: {one.accepted} of {one.drafted} drafted tokens kept, and the bonus "
         f"token. The target's entropy before it: {one.entropy:.2f} nats."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from ..generation import stream
 from ..inputs import prepare
 from . import picture
 from .choices import Choices
+from .limits import Limits
 from .line import Line
 from .models import Method, Models
+from .question import Question
 
 if TYPE_CHECKING:
     from ..generation import Output, Piece
@@ -29,27 +31,6 @@ FRAME = 0.1
 """Seconds between two views: to show every round would cost more than to decode it."""
 PATIENCE = 0.5
 """Seconds between two views of one who waits, who may have left."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What somebody asks.
-
-    Args:
-        prompt: the question in words.
-        image: the path of a picture, or None.
-        chosen: a group to its option.
-        temperature, max_new_tokens, seed: see `mmspec.stream`.
-        image_name: what the picture is called where it came from.
-    """
-
-    prompt: str
-    image: str | None
-    chosen: Mapping[str, str]
-    temperature: float = 0.0
-    max_new_tokens: int = 128
-    seed: int = 0
-    image_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +59,13 @@ class Side:
             return self.out.stats.tokens_per_second
         spent = self.seconds - self.prompt_seconds
         return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
+
+    @property
+    def tokens_per_second_end_to_end(self) -> float:
+        """As `Stats` has it, the prompt's time and token counted; 0 before the first token."""
+        if self.out is not None:
+            return self.out.stats.tokens_per_second_end_to_end
+        return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def mean_acceptance_length(self) -> float:
@@ -154,16 +142,13 @@ class Desk:
 
     Args:
         choices: what may be chosen.
-        longest: the most tokens that may be asked for.
-        limits: of pictures.
+        limits: of what is asked and of what it is asked about.
         line: where questions wait.
     """
 
-    def __init__(
-        self, choices: Choices, longest: int = 512, limits: picture.Limits | None = None, line: Line | None = None
-    ):
-        self.choices, self.longest = choices, longest
-        self.limits = picture.Limits() if limits is None else limits
+    def __init__(self, choices: Choices, limits: Limits | None = None, line: Line | None = None):
+        self.choices = choices
+        self.limits = Limits() if limits is None else limits
         self.line = Line() if line is None else line  # an empty line is false
         self.models = Models(choices)
         self.steps = 0
@@ -190,6 +175,9 @@ class Session:
         It raises nothing that the user or the owner of the machine could have brought about: that is a view as well.
         """
         try:
+            # First of all: what is refused neither waits nor keeps others waiting.
+            self.question.check(self.desk.limits)
+            self.desk.choices.check(self.question.chosen)
             with self.desk.line.place() as place:
                 while before := place.before:
                     if self._stopped.is_set():
@@ -210,8 +198,6 @@ class Session:
 
     def _answer(self) -> Iterator[View]:
         question, desk = self.question, self.desk
-        desk.choices.check(question.chosen)
-        self._check()
         if not desk.models.loaded(question.chosen):
             yield View("loading")
         image = None if not question.image else picture.read(question.image, desk.limits, question.image_name)
@@ -256,24 +242,10 @@ class Session:
             stream(method.target, method.drafter, **shared, **shape, trace=True),
         ]
 
-    def _check(self) -> None:
-        """Refuse numbers that are none, which a page may send, and an answer that takes too long."""
-        question = self.question
-        for name in ("temperature", "max_new_tokens", "seed"):
-            value = getattr(question, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise MMSpecError(f"{name}={value!r} is no number")
-        if question.max_new_tokens > self.desk.longest:
-            raise MMSpecError(
-                f"max_new_tokens={question.max_new_tokens:g} is more than this page answers: ask for "
-                f"{self.desk.longest} at most, or start the page with a larger longest="
-            )
-
 
 def _difference(method: Method, request: Request, plain: Output, speculative: Output) -> str:
     """Where two texts that should be one differ first, and whether rounding explains it."""
-    from ..evaluation import divergence
+    from ..evaluation.divergence import explained
 
-    (one,) = divergence.divergences(method.target, request, plain.token_ids, speculative.token_ids)
-    said = divergence.described(method.target, one)
-    return f"{'by rounding' if divergence.excused(method.target, one) else 'not by rounding'}: {said}"
+    found = explained(method.target, request, plain.token_ids, speculative.token_ids)
+    return f"{'by rounding' if found['excused'] else 'not by rounding'}: {found['text']}"

@@ -75,6 +75,23 @@ def divergences(
     return differences
 
 
+def explained(
+    target: Target,
+    request: Request,
+    plain: list[list[int]],
+    found: list[list[int]],
+    sampling: Sampling | None = None,
+) -> dict[str, Any] | None:
+    """The first difference of two greedy answers to one prompt, None if there is none.
+
+    Returns:
+        Of the difference what `divergences` says, whether rounding excuses it (`excused`), and both in words (`text`).
+    """
+    for one in divergences(target, request, plain, found, sampling):
+        return one | {"excused": excused(target, one), "text": described(target, one)}
+    return None
+
+
 def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
     """What is wrong with the answer of a method that is lossless, or None.
 

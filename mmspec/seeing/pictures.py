@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 VEIL = (0.45, 0.45, 0.45)
 """What is left out is grey: white would not show on white paper."""
+TITLE = 32
+"""Letters of a line above a picture."""
 
 
 @dataclass
@@ -128,5 +131,6 @@ def draw_kept(drafters: dict[str, Drafter], prompt: str, image) -> Plot:
         axes.set_yticks(range(rows + 1), labels=[])
         axes.grid(color="#00000030", lw=0.5)
         axes.tick_params(length=0)
-        axes.set_title(f"{name}\n{kept.entries} entries for {kept.tokens} tokens", fontsize=9)
+        shown = textwrap.fill(name, TITLE)  # beside its neighbours
+        axes.set_title(f"{shown}\n{kept.entries} entries for {kept.tokens} tokens", fontsize=9)
     return plot

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
-from ..evaluation.looks import COLOURS, axes_of, legend
+from ..evaluation.looks import COLOURS, LINES, MARKERS, axes_of, legend
+from ..metrics import SHOWN
 from ..stats import PHASES
 from .figures import Plot, figure
 
@@ -23,11 +24,11 @@ def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
         outs: a name to each answer.
     """
     plot = figure(6.5, 3.2)
-    axes = axes_of(plot, "drafted tokens kept, by position")
-    for colour, (name, out) in zip(_colours(outs), outs.items(), strict=True):
+    axes = axes_of(plot, SHOWN["acceptance_rate_per_position"])
+    for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
         rates = out.stats.acceptance_rate_per_position
-        axes.plot(range(1, len(rates) + 1), rates, "o-", color=colour, label=name)
-    axes.set(xlabel="position in the draft", ylabel="share of target passes", ylim=(0, 1.02))
+        axes.plot(range(1, len(rates) + 1), rates, label=name, **look)
+    axes.set(xlabel="position in the draft", ylabel="share of passes", ylim=(0, 1.02))
     axes.xaxis.get_major_locator().set_params(integer=True)
     legend(axes)
     return plot
@@ -41,18 +42,18 @@ def acceptance_over_time(outs: Mapping[str, Output], row: int = 0) -> Plot:
         row: of the batch.
     """
     plot = figure(7.5, 3.2)
-    axes = axes_of(plot, "tokens per pass of the target, over the answer")
-    for colour, (name, out) in zip(_colours(outs), outs.items(), strict=True):
+    axes = axes_of(plot, f"{SHOWN['mean_acceptance_length']}, over the answer")
+    for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
         emitted = [record.emitted[row] for record in out.stats.rounds if record.emitted[row]]
         starts = [1 + sum(emitted[:number]) for number in range(len(emitted))]
         axes.step(
             [*starts, starts[-1] + emitted[-1]] if starts else [],
             [*emitted, *emitted[-1:]],
             where="post",
-            color=colour,
             label=name,
+            **look | {"ms": 3},
         )
-    axes.set(xlabel="token of the answer", ylabel="tokens per pass", ylim=(0, None))
+    axes.set(xlabel="token of the answer", ylabel=SHOWN["mean_acceptance_length"], ylim=(0, None))
     axes.yaxis.get_major_locator().set_params(integer=True)
     legend(axes)
     return plot
@@ -70,16 +71,17 @@ def entropy_and_depth(outs: Mapping[str, Output]) -> Plot:
     """
     plot = figure(8, 3.4)
     left, right = plot.subplots(1, 2, sharex=True)
-    for axes, title in ((left, "levels of the tree"), (right, "drafted tokens kept")):
+    for axes, title in ((left, SHOWN["levels"]), (right, SHOWN["mean_accepted_draft_tokens"])):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title, fontsize=11, loc="left")
         axes.set_xlabel("entropy of the target (nats)")
         axes.yaxis.get_major_locator().set_params(integer=True)
-    for colour, (name, out) in zip(_colours(outs), outs.items(), strict=True):
+    for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
         rounds = list(out.trace)
         entropy = [one.entropy for one in rounds]
-        left.plot(entropy, [one.depth for one in rounds], "o", color=colour, alpha=0.6, label=name)
-        right.plot(entropy, [one.accepted for one in rounds], "o", color=colour, alpha=0.6, label=name)
+        dots = look | {"ls": "", "alpha": 0.6, "label": name}
+        left.plot(entropy, [one.depth for one in rounds], **dots)
+        right.plot(entropy, [one.accepted for one in rounds], **dots)
     for axes in (left, right):
         axes.set_ylim(0, None)
     legend(right)
@@ -92,7 +94,7 @@ def phase_times(outs: Mapping[str, Output]) -> Plot:
     Args:
         outs: a name to each answer.
     """
-    _colours(outs)  # refuses what is empty
+    _looks(outs)  # refuses what is empty
     plot = figure(7.5, 1.2 + 0.4 * len(outs))
     axes = axes_of(plot, "time per token, by phase")
     left = [0.0] * len(outs)
@@ -107,7 +109,14 @@ def phase_times(outs: Mapping[str, Output]) -> Plot:
     return plot
 
 
-def _colours(outs: Mapping[str, Output]) -> list[str]:
+def _looks(outs: Mapping[str, Output]) -> list[dict[str, Any]]:
+    """A colour, marker and line for each answer. What comes after the last colour has the first one, and another marker
+    and line."""
     if not outs:
         raise MMSpecError("there is nothing to plot: give a dictionary with a name for each answer")
-    return [COLOURS[number % len(COLOURS)] for number in range(len(outs))]
+    looks = []
+    for number in range(len(outs)):
+        again, colour = divmod(number, len(COLOURS))
+        look = {"marker": MARKERS[again % len(MARKERS)], "ls": LINES[again % len(LINES)]}
+        looks.append({"color": COLOURS[colour], **look})
+    return looks

@@ -10,6 +10,7 @@ import pytest
 
 from mmspec import cli, configuration
 from mmspec.commands import demo as command
+from mmspec.demo.limits import Limits
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_settings_reach_the_page(served, capsys):
     page = Served.last
     assert (page.host, page.port, page.closed) == ("127.0.0.1", 7999, True)
     assert page.start == {"temperature": 0.0, "max_new_tokens": 50, "seed": 4}
-    assert (page.desk.limits.megabytes, page.desk.limits.megapixels, page.desk.longest) == (3, 40, 99)
+    assert page.desk.limits == Limits(megabytes=3, megapixels=40, characters=4000, longest=99)
     assert (page.desk.line.at_once, page.desk.line.waiting) == (2, 5)
     shown = capsys.readouterr()
     assert shown.out == "the page is at http://127.0.0.1:7999/ (Ctrl+C ends it)\n"
@@ -114,6 +115,7 @@ def test_another_host_is_warned_of(served, capsys):
         (["port=0"], "port=0 must be from 1 to 65535"),
         (["port=http"], "port=http is not valid: it must be of type int"),
         (["upload_mb=0"], "upload_mb=0.0 must be above 0"),
+        (["characters=0"], "characters=0 must be above 0"),
         (["max_new_tokens=600"], "max_new_tokens=600 is above longest=512"),
         (["at_once=0"], "at_once=0 must be 1 or more"),
         (["drafter=egle"], "drafter 'egle' is unknown. Did you mean"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -41,8 +42,9 @@ def said(html: str) -> str:
 
 def done(plain: float, speculative: float, lossless: bool = True, **values) -> View:
     sides = [
-        Side(out=SimpleNamespace(stats=SimpleNamespace(tokens_per_second=speed, lossless=lossless)))
+        Side(out=SimpleNamespace(stats=SimpleNamespace(**speeds, lossless=lossless)))
         for speed in (plain, speculative)
+        for speeds in [{"tokens_per_second": speed, "tokens_per_second_end_to_end": speed + 5}]
     ]
     return View("done", plain=sides[0], speculative=sides[1], **values)
 
@@ -57,7 +59,7 @@ def done(plain: float, speculative: float, lossless: bool = True, **values) -> V
         (View("stopped"), "Stopped."),
         (View("refused", "tree <b> is & unknown"), "tree <b> is & unknown"),
         (View("failed", "RuntimeError: full"), "the terminal has the details. RuntimeError: full"),
-        (done(10, 25, same=True, exact=True), "2.50 times as fast as plain decoding. Both wrote the same text"),
+        (done(10, 25, same=True, exact=True), "Speed-up, decoding: 2.50; speed-up, end to end: 2.00. Both"),
         (done(10, 25, same=False, exact=False), "The texts are sampled, so they may differ."),
         (done(10, 25, same=False, exact=False, lossless=False), "does not preserve the target's text"),
         (done(10, 25, message="by rounding: here", same=False, exact=True), "The texts differ, by rounding: here."),
@@ -90,10 +92,27 @@ def test_tokens_on_the_way_are_coloured_by_origin():
 def test_the_cards_hold_the_figures():
     side = Side((("x", False, 0),), 61, 20, 2.5, 0.5)
     text = said(rendering.answers(View("answering", plain=side, speculative=side)))
-    assert text.count("30.0 tokens/s") == 2  # sixty tokens in two seconds: the prompt's are not counted
-    for value in ("3.00", "21", "61", "2.50"):
-        assert value in text
+    assert text.count("30.0 tokens/s, decoding") == 2  # sixty tokens in two seconds: the prompt's are not counted
+    assert text.count("61 tokens = 1 from the prompt + 3.00 tokens per pass x 20 passes") == 2
+    assert text.count("tokens per pass3.00passes20tokens61seconds2.50") == 2
     assert "take turns" in text and "nan" not in text
+
+
+def test_the_figures_of_an_answer_add_up(ask):
+    last = list(ask(max_new_tokens=40).views())[-1]
+    for side, kind in ((last.plain, "plain"), (last.speculative, "speculative")):
+        card = re.search(rf'<section class="mm-card mm-{kind}">.*?</section>', rendering.answers(last), re.S)[0]
+        figures = re.search(r"tokens per pass([\d.]+)passes(\d+)tokens(\d+)seconds", said(card))
+        per_pass, passes, tokens = (float(figure) for figure in figures.groups())
+        assert tokens == len(side.out.token_ids[0]) and passes == len(side.out.stats.rounds)
+        assert 1 + per_pass * passes == pytest.approx(tokens, abs=0.005 * passes)
+
+
+def test_one_token_has_no_speed(ask):
+    text = said(rendering.answers(list(ask(max_new_tokens=1).views())[-1]))
+    assert text.count("tokens/s, decoding: n/a") == 2
+    assert text.count("1 token = 1 from the prompt") == 2 and "0.0 tokens/s" not in text
+    assert "–" in said(rendering.answers(None))
 
 
 def test_finished_tokens_say_what_became_of_their_round(ask):
@@ -112,6 +131,8 @@ def test_another_round_is_another_tree(ask):
         assert f"Round {number} of {len(rounds)}: {one.accepted} of {one.drafted} drafted" in said(tree)
         assert one.svg() in tree
     assert rendering.tree(rounds, 0) == trees[0] and rendering.tree(rounds, 99) == trees[-1]
+    assert rendering.tree(rounds, float("inf")) == trees[-1]
+    assert all(rendering.tree(rounds, number) == trees[0] for number in (None, "2", float("nan"), -(10**400)))
     assert "once it has answered" in said(rendering.tree([], 1))
 
 

@@ -152,7 +152,21 @@ def test_a_verifier_that_is_not_lossless_is_no_exact_one(ask):
         ({"max_new_tokens": 513}, "max_new_tokens=513 is more than this page answers: ask for 512 at most"),
         ({"max_new_tokens": True}, "max_new_tokens=True is no number"),
         ({"seed": 1.5}, "seed=1.5 must be an integer"),
+        ({"seed": 2**63}, "seed=9223372036854775808 is out of range"),
+        ({"seed": 10**400}, "is no number"),
+        ({"temperature": float("inf")}, "temperature=inf is no number"),
+        ({"max_new_tokens": float("nan")}, "max_new_tokens=nan is no number"),
+        ({"max_new_tokens": [8]}, "max_new_tokens=[8] is no number"),
         ({"prompt": "  "}, "is empty"),
+        ({"prompt": ["hi"] * 100_000}, "the question must be text, not ['hi', 'hi',"),
+        ({"prompt": {"role": "user"}}, "the question must be text, not {'role': 'user'}"),
+        ({"prompt": None}, "the question must be text, not None"),
+        ({"prompt": 3}, "the question must be text, not 3"),
+        ({"prompt": "word " * 801}, "the question has 4005 characters, but this page takes 4000 at most"),
+        ({"image_name": ["x"]}, "the image name must be text, not ['x']"),
+        ({"drafter": ["eagle3"]}, "drafter ['eagle3'] is not offered here"),
+        ({"drafter": {}}, "drafter {} is not offered here"),
+        ({"drafter": "x" * 1_000_000}, "drafter 'xxx"),
         ({"image": __file__}, "is not in a picture format"),
     ],
 )
@@ -160,8 +174,24 @@ def test_what_does_not_go_is_said_in_mmspecs_words(ask, desk, values, words, cap
     before = desk.steps
     views = list(ask(**values).views())
     assert views[-1].state == "refused" and words in views[-1].message
+    assert len(views[-1].message) < 400 and "\n" not in views[-1].message
     assert desk.steps == before and len(desk.line) == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_picture_is_a_path(ask, tmp_path):
+    for image in ("\0", "x" * 5000, str(tmp_path), "/dev/zero"):
+        (view,) = ask(image=image, image_name="n" * 5000).views()
+        assert view.state == "refused" and "is no longer there: drop it again" in view.message
+        assert len(view.message) < 200
+
+
+def test_what_is_refused_does_not_wait(ask, desk):
+    at = Desk(desk.choices, line=Line(waiting=0))
+    at.models = desk.models
+    with at.line.place():
+        (view,) = ask(at, prompt=["hi"]).views()
+    assert view.state == "refused" and "must be text" in view.message
 
 
 def test_what_nobody_foresaw_is_a_view_and_a_traceback(ask, desk, monkeypatch, capsys):

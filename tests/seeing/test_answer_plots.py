@@ -63,6 +63,26 @@ def test_entropy_and_depth(outs):
     assert set(lines(plot, 0)["chain"][1]) == {3} and max(lines(plot, 1)["tree"][1]) > 0
 
 
+def test_more_answers_than_colours_all_look_different(outs):
+    many = {f"answer {number}": outs["tree"] for number in range(40)}
+    for plot in (seeing.acceptance_by_position, seeing.acceptance_over_time, seeing.entropy_and_depth):
+        drawn = plot(many).axes[0].get_lines()
+        looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}
+        assert len(looks) == len(drawn) == 40
+    assert len({line.get_color() for line in drawn[:8]}) == 8
+
+
+def test_titles_are_the_names_of_the_figures(outs):
+    titles = [axes.get_title(loc="left") for plot in PLOTS for axes in plot(outs).axes]
+    assert titles == [
+        "acceptance by position",
+        "tokens per pass, over the answer",
+        "levels per pass",
+        "accepted drafts per pass",
+        "time per token, by phase",
+    ]
+
+
 def test_entropy_without_a_trace_is_refused(outs):
     out = mmspec.generate(target_of("llama", "sdpa"), inputs=inputs_for("llama", [0]), max_new_tokens=2)
     with pytest.raises(MMSpecError, match="trace=True"):
