@@ -172,6 +172,9 @@ class TreeCache(Cache):
 
     def write(self, storage: Tensor, states: Tensor) -> None:
         """Put `[batch, heads, new, dim]` states into a layer's `[batch, heads, capacity, dim]` storage."""
+        if states.dtype == torch.float16:
+            # A wild guess may overflow. Its siblings see it with a weight of 0, which makes 0 of finite numbers only.
+            states = states.nan_to_num()
         if self._scattered and self.rows == 1:
             storage.index_copy_(2, self._slots[0].to(storage.device), states)
         elif self._scattered:
@@ -200,9 +203,27 @@ class TreeCache(Cache):
                 r, s, d = (index.to(storage.device) for index in (rows, source, destination))
                 by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [batch, capacity, members, heads, dim]
                 by_slot[r, d] = by_slot[r, s]
+        if self.rows > 1:
+            self._clear(counts)
         self.speculative = 0
         self.lengths_list = [length + count for length, count in zip(self.lengths_list, counts, strict=True)]
         self.lengths = torch.tensor(self.lengths_list, device=self.lengths.device)
+
+    @torch.inference_mode()
+    def _clear(self, counts: list[int]) -> None:
+        """Zero the speculative entries behind the first `counts` of each row. Passes of longer rows read them too:
+        one guess that is NaN would spoil all that its row reads from then on, see `reserve`."""
+        dropped = [
+            (row, slot)
+            for row, (length, count) in enumerate(zip(self.lengths_list, counts, strict=True))
+            for slot in range(length + count, length + self.speculative)
+        ]
+        if not dropped:
+            return
+        rows, slots = torch.tensor(dropped, device=self.lengths.device).unbind(1)
+        for storage in self._storage:
+            by_slot = storage.permute(1, 3, 0, 2, 4)
+            by_slot[rows.to(storage.device), slots.to(storage.device)] = 0
 
     # What transformers asks of a cache besides its layers.
 

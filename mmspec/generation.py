@@ -21,6 +21,7 @@ from .text import TextStream, whole_text
 from .tree import DraftTree
 from .trees import Proposals, TreeBuilder
 from .verifiers import Greedy, PointMassSampling, Verifier
+from .wellformed import refuse_malformed
 
 
 @dataclass
@@ -155,7 +156,7 @@ class Decoding:
         """One round of every row that is still active."""
         context, drafter, clock = self.context, self.drafter, self.clock
         before = dict(clock.seconds)
-        tree = drafter.draft(self.root) if drafter is not None else DraftTree.root_only(self.root)
+        tree = self._drafted_tree() if drafter is not None else DraftTree.root_only(self.root)
         clock.lap("draft")
         scores = context.score(tree)
         clock.lap("score")
@@ -174,11 +175,21 @@ class Decoding:
         self.stats.rounds[-1].seconds = {name: clock.seconds[name] - before[name] for name in before}
         return pieces
 
+    def _drafted_tree(self) -> DraftTree:
+        drafter = self.drafter
+        tree = drafter.draft(self.root)
+        if not getattr(tree, "grown", False):
+            name = type(drafter).__name__
+            refuse_malformed(tree, self.root, self.context.active, self.target.vocab_size, name)
+        return tree
+
     def _emit(self, emitted: list[list[int]], tree: DraftTree | None = None) -> list[Piece]:
         """Cut what a round emitted where a row ends, record it, and make pieces of it."""
         pieces, batch = [], self.request.batch_size
-        record = Round([0] * batch, [0] * batch, [0] * batch, tree.max_depth if tree is not None else 0)
-        drafted = tree.drafted.tolist() if tree is not None else None
+        nothing = [0] * batch
+        depth = tree.max_depth if tree is not None else 0
+        record = Round([*nothing], [*nothing], [*nothing], depth, unusable=[*nothing])
+        drafted = tree.account() if tree is not None else None
         for row, tokens in enumerate(emitted):
             if not self.context.active[row]:
                 continue
@@ -194,7 +205,8 @@ class Decoding:
             self.drafted[row] += origin
             self.stats.new_tokens[row] += len(tokens)
             if drafted is not None:
-                record.drafted[row], record.accepted[row], record.emitted[row] = drafted[row], sum(origin), len(tokens)
+                record.drafted[row], record.unusable[row] = drafted[row]
+                record.accepted[row], record.emitted[row] = sum(origin), len(tokens)
             number = len(self.stats.rounds) + (tree is not None)
             pieces.append(Piece(row, tokens, origin, number, reason is not None, self._texts[row], start))
         if tree is not None:

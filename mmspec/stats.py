@@ -60,6 +60,7 @@ class Round:
         emitted: tokens emitted: accepted ones and the bonus, cut at an end token or the length limit.
         depth: levels of the tree.
         seconds: time by phase.
+        unusable: guesses that came from logits which are no distribution, see `DraftTree.unusable`.
     """
 
     drafted: list[int]
@@ -67,6 +68,7 @@ class Round:
     emitted: list[int]
     depth: int
     seconds: dict[str, float] = field(default_factory=dict)
+    unusable: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -112,6 +114,15 @@ class Stats:
     @property
     def num_accepted_draft_tokens(self) -> int:
         return sum(accepted for _, accepted, *_ in self._per_row_rounds())
+
+    @property
+    def unusable_guesses(self) -> int:
+        """Guesses made from logits that are no distribution (NaN, +inf, or nothing but -inf), or below such a guess.
+
+        More than 0 says that the drafter is broken, or overflows in this dtype. It costs speed; the text stays the
+        target's. Guesses that the builder then cut from the tree count too.
+        """
+        return sum(sum(record.unusable) for record in self.rounds)
 
     @property
     def mean_acceptance_length(self) -> float:
@@ -176,6 +187,7 @@ class Stats:
             "num_spec_steps",
             "num_draft_tokens",
             "num_accepted_draft_tokens",
+            "unusable_guesses",
             "mean_acceptance_length",
             "mean_accepted_draft_tokens",
             "draft_acceptance_rate",

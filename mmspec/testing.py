@@ -27,6 +27,7 @@ from .target import Target
 from .tree import DraftTree, ancestor_mask
 from .trees import TreeBuilder
 from .verifiers import Verifier
+from .wellformed import refuse_malformed
 
 SEED = 3
 
@@ -121,7 +122,9 @@ def watched(drafter: Drafter) -> Drafter:
     """The same drafter, but every tree that it proposes is looked at before the target sees it.
 
     Drafting then raises an `MMSpecError` for a tree that breaks an invariant of `DraftTree`, is not rooted in the
-    newest token, holds a token outside the target's vocabulary, or says of its own shape what its parents do not.
+    newest token, holds a token outside the target's vocabulary, has probabilities that are none, or says of its own
+    shape what its parents do not. `generate` itself asks this, but for the last part, of trees that `Growth` did not
+    make.
     """
 
     class Watched(type(drafter)):
@@ -131,7 +134,7 @@ def watched(drafter: Drafter) -> Drafter:
 
         def draft(self, root):
             tree = super().draft(root)
-            _inspect(tree, root, self._watched.active, self.target.vocab_size)
+            _inspect(tree, root, self._watched.active, self.target.vocab_size, Watched.__name__)
             return tree
 
     Watched.__name__ = type(drafter).__name__  # what errors call it
@@ -140,30 +143,20 @@ def watched(drafter: Drafter) -> Drafter:
     return drafter
 
 
-def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int) -> None:
+def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int, own: str) -> None:
     """Raise an `MMSpecError` for the first thing that is wrong with a tree below `root`, `[batch]`."""
-    if len(tree.tokens) != len(root):
-        raise MMSpecError(f"the tree has {len(tree.tokens)} rows, but the batch has {len(root)}")
-    tree.validate()
+    refuse_malformed(tree, root, active, vocabulary, own)
+    tree.account()
     nodes = torch.ones_like(tree.tokens, dtype=torch.bool) if tree.valid is None else tree.valid
-    for row, (found, newest) in enumerate(zip(tree.tokens[:, 0].tolist(), root.tolist(), strict=True)):
-        if active[row] and found != newest:
-            raise MMSpecError(f"tree row {row}: node 0 is token {found}, but the newest token, its root, is {newest}")
-    if (strange := (tree.tokens < 0) | (tree.tokens >= vocabulary)).any():
-        row, node = strange.nonzero()[0].tolist()
-        token = int(tree.tokens[row, node])
-        raise MMSpecError(f"tree row {row}: node {node} is token {token}, but tokens go from 0 to {vocabulary - 1}")
     ancestors = ancestor_mask(tree.parents, tree.max_depth)
-    before = torch.arange(tree.num_nodes, device=nodes.device) - 1
-    shapes = {
-        "ancestors": (tree.ancestors != ancestors).any(-1),
-        "depth": tree.depth != ancestors.sum(-1) - 1,
-        "is_chain": (tree.parents != before) & tree.is_chain,
-    }
+    shapes = {"ancestors": (tree.ancestors != ancestors).any(-1), "depth": tree.depth != ancestors.sum(-1) - 1}
+    if tree.log_probs is not None:
+        shapes["log_probs"] = tree.log_probs.isnan()
     for name, wrong in shapes.items():
         if (wrong & nodes).any():
             row, node = (wrong & nodes).nonzero()[0].tolist()
-            raise MMSpecError(f"tree row {row}: its {name} is not what the parents say, as at node {node}")
+            why = "is NaN" if name == "log_probs" else "is not what the parents say"
+            raise MMSpecError(f"{own} drafted no tree: in row {row} its {name} {why} at node {node}")
 
 
 def _comparable(target: Target, verifier: Verifier | None, temperatures: Sequence[float]) -> list[float]:

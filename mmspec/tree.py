@@ -31,6 +31,11 @@ class DraftTree:
         draft_probs: `[batch, expansions, vocab]` the distribution from which the children of each expanded node were
             drawn without replacement, in order. None marks point proposals (a deterministic choice of the drafter).
         is_chain: True if every row is a chain, known without looking at the tensors.
+        unusable: gives `[batch]`, how many guesses of the round came from logits that are no distribution (NaN, +inf,
+            or nothing but -inf) or hang below such a guess, whether they are in the tree or not; None for none.
+        grown: True for the trees of `Growth`, which chooses tokens and places itself. The loop looks at all others, see
+            `mmspec.wellformed`.
+        lost: `[batch, nodes]` True where a grown tree lacks the parent of a node; None where that cannot be.
     """
 
     tokens: Tensor
@@ -41,6 +46,9 @@ class DraftTree:
     expansion: Tensor | None = None
     draft_probs: Tensor | None = None
     is_chain: bool = False
+    unusable: Callable[[], Tensor] | None = None
+    grown: bool = False
+    lost: Tensor | None = None
     _cache: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -85,6 +93,25 @@ class DraftTree:
         if self.valid is None:
             return torch.full((self.batch_size,), self.num_nodes - 1, device=self.tokens.device)
         return self.valid.sum(-1) - 1
+
+    def account(self) -> list[tuple[int, int]]:
+        """Per row, how many nodes were drafted and how many guesses unusable, in one transfer from the device.
+
+        Raises:
+            MMSpecError: if a builder has kept a node without its parent.
+        """
+        none = torch.zeros_like(self.drafted)
+        lost = none if self.lost is None else self.lost.any(-1)
+        unusable = none if self.unusable is None else self.unusable()
+        table = torch.stack([self.drafted, unusable, lost], dim=1).tolist()
+        for row, (*_, without) in enumerate(table):
+            if without:
+                node = self.lost[row].tolist().index(True)
+                raise MMSpecError(
+                    f"tree row {row}: node {node} was kept, but its parent was not, or stands behind it; a builder "
+                    "gives Growth.keep ascending numbers, the root's and those of all ancestors among them"
+                )
+        return [(drafted, guesses) for drafted, guesses, _ in table]
 
     def _derived(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         if name not in self._cache:

@@ -19,6 +19,7 @@ from mmspec.outcome import Scores
 from mmspec.sampling import LogitsPipeline
 from mmspec.tree import DraftTree
 from mmspec.trees import Growth, Proposals, TreeBuilder
+from mmspec.trees.proposals import Children
 from mmspec.verifiers import RejectionSampling
 
 Tables = list[Tensor]
@@ -112,7 +113,7 @@ class EveryDraw(Proposals):
             self.weight = self.weight * draw_probability(q[:, node], chosen)
             tokens.append(chosen)
         tokens = torch.stack(tokens, dim=1)
-        return tokens, lambda: q.gather(-1, tokens).log(), q
+        return Children(tokens, lambda: q.gather(-1, tokens).log(), q, lambda: q[..., 0] < 0)
 
 
 def draw_probability(q: Tensor, tokens: Tensor) -> Tensor:

@@ -224,13 +224,19 @@ def test_a_verifier_that_samples_another_text_is_found_out(mine):
 @pytest.mark.parametrize(
     ("draft", "message"),
     [
-        (lambda d, root: _tree(root, [-1, 0, 2, 1], 3), "parent 2 of node 2 does not stand before it"),
-        (lambda d, root: _tree(root, [-1, 0, 1, 2], 2), "depth 3 exceeds max_depth 2"),
-        (lambda d, root: _tree(root, [-1, 0, 0, 0], 1, is_chain=True), "its is_chain is not what the parents say"),
+        (lambda d, root: _tree(root, [-1, 0, 2, 1], 3), "row 0 node 2 has parent 2, which does not stand before it"),
+        (lambda d, root: _tree(root, [-1, 0, 1, 2], 2), "row 0 node 3 lies deeper than max_depth 2"),
+        (
+            lambda d, root: _tree(root, [-1, 0, 0, 0], 1, is_chain=True),
+            "node 2 is not below the node before it",
+        ),
         (lambda d, root: _tree(root, [-1, 0, 0, 0], 1, cache=DraftTree.chain(_four(root))._cache), "its ancestors is"),
         (lambda d, root: DraftTree.chain(_four(root) + 1), "node 0 is token"),
         (lambda d, root: DraftTree.chain(torch.cat([root[:, None], _four(root) * 0 + 10**6], 1)), "is token 1000000"),
-        (lambda d, root: DraftTree.chain(_four(root).repeat(2, 1)), "the tree has 2 rows, but the batch has 1"),
+        (
+            lambda d, root: DraftTree.chain(_four(root).repeat(2, 1)),
+            r"shape \(2, 4\), but the batch has 1 rows",
+        ),
         (lambda d, root: DraftTree.root_only(root), "Broken drafted nothing for any prompt"),
     ],
 )
@@ -257,7 +263,7 @@ class Flat(TreeBuilder):
 
 def test_a_tree_that_lies_about_its_shape_is_found_out(mine):
     drafter = mine("bigram", "BigramDrafter")(target())
-    with pytest.raises(MMSpecError, match="its is_chain is not what the parents say, as at node 2"):
+    with pytest.raises(MMSpecError, match="in row 0 node 2 is not below the node before it, though is_chain says so"):
         check_lossless(drafter, Flat())
 
 

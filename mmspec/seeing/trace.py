@@ -54,12 +54,14 @@ class RoundTrace:
         nodes: the drafted tree, the root first, parents before children; then the bonus token, below the last node that
             was accepted.
         entropy: of the target after the root, in nats: how open its choice was.
+        unusable: guesses of the drafter that came from logits which are no distribution, see `DraftTree.unusable`.
     """
 
     number: int
     row: int
     nodes: list[Node]
     entropy: float
+    unusable: int = 0
 
     @property
     def accepted(self) -> int:
@@ -104,7 +106,8 @@ class RoundTrace:
         # Text without styles wherever it is printed: in a terminal and in a notebook rich would write escape codes.
         text = io.StringIO()
         console = Console(file=text, width=120, color_system=None, force_jupyter=False, highlight=False)
-        console.print(f"round {self.number}: {self.accepted} of {self.drafted} drafted tokens kept")
+        unusable = f", {self.unusable} guesses unusable" if self.unusable else ""
+        console.print(f"round {self.number}: {self.accepted} of {self.drafted} drafted tokens kept{unusable}")
         console.print(self.rich())
         return text.getvalue().rstrip("\n")
 
@@ -153,6 +156,7 @@ class Trace:
         bonus = log_p[batch, last, verdict.bonus].exp().tolist()
         kept = [set(path[:n]) for path, n in zip(verdict.path.tolist(), verdict.length.tolist(), strict=True)]
         valid = None if tree.valid is None else tree.valid.tolist()
+        unusable = [guesses for _, guesses in tree.account()]
         rows = zip(tree.tokens.tolist(), tree.parents.tolist(), tree.depth.tolist(), strict=True)
         for row, (tokens, parents, depths) in enumerate(rows):
             if not active[row]:
@@ -172,7 +176,7 @@ class Trace:
             ]
             end, token = int(last[row]), int(verdict.bonus[row])
             nodes.append(Node(token, self._text(token), end, depths[end] + 1, None, bonus[row], True, bonus=True))
-            self._rounds.append(RoundTrace(self._number, row, nodes, entropy[row]))
+            self._rounds.append(RoundTrace(self._number, row, nodes, entropy[row], unusable[row]))
 
     def _text(self, token: int) -> str:
         return str(token) if self.tokenizer is None else self.tokenizer.decode([token])

@@ -5,7 +5,8 @@ from .base import TreeBuilder
 from .chain import Chain
 from .confidence import ConfidenceTree
 from .dynamic import DynamicTree
-from .growth import Growth, Proposals
+from .growth import Growth
+from .proposals import Proposals
 from .sage import SageTree
 from .static import StaticTree
 

@@ -20,10 +20,10 @@ class ConfidenceTree(TreeBuilder):
     The paper gives a node one child where the distribution q after it is peaked, and several where it is not, and cuts
     the tree to the n tokens of largest path probability; which numbers, and how many are several, it does not say.
     Ours is: one child if `max q >= certainty`, else `min(branches, ceil(exp(H(q))))`, since exp(H) is the number of
-    equally likely tokens that would be as uncertain; impossible tokens are left out. Level by level the `beam` nodes of
-    largest path probability are expanded. Path probabilities fall from parent to child, so what the cut leaves is
-    connected. q is the drafter's own distribution, over its own vocabulary if that is reduced, whatever the temperature
-    of the request. Needs no training besides the drafter's.
+    equally likely tokens that would be as uncertain; impossible tokens are left out, and all guesses from logits that
+    are no distribution. Level by level the `beam` nodes of largest path probability are expanded. Path probabilities
+    fall from parent to child, so what the cut leaves is connected. q is the drafter's own distribution, over its own
+    vocabulary if that is reduced, whatever the temperature of the request. Needs no training besides the drafter's.
 
     Lossless with point proposals. It picks nodes by their probability, so children cannot be drawn from q.
 
@@ -66,6 +66,8 @@ class ConfidenceTree(TreeBuilder):
             scores = growth.path_log_probs.masked_fill(~wanted, float("-inf")).gather(1, newest)
             # As many as the widest row wants; a narrower one expands nodes too that it will not keep.
             count = min(self.beam, int(wanted.gather(1, newest).sum(-1).max()))
+            if not count:  # no guess of any row is possible
+                break
             best = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
             frontier = newest.gather(1, best.sort(-1).values)
             newest = growth.expand(frontier, self.branches)

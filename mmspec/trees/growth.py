@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MMSpecError
-from ..sampling import LogitsPipeline
 from ..tree import DraftTree
+from .proposals import IMPOSSIBLE, Children, Proposals
 
 if TYPE_CHECKING:
     from ..drafters import Drafter
@@ -35,50 +35,6 @@ class Block:
     visible: Tensor
     depth: Tensor
     sees_all: bool = False
-
-
-@dataclass
-class Proposals:
-    """How children are chosen from a drafter's logits.
-
-    Args:
-        sampled: False for the likeliest children, True for children drawn without replacement.
-        pipeline: the target's logits pipeline, which q goes through too when children are drawn.
-        history: per row, the tokens so far, the root last; for processors that depend on the prefix.
-        generator: of the draws.
-    """
-
-    sampled: bool = False
-    pipeline: LogitsPipeline | None = None
-    history: list[list[int]] | None = None
-    generator: torch.Generator | None = None
-
-    def choose(self, logits: Tensor, count: int, paths: Callable[[], list[list[list[int]]]]):
-        """Choose `count` children per node from `[batch, nodes, vocab]` logits.
-
-        Returns:
-            tokens: `[batch, nodes, count]`, the best (or first drawn) child first.
-            log_probs: gives the `[batch, nodes, count]` log-probabilities; chains never ask for them.
-            probs: `[batch, nodes, vocab]` q if children were drawn, else None.
-        """
-        count = min(count, logits.shape[-1])
-        if not self.sampled:
-            top = logits.topk(count, dim=-1)
-
-            def log_probs() -> Tensor:
-                # Rounding must not make a child likelier than its parent: ancestors are kept first.
-                return (top.values.float() - logits.float().logsumexp(-1, keepdim=True)).clamp(max=0.0)
-
-            return top.indices, log_probs, None
-        processed = self.pipeline(
-            logits,
-            lambda: [[past + path for path in row] for past, row in zip(self.history, paths(), strict=True)],
-        )
-        log_q = processed.log_softmax(-1)
-        noise = torch.empty_like(log_q).exponential_(generator=self.generator).log()
-        # The k largest of log q + Gumbel noise are k draws without replacement, in order.
-        tokens = (log_q - noise).topk(count, dim=-1).indices
-        return tokens, lambda: log_q.gather(-1, tokens), log_q.exp()
 
 
 class Growth:
@@ -115,6 +71,7 @@ class Growth:
         self._log_probs = torch.zeros(zero.shape, dtype=torch.float32, device=root.device)
         self._path_log_probs = self._log_probs
         self._unasked: list[tuple[Tensor, Callable[[], Tensor]]] = []  # parents of new nodes, and their log_probs
+        self._expansions: list[tuple[Tensor, int, Callable[[], Tensor]]] = []  # nodes, children of each, `unusable`
         self.expansion = zero - 1
         self.levels = 0
         self.logits: Tensor | None = None
@@ -141,10 +98,11 @@ class Growth:
         if self.reach(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
             self._check_reach(nodes)
         self.logits = self._run(nodes)
-        tokens, log_probs, probs = self._choose(self.logits, count, lambda: self._paths(nodes))
+        tokens, log_probs, probs, unusable = self._choose(self.logits, count, lambda: self._paths(nodes))
         if probs is not None:
             self._draft_probs.append(probs)
         count = tokens.shape[-1]
+        self._expansions.append((nodes, count, unusable))
         serial = torch.arange(self._expanded, self._expanded + n, device=nodes.device).expand(batch, n)
         self.expansion = self.expansion.scatter(1, nodes, serial)
         self._expanded += n
@@ -166,20 +124,19 @@ class Growth:
         """
         length = self.reach(length)
         batch, device = len(self.root), self.root.device
-        tokens, likelihoods, probs = [self.tokens], [self._log_probs], []
+        tokens, likelihoods, probs, unusable = [self.tokens], [self._log_probs], [], []
         logits = self._expand_root()[:, None]
         for level in range(length):
             if level:
                 past = torch.full_like(self.root, level - 1)
                 visible = torch.ones(batch, 1, level, dtype=torch.bool, device=device)
                 logits = self._expand(Block(tokens[-1], past, visible, past, sees_all=True))
-            chosen, log_probs, q = self._choose(
-                logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()]
-            )
-            tokens.append(chosen[:, 0])
-            likelihoods.append(log_probs)
-            if q is not None:
-                probs.append(q)
+            child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
+            tokens.append(child.tokens[:, 0])
+            likelihoods.append(child.log_probs)
+            unusable.append(child.unusable)
+            if child.probs is not None:
+                probs.append(child.probs)
         self.logits, self.levels = logits, length
         steps = torch.arange(length + 1, device=device)
         return DraftTree.chain(
@@ -187,18 +144,19 @@ class Growth:
             likelihood=lambda: torch.cat([likelihoods[0], *(one()[:, 0] for one in likelihoods[1:])], dim=1),
             expansion=torch.where(steps < length, steps, -1).expand(batch, -1),
             draft_probs=torch.cat(probs, dim=1) if probs else None,
+            # What stands behind an unusable guess is none either.
+            unusable=lambda: (torch.cat([one() for one in unusable], dim=1).cumsum(-1) > 0).sum(-1),
+            grown=True,
         )
 
-    def _choose(
-        self, logits: Tensor, count: int, paths: Callable
-    ) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
+    def _choose(self, logits: Tensor, count: int, paths: Callable) -> Children:
         """`Proposals.choose`, in the target's tokens."""
         vocabulary = self._vocabulary
         if vocabulary is not None and self._proposals.sampled:  # q is a distribution over the target's tokens
-            everything = logits.new_full((*logits.shape[:-1], self._vocab_size), float("-inf"))
+            everything = logits.new_full((*logits.shape[:-1], self._vocab_size), IMPOSSIBLE)
             logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
-        tokens, log_probs, probs = self._proposals.choose(logits, count, paths)
-        return tokens if vocabulary is None else vocabulary[tokens], log_probs, probs
+        children = self._proposals.choose(logits, count, paths)
+        return children if vocabulary is None else children._replace(tokens=vocabulary[children.tokens])
 
     @property
     def log_probs(self) -> Tensor:
@@ -221,6 +179,14 @@ class Growth:
             self._path_log_probs = torch.cat([self._path_log_probs, path], dim=1)
         self._unasked.clear()
 
+    def _unusable(self) -> Tensor:
+        """`[batch]` candidates whose own logits, or those of an ancestor, are no distribution."""
+        found = torch.zeros_like(self.root, dtype=torch.bool)
+        for nodes, count, unusable in self._expansions:
+            spoilt = found.gather(1, nodes) | unusable()
+            found = torch.cat([found, spoilt.repeat_interleave(count, dim=1)], dim=1)
+        return found.sum(-1)
+
     def keep(self, nodes: Tensor, valid: Tensor | None = None) -> DraftTree:
         """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included).
 
@@ -232,16 +198,21 @@ class Growth:
             nodes, place = nodes.masked_fill(~valid, 0), place.masked_fill(~valid, 0)
         new_index = torch.full_like(self.tokens, -1).scatter_(1, nodes, place)
         parents = new_index.gather(1, self.parents.gather(1, nodes).clamp(min=0))
+        # A builder of somebody's may have cut the parent of what it keeps. To ask here would wait for the device.
+        lost = (parents < 0) | (parents >= torch.arange(nodes.shape[1], device=nodes.device))
+        lost[:, 0] = nodes[:, 0] != 0
         parents[:, 0] = -1
         depth, fields = self.depth.gather(1, nodes), self._fields(nodes)
         if valid is not None:
             depth = depth.masked_fill(~valid, 1)
+            lost &= valid
             fields["expansion"] = fields["expansion"].masked_fill(~valid, -1)
         return DraftTree(
             tokens=self.tokens.gather(1, nodes),
             parents=parents,
             max_depth=self.levels,
             valid=valid,
+            lost=lost,
             _cache={"depth": depth},
             **fields,
         )
@@ -258,6 +229,8 @@ class Growth:
             "likelihood": lambda: self.log_probs.gather(1, nodes),
             "expansion": self.expansion.gather(1, nodes),
             "draft_probs": torch.cat(self._draft_probs, dim=1) if self._draft_probs else None,
+            "unusable": self._unusable,
+            "grown": True,
         }
 
     def _run(self, nodes: Tensor) -> Tensor:

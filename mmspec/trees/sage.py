@@ -270,7 +270,8 @@ class SageTree(TreeBuilder):
     def _profile(self, growth: Growth) -> Tensor:
         """`[batch, nodes, k]` the P of each node of the last expansion."""
         logits = growth.logits.float()
-        return logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values.softmax(-1)
+        profile = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values.softmax(-1)
+        return profile.nan_to_num(nan=0.0)  # of logits that are no distribution: no rank is likely, no node is drafted
 
     def _new_row(self) -> Row:
         return Row(deque(maxlen=self.window), self.highest_limit)

@@ -1,0 +1,75 @@
+"""Proposals: how the children of a node are chosen from a drafter's logits, whatever these hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..sampling import LogitsPipeline
+
+IMPOSSIBLE = float("-inf")
+
+
+class Children(NamedTuple):
+    """Children of some nodes.
+
+    Logits that hold NaN or +inf, or nothing but -inf, are no distribution. Children have to be named all the same, for
+    all rows of a batch go on together; they get the log-probability -inf, never NaN, and nothing is drawn from q.
+
+    Args:
+        tokens: `[batch, nodes, count]`, the best (or first drawn) child first.
+        log_probs: gives the `[batch, nodes, count]` log-probabilities; chains never ask for them.
+        probs: `[batch, nodes, vocab]` q if children were drawn, else None.
+        unusable: gives `[batch, nodes]`, True where a node's logits are no distribution.
+    """
+
+    tokens: Tensor
+    log_probs: Callable[[], Tensor]
+    probs: Tensor | None
+    unusable: Callable[[], Tensor]
+
+
+@dataclass
+class Proposals:
+    """How children are chosen from a drafter's logits.
+
+    Args:
+        sampled: False for the likeliest children, True for children drawn without replacement.
+        pipeline: the target's logits pipeline, which q goes through too when children are drawn.
+        history: per row, the tokens so far, the root last; for processors that depend on the prefix.
+        generator: of the draws.
+    """
+
+    sampled: bool = False
+    pipeline: LogitsPipeline | None = None
+    history: list[list[int]] | None = None
+    generator: torch.Generator | None = None
+
+    def choose(self, logits: Tensor, count: int, paths: Callable[[], list[list[list[int]]]]) -> Children:
+        """Choose `count` children per node from `[batch, nodes, vocab]` logits."""
+        count = min(count, logits.shape[-1])
+        if not self.sampled:
+            top = logits.topk(count, dim=-1)
+
+            def log_probs() -> Tensor:
+                # Rounding must not make a child likelier than its parent: ancestors are kept first.
+                known = (top.values.float() - logits.float().logsumexp(-1, keepdim=True)).clamp(max=0.0)
+                return known.nan_to_num(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)
+
+            # NaN counts as the largest of all: where there is one among the logits, it is the first of these.
+            return Children(top.indices, log_probs, None, lambda: ~top.values[..., 0].isfinite())
+        processed = self.pipeline(
+            logits,
+            lambda: [[past + path for path in row] for past, row in zip(self.history, paths(), strict=True)],
+        )
+        log_q = processed.log_softmax(-1)
+        broken = log_q[..., 0].isnan()  # log-softmax makes NaN of all logits that are no distribution
+        log_q = log_q.nan_to_num_(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)
+        noise = torch.empty_like(log_q).exponential_(generator=self.generator).log()
+        # The k largest of log q + Gumbel noise are k draws without replacement, in order.
+        tokens = (log_q - noise).topk(count, dim=-1).indices
+        return Children(tokens, lambda: log_q.gather(-1, tokens), log_q.exp(), lambda: broken)
