@@ -95,8 +95,7 @@ def naive_eagle2(toy: Toy, row: int, depth: int, top_k: int, total: int) -> list
         for score, path in frontier:
             children += [(score + lp, (*path, token)) for lp, token in ranked(toy, row, path)[:top_k]]
         created += children
-        best = sorted(children, reverse=True)[:top_k]
-        frontier = [child for child in children if child in best]
+        frontier = sorted(children, reverse=True)[:top_k]  # the release expands them in this order
     kept = sorted(created, reverse=True)[: total - 1]
     return [(), *[path for score, path in created if (score, path) in kept]]
 
@@ -257,7 +256,7 @@ def test_children_are_drawn_without_replacement_from_the_processed_q(options):
     logits = torch.tensor([1.0, 0.3, -0.5, 0.9, -1.0])
     count, samples = 2, 4000
     proposals = Proposals(True, pipeline, generator=torch.Generator().manual_seed(0))
-    tokens, log_probs, q = proposals.choose(logits.expand(1, samples, 5), count, lambda: [])
+    tokens, log_probs, q, _ = proposals.choose(logits.expand(1, samples, 5), count, lambda: [])
     want = pipeline(logits[None, None], lambda: [])[0, 0].softmax(-1)
     torch.testing.assert_close(q, want.expand(1, samples, 5))
     torch.testing.assert_close(log_probs(), q.gather(-1, tokens).log())
@@ -271,7 +270,7 @@ def test_children_are_drawn_without_replacement_from_the_processed_q(options):
 
 def test_children_beyond_the_support_of_q_come_last_and_have_probability_zero():
     proposals = Proposals(True, LogitsPipeline(1.0, top_k=2), generator=torch.Generator().manual_seed(0))
-    tokens, log_probs, _ = proposals.choose(torch.tensor([0.0, 3.0, 1.0, 2.0]).expand(1, 500, 4), 3, lambda: [])
+    tokens, log_probs, *_ = proposals.choose(torch.tensor([0.0, 3.0, 1.0, 2.0]).expand(1, 500, 4), 3, lambda: [])
     assert all(set(row[:2]) == {1, 3} and row[2] in (0, 2) for row in tokens[0].tolist())
     assert (log_probs()[0, :, 2] == float("-inf")).all()
 

@@ -12,9 +12,9 @@ from .growth import Growth
 class DynamicTree(TreeBuilder):
     """The context-aware tree of EAGLE-2 (arXiv 2406.16858, sections 4.1 and 4.2).
 
-    Level by level the `top_k` nodes of largest path probability get `top_k` children each; of all candidates the
-    `total - 1` of largest path probability are kept. Path probabilities fall from parent to child, so that set is
-    connected.
+    Level by level the `top_k` nodes of largest path probability get `top_k` children each, the likeliest node first; of
+    all candidates the `total - 1` of largest path probability are kept. Path probabilities fall from parent to child,
+    so that set is connected.
 
     Args:
         depth: levels of drafted nodes, which is the number of drafter passes (EAGLE's own `depth` is one less).
@@ -36,8 +36,9 @@ class DynamicTree(TreeBuilder):
         frontier = growth.expand(growth.root, self.top_k)
         for _ in range(growth.reach(self.depth) - 1):
             children = growth.expand(frontier, self.top_k)
-            best = growth.path_log_probs.gather(1, children).topk(min(self.top_k, children.shape[1]), dim=1).indices
-            frontier = children.gather(1, best.sort(-1).values)
+            # The order is that of the release: a drafter may see what is expanded before (`DreamDrafter`).
+            best = growth.path_log_probs.gather(1, children).sort(dim=1, descending=True, stable=True).indices
+            frontier = children.gather(1, best[:, : self.top_k])
         scores = growth.path_log_probs[:, 1:]
         # A stable sort puts a parent before a child of equal probability (one that the drafter is certain of).
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.total - 1]

@@ -18,8 +18,9 @@ from test_feature_drafters import decode, guesses_compared
 import mmspec
 from mmspec.compressors import Hide, Pool, Prune
 from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.inputs import prepare
 from mmspec.runner import LAST
-from mmspec.trees import Chain
+from mmspec.trees import Chain, DynamicTree
 
 # Format to the targets that it is loaded for, the class, and options that tell what was recognised.
 LOADED = {
@@ -236,6 +237,46 @@ def test_dreams_memory_is_masked_as_its_option_says(load, tree_masked):
                     compared += 1
                 assert (level < 1) or error(builder.logits[level][row, 2**level - 1], wrong[-1]) > 10 * TOLERANCE
     assert compared > 30
+
+
+def released_tree(reference, text: originals.Text, depth: int, top_k: int, total: int) -> dict[tuple, float]:
+    """The tree that DREAM's release would verify: paths of tokens below the root, and their log-probabilities."""
+    levels, frontier, created = [], [((), 0.0)], []
+    for level in range(depth):
+        logits, children = reference.levels(text, levels, tree_masked=False)[level], []
+        for number, (path, score) in enumerate(frontier):
+            best = logits[number].log_softmax(-1).topk(top_k)
+            for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                children.append(((*path, token), score + value, number))
+        created += children
+        children.sort(key=lambda child: -child[1])
+        # The likeliest is expanded first, so every other one of its level sees it.
+        levels.append([(path[-1], number) for path, _, number in children[:top_k]])
+        frontier = [(path, score) for path, score, _ in children[:top_k]]
+    created.sort(key=lambda child: -child[1])
+    return {path: score for path, score, _ in created[: total - 1]}
+
+
+@torch.inference_mode()
+def test_dreams_levels_are_expanded_in_the_order_of_the_release(load):
+    """The likeliest first: where siblings see each other, the order decides what a node remembers."""
+    name, shape = "llava", (4, 4, 24)
+    drafter, lesson = load("dream", name).fork(DynamicTree(*shape)), lesson_of(name)
+    target, prompt = drafter.target, prepare(drafter.target, inputs=inputs_of(name))
+    context = target.prefill(prompt, target.encode(prompt), feature_layers=drafter.feature_layers)
+    for history, answer in zip(context.history, lesson.answers, strict=True):
+        history.append(answer[0])
+    drafter.start(context)
+    tree = drafter.draft(torch.tensor([answer[0] for answer in lesson.answers])).validate()
+    for row in range(len(lesson.answers)):
+        found, paths = {}, [()]
+        for node in range(1, tree.num_nodes):
+            parent = int(tree.parents[row, node])
+            paths.append((*paths[parent], int(tree.tokens[row, node])))
+            found[paths[-1]] = found.get(paths[parent], 0.0) + float(tree.log_probs[row, node])
+        expected = released_tree(original("dream", name), text_of(name, row, 0), *shape)
+        assert max(map(len, expected)) >= 3
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(("format", "name"), CASES)
