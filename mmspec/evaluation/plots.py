@@ -178,12 +178,12 @@ def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
     axes = axes_of(figure, f"{SHOWN['mean_acceptance_length'].capitalize()} against {SHOWN['draft_cost']}")
     costs = [row.mean.draft_cost for row in shown]
     lengths = [row.mean.mean_acceptance_length.value for row in shown]
-    right, top = max(costs) * 1.15 + 0.05, max(lengths) * 1.12
+    right, top, bottom = max(costs) * 1.15 + 0.05, max(lengths) * 1.12, min(1.0, *lengths) - 0.1
     for predicted in _predictions(max(length / (1 + cost) for length, cost in zip(lengths, costs, strict=True))):
         line = np.array([0, right])
         axes.plot(line, predicted * (1 + line), color=GREY, lw=0.7, ls="--", zorder=1)
         at = min(right, 0.985 * top / predicted - 1)
-        if at > 0.04 * right:
+        if at > 0.04 * right and predicted * (1 + at) > bottom:
             style = {"fontsize": 7.5, "color": "#555555", "ha": "right", "va": "center"}
             paper = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}
             axes.text(at, predicted * (1 + at), f"{predicted:g} x", bbox=paper, **style)
@@ -197,7 +197,7 @@ def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
     for i in on_front:
         axes.plot(costs[i], lengths[i], "o", ms=13, mfc="none", mec="black", mew=1.0, zorder=4)
     axes.set_xlim(0, right)
-    axes.set_ylim(min(1.0, *lengths) - 0.1, top)
+    axes.set_ylim(bottom, top)
     axes.set_xlabel(f"{SHOWN['draft_cost']} of a round, in passes of plain decoding, mean of tasks")
     axes.set_ylabel(f"{SHOWN['mean_acceptance_length']}, bonus included")
     legend(axes)

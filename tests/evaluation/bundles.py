@@ -37,6 +37,7 @@ class Side:
     budget: int | None = None
     lossless: bool = True
     divergences: dict[str, list[dict]] = field(default_factory=dict)  # by id of the prompt
+    failed: str | None = None  # why it has not answered
 
     def manifest(self, baseline: str) -> dict[str, Any]:
         return {
@@ -49,6 +50,7 @@ class Side:
             "budget": self.budget,
             "lossless": self.lossless,
             "exact": self.lossless,
+            "failed": None if self.failed is None else {"reason": self.failed, "traceback": None},
         }
 
 
@@ -108,7 +110,6 @@ def write_bundle(
         "sides": [side.manifest(sides[0].label) for side in sides],
         "command": "mmspec bench",
     } | changes
-    (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "config.yaml").write_text("{}\n")
     requests, rounds = [], []
     number = 0
@@ -116,12 +117,15 @@ def write_bundle(
         for i, tokens in enumerate(lengths):
             for turn in range(turns):
                 for repeat in range(repeats):
-                    for order, side in enumerate(sides):
+                    for order, side in enumerate(side for side in sides if side.failed is None):
                         place = {"request": number, "turn": turn, "side": side.label, "repeat": repeat}
                         record, its_rounds = answer(side, tokens, repeat, f"{task}/test/{i}")
                         requests.append(place | {"task": task, "order": order} | record)
                         rounds += [place | one for one in its_rounds]
             number += 1
+    places = {(record["request"], record["turn"], record["repeat"]) for record in requests}
+    manifest = {"written": {"blocks": len(places), "requests": len(requests), "rounds": len(rounds)}} | manifest
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     for name, records in (("requests.jsonl", requests), ("rounds.jsonl", rounds)):
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder

@@ -94,14 +94,20 @@ def manifest(target) -> dict:
 
 
 def measure(
-    folder: Path, source=None, target=None, chosen=None, progress=lambda done, what: None, **protocol
+    folder: Path,
+    source=None,
+    target=None,
+    chosen=None,
+    progress=lambda done, what: None,
+    notice=lambda line: None,
+    **protocol,
 ) -> Bundle:
     """Run a measurement in a folder and open what it left."""
     target = target or tiny()
     protocol = Protocol(**{"repeats": 1, "warmup": 0, **protocol})
     with BundleWriter(folder, "config: 1\n") as writer:
         measurement = Measurement(
-            target, chosen or sides(target), questions(100) if source is None else source, protocol, writer
+            target, chosen or sides(target), questions(100) if source is None else source, protocol, writer, notice
         )
         measurement.run(manifest(target), progress)
     return Bundle.open(folder)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from bundles import eagle3, lookup, plain, write_bundle
 from PIL import Image
 
 from mmspec.evaluation import report
-from mmspec.evaluation.looks import COLOURS, Looks
+from mmspec.evaluation.looks import COLOURS, DRAFTERS, Looks, write
 from mmspec.evaluation.plots import CAPTIONS, PLOTS, front, plot_budget, plot_speedup, save_plots
 
 
@@ -63,6 +64,37 @@ def test_a_drafter_has_one_colour_and_a_tree_one_marker(tmp_path):
     assert looks.marker(rows["eagle3 chain"]) == looks.marker(rows["e"]) != looks.marker(rows["wide"])
     assert looks.colour(rows["plain"]) not in COLOURS
     assert looks.marker(rows["transformers lookup"]) != looks.marker(rows["again"])
+
+
+def test_two_dozen_methods_never_look_alike(tmp_path):
+    """24 drafters of one tree, and 24 trees of one drafter."""
+    many = [eagle3(label=f"d{i}", drafter=f"d{i}") for i in range(24)]
+    many += [eagle3(label=f"t{i}", tree=f"t{i}", budget=i + 1) for i in range(24)]
+    rows = rows_of(tmp_path, [plain(), *many])
+    looks = Looks(rows)
+    drafting = [row for row in rows if not row.baseline]
+    points = {(looks.colour(row), looks.marker(row), looks.face(row) == "none") for row in drafting}
+    bars = {(looks.colour(row), looks.hatch(row)) for row in drafting}
+    assert len(points) == len(bars) == len(drafting) == 48
+    assert len(set(COLOURS)) == len(COLOURS) == 12
+
+
+def test_a_method_looks_the_same_whatever_is_beside_it(tmp_path):
+    shipped = [eagle3(label=name, drafter=name) for name in DRAFTERS]
+    rows = {row.method: row for row in rows_of(tmp_path, [plain(), *shipped])}
+    looks = Looks(list(rows.values()))
+    assert len({looks.colour(rows[name]) for name in DRAFTERS}) == len(DRAFTERS)
+    for name in DRAFTERS:
+        alone = Looks([rows[name]])
+        look = [(way.colour(rows[name]), way.hatch(rows[name]), way.marker(rows[name])) for way in (looks, alone)]
+        assert look[0] == look[1]
+
+
+def test_a_drafter_that_never_guesses_is_drawn_without_a_warning(tmp_path):
+    rows = rows_of(tmp_path, [plain(), eagle3(accepted=[0], drafted=0, depth=0, pass_seconds=1e-4)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write(PLOTS["pareto"](rows, Looks(rows)), tmp_path / "pareto.png")
 
 
 def test_front():
