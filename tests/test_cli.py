@@ -205,7 +205,7 @@ def test_drafted_text_is_coloured_on_a_terminal_only():
 
 
 def outcome(speed: float, ids=(1, 2)):
-    """Two tokens a pass in five passes, and half the speed end to end."""
+    """Two tokens per pass in five passes, and half the speed end to end."""
     stats = Stats(
         [Round([4], [1], [2], 4)] * 5, [9], [11], {"prefill": 11 / (speed / 2) - 10 / speed, "score": 10 / speed}
     )

@@ -116,9 +116,9 @@ def _budgets(rows: Sequence[Row]) -> str:
     unknown = f" The limit of {_joined(row.method for row in drafting if row.side.get('budget') is None)} is unknown."
     unknown = unknown if None in budgets else ""
     if len(known) > 1:
-        return f"Budgets are NOT equal: the methods may draft from {known[0]} to {known[-1]} nodes a pass.{unknown}"
+        return f"Budgets are NOT equal: the methods may draft from {known[0]} to {known[-1]} nodes per pass.{unknown}"
     if known:
-        return f"All methods may draft up to {known[0]} nodes a pass.{unknown}"
+        return f"All methods may draft up to {known[0]} nodes per pass.{unknown}"
     return f"No method has a known limit of drafted nodes.{unknown}"
 
 

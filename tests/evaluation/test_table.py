@@ -56,7 +56,7 @@ def test_notes_say_where_and_how(tmp_path):
         "a processor (2 of 2 threads)",
         "target tiny in float32, 8 prompts x 2 repeats, greedy, at most 128 new tokens",
         "mmspec 0.1.0 (0123456), torch 2.13.0, transformers 5.23.0",
-        "Budgets are NOT equal: the methods may draft from 4 to 16 nodes a pass",
+        "Budgets are NOT equal: the methods may draft from 4 to 16 nodes per pass",
         "1 prompt was left out",
         "charts/test/9: the file is no picture",
         "Not lossless, so its text may differ by design: wide.",
@@ -66,7 +66,7 @@ def test_notes_say_where_and_how(tmp_path):
 
 def test_equal_budgets_are_said_to_be(tmp_path):
     notes = made(tmp_path, [plain(), eagle3(), eagle3(label="other")]).table().notes
-    assert "All methods may draft up to 4 nodes a pass." in notes
+    assert "All methods may draft up to 4 nodes per pass." in notes
 
 
 def test_answers_that_changed_between_repeats_are_noted(tmp_path):
