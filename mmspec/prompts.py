@@ -107,6 +107,28 @@ def _written(target: Target, prompts: list[Prompt], rows: list[list[Image]]) -> 
         raise _refusal(processor, texts, rows, options, error) from error
 
 
+def end_of_answer(target: Target) -> int | None:
+    """The token with which the model ends what it says; None if it has none.
+
+    That is one at which its own `generate` stops: of several the one that its chat template writes behind an answer,
+    else the tokenizer's own end token, else the first.
+    """
+    ends, tokenizer = target.eos_token_ids, target.tokenizer
+    if len(ends) > 1 and (write := _writer(target.processor, tokenizer)) is not None:
+        said = "An answer"
+        try:
+            rest = write([["A question"], [said]]).rpartition(said)[2]
+        except Exception:  # templates are programs of others
+            rest = ""
+        texts = {end: tokenizer.convert_ids_to_tokens(end) for end in ends if end < len(tokenizer)}
+        places = {rest.index(text): end for end, text in texts.items() if text and text in rest}
+        if places:
+            return places[min(places)]
+    if not ends or tokenizer.eos_token_id in ends:
+        return tokenizer.eos_token_id if ends else None
+    return ends[0]
+
+
 def _reserved(target: Target) -> set[str]:
     """The texts that the processor takes for pictures and videos."""
     ids = [token for token in target.family.placeholders if token < len(target.tokenizer)]

@@ -84,6 +84,18 @@ def whole_lines(path: Path) -> list[bytes]:
     return [line + b"\n" for line in lines[:-1]]  # what is behind the last line break is empty or torn
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off what follows the last line break of a file, if there is one, so that it can be added to.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if path.exists():
+        end = sum(map(len, whole_lines(path)))
+        if end < path.stat().st_size:
+            os.truncate(path, end)
+
+
 def append(file: BinaryIO, data: bytes) -> None:
     """Add to a file that was opened without a buffer, of which a disk may take a part only."""
     left = memoryview(data)
@@ -102,9 +114,18 @@ def hold_folder(folder: Path, way_out: str) -> FileLock:
         MMSpecError: if another process (or another writer in this one) holds the folder.
         OSError: if the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK, thread_local=False)
+    return _hold(folder / LOCK, folder, way_out)
+
+
+def hold_file(path: Path, way_out: str) -> FileLock:
+    """The same for a file, in a folder in which other processes may write other files."""
+    return _hold(path.with_name(f".{path.name}{LOCK}"), path, way_out)
+
+
+def _hold(lock_file: Path, what: Path, way_out: str) -> FileLock:
+    lock = FileLock(lock_file, thread_local=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise MMSpecError(f"{str(folder)!r} is being written by another process: {way_out}") from None
+        raise MMSpecError(f"{str(what)!r} is being written by another process: {way_out}") from None
     return lock

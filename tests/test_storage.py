@@ -46,6 +46,8 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     for content, lines in ((b"", []), (b"to", []), (b"one\n", [b"one\n"]), (b"one\n\xe2\x80", [b"one\n"])):
         path.write_bytes(content)
         assert storage.whole_lines(path) == lines
+        storage.drop_torn_line(path)
+        assert path.read_bytes() == b"".join(lines)
 
 
 def test_a_folder_is_held_by_one(tmp_path):

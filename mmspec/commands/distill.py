@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,10 @@ from .. import configuration
 from ..errors import MMSpecError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..training.distill import Progress
+    from .progress import Display
 
 DEFAULT_OUTPUT = "runs/answers"
-
-SECONDS_BETWEEN_LINES = 30  # of progress, where standard error is no terminal
 
 
 @dataclass
@@ -70,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from .progress import Display
+
     console = Console(stderr=True)
     with console.status("loading"):
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -83,13 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
         drafter = configuration.build(config.drafter, target=target)
 
     options = {name: value for name, value in vars(settings).items() if name != "json"}
-    display = Display(console)
+    display = Display("answers", console)
+    report = Report(display, arguments.output)
     try:
         with display:
-            result = distill(target, source, arguments.output, drafter=drafter, progress=display.show, **options)
+            result = distill(target, source, arguments.output, drafter=drafter, progress=report, **options)
     except KeyboardInterrupt:
-        if display.last is not None:
-            kept = f"{display.last.answers} of {display.last.total} answers are in {arguments.output}"
+        if report.last is not None:
+            kept = f"{report.last.answers} of {report.last.total} answers are in {arguments.output}"
             print(f"{kept}; the same command goes on from here", file=sys.stderr)
         raise
     print(summary_line(result, arguments.output))
@@ -115,38 +114,21 @@ def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str,
     return chosen, flags
 
 
-class Display:
-    """Progress on standard error: a bar, or now and then a line where that is no terminal."""
+class Report:
+    """Shows the progress of a distillation, and remembers the last of it."""
 
-    def __init__(self, console: Console):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, display: Display, folder: str):
+        self.display, self.folder = display, folder
+        self.last: Progress | None = None
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.task = self.bar.add_task("answers", total=None)
-        self.console, self.last, self._shown = console, None, time.monotonic()
-
-    def __enter__(self) -> Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Show how far it is."""
-        done, text = progress.answers + progress.skipped, "answers"
-        if progress.new_tokens:
-            text += f", {progress.tokens_per_second:.0f} tokens/s"
-        if progress.skipped:
-            text += f", {progress.skipped} skipped"
-        if self.last is None:  # what earlier runs did says nothing about the time that is left
-            self.bar.reset(self.task, total=progress.total, completed=done)
-        self.bar.update(self.task, completed=done, description=text)
+    def __call__(self, progress: Progress) -> None:
+        done = progress.answers + progress.skipped
+        if self.last is None and done:
+            self.display.say(f"going on in {self.folder}, which has {done} of {progress.total} answers")
+        parts = [f"{progress.tokens_per_second:.0f} tokens/s"] if progress.new_tokens else []
+        parts += [f"{progress.skipped} skipped"] if progress.skipped else []
+        self.display.show(done, progress.total, ", ".join(parts))
         self.last = progress
-        if not self.console.is_terminal and time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
-            self._shown = time.monotonic()
-            print(f"{done} of {progress.total} {text}", file=sys.stderr, flush=True)
 
 
 def summary_line(result: Progress, folder: str) -> str:

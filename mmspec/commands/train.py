@@ -26,7 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="PATH", help="the answers: a folder that mmspec distill wrote, or a file")
     parser.add_argument("--images", metavar="FOLDER", help="where the pictures of a file are; by default beside it")
-    parser.add_argument("--output", metavar="FOLDER", help="where the log, the state and the drafters go")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="where the log, the state and the drafters go; by default runs/train"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,17 +127,16 @@ def check_tracker(name: str | None) -> None:
 
 
 def follow(trainer: Trainer) -> dict[str, Any]:
-    """Run a training under a progress bar on standard error; what was done stays when it is interrupted."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Run a training and show how far it is on standard error; what was done stays when it is interrupted."""
+    from .progress import Display
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not trainer.accelerator.is_main_process) as bar:
-        task = bar.add_task("training", total=trainer.settings.steps, completed=trainer.step)
+    steps = trainer.settings.steps
+    with Display("steps", quiet=not trainer.accelerator.is_main_process) as display:
+        if trainer.step:
+            display.say(f"going on in {trainer.output}, which has {trainer.step} of {steps} steps")
 
         def show(step: int, means: dict[str, float]) -> None:
-            right = f", next token {means['right 0']:.1%}"
-            bar.update(task, completed=step, description=f"loss {means['loss']:.4f}{right}")
+            display.show(step, steps, f"loss {means['loss']:.4f}, next token {means['right 0']:.1%}")
 
         try:
             return trainer.run(show)
@@ -153,6 +154,11 @@ def summary(trainer: Trainer, report: dict[str, Any]) -> str:
     for task, part in report["tasks"].items():
         lines.append(f"  {task}: {part['mean_acceptance_length']:.2f}")
     if trainer.loader.skipped:
-        lines.append(f"{len(trainer.loader.skipped)} examples were dropped: see {trainer.output}/dropped-*.jsonl")
+        number, reason = next(iter(trainer.loader.skipped.items()))
+        named = trainer.loader.name(number) or f"number {number + 1}"
+        lines.append(
+            f"{len(trainer.loader.skipped)} examples were dropped, such as {named} ({reason}): see "
+            f"{trainer.output}/dropped-*.jsonl"
+        )
     lines.append(f"mmspec generate drafter={trainer.output / 'best'}")
     return "\n".join(lines)

@@ -6,12 +6,15 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.examples import Example, Source, open_image
 from ..errors import MMSpecError
 from ..inputs import Request, prepare
+from ..prompts import end_of_answer
+from ..storage import append, drop_torn_line, whole_lines
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -39,8 +42,10 @@ class Pass:
 class Loader:
     """Prepares examples, and puts others in the place of those that cannot be used.
 
-    What cannot be used is counted in `skipped` and named in the report. The next example takes its place, the same in
-    every process and after every resumption, so every step has its full size.
+    What cannot be used (a row that is malformed, a picture that cannot be read, a prompt that the processor refuses, an
+    answer that is empty, too long, or of other tokens than the target's) is counted in `skipped` and named in the
+    report. The next example takes its place, the same in every process and after every resumption, so every step has
+    its full size.
 
     Args:
         target: whose processor reads the prompts.
@@ -68,7 +73,9 @@ class Loader:
         pools = pools or [range(len(examples))]
         self._next = {a: b for pool in pools for a, b in zip(pool, [*pool[1:], pool[0]], strict=True)}
         self.skipped: dict[int, str] = {}
+        self._sound: set[int] = set()
         self._failures = 0
+        self._reported = None if report is None else _reported(report)
 
     def passes(self, numbers: Sequence[int], rows: int, process: int = 0, processes: int = 1) -> Iterator[Pass]:
         """The passes of one process over a step's examples.
@@ -102,12 +109,39 @@ class Loader:
             numbers = [self._usable(number) for number in numbers]
 
     def answer(self, example: Example) -> list[int]:
-        """The token ids of an answer: as the target wrote them, or of its text with the end token."""
+        """The token ids of an answer: as the target wrote them, or of its text with the token that ends its answers."""
         if example.answer_ids is not None:
             return list(example.answer_ids)
-        tokenizer = self.target.tokenizer
-        ids = tokenizer.encode(example.answer or "", add_special_tokens=False)
-        return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+        ids = self.target.tokenizer.encode(example.answer or "", add_special_tokens=False)
+        return ids if self._end is None else [*ids, self._end]
+
+    @cached_property
+    def _end(self) -> int | None:
+        return end_of_answer(self.target)
+
+    def fault(self, number: int) -> str | None:
+        """Why an example cannot be used, as far as its row and its answer tell; None if it can."""
+        if number in self.skipped or number in self._sound:
+            return self.skipped.get(number)
+        try:
+            example = self.examples[number]
+        except MMSpecError as error:
+            return str(error)
+        answer, vocabulary = self.answer(example), self.target.vocab_size
+        if not example.answer and not example.answer_ids:
+            return "it has no answer; let the target write one with `mmspec distill`"
+        if len(answer) < 2:
+            return "the answer has fewer than two tokens, so nothing in it can be drafted"
+        if strange := [token for token in answer if not 0 <= token < vocabulary]:
+            return (
+                f"its answer has the token id {strange[0]}, but those of the target go from 0 to {vocabulary - 1}; let "
+                "the target answer with `mmspec distill`"
+            )
+        if places := [token for token in answer if token in self.target.family.placeholders]:
+            kind = self.target.family.placeholders[places[0]]
+            return f"its answer has the token id {places[0]}, which is the place of {kind} tokens and no text"
+        self._sound.add(number)
+        return None
 
     def _request(self, numbers, examples, pictures) -> tuple[Request | None, dict[int, str]]:
         """The prepared prompts, or the reasons why some of them cannot be used."""
@@ -126,36 +160,47 @@ class Loader:
             number: length + len(self.answer(example))
             for number, length, example in zip(numbers, request.lengths, examples, strict=True)
         }
+        own = getattr(self.target.family.text_config, "max_position_embeddings", None) or self.max_length
+        limit = f"max_length={self.max_length}" if self.max_length <= own else f"the {own} that the target reads"
         return request, {
-            number: f"prompt and answer have {length} tokens, more than max_length={self.max_length}"
+            number: f"prompt and answer have {length} tokens, more than {limit}"
             for number, length in lengths.items()
-            if length > self.max_length
+            if length > min(self.max_length, own)
         }
 
     def _answer_length(self, number: int) -> int:
-        example = self.examples[number]
+        try:
+            example = self.examples[number]
+        except MMSpecError:  # another takes its place
+            return 0
         return len(example.answer_ids) if example.answer_ids is not None else len(example.answer or "")
 
     def _usable(self, number: int) -> int:
-        """The example itself or the next one that is not known to be spoilt."""
-        for _ in range(len(self.examples)):
-            if number not in self.skipped:
-                example = self.examples[number]
-                if len(self.answer(example)) >= 2:
-                    return number
-                if not example.answer and not example.answer_ids:
-                    self._skip(number, "it has no answer; let the target write one with `mmspec distill`")
-                else:
-                    self._skip(number, "the answer has fewer than two tokens, so nothing in it can be drafted")
-            number = self._next[number]
-        reason = next(iter(self.skipped.values()))
-        raise MMSpecError(f"none of the {len(self.examples)} examples can be used; the first: {reason}")
+        """The example itself or the next one of its pool that is not known to be spoilt."""
+        first, tried = number, 0
+        while (reason := self.fault(number)) is not None:
+            self._skip(number, reason)
+            number, tried = self._next[number], tried + 1
+            if number == first:
+                raise MMSpecError(f"none of the {tried} examples can be used; one of them: {reason}")
+        return number
 
     def _skip(self, number: int, reason: str) -> None:
+        if number in self.skipped:
+            return
         self.skipped[number] = reason
-        if self.report is not None:
-            with self.report.open("a") as file:
-                file.write(json.dumps({"id": self.examples[number].id, "reason": reason}) + "\n")
+        if self.report is not None and number not in self._reported:
+            self._reported.add(number)
+            record = {"number": number, "id": self.name(number), "reason": reason}
+            with self.report.open("ab", buffering=0) as file:
+                append(file, (json.dumps(record) + "\n").encode())
+
+    def name(self, number: int) -> str | None:
+        """The id of an example; None for a row that cannot be read."""
+        try:
+            return self.examples[number].id
+        except MMSpecError:
+            return None
 
     def _count_failure(self, error: MMSpecError) -> None:
         self._failures += 1
@@ -163,6 +208,13 @@ class Loader:
             raise MMSpecError(
                 f"more than max_failures={self.max_failures} pictures could not be opened, the last one: {error}"
             )
+
+
+def _reported(report: Path) -> set[int]:
+    """The numbers of the examples that an earlier run of the same training has named."""
+    drop_torn_line(report)
+    lines = [json.loads(line) for line in whole_lines(report)]
+    return {line["number"] for line in lines if isinstance(line, dict) and "number" in line}
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:

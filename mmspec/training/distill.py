@@ -24,6 +24,7 @@ from ..sampling import LogitsPipeline
 from ..stopping import Stopping
 from ..target import Target
 from ..version import __version__
+from .author import describe_target, rounded_weights
 from .shards import ShardWriter
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def distill(
         "model": str(target.model.config.name_or_path),
         "drafter": None if drafter is None else type(drafter).__name__,
         "batch_size": batch_size,
+        "rounded": rounded_weights(target),
         "images": os.path.relpath(pictures.resolve(), folder.resolve()),
     }
     options = {**sampling, "max_new_tokens": max_new_tokens}
@@ -243,24 +245,6 @@ class Asking:
             question.example, images=tuple(references), answer=out.text[row], answer_ids=tuple(out.token_ids[row])
         )
         return {"index": question.index, **to_record(example), "finish_reason": out.finish_reason[row]}
-
-
-def describe_target(target: Target) -> dict[str, Any]:
-    """What tells one target from another, wherever its files are."""
-    fingerprint = hashlib.blake2b(digest_size=8)
-    samples = []
-    for parameter in target.model.parameters():
-        if not parameter.is_meta:  # as those are that accelerate keeps on a disk
-            values = parameter.detach().flatten()
-            samples.append(values[:: max(1, len(values) // 8)].float().cpu().numpy().tobytes())
-    for sample in sorted(samples):  # the order and the names may differ between versions of transformers
-        fingerprint.update(sample)
-    return {
-        "model_type": target.model.config.model_type,
-        "vocab_size": target.vocab_size,
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "weights": fingerprint.hexdigest(),
-    }
 
 
 def _describe_source(source: Sequence[Example]) -> dict[str, Any]:

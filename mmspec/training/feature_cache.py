@@ -6,7 +6,6 @@ times, or by several drafters, storing it is cheaper. A shard is a safetensors f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from ..families import Vision
 from ..inputs import append
 from ..runner import LAST
+from ..storage import atomic_write_json, read_json_object, replacing
 from .data import Loader, Pass
 from .lesson import WIDTHS, Lesson, Teacher
 
@@ -50,14 +50,20 @@ class CachedTeacher(Teacher):
     ) -> None:
         """Write the shards that are missing, this process its share of them."""
         path, identity = self.folder / INDEX, self._identity()
-        if path.exists():
-            self._check(json.loads(path.read_text()), identity)
+        found = read_json_object(path) if path.exists() else None
+        if found is not None:
+            self._check(found, identity)
+        elif path.exists() and any(self.folder.glob("features-*.safetensors")):
+            raise MMSpecError(
+                f"{str(path)!r} is damaged, so nobody knows what the features beside it are of: delete the folder, and "
+                "it is made again"
+            )
         count = len(self.loader.examples)
         shards = range(-(-count // SHARD))[process::processes]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if process == 0 and not path.exists():
-                path.write_text(json.dumps(identity, indent=2) + "\n")
+            if process == 0 and found is None:
+                atomic_write_json(path, identity)
             for done, shard in enumerate(shards):
                 if not self._path(shard).exists():
                     self._write(shard, [n for n in range(shard * SHARD, min((shard + 1) * SHARD, count))], rows)
@@ -97,9 +103,8 @@ class CachedTeacher(Teacher):
                     states["tokens"] = torch.tensor([len(part) for part in seen])
                 # Where another example took the place of a spoilt one, it is that one's states that are kept.
                 tensors |= {f"{number}/{name}": part.cpu().contiguous() for name, part in states.items()}
-        temporary = self._path(shard).with_suffix(".tmp")
-        save_file(tensors, temporary)
-        temporary.replace(self._path(shard))
+        with replacing(self._path(shard)) as unfinished:
+            save_file(tensors, unfinished)
 
     def _read(self, number: int) -> dict[str, Tensor]:
         file, keys = self._open(number // SHARD)
@@ -136,11 +141,14 @@ class CachedTeacher(Teacher):
         }
 
     def _check(self, found: dict, wanted: dict) -> None:
-        layers, has = wanted.pop("layers"), found.pop("layers")
+        layers, has = wanted.pop("layers"), found.get("layers")
+        has = has if isinstance(has, list) else []
         differing = [
-            f"{key} was {found.get(key)!r}, is {value!r}" for key, value in wanted.items() if value != found.get(key)
+            f"{key} was {shown(found.get(key))}, is {shown(value)}"
+            for key, value in wanted.items()
+            if value != found.get(key)
         ]
-        if lacking := sorted(set(layers) - set(has)):
+        if lacking := [layer for layer in sorted(set(layers)) if layer not in has]:
             differing.append(f"it holds layers {has} but {lacking} are wanted too ({LAST} is the last state)")
         if differing:
             raise MMSpecError(

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..storage import replacing, whole_lines
+
 LOG, VALIDATIONS = "log.csv", "validation.jsonl"
 
 
@@ -23,13 +25,13 @@ class Journal:
 
     def __init__(self, folder: Path, step: int):
         self.folder = folder
-        _forget_after(folder / LOG, lambda line: int(line.partition(",")[0]), step, header=1)
+        _forget_after(folder / LOG, lambda line: int(line.partition(b",")[0]), step, header=1)
         _forget_after(folder / VALIDATIONS, lambda line: json.loads(line)["step"], step)
 
     def log(self, row: dict[str, float]) -> None:
         """Add a line, and the header before the first one."""
         path = self.folder / LOG
-        fresh = not path.exists()
+        fresh = not path.exists() or not path.stat().st_size
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             if fresh:
@@ -59,9 +61,17 @@ class Sums:
         }
 
 
-def _forget_after(path: Path, step_of: Callable[[str], int], step: int, header: int = 0) -> None:
-    """Drop lines of a log that a resumed training will write again."""
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for number, line in enumerate(lines) if number < header or step_of(line) <= step]
-        path.write_text("".join(kept))
+def _forget_after(path: Path, step_of: Callable[[bytes], int], step: int, header: int = 0) -> None:
+    """Drop the lines of a log that a resumed training will write again, and those that a kill has torn."""
+    if not path.exists():
+        return
+    lines = whole_lines(path)
+    kept = lines[:header]
+    for line in lines[header:]:
+        try:
+            if step_of(line) <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):  # two lines of which the first was torn, say
+            continue
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(b"".join(kept))

@@ -120,7 +120,7 @@ def order_of(examples: Source, numbers: Sequence[int], settings: Settings) -> Or
     """The order that the settings ask for, over some of the examples."""
     if not settings.text_steps and not settings.picture_steps:
         return Order(numbers, settings.batch_size, settings.seed)
-    seeing = [bool(examples[number].images) for number in numbers]
+    seeing = [_sees(examples, number) for number in numbers]
     text, pictures = ([n for n, sees in zip(numbers, seeing, strict=True) if sees == kind] for kind in (False, True))
     return Curriculum(
         text,
@@ -131,3 +131,11 @@ def order_of(examples: Source, numbers: Sequence[int], settings: Settings) -> Or
         settings.text_steps,
         settings.picture_steps,
     )
+
+
+def _sees(examples: Source, number: int) -> bool:
+    """Whether an example has pictures. One that cannot be read is dropped later, wherever it is."""
+    try:
+        return bool(examples[number].images)
+    except MMSpecError:
+        return False

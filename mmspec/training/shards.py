@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,12 +11,8 @@ from typing import Any
 
 from ..data.rows import JsonRows
 from ..errors import MMSpecError
+from ..storage import append, atomic_write_json, drop_torn_line, hold_file, replacing
 from .answers import PICTURES, SAVED, read_info, shard_files
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: there nobody stops a second process on a shard
-    fcntl = None
 
 
 class ShardWriter:
@@ -43,15 +38,17 @@ class ShardWriter:
         self.answered: set[int] = set()
         self.skipped: set[int] = set()
         self.tokens = 0
+        self._file = None
         self.complete = False
         """Set by the caller when no example of the shard is left."""
 
     def __enter__(self) -> ShardWriter:
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.answers_file.open("ab", buffering=0)
+            self._lock = hold_file(self.answers_file, "wait for it, or choose another shard or folder")
         try:
-            self._lock()
+            with _writing(self.folder):
+                self._file = self.answers_file.open("ab", buffering=0)
             self._check_settings()
             for row in _whole_rows(self.answers_file):
                 self.answered.add(row["index"])
@@ -59,28 +56,22 @@ class ShardWriter:
             self.skipped = {row["index"] for row in _whole_rows(self.skipped_file)}
             self._write_info()
         except BaseException:
-            self._file.close()
+            self._close()
             raise
         return self
 
-    def __exit__(self, kind, *_) -> None:
-        self._file.close()
-        # After an error, most of all one of writing, that one is to be heard and not the next.
-        with suppress(MMSpecError) if kind else nullcontext():
-            self._write_info()
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._lock.release()
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
+    def __exit__(self, kind, *_) -> None:
+        # After an error, most of all one of writing, that one is to be heard and not the next.
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MMSpecError(
-                f"{self.answers_file} is being written by another process: wait for it, or choose another shard or "
-                "folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: there nobody stops a second process
+            with suppress(MMSpecError) if kind else nullcontext():
+                self._write_info()
+        finally:
+            self._close()
 
     def _check_settings(self) -> None:
         empty = not any(file.exists() and file.stat().st_size for file in (self.answers_file, self.skipped_file))
@@ -104,14 +95,14 @@ class ShardWriter:
         """Write the records of finished answers."""
         records = list(records)
         with _writing(self.answers_file):
-            _append(self._file, records)
+            append(self._file, _encoded(records))
         self.answered.update(record["index"] for record in records)
         self.tokens += sum(len(record["answer_ids"]) for record in records)
 
     def skip(self, index: int, name: str | None, reason: str) -> None:
         """Note an example that cannot be asked."""
         with _writing(self.skipped_file), self.skipped_file.open("ab", buffering=0) as file:
-            _append(file, [{"index": index, "id": name, "reason": reason}])
+            append(file, _encoded([{"index": index, "id": name, "reason": reason}]))
         self.skipped.add(index)
 
     def save_picture(self, image) -> str:
@@ -121,39 +112,32 @@ class ShardWriter:
         if not path.exists():
             with _writing(path):
                 path.parent.mkdir(exist_ok=True)
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                image.save(unfinished, format="PNG")
-                unfinished.replace(path)
+                with replacing(path, shared=True) as unfinished:
+                    image.save(unfinished, format="PNG")
         return f"{SAVED}{name}"
 
     def _write_info(self) -> None:
         counts = {"answers": len(self.answered), "skipped": len(self.skipped), "tokens": self.tokens}
         info = {**self.facts, "settings": self.settings, **counts, "complete": self.complete}
         with _writing(self.info_file):
-            unfinished = self.info_file.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(self.info_file)
+            atomic_write_json(self.info_file, info)
 
 
 def _whole_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, after what follows the last line break was cut off."""
     if not file.exists():
         return
-    rows = JsonRows(file, whole_lines=True)
     with _writing(file):
-        end = rows.ends[-1] if len(rows) else 0
-        if file.stat().st_size > end:
-            os.truncate(file, end)
+        drop_torn_line(file)
+    rows = JsonRows(file, whole_lines=True)
     for number, row in enumerate(rows.scan(), start=1):
         if type(row.get("index")) is not int:
             raise MMSpecError(f"{file}, row {number} has no index: delete the row, to answer it again")
         yield row
 
 
-def _append(file, records: Iterable[dict[str, Any]]) -> None:
-    lines = memoryview("".join(json.dumps(record) + "\n" for record in records).encode())
-    while lines:  # the file has no buffer, and a disk may take a part only
-        lines = lines[file.write(lines) :]
+def _encoded(records: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 @contextmanager

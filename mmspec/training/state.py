@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
+from ..storage import replacing
 
 STATE = "state.safetensors"
 
@@ -32,13 +33,11 @@ def write_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer, 
         for key, value in state.items():
             tensors[f"optimizer/{number}/{key}"] = torch.as_tensor(value)
     metadata = {"progress": json.dumps(progress), "groups": json.dumps(saved["param_groups"])}
-    temporary = path.with_suffix(".tmp")
     try:
-        # Cloned, because tied weights share memory, which the format does not allow.
-        save_file({key: tensor.cpu().clone().contiguous() for key, tensor in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
+        with replacing(path) as unfinished:
+            # Cloned, because tied weights share memory, which the format does not allow.
+            save_file({key: tensor.cpu().clone().contiguous() for key, tensor in tensors.items()}, unfinished, metadata)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         kept = "the last one is kept; " if path.exists() else ""
         raise MMSpecError(f"the checkpoint {str(path)!r} cannot be written ({error}): {kept}free some space") from error
 
@@ -89,5 +88,13 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        restore_folder(folder)
         kept = "the last one is kept; " if folder.exists() else ""
-        raise MMSpecError(f"the drafter {str(folder)!r} cannot be written ({error}): {kept}free some space") from error
+        raise MMSpecError(f"the folder {str(folder)!r} cannot be written ({error}): {kept}free some space") from error
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring back the old folder where `replace_folder` was killed after it had moved that one away."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)

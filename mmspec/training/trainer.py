@@ -21,24 +21,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ..data.examples import Source
 from ..drafters import Drafter
 from ..errors import MMSpecError
+from ..storage import read_json_object
+from .author import check_author
 from .data import Loader, Pass, split
 from .feature_cache import CachedTeacher
 from .journal import Journal, Sums
 from .lesson import Lesson, Teacher
 from .objective import Objective
 from .order import order_of
+from .output import BEST, LAST_DRAFTER, OutputFolder
 from .settings import Settings
-from .state import STATE, read_state, replace_folder, write_state
+from .state import replace_folder
 from .validation import Validator
-
-BEST, LAST_DRAFTER = "best", "last"
 
 
 class Trainee(nn.Module):
@@ -68,7 +68,8 @@ class Trainer:
         recipe: plain values that say how the training was configured: kept with the drafter, and compared on resuming.
 
     Raises:
-        MMSpecError: for a data set too small, or an output folder that holds another training.
+        MMSpecError: for a data set too small, or an output folder that holds another training or that another process
+            trains into.
     """
 
     def __init__(
@@ -83,22 +84,34 @@ class Trainer:
         recipe: dict[str, Any] | None = None,
         feature_cache: str | Path | None = None,
     ):
-        self.settings = settings = settings or Settings()
+        self.settings = settings or Settings()
         self.accelerator = accelerator or Accelerator()
         self.output = Path(output)
+        self._folder = OutputFolder(self.output, self.accelerator)
+        try:
+            self._set_up(drafter, objective, examples, optimizer, recipe, feature_cache)
+        except BaseException:
+            self._folder.release()
+            raise
+
+    def _set_up(self, drafter, objective, examples, optimizer, recipe, feature_cache) -> None:
+        settings = self.settings
         self.objective, self.target, self.recipe = objective, drafter.target, recipe or {}
-        report = self.output / f"dropped-{self.accelerator.process_index}.jsonl"
         training, self.held_out = split(len(examples), settings.held_out, settings.seed)
         self.order = order_of(examples, training, settings)
-        pools = [*self.order.pools, self.held_out]
-        self.loader = Loader(self.target, examples, settings.max_length, settings.max_failures, report, pools)
+        self._count = len(examples)
         if self.accelerator.num_processes > settings.batch_size:
             raise MMSpecError(
                 f"batch_size={settings.batch_size} is less than the {self.accelerator.num_processes} processes: every "
                 "process needs an example"
             )
-        self._check_output()
-        if drafter.draft_vocab_size is not None:
+        self._folder.claim(self.identity())
+        report = self.output / f"dropped-{self.accelerator.process_index}.jsonl"
+        pools = [*self.order.pools, self.held_out]
+        with self._folder.writing():
+            self.loader = Loader(self.target, examples, settings.max_length, settings.max_failures, report, pools)
+        check_author(examples, self.target)
+        if drafter.draft_vocab_size is not None and not _chosen(drafter):
             self._choose_vocabulary(drafter, training)
         self.teacher = Teacher(self.target, [*drafter.feature_layers, *objective.feature_layers])
         if feature_cache is not None:
@@ -125,8 +138,9 @@ class Trainer:
             raise MMSpecError(f"schedule={settings.schedule!r}: {error}") from None
         self.step, self.best, self.seconds = 0, 0.0, 0.0
         self._validator: Validator | None = None
-        self._resume()
-        self.journal = Journal(self.output, self.step) if self.accelerator.is_main_process else None
+        with self._folder.writing():
+            self._resume()
+            self.journal = Journal(self.output, self.step) if self.accelerator.is_main_process else None
 
     # The loop.
 
@@ -140,37 +154,49 @@ class Trainer:
             progress: called after every step with its number and what there is to tell.
 
         Raises:
-            MMSpecError: if the loss is no longer finite, the disk is full, or too many pictures fail to open.
+            MMSpecError: if the loss is no longer finite, the disk is full, too many pictures fail to open, or another
+                process trains into the folder.
         """
-        settings, interrupted = self.settings, []
+        self._folder.hold()
+        interrupted: list[bool] = []
         handlers = {name: signal.signal(name, lambda *_: interrupted.append(True)) for name in _signals()}
-        report: dict = {}
         try:
-            sums = Sums(self.objective.names)
-            while self.step < settings.steps:
-                started = time.monotonic()
-                sums.add(self.train_step())
-                self.step += 1
-                self.seconds += time.monotonic() - started
-                if progress is not None:
-                    progress(self.step, sums.means())
-                last = self.step == settings.steps
-                if self.step % settings.log_every == 0 or last:
-                    self._log({**sums.means(), "learning_rate": self.scheduler.get_last_lr()[0]})
-                    sums = Sums(self.objective.names)
-                if self.step % settings.validate_every == 0 or last:
-                    report = self._validate()
-                stop = self._anywhere(bool(interrupted))
-                if self.step % settings.save_every == 0 or last or stop:
-                    self._save()
-                if stop:
-                    raise KeyboardInterrupt
-        except OSError as error:  # what writes a checkpoint has its own, better words
-            raise MMSpecError(f"the output folder {str(self.output)!r} cannot be written: {error}") from error
+            with self._folder.writing():  # what writes a checkpoint has its own, better words
+                return self._train(progress, interrupted) or self._last_report()
         finally:
             for name, handler in handlers.items():
                 signal.signal(name, handler)
-        return report or json.loads((self.output / LAST_DRAFTER / "config.json").read_text())["metadata"]["validation"]
+            self._folder.release()
+
+    def _train(self, progress: Callable[[int, dict[str, float]], None] | None, interrupted: list[bool]) -> dict:
+        """All steps that are left; returns the last validation, nothing where no step was left."""
+        settings, report = self.settings, {}
+        sums = Sums(self.objective.names)
+        while self.step < settings.steps:
+            started = time.monotonic()
+            sums.add(self.train_step())
+            self.step += 1
+            self.seconds += time.monotonic() - started
+            if progress is not None:
+                progress(self.step, sums.means())
+            last = self.step == settings.steps
+            if self.step % settings.log_every == 0 or last:
+                self._log({**sums.means(), "learning_rate": self.scheduler.get_last_lr()[0]})
+                sums = Sums(self.objective.names)
+            if self.step % settings.validate_every == 0 or last:
+                report = self._validate()
+            stop = self._anywhere(bool(interrupted))
+            if self.step % settings.save_every == 0 or last or stop:
+                self._save()
+            if stop:
+                raise KeyboardInterrupt
+        return report
+
+    def _last_report(self) -> dict:
+        """The validation of a training that has ended before."""
+        path = self.output / LAST_DRAFTER / "config.json"
+        config = (read_json_object(path) if path.exists() else None) or {}
+        return config.get("metadata", {}).get("validation") or self._validate()
 
     def train_step(self) -> Tensor:
         """One optimizer step; returns sums over all processes: loss, gradient norm, drafted tokens, then the marks."""
@@ -261,50 +287,18 @@ class Trainer:
 
     # Resuming.
 
-    @property
-    def _sharded(self) -> bool:
-        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to be resumed."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in Settings.FREE}
-        return {"recipe": self.recipe, "settings": settings, "examples": len(self.loader.examples)}
-
-    def _check_output(self) -> None:
-        """Refuse a folder that holds another training."""
-        path, identity = self.output / "training.json", json.loads(json.dumps(self.identity()))
-        if path.exists():
-            found = json.loads(path.read_text())
-            differing = _differences(found, identity)
-            if differing:
-                raise MMSpecError(
-                    f"{str(self.output)!r} holds another training: {'; '.join(differing)}. Resume it with its own "
-                    "settings, or choose another output folder"
-                )
-        elif self.accelerator.is_main_process:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(identity, indent=2) + "\n")
-            except OSError as error:
-                raise MMSpecError(f"the output folder {str(self.output)!r} cannot be written: {error}") from error
-        self.accelerator.wait_for_everyone()
+        return {"recipe": self.recipe, "settings": settings, "examples": self._count}
 
     def _save(self) -> None:
         progress = {"step": self.step, "best": self.best, "seconds": self.seconds}
-        if self._sharded:
-            self.accelerator.save_state(str(self.output / "state"))
-            if self.accelerator.is_main_process:
-                (self.output / "state" / "progress.json").write_text(json.dumps(progress))
-        elif self.accelerator.is_main_process:
-            write_state(self.output / STATE, self.drafter, self.optimizer.optimizer, progress)
+        self._folder.save(self.drafter, self.optimizer.optimizer, progress)
 
     def _resume(self) -> None:
-        if self._sharded and (self.output / "state" / "progress.json").exists():
-            self.accelerator.load_state(str(self.output / "state"))
-            progress = json.loads((self.output / "state" / "progress.json").read_text())
-        elif not self._sharded and (self.output / STATE).exists():
-            progress = read_state(self.output / STATE, self.drafter, self.optimizer.optimizer)
-        else:
+        progress = self._folder.load(self.drafter, self.optimizer.optimizer)
+        if progress is None:
             return
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
         rates = [group["lr"] for group in self.optimizer.param_groups]  # already those of the next step
@@ -312,23 +306,19 @@ class Trainer:
 
     def _choose_vocabulary(self, drafter: Drafter, training: list[int]) -> None:
         """The most frequent answer tokens of the training examples; of equally frequent ones the smallest."""
-        counts = Counter(token for number in training for token in self.loader.answer(self.loader.examples[number]))
+        sound = (number for number in training if self.loader.fault(number) is None)
+        counts = Counter(token for number in sound for token in self.loader.answer(self.loader.examples[number]))
         ranked = sorted(range(self.target.vocab_size), key=lambda token: (-counts[token], token))
         drafter.choose_vocabulary(torch.tensor(ranked[: drafter.draft_vocab_size]))
+
+
+def _chosen(drafter: Drafter) -> bool:
+    """Whether a drafter knows already which tokens it drafts, as one that was trained before does, whose head is for
+    those tokens. Until then they are the first ones."""
+    vocabulary = drafter.draft_vocabulary
+    return vocabulary is not None and not torch.equal(vocabulary.cpu(), torch.arange(len(vocabulary)))
 
 
 def _signals() -> list[signal.Signals]:
     """What asks to stop. Handlers can only be set in the main thread."""
     return [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
-
-
-def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
-    """`key was x, now y` for every leaf that differs."""
-    result = []
-    for key in dict.fromkeys([*found, *wanted]):
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            result += _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            result.append(f"{prefix}{key} was {one!r}, now {other!r}")
-    return result

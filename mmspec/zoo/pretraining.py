@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from mmspec.storage import replacing
 from mmspec.zoo.architecture import build_config, build_model
 from mmspec.zoo.batches import IGNORE, Conversations
 from mmspec.zoo.data import TASKS
@@ -159,9 +160,8 @@ def rate(settings: Settings, step: int, progress: float) -> float:
 
 def write_checkpoint(path: Path, weights: MasterWeights, state: dict) -> None:
     """One safetensors file, written beside and then renamed: an interruption leaves the old one whole."""
-    temporary = path.with_suffix(".tmp")
-    save_file(weights.tensors(), temporary, metadata={"state": json.dumps(state)})
-    temporary.replace(path)
+    with replacing(path) as unfinished:
+        save_file(weights.tensors(), unfinished, metadata={"state": json.dumps(state)})
 
 
 def read_checkpoint(path: Path, weights: MasterWeights) -> dict:

@@ -17,6 +17,7 @@ from school import small_model
 
 from mmspec import cli, zoo
 from mmspec.commands import distill as distill_command
+from mmspec.commands import progress
 from mmspec.training.answers import Answers
 from mmspec.training.distill import Progress
 
@@ -83,14 +84,16 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message, model, tm
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
-    monkeypatch.setattr(distill_command, "SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     states = [Progress(8, done, 1, 40, new, 2.0) for done, new in ((3, 0), (5, 20))]
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
-        with distill_command.Display(console) as display:
+        with progress.Display("answers", console) as display:
+            report = distill_command.Report(display, "runs/answers")
             for state in states:
-                display.show(state)
-        assert display.last == states[-1]
+                report(state)
+        assert report.last == states[-1]
+        assert "going on in runs/answers, which has 4 of 8 answers" in console.file.getvalue()
         assert ("answers, 10 tokens/s, 1 skipped" in console.file.getvalue()) == terminal
         assert ("6/8" in console.file.getvalue()) == terminal
         printed = capsys.readouterr().err.splitlines()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import mmspec
 from mmspec import cli, configuration
+from mmspec.commands import progress
 from mmspec.data import EmbeddedSource
 from mmspec.training.distill import distill
 
@@ -42,8 +43,14 @@ def test_every_recipe_trains_a_drafter_that_generates(recipe, answers, tmp_path,
     assert mmspec.generate(target, drafter, prompt, [image], max_new_tokens=10).token_ids == plain.token_ids
 
 
-def test_it_says_what_was_trained(answers, tmp_path):
-    cli.main(["train", "--data", str(answers), "--output", str(tmp_path / "run"), "recipe=eagle3", *FEW])
+def test_it_says_what_was_trained(answers, tmp_path, capsys, monkeypatch):
+    run = ["train", "--data", str(answers), "--output", str(tmp_path / "run"), "recipe=eagle3", *FEW]
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
+    assert cli.main(run) == 0
+    lines = capsys.readouterr().err.splitlines()  # which is no terminal
+    assert [line.partition(", loss ")[0] for line in lines] == ["1 of 2 steps", "2 of 2 steps"]
+    assert cli.main(run) == 0
+    assert f"going on in {tmp_path / 'run'}, which has 2 of 2 steps" in capsys.readouterr().err
     metadata = json.loads((tmp_path / "run" / "best" / "config.json").read_text())["metadata"]
     assert metadata["recipe"]["name"] == "eagle3"
     assert metadata["recipe"]["optimizer"]["lr"] == 0.002

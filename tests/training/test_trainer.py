@@ -231,7 +231,7 @@ class TestBadInput:
         assert all("more than max_length" in reason for reason in training.loader.skipped.values())
 
     def test_no_usable_example(self, tmp_path):
-        with pytest.raises(MMSpecError, match="none of the 24 examples can be used"):
+        with pytest.raises(MMSpecError, match="none of the 20 examples can be used"):
             trainer(tmp_path, max_length=10).run()
 
     def test_a_data_set_that_is_all_validation(self, tmp_path):

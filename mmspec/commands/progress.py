@@ -1,0 +1,60 @@
+"""How far a long command is: a bar on standard error, or now and then a line where that is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30  # where standard error is no terminal
+
+
+class Display:
+    """A context manager that shows progress.
+
+    Args:
+        name: what is counted, such as `answers`.
+        console: of standard error; by default a new one.
+        quiet: show nothing, as all processes but the first should.
+    """
+
+    def __init__(self, name: str, console: Console | None = None, quiet: bool = False):
+        console = console or Console(stderr=True)
+        self.name, self.quiet, self.terminal = name, quiet, console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=quiet or not self.terminal, transient=True)
+        self._task = self._bar.add_task(name, total=None)
+        self._begun, self._shown = False, time.monotonic()
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if not self.quiet:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, done: int, total: int, text: str = "") -> None:
+        """Show how far it is; a line of it at most every half minute, but for the last one.
+
+        Args:
+            done: how much was done, by earlier runs too.
+            total: how much there is.
+            text: what else there is to say of it.
+        """
+        text = ", ".join(part for part in (self.name, text) if part)
+        if not self._begun:  # what earlier runs did says nothing about the time that is left
+            self._bar.reset(self._task, total=total, completed=done)
+            self._begun = True
+        self._bar.update(self._task, completed=done, description=text)
+        if self.quiet or self.terminal:
+            return
+        if done == total or time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
+            self._shown = time.monotonic()
+            print(f"{done} of {total} {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""Who gave the answers of a data set: a drafter has to learn what its own target says."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.examples import Source
+from ..errors import MMSpecError
+from .answers import Answers
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+logger = logging.getLogger(__name__)
+
+
+def describe_target(target: Target, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """What tells one target from another, wherever its files are.
+
+    Args:
+        target: to describe.
+        dtype: to which its weights are rounded first; by default they are taken as they are.
+    """
+    fingerprint = hashlib.blake2b(digest_size=8)
+    samples = []
+    for parameter in target.model.parameters():
+        if not parameter.is_meta:  # as those are that accelerate keeps on a disk
+            values = parameter.detach().flatten()
+            values = values[:: max(1, len(values) // 8)]
+            samples.append(values.to(dtype or values.dtype).float().cpu().numpy().tobytes())
+    for sample in sorted(samples):  # the order and the names may differ between versions of transformers
+        fingerprint.update(sample)
+    return {
+        "model_type": target.model.config.model_type,
+        "vocab_size": target.vocab_size,
+        "dtype": _name(dtype or target.dtype),
+        "weights": fingerprint.hexdigest(),
+    }
+
+
+def rounded_weights(target: Target) -> dict[str, str]:
+    """What tells the target from others when it is loaded with fewer bits: fingerprints by dtype."""
+    return {_name(dtype): describe_target(target, dtype)["weights"] for dtype in (torch.bfloat16, torch.float16)}
+
+
+def check_author(examples: Source, target: Target) -> None:
+    """Warn where answers are another model's than the target's: a drafter has to learn what its own target says.
+
+    The target may be loaded in another dtype than when it answered. Answers from a file say nothing of who gave them.
+
+    Raises:
+        MMSpecError: if the other model has another vocabulary, in which the answers' token ids mean other words.
+    """
+    if not isinstance(examples, Answers):
+        return
+    theirs, info, ours = examples.settings.get("target") or {}, examples.infos[0], describe_target(target)
+    ways = "answer with this target (mmspec distill), or train for the one that answered"
+    name = info.get("model") or theirs.get("model_type")
+    if theirs.get("vocab_size", ours["vocab_size"]) != ours["vocab_size"]:
+        raise MMSpecError(
+            f"the answers in {str(examples.answers_folder)!r} were given by {name} with {theirs['vocab_size']} tokens, "
+            f"but the target {target.model.config.name_or_path!r} has {ours['vocab_size']}: {ways}"
+        )
+    if _same_weights(theirs, info.get("rounded") or {}, ours, target) is False:
+        logger.warning(
+            "the answers in %s were given by another target (%s) than the one that is trained for (%s), and a drafter "
+            "has to learn what its own target says: %s",
+            examples.answers_folder,
+            name,
+            target.model.config.name_or_path or ours["model_type"],
+            ways,
+        )
+
+
+def _same_weights(theirs: dict, rounded: dict, ours: dict, target: Target) -> bool | None:
+    """Whether two descriptions are of one model, in whatever precision; None if that cannot be told."""
+    if theirs.get("model_type") != ours["model_type"]:
+        return False
+    dtypes = theirs.get("dtype"), ours["dtype"]
+    if dtypes[0] == dtypes[1]:
+        return theirs.get("weights") == ours["weights"]
+    if "float32" not in dtypes:  # two ways of rounding, from neither of which the other follows
+        return None
+    narrow = dtypes[1] if dtypes[0] == "float32" else dtypes[0]
+    if narrow not in rounded:  # of an older version of mmspec
+        return None
+    return rounded[narrow] == describe_target(target, getattr(torch, narrow))["weights"]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

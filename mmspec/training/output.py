@@ -1,0 +1,134 @@
+"""The folder that a training writes: which training it holds, the state to resume from, and who writes to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from filelock import FileLock
+
+from ..drafters import Drafter
+from ..errors import MMSpecError, shown
+from ..storage import atomic_write_json, hold_folder, read_json_object
+from .state import STATE, read_state, replace_folder, restore_folder, write_state
+
+IDENTITY = "training.json"
+BEST, LAST_DRAFTER = "best", "last"
+SHARDED, PROGRESS = "state", "progress.json"
+"""The folder of a state of which every process writes a part."""
+
+
+class OutputFolder:
+    """The output of one training, which one process (that of rank 0) writes to.
+
+    Args:
+        folder: made if need be.
+        accelerator: knows about processes.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator):
+        self.folder, self.accelerator = folder, accelerator
+        self._lock: FileLock | None = None
+
+    def hold(self) -> None:
+        """Keep others from training into the folder.
+
+        Raises:
+            MMSpecError: if somebody does.
+        """
+        if self._lock is None and self.accelerator.is_main_process:
+            with self.writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = hold_folder(self.folder, "wait for it, or choose another output folder")
+
+    def release(self) -> None:
+        """Let others train into it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say in words what keeps files from being written."""
+        try:
+            yield
+        except OSError as error:
+            raise MMSpecError(f"the output folder {str(self.folder)!r} cannot be written: {error}") from error
+
+    def claim(self, identity: dict[str, Any]) -> None:
+        """Hold the folder for a training.
+
+        Args:
+            identity: plain values that tell it from others.
+
+        Raises:
+            MMSpecError: if the folder holds another training, or another process trains into it.
+        """
+        path, identity = self.folder / IDENTITY, json.loads(json.dumps(identity))
+        self.hold()
+        with self.writing():
+            if self.accelerator.is_main_process:
+                for name in (BEST, LAST_DRAFTER, SHARDED):
+                    restore_folder(self.folder / name)
+                # One that was killed, or found the disk full, before its first step may have left half a file.
+                if not path.exists() or (read_json_object(path) is None and not self._has_state()):
+                    atomic_write_json(path, identity)
+            self.accelerator.wait_for_everyone()
+            found = read_json_object(path)
+        if found is None:
+            raise MMSpecError(
+                f"{str(path)!r} is damaged, so nobody knows how the training beside it was configured: delete that "
+                "file to go on with the settings that you give now, or choose another output folder"
+            )
+        if differing := _differences(found, identity):
+            raise MMSpecError(
+                f"{str(self.folder)!r} holds another training: {'; '.join(differing)}. Resume it with its own "
+                "settings, or choose another output folder"
+            )
+
+    def save(self, drafter: Drafter, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+        """Write the state to resume from; an interruption leaves the last one whole."""
+        if self._sharded:
+            fresh = self.folder / f"{SHARDED}.unfinished"
+            self.accelerator.save_state(str(fresh))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                atomic_write_json(fresh / PROGRESS, progress)
+                replace_folder(self.folder / SHARDED, lambda folder: fresh.rename(folder))
+            self.accelerator.wait_for_everyone()
+        elif self.accelerator.is_main_process:
+            write_state(self.folder / STATE, drafter, optimizer, progress)
+
+    def load(self, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Read the state that there is, and return the progress that was saved with it; None if there is none."""
+        if not self._has_state():
+            return None
+        if not self._sharded:
+            return read_state(self.folder / STATE, drafter, optimizer)
+        self.accelerator.load_state(str(self.folder / SHARDED))
+        return json.loads((self.folder / SHARDED / PROGRESS).read_text())
+
+    @property
+    def _sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def _has_state(self) -> bool:
+        return (self.folder / SHARDED / PROGRESS if self._sharded else self.folder / STATE).exists()
+
+
+def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
+    """`key was x, now y` for every leaf that differs."""
+    result = []
+    for key in dict.fromkeys([*found, *wanted]):
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            result += _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            result.append(f"{prefix}{key} was {shown(one)}, now {shown(other)}")
+    return result
