@@ -198,6 +198,8 @@ class Decoding:
             if reason is not None:
                 self.finish_reason[row] = reason
                 self.context.active[row] = False
+            history = self.context.history[row]
+            self.pipeline.settle(row, history, len(history) - 1 - accepted, len(tokens), reason is not None)
             origin = [i < accepted for i in range(len(tokens))]
             start = len(self.token_ids[row])
             self.token_ids[row] += tokens

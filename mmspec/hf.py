@@ -8,9 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EosTokenCriteria, GenerationMixin, MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    EosTokenCriteria,
+    GenerationMixin,
+    MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
+from .allowed import AllowedTokens
 from .compat import CACHE_NAMES
 from .drafters import Drafter
 from .errors import MMSpecError
@@ -37,8 +44,10 @@ def custom_generate(
     """A callable for `generate(custom_generate=...)`: the same loop, with generate's own settings.
 
     Logits processors, stopping criteria, streamer, `max_new_tokens`, `do_sample` and the sampling parameters are those
-    of the call; the drafter's target must be the model that is called. Criteria and processors of your own are called
-    row by row, with the row's tokens and no padding. In a pipeline: `generate_kwargs={"custom_generate": ...}`.
+    of the call; the drafter's target must be the model that is called. Criteria of your own are called row by row, with
+    the row's tokens and no padding, and processors with nodes of trees as rows, see `LogitsPipeline`;
+    `prefix_allowed_tokens_fn` hears what it does in `generate`, the number of the row and its tokens with padding. In a
+    pipeline: `generate_kwargs={"custom_generate": ...}`.
 
     transformers takes pictures out of the inputs and encodes them, unless a callable has parameters of their names, as
     this one does: drafters and compressors see pixels and grids as in `mmspec.generate`.
@@ -77,7 +86,7 @@ def custom_generate(
             # generate has already put the temperature and all the model's other settings among the processors.
             temperature=1.0 if config.do_sample else 0.0,
             model_settings=False,
-            logits_processor=_processors(logits_processor, width, given.get("attention_mask")),
+            logits_processor=_processors(logits_processor, input_ids, given.get("attention_mask")),
             stopping_criteria=[c for c in stopping_criteria or () if not isinstance(c, OWN)],
             streamer=None if streamer is None else _AfterPrompt(streamer),
             eos_token_id=_ends(stopping_criteria),
@@ -163,24 +172,29 @@ def _ends(criteria) -> list[int]:
     return [token for c in criteria or () if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()]
 
 
-def _processors(processors, width: int, mask: Tensor | None) -> list:
+def _processors(processors, input_ids: Tensor, mask: Tensor | None) -> list:
     """The processors, for rows without padding.
 
     Raises:
         MMSpecError: for one that was made for another length of the prompt.
     """
-    longest = width if mask is None else int(mask.sum(-1).max())
+    width = input_ids.shape[1]
+    lengths = [width] * len(input_ids) if mask is None else mask.sum(-1).tolist()
+    longest = max(lengths)
     for processor in processors or ():
         if isinstance(processor, FOR_ONE_LENGTH) and longest < width:
             raise MMSpecError(
                 f"{type(processor).__name__} counts from the end of a prompt of {width} tokens, but the longest row "
                 f"has {longest}: drop the columns that hold padding alone"
             )
-    return [_unpadded(processor) for processor in processors or ()]
+    return [_unpadded(processor, input_ids, lengths) for processor in processors or ()]
 
 
-def _unpadded(processor):
-    """A repetition penalty that skips every row's padding is a plain one here: the loop's rows have none."""
+def _unpadded(processor, input_ids: Tensor, lengths: list[int]):
+    """A repetition penalty that skips every row's padding is a plain one here: the loop's rows have none. A function
+    that expects padding, as it may count from the end of the prompt, is told it."""
+    if type(processor) is PrefixConstrainedLogitsProcessor:
+        return AllowedTokens(processor._prefix_allowed_tokens_fn, input_ids, lengths)
     if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
         return RepetitionPenaltyLogitsProcessor(processor.penalty)
     return processor

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteria, StopStringCriteria
 from transformers.generation import logits_process as hf
 
+from .allowed import AllowedTokens
 from .errors import MMSpecError
 from .inputs import callables, whole
 
@@ -35,11 +36,19 @@ UNUSABLE = (
     hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
     hf.SynthIDTextWatermarkLogitsProcessor,
     hf.EncoderRepetitionPenaltyLogitsProcessor,
+    hf.ClassifierFreeGuidanceLogitsProcessor,
+    hf.DiaClassifierFreeGuidanceLogitsProcessor,
+    hf.DiaEOSChannelFilterLogitsProcessor,
+    hf.DiaEOSDelayPatternLogitsProcessor,
+    hf.WhisperNoSpeechDetection,
 )
-"""Processors that keep state from token to token, or take the n-th row of scores for the n-th row of the batch."""
+"""Processors that keep state from token to token, or take the n-th row of scores for the n-th row of the batch, or
+several rows for one."""
 
-FOR_ONE_ROW = (hf.PrefixConstrainedLogitsProcessor, hf.EncoderNoRepeatNGramLogitsProcessor)
+FOR_ONE_ROW = (hf.EncoderNoRepeatNGramLogitsProcessor,)
 FOR_ONE_LENGTH = (
+    hf.AlternatingCodebooksLogitsProcessor,
+    hf.WhisperTimeStampLogitsProcessor,
     hf.MinNewTokensLengthLogitsProcessor,
     hf.SuppressTokensAtBeginLogitsProcessor,
     hf.ForcedEOSTokenLogitsProcessor,
@@ -82,10 +91,12 @@ class LogitsPipeline:
         top_k, top_p, min_p: keep the k likeliest tokens / the likeliest of total probability p / those above p times
             the likeliest. Without effect on greedy decoding.
         repetition_penalty: divisor of the positive (factor of the negative) logits of tokens already in the sequence.
-        logits_processor: further Hugging Face processors or functions, or a single one. They must not keep state
-            between calls: nodes are judged in any order. The order is that of `generate`: what the model asks for and
-            the penalty, these, temperature, top-k, top-p, min-p. As there, a processor of a class that one of the first
-            group has takes its place.
+        logits_processor: further Hugging Face processors or functions, or a single one. The rows that they are called
+            with are nodes of trees, any number in any order and without padding: they must not keep state between
+            calls, nor go by the number of a row. Those of `prefix_allowed_tokens_fn` are asked with the number of the
+            row of the batch. The order is that of `generate`: what the model asks for and the penalty, these,
+            temperature, top-k, top-p, min-p. As there, a processor of a class that one of the first group has takes its
+            place.
         generation_config: a model's, whose repetition penalty applies if none is given here, and whose sequence_bias,
             no_repeat_ngram_size, bad_words_ids, remove_invalid_values, suppress_tokens and renormalize_logits do.
         eos_token_ids: are never bad words.
@@ -159,18 +170,32 @@ class LogitsPipeline:
         for group in by_length.values():
             index = torch.tensor([i for i, _ in group], device=flat.device)
             ids = torch.tensor([prefix for _, prefix in group], device=flat.device)
-            flat[index] = self.processors(ids, flat[index]).to(flat.dtype)
+            scores, rows = flat[index], [i // nodes for i, _ in group]
+            for processor in self.processors:
+                own = isinstance(processor, AllowedTokens)
+                scores = processor(ids, scores, rows) if own else processor(ids, scores)
+            flat[index] = scores.to(flat.dtype)
         return flat.view(batch, nodes, vocab)
+
+    def settle(self, row: int, history: list[int], start: int, count: int, ended: bool) -> None:
+        """Hear how far a row has come, for processors that failed on its way; see `AllowedTokens.settle`."""
+        for processor in self.processors:
+            if isinstance(processor, AllowedTokens):
+                processor.settle(row, history, start, count, ended)
 
     def check_rows(self, lengths: list[int]) -> None:
         """Refuse processors that were made for other prompts than a batch's, whose rows have these lengths."""
         for processor in self.processors:
-            many = isinstance(processor, FOR_ONE_ROW) and len(lengths) > 1
+            made_for = None
+            if isinstance(processor, FOR_ONE_ROW) and max(len(lengths), processor.batch_size) > 1:
+                made_for = "one prompt" if processor.batch_size == 1 else f"{processor.batch_size} prompts"
             length = isinstance(processor, FOR_ONE_LENGTH) or getattr(processor, "prompt_ignore_length", None)
-            if many or (length and len(set(lengths)) > 1):
+            if length and len(set(lengths)) > 1:
+                made_for = "one prompt length"
+            if made_for is not None:
                 raise MMSpecError(
-                    f"{type(processor).__name__} was made for one prompt{'' if many else ' length'}, but the batch has "
-                    f"rows of {', '.join(map(str, lengths))} tokens; generate row by row, each with its own processor"
+                    f"{type(processor).__name__} was made for {made_for}, but the batch has rows of "
+                    f"{', '.join(map(str, lengths))} tokens; generate row by row, each with its own processor"
                 )
 
 
@@ -213,16 +238,20 @@ def _of_model(config: GenerationConfig, penalty: float, eos: list[int]) -> list:
 
 def _usable(processors: list) -> list:
     """Processors that can judge any node of any row, in any order."""
+    usable = []
     for processor in processors:
+        if type(processor) is hf.PrefixConstrainedLogitsProcessor:
+            processor = AllowedTokens(processor._prefix_allowed_tokens_fn)
+        usable.append(processor)
         name = type(processor).__name__
         if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
             raise MMSpecError(
                 f"logits_processor holds a {name} with a prompt_ignore_length per row, but a tree has many nodes per "
                 "row; call mmspec.generate with repetition_penalty= instead"
             )
-        if isinstance(processor, UNUSABLE):
+        if isinstance(processor, (*UNUSABLE, hf.PrefixConstrainedLogitsProcessor)):  # a class derived from the latter
             raise MMSpecError(f"logits_processor holds a {name}, which cannot judge the nodes of a tree; leave it out")
-    return processors
+    return usable
 
 
 def _merged(own: list, given: list) -> list:

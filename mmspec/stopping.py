@@ -52,11 +52,23 @@ class Stopping:
                 return emitted[:count], "eos"
             if self.criteria:
                 ids = torch.tensor([history[: start + count]])
-                if any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.criteria):
+                if any(_met(criterion, ids) for criterion in self.criteria):
                     return emitted[:count], "stopping_criteria"
             if len(so_far) + count == self.max_new_tokens:
                 return emitted[:count], "length"
         return emitted, None
+
+
+def _met(criterion: Callable, ids: torch.Tensor) -> bool:
+    """Whether a criterion holds for one row, `[1, length]`."""
+    answer = torch.as_tensor(criterion(ids, None))
+    if answer.numel() != 1:
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        raise MMSpecError(
+            f"stopping_criteria holds {name}, which gave {answer.numel()} answers about one row: criteria are called "
+            "row by row here, so they must not go by the number of a row"
+        )
+    return bool(answer)
 
 
 def _ids(given) -> set[int]:

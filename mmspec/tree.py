@@ -68,17 +68,17 @@ class DraftTree:
     @property
     def log_probs(self) -> Tensor | None:
         """`[batch, nodes]` log-probability of each node given its parent (0 for the root), or None."""
-        return None if self.likelihood is None else self._derived("log_probs", self.likelihood)
+        return None if self.likelihood is None else self.known("log_probs", self.likelihood)
 
     @property
     def depth(self) -> Tensor:
         """`[batch, nodes]` distance from the root."""
-        return self._derived("depth", lambda: self.ancestors.sum(-1) - 1)
+        return self.known("depth", lambda: self.ancestors.sum(-1) - 1)
 
     @property
     def ancestors(self) -> Tensor:
         """`[batch, nodes, nodes]`, True at `[b, i, j]` if `j` is `i` itself or one of its ancestors."""
-        return self._derived("ancestors", lambda: ancestor_mask(self.parents, self.max_depth))
+        return self.known("ancestors", lambda: ancestor_mask(self.parents, self.max_depth))
 
     @property
     def first_children(self) -> Tensor:
@@ -113,7 +113,8 @@ class DraftTree:
                 )
         return [(drafted, guesses) for drafted, guesses, _ in table]
 
-    def _derived(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    def known(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What follows from the tree, computed once."""
         if name not in self._cache:
             self._cache[name] = compute()
         return self._cache[name]

@@ -34,13 +34,14 @@ def refuse_malformed(tree: DraftTree, root: Tensor, active: list[bool], vocabula
     is_root, valid = number == 0, torch.ones_like(tree.tokens, dtype=torch.bool) if tree.valid is None else tree.valid
     inside = tree.parents.clamp(min=-1, max=tree.num_nodes - 1)
     going = torch.tensor(active, device=root.device)[:, None]
+    ancestors = tree.known("ancestors", lambda: ancestor_mask(inside, tree.max_depth))  # which the pass needs too
     last = vocabulary - 1
     rules = {
         "must be the root (parent -1), its parent is {parent}": is_root & (tree.parents != -1),
         "has parent {parent}, which does not stand before it": ~is_root & ((tree.parents < 0) | (inside >= number)),
         f"is token {{token}}, but tokens go from 0 to {last}": (tree.tokens < 0) | (tree.tokens > last),
         "is token {token}, but the newest token, its root, is {root}": going & is_root & (tree.tokens != root[:, None]),
-        f"lies deeper than max_depth {tree.max_depth}": ~ancestor_mask(inside, tree.max_depth)[..., 0],
+        f"lies deeper than max_depth {tree.max_depth}": ~ancestors[..., 0],
         "is valid, but its parent is not": valid & ~valid.gather(1, inside.clamp(min=0)),
         "is valid, but a node before it is padding": valid & ~valid.roll(1, 1) & ~is_root,
         "is no valid root": ~valid & is_root,

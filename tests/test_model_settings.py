@@ -220,6 +220,10 @@ def test_criteria_of_the_callers_stand_for_the_models():
             "a RepetitionPenaltyLogitsProcessor with a prompt_ignore_length per row, .* repetition_penalty= instead",
         ),
         (
+            hf.ClassifierFreeGuidanceLogitsProcessor(1.5),
+            "a ClassifierFreeGuidanceLogitsProcessor, which cannot judge the nodes of a tree; leave it out",
+        ),
+        (
             hf.EncoderRepetitionPenaltyLogitsProcessor(1.2, torch.tensor([[1, 2]])),
             "a EncoderRepetitionPenaltyLogitsProcessor, which cannot judge the nodes of a tree; leave it out",
         ),
@@ -231,10 +235,13 @@ def test_processors_that_know_no_trees_are_refused(processor, message):
 
 
 def test_processors_for_one_prompt_do_not_serve_a_batch():
-    allowed = hf.PrefixConstrainedLogitsProcessor(lambda row, ids: [3, 4], 1)
-    with pytest.raises(MMSpecError, match="PrefixConstrainedLogitsProcessor was made for one prompt, .* 9, 5 tokens"):
-        run(llama(), logits_processor=[allowed])
-    assert set(run(llama(), images=[0], lengths=[9], logits_processor=[allowed]).token_ids[0]) <= {3, 4}
+    once = hf.EncoderNoRepeatNGramLogitsProcessor(2, torch.tensor([[3, 4, 5]]))
+    with pytest.raises(MMSpecError, match="EncoderNoRepeatNGramLogitsProcessor was made for one prompt, .* 9, 5 token"):
+        run(llama(), logits_processor=[once])
+    assert run(llama(), images=[0], lengths=[9], logits_processor=[once]).token_ids
+    twice = hf.EncoderNoRepeatNGramLogitsProcessor(2, torch.tensor([[3, 4, 5], [3, 4, 6]]))
+    with pytest.raises(MMSpecError, match="was made for 2 prompts, but the batch has rows of 9 tokens"):
+        run(llama(), images=[0], lengths=[9], logits_processor=[twice])
     for processor in (
         MinNewTokensLengthLogitsProcessor(9, 4, 1),
         RepetitionPenaltyLogitsProcessor(1.2, prompt_ignore_length=9),
