@@ -14,6 +14,7 @@ a file for the one result of `generate` and `check`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from . import configuration
-from .errors import MMSpecError, did_you_mean
+from .errors import MMSpecError, cut, did_you_mean
 from .version import __version__
 from .wording import in_options
 
@@ -79,6 +80,9 @@ def _dispatch(argv: list[str]) -> int:
         print(f"mmspec {__version__}")
         return 0
     words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    below = {name.partition(" ")[2]: name for name in COMMANDS if name.startswith(f"{argv[0]} ")}
+    if words == 1 and argv[1:] and (close := difflib.get_close_matches(argv[1], below, n=1)):
+        raise MMSpecError(f"command {' '.join(argv[:2])!r} is unknown. Did you mean {below[close[0]]!r}?")
     title, argv = " ".join(argv[:words]), argv[words:]
     if title not in COMMANDS:
         raise MMSpecError(f"command {title!r} is unknown.{did_you_mean(title, COMMANDS)}")
@@ -90,6 +94,9 @@ def _dispatch(argv: list[str]) -> int:
         if argument.startswith("-"):
             flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
             raise MMSpecError(f"flag {argument!r} is unknown.{did_you_mean(argument, flags)}")
+        key = argument.partition("=")[0]
+        if f"--{key}" in parser._option_string_actions and key not in _keys(title):
+            raise MMSpecError(f"{cut(argument, 200)!r}: {key} is a flag of mmspec {title}: --{key} ...")
     arguments.overrides = arguments_left
     if arguments.help:
         parts = [_command_help(title, parser, takes or getattr(command, "TAKES", None))]
@@ -117,6 +124,12 @@ def _command(title: str) -> tuple[ModuleType, Parser]:
         )
     command.add_flags(parser)
     return command, parser
+
+
+def _keys(title: str) -> dict[str, tuple[str, str]]:
+    """The keys of a command's configuration, if it has one."""
+    name = title.rpartition(" ")[2]
+    return configuration.settings(name)[1] if configuration.is_command(name) else {}
 
 
 def flags_of(title: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Find, compose and build configurations: hydra underneath, one-line errors on top.
+"""Find and compose configurations, hydra underneath, one-line errors on top; `mmspec.building` builds them.
 
     config = compose("generate", ["drafter=ngram", "tree=chain", "tree.length=3"])
     target = build(config.target)
@@ -10,8 +10,6 @@ group of one command only is in a subfolder of that command's: `train/recipe`, w
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +17,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import options
+from .building import build, build_drafter, check_method
 from .errors import MMSpecError, did_you_mean
 from .options import Setting
-from .wording import at_place
+
+__all__ = [
+    "build",
+    "build_drafter",
+    "check_method",
+    "chosen_settings",
+    "class_names",
+    "compose",
+    "groups",
+    "is_command",
+    "option_files",
+    "options_of",
+    "search_folders",
+    "settings",
+    "shipped_folder",
+    "typed",
+]
 
 # Groups whose option may also be a folder or a hub id, which stands for the option `pretrained` with that name.
 FOLDER_GROUPS = ("target", "drafter")
@@ -125,7 +140,7 @@ def option_files(name: str, group: str, config_dir: str | Path | None = None) ->
 
 def class_names(name: str, config_dir: str | Path | None = None) -> dict[str, str]:
     """Return the classes that the options of a command stand for, as `{"DynamicTree": "tree=dynamic"}`."""
-    if not (shipped_folder() / f"{name}.yaml").is_file():
+    if not is_command(name):
         return {}
     found: dict[str, str] = {}
     for group in settings(name)[0]:
@@ -151,6 +166,11 @@ def settings(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str
         target, key = (keys, line["key"]) if line["key"] else (chosen, line["group"].removeprefix(f"{name}/"))
         target[key] = (line["default"], line["comment"] or "")
     return chosen, keys
+
+
+def is_command(name: str) -> bool:
+    """Whether a command has a configuration."""
+    return (shipped_folder() / f"{name}.yaml").is_file()
 
 
 def _lines(name: str) -> list[re.Match[str]]:
@@ -211,7 +231,8 @@ def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, st
             return "pretrained", value
         if "/" in value:
             raise MMSpecError(f"{group}={value}: there is no such folder, and a hub id looks like ORGANISATION/MODEL")
-    raise MMSpecError(f"{group} {value!r} is unknown.{did_you_mean(value, options)}")
+    way = " Or name a folder, or a hub id ORGANISATION/MODEL." if group in FOLDER_GROUPS else ""
+    raise MMSpecError(f"{group} {value!r} is unknown.{did_you_mean(value, options)}{way}")
 
 
 def _pairs(name: str, choices: dict[str, str]) -> list[str]:
@@ -261,16 +282,15 @@ def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], f
         if override.startswith("+") or key in known:
             continue
         group = key.partition(".")[0]
-        if group in defaults and not any(other.startswith(f"{group}.") for other in known):
-            option = choices.get(group, defaults[group][0])
-            able = [
-                f"{group}={other}"
-                for other, file in option_files(name, group, folders[-1] if folders[1:] else None).items()
-                if key in options.read(file, group)
-            ]
-            hint = f"; choose {' or '.join(able)} first" if able else ""
-            return f"setting {key!r} is unknown: {group}={option} has no settings{hint}"
-        return f"setting {key!r} is unknown.{did_you_mean(key, known)}"
+        files = option_files(name, group, folders[-1] if folders[1:] else None) if group in defaults else {}
+        inside = [other for other in known if other.startswith(f"{group}.")]
+        able = [f"{group}={option}" for option, file in files.items() if key in options.read(file, group)]
+        if group in defaults and (able or not inside):
+            has = "has none of this name" if inside else "has no settings"
+            hint = f"; choose {' or '.join(able)} for it" if able else ""
+            return f"setting {key!r} is unknown: {group}={choices.get(group, defaults[group][0])} {has}{hint}"
+        near = inside or {*defaults, *(each for each in known if "." not in each)}
+        return f"setting {key!r} is unknown.{did_you_mean(key, near)}"
     return None
 
 
@@ -303,67 +323,3 @@ def typed(config: Any, schema: type[Settings]) -> Settings:
             wanted = str(schema.__annotations__[key]).replace("| None", "or null")
             raise MMSpecError(f"{key}={config[key]} is not valid: it must be of type {wanted}") from error
     return OmegaConf.to_object(result)
-
-
-def build_drafter(config: Any, target: Any) -> Any:
-    """Build a configuration's drafter with its compressor; None if it has none.
-
-    Raises:
-        MMSpecError: for a compressor without a drafter, or one that does not fit the drafter.
-    """
-    drafter, compressor = build(config.drafter, target=target), build(config.compressor)
-    if compressor is None:
-        return drafter
-    if drafter is None:
-        raise MMSpecError("a compressor changes what a drafter sees, but drafter=none: choose a drafter")
-    return drafter.with_compressor(compressor)
-
-
-def build(node: Any, **arguments: Any) -> Any:
-    """Call the `_target_` of a configuration with the settings beside it and `arguments`, which win; None builds None.
-
-    The call is made here and not by `hydra.utils.instantiate`, which copies what it is given into a configuration and
-    wraps every error; the settings are instantiated by hydra, so they may themselves hold `_target_`.
-    """
-    if node is None:
-        return None
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    place = node._get_full_key("") if OmegaConf.is_config(node) else ""
-    written, values = (OmegaConf.to_container(node, resolve=resolve) for resolve in (False, True))
-    path = values.pop("_target_", None)
-    if path is None:
-        raise MMSpecError(f"a configuration has no _target_ that names a class: {values}")
-    values = {key: value for key, value in values.items() if key not in arguments}
-    if missing := [f"{place}.{key}".lstrip(".") for key, value in values.items() if value == "???"]:
-        raise MMSpecError(f"{place or path} needs a value for {', '.join(missing)}")
-    try:
-        factory = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}") from error
-    try:
-        values = instantiate(values, _convert_="all") | arguments
-        _check_settings(factory, path, place, values)
-        return factory(**values)
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, MMSpecError):
-            raise MMSpecError(f"{path}: {' '.join(str(error).split())}") from error
-        wrong, cause = error.__cause__, error
-    except MMSpecError as error:
-        wrong, cause = error, error.__cause__
-    wrong.args = (at_place(str(wrong), place, written),)
-    raise wrong from cause
-
-
-def _check_settings(factory: Any, path: str, place: str, values: Mapping[str, Any]) -> None:
-    """Refuse settings that a class or function does not take, or lacks."""
-    parameters = inspect.signature(factory).parameters
-    unknown = [key for key in values if key not in parameters]
-    if unknown and place and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        raise MMSpecError(f"setting '{place}.{unknown[0]}' is unknown.{did_you_mean(unknown[0], parameters)}")
-    try:
-        inspect.signature(factory).bind(**values)
-    except TypeError as error:
-        raise MMSpecError(f"{path} does not take these settings: {error}") from error

@@ -138,6 +138,9 @@ def test_help_of_an_option_that_does_not_exist(capsys):
     [
         (["genrate"], "command 'genrate' is unknown. Did you mean 'generate'?"),
         (["generate", "--imgae", "x"], "flag '--imgae' is unknown. Did you mean '--image'?"),
+        (["bench", "simulat", "runs"], "command 'bench simulat' is unknown. Did you mean 'bench simulate'?"),
+        (["generate", "prompt=Why?"], "'prompt=Why?': prompt is a flag of mmspec generate: --prompt"),
+        (["check", "tiny", "dtype=bfloat16"], "'dtype=bfloat16': dtype is a flag of mmspec check: --dtype"),
         (["generate", "--image"], "argument --image: expected one argument"),
         (["generate", "drafter=egle"], "drafter 'egle' is unknown."),
         (["generate", "tre=chain"], "setting 'tre' is unknown. Did you mean 'tree'?"),

@@ -107,6 +107,11 @@ def test_every_experiment_lists_methods_that_compose(option):
         assert methods[0].label == "plain" and len(methods) > 1
 
 
+def test_a_setting_of_another_option_says_whose_it_is():
+    with pytest.raises(MMSpecError, match=r"tree=chain has none of this name; choose tree=confidence or tree=dynamic"):
+        configuration.compose("generate", ["tree=chain", "tree.depth=3"])
+
+
 def test_overrides_reach_groups_and_keys():
     config = configuration.compose("generate", ["tree=chain", "tree.length=3", "dtype=bfloat16", "top_k=5"])
     assert config.tree.length == 3 and config.top_k == 5
@@ -123,8 +128,12 @@ def test_overrides_reach_groups_and_keys():
         ("tree=null", "tree 'null' is unknown. Available: auto, chain, confidence, default"),
         ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
         ("max_new_token=3", "setting 'max_new_token' is unknown. Did you mean 'max_new_tokens'?"),
-        ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean 'drafter.name'?"),
-        ("tree.length=3", "setting 'tree.length' is unknown: tree=default has no settings"),
+        ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean 'drafter.name'? Available: drafter.name."),
+        ("target=llava", "pretrained, tiny. Or name a folder, or a hub id ORGANISATION/MODEL."),
+        (
+            "tree.depth=3",
+            "setting 'tree.depth' is unknown: tree=default has no settings; choose tree=confidence or tree=dynamic for",
+        ),
         ("drafter=/no/such folder", "drafter=/no/such folder: there is no such folder"),
         ("target=./nowhere", "target=./nowhere: there is no such folder"),
         ("describe", "'describe' is not of the form key=value; text goes to --prompt"),
@@ -216,7 +225,7 @@ def test_a_group_of_one_command_needs_no_path(own_commands):
         ("recipe=pie", "recipe 'pie' is unknown. Available: bread, cake, old/rye"),
         ("recipe=none", "recipe 'none' is unknown."),
         ("bake.recipe.flower=1", "setting 'bake.recipe.flower' is unknown. Did you mean 'bake.recipe.flour'?"),
-        ("recip=bread", "setting 'recip' is unknown. Did you mean 'bake.recipe'?"),
+        ("recip=bread", "setting 'recip' is unknown. Did you mean 'recipe'?"),
         ("seeds=1", "setting 'seeds' is unknown. Did you mean 'seed'?"),
     ],
 )

@@ -26,7 +26,10 @@ def wrong(capsys, *argv: str) -> str:
             "setting 'tree.deep' is unknown. Did you mean 'depth'? Available: depth",
         ),
         (["tree=static", "tree.paths=bush"], "tree=static preset 'bush' is unknown."),
-        (["verifier=synthetic", "verifier.acceptance_rate=2"], "verifier.acceptance_rate=2 is out of range"),
+        (
+            ["verifier=synthetic", "verifier.acceptance_rate=2"],
+            "verifier.acceptance_rate=2 must be a number from 0 to 1",
+        ),
         (
             ["verifier=greedy", "temperature=1"],
             "verifier=greedy verifies at temperature 0 only, not 1.0; use verifier=point_mass",
@@ -38,8 +41,10 @@ def wrong(capsys, *argv: str) -> str:
         ),
         (["drafter=ngram", "drafter.min_ngram=9"], "drafter.min_ngram=9 is larger than drafter.max_ngram=4"),
         (["compressor=prune", "compressor.keep=2"], "compressor.keep=2 must be above 0"),
+        (["drafter=none", "tree=chain"], "tree= shapes what a drafter proposes, but drafter=none: choose a drafter"),
+        (["drafter=none", "compressor=hide"], "compressor= changes what a drafter sees, but drafter=none"),
         (["drafter=pretrained"], "drafter needs a value for drafter.name"),
-        (["tree.length=3"], "setting 'tree.length' is unknown: tree=default has no settings; choose tree=chain first"),
+        (["tree.length=3"], "setting 'tree.length' is unknown: tree=default has no settings; choose tree=chain for it"),
     ],
 )
 def test_what_is_wrong_is_called_what_was_typed(overrides, message, capsys):

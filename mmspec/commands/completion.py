@@ -86,7 +86,7 @@ def continuations(line: str) -> list[str]:
 def _settings(title: str, word: str, words: list[str]) -> list[str]:
     """Groups with their options, keys, and the settings of the options that the other words chose."""
     name = title.rpartition(" ")[2]
-    if not (configuration.shipped_folder() / f"{name}.yaml").is_file():
+    if not configuration.is_command(name):
         return []
     found, (chosen, keys) = configuration.groups(), configuration.settings(name)
     inside = _inside(name, words, word)

@@ -49,7 +49,7 @@ class Settings:
         Stopping(self.max_new_tokens, [])
         pipeline = LogitsPipeline(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
         if verifier is not None:
-            verifier.check(pipeline)
+            verifier.check_sampling(pipeline)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = completed(arguments.overrides)
     config = configuration.compose("generate", overrides, arguments.config_dir)
     settings = configuration.typed(config, Settings)
+    configuration.check_method(config)
     place = output.output_file(arguments.output)
     if note := note_on_drafter(arguments.overrides):
         print(note, file=sys.stderr)

@@ -45,6 +45,10 @@ class Verifier(PerRequest):
         Raises:
             MMSpecError: for the wrong temperature, say, or a target that lacks what the verifier goes by.
         """
+        self.check_sampling(pipeline)
+
+    def check_sampling(self, pipeline: LogitsPipeline) -> None:
+        """The part of `check` that needs no target, so that it can be made before one is loaded."""
 
     def proposal_under(self, pipeline: LogitsPipeline) -> str:
         """How drafters should choose children in a request with these settings, see `proposal`."""

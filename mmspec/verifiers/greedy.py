@@ -10,7 +10,7 @@ from .rules import Match
 from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from ..target import Target
+    pass
 
 
 class Greedy(TreeWalk):
@@ -19,7 +19,7 @@ class Greedy(TreeWalk):
     def __init__(self):
         super().__init__(Match())
 
-    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+    def check_sampling(self, pipeline: LogitsPipeline) -> None:
         if not pipeline.greedy:
             raise MMSpecError(
                 f"Greedy verifies at temperature 0 only, not {pipeline.temperature}; "

@@ -12,7 +12,7 @@ from .rules import Match
 from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from ..target import Target
+    pass
 
 
 def refuse_greedy(verifier: TreeWalk, pipeline: LogitsPipeline) -> None:
@@ -38,7 +38,7 @@ class PointMassSampling(TreeWalk):
     def __init__(self):
         super().__init__(Match())
 
-    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+    def check_sampling(self, pipeline: LogitsPipeline) -> None:
         refuse_greedy(self, pipeline)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:

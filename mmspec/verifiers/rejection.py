@@ -12,7 +12,7 @@ from .rules import Match, Rejection
 from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from ..target import Target
+    pass
 
 
 class RejectionSampling(TreeWalk):
@@ -31,7 +31,7 @@ class RejectionSampling(TreeWalk):
     def __init__(self):
         super().__init__(Rejection())
 
-    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+    def check_sampling(self, pipeline: LogitsPipeline) -> None:
         refuse_greedy(self, pipeline)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:

@@ -43,6 +43,7 @@ class TreeWalk(Verifier):
         return "point" if pipeline.greedy else self.proposal
 
     def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        super().check(target, pipeline)
         self.rule.check(target)
 
     def start(self, seed: int) -> None:
