@@ -104,6 +104,13 @@ def unshipped(node: Any, trusted: str | Collection[str] = ()) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def permission(*parts: object) -> str:
+    """Return what to add to a command line, so that it loads a drafter and a compressor of these classes again."""
+    modules = {type(part).__module__ for part in parts if part is not None}
+    others = sorted(module for module in modules if not _within(module, ["mmspec"]))
+    return f"drafter.trusted=[{','.join(others)}]" if others else ""
+
+
 @cache
 def shipped_targets() -> frozenset[str]:
     """Return the `_target_`s in mmspec's own configurations."""

@@ -11,10 +11,10 @@ import torch
 from models import llava
 
 import mmspec
-from mmspec import MMSpecError, Target
+from mmspec import MMSpecError, Target, configuration
 from mmspec.compressors import Pool, Prune
 from mmspec.drafters import Drafter, EagleDrafter
-from mmspec.trust import named_class, shipped_targets, unshipped
+from mmspec.trust import named_class, permission, shipped_targets, unshipped
 
 MODULE = """
 from pathlib import Path
@@ -102,6 +102,23 @@ def test_a_package_beside_the_folder_is_not_imported(target, tmp_path, code, mon
     with pytest.raises(MMSpecError, match="lies in or beside"):
         mmspec.load_drafter(saved(target, tmp_path / "drafter"), target, trusted=["others_code"])
     assert not ran()
+
+
+def test_a_class_of_ones_own_is_loaded_from_the_command_line_by_the_words_of_the_docs(target, tmp_path, code):
+    ran = code(tmp_path / "elsewhere")
+    name = saved(target, tmp_path / "drafter", compressor="others_code.View")
+
+    def built(*settings):
+        config = configuration.compose("generate", [f"drafter={name}", *settings])
+        return configuration.build_drafter(config, target)
+
+    with pytest.raises(MMSpecError, match=r"drafter\.trusted=\[others_code\] on the command line"):
+        built()
+    assert not ran()
+    drafter = built("drafter.trusted=[others_code]")
+    assert type(drafter).__module__ == "others_code"
+    assert permission(drafter, drafter.compressor) == "drafter.trusted=[others_code]"
+    assert permission(EagleDrafter(target), None) == ""
 
 
 def test_classes_of_a_function_or_a_script_are_passed(target, tmp_path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import configuration, extras
 from ..errors import MMSpecError, did_you_mean
+from ..trust import permission
 
 if TYPE_CHECKING:
     from ..drafters import Drafter
@@ -160,5 +161,6 @@ def summary(trainer: Trainer, report: dict[str, Any]) -> str:
             f"{len(trainer.loader.skipped)} examples were dropped, such as {named} ({reason}): see "
             f"{trainer.output}/dropped-*.jsonl"
         )
-    lines.append(f"mmspec generate drafter={trainer.output / 'best'}")
+    again = permission(trainer.drafter, trainer.drafter.compressor)
+    lines.append(f"mmspec generate drafter={trainer.output / 'best'} {again}".rstrip())
     return "\n".join(lines)
