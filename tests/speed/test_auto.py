@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -233,31 +232,6 @@ def test_costs_are_measured_once_and_kept(measured, measuring):
     answer(AutoTree(limit=4))  # other trees
     answer(AutoTree(limit=8), ((1, 1), (9, 5)))  # another batch
     assert len(measured) == 3 and len(files(measuring)) == 3
-
-
-def test_no_answer_is_timed_while_the_machine_is_measured(measuring, monkeypatch, tmp_path):
-    """Not in a benchmark without warm-up, and not in a single call."""
-    import sys
-
-    sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
-    from running import measure, side, tiny
-
-    from mmspec import generation
-    from mmspec.evaluation import engines
-    from mmspec.speed import calibration
-
-    events, settled, clock = [], engines._settled, generation.PhaseClock
-    monkeypatch.setattr(calibration, "measure_costs", lambda *_, **__: events.append("measured") or CHEAP)
-    monkeypatch.setattr(engines, "_settled", lambda device: events.append("timed") or settled(device))
-    monkeypatch.setattr(generation, "PhaseClock", lambda *given: events.append("clock") or clock(*given))
-    target = tiny()
-    drafter = mmspec.load_drafter("tiny/text_only", target)
-    chosen = [side("plain", target), side("auto", target, drafter, AutoTree(limit=8, remeasure=True))]
-    assert measure(tmp_path / "b", target=target, chosen=chosen, warmup=0).complete
-    assert events[0] == "measured" and events.count("measured") == 1 and events.count("timed") == 2
-    events.clear()
-    mmspec.generate(target, drafter, "Hello", max_new_tokens=4, tree=AutoTree(limit=8, remeasure=True))
-    assert events == ["measured", "clock"]
 
 
 def test_measuring_again_is_once_for_all_requests_of_an_object(measured, measuring):
