@@ -38,6 +38,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     mark = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
     unfinished = path.with_name(f"{path.name}{mark}{UNFINISHED}")
+    unfinished.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link to anything
     try:
         yield unfinished
         with unfinished.open("rb+") as file:
@@ -123,6 +124,8 @@ def hold_file(path: Path, way_out: str) -> FileLock:
 
 
 def _hold(lock_file: Path, what: Path, way_out: str) -> FileLock:
+    if lock_file.is_symlink():
+        raise MMSpecError(f"{lock_file} is a link, and is not opened: remove it")
     lock = FileLock(lock_file, thread_local=False)
     try:
         lock.acquire(blocking=False)

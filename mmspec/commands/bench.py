@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import configuration
 from ..errors import MMSpecError
 
 FAILED = 1
@@ -45,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_sweep(Sweep.begin(folder, overrides, config_dir))
     if strange := next(filter(is_hydra, overrides), None):
         raise MMSpecError(f"{strange!r} is about sweeps: add --multirun")
-    config = configuration.compose("bench", bench.complete(overrides), config_dir)
-    settings = configuration.typed(config, bench.Settings)
+    settings = bench.settings_of(overrides, config_dir)
     if settings.parts:
         return run_sweep(Sweep.begin(folder, [], config_dir, parts_of(overrides, config_dir)))
     with progress_bar(folder) as (progress, notice):
@@ -67,19 +65,20 @@ def resume(arguments: argparse.Namespace) -> int:
         raise MMSpecError("--resume goes on as it was begun: leave out the overrides, --output and --multirun")
     if is_sweep:
         return run_sweep(Sweep.resume(folder, config_dir, hydra))
-    _, settings, _ = bench.prepare_run(overrides_of(folder, config_dir), config_dir)
+    overrides = overrides_of(folder, config_dir)
+    settings = bench.settings_of(overrides, config_dir)
     with progress_bar(folder) as (progress, notice):
-        bench.resume(folder, progress, config_dir, notice)
+        bench.benchmark(overrides, folder, config_dir, progress, notice)
     return show([folder], settings.units, settings.json)
 
 
 def run_sweep(sweep: Any) -> int:
     """Run a sweep, print one table of all its bundles, or of each part, and say which jobs failed."""
-    from ..evaluation.bench import prepare_run
+    from ..evaluation.bench import settings_of
     from ..evaluation.sweep import say
 
     say(f"{len(sweep.jobs)} jobs, bundles in {sweep.folder}")
-    settings = [prepare_run(job, sweep.config_dir)[1] for job in sweep.jobs]
+    settings = [settings_of(job, sweep.config_dir) for job in sweep.jobs]
     try:
         sweep.run()
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,21 @@ def stock_assistant(drafter: DraftModelDrafter) -> PreTrainedModel:
         projector.linear_1, projector.linear_2 = ours.inner, ours.outer
     model.generation_config = copy.deepcopy(target.model.generation_config)
     return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it, transformers does not warn of how its own assisted generation calls `generate`: nobody can heed it."""
+    logger = logging.getLogger("transformers.generation.utils")
+
+    def others(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Passing `generation_config` together with")
+
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 @contextmanager

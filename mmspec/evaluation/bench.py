@@ -83,6 +83,11 @@ def complete(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
+def settings_of(overrides: Sequence[str], config_dir: str | None = None) -> Settings:
+    """The top-level keys of a run, of one part or of several."""
+    return configuration.typed(configuration.compose("bench", complete(overrides), config_dir), Settings)
+
+
 def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Any, Settings, list[Method]]:
     """Compose a run and its methods, and check its settings, without loading or building anything.
 

@@ -215,11 +215,13 @@ class BundleWriter:
             MMSpecError: if the folder holds something else, a complete bundle, or one of other settings.
         """
         done: set[Block] = set()
-        if not begun(self.folder):
-            if (self.folder / MANIFEST).exists():
-                done = self._go_on(Bundle.open(self.folder), manifest)
-            elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE):
-                raise MMSpecError(f"{self.folder} holds {strangers[0]!r} and no bundle: choose an empty --output")
+        if begun(self.folder):
+            for name in (REQUESTS, ROUNDS):
+                (self.folder / name).unlink(missing_ok=True)
+        elif (self.folder / MANIFEST).exists():
+            done = self._go_on(Bundle.open(self.folder), manifest)
+        elif strangers := sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE):
+            raise MMSpecError(f"{self.folder} holds {strangers[0]!r} and no bundle: choose an empty --output")
         self.manifest = {"written": {"blocks": 0, "requests": 0, "rounds": 0}} | manifest
         with self._writing(CONFIG):
             atomic_write_text(self.folder / CONFIG, self.config)

@@ -21,7 +21,7 @@ from ..target import Target
 from ..text import whole_text
 from ..trees import Chain, TreeBuilder
 from ..verifiers import Verifier
-from .assistant import sighted, stock_assistant
+from .assistant import quiet, sighted, stock_assistant
 
 ASSISTANT_TOKENS = 20
 """Tokens that an assistant drafts at most, if nothing else is said: the default of transformers."""
@@ -224,6 +224,7 @@ class TransformersEngine(Engine):
         mended = assistant is not None and self.mend_pictures
         with (
             sighted(assistant, self.drafter, request) if mended else nullcontext(),
+            quiet(),
             torch.random.fork_rng([self.target.device] if self.target.device.type == "cuda" else []),
         ):
             torch.manual_seed(seed)

@@ -130,7 +130,7 @@ class Report:
             ]
             tables = [self.table(), *([self.limits()] if limits else [])]
             parts = [begin, *(table.markdown().rstrip("\n") for table in tables), *links, end]
-            atomic_write_text(file, before + "\n\n".join(parts) + after)
+            atomic_write_text(file.resolve(), before + "\n\n".join(parts) + after)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise MMSpecError(f"the report cannot be put into {file}: {reason}") from error

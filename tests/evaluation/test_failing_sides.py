@@ -8,9 +8,10 @@ import json
 
 import pytest
 from bundles import eagle3, plain, write_bundle
-from running import QUICK, measure, questions, side, sides, tiny
+from running import QUICK, AcceptsAll, Listed, measure, questions, side, sides, tiny
 
 from mmspec.cli import main
+from mmspec.data import Example
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
@@ -72,6 +73,16 @@ def test_a_run_ends_when_no_method_is_left_or_plain_decoding_fails(tmp_path):
         with pytest.raises(MMSpecError, match=f"method '{label}', question 'scenes/test/100': it slipped"):
             measure(tmp_path / label, chosen=chosen)
         assert Bundle.open(tmp_path / label).manifest["status"] == "failed"
+
+
+def test_a_method_that_is_wrong_fails_alone(tmp_path):
+    target = tiny()
+    wrong = side("wrong", target, NGramDrafter(target), verifier=AcceptsAll(), tokens=40)
+    source = Listed(Example("documents/test/100", "What does it say?", ("tiny:documents/test/100",), "documents"))
+    bundle = measure(tmp_path / "b", source, chosen=[*sides(target, tokens=40), wrong], repeats=2)
+    assert bundle.complete and "is not lossless: on prompt 'documents/test/100'" in bundle.failures["wrong"]
+    assert [r["same"] for r in bundle.requests if r["side"] == "wrong"] == [False], "one answer, and no second"
+    assert [r["same"] for r in bundle.requests if r["side"] == "ngram"] == [True, True]
 
 
 def test_a_side_that_failed_stays_failed_when_its_run_goes_on(tmp_path):

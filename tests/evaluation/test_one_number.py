@@ -12,6 +12,7 @@ from bundles import eagle3, lookup, plain, write_bundle
 
 from mmspec import cli
 from mmspec.commands.simulate import HEADINGS
+from mmspec.demo.rendering import FIGURES
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 from mmspec.evaluation.bench import benchmark, prepare_run
@@ -79,7 +80,7 @@ def test_every_name_that_is_shown_is_defined(made):
     assert names - in_code == set()
     for name, words in SHOWN.items():
         assert re.search(rf"\|[^|\n]*`{name}[`\[][^|\n]*\|[^|\n]*{re.escape(words)}[^|\n]*\|", defined), name
-    words = {*made.table().cells()[0], *made.limits().cells()[0], *HEADINGS}
+    words = {*made.table().cells()[0], *made.limits().cells()[0], *HEADINGS, *FIGURES}
     for heading in words - {"method", "measured on", "scenes", "charts", "mean (95 % interval)"}:
         assert heading.removesuffix(" (limit)") in defined, heading
     columns = {name for row in made.rows for line in csv_lines(row) for name in line}

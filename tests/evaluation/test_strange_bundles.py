@@ -14,6 +14,7 @@ from bundles import eagle3, lookup, plain, write_bundle
 from mmspec.cli import main
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import plots, report
+from mmspec.evaluation.bundle import BundleWriter
 from mmspec.evaluation.resuming import check
 from mmspec.evaluation.sweep import SWEEP, Sweep
 
@@ -106,8 +107,13 @@ def test_links_pipes_and_devices_are_refused(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (out / "table.md").symlink_to(precious)
+    (out / "table.csv.unfinished").symlink_to(precious)
     report(out).save(out)
     assert precious.read_text() == "mine" and not (out / "table.md").is_symlink()
+    (out / ".lock").symlink_to(precious)
+    with pytest.raises(MMSpecError, match="is a link"), BundleWriter(out, ""):
+        pass
+    assert precious.read_text() == "mine"
 
 
 def test_names_are_read_and_do_nothing_else(tmp_path, monkeypatch):
