@@ -171,8 +171,14 @@ class TreeCache(Cache):
         self._pass = 0
 
     def write(self, storage: Tensor, states: Tensor) -> None:
-        """Put `[batch, heads, new, dim]` states into a layer's `[batch, heads, capacity, dim]` storage."""
-        if states.dtype == torch.float16:
+        """Put `[batch, heads, new, dim]` states into a layer's `[batch, heads, capacity, dim]` storage.
+
+        They are in its dtype, but where autocast makes a drafter's others than its weights are, or was turned on or off
+        since the request began.
+        """
+        narrow = torch.float16 in (states.dtype, storage.dtype)
+        states = states.to(storage.dtype)
+        if narrow:
             # A wild guess may overflow. Its siblings see it with a weight of 0, which makes 0 of finite numbers only.
             states = states.nan_to_num()
         if self._scattered and self.rows == 1:

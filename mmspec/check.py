@@ -54,7 +54,7 @@ class Finding:
         what: is compared.
         error: the largest difference of any logit.
         spread: standard deviation of the logits.
-        dtype: of the target.
+        dtype: that the target computes in.
     """
 
     what: str
@@ -132,7 +132,7 @@ def check_target(
     tokens = _ordinary_tokens(target)
 
     def text(count: int) -> list[int]:
-        return tokens[torch.randint(len(tokens), (count,), generator=generator)].tolist()
+        return tokens[torch.randint(len(tokens), (count,), generator=generator, device="cpu")].tolist()
 
     with _as_it_was(target), target.family.passing():
         rows = [prepare(target, inputs={"input_ids": [text(n)]}) for n in _lengths(target, thorough, report)]
@@ -155,7 +155,7 @@ def check_target(
 
 def _compare(target: Target, what: str, rows: Sequence[Request], batch: Request, text) -> Iterator[Finding]:
     """The prompt, then a tree of each shape, each row against the model's own steps."""
-    dtype = target.dtype
+    dtype = target.arithmetic
     context = target.prefill(batch, target.encode(batch), feature_layers=[LAST])
     written = [[] for _ in rows]  # after the prompt, the root last
     theirs = torch.stack([_steps(target, row, [])[0] for row in rows])
@@ -241,7 +241,7 @@ def _ordinary_tokens(target: Target) -> Tensor:
     tokenizer = target.tokenizer
     vocab = target.vocab_size if tokenizer is None else min(target.vocab_size, len(tokenizer))
     special |= set(getattr(tokenizer, "all_special_ids", ()))
-    return torch.tensor([token for token in range(vocab) if token not in special])
+    return torch.tensor([token for token in range(vocab) if token not in special], device="cpu")
 
 
 def _lengths(target: Target, thorough: bool, report: Report) -> tuple[int, ...]:
@@ -280,7 +280,7 @@ def _turning_points(target: Target, thorough: bool, report: Report) -> list[int]
 def _joined(target: Target, rows: Sequence[Request]) -> Request:
     """Rows of text as one batch."""
     width = max(row.max_length for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    ids = torch.zeros(len(rows), width, dtype=torch.long, device=target.device)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
         ids[number, : row.max_length] = row.inputs["input_ids"][0]
@@ -297,7 +297,7 @@ def _pictured(target: Target, generator: torch.Generator, report: Report) -> tup
         return None
 
     def noise(height: int, width: int) -> Image.Image:
-        pixels = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        pixels = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8, device="cpu")
         return Image.fromarray(pixels.numpy())
 
     for counts in PICTURES:

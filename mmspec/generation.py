@@ -330,7 +330,7 @@ def _run(decoding: Decoding, streamer) -> Generator[Piece, None, Output]:
         step = decoding.round
         for piece in pieces:
             if streamer is not None:
-                streamer.put(torch.tensor(piece.token_ids))
+                streamer.put(torch.tensor(piece.token_ids, device="cpu"))
             yield piece
         if not any(decoding.context.active):
             break

@@ -292,7 +292,7 @@ class NoiseTape:
         """`[batch, count, vocab]` noise for each row's next `count` tokens."""
         for generator, ahead in zip(self.generators, self.ahead, strict=True):
             while len(ahead) < count:
-                exponential = torch.empty(self.vocab_size, device=self.device)
+                exponential = torch.empty(self.vocab_size, dtype=torch.float32, device=self.device)
                 ahead.append(-exponential.exponential_(generator=generator).log())
         return torch.stack([torch.stack([ahead[i] for i in range(count)]) for ahead in self.ahead])
 

@@ -51,7 +51,7 @@ class Stopping:
             if token in self.eos:
                 return emitted[:count], "eos"
             if self.criteria:
-                ids = torch.tensor([history[: start + count]])
+                ids = torch.tensor([history[: start + count]], device="cpu")
                 if any(_met(criterion, ids) for criterion in self.criteria):
                     return emitted[:count], "stopping_criteria"
             if len(so_far) + count == self.max_new_tokens:
@@ -61,7 +61,7 @@ class Stopping:
 
 def _met(criterion: Callable, ids: torch.Tensor) -> bool:
     """Whether a criterion holds for one row, `[1, length]`."""
-    answer = torch.as_tensor(criterion(ids, None))
+    answer = torch.as_tensor(criterion(ids, None), device="cpu")
     if answer.numel() != 1:
         name = getattr(criterion, "__name__", type(criterion).__name__)
         raise MMSpecError(

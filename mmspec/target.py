@@ -70,7 +70,8 @@ class Target:
                 f"attn_implementation={' or '.join(map(repr, ATTENTION_BACK_ENDS))}"
             )
         self.windows = self.family.attention_windows()
-        self._probed = (self.device, self.dtype), self._probe()
+        self._probed: dict[tuple, list[tuple[SlotShape, SlotShape]]] = {}
+        self._probed[self.device, self.dtype, self.arithmetic] = self._probe()
         if MaskForm(self.attention) is MaskForm.BLOCK:
             self._check_flex(compile)
         self.compile = compile
@@ -120,6 +121,13 @@ class Target:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def arithmetic(self) -> torch.dtype:
+        """The dtype that matrices are multiplied in: the weights', or autocast's where a caller has turned it on."""
+        kind = self.device.type
+        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if cast else self.dtype
+
+    @property
     def tokenizer(self):
         """The tokenizer, or None."""
         return getattr(self.processor, "tokenizer", self.processor)
@@ -164,11 +172,12 @@ class Target:
 
     @property
     def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
-        """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast."""
-        probed, now = self._probed, (self.device, self.dtype)
-        if probed[0] != now:
-            self._probed = probed = now, self._probe()
-        return probed[1]
+        """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast, and
+        under autocast, where keys and values may be of different dtypes."""
+        now = self.device, self.dtype, self.arithmetic
+        if now not in self._probed:
+            self._probed[now] = self._probe()
+        return self._probed[now]
 
     @torch.inference_mode()
     def _probe(self) -> list[tuple[SlotShape, SlotShape]]:

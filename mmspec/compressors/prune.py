@@ -45,8 +45,9 @@ class Prune(VisualCompressor):
     def choose(self, span: VisualSpan, count: int) -> Tensor:
         """`[count]` numbers of the tokens that stay, in any order."""
         if self.by == "random":
-            return torch.randperm(len(span), generator=torch.Generator().manual_seed(self.seed))[:count]
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randperm(len(span), generator=generator, device="cpu")[:count]
         if self.by == "uniform":
-            return ((torch.arange(count) + 0.5) * len(span) / count).long()
+            return (2 * torch.arange(count, device="cpu") + 1) * len(span) // (2 * count)
         seen, said = (functional.normalize(states.float(), dim=-1) for states in (span.embeds, span.text))
         return (seen @ said.T).amax(-1).topk(count).indices

@@ -68,7 +68,7 @@ def divergences(
         if a is not None and b is not None:
             scores = next_scores(target, request, row, ours[:position], sampling, seed)
             margin = float(scores[a] - scores[b])
-            step = torch.finfo(target.dtype).eps * float(scores[[a, b]].abs().max())
+            step = torch.finfo(target.arithmetic).eps * float(scores[[a, b]].abs().max())
             best, second = scores.topk(2).values.tolist()
             difference |= {"margin": margin, "top2": best - second, "tie": abs(margin) <= tie * step}
         differences.append(difference)
@@ -101,7 +101,7 @@ def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
         target: who answered.
         record: of the bundle, with `ids`, `repeat`, `repeatable` and `divergence`.
     """
-    if target.dtype == torch.float32 and not record["repeatable"]:
+    if target.arithmetic == torch.float32 and not record["repeatable"]:
         return f"answered {record['ids'][0]!r} differently in repeat {record['repeat'] + 1} with the same seed"
     for difference in record["divergence"] or []:
         if not excused(target, difference):
@@ -111,14 +111,15 @@ def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
 
 
 def excused(target: Target, difference: dict[str, Any]) -> bool:
-    """Whether a difference is no more than rounding: a near-tie of a target in half precision."""
-    return difference["tie"] and torch.finfo(target.dtype).bits < 32
+    """Whether a difference is no more than rounding: a near-tie in half precision, of the weights or of
+    autocast."""
+    return difference["tie"] and torch.finfo(target.arithmetic).bits < 32
 
 
 def described(target: Target, difference: dict[str, Any]) -> str:
     """A difference in words."""
     ours, theirs = (_shown(target, difference[name]) for name in ("token", "plain"))
-    margin, dtype = difference["margin"], str(target.dtype).removeprefix("torch.")
+    margin, dtype = difference["margin"], str(target.arithmetic).removeprefix("torch.")
     margin = "one of the two had ended" if margin is None else f"the target prefers the latter by {margin:.3g}"
     tie = ", a near-tie" if difference["tie"] else ""
     return (

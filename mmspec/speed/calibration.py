@@ -159,9 +159,9 @@ def measure_costs(
 def random_request(target: Target, length: int, rows: int = 1, seed: int = 0) -> Request:
     """Rows of random text, `length` tokens each; no token stands for a picture."""
     special = {*target.family.placeholders, getattr(target.model.config, "video_token_id", None)}
-    tokens = torch.tensor([token for token in range(target.vocab_size) if token not in special])
+    tokens = torch.tensor([token for token in range(target.vocab_size) if token not in special], device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    ids = tokens[torch.randint(len(tokens), (rows, length), generator=generator)].to(target.device)
+    ids = tokens[torch.randint(len(tokens), (rows, length), generator=generator, device="cpu")].to(target.device)
     return prepare(target, inputs={"input_ids": ids})
 
 

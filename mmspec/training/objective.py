@@ -37,7 +37,9 @@ class UniformNoise:
             digest = hashlib.sha256(f"{seed}/{lesson.prompt.lengths[row]}/{answer}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             for states in noisy.values():
-                noise = torch.rand(length, states.shape[-1], generator=generator) - 0.5
+                noise = (
+                    torch.rand(length, states.shape[-1], generator=generator, dtype=torch.float32, device="cpu") - 0.5
+                )
                 states[row, :length] += (noise * (self.scale * self.reference / length)).to(states)
         return noisy
 
