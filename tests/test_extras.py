@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import models
 import pytest
 
 from mmspec import MMSpecError, extras, load_target
+from mmspec.evaluation.sweep import SUBMITIT, Sweep
 from mmspec.zoo import vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,3 +69,12 @@ def test_a_qwen_without_torchvision_names_the_extra(tmp_path):
     with pytest.raises(MMSpecError) as caught:
         load_target(str(tmp_path))
     assert str(caught.value) == f"target {str(tmp_path)!r} needs torchvision, which is not installed: {SAID}"
+
+
+def test_a_launcher_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, SUBMITIT, None)
+    with pytest.raises(MMSpecError) as caught:
+        Sweep.begin(tmp_path / "sweep", ["drafter=ngram,none", "task=scenes", "hydra/launcher=submitit_slurm"])
+    wanted = "hydra/launcher=submitit_slurm needs hydra-submitit-launcher, which is not installed: "
+    assert str(caught.value) == f"{wanted}pip install -e '.[cluster]' in the checkout of mmspec"
+    assert not (tmp_path / "sweep").exists()

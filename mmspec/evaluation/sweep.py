@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import sys
 import traceback
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError, printable
+from ..extras import missing
 from ..storage import UNFINISHED, atomic_write_json, atomic_write_text
 from .bundle import ERROR, MANIFEST, Bundle
 from .reading import read_object, read_text
@@ -21,6 +23,7 @@ SWEEP = "sweep.json"
 SHAPE = {"jobs": [[str]], "config_dir": (str, None), "hydra": [str], "names": ([str], None)}
 NAME = re.compile(r"[\w.,=+-]*[\w=+-][\w.,=+-]*")  # of a folder in the sweep's own: no way out of it
 LONGEST = 200
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher"  # what the launchers of the extra `cluster` are in
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -96,6 +99,7 @@ class Sweep:
                 raise MMSpecError(f"job {' '.join(job) or '(no overrides)'}: {error}") from error
         config_dir = None if config_dir is None else str(Path(config_dir).resolve())
         hydra = [override for override in overrides if is_hydra(override)]
+        _check_launcher(hydra)
         sweep = cls(folder, jobs, config_dir, hydra, parts and list(parts))
         for name in sweep.names or []:
             _refuse_name(name, "the experiment")
@@ -220,6 +224,16 @@ class Sweep:
 
     def _quoted(self) -> str:
         return str(self.folder.resolve()).replace("\\", r"\\").replace("'", r"\'")
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    """Refuse a launcher of the extra that is not installed, before a folder is made."""
+    for override in overrides:
+        if override.startswith("hydra/launcher=submitit"):
+            try:
+                importlib.import_module(SUBMITIT)
+            except ImportError as error:
+                raise MMSpecError(missing(override, "hydra-submitit-launcher")) from error
 
 
 def run_job(job: Any) -> None:
