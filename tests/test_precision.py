@@ -20,6 +20,7 @@ from mmspec.commands import generate as command
 from mmspec.drafters import DraftModelDrafter, EagleDrafter
 from mmspec.evaluation.divergence import TIE, described, divergences, excused
 from mmspec.inputs import prepare
+from mmspec.stats import Stats
 from mmspec.target import Target
 from mmspec.trees import DynamicTree, StaticTree
 
@@ -157,10 +158,9 @@ def test_the_command_says_where_a_text_differs_and_by_how_much(capsys, monkeypat
 
 
 def test_the_line_under_the_answer():
-    class Stats:
-        tokens_per_second, mean_acceptance_length, rounds = 3.0, 2.0, [None]
-
-    compared = {"tokens_per_second": 3.0, "plain_tokens_per_second": 2.0, "speedup": 1.5, "identical": False}
+    stats = Stats(prompt_tokens=[5], new_tokens=[3], lossless=True)
+    compared = {"tokens_per_second": 3.0, "plain_tokens_per_second": 2.0, "identical": False}
+    compared |= dict.fromkeys(command.SPEEDUPS.values(), 1.5)
     for is_excused, word in ((True, "text differs by rounding: at"), (False, "text DIFFERS: at")):
         said = compared | {"divergence": {"excused": is_excused, "text": "at new token 3 ..."}}
-        assert word in command.summary_line(Stats, said, sampled=False)
+        assert word in command.summary_line(stats, said, sampled=False)
