@@ -67,16 +67,16 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
         prompt: a text, or a list with one entry per row. An entry is a text, or a tuple of texts: a conversation of the
             user's and the model's texts in turns, `(question, answer, question)`, which is of odd length because the
             user has the first and the last word. An answer may be empty, a question may not. (A tuple outside a list is
-            taken for a list.)
-        images: the pictures of the prompt (see `load_image`); for a list of prompts one picture or list per row. The
-            pictures of a conversation belong to its first question.
+            taken for a list.) `<image>` in a question says where a picture stands, see `mmspec.prompts.MARKER`.
+        images: the pictures of the prompt (see `mmspec.pictures.load_image`); for a list of prompts one picture or list
+            per row. Without markers those of a conversation belong to its first question, before the text.
         inputs: instead of the above, a processor's output: at least `input_ids`, `[batch, length]`; or a request that
             was prepared for this target before, which is returned as it is.
 
     Raises:
-        MMSpecError: for an empty or overlong prompt, an unreadable picture, a wrong number of pictures, a token id
-            outside the vocabulary, a conversation of another shape or for a processor without a chat template, a
-            request that this target cannot read.
+        MMSpecError: for an empty or overlong prompt, an unreadable picture, a wrong number of pictures or markers, a
+            token id outside the vocabulary, a conversation of another shape or for a processor without a chat template,
+            what the processor or its template refuses, a request that this target cannot read.
     """
     if (prompt is None) == (inputs is None):
         raise MMSpecError("give either prompt= (and images=) or inputs=, the output of a processor")
