@@ -14,8 +14,10 @@ from toys import Scripted
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.cache import SlotShape, TreeCache
+from mmspec.commands.generate import summary_line
 from mmspec.drafters import Drafter, DraftModelDrafter, EagleDrafter, MedusaDrafter
 from mmspec.sampling import LogitsPipeline
+from mmspec.stats import Round, Stats
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, Proposals, SageTree, StaticTree, TreeBuilder
 from mmspec.verifiers import RejectionSampling
@@ -190,6 +192,14 @@ def test_a_half_precision_head_that_overflows_does_not_change_the_text():
             assert out.token_ids == plain.token_ids
             unusable += out.stats.unusable_guesses
     assert unusable > 0
+
+
+def test_the_line_under_an_answer_says_it():
+    stats = Stats([Round([3], [0], [1], 3, unusable=[2])] * 2, [9], [3], {"score": 1.0})
+    assert stats.unusable_guesses == 4
+    assert "unusable guesses: 4, the drafter's logits are NaN or infinite" in summary_line(stats, None, False)
+    stats.rounds = [Round([3], [0], [1], 3)] * 2
+    assert "unusable" not in summary_line(stats, None, False)
 
 
 def test_medusa_heads_of_nan_do_not_change_the_text():

@@ -184,6 +184,8 @@ def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -
     """Return the line under the answer, in the words of `docs/metrics.md`."""
     # With a comparison the speed is its median: the answer printed above was also the warm-up.
     parts = [speed_in_words(comparison["tokens_per_second"] if comparison else stats.tokens_per_second), stats.origin]
+    if stats.unusable_guesses:
+        parts.append(f"{SHOWN['unusable_guesses']}: {stats.unusable_guesses}, the drafter's logits are NaN or infinite")
     if comparison:
         parts.append(f"plain: {speed_in_words(comparison['plain_tokens_per_second'])}")
         parts += [f"{SHOWN[name]} {comparison[name]:.2f}" for name in SPEEDUPS.values()]
