@@ -208,8 +208,8 @@ class BundleWriter:
     def begin(self, manifest: Record) -> set[Block]:
         """Begin the bundle, or go on with what is there; return the blocks that are done.
 
-        Of a bundle that has blocks, the sides that failed stay failed: alone they would be timed at another moment than
-        those that they are compared with.
+        A side that failed is tried again if it has answered in every block that is there, and rightly. Any other stays
+        failed: in the blocks that it lacks it would be timed at another moment than what it is compared with.
 
         Raises:
             MMSpecError: if the folder holds something else, a complete bundle, or one of other settings.
@@ -247,9 +247,11 @@ class BundleWriter:
         blocks = bundle.blocks()
         manifest["started"] = bundle.manifest["started"]
         manifest["skipped"] = bundle.manifest["skipped"]
-        if blocks:
-            for old, side in zip(bundle.manifest["sides"], manifest["sides"], strict=True):
-                side["failed"] = old.get("failed") or side.get("failed")
+        answered = Counter(record["side"] for record in bundle.requests)
+        for old, side in zip(bundle.manifest["sides"], manifest["sides"], strict=True):
+            failed = old.get("failed")
+            if failed and (failed.get("final") or answered[side["label"]] < len(blocks)):
+                side["failed"] = failed
         records = ((ROUNDS, bundle.rounds), (REQUESTS, bundle.requests))
         counts = {"blocks": len(blocks), "requests": len(bundle.requests), "rounds": len(bundle.rounds)}
         manifest["written"] = counts

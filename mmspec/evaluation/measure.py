@@ -206,7 +206,7 @@ class Measurement:
         except Exception as error:  # of whatever kind: it must not cost the others their figures
             outcome = wrapped(error, f"method {side.label!r}, question {question!r}")
             if side.label == PLAIN:
-                raise outcome from error
+                raise outcome from (None if outcome is error else error)
             self._fail(side.label, error, outcome, f"question {question!r}: ")
             self._go_on(outcome)
         return None

@@ -254,10 +254,14 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def failure(error: Exception, where: str = "") -> dict[str, str | None]:
-    """What a bundle says of a side that failed; where it is a fault of code, its traceback too."""
+def failure(error: Exception, where: str = "") -> dict[str, Any]:
+    """What a bundle says of a side that failed; where it is a fault of code, its traceback too.
+
+    `final` is a failure that trying again does not undo: the side has answered, and wrongly.
+    """
     lines = None if isinstance(error, MMSpecError) else "".join(traceback.format_exception(error))
-    return {"reason": cut(f"{where}{reason_of(error)}", 500), "traceback": lines}
+    final = getattr(error, "exit_code", None) == 1
+    return {"reason": cut(f"{where}{reason_of(error)}", 500), "traceback": lines, "final": final}
 
 
 def _group(override: str) -> str:

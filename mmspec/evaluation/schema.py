@@ -25,7 +25,7 @@ class Seconds(float):
     """In a shape: a number that is not negative."""
 
 
-FAILURE = {"reason": str, "traceback?": (str, None)}
+FAILURE = {"reason": str, "traceback?": (str, None), "final?": bool}
 SIDE = {
     "label": str,
     "engine": str,

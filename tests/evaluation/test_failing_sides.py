@@ -18,6 +18,8 @@ from mmspec.evaluation import report
 from mmspec.evaluation.bundle import Bundle
 from mmspec.evaluation.table import csv_lines
 
+PAGE = Listed(Example("documents/test/100", "What does it say?", ("tiny:documents/test/100",), "documents"))
+
 
 class Stumbles(NGramDrafter):
     """Fails in its n-th answer, in the middle of it."""
@@ -78,8 +80,7 @@ def test_a_run_ends_when_no_method_is_left_or_plain_decoding_fails(tmp_path):
 def test_a_method_that_is_wrong_fails_alone(tmp_path):
     target = tiny()
     wrong = side("wrong", target, NGramDrafter(target), verifier=AcceptsAll(), tokens=40)
-    source = Listed(Example("documents/test/100", "What does it say?", ("tiny:documents/test/100",), "documents"))
-    bundle = measure(tmp_path / "b", source, chosen=[*sides(target, tokens=40), wrong], repeats=2)
+    bundle = measure(tmp_path / "b", PAGE, chosen=[*sides(target, tokens=40), wrong], repeats=2)
     assert bundle.complete and "is not lossless: on prompt 'documents/test/100'" in bundle.failures["wrong"]
     assert [r["same"] for r in bundle.requests if r["side"] == "wrong"] == [False], "one answer, and no second"
     assert [r["same"] for r in bundle.requests if r["side"] == "ngram"] == [True, True]
@@ -99,6 +100,21 @@ def test_a_side_that_failed_stays_failed_when_its_run_goes_on(tmp_path):
     mended = [*sides(target), side("stumbles", target, NGramDrafter(target))]
     bundle = measure(tmp_path / "b", source, chosen=mended)
     assert bundle.complete and list(bundle.failures) == ["stumbles"] and len(bundle.blocks()) == 3
+
+
+def test_a_side_that_has_answered_all_there_is_is_tried_again(tmp_path):
+    target, source = tiny(), questions(100, 101)
+    chosen = [side("plain", target), side("stumbles", target, Stumbles(target, MMSpecError("it slipped")))]
+    with pytest.raises(MMSpecError, match="question 'scenes/test/101': it slipped"):
+        measure(tmp_path / "b", source, chosen=chosen)
+    chosen = [side("plain", target), side("stumbles", target, NGramDrafter(target))]
+    bundle = measure(tmp_path / "b", source, chosen=chosen)
+    assert bundle.complete and not bundle.failures and len(bundle.requests) == 4
+    # One that wrote another text has answered, and trying again does not mend that.
+    wrong = [side("plain", target, tokens=40), side("wrong", target, NGramDrafter(target), None, AcceptsAll(), 0.0, 40)]
+    for message in ("is not lossless", "no method is left to measure: method 'wrong' is not lossless"):
+        with pytest.raises(MMSpecError, match=message):
+            measure(tmp_path / "c", PAGE, chosen=wrong)
 
 
 def test_the_row_says_why_everywhere(tmp_path):
