@@ -126,6 +126,14 @@ def test_a_text_of_another_length_before_changes_nothing():
     assert [[[piece.token_ids[0] for piece in column]] for column in zip(*pieces, strict=True)] == alone
 
 
+@pytest.mark.parametrize("kind", ["phi3", "dynamic"])
+def test_a_draft_model_may_go_across(kind):
+    """What it guesses there may be worse; the text is the target's."""
+    target, inputs = target_of("default"), prompts(SWITCH - 4, 9)
+    drafter = DraftModelDrafter(target, target_of(kind).model, "text_only")
+    assert text("default", drafter, inputs) == models.reference(target.model, inputs, NEW)
+
+
 def test_the_stepwise_interface_does_not_go_across_either():
     from helpers import accept, random_tree, start
 
