@@ -88,21 +88,35 @@ def push_drafter(drafter: Drafter, repository: str, private: bool = False, **met
             raise MMSpecError(f"the hub did not take {repository!r}: {reason}; log in with `hf auth login`") from error
 
 
-def fetch_drafter(repository: str) -> Path | None:
+FETCHED = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
+"""What may be said about where on the hub a drafter is."""
+
+
+def fetch_drafter(repository: str, subfolder: str = "", **where: Any) -> Path | None:
     """The local copy of a repository on the hub: its `config.json` and its safetensors; None if it cannot be read.
+
+    Args:
+        repository: `owner/name`.
+        subfolder: in which the files are.
+        where: the others of `FETCHED`, for `huggingface_hub`.
 
     Raises:
         MMSpecError: if its weights are there as a pickle only.
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    def fetched(*names: str) -> Path:
+        patterns = [f"{subfolder}/{name}" if subfolder else name for name in names]
+        return Path(snapshot_download(repository, allow_patterns=patterns, **where), subfolder)
+
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[CONFIG]))
+        folder = fetched(CONFIG)
         weights = [WEIGHTS] if "mmspec_drafter" in read_config(folder) else [WEIGHTS, INDEX, SHARDS, HEADS]
-        folder = Path(snapshot_download(repository, allow_patterns=[CONFIG, *weights]))
+        folder = fetched(CONFIG, *weights)
         if any(folder.glob("*.safetensors")):
             return folder
-        pickles = [name for name in HfApi().list_repo_files(repository) if Path(name).suffix in PICKLES]
+        about = {name: where[name] for name in ("revision", "token") if name in where}
+        pickles = [name for name in HfApi().list_repo_files(repository, **about) if Path(name).suffix in PICKLES]
     except Exception:  # of several libraries; loading it as a model says what is wrong
         return None
     if not pickles:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .calls import expect_drafter, expect_target, named_arguments
 from .drafters import Drafter
 from .errors import MMSpecError
 from .families.frequencies import check_reach
@@ -222,6 +223,7 @@ class Decoding:
         return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats, self._texts, self.trace)
 
 
+@named_arguments("stream")
 def stream(
     target: Target,
     drafter: Drafter | None = None,
@@ -278,6 +280,9 @@ def stream(
     Raises:
         MMSpecError: for anything the caller can put right.
     """
+    expect_target(target, "mmspec.generate")
+    if drafter is not None:
+        expect_drafter(drafter, "mmspec.generate")
     if whole(seed) is None:
         raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
     eos = target.eos_token_ids if eos_token_id is None else eos_token_id
@@ -295,8 +300,6 @@ def stream(
     if not isinstance(tree, TreeBuilder | None):
         raise MMSpecError(f"tree={tree!r} is no TreeBuilder; pass an instance, such as mmspec.trees.Chain()")
     if drafter is not None:
-        if not isinstance(drafter, Drafter):
-            raise MMSpecError(f"drafter={drafter!r} is no Drafter; load one with mmspec.load_drafter(name, target)")
         if drafter.target is not target and drafter.target.model is not target.model:
             raise MMSpecError(
                 f"this {type(drafter).__name__} was made for another target; build it with the target it is to serve"
@@ -339,6 +342,7 @@ def _run(decoding: Decoding, streamer) -> Generator[Piece, None, Output]:
     return decoding.output()
 
 
+@named_arguments("generate", like=stream)
 def generate(
     target: Target,
     drafter: Drafter | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 from .allowed import AllowedTokens
+from .calls import expect_drafter, named_arguments
 from .compat import CACHE_NAMES
 from .drafters import Drafter
 from .errors import MMSpecError
@@ -38,6 +40,7 @@ OWN = (MaxLengthCriteria, EosTokenCriteria)
 """Criteria that the loop has itself; `generate` has put a caller's in the place of its own."""
 
 
+@named_arguments("custom_generate")
 def custom_generate(
     drafter: Drafter, *, tree: TreeBuilder | None = None, verifier: Verifier | None = None, seed: int | None = None
 ) -> Callable[..., Tensor | GenerateDecoderOnlyOutput]:
@@ -63,9 +66,11 @@ def custom_generate(
         `drafter.last_output` holds the full `mmspec.Output` of the latest call.
 
     Raises:
-        MMSpecError: when called, for another model than the drafter's target and for what this loop does not do: beams,
-            several sequences per row, another assistant, scores and states in the result, a cache that holds tokens.
+        MMSpecError: for what is no drafter; when called, for another model than the drafter's target and for what this
+            loop does not do: beams, several sequences per row, another assistant, scores and states in the result, a
+            cache that holds tokens.
     """
+    expect_drafter(drafter, "custom_generate")
 
     def run(
         model, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, streamer=None, **given
@@ -76,25 +81,28 @@ def custom_generate(
         _refuse(generation_config, call, given)
         width, config = input_ids.shape[1], generation_config
         streamer = streamer if streamer is not None else call.get("streamer")
-        out = generate(
+        decode = partial(
+            generate,
             drafter.target,
             drafter,
             inputs={"input_ids": input_ids} | _inputs(input_ids, given),
-            max_new_tokens=_length(stopping_criteria, config) - width,
             tree=tree,
             verifier=verifier,
             # generate has already put the temperature and all the model's other settings among the processors.
             temperature=1.0 if config.do_sample else 0.0,
             model_settings=False,
             logits_processor=_processors(logits_processor, input_ids, given.get("attention_mask")),
-            stopping_criteria=[c for c in stopping_criteria or () if not isinstance(c, OWN)],
             streamer=None if streamer is None else _AfterPrompt(streamer),
             eos_token_id=_ends(stopping_criteria),
             seed=int(torch.randint(2**31, ())) if seed is None else seed,
         )
+        criteria = [c for c in stopping_criteria or () if not isinstance(c, OWN)]
+        out = decode(max_new_tokens=_length(stopping_criteria, config) - width, stopping_criteria=criteria)
+        pad, longest = _pad(config), max(map(len, out.token_ids))
+        if min(map(len, out.token_ids)) < longest and not _ends(stopping_criteria):
+            # Without an end token generate pads nothing: rows that have met a criterion go on until all have.
+            out = decode(max_new_tokens=longest)
         drafter.last_output = out
-        pad = 0 if config.pad_token_id is None else config.pad_token_id
-        longest = max(map(len, out.token_ids))
         rows = [ids + [pad] * (longest - len(ids)) for ids in out.token_ids]
         sequences = torch.cat([input_ids, torch.tensor(rows, device=input_ids.device)], dim=1)
         return GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
@@ -170,6 +178,12 @@ def _length(criteria, config) -> int:
 def _ends(criteria) -> list[int]:
     """The end tokens."""
     return [token for c in criteria or () if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()]
+
+
+def _pad(config) -> int | None:
+    """What follows the end of a row. Where no pad token is set, `generate` has put an end token in its place."""
+    token = config._pad_token_tensor
+    return None if token is None else int(token)
 
 
 def _processors(processors, input_ids: Tensor, mask: Tensor | None) -> list:

@@ -5,21 +5,45 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from . import extras
-from .checkpoints import fetch_drafter, load_saved_drafter, read_config
+from .calls import expect_target, named_arguments
+from .checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
-from .errors import MMSpecError, did_you_mean, first_line
+from .errors import MMSpecError, did_you_mean, first_line, listed
+from .families import family_of
 from .formats import FORMATS, load_published
-from .target import Target
+from .sources import base_of_adapter, check_weights, own_processor, put_on
+from .target import Target, unwrapped
 
 EMBEDDED = Path(__file__).parent / "zoo" / "weights"
 EMBEDDED_TARGET = "tiny"
+
+
+OF_THE_HUB = (
+    "revision",
+    "token",
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "subfolder",
+    "trust_remote_code",
+    "code_revision",
+)
+"""Arguments that say where files come from, and so hold for all files of a model."""
 
 
 def load_target(
@@ -33,16 +57,43 @@ def load_target(
     """Load a target with its processor.
 
     Args:
-        name: `"tiny"` (the embedded model), a local folder, or a hub id.
+        name: `"tiny"` (the embedded model), a local folder, or a hub id; also of an adapter that peft wrote, which is
+            put on its base model.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
         device: where to put it; by default a GPU if there is one. Not with `device_map` or `tp_plan`.
         compile, check: see `Target`.
         kwargs: for `from_pretrained`, such as `attn_implementation`, `device_map`, `tp_plan`, `quantization_config`.
+            Those of `OF_THE_HUB`, such as `revision`, hold for the configuration and the processor as well. Code of the
+            repository is run with `trust_remote_code=True` only, and weights are read from safetensors unless
+            `use_safetensors=False`, for a pickle may run code.
 
     Raises:
         MMSpecError: if there is no such model, its files are damaged, or it cannot be decoded speculatively.
     """
-    source = _resolve(name, "target")
+    if not isinstance(name, str | Path):
+        way = "mmspec.Target(model, processor)"
+        raise MMSpecError(f"load_target takes a name, and this is a {type(name).__name__}: for a model there is {way}")
+    return Target(*_load(str(name), _resolve(name, "target"), "target", dtype, device, kwargs), compile, check)
+
+
+def _load(
+    name: str,
+    source: str,
+    kind: str,
+    dtype: str | torch.dtype,
+    device,
+    kwargs: dict[str, Any],
+    adapters: tuple[str, ...] = (),
+) -> tuple[nn.Module, Any]:
+    """A model with its processor.
+
+    Args:
+        name: as the user gave it.
+        source: folder or hub id.
+        kind: what it is to be, in words.
+        dtype, device, kwargs: see `load_target`.
+        adapters: folders and hub ids of those that are to be put on it.
+    """
     placed = [key for key in ("device_map", "tp_plan") if kwargs.get(key) is not None]
     if placed and device is not None:
         raise MMSpecError(f"device={str(device)!r} and {placed[0]}= both say where the weights go; leave one out")
@@ -50,42 +101,63 @@ def load_target(
     number_format = _dtype(dtype)
     if not placed:
         _reach(device)
+    hub = {"trust_remote_code": False} | {key: kwargs[key] for key in OF_THE_HUB if key in kwargs}
+    what = f"{kind} {name!r}"
     try:
-        config = AutoConfig.from_pretrained(source)
+        if (adapted := base_of_adapter(what, source, hub)) is not None:
+            base, own = adapted
+            if adapters:
+                raise MMSpecError(
+                    f"{what} is an adapter of an adapter, {source!r}: merge the latter into its base model"
+                )
+            model, processor = _load(name, base, kind, dtype, device, {**kwargs, **own}, (source,))
+            return put_on(what, model, source, hub), own_processor(source, hub) or processor
+        config = AutoConfig.from_pretrained(source, **hub)
         if not placed and (kwargs.get("quantization_config") or getattr(config, "quantization_config", None)):
-            kwargs["device_map"] = {"": device}  # quantised weights cannot all be moved afterwards
+            kwargs = {**kwargs, "device_map": {"": device}}  # quantised weights cannot all be moved afterwards
             placed = ["device_map"]
         visual = getattr(config, "vision_config", None) is not None
         loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
+        kwargs = {"use_safetensors": True} | kwargs | hub
+        if kwargs["use_safetensors"] and not kwargs.get("gguf_file"):
+            check_weights(what, source, loader, config, hub)
         with _quiet(source):
             model, info = loader.from_pretrained(source, dtype=number_format, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:  # transformers would go on with random numbers in their place
+        lacking = {one for key in ("missing_keys", "mismatched_keys") for one in info.get(key) or ()}
+        if lacking:  # transformers would go on with random numbers in their place
             raise MMSpecError(
-                f"target {name!r} lacks weights of {type(model).__name__}: missing keys "
-                f"{sorted(info['missing_keys'])}, unexpected keys {sorted(info['unexpected_keys']) or 'none'}; fetch "
-                "it again, or load the model yourself and pass it to mmspec.Target"
+                f"{what} lacks weights of {type(model).__name__}: missing keys {listed(lacking)}, unexpected keys "
+                f"{listed(info['unexpected_keys'])}; fetch it again, or load the model yourself and pass it to "
+                "mmspec.Target"
             )
-        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, MMSpecError):
-            raise
+        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source, **hub)
+    except MMSpecError:
+        raise
+    except Exception as error:  # of several libraries, and of whatever kind a file's contents make it
+        if "trust_remote_code" in str(error):
+            raise MMSpecError(
+                f"{what} brings code of its own, which is not run unless you say so: read it, then pass "
+                "trust_remote_code=True"
+            ) from error
         if package := extras.wanted_by(error):
-            raise MMSpecError(extras.missing(f"target {name!r}", package)) from error
-        raise MMSpecError(f"target {name!r} cannot be loaded: {first_line(error)}") from error
+            raise MMSpecError(extras.missing(what, package)) from error
+        raise MMSpecError(f"{what} cannot be loaded: {first_line(error)}") from error
     if not placed:
         try:
             model.to(device)
         except RuntimeError as error:  # an accelerator that is full
             raise MMSpecError(f"device {device!r} cannot take the model: {first_line(error)}") from error
-    return Target(model, processor, compile, check)
+    return model, processor
 
 
+@named_arguments("load_drafter", others=OF_THE_HUB)
 def load_drafter(
     name: str,
     target: Target,
     format: str | None = None,
     classes: Iterable[type] = (),
     trusted: str | Collection[str] = (),
+    **kwargs,
 ) -> Drafter:
     """Load a drafter for a target.
 
@@ -100,13 +172,21 @@ def load_drafter(
             not be named.
         trusted: modules or packages of your own, whose drafters and compressors may be imported. Nothing else is
             imported because a folder says so, but what is mmspec's.
+        kwargs: where the files come from, see `OF_THE_HUB`: `revision`, `token`, `cache_dir` and the like. Code of a
+            repository is run with `trust_remote_code=True` only, which concerns small models that draft as they are.
 
     Raises:
         MMSpecError: if there is no such drafter, it is of a class that nobody named, its files are damaged, or it does
             not fit the target.
     """
+    expect_target(target, "mmspec.load_drafter(name, target)")
+    if not isinstance(name, str | Path):
+        raise MMSpecError(f"load_drafter takes a name first, and this is a {type(name).__name__}")
     source = _resolve(name, "drafter")
-    folder = Path(source) if Path(source).is_dir() else fetch_drafter(source)
+    if Path(source).is_dir():
+        folder = Path(source, kwargs.get("subfolder") or "")
+    else:
+        folder = fetch_drafter(source, **{key: value for key, value in kwargs.items() if key in FETCHED})
     if folder is not None and "mmspec_drafter" in read_config(folder):
         if format is not None:
             raise MMSpecError(f"drafter {name!r} was saved by mmspec and says what it is: leave format={format!r} out")
@@ -114,14 +194,16 @@ def load_drafter(
     if folder is not None and (published := load_published(folder, target, format)) is not None:
         return published
     try:
-        draft = load_target(source, target.dtype, target.device, attn_implementation=target.attention)
+        options = {"attn_implementation": target.attention, **kwargs}
+        model, processor = _load(str(name), source, "drafter", target.dtype, target.device, options)
     except MMSpecError as error:
         if folder is None:
             raise
         known = ", ".join(format.name for format in FORMATS)
         raise MMSpecError(f"{error}; nor has it the keys of a published drafter ({known})") from error
-    mode = "text_only" if draft.family.image_token_id is None else "own_vision"
-    return DraftModelDrafter(target, draft.model, mode, processor=draft.processor)
+    model = unwrapped(model)
+    mode = "text_only" if family_of(model).image_token_id is None else "own_vision"
+    return DraftModelDrafter(target, model, mode, processor=processor)
 
 
 def _resolve(name: str, kind: str) -> str:

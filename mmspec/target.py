@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from .cache import AHEAD, SlotShape
+from .calls import named_arguments
 from .check import Report, check_target
 from .compat import CACHE, warn_if_untested
 from .compiled import CompiledModel
-from .errors import MMSpecError, first_line
+from .errors import MMSpecError, first_line, shown
 from .families import Vision, family_of, visual_spans
 from .families.frequencies import ceilings
 from .inputs import Request
@@ -36,11 +37,44 @@ CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
 ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
 
 
+def unwrapped(model: Any) -> PreTrainedModel:
+    """What was given, or what peft has wrapped, as a model of transformers.
+
+    Raises:
+        MMSpecError: for anything else, and for an adapter that does more than to change layers.
+    """
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        name, wrapped = type(model).__name__, model.eval()
+        model = wrapped.get_base_model()
+        if any(getattr(config, "is_prompt_learning", False) for config in wrapped.peft_config.values()):
+            raise MMSpecError(
+                f"{name}: its adapter writes virtual tokens into the prompt, which no drafter could see; give a model "
+                "whose adapter acts inside layers, such as LoRA"
+            )
+        token = torch.zeros(1, 3, dtype=torch.long, device=device_of(model.get_input_embeddings()))
+        with torch.inference_mode():
+            outer, inner = (one(input_ids=token).logits for one in (wrapped, model))
+        if not torch.equal(outer, inner):
+            raise MMSpecError(
+                f"{name}: its adapter does more than to change layers: the model inside writes something else; merge "
+                "it with merge_and_unload() and give the result"
+            )
+    if isinstance(model, PreTrainedModel):
+        return model
+    if isinstance(model, str):
+        raise MMSpecError(f"Target({shown(model)}): a name is loaded with mmspec.load_target({shown(model)})")
+    raise MMSpecError(
+        f"a {type(model).__name__} is no model of transformers; give Target one, or load one with "
+        "mmspec.load_target(name)"
+    )
+
+
 class Target:
     """A causal or vision-language model ready for tree passes.
 
     Args:
-        model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end.
+        model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end; or peft's of one, whose
+            adapter acts inside its layers. `target.model` is then the model inside, with the adapter.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
         compile: whether to compile the passes that score trees, and those of small models that draft for it, see
             `mmspec.compiled`. The first answer then takes a minute or more.
@@ -53,8 +87,10 @@ class Target:
             a vision-language model without the parts that are read, one that does not pass its self-check.
     """
 
+    @named_arguments("Target")
     def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None):
         warn_if_untested()
+        model = unwrapped(model)
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "

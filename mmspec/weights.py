@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-_READ: WeakKeyDictionary[nn.Module, tuple[nn.Parameter, Tensor]] = WeakKeyDictionary()
-"""What `linear_weight` has read: the parameter that it stands for, and the numbers."""
+_READ: WeakKeyDictionary[nn.Module, tuple[tuple, Tensor]] = WeakKeyDictionary()
+"""What `linear_weight` has read: of which state of the layer, and the numbers."""
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -41,20 +41,35 @@ def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) ->
         dtype: in which a quantised layer computes.
         device: where the weight is needed.
     """
-    if is_plain(layer.weight) and layer.weight.device == device:
+    plain = is_plain(layer.weight) and not is_adapted(layer)
+    if plain and layer.weight.device == device:
         return layer.weight
-    parameter, copied = _READ.get(layer, (None, None))
-    if parameter is not layer.weight or copied.device != device:
+    state = _state(layer)
+    read, copied = _READ.get(layer, (None, None))
+    if read != state or copied.device != device:
         with torch.inference_mode(False), torch.no_grad():  # training reads it too
-            if is_plain(layer.weight):
+            if plain:
                 copied = layer.weight.to(device)
             else:
                 # A unit vector is mapped to a column of the weight, in whatever form that is stored.
                 units = torch.eye(layer.in_features + 1, layer.in_features, dtype=dtype, device=device_of(layer))
                 columns = layer(units)
                 copied = (columns[:-1] - columns[-1]).T.contiguous().to(device)  # the last row is the bias alone
-        _READ[layer] = layer.weight, copied
+        _READ[layer] = state, copied
     return copied
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether peft has put an adapter around a layer, whose `weight` is then that of the layer without it."""
+    return hasattr(module, "base_layer")
+
+
+def _state(layer: nn.Module) -> tuple:
+    """What changes with the numbers that a layer multiplies by: its parameters, how often they were written, and which
+    of its adapters are in use."""
+    parameters = [(id(one), None if one.is_inference() else one._version) for one in layer.parameters()]
+    settings = [repr(getattr(layer, name, None)) for name in ("active_adapters", "disable_adapters", "merged_adapters")]
+    return tuple(parameters), tuple(settings), repr(getattr(layer, "scaling", None))
 
 
 def changes_while_running(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import MMSpecError
 from ..trees import TreeBuilder
-from ..weights import is_plain
+from ..weights import is_adapted, is_plain
 from .draft_model import DraftModelDrafter
 from .projector import VisualProjector
 
@@ -45,6 +45,11 @@ def cut_from_target(
         raise MMSpecError(
             f"mode='shared_vision': what the tower of {type(target.model).__name__} saw is not known, for it is of no "
             "listed family; use mode='text_only'"
+        )
+    if any(map(is_adapted, target.model.modules())):
+        raise MMSpecError(
+            f"this {type(target.model).__name__} has an adapter, whose layers cannot be copied: merge it with "
+            "merge_and_unload() and make the target of the result"
         )
     if not all(map(is_plain, target.family.decoder.parameters())):
         raise MMSpecError(

@@ -20,6 +20,7 @@ from ..runner import LAST, Runner, capture, padding_mask
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
+from ..weights import is_adapted
 from .projector import VisualProjector
 from .step import StepDrafter, last_of
 
@@ -67,7 +68,10 @@ class DraftModelDrafter(StepDrafter):
         tree: TreeBuilder | None = None,
         compressor: VisualCompressor | None = None,
     ):
+        from ..target import Target, unwrapped
+
         super().__init__(target, tree)
+        model = unwrapped(model)
         if mode not in MODES:
             raise MMSpecError(f"DraftModelDrafter mode {mode!r} is unknown.{did_you_mean(mode, MODES)}")
         if (projector is not None) != (mode == "shared_vision"):
@@ -77,8 +81,6 @@ class DraftModelDrafter(StepDrafter):
                 f"DraftModelDrafter: mode='own_vision' needs a vision-language model, {type(model).__name__} takes no "
                 "pictures; use mode='text_only'"
             )
-        from ..target import Target
-
         self.mode = mode
         self.model = model
         self.projector = projector
@@ -257,6 +259,8 @@ class DraftModelDrafter(StepDrafter):
             if not isinstance(self.projector, VisualProjector):
                 raise MMSpecError(f"a {type(self.projector).__name__} projector cannot be saved; use VisualProjector")
             projector = self.projector.sizes
+        if any(map(is_adapted, self.model.modules())):
+            raise MMSpecError("a draft model with an adapter cannot be saved: merge it with merge_and_unload() first")
         settings = self.model.config.to_diff_dict()
         settings.pop("dtype", None)  # it loads in the dtype of its target
         compressor = None if self.compressor is None else self.compressor.config()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import MMSpecError
 from ..hooks import Ear, listening
 from ..masks import kernels
-from ..weights import changes_while_running, device_of, is_plain, linear_weight
+from ..weights import changes_while_running, device_of, is_adapted, is_plain, linear_weight
 from .frequencies import Switch, switches_of
 from .vision import Vision, in_order
 
@@ -287,7 +287,8 @@ class Family:
             for shaped, ours in found.items()
         }
         self.shapes_logits = errors[True] <= errors[False]
-        stored = is_plain(self.model.get_output_embeddings().weight)
+        head = self.model.get_output_embeddings()
+        stored = is_plain(head.weight) or is_adapted(head)
         tolerance = HEAD_TOLERANCE.get(logits.dtype, HEAD_TOLERANCE[torch.bfloat16]) if stored else QUANTISED_TOLERANCE
         error, spread = errors[self.shapes_logits], float(theirs[seen].std())
         if not error <= tolerance * max(spread, torch.finfo(torch.float32).tiny):
