@@ -370,3 +370,26 @@ def test_the_models_own_penalty_applies_once():
     assert ours[:, inputs["input_ids"].shape[1] :].tolist() == expected
     plain = mmspec.generate(target, None, inputs=inputs, max_new_tokens=20, repetition_penalty=1.0)
     assert plain.token_ids != expected
+
+
+@pytest.mark.parametrize("pad", [None, 7])
+@pytest.mark.parametrize("ends", ["end token", "criterion", "both"])
+def test_what_follows_a_row_that_has_ended_is_what_generate_writes_there(pad, ends):
+    """Without a pad token it is an end token; without either the row goes on until all have met a criterion."""
+    model = models.llama(seed=3)
+    inputs = models.inputs_for("llama", [0, 0], [9, 6])
+    first, second = models.reference(model, inputs, 12)
+    model.generation_config.pad_token_id = pad
+    model.generation_config.eos_token_id = first[2] if ends != "criterion" else None
+
+    def criterion(ids, scores, **_):
+        return (ids[:, -1] == first[4]) | (ids[:, -1] == second[8])
+
+    settings = {} if ends == "end token" else {"stopping_criteria": StoppingCriteriaList([criterion])}
+    plain = model.generate(**inputs, max_new_tokens=10, do_sample=False, **settings)
+    drafter = DraftModelDrafter(mmspec.Target(model), models.blurred(model), "text_only")
+    ours = model.generate(
+        **inputs, max_new_tokens=10, do_sample=False, custom_generate=mmspec.hf.custom_generate(drafter), **settings
+    )
+    assert ours.tolist() == plain.tolist()
+    assert len({tuple(row) for row in drafter.last_output.token_ids}) == 2
