@@ -53,7 +53,7 @@ def check_weights(what: str, source: str, loader: type, config: PreTrainedConfig
                 f"{what} has its weights only as a pickle ({listed(pickles)}), which may run code when it is opened; "
                 "mmspec reads safetensors only: save it as such, or pass use_safetensors=False if you trust it"
             )
-        raise MMSpecError(f"{what} has a configuration but no weights: {WEIGHTS} is missing; fetch it again")
+        raise MMSpecError(f"{what} cannot be loaded: it has no weights: {WEIGHTS} is missing; fetch it again")
     shapes = [shape for file in files for shape in _shapes(what, file)]
     text = config.get_text_config(decoder=True)
     layers = getattr(text, "num_hidden_layers", None) or 0
