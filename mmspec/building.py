@@ -57,10 +57,17 @@ def build(node: Any, **arguments: Any) -> Any:
         factory = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}") from error
+    base = _base_of(place)
+    # A function is judged by what it returns, but none that is built into Python returns any of these.
+    if base and (inspect.isbuiltin(factory) or (isinstance(factory, type) and not issubclass(factory, base))):
+        raise MMSpecError(f"{place}._target_={path} is no {base.__name__}, and nothing that makes one")
     try:
         values = instantiate(values, _convert_="all") | arguments
         _check_settings(factory, path, place, values)
-        return factory(**values)
+        built = factory(**values)
+        if base and not isinstance(built, base):
+            raise MMSpecError(f"{place}._target_={path} made a {type(built).__name__}, which is no {base.__name__}")
+        return built
     except InstantiationException as error:
         if not isinstance(error.__cause__, MMSpecError):
             raise MMSpecError(f"{path}: {' '.join(str(error).split())}") from error
@@ -69,6 +76,22 @@ def build(node: Any, **arguments: Any) -> Any:
         wrong, cause = error, error.__cause__
     wrong.args = (at_place(str(wrong), place, written),)
     raise wrong from cause
+
+
+def _base_of(place: str) -> type | None:
+    """What is to be built at a place of a configuration; None if that may be anything."""
+    group = place.rpartition(".")[2]
+    if group == "drafter":
+        from .drafters import Drafter as base
+    elif group == "tree":
+        from .trees import TreeBuilder as base
+    elif group == "verifier":
+        from .verifiers import Verifier as base
+    elif group == "compressor":
+        from .compressors import VisualCompressor as base
+    else:
+        return None
+    return base
 
 
 def _check_settings(factory: Any, path: str, place: str, values: Mapping[str, Any]) -> None:

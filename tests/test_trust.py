@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from models import llava
+from omegaconf import OmegaConf
 
 import mmspec
 from mmspec import MMSpecError, Target, configuration
@@ -151,6 +152,23 @@ def test_only_drafters_are_drafters(path, reason):
     with pytest.raises(MMSpecError, match=reason) as error:
         named_class(path, Drafter, "config.json")
     assert "antigravity" not in sys.modules and len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("group", "path", "message"),
+    [
+        ("drafter", "os.system", "drafter._target_=os.system is no Drafter, and nothing that makes one"),
+        ("drafter", "mmspec.trees.Chain", "is no Drafter, and nothing"),
+        ("drafter", "mmspec.errors.listed", "made a str, which is no Drafter"),
+        ("tree", "mmspec.verifiers.Greedy", "is no TreeBuilder, and nothing"),
+        ("verifier", "builtins.print", "is no Verifier, and nothing"),
+        ("compressor", "builtins.dict", "is no VisualCompressor, and nothing"),
+    ],
+)
+def test_what_is_built_is_what_the_group_is_for(group, path, message):
+    node = OmegaConf.create({group: {"_target_": path} | ({"names": []} if "listed" in path else {})})
+    with pytest.raises(MMSpecError, match=message):
+        configuration.build(node[group])
 
 
 def test_a_configuration_from_elsewhere_may_have_built_what_mmspec_ships():
