@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import MMSpecError, printable
 from ..extras import missing
-from ..storage import UNFINISHED, atomic_write_json, atomic_write_text
+from ..storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
 from .bundle import ERROR, MANIFEST, Bundle
 from .reading import read_object, read_text
 from .resuming import check, is_hydra
@@ -104,7 +104,7 @@ class Sweep:
         for name in sweep.names or []:
             _refuse_name(name, "the experiment")
         path = sweep.folder / SWEEP
-        if path.exists() and path.stat().st_size:
+        if path.exists() and not _of_beginning(path):
             if cls.open(folder).jobs != jobs:
                 raise MMSpecError(f"{folder} holds another sweep: choose another --output, or --resume {folder}")
         elif sweep.folder.exists() and any(not _of_beginning(found) for found in sweep.folder.iterdir()):
@@ -295,4 +295,5 @@ def _refuse_name(name: str, where: str) -> None:
 
 def _of_beginning(path: Path) -> bool:
     """Whether a file is what a sweep leaves that was killed, or had no room, before it was planned."""
-    return path.name.endswith(UNFINISHED) or (path.name == SWEEP and path.is_file() and not path.stat().st_size)
+    torn = path.name == SWEEP and path.is_file() and read_json_object(path) is None
+    return torn or path.name.endswith(UNFINISHED)

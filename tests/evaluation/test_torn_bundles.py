@@ -120,9 +120,10 @@ def _name(path: Path) -> str:
 
 
 def test_a_sweep_that_was_killed_at_its_beginning_is_begun_again(tmp_path):
-    (tmp_path / SWEEP).write_text("")
     (tmp_path / f"{SWEEP}{UNFINISHED}").write_text('{"jobs"')
-    sweep = Sweep.begin(tmp_path, ["drafter=ngram", "seed=1,2", "task=scenes", *QUICK])
+    for torn in ("", '{"jobs": [["dr'):
+        (tmp_path / SWEEP).write_text(torn)
+        sweep = Sweep.begin(tmp_path, ["drafter=ngram", "seed=1,2", "task=scenes", *QUICK])
     assert [job[1] for job in Sweep.open(tmp_path).jobs] == ["seed=1", "seed=2"]
     for number, text in enumerate(("", '{"format": 1')):  # jobs that left an empty or a torn manifest
         sweep.folder_of(number).mkdir()
