@@ -162,11 +162,7 @@ def _inputs(input_ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         real = torch.ones_like(input_ids) if mask is None else mask
         counted = real.cumsum(-1) - 1
         if not torch.where(real.bool(), positions == counted, True).all():  # the caller's, not those of generate
-            if positions.ndim < 3:
-                raise MMSpecError(
-                    "position_ids are not the numbers of the tokens, by which mmspec goes; leave them out"
-                )
-            inputs["position_ids"] = positions
+            inputs["position_ids"] = positions.expand(*positions.shape[:-2], *input_ids.shape)
     return inputs
 
 
