@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = follow(trainer)
     accelerator.end_training()
     if accelerator.is_main_process:
-        print(summary(trainer, report))
+        print(summary(trainer, report, arguments.overrides))
         if config.json:
             print(json.dumps(report))
     return 0
@@ -146,8 +148,12 @@ def follow(trainer: Trainer) -> dict[str, Any]:
             raise
 
 
-def summary(trainer: Trainer, report: dict[str, Any]) -> str:
-    """Return the lines under the progress bar."""
+def summary(trainer: Trainer, report: dict[str, Any], overrides: Sequence[str] = ()) -> str:
+    """Return the lines under the progress bar, of which the last one can be typed.
+
+    Args:
+        overrides: what was typed; the target that it names is named again.
+    """
     simulated = report["simulated"]
     positions = " ".join(f"{value:.0%}" for value in simulated["acceptance_by_position"])
     length = simulated["mean_acceptance_length"]
@@ -162,5 +168,6 @@ def summary(trainer: Trainer, report: dict[str, Any]) -> str:
             f"{trainer.output}/dropped-*.jsonl"
         )
     again = permission(trainer.drafter, trainer.drafter.compressor)
-    lines.append(f"mmspec generate drafter={trainer.output / 'best'} {again}".rstrip())
+    chosen = [override for override in overrides if override.startswith(("target=", "target."))]
+    lines.append(shlex.join(["mmspec", "generate", *chosen, f"drafter={trainer.output / 'best'}", *again.split()]))
     return "\n".join(lines)

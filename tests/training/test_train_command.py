@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -41,6 +44,16 @@ def test_every_recipe_trains_a_drafter_that_generates(recipe, answers, tmp_path,
     image, prompt, _ = mmspec.zoo.sample("charts", "test", 3)
     plain = mmspec.generate(target, None, prompt, [image], max_new_tokens=10)
     assert mmspec.generate(target, drafter, prompt, [image], max_new_tokens=10).token_ids == plain.token_ids
+
+
+def test_the_last_line_can_be_typed(answers, tmp_path, capsys):
+    folder = tmp_path / "a target"
+    shutil.copytree(Path(mmspec.zoo.__file__).parent / "weights" / "target", folder)
+    out = tmp_path / "run"
+    argv = ["train", f"target={folder}", "recipe=eagle2", "--data", str(answers), "--output", str(out), *FEW]
+    assert cli.main(argv) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(last) == ["mmspec", "generate", f"target={folder}", f"drafter={out / 'best'}"]
 
 
 def test_it_says_what_was_trained(answers, tmp_path, capsys, monkeypatch):
