@@ -9,15 +9,13 @@ from mmspec.seeing import show
 # target's own hidden states. All of them give the same text. They differ in how often they are right and in what a guess
 # costs.
 
-import os
+LENGTH = 160  # tokens of an answer at most
+PICTURES = 3  # of each task, in the last table
 
 import mmspec
 from mmspec import seeing, zoo
 from mmspec.drafters import NGramDrafter
 from mmspec.trees import Chain
-
-QUICK = os.environ.get("MMSPEC_QUICK") == "1"  # for tests: shorter answers about fewer pictures
-LENGTH, PICTURES = (32, 1) if QUICK else (160, 3)
 
 target = mmspec.load_target("tiny")
 drafters = {
@@ -39,7 +37,7 @@ for axes, sample in zip(plot.subplots(1, 2), (scene, page), strict=True):
     axes.imshow(sample.image)
     axes.set_title(sample.prompt, fontsize=9)
     axes.axis("off")
-show(plot, "outputs/03_compare_drafters/04")
+show(plot, "outputs/03_compare_drafters/05")
 
 # Every drafter proposes a chain of five tokens per round, so that no one has the better tree (`ngram` proposes as it
 # likes). The first answer of each is thrown away: it pays for warming up.
@@ -71,9 +69,9 @@ for name in described:
 # A chain of guesses is kept up to the first wrong one, so every line falls. EAGLE learnt to guess single steps and loses at
 # each further one; EAGLE-3 learnt to go on from its own guesses.
 
-show(seeing.acceptance_by_position({name: described[name] for name in drafters}), "outputs/03_compare_drafters/09")
+show(seeing.acceptance_by_position({name: described[name] for name in drafters}), "outputs/03_compare_drafters/10")
 
-show(seeing.acceptance_by_position({name: read[name] for name in drafters}), "outputs/03_compare_drafters/10")
+show(seeing.acceptance_by_position({name: read[name] for name in drafters}), "outputs/03_compare_drafters/11")
 
 # The blind drafter knows how descriptions go and is lost on the page. Two layers with eyes of their own are not enough to
 # read print; the heads need not read it, because the target's hidden states tell them.
@@ -82,14 +80,14 @@ show(seeing.acceptance_by_position({name: read[name] for name in drafters}), "ou
 #
 # Tokens per pass over the answer: the blind drafter loses wherever the next word depends on the picture.
 
-show(seeing.acceptance_over_time({name: described[name] for name in ("text_only", "eagle3")}), "outputs/03_compare_drafters/12")
+show(seeing.acceptance_over_time({name: described[name] for name in ("text_only", "eagle3")}), "outputs/03_compare_drafters/13")
 
 # ## What a guess costs
 #
 # The time per token, cut into the steps of the loop. A drafter buys shorter `score` (fewer passes of the target) with time in
 # `draft`. Speed-up needs both: guesses that are right, and guesses that are cheap.
 
-show(seeing.phase_times(described), "outputs/03_compare_drafters/14")
+show(seeing.phase_times(described), "outputs/03_compare_drafters/15")
 
 # ## On more than one picture
 #

@@ -9,14 +9,12 @@ from mmspec.seeing import show
 # them all. Does the drafter? Four methods say no, each in its own way. Whatever a drafter leaves out, the text stays the
 # target's: a wrong guess costs time, not truth.
 
-import os
+LENGTH = 80  # tokens of an answer at most
+PICTURES = 3  # of each task, in the comparison
 
 import mmspec
 from mmspec import seeing, zoo
 from mmspec.compressors import Pool, Prune
-
-QUICK = os.environ.get("MMSPEC_QUICK") == "1"  # for tests: shorter answers about fewer pictures
-LENGTH, PICTURES = (24, 1) if QUICK else (80, 3)
 
 target = mmspec.load_target("tiny")
 names = {"eagle": "EAGLE", "dream": "DREAM", "specvlm": "SpecVLM", "vispec": "ViSpec", "hivis": "HiViS"}
@@ -34,7 +32,7 @@ scene = zoo.sample("scenes", "test", 3)
 # - **ViSpec** asks the picture once: learned queries leave a token of it. The lighter, the more they look.
 # - **HiViS** hides the picture. What the target's hidden states at the words say about it must do.
 
-show(seeing.draw_kept(drafters, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/04")
+show(seeing.draw_kept(drafters, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/05")
 
 # ## Another question, another view
 #
@@ -46,7 +44,7 @@ for sample in (page, chart):
     (kept,) = seeing.kept_tokens(drafters["SpecVLM"], sample.prompt, sample.image)
     print(f"{sample.prompt:36} {kept.entries:4} entries for {kept.tokens} tokens")
 
-show(seeing.draw_kept(drafters, page.prompt, page.image), "outputs/05_what_the_drafter_sees/07")
+show(seeing.draw_kept(drafters, page.prompt, page.image), "outputs/05_what_the_drafter_sees/08")
 
 # ## What it costs to look away
 #
@@ -69,7 +67,7 @@ axes.set_xticks(range(len(tasks)), tasks)
 axes.set_ylabel("tokens per pass")
 axes.axhline(1, color="black", lw=0.8)
 axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-show(plot, "outputs/05_what_the_drafter_sees/09")
+show(plot, "outputs/05_what_the_drafter_sees/10")
 
 print(f"{'':8}" + "".join(f"{task:>12}" for task in tasks))
 for name in drafters:
@@ -90,7 +88,7 @@ views = {
     "like the question": eagle.with_compressor(Prune(1 / 3, by="similarity")),
     "means of 3 x 3": eagle.with_compressor(Pool(3)),
 }
-show(seeing.draw_kept(views, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/12")
+show(seeing.draw_kept(views, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/13")
 
 for name, drafter in views.items():
     out = mmspec.generate(target, drafter, page.prompt, [page.image], max_new_tokens=LENGTH)

@@ -8,8 +8,12 @@ from mmspec.seeing import show
 # A drafter has to foresee what *this* target will say next. So it learns from answers that the target wrote itself, and needs
 # no labels. Three steps: collect answers, train, and look how often it is right. Allow ten minutes on two cores.
 
+PICTURES = 40  # of each task to learn from
+STEPS = 300  # of training
+LENGTH = 192  # tokens of an answer at most
+HELD_OUT = 24  # answers kept aside
+
 import csv
-import os
 from pathlib import Path
 
 import torch
@@ -24,9 +28,7 @@ from mmspec.training.settings import Settings
 from mmspec.training.trainer import Trainer
 from mmspec.trees import Chain
 
-QUICK = os.environ.get("MMSPEC_QUICK") == "1"  # for tests: runs through, learns nothing
-PICTURES, STEPS, LENGTH = (2, 2, 32) if QUICK else (40, 300, 192)
-folder = Path("runs/notebook" if not QUICK else "runs/quick")
+folder = Path("runs/notebook")
 
 # ## 1. The target answers
 #
@@ -60,7 +62,7 @@ settings = Settings(
     batch_size=16,
     rows=8,
     warmup_steps=min(20, STEPS // 2),
-    held_out=4 if QUICK else 24,
+    held_out=HELD_OUT,
     validate_every=STEPS // 4 or STEPS,
     log_every=max(1, STEPS // 30),
 )
@@ -91,7 +93,7 @@ right.set_title("next token foreseen", loc="left", fontsize=11)
 right.set_ylim(0, 1)
 for axes in (left, right):
     axes.set_xlabel("step")
-show(plot, "outputs/06_train_your_own_eagle/10")
+show(plot, "outputs/06_train_your_own_eagle/11")
 
 # With so few answers it soon knows them by heart. New ones will tell.
 #
@@ -122,12 +124,13 @@ for name, out in outs.items():
     print(f"{name:8} {out.stats.mean_acceptance_length:.2f} tokens per pass")
 print("same text:", outs["mine"].token_ids == outs["shipped"].token_ids)
 
-show(outs["mine"], "outputs/06_train_your_own_eagle/15")
+show(outs["mine"], "outputs/06_train_your_own_eagle/16")
 
-show(seeing.acceptance_by_position(outs), "outputs/06_train_your_own_eagle/16")
+show(seeing.acceptance_by_position(outs), "outputs/06_train_your_own_eagle/17")
 
 # ## What to try
 #
 # More answers help most, then more steps. `Eagle3Drafter` with
-# `Objective([losses.SoftCrossEntropy()], steps=7, decay=0.8)` reads three depths and rehearses chains in training. On the command line all of this is `mmspec distill` and
-# `mmspec train recipe=eagle3`; the recipes of the other methods are listed in `docs/training.md`.
+# `Objective([losses.SoftCrossEntropy()], steps=7, decay=0.8)` reads three depths and rehearses chains in training. On the command
+# line all of this is `mmspec distill` and `mmspec train recipe=eagle3`; the recipes of the other methods are listed in
+# `docs/training.md`.

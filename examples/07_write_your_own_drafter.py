@@ -8,6 +8,8 @@ from mmspec.seeing import show
 # A drafter need not be a neural network. It is whatever maps the newest token to guesses of the next ones. In this notebook
 # we write one in a dozen lines, hold it to the target's text, give it trees, and make it better, without touching the library.
 
+LENGTH = 128  # tokens of an answer at most
+
 import torch
 
 import mmspec
@@ -52,11 +54,13 @@ bigrams = Bigrams(target, texts)
 
 
 def describe(drafter, tree):
-    return mmspec.generate(target, drafter, "Describe the picture.", [image], tree=tree, max_new_tokens=128, trace=True)
+    return mmspec.generate(
+        target, drafter, "Describe the picture.", [image], tree=tree, max_new_tokens=LENGTH, trace=True
+    )
 
 
 out = describe(bigrams, Chain(4))
-show(out, "outputs/07_write_your_own_drafter/06")
+show(out, "outputs/07_write_your_own_drafter/07")
 
 # ## Is it exact?
 #
@@ -64,7 +68,7 @@ show(out, "outputs/07_write_your_own_drafter/06")
 # target's cache. `check_lossless` compares with plain decoding, token by token: with one picture, two and none, alone and
 # in a batch, greedy and sampled.
 
-show(check_lossless(bigrams, max_new_tokens=16), "outputs/07_write_your_own_drafter/08")
+show(check_lossless(bigrams, max_new_tokens=16), "outputs/07_write_your_own_drafter/09")
 
 # What a mistake looks like: this one loses track of which token is the newest, and hangs its tree below another.
 
@@ -74,7 +78,7 @@ class Careless(Bigrams):
 
 
 try:
-    check_lossless(Careless(target, texts))
+    check_lossless(Careless(target, texts), max_new_tokens=16)
 except mmspec.MMSpecError as error:
     print(error)
 
@@ -85,7 +89,7 @@ except mmspec.MMSpecError as error:
 
 wide = describe(bigrams, DynamicTree(depth=4, top_k=4, total=24))
 print(f"chain {out.stats.mean_acceptance_length:.2f}, tree {wide.stats.mean_acceptance_length:.2f} tokens per pass")
-show(wide.trace[6], "outputs/07_write_your_own_drafter/12")
+show(wide.trace[6], "outputs/07_write_your_own_drafter/13")
 
 # ## A better one
 #
@@ -123,7 +127,7 @@ class Trigrams(Bigrams):
 
 
 trigrams = Trigrams(target, texts)
-show(check_lossless(trigrams, max_new_tokens=12), "outputs/07_write_your_own_drafter/14")
+show(check_lossless(trigrams, max_new_tokens=12), "outputs/07_write_your_own_drafter/15")
 
 # Against the drafters of the package, all with the same tree:
 
@@ -135,7 +139,7 @@ for name, one in outs.items():
     same = one.token_ids == out.token_ids
     print(f"{name:10} {one.stats.mean_acceptance_length:.2f} tokens per pass, same text: {same}")
 
-show(seeing.acceptance_by_position(outs), "outputs/07_write_your_own_drafter/17")
+show(seeing.acceptance_by_position(outs), "outputs/07_write_your_own_drafter/18")
 
 # A table that never saw the picture goes a long way where language is regular, and stops where the picture decides. What
 # it lacks is what the heads on the target's hidden states have.

@@ -9,8 +9,10 @@ from mmspec.seeing import show
 # (`docs/families.md`). This notebook goes the way from a model of yours to an answer, with a drafter that others have
 # published.
 #
-# Cells that say *needs weights* download several gigabytes and want a GPU. They were not run here, so they have no output. All
-# others run on the embedded model.
+# Cells that say *needs weights* download several gigabytes and want a GPU. They do nothing unless you set `WEIGHTS` below, so
+# the notebook can be run from top to bottom as it is. All others run on the embedded model.
+
+WEIGHTS = False  # True: also run the cells that download models of several gigabytes and want a GPU
 
 import json
 from pathlib import Path
@@ -28,17 +30,18 @@ image = zoo.demo_image()
 # A name, a folder or a hub id; keyword arguments go to `from_pretrained`.
 
 target = mmspec.load_target("tiny")
-show(type(target.model).__name__, type(target.processor).__name__, "outputs/09_your_own_model/04")
+show((type(target.model).__name__, type(target.processor).__name__), "outputs/09_your_own_model/05")
 
-# Needs weights:
+# Needs weights (and Qwen-VL's processor needs torchvision):
 
-# llava = mmspec.load_target("llava-hf/llava-1.5-7b-hf", dtype="float16", device="cuda")
-# qwen = mmspec.load_target("Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", device="cuda")
+if WEIGHTS:
+    llava = mmspec.load_target("llava-hf/llava-1.5-7b-hf", dtype="float16", device="cuda")
+    qwen = mmspec.load_target("Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", device="cuda")
 
 # A model that is in memory already, such as one that you have fine-tuned, is wrapped as it is. Nothing is copied.
 
 same = mmspec.Target(target.model, target.processor)
-show(same.model is target.model, "outputs/09_your_own_model/08")
+show(same.model is target.model, "outputs/09_your_own_model/09")
 
 # ## 2. Check it
 #
@@ -56,16 +59,21 @@ print(target.check())
 #
 # Authors publish their heads in formats of their own. These are recognised by their weights' names:
 
-show([checkpoint.name for checkpoint in FORMATS], "outputs/09_your_own_model/12")
+show([checkpoint.name for checkpoint in FORMATS], "outputs/09_your_own_model/13")
 
 # Needs weights. A drafter belongs to *one* target: it was trained on that model's hidden states.
 
-# vispec = mmspec.load_drafter("JLKang/ViSpec-llava-1.5-7b-hf", llava)
-# out = mmspec.generate(llava, vispec, "What is in this picture?", ["photo.jpg"], max_new_tokens=128)
-# out
+out = "not run: it needs weights"
+if WEIGHTS:
+    vispec = mmspec.load_drafter("JLKang/ViSpec-llava-1.5-7b-hf", llava)
+    out = mmspec.generate(llava, vispec, "What is in this picture?", [image], max_new_tokens=128)
+show(out, "outputs/09_your_own_model/15")
 
-# eagle3 = mmspec.load_drafter("Rayzl/qwen2.5-vl-7b-eagle3-sgl", qwen)
-# mmspec.generate(qwen, eagle3, "What is in this picture?", ["photo.jpg"], max_new_tokens=128)
+out = "not run: it needs weights"
+if WEIGHTS:
+    eagle3 = mmspec.load_drafter("Rayzl/qwen2.5-vl-7b-eagle3-sgl", qwen)
+    out = mmspec.generate(qwen, eagle3, "What is in this picture?", [image], max_new_tokens=128)
+show(out, "outputs/09_your_own_model/16")
 
 # What was recognised, and every size and switch, is in `config()`. No published weights were at hand where this library was
 # written: the formats follow the authors' code and are tested with random weights. If a head accepts little, look there first.
@@ -82,7 +90,7 @@ with TemporaryDirectory() as folder:
 
 options = {"prompt": "Describe the picture.", "images": [image], "max_new_tokens": 64}
 answers = [mmspec.generate(target, one, **options) for one in (drafter, again)]
-show(answers[0].token_ids == answers[1].token_ids, "outputs/09_your_own_model/19")
+show(answers[0].token_ids == answers[1].token_ids, "outputs/09_your_own_model/20")
 
 # ## 4. What does not fit is refused
 #
@@ -103,14 +111,14 @@ conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text",
 text = target.processor.apply_chat_template(conversation, add_generation_prompt=True)
 inputs = target.processor(text=text, images=[image], return_tensors="pt")
 by_inputs = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=64)
-show(by_inputs.token_ids == answers[0].token_ids, "outputs/09_your_own_model/23")
+show(by_inputs.token_ids == answers[0].token_ids, "outputs/09_your_own_model/24")
 
 # ## 6. From inside transformers
 #
 # Where your code calls `model.generate`, it can go on doing so.
 
 ids = target.model.generate(**inputs, custom_generate=custom_generate(drafter), max_new_tokens=64)
-show(ids[0, inputs["input_ids"].shape[1] :].tolist() == by_inputs.token_ids[0], "outputs/09_your_own_model/25")
+show(ids[0, inputs["input_ids"].shape[1] :].tolist() == by_inputs.token_ids[0], "outputs/09_your_own_model/26")
 
 # ## 7. No drafter for your model?
 #
@@ -123,4 +131,4 @@ ngram = mmspec.drafters.NGramDrafter(target)
 chart = zoo.sample("charts", "test", 3)
 out = mmspec.generate(target, ngram, chart.prompt, [chart.image], max_new_tokens=96)
 print(f"{out.stats.mean_acceptance_length:.2f} tokens per pass")
-show(out, "outputs/09_your_own_model/27")
+show(out, "outputs/09_your_own_model/28")

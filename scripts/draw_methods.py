@@ -87,23 +87,22 @@ def draw_sage() -> None:
     figure.savefig(OUTPUT / "sage.png", dpi=110)
 
 
-class Recording(ConfidenceTree):
-    """Keeps every tree that it builds."""
-
-    def build(self, growth):
-        self.built.append(super().build(growth))
-        return self.built[-1]
-
-
 def draw_confidence(target: mmspec.Target) -> None:
     """Of some answers the confidence tree with most places where it branches."""
-    builder = Recording(total=13)
-    builder.built = []
+    built = []
+
+    class Recording(ConfidenceTree):
+        """Keeps every tree that it builds: not on itself, as every request has a copy of its own."""
+
+        def build(self, growth):
+            built.append(super().build(growth))
+            return built[-1]
+
     drafter = mmspec.load_drafter("tiny/draft_model", target)
     for number in range(6):
         image, prompt, _ = mmspec.zoo.sample("scenes", "test", number)
-        mmspec.generate(target, drafter, prompt, [image], tree=builder)
-    going_on = [tree for tree in builder.built if not set(tree.tokens[0].tolist()) & set(target.eos_token_ids)]
+        mmspec.generate(target, drafter, prompt, [image], tree=Recording(total=13))
+    going_on = [tree for tree in built if not set(tree.tokens[0].tolist()) & set(target.eos_token_ids)]
     tree = max(going_on, key=lambda tree: int((tree.parents[0, 1:].bincount() > 1).sum()))
     parents, depth = tree.parents[0].tolist(), tree.depth[0].tolist()
     height: dict[int, float] = {}
