@@ -61,9 +61,13 @@ def redraw(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim < 2:
+            if name.endswith("class_embedding"):  # CLIP's is a vector that transformers draws, and not from our seed
+                parameter.copy_(noise)
+            elif parameter.ndim < 2:
+                if parameter.abs().max() < 1e-3:
+                    parameter.zero_()  # SigLIP's biases are drawn with a standard deviation of 1e-6
                 parameter.add_(0.1 * noise)
             else:
                 fan_in = parameter[0].numel()
