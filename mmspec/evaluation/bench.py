@@ -196,24 +196,3 @@ def new_folder(root: str | Path = "runs/bench") -> Path:
         number += 1
         folder = base.with_name(f"{base.name}_{number}")
     return folder
-
-
-def resume(
-    folder: str | Path,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
-    config_dir: str | None = None,
-    notice: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Go on with an interrupted bundle, under the settings that it was begun with.
-
-    Args:
-        folder: of the bundle. It may be somebody else's: nothing is run that it names beyond mmspec's own options.
-        progress, notice: see `benchmark`.
-        config_dir: a folder of the user's own configurations, if it was begun with one.
-
-    Raises:
-        MMSpecError: if the folder holds no bundle, a complete one, or one that asks for what is not run unseen.
-    """
-    from .resuming import overrides_of
-
-    return benchmark(overrides_of(folder, config_dir), folder, config_dir, progress, notice)
