@@ -15,12 +15,13 @@ CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 ASSIGNED = re.compile(rf"\b([\w.]+)=({'|'.join(CONSTANTS)})\b")
 
 
-def in_options(message: str, classes: Mapping[str, str]) -> str:
+def in_options(message: str, classes: Mapping[str, str], constants: bool = True) -> str:
     """Name options in place of classes.
 
     Args:
         message: of an error.
         classes: to options, `{"AutoTree": "tree=auto"}`, see `mmspec.options.class_names`.
+        constants: whether Python's True, False and None are written as a command line has them, too.
     """
     for name, option in classes.items():
         group = option.partition("=")[0]
@@ -28,6 +29,8 @@ def in_options(message: str, classes: Mapping[str, str]) -> str:
         message = re.sub(rf"{word}: (?=\w+=)", f"{group}.", message)
         message = re.sub(rf"{word}\((\w+)=([^()]*)\)", rf"{group}.\1=\2", message)
         message = re.sub(rf"{word}(?:\(\))?", option, message)
+    if not constants:
+        return message
     return ASSIGNED.sub(lambda match: f"{match[1]}={CONSTANTS[match[2]]}", message)
 
 

@@ -181,6 +181,17 @@ def test_a_target_of_ones_own_gets_a_drafter_that_fits_it():
     assert command.completed(["target=folder", "drafter=none"]) == ["target=folder", "drafter=none"]
 
 
+def test_the_drafter_that_was_taken_is_said_with_the_way_to_a_better_one():
+    note = command.note_on_drafter(["seed=1", "target=my folder"])
+    assert note.startswith(
+        "note: took drafter=ngram, which goes with every target; the default, eagle3, is for target=t"
+    )
+    ways = ("drafter=FOLDER_OR_HUB_ID", "mmspec distill 'target=my folder'", "mmspec train 'target=my folder'")
+    assert all(way in note for way in ways) and "\n" not in note
+    for given in (["target=tiny"], [], ["target=folder", "drafter=none"]):
+        assert command.note_on_drafter(given) is None
+
+
 def test_help_marks_the_drafter_that_would_be_taken(capsys, tmp_path):
     for overrides, default in (([], "eagle3"), ([f"target={tmp_path}"], "ngram")):
         assert run("generate", *overrides, "--help") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ def note_on_drafter(overrides: list[str]) -> str | None:
     """Return the line that says which drafter was taken in place of the default, why, and how to get a better one."""
     if completed(overrides) == overrides:
         return None
-    target = next(override for override in reversed(overrides) if override.startswith("target="))
+    target = shlex.join(override for override in overrides if override.startswith(("target=", "target.")))
     return (
         "note: took drafter=ngram, which goes with every target; the default, eagle3, is for target=tiny. For more "
         "speed name a drafter that was made for your target, drafter=FOLDER_OR_HUB_ID, or train one: "

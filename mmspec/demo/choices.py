@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import configuration
 from ..errors import MMSpecError, did_you_mean, shown
+from ..wording import in_options
 
 COMMAND = "demo"
 
@@ -66,6 +67,10 @@ class Choices:
         """Whether an option needs a value that only the command line can give."""
         files = [folder / group / f"{option}.yaml" for folder in configuration.search_folders(self._config_dir)]
         return any("???" in file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+    def in_words(self, error: MMSpecError) -> str:
+        """What an error says, about the options on the page instead of classes."""
+        return in_options(str(error), configuration.class_names(COMMAND, self._config_dir), constants=False)
 
     def check(self, chosen: Mapping[str, str]) -> None:
         """Refuse what is not on offer.

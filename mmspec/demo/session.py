@@ -188,7 +188,7 @@ class Session:
                 for view in self._answer():
                     yield replace(view, shared=place.shared)
         except MMSpecError as error:
-            yield View("refused", str(error))
+            yield View("refused", self.desk.choices.in_words(error))
         except Exception as error:
             # The page has to say something, whatever it was; the owner finds the whole of it in the terminal.
             import traceback

@@ -200,7 +200,7 @@ def test_what_does_not_go_together_is_said_in_words(tab):
     one.choose("tree", "sage")
     one.choose("verifier", "rejection")
     one.ask()
-    assert one.state("refused") == "RejectionSampling samples: give temperature= above 0, or use Greedy"
+    assert one.state("refused") == "verifier=rejection samples: give temperature= above 0, or use verifier=greedy"
     one.set("temperature", "1")
     one.choose("drafter", "draft_model")
     one.ask()

@@ -141,9 +141,9 @@ def test_a_verifier_that_is_not_lossless_is_no_exact_one(ask):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"tree": "sage", "verifier": "rejection"}, "RejectionSampling samples: give temperature= above 0"),
+        ({"tree": "sage", "verifier": "rejection"}, "verifier=rejection samples: give temperature= above 0"),
         ({"drafter": "none", "tree": "chain"}, "tree= shapes what a drafter proposes, but drafter is None"),
-        ({"drafter": "none", "compressor": "pool"}, "a compressor changes what a drafter sees, but drafter=none"),
+        ({"drafter": "none", "compressor": "pool"}, "compressor= changes what a drafter sees, but drafter=none"),
         ({"drafter": "vispec", "compressor": "pool"}, "was trained with Resampler"),
         ({"drafter": "pretrained"}, "drafter 'pretrained' is not offered here"),
         ({"temperature": -1}, "temperature"),
