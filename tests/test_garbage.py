@@ -20,7 +20,7 @@ from mmspec.sampling import LogitsPipeline
 from mmspec.stats import Round, Stats
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, Proposals, SageTree, StaticTree, TreeBuilder
-from mmspec.verifiers import RejectionSampling
+from mmspec.verifiers import PointMassSampling, RejectionSampling
 
 NAN, INF = math.nan, math.inf
 SPOIL = {
@@ -256,6 +256,20 @@ def test_a_guess_that_overflows_in_half_precision_leaves_its_siblings_alone():
     keys, values = cache.layers[0].update(states, states)
     cache.end()
     assert keys.tolist() == values.tolist() == [[[[65504.0, -65504.0], [0.0, 2.0]]]]
+
+
+@pytest.mark.parametrize("verifier", [PointMassSampling(), RejectionSampling()], ids=["point mass", "rejection"])
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_target_of_nan_is_told_in_words_where_a_token_is_drawn(verifier, first):
+    """`generate` fails there too. Greedy decoding goes on with the argmax, as `generate` does."""
+
+    def spoil(ids, scores):
+        return scores * (NAN if ids.shape[1] >= 9 + first else 1.0)
+
+    drafter = helpers.blurred_drafter("llama", "sdpa")
+    options = {"inputs": models.inputs_for("llama", [0], [9]), "max_new_tokens": 6, "logits_processor": [spoil]}
+    with pytest.raises(MMSpecError, match=r"the target's logits in row 0 are NaN or infinite after \d+ tokens"):
+        mmspec.generate(drafter.target, drafter, tree=Chain(2), temperature=1.0, verifier=verifier, **options)
 
 
 # What is no tree is refused.

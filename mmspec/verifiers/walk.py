@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import MMSpecError
 from ..outcome import Scores, Verdict, one_hot
 from ..sampling import LogitsPipeline, NoiseTape, random_stream
 from ..tree import DraftTree
@@ -57,9 +58,10 @@ class TreeWalk(Verifier):
             return scores.argmax(-1)
         if isinstance(self.rule, CoinRule):
             return self._draw(scores.softmax(-1))
-        token = (scores + self.noise.peek(1)[:, 0]).argmax(-1)
-        self.noise.consume([1] * len(token))
-        return token
+        best = (scores + self.noise.peek(1)[:, 0]).max(-1)
+        self._refuse_unusable((~best.values.isfinite()).tolist())
+        self.noise.consume([1] * len(best.indices))
+        return best.indices
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
         if isinstance(self.rule, CoinRule):
@@ -74,14 +76,17 @@ class TreeWalk(Verifier):
         else:
             noise = self.noise.peek(tree.max_depth + 1)
             depth = tree.depth[..., None].expand(-1, -1, noise.shape[-1])
-            choices = (processed + noise.gather(1, depth)).argmax(-1)
+            drawn, choices = (processed + noise.gather(1, depth)).max(-1)
         if isinstance(rule, Match):
             verdict = follow(tree, choices)
         else:
             judged = Judged(tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written)
             verdict = longest(tree, rule.allow(judged), choices)
         if not self.pipeline.greedy:
-            self.noise.consume(verdict.length.tolist())
+            unusable = ~drawn.isfinite().gather(1, verdict.path.clamp(min=0)) & (verdict.path >= 0)
+            lengths, rows = torch.stack([verdict.length, unusable.any(-1)]).tolist()
+            self._refuse_unusable(rows)
+            self.noise.consume(lengths)
         return verdict
 
     def _by_coins(self, rule: CoinRule, tree: DraftTree, scores: Scores) -> Verdict:
@@ -130,7 +135,20 @@ class TreeWalk(Verifier):
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
 
+    def _refuse_unusable(self, rows: list[int]) -> None:
+        """Raise an `MMSpecError` if a row goes on in which the target's own logits are no distribution: then `generate`
+        cannot draw either. `rows` says of each row whether they are none."""
+        for row in [row for row, unusable in enumerate(rows) if unusable]:
+            if self.context.active[row]:
+                raise MMSpecError(
+                    f"the target's logits in row {row} are NaN or infinite after {len(self.context.history[row])} "
+                    "tokens, so no token can be drawn; where half precision overflows, load it in bfloat16 or float32"
+                )
+
     def _draw(self, probs: Tensor) -> Tensor:
+        unusable = ~(probs.sum(-1) > 0)  # of NaN too
+        self._refuse_unusable(unusable.tolist())
+        probs = probs.masked_fill(unusable[:, None], 1.0)  # in rows that have ended
         return torch.multinomial(probs, 1, generator=self.generator)[:, 0]
 
 
