@@ -213,8 +213,13 @@ class Loader:
 def _reported(report: Path) -> set[int]:
     """The numbers of the examples that an earlier run of the same training has named."""
     drop_torn_line(report)
-    lines = [json.loads(line) for line in whole_lines(report)]
-    return {line["number"] for line in lines if isinstance(line, dict) and "number" in line}
+    numbers = set()
+    for line in whole_lines(report):
+        try:
+            numbers.add(json.loads(line)["number"])
+        except (ValueError, TypeError, KeyError):  # two lines of which the first was torn, say: it is named once more
+            continue
+    return numbers
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
