@@ -21,12 +21,16 @@ import torch
 from helpers import TINY_DRAFTERS, target_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from toys import byte_tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 OWN = ["own model", "shared vision", "eagle", "eagle3, fewer tokens", "dream, guided", "medusa", "hivis", "vispec"]
 OWN += ["specvlm"]
 """Kinds of drafters that are saved in this library's own form."""
+
+SMALL_MODEL = "small model"
+"""One of transformers, in the form of transformers."""
 
 LARGE = [10**6, 10**9, 10**12, 2**63, 10**30, 10**5000]
 
@@ -62,6 +66,10 @@ def files_of(name: str) -> tuple[str, dict[str, bytes]]:
         if name in originals():
             family, tensors, config, shards = originals()[name]
             published.write(Path(folder), tensors, config, shards)
+        elif name == SMALL_MODEL:
+            family = "llava"
+            models.llama(seed=2).save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
         else:
             family = "llava"
             TINY_DRAFTERS[name.removeprefix("saved ")](family, "sdpa").save_pretrained(folder)

@@ -15,7 +15,7 @@ from helpers import target_of
 import mmspec
 from mmspec import MMSpecError
 
-NAMES = [*mutations.originals(), *(f"saved {name}" for name in mutations.OWN)]
+NAMES = [*mutations.originals(), *(f"saved {name}" for name in mutations.OWN), mutations.SMALL_MODEL]
 
 
 @cache
