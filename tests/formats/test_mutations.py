@@ -58,7 +58,7 @@ def said_of(folder, name: str, seed: int) -> str | None:
 
 def test_a_broken_folder_is_refused_in_one_line_or_works(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
-    said = [said_of(tmp_path / "broken", name, seed) for name in NAMES for seed in range(2)]
+    said = [said_of(tmp_path / "broken", name, seed=0) for name in NAMES]
     assert 0 < said.count(None) < len(said) / 2
 
 
@@ -66,5 +66,5 @@ def test_a_broken_folder_is_refused_in_one_line_or_works(tmp_path, caplog):
 @pytest.mark.parametrize("name", NAMES)
 def test_many_broken_folders(tmp_path, caplog, name):
     caplog.set_level(logging.CRITICAL)
-    for seed in range(2, 200):
+    for seed in range(1, 200):
         said_of(tmp_path / "broken", name, seed)
