@@ -52,9 +52,12 @@ def test_a_clock_is_not_cast():
     request = prepare(target, inputs=inputs)
     assert request.inputs["second_per_grid_ts"].dtype == F32 and request.inputs["pixel_values_videos"].dtype == BF16
     position_ids, _ = target.family.positions(request.inputs)
-    clock = target.model.config.vision_config.tokens_per_second
-    times = position_ids[0, 0, 4 : 4 + 42 * 4 : 4] - 4
-    assert times.tolist() == [int(step * clock * torch.tensor(1.999)) for step in range(42)]
+    left = {name: value for name, value in inputs.items() if not name.startswith("pixel")}
+    given = left.pop("second_per_grid_ts")
+    expected, moved = (
+        target.model.model.get_rope_index(**left, second_per_grid_ts=clock)[0] for clock in (given, given.to(BF16))
+    )
+    assert torch.equal(position_ids, expected) and not torch.equal(moved, expected)
     assert prepare(target, inputs=request) is request
 
 
