@@ -83,13 +83,17 @@ def gate(target: mmspec.Target, plots: Path | None) -> None:
     draw("gate", plots, bars, (7, 2.5))
 
 
-class RecordingSage(mmspec.trees.SageTree):
-    """Notes the confidence behind every template, and its depth and width."""
+def recording_sage(seen: list[tuple[float, int, int]]) -> mmspec.trees.SageTree:
+    """SAGE's trees, which note the confidence behind every template, and its depth and width."""
 
-    def template(self, profile, limit=None):
-        nodes = super().template(profile, limit)
-        self.seen.append((confidence(profile), len(nodes[-1]), sum(len(path) == 1 for path in nodes)))
-        return nodes
+    class RecordingSage(mmspec.trees.SageTree):
+        def template(self, profile, limit=None):
+            nodes = super().template(profile, limit)
+            # Not on itself: every request has a copy of its own.
+            seen.append((confidence(profile), len(nodes[-1]), sum(len(path) == 1 for path in nodes)))
+            return nodes
+
+    return RecordingSage()
 
 
 @torch.inference_mode()
@@ -99,12 +103,11 @@ def sage(target: mmspec.Target, plots: Path | None) -> None:
     rounds: list[tuple[float, int, int, int]] = []
     for task in mmspec.zoo.TASKS:
         for request in requests_of(target, task):
-            tree = RecordingSage()
-            tree.seen = []
-            out = mmspec.generate(target, drafter, inputs=request, tree=tree, max_new_tokens=128)
+            seen: list[tuple[float, int, int]] = []
+            out = mmspec.generate(target, drafter, inputs=request, tree=recording_sage(seen), max_new_tokens=128)
             # The first template of a request is made before anything is known, the last round may be cut short.
-            pairs = list(zip(tree.seen, out.stats.rounds, strict=True))[1:-1]
-            rounds += [(*seen, record.accepted[0]) for seen, record in pairs]
+            pairs = list(zip(seen, out.stats.rounds, strict=True))[1:-1]
+            rounds += [(*one, record.accepted[0]) for one, record in pairs]
     parts = [[row for row in rounds if low <= row[0] < high] for low, high in pairwise(CONFIDENCES)]
     spans = [f"{low:.2f} to {min(high, 1):.2f}" for low, high in pairwise(CONFIDENCES)]
     means = [[statistics.mean(column) for column in zip(*part, strict=True)] for part in parts]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 WITH_OPTIONS = [path for path in PROGRAMS if "argparse" in path.read_text(encoding="utf-8")]
 SMALL = {
-    "ablations": ["gate", "sage"],
+    "ablations": ["sage"],
     "batch": ["--rows", "2", "--repeats", "1", "--dtypes", "float32"],
     "choose_dream_layer": ["--examples", "1"],
     "cost_model": ["--drafters", "eagle3", "--tokens", "8", "--repeats", "1"],

@@ -179,6 +179,12 @@ def test_what_does_not_go_is_said_in_mmspecs_words(ask, desk, values, words, cap
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_placeholder_in_a_question_is_no_traceback(ask, capsys):
+    last = list(ask(prompt="What is <image> about?", max_new_tokens=4).views())[-1]
+    assert last.state in ("done", "refused") and (last.state == "done" or "<image>" in last.message)
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_picture_is_a_path(ask, tmp_path):
     for image in ("\0", "x" * 5000, str(tmp_path), "/dev/zero"):
         (view,) = ask(image=image, image_name="n" * 5000).views()
