@@ -179,9 +179,11 @@ def test_what_does_not_go_is_said_in_mmspecs_words(ask, desk, values, words, cap
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_placeholder_in_a_question_is_no_traceback(ask, capsys):
+def test_a_placeholder_in_a_question_is_the_place_of_the_picture(ask, capsys):
     last = list(ask(prompt="What is <image> about?", max_new_tokens=4).views())[-1]
-    assert last.state in ("done", "refused") and (last.state == "done" or "<image>" in last.message)
+    assert last.state == "done" and last.same is True
+    last = list(ask(prompt="What is <image> about?", image=None).views())[-1]
+    assert last.state == "refused" and "prompt 0 has 1 <image> but 0 pictures" in last.message
     assert "Traceback" not in capsys.readouterr().err
 
 
