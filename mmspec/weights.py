@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-_READ: WeakKeyDictionary[nn.Module, tuple[tuple, Tensor]] = WeakKeyDictionary()
-"""What `linear_weight` has read: of which state of the layer, and the numbers."""
+_READ: WeakKeyDictionary[nn.Module, tuple[tuple, Tensor, list[nn.Parameter]]] = WeakKeyDictionary()
+"""What `linear_weight` has read: of which state of the layer, and the numbers; and the layer's parameters, because no
+other may come to have the identity of one of them."""
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -45,7 +46,7 @@ def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) ->
     if plain and layer.weight.device == device:
         return layer.weight
     state = _state(layer)
-    read, copied = _READ.get(layer, (None, None))
+    read, copied, _ = _READ.get(layer, (None, None, None))
     if read != state or copied.device != device:
         with torch.inference_mode(False), torch.no_grad():  # training reads it too
             if plain:
@@ -55,7 +56,7 @@ def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) ->
                 units = torch.eye(layer.in_features + 1, layer.in_features, dtype=dtype, device=device_of(layer))
                 columns = layer(units)
                 copied = (columns[:-1] - columns[-1]).T.contiguous().to(device)  # the last row is the bias alone
-        _READ[layer] = state, copied
+        _READ[layer] = state, copied, list(layer.parameters())
     return copied
 
 
