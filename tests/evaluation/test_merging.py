@@ -88,7 +88,9 @@ def test_different_conditions_are_refused_unless_asked(tmp_path, changes, named)
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_incomplete_bundles_are_refused_unless_asked(tmp_path, status):
     sides = [plain(), eagle3()]
-    folder = write_bundle(tmp_path / "a", sides, {"scenes": [9, 9]}, status=status, error="disk full")
+    written = {"blocks": 1, "requests": 2, "rounds": 12}
+    changes = {"status": status, "error": "disk full", "written": written}
+    folder = write_bundle(tmp_path / "a", sides, {"scenes": [9, 9]}, **changes)
     path = folder / "requests.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # of the second request plain only
     with pytest.raises(MMSpecError, match=rf"{status}; disk full\).*mmspec bench --resume .*--partial"):
