@@ -21,7 +21,7 @@ import torch
 import mmspec
 from mmspec.drafters import DraftModelDrafter, FeatureDrafter
 from mmspec.inputs import prepare
-from mmspec.runner import Blocks
+from mmspec.session import Session
 from mmspec.trees import Chain, DynamicTree, SageTree
 
 TREES = {
@@ -66,7 +66,7 @@ def parts(target: mmspec.Target, drafter: mmspec.Drafter) -> Iterator[tuple[obje
     if isinstance(drafter, FeatureDrafter):
         for name in ("_run", "absorb", "recur", "read_out", "logits"):
             yield type(drafter), name, "drafter"
-        yield Blocks, "open", OVERHEAD
+        yield Session, "block", OVERHEAD
     elif isinstance(drafter, DraftModelDrafter):
         yield type(drafter.model), "forward", "drafter"
 

@@ -86,9 +86,9 @@ def context_of(target: mmspec.Target, tokens: int) -> SimpleNamespace:
 
 def cache_of(drafter) -> float:
     """Megabytes of keys and values that the prompt has left."""
-    blocks = drafter.runner if isinstance(drafter, DraftModelDrafter) else drafter.blocks
-    length = int(blocks.cache.lengths[0])
-    slots = [slot for layer in blocks.cache.layers for slot in (layer.keys, layer.values)]
+    cache = drafter.session.cache
+    length = int(cache.lengths[0])
+    slots = [slot for layer in cache.layers for slot in (layer.keys, layer.values)]
     return sum(slot[:, :, :length].numel() * slot.element_size() for slot in slots) / 2**20
 
 

@@ -19,7 +19,8 @@ from transformers import DynamicCache
 from .compat import CACHE
 from .errors import MMSpecError
 from .inputs import Request
-from .runner import capture, padding_mask
+from .masks import padding_mask
+from .states import capture
 
 if TYPE_CHECKING:
     from .target import Target
@@ -34,7 +35,7 @@ def attention_weights(
     Args:
         target: the model.
         layer: its number.
-        states: `[batch, length, hidden]` that enter it, a feature of that number (see `mmspec.runner.capture`).
+        states: `[batch, length, hidden]` that enter it, a feature of that number (see `mmspec.states.capture`).
         inputs: of the request.
         queries: `[batch, count]` the tokens whose attention is wanted; all by default, which takes memory for
             `heads * length ** 2` numbers.

@@ -123,10 +123,14 @@ class TreeCache(Cache):
     def slots_in_use(self) -> int:
         return self.longest + self.speculative + self._pass
 
-    def reserve(self, slots: int) -> None:
+    def reserve(self, slots: int, used: int | None = None) -> None:
         """Make room for `slots` slots per row, in whole chunks.
 
         The storage grows by a quarter at least, so that a text of any length is copied a few times only.
+
+        Args:
+            slots: wanted.
+            used: slots whose entries are to be kept; by default those in use.
         """
         if slots <= self.capacity:
             return
@@ -140,7 +144,7 @@ class TreeCache(Cache):
                 len(members), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
             )
             if self.capacity:
-                used = self.longest + self.speculative
+                used = self.longest + self.speculative if used is None else used
                 grown[..., :used, :] = before[number][..., :used, :]
                 before[number] = None
             self._storage.append(grown)
@@ -231,6 +235,31 @@ class TreeCache(Cache):
             by_slot = storage.permute(1, 3, 0, 2, 4)
             by_slot[rows.to(storage.device), slots.to(storage.device)] = 0
 
+    def copy_of(self, entries: list[list[int]]) -> TreeCache:
+        """A cache of its own with some of the committed entries.
+
+        Args:
+            entries: per row, the slots to copy, in order.
+        """
+        lengths = [len(row) for row in entries]
+        width = max(lengths)
+        shapes: list[list[SlotShape]] = [[None, None] for _ in self.layers]
+        for shape, members in self._members:
+            for layer, name in members:
+                shapes[layer][name == "values"] = shape
+        cache = TreeCache(shapes, self.rows, max(width, 1), self.compiled, self.lengths.device)
+        index = torch.tensor([[*row, *[0] * (width - len(row))] for row in entries], device=self.lengths.device)
+        cache.begin(width)
+        for layer, own in zip(self.layers, cache.layers, strict=True):
+            parts = []
+            for states in (layer.keys, layer.values):
+                chosen = index.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+                parts.append(states.gather(2, chosen))
+            own.update(*parts)
+        cache.end()
+        cache.commit(lengths)
+        return cache
+
     # What transformers asks of a cache besides its layers.
 
     @property
@@ -242,3 +271,43 @@ class TreeCache(Cache):
     def memory_bytes(self) -> int:
         """Bytes of storage allocated."""
         return sum(storage.nbytes for storage in self._storage)
+
+
+class LayersOfCache(TreeCache):
+    """The first layers of another cache: its storage and its committed entries, without a copy.
+
+    Entries written through it are speculative until the round ends; the other cache overwrites them with its own when
+    it reads the same tokens, and is the one that commits.
+
+    Args:
+        whole: the other cache.
+        count: how many of its layers.
+    """
+
+    def __init__(self, whole: TreeCache, count: int):
+        Cache.__init__(self, layers=[TreeCacheLayer(self) for _ in range(count)])
+        self.whole, self.rows, self.compiled = whole, whole.rows, whole.compiled
+        self.speculative, self._pass, self.fixed = 0, 0, False
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.whole.lengths
+
+    @property
+    def lengths_list(self) -> list[int]:
+        return self.whole.lengths_list
+
+    @property
+    def capacity(self) -> int:
+        return self.whole.capacity
+
+    def reserve(self, slots: int, used: int | None = None) -> None:
+        self.whole.reserve(slots, self.longest + self.speculative if used is None else used)
+        for own, theirs in zip(self.layers, self.whole.layers, strict=False):
+            own.keys, own.values = theirs.keys, theirs.values
+
+    def commit(self, counts: list[int], path: Tensor | None = None) -> None:
+        """Forget what was written through it: only the whole cache commits."""
+        if any(counts):
+            raise ValueError("the first layers of a cache keep nothing by themselves")
+        self.speculative = 0

@@ -22,7 +22,7 @@ from .errors import MMSpecError, first_line
 from .families.frequencies import STATIC
 from .inputs import Request, prepare
 from .outcome import Verdict
-from .runner import LAST
+from .states import LAST
 from .tree import DraftTree
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ def _compare(target: Target, what: str, rows: Sequence[Request], batch: Request,
     last = torch.stack([context.features[LAST][i, n - 1] for i, n in enumerate(batch.lengths)])
     own = target.family.head(last)
     yield Finding(f"{what}: logits from the last state", *_difference(own, context.logits), dtype)
-    for row, history in enumerate(context.history):
+    for row in range(context.batch_size):
         written[row] = text(1)
-        history += written[row]
+    context.admit(written)
     for number, shape in enumerate(SHAPES):
         drawn = torch.tensor([[root, *text(len(shape) - 1)] for *_, root in written], device=target.device)
         parents = torch.tensor(shape, device=target.device).expand(len(rows), -1)

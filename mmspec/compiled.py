@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .compat import CACHE
 from .errors import MMSpecError
-from .runner import LAST
+from .states import LAST
 
 if TYPE_CHECKING:
     from .cache import TreeCache

@@ -141,8 +141,7 @@ class Decoding:
         self.verifier = self.verifier.fork(context, self.pipeline, self.seed)
         self.root = self.verifier.first_token(context)
         emitted = [[token] for token in self.root.tolist()]
-        for history, tokens in zip(context.history, emitted, strict=True):
-            history.extend(tokens)
+        context.admit(emitted)
         self.clock.lap("prefill")
         if drafter is not None:
             sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
@@ -161,7 +160,7 @@ class Decoding:
         clock.lap("draft")
         scores = context.score(tree)
         clock.lap("score")
-        verdict = self.verifier.verify(tree, scores)
+        verdict = self.verifier.verify(tree, scores).only(context.active)
         clock.lap("verify")
         if self.trace is not None:
             self.trace.record(tree, scores, verdict, context.active)
@@ -198,7 +197,7 @@ class Decoding:
             tokens, reason = self.stopping.cut(self.context.history[row], self.token_ids[row], tokens)
             if reason is not None:
                 self.finish_reason[row] = reason
-                self.context.active[row] = False
+                self.context.finish(row)
             history = self.context.history[row]
             self.pipeline.settle(row, history, len(history) - 1 - accepted, len(tokens), reason is not None)
             origin = [i < accepted for i in range(len(tokens))]

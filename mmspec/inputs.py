@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .errors import MMSpecError
+from .masks import padding_mask
 from .pictures import load_image
 from .prompts import Prompt, apply_template, check_prompt
-from .runner import padding_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image

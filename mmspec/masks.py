@@ -137,6 +137,13 @@ class TreeMask:
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, blocked)
 
 
+def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor | None:
+    """`[batch, width]` ones on the tokens of right-padded rows; None where nothing is padded."""
+    if min(lengths) == width:
+        return None
+    return (torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]).long()
+
+
 def kernels(attention: str, device: torch.device) -> AbstractContextManager:
     """Around a pass: flex attention on a processor runs uncompiled, everything else as it is.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -44,19 +44,39 @@ class Verdict:
     Args:
         path: `[batch, steps]` nodes of the accepted path, the root first, padded with -1.
         length: `[batch]` nodes on the path; 0 for a row that has finished.
-        bonus: `[batch]` the token that the target supplies after the path: the next root.
+        bonus: `[batch]` the last token that the round emits, which is the next root: what the target supplies after the
+            path.
+        tail: `[batch, tokens]` what is emitted between the path and the bonus although the target has not read it,
+            padded with -1 on the right; None for nothing. The next pass of the target reads it first.
+        settled: True if the target was not asked. Nothing of the path is in its cache then, and the bonus is the last
+            node of the path itself.
     """
 
     path: Tensor
     length: Tensor
     bonus: Tensor
+    tail: Tensor | None = None
+    settled: bool = False
+
+    def only(self, active: list[bool]) -> Verdict:
+        """The verdict on the rows that have not ended: of the others nothing is kept or emitted."""
+        if all(active):
+            return self
+        return replace(self, length=self.length * torch.tensor(active, device=self.length.device))
 
     def host(self, tree: DraftTree) -> tuple[list[int], list[list[int]]]:
-        """Path lengths and emitted tokens (accepted ones, then the bonus) per row, in one transfer from the device."""
+        """Path lengths and emitted tokens per row, in one transfer from the device: accepted tokens, the tail, and the
+        bonus."""
         tokens = tree.tokens.gather(1, self.path.clamp(min=0))
-        table = torch.cat([self.length[:, None], self.bonus[:, None], tokens], dim=1).tolist()
-        lengths = [row[0] for row in table]
-        return lengths, [[*row[3 : 2 + n], row[1]] if n else [] for row, n in zip(table, lengths, strict=True)]
+        parts = [self.length[:, None], self.bonus[:, None], tokens]
+        width = tokens.shape[1]
+        table = torch.cat(parts if self.tail is None else [*parts, self.tail], dim=1).tolist()
+        lengths, emitted = [row[0] for row in table], []
+        for length, bonus, _, *rest in table:
+            tail = [token for token in rest[width - 1 :] if token >= 0]
+            accepted = rest[: max(length - 1, 0)]
+            emitted.append([*(accepted[:-1] if self.settled else accepted), *tail, bonus] if length else [])
+        return lengths, emitted
 
 
 def one_hot(token: Tensor, like: Tensor) -> Tensor:

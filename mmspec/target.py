@@ -7,26 +7,25 @@ number of requests may be interleaved on it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .cache import AHEAD, SlotShape
+from .cache import AHEAD
 from .calls import named_arguments
 from .check import Report, check_target
-from .compat import CACHE, warn_if_untested
-from .compiled import CompiledModel
+from .compat import warn_if_untested
 from .errors import MMSpecError, first_line, shown
-from .families import Vision, family_of, visual_spans
+from .families import Vision, visual_spans
 from .families.frequencies import ceilings
 from .inputs import Request
-from .masks import MaskForm
+from .model import Model
 from .outcome import Scores, Verdict
-from .runner import LAST, Runner, capture
+from .session import ModelSession
 from .tree import DraftTree
 from .trees import Proposals
 from .weights import device_of, digest, stored_tensors
@@ -34,7 +33,6 @@ from .weights import device_of, digest, stored_tensors
 CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
 """Whether this thread compares a target with its model, for which pictures may be shown that were not checked yet."""
 
-ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -69,8 +67,8 @@ def unwrapped(model: Any) -> PreTrainedModel:
     )
 
 
-class Target:
-    """A causal or vision-language model ready for tree passes.
+class Target(Model):
+    """The model whose output is to be preserved, with its processor.
 
     Args:
         model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end; or peft's of one, whose
@@ -90,28 +88,8 @@ class Target:
     @named_arguments("Target")
     def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None):
         warn_if_untested()
-        model = unwrapped(model)
-        if getattr(model, "_is_stateful", False):
-            raise MMSpecError(
-                f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
-                "mmspec supports attention-only models"
-            )
-        self.model = model.eval()
+        super().__init__(unwrapped(model), compile)
         self.processor = processor
-        self.family = family_of(model)
-        self.attention = self.family.text_config._attn_implementation
-        if self.attention not in ATTENTION_BACK_ENDS:
-            raise MMSpecError(
-                f"attention back end {self.attention!r} takes no tree mask; load the model with "
-                f"attn_implementation={' or '.join(map(repr, ATTENTION_BACK_ENDS))}"
-            )
-        self.windows = self.family.attention_windows()
-        self._probed: dict[tuple, list[tuple[SlotShape, SlotShape]]] = {}
-        self._probed[self.device, self.dtype, self.arithmetic] = self._probe()
-        if MaskForm(self.attention) is MaskForm.BLOCK:
-            self._check_flex(compile)
-        self.compile = compile
-        self.compiled = CompiledModel(model, self.family) if compile else None
         self.pictures_checked = self.family.verified or check is False
         if check or (check is None and not self.family.verified):
             try:
@@ -136,45 +114,10 @@ class Target:
         report.raise_if_wrong(self)
         return report
 
-    def _check_flex(self, compile: bool) -> None:
-        if compile:
-            raise MMSpecError(
-                "compile=true takes masks that are tensors, and flex attention compiles its own: load the model with "
-                "attn_implementation='sdpa', or leave compile out"
-            )
-        if {keys.device for keys, _ in self.cache_shapes} != {self.device}:
-            raise MMSpecError(
-                "the masks of flex attention cannot follow the layers to several devices: load the model with "
-                "attn_implementation='sdpa', or on one device"
-            )
-
-    @property
-    def device(self) -> torch.device:
-        return device_of(self.model.get_input_embeddings())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
-
-    @property
-    def arithmetic(self) -> torch.dtype:
-        """The dtype that matrices are multiplied in: the weights', or autocast's where a caller has turned it on."""
-        kind = self.device.type
-        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if cast else self.dtype
-
     @property
     def tokenizer(self):
         """The tokenizer, or None."""
         return getattr(self.processor, "tokenizer", self.processor)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.family.text_config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.family.text_config.hidden_size
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -206,33 +149,6 @@ class Target:
             whole.update(repr(told).encode())
         return whole.hexdigest()[:16]
 
-    @property
-    def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
-        """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast, and
-        under autocast, where keys and values may be of different dtypes."""
-        now = self.device, self.dtype, self.arithmetic
-        if now not in self._probed:
-            self._probed[now] = self._probe()
-        return self._probed[now]
-
-    @torch.inference_mode()
-    def _probe(self) -> list[tuple[SlotShape, SlotShape]]:
-        """One pass over one token, to learn what every layer stores, wherever it lives, and what the head does."""
-        cache = DynamicCache()
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        try:
-            with self.family.passing(), capture(self.family, [LAST]) as features:
-                out = self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache})
-        except ValueError as error:  # such as flex attention on a processor, with attention sinks
-            raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
-
-        self.family.compare_head(features[LAST].to(self.device), out.logits)
-
-        def shape(states: Tensor) -> SlotShape:
-            return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
-
-        return [(shape(layer.keys), shape(layer.values)) for layer in cache.layers]
-
     @torch.no_grad()  # and not inference mode: what is trained beside the target reads this too
     def encode(self, request: Request) -> Vision | None:
         """Run the vision tower over a request's pictures; None if it has none.
@@ -260,20 +176,15 @@ class Target:
             request: right-padded inputs, see `mmspec.inputs.prepare`.
             vision: what `encode` returned for it.
             capacity: tokens per row to reserve in the cache, the prompt included.
-            feature_layers: hidden states to keep for the drafter, see `mmspec.runner`.
+            feature_layers: hidden states to keep for the drafter, see `mmspec.states`.
         """
-        inputs = request.inputs
-        runner = Runner(self, request.batch_size, max(capacity, request.max_length), feature_layers)
-        embeds = self.family.embed(inputs["input_ids"], vision)
-        position_ids, delta = self.family.positions(inputs)
-        runner.ceilings = ceilings(self.family, position_ids, delta)
-        further = self.family.prefill_inputs(inputs, vision)
-        logits = runner.prefill(embeds, position_ids, delta, request.lengths, further)
-        return Context(self, request, runner, logits, vision, embeds, runner.features)
+        return Context(self, request, vision, max(capacity, request.max_length), feature_layers)
 
 
-class Context:
+class Context(ModelSession):
     """One request on a target: what drafters and verifiers may look at, and the target's half of a round.
+
+    It is the only writer of `history` and `active`.
 
     Attributes:
         request: the prompt; `request.inputs["input_ids"]` is `[batch, length]`, right-padded.
@@ -284,19 +195,30 @@ class Context:
         vision: the encoded pictures, or None.
         embeds: `[batch, length, hidden]` what the language model read as its prompt.
         features: layer to `[batch, length, hidden]`, states of the prompt asked for by the drafter.
+
+    Args:
+        target, request, vision, feature_layers: see `Target.prefill`.
+        capacity: tokens per row to reserve in the cache.
     """
 
-    def __init__(self, target, request, runner, logits, vision, embeds, features):
-        self.target: Target = target
-        self.request: Request = request
-        self.runner: Runner = runner
-        self.logits: Tensor = logits
-        self.vision: Vision | None = vision
-        self.embeds: Tensor = embeds
-        self.features: dict[int, Tensor] = features
-        self.history = request.token_ids()
+    def __init__(
+        self,
+        target: Target,
+        request: Request,
+        vision: Vision | None = None,
+        capacity: int = 0,
+        feature_layers: Iterable[int] = (),
+    ):
+        super().__init__(target, request.batch_size, capacity, feature_layers)
+        self.target, self.request, self.vision = target, request, vision
+        inputs, family = request.inputs, target.family
+        self.embeds = family.embed(inputs["input_ids"], vision)
+        extra = family.prefill_inputs(inputs, vision)
+        position_ids, offset = family.positions(inputs)
+        self._ceilings = ceilings(family, position_ids, offset)
+        self.logits, self.features = self.prefill(self.embeds, position_ids, offset, request.lengths, extra)
+        self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
         self.proposals = Proposals()
-        self.active = [True] * request.batch_size
 
     @property
     def batch_size(self) -> int:
@@ -305,27 +227,76 @@ class Context:
     @property
     def room(self) -> int:
         """Tokens per row that fit into the cache behind the longest prompt before it must grow."""
-        return self.runner.cache.capacity - self.request.max_length
+        return self.cache.capacity - self.request.max_length
 
     @property
     def lengths(self) -> Tensor:
-        """`[batch]` committed tokens in the cache: all of the history but the root."""
-        return self.runner.cache.lengths
+        """`[batch]` committed tokens in the cache: all of the history but what is `pending`, the root at least."""
+        return self.cache.lengths
+
+    def admit(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Append tokens to the rows of the history: from now on they are certain, and the last one is the root."""
+        for history, new in zip(self.history, tokens, strict=True):
+            history.extend(new)
+
+    def finish(self, row: int) -> None:
+        """Say that a row has ended: nothing is read, kept or emitted for it from now on."""
+        self.active[row] = False
 
     @torch.inference_mode()
     def score(self, tree: DraftTree) -> Scores:
-        """The target's logits (and features) at every node of the tree, in one pass."""
-        logits = self.runner.extend(tree.tokens, tree.ancestors, tree.depth)
-        return Scores(logits, self.runner.features)
+        """The target's logits (and features) at every node of the tree, in one pass.
+
+        Tokens that were emitted unread (see `Verdict`) are read by the same pass, before the tree.
+        """
+        unread = [max(count - 1, 0) for count in self.pending]  # the root is node 0 of the tree
+        behind = max(unread)
+        if not behind:
+            return Scores(*self.read(tree.tokens, tree.ancestors, tree.depth))
+        tokens, visible, depth = self._with_unread(tree, unread)
+        logits, features = self.read(tokens, visible, depth)
+        return Scores(logits[:, behind:], {layer: states[:, behind:] for layer, states in features.items()})
+
+    def _with_unread(self, tree: DraftTree, unread: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """A block of the unread tokens, right-aligned, and the tree below them: tokens, visible nodes, depths."""
+        behind, device = max(unread), tree.tokens.device
+        rows = [
+            [0] * (behind - count) + (history[-1 - count : -1] if count else [])
+            for history, count in zip(self.history, unread, strict=True)
+        ]
+        prefix = torch.tensor(rows, device=device)
+        count = torch.tensor(unread, device=device)[:, None]
+        column = torch.arange(behind, device=device)
+        real = column >= behind - count
+        trunk = torch.ones(behind, behind, dtype=torch.bool, device=device).tril() & real[:, None]
+        trunk = trunk | torch.eye(
+            behind, dtype=torch.bool, device=device
+        )  # a node of padding sees itself: nothing gives NaN
+        above = real[:, None].expand(-1, tree.num_nodes, -1)
+        none = trunk.new_zeros(tree.batch_size, behind, tree.num_nodes)
+        visible = torch.cat([torch.cat([trunk, none], 2), torch.cat([above, tree.ancestors], 2)], 1)
+        depth = torch.cat([(column - (behind - count)).clamp(min=0), tree.depth + count], 1)
+        return torch.cat([prefix, tree.tokens], 1), visible, depth
 
     @torch.inference_mode()
     def commit(self, tree: DraftTree, verdict: Verdict) -> list[list[int]]:
-        """Keep the accepted path in the cache, append what it emits to the history, and return that per row."""
-        verdict.length *= torch.tensor(self.active, device=verdict.length.device)
-        counts, emitted = verdict.host(tree)
-        self.runner.commit(counts, None if tree.is_chain else verdict.path)
-        for history, tokens in zip(self.history, emitted, strict=True):
-            history.extend(tokens)
+        """Keep what the target has read of the accepted path, append what the round emits to the history, and return
+        that per row."""
+        counts, emitted = verdict.only(self.active).host(tree)
+        if not verdict.settled:
+            unread = [max(count - 1, 0) for count in self.pending]
+            behind = max(unread)
+            path = None if tree.is_chain else verdict.path
+            if behind:
+                steps = torch.arange(behind, device=verdict.path.device) - behind
+                path = torch.cat([steps.expand(len(unread), -1), verdict.path], 1) + behind
+                # The unread tokens of a row come first, then its path.
+                shift = torch.tensor([behind - count for count in unread], device=path.device)[:, None]
+                columns = torch.arange(path.shape[1], device=path.device) + shift
+                path = path.gather(1, columns.clamp(max=path.shape[1] - 1))
+                counts = [count + more if count else 0 for count, more in zip(counts, unread, strict=True)]
+            self.keep(counts, path)
+        self.admit(emitted)
         return emitted
 
     def visual_spans(self) -> list[list[tuple[int, int]]]:

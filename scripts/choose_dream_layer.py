@@ -19,7 +19,7 @@ import mmspec
 from mmspec import zoo
 from mmspec.attention import entropy_of_layers
 from mmspec.inputs import prepare
-from mmspec.runner import LAST
+from mmspec.states import LAST
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mmspec.compressors import FeatureGuided, Hide
 from mmspec.drafters import DreamDrafter
-from mmspec.runner import LAST
+from mmspec.states import LAST
 
 VARIANTS = {
     "dream": {},

@@ -13,7 +13,7 @@ from mmspec import Target
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training.lesson import Lesson, Teacher
 
 

@@ -164,7 +164,7 @@ def leaves_a_token_in_the_targets_cache(drafter, root, rows=slice(None)):
     counts = [0] * len(root)
     counts[rows] = [1] * len(counts[rows])
     drafter.context.score(DraftTree.root_only(root))
-    drafter.context.runner.commit(counts)
+    drafter.context.keep(counts)
     return DraftTree.chain(_four(root))
 
 

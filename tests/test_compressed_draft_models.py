@@ -169,7 +169,7 @@ def test_its_prompt_is_shorter_and_what_follows_keeps_its_place(name, label):
         session = drafter.fork()
         with torch.inference_mode():
             session.start(context)
-        return session.runner.cache.lengths, session.runner.delta
+        return session.session.cache.lengths, session.session.offset
 
     lengths, delta = state(drafter)
     for compressor, packed in (("hide", False), ("packed", True)):

@@ -25,7 +25,8 @@ from mmspec.drafters import DraftModelDrafter
 from mmspec.errors import MMSpecError
 from mmspec.families import Family
 from mmspec.loading import load_target
-from mmspec.runner import LAST, Runner
+from mmspec.session import ModelSession
+from mmspec.states import LAST
 from mmspec.target import Target
 from mmspec.tree import DraftTree
 from mmspec.trees import DynamicTree
@@ -71,17 +72,17 @@ def split(name: str, attention: str = "eager", outer: bool = True) -> Iterator[T
         yield Target(model)
 
 
-def passes(target: Target, layers: tuple[int, ...]) -> tuple[Runner, list[torch.Tensor]]:
-    """A ragged prompt and two blocks of nodes: the runner, and everything that it returned."""
-    runner = Runner(target, 2, 16, layers)
+def passes(target: Target, layers: tuple[int, ...]) -> tuple[ModelSession, list[torch.Tensor]]:
+    """A ragged prompt and two blocks of nodes: the session, and everything that it returned."""
+    session = ModelSession(target, 2, 16, layers)
     ids = torch.ones(2, 6, dtype=torch.long, device=HERE)
     positions, delta = target.family.positions({"input_ids": ids})
-    out = [runner.prefill(target.family.embed(ids, None), positions, delta, [6, 4], {}), *runner.features.values()]
+    reads = [session.prefill(target.family.embed(ids, None), positions, delta, [6, 4], {})]
     tree = DraftTree(torch.ones(2, 3, dtype=torch.long, device=HERE), torch.tensor([[-1, 0, 0]] * 2, device=HERE), 1)
     for block in (tree, DraftTree.root_only(torch.ones(2, dtype=torch.long, device=HERE))):
-        out += [runner.extend(block.tokens, block.ancestors, block.depth), *runner.features.values()]
-        runner.commit([2, 1], torch.tensor([[0, 2], [0, -1]], device=HERE) if block is tree else None)
-    return runner, out
+        reads.append(session.read(block.tokens, block.ancestors, block.depth))
+        session.keep([2, 1], torch.tensor([[0, 2], [0, -1]], device=HERE) if block is tree else None)
+    return session, [tensor for read in reads for tensor in (read.logits, *read.features.values())]
 
 
 @pytest.mark.parametrize("outer", [True, False])
@@ -93,13 +94,13 @@ def test_a_pass_over_two_devices(name, outer):
     """
     with split(name, outer=outer) as target:
         assert target.device == torch.device(HERE)
-        runner, out = passes(target, (0, 2, LAST))
+        session, out = passes(target, (0, 2, LAST))
     assert len(out) == 12 and all(
         isinstance(tensor, FakeTensor) and tensor.device == torch.device(HERE) for tensor in out
     )
     there = [layer.self_attn.q_proj.weight.device for layer in target.family.layers]
-    assert [layer.keys.device for layer in runner.cache.layers] == there and torch.device(THERE) in there
-    assert runner.cache.lengths.device == runner.masks._seen.device == torch.device(HERE)
+    assert [layer.keys.device for layer in session.cache.layers] == there and torch.device(THERE) in there
+    assert session.cache.lengths.device == session.masks._seen.device == torch.device(HERE)
 
 
 def test_heads_read_the_targets_head_from_another_device():

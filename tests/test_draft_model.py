@@ -152,7 +152,7 @@ def test_a_blind_model_counts_positions_of_its_own(name):
         session.start(context)
     visual = (inputs["input_ids"] == models.IMAGE).sum(-1)
     assert visual.min() > 0
-    assert torch.equal(session.runner.cache.lengths, context.lengths - visual)
+    assert torch.equal(session.session.cache.lengths, context.lengths - visual)
 
 
 def test_rows_that_have_finished_take_no_more_room(monkeypatch):
@@ -162,7 +162,7 @@ def test_rows_that_have_finished_take_no_more_room(monkeypatch):
 
     def recording(self, *arguments):
         observe(self, *arguments)
-        lengths.append(self.runner.cache.lengths_list)
+        lengths.append(self.session.cache.lengths_list)
 
     monkeypatch.setattr(DraftModelDrafter, "observe", recording)
     options = {"inputs": inputs, "max_new_tokens": NEW, "tree": Chain(2)}

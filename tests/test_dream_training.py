@@ -12,7 +12,7 @@ from torch.nn import functional
 import mmspec
 from mmspec import MMSpecError, configuration
 from mmspec.drafters import DreamDrafter
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training.losses import SmoothL1Intermediate, truth_at
 
 

@@ -15,7 +15,7 @@ from mmspec.cache import TreeCache
 from mmspec.drafters import DraftModelDrafter
 from mmspec.families import Qwen25VL
 from mmspec.masks import TreeMask
-from mmspec.runner import Runner
+from mmspec.session import ModelSession
 from mmspec.target import Target
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
@@ -144,24 +144,24 @@ def test_requests_share_target_and_drafter_without_disturbing_each_other(name):
 
 def no_tree_mask(monkeypatch, target):
     """Every node sees all nodes before it."""
-    extend = Runner.extend
+    read = ModelSession.read
 
     def causal(self, tokens, visible, depth, sees_all=False):
         seen = torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1])
-        return extend(self, tokens, seen, depth, sees_all)
+        return read(self, tokens, seen, depth, sees_all)
 
-    monkeypatch.setattr(Runner, "extend", causal)
+    monkeypatch.setattr(ModelSession, "read", causal)
 
 
 def sequential_positions(monkeypatch, target):
     """Siblings stand behind one another, as the nodes do in the batch of tokens."""
-    extend = Runner.extend
+    read = ModelSession.read
 
     def sequential(self, tokens, visible, depth, sees_all=False):
         first = visible.shape[2] - visible.shape[1]
-        return extend(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth), sees_all)
+        return read(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth), sees_all)
 
-    monkeypatch.setattr(Runner, "extend", sequential)
+    monkeypatch.setattr(ModelSession, "read", sequential)
 
 
 def no_rope_delta(monkeypatch, target):

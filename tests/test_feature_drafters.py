@@ -241,7 +241,7 @@ def test_its_cache_holds_true_features_only(name, variant):
         fresh = drafter.fork(Chain(1))
         fresh.start(context)
         logits = fresh.expand_root(torch.tensor([history[-1] for history in context.history]))
-    ours, theirs = script.session.blocks.cache, fresh.blocks.cache
+    ours, theirs = script.session.session.cache, fresh.session.cache
     view = (context.embeds, context.features, context.vision)
     removed = drafter.read(longer, prompt, *view).removed.tolist()
     assert any(removed) == (drafter.compressor is not None and name in models.VISUAL)

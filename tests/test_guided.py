@@ -15,7 +15,7 @@ from mmspec import MMSpecError
 from mmspec.compressors import FeatureGuided, Prune, VisualSpan
 from mmspec.drafters import DreamDrafter, EagleDrafter
 from mmspec.inputs import prepare
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training.lesson import Teacher
 
 

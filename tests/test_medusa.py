@@ -15,7 +15,7 @@ import mmspec
 from mmspec import MMSpecError, configuration
 from mmspec.drafters import MedusaDrafter
 from mmspec.formats.convert import convert
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training import Objective
 from mmspec.training.losses import CrossEntropy
 from mmspec.trees import AutoTree, Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree, TreeBuilder

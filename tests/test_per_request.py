@@ -76,8 +76,8 @@ def test_drafters_in_lists_of_modules_keep_their_weights_and_lose_their_state():
     assert list(forked.state_dict()) == list(mixture.state_dict())
     for ours, theirs in zip(mixture.members, forked.members, strict=True):
         assert ours is not theirs and ours.tree is not theirs.tree and ours.model is theirs.model
-        theirs.runner = "of the request"
-        assert not hasattr(ours, "runner")
+        theirs.session = "of the request"
+        assert not hasattr(ours, "session")
     assert mixture.tree.length == 5 and forked.tree.length == 2
 
 

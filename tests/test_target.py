@@ -11,7 +11,7 @@ from helpers import accept, paths_of, pictures_for, random_tree, start, target_o
 
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.target import Target
 from mmspec.tree import DraftTree
 
@@ -132,7 +132,7 @@ def test_a_cache_that_grows_in_the_middle_of_a_request(name, attention, monkeypa
         tree = random_tree(context, nodes, generator)
         assert tree_error(context, inputs, tree, context.score(tree)) < TOLERANCE
         accept(context, tree, [nodes - 1, 0, 1, nodes - 1], [5, 6, 7, 8])
-        capacities.add(context.runner.cache.capacity)
+        capacities.add(context.cache.capacity)
     assert len(capacities) > 1
 
 

@@ -245,7 +245,7 @@ def test_the_order_of_vision_windows():
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_hooks_before_layers_see_the_entering_states(name):
-    """`mmspec.runner.capture`: a layer's states are its first argument or a keyword; the last norm gives what the head
+    """`mmspec.states.capture`: a layer's states are its first argument or a keyword; the last norm gives what the head
     reads."""
     model, inputs = models.MODELS[name](), models.inputs_for(name, [0])
     decoder, seen, hooks = model.get_decoder(), {}, []

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from mmspec import hooks
 from mmspec.drafters import Drafter
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.tree import DraftTree
 
 END = 1

@@ -15,7 +15,7 @@ from heads import FEW, full_pass, lesson_of
 from torch.nn import functional
 
 from mmspec.drafters import Eagle3Drafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
-from mmspec.runner import LAST
+from mmspec.states import LAST
 
 
 @dataclass

@@ -34,7 +34,7 @@ class Drafter(nn.Module, PerRequest):
 
     feature_layers: tuple[int, ...] = ()
     """Hidden states of the target to be handed over in `context.features` and `scores.features`: the number of the
-    layer that a state enters, or `mmspec.runner.LAST` for the state after the final norm."""
+    layer that a state enters, or `mmspec.states.LAST` for the state after the final norm."""
 
     draft_vocab_size: int | None = None
     """Of a reduced vocabulary; None where every token can be drafted."""

@@ -15,8 +15,10 @@ from ..errors import MMSpecError, did_you_mean, shown
 from ..families import Vision, family_of
 from ..folders import stored
 from ..inputs import Request, append, prepare
+from ..masks import padding_mask
 from ..outcome import Scores, Verdict
-from ..runner import LAST, Runner, capture, padding_mask
+from ..session import ModelSession
+from ..states import LAST, capture
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
@@ -99,31 +101,28 @@ class DraftModelDrafter(StepDrafter):
     def start(self, context: Context) -> None:
         super().start(context)
         request, vision = self._prompt(context.request, context.vision)
-        self.runner = Runner(self.draft_target, request.batch_size, request.max_length + context.room)
-        self.runner.prefill(*self._read(request, request, vision))
-        # How many of the last tokens this model has not read yet, per row; the root is always one of them.
-        self._unread = [1] * request.batch_size
+        self.session = ModelSession(self.draft_target, request.batch_size, request.max_length + context.room)
+        self.session.prefill(*self._read(request, request, vision))
+        self.session.follow(context.history, context.active)
 
     def expand_root(self, root: Tensor) -> Tensor:
-        """Read what is still unread, then the root; both are certain, so they are committed at once."""
-        logits = self.expand(self.newest(root, self._unread))
-        self.runner.commit([n if on else 0 for n, on in zip(self._unread, self.context.active, strict=True)])
-        return last_of(logits, self._unread)
+        """Read what is still unread, then the root; both are certain, so they are kept at once."""
+        pending = self.session.pending
+        logits = self.expand(self.newest(root, pending))
+        self.session.keep(pending)
+        return last_of(logits, pending)
 
     def expand(self, block: Block) -> Tensor:
-        logits = self.runner.extend(self._known(block.tokens), block.visible, block.depth, block.sees_all)
-        return self._fit(logits)
+        read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.sees_all)
+        return self._fit(read.logits)
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)
-        # Entry 0 of the expansions is the root, which is committed already.
+        # Entry 0 of the expansions is the root, which is kept already.
         entries = tree.expansion.gather(1, verdict.path.clamp(min=0))[:, 1:] - 1
         on_path = torch.arange(1, entries.shape[1] + 1, device=entries.device) < verdict.length[:, None]
-        read = ((entries >= 0) & on_path).sum(-1)
-        table = torch.stack([read, verdict.length], dim=1).tolist()
-        self.runner.commit([count for count, _ in table], None if tree.is_chain else entries)
-        # The history ends with the path's drafted tokens and the bonus, which is the next root.
-        self._unread = [length - count for count, length in table]
+        read = ((entries >= 0) & on_path).sum(-1).tolist()
+        self.session.keep(read, None if tree.is_chain else entries)
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all
@@ -198,7 +197,7 @@ class DraftModelDrafter(StepDrafter):
         return replace(request, inputs=inputs), vision
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
-        """What `Runner.prefill` takes: embeddings, positions, delta, lengths, and what else goes into the pass.
+        """What `ModelSession.prefill` takes: embeddings, positions, offset, lengths, and what else goes into the pass.
 
         Args:
             request: the draft model's prompt, or prompt and answer.

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ..compressors import DraftPrompt, VisualCompressor
 from ..errors import MMSpecError, did_you_mean
-from ..runner import LAST
+from ..states import LAST
 from ..trees import TreeBuilder
 from ..trees.growth import Block
 from .feature import FeatureDrafter, pick
@@ -119,29 +119,31 @@ class DreamDrafter(FeatureDrafter):
         return [first, tuple(functional.pad(part, (0, 0, 1, 0)) for part in memory), last]
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
-        mask, slots = self.blocks.open(block.visible, block.depth, block.sees_all)
-        cache, embeds = self.blocks.cache, self._token_embeds(block.tokens)
-        rope = self._rope(embeds, slots + self._ahead)
+        embeds = self._token_embeds(block.tokens)
+        with self.session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
+            return self.norm(self._layers(embeds, states, mask, self._rope(embeds, positions)))
+
+    def _layers(self, embeds: Tensor, states: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
+        """The three layers inside an open block: `[batch, new, hidden]` of tokens and of states to outputs."""
+        entries = self.session.cache.layers
         first, middle, last = self.layers
 
         def attended(layer: DraftLayer, number: int, mixed: Tensor) -> Tensor:
-            keys, values = cache.layers[number].update(*layer.self_attn.keys_values(mixed, rope))
+            keys, values = entries[number].update(*layer.self_attn.keys_values(mixed, rope))
             return attend(layer.self_attn.queries(mixed, rope), keys, values, mask)
 
         hidden = first.finish(embeds, attended(first, 0, embeds))
         if self.cross_attention:
             # An entry is the state before a token: who sees the token sees it, and nobody else does.
-            keys, values = (part[:, :, 1:] for part in cache.layers[1].update(*middle.keys_values(states)))
+            keys, values = (part[:, :, 1:] for part in entries[1].update(*middle.keys_values(states)))
             seen = mask if self.tree_masked or mask is None else self._by_slot(mask)
             seen = None if seen is None else seen[..., 1:]
             hidden = middle.finish(hidden, attend(middle.queries(hidden), keys, values, seen))
-        output = last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
-        cache.end()
-        return self.norm(output)
+        return last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
 
     def _by_slot(self, mask: Tensor) -> Tensor:
         """A mask like this one by which every node of the open block sees all slots before it, and its own."""
-        cache, (new, slots) = self.blocks.cache, mask.shape[2:]
+        cache, (new, slots) = self.session.cache, mask.shape[2:]
         columns, own = torch.arange(slots, device=mask.device), torch.arange(new, device=mask.device)
         own = own + cache.lengths[:, None] + cache.speculative
         return (columns <= own[..., None])[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ..compressors import VisualCompressor
-from ..runner import LAST
+from ..states import LAST
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
 from .head_config import initialise

@@ -15,7 +15,7 @@ from ..errors import MMSpecError
 from ..folders import stored
 from ..masks import MaskForm
 from ..outcome import Scores, Verdict
-from ..runner import Blocks
+from ..session import Session
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
@@ -157,16 +157,12 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         cache = TreeCache(
             [(slot, slot)] * len(remembered), context.batch_size, context.request.max_length + context.room
         )
-        self.blocks = Blocks(cache, {"full_attention": None}, MaskForm.BOOLEAN, parameter.dtype)
-        cache.begin(remembered[0][0].shape[2])
-        for layer, keys_values in zip(cache.layers, remembered, strict=True):
-            layer.update(*keys_values)
-        cache.end()
-        cache.commit((last + self.leading).tolist())
-        self._ahead = prompt.ahead[..., None]
-        # What has a true feature but is not in the cache yet, because the token behind it came later: per row, the
-        # number of such features, and the features, `[batch, pending, hidden]`.
-        self._pending = [1] * context.batch_size
+        self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, parameter.dtype)
+        self.session.enter(remembered, (last + self.leading).tolist())
+        self.session.offset = prompt.ahead
+        # A feature is known before the token behind it, with which it is entered: the true features of what is pending,
+        # `[batch, pending, hidden]`.
+        self.session.follow(context.history, context.active)
         self._states = pick(prompt.states, last[:, None])
 
     def remember(self, prompt: DraftPrompt) -> list[tuple[Tensor, Tensor]]:
@@ -176,9 +172,9 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
-        counts, block = self._pending, self.newest(root, self._pending)
-        output = self._run(block, self._states[:, : max(counts)])
-        self.blocks.commit([n if on else 0 for n, on in zip(counts, self.context.active, strict=True)])
+        counts = self.session.pending
+        output = self._run(self.newest(root, counts), self._states[:, : max(counts)])
+        self.session.keep(counts)
         output = last_of(output, counts)[:, None]
         self._drafted = self.recur(output)
         return self.logits(self.read_out(output))[:, 0]
@@ -191,19 +187,17 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)
-        self.blocks.commit([0] * len(self._pending))
-        self._pending = verdict.length.tolist()
-        path = verdict.path[:, : max(self._pending)].clamp(min=0)
+        self.session.drop()
+        path = verdict.path[:, : max(self.session.pending)].clamp(min=0)
         self._states = self.absorb({layer: pick(states, path) for layer, states in scores.features.items()})
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         """One pass of the layer: nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
-        attention, cache = self.layer.self_attn, self.blocks.cache
+        attention = self.layer.self_attn
         mixed, residual = self.mix(self._token_embeds(block.tokens), states, step)
-        mask, slots = self.blocks.open(block.visible, block.depth, block.sees_all)
-        rope = self._rope(mixed, slots + self._ahead)
-        keys, values = cache.layers[0].update(*attention.keys_values(mixed, rope))
-        cache.end()
+        with self.session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
+            rope = self._rope(mixed, positions)
+            keys, values = self.session.cache.layers[0].update(*attention.keys_values(mixed, rope))
         return self.layer.finish(residual, attend(attention.queries(mixed, rope), keys, values, mask))
 
     # Training.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..outcome import Scores, Verdict
-from ..runner import LAST
+from ..states import LAST
 from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder
 from ..trees.base import positive

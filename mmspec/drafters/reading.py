@@ -13,7 +13,7 @@ from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layo
 from ..errors import MMSpecError, shown
 from ..families import Vision
 from ..inputs import Request, whole
-from ..runner import LAST
+from ..states import LAST
 from .vocabulary import is_padding
 
 if TYPE_CHECKING:

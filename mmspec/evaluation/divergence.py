@@ -153,10 +153,10 @@ def next_scores(
     scores = judge.processed_first(context)
     kept = [int(index == row) for index in range(request.batch_size)]
     for token in written:
-        context.history[row].append(token)
+        context.admit([[token] if index == row else [] for index in range(request.batch_size)])
         tree = DraftTree.root_only(torch.full_like(scores[:, 0], token, dtype=torch.long))
         scores = judge.processed(tree, context.score(tree))[:, 0]
-        context.runner.commit(kept)
+        context.keep(kept)
     scores = scores[row].float()
     if not pipeline.greedy:
         noise = NoiseTape(request.batch_size, scores.shape[-1], seed, scores.device)

@@ -77,8 +77,7 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
 
     with listening([Ear(drafter.compressor, after=look)]):
         context = target.prefill(request, vision, request.max_length + 1, drafter.feature_layers)
-        for history, token in zip(context.history, context.logits.argmax(-1).tolist(), strict=True):
-            history.append(token)
+        context.admit(context.logits.argmax(-1)[:, None].tolist())
         drafter.start(context)
     return [
         Kept((weights / weights.max().clamp(min=1e-9)).view(grid), entries)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import MMSpecError, shown
 from ..families import Vision
 from ..inputs import append
-from ..runner import LAST
+from ..states import LAST
 from ..storage import atomic_write_json, read_json_object, replacing
 from .data import Loader, Pass
 from .lesson import WIDTHS, Lesson, Teacher

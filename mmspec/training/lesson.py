@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..families import Vision
 from ..inputs import Request, append
-from ..runner import LAST, capture, padding_mask
+from ..masks import padding_mask
+from ..states import LAST, capture
 
 if TYPE_CHECKING:
     from ..target import Target

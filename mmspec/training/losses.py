@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import MMSpecError
-from ..runner import LAST
+from ..states import LAST
 from .lesson import Guess, Lesson
 
 

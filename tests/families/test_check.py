@@ -21,7 +21,7 @@ from mmspec.families.paligemma import PaliGemma
 from mmspec.families.qwen3_vl import Qwen3VL
 from mmspec.families.rope import MultiAxisRope
 from mmspec.masks import TreeMask
-from mmspec.runner import Runner
+from mmspec.session import ModelSession
 from mmspec.target import Target
 from mmspec.trees import DynamicTree
 
@@ -47,12 +47,12 @@ def test_every_family_passes_on_eager_attention(name):
 
 def sequential(monkeypatch):
     """Siblings stand behind one another."""
-    extend = Runner.extend
+    read = ModelSession.read
 
     def mistaken(self, tokens, visible, depth, sees_all=False):
-        return extend(self, tokens, visible, torch.arange(depth.shape[1]).expand_as(depth), sees_all)
+        return read(self, tokens, visible, torch.arange(depth.shape[1]).expand_as(depth), sees_all)
 
-    monkeypatch.setattr(Runner, "extend", mistaken)
+    monkeypatch.setattr(ModelSession, "read", mistaken)
 
 
 def causal(monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmspec.inputs import PER_TOKEN, Request, append, prepare
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training.lesson import WIDTHS, Lesson, Teacher
 from mmspec.tree import DraftTree
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmspec import MMSpecError
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training.lesson import Guess
 from mmspec.training.losses import (
     CrossEntropy,

@@ -15,7 +15,7 @@ from mmspec import MMSpecError
 from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
-from mmspec.runner import LAST
+from mmspec.states import LAST
 from mmspec.training.journal import Sums
 from mmspec.training.lesson import Guess, Lesson, Teacher
 from mmspec.training.losses import (

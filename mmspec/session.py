@@ -1,0 +1,250 @@
+"""Session: one request on one model. The only place that knows how caches, blocks, offsets and unread tokens belong
+together; targets, draft models and draft heads use the same one.
+
+A round reads any number of blocks of speculative nodes, one behind the other, and ends with `keep`, which leaves the
+entries of one path in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cache import LayersOfCache, TreeCache
+from .compat import CACHE
+from .errors import MMSpecError
+from .masks import Mask, MaskForm, TreeMask, padding_mask
+from .states import capture
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Pass(NamedTuple):
+    """What a pass over a block gives.
+
+    Args:
+        logits: `[batch, new, vocab]`; of a prompt `[batch, vocab]`, after each row's last token.
+        features: layer to `[batch, new, hidden]`, the hidden states asked for.
+    """
+
+    logits: Tensor
+    features: dict[int, Tensor]
+
+
+class Session:
+    """The key-value cache of one request, whoever reads and writes it.
+
+    Attributes:
+        cache: the entries.
+        offset: `[batch]` or `[axes, batch]`, what to add to the index of an entry to get the position of its token.
+
+    Args:
+        cache: of the request.
+        windows: see `TreeMask`.
+        form: see `TreeMask`.
+        dtype: of additive masks.
+    """
+
+    def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
+        self.cache = cache
+        self.masks = TreeMask(cache, windows, form, dtype)
+        self.offset = torch.zeros_like(cache.lengths)
+        self._depth = cache.lengths.new_zeros(cache.rows, 0)
+
+    def follow(self, history: list[list[int]], active: list[bool], pending: int = 1) -> None:
+        """From now on `pending` tells how far this session is behind a text that grows.
+
+        Args:
+            history: per row, the tokens so far; the list that the owner of the text appends to.
+            active: per row, False once it has ended; the owner's list too.
+            pending: how many of the last tokens are not in the cache at this moment.
+        """
+        self.history, self.active = history, active
+        entries = zip(history, self.cache.lengths_list, strict=True)
+        self._ahead = [len(tokens) - length - pending for tokens, length in entries]
+
+    @property
+    def pending(self) -> list[int]:
+        """Per row, how many of the last tokens of the text are certain but not read yet; 0 for a row that has ended."""
+        entries = zip(self.history, self.cache.lengths_list, self._ahead, self.active, strict=True)
+        return [len(tokens) - length - ahead if active else 0 for tokens, length, ahead, active in entries]
+
+    @contextmanager
+    def block(
+        self, visible: Tensor, depth: Tensor, sees_all: bool = False
+    ) -> Iterator[tuple[Mask | dict[str, Mask] | None, Tensor]]:
+        """Around the pass that writes a block of speculative nodes into the cache.
+
+        Args:
+            visible: `[batch, new, speculative + new]`, the speculative nodes that each new one sees, itself included.
+            depth: `[batch, new]` distance from the last committed token, minus one.
+            sees_all: True for a single node that is known to see all earlier ones.
+
+        Yields:
+            The mask of the pass, see `TreeMask.build`, and the positions of the nodes, `[batch, new]` or
+            `[axes, batch, new]`.
+        """
+        self.cache.begin(visible.shape[1], fixed=self.cache.compiled)
+        self._depth = torch.cat([self._depth, depth], dim=1) if self._depth.shape[1] else depth
+        mask = self.masks.build(visible, self._depth, sees_all)
+        yield mask, self.positions(self.cache.lengths[:, None] + depth)
+        self.cache.end()
+
+    def positions(self, index: Tensor) -> Tensor:
+        """The positions of tokens, `[batch, new]` or `[axes, batch, new]`, from the indices of entries."""
+        return index + self.offset[..., None]
+
+    def enter(self, layers: list[tuple[Tensor, Tensor]], counts: list[int]) -> None:
+        """Take the keys and values of a prompt, `[batch, heads, length, dim]` of every layer; keep so many per row."""
+        self.cache.begin(layers[0][0].shape[2])
+        for layer, keys_values in zip(self.cache.layers, layers, strict=True):
+            layer.update(*keys_values)
+        self.cache.end()
+        self.keep(counts)
+
+    def keep(self, counts: list[int], path: Tensor | None = None) -> None:
+        """End a round: keep a path of its nodes, drop the rest; see `TreeCache.commit`."""
+        self.cache.commit(counts, path)
+        self._depth = self._depth[:, :0]
+
+    def drop(self) -> None:
+        """End a round and forget its nodes."""
+        self.keep([0] * self.cache.rows)
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They are views;
+        what lies behind the length of a shorter row means nothing."""
+        entries, end = self.cache.layers[layer], self.cache.longest
+        return entries.keys[:, :, :end], entries.values[:, :, :end]
+
+
+class ModelSession(Session):
+    """A request on a Hugging Face model: the prompt in one pass, then blocks of tree nodes.
+
+    Args:
+        model: with its family and what its cache stores.
+        batch_size: rows.
+        capacity: slots to allocate at once, in tokens per row.
+        feature_layers: hidden states to keep from each pass: layer numbers (the state entering that layer) and `LAST`.
+        cache: instead of a new one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch_size: int,
+        capacity: int = 0,
+        feature_layers: Iterable[int] = (),
+        cache: TreeCache | None = None,
+    ):
+        if cache is None:
+            compiled = model.compiled is not None
+            cache = TreeCache(model.cache_shapes, batch_size, capacity, compiled, model.device)
+        super().__init__(cache, model.windows, MaskForm(model.attention), model.dtype)
+        self.model, self.feature_layers = model, tuple(feature_layers)
+        self._ceilings: list[int] | None = None  # see `mmspec.families.frequencies`
+
+    def prefill(
+        self, embeds: Tensor, position_ids: Tensor, offset: Tensor, lengths: list[int], extra: dict[str, Any]
+    ) -> Pass:
+        """Read and keep a right-padded prompt.
+
+        Args:
+            embeds: `[batch, length, hidden]`.
+            position_ids: `[batch, length]` or `[axes, batch, length]`.
+            offset: `[batch]` or `[axes, batch]`, of what follows, see `Family.positions`.
+            lengths: tokens per row.
+            extra: further arguments of the forward pass.
+        """
+        length, device = embeds.shape[1], self.model.device
+        self.offset = offset
+        # The head runs on the last tokens only: on the distinct columns in which they stand.
+        columns = sorted({n - 1 for n in lengths})
+        self.cache.begin(length)
+        logits, features = self._run(
+            inputs_embeds=embeds,
+            attention_mask=padding_mask(lengths, length, embeds.device),
+            position_ids=position_ids,
+            logits_to_keep=torch.tensor(columns, device=embeds.device),
+            **extra,
+        )
+        self.cache.end()
+        self.keep(lengths)
+        index = torch.tensor([columns.index(n - 1) for n in lengths], device=device)
+        return Pass(logits[torch.arange(len(lengths), device=device), index], features)
+
+    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
+        """Read a block of speculative nodes behind those of this round's earlier blocks.
+
+        Args:
+            tokens: `[batch, new]`.
+            visible, depth, sees_all: see `Session.block`.
+        """
+        with self.block(visible, depth, sees_all) as (mask, positions):
+            if self.model.compiled is not None:
+                return Pass(*self.model.compiled(tokens, mask, positions, self.cache, self.feature_layers))
+            return self._run(input_ids=tokens, attention_mask=mask, position_ids=positions)
+
+    def positions(self, index: Tensor) -> Tensor:
+        """As in `Session`, but indices beyond a row's ceiling are on it: nodes that no answer can reach must not change
+        the rotary frequencies of those that it can.
+
+        Raises:
+            MMSpecError: if a root is there already: one that has not just ended its row.
+        """
+        if self._ceilings is not None:
+            lengths = self.cache.lengths_list
+            if any(length > last + 1 for length, last in zip(lengths, self._ceilings, strict=True)):
+                raise MMSpecError(
+                    f"a row has {max(lengths)} tokens, and {type(self.model.model).__name__} has other rotary "
+                    f"frequencies beyond {min(self._ceilings) + 1}; begin anew with the whole text as the prompt"
+                )
+            index = index.minimum(torch.tensor(self._ceilings, device=index.device)[:, None])
+        return super().positions(index)
+
+    def _run(self, **arguments: Any) -> Pass:
+        """A pass of the model, with results on the device where drafters read them."""
+        device = self.model.device
+        arguments |= {"use_cache": True, CACHE: self.cache}
+        if not self.feature_layers:
+            return Pass(self.model.family.run(**arguments).to(device), {})
+        with capture(self.model.family, self.feature_layers) as features:
+            logits = self.model.family.run(**arguments)
+        return Pass(logits.to(device), {layer: states.to(device) for layer, states in features.items()})
+
+    def branch(self, layers: int | None = None, entries: list[list[int]] | None = None) -> ModelSession:
+        """Return a session of the same model on the same text, for drafting with the target itself.
+
+        Args:
+            layers: read with the first so many layers only (their states go through the final norm and the head). The
+                committed entries are this session's own, without a copy; what the branch reads itself lasts until the
+                round ends. Call `drop` on the branch then, and `keep` on this session.
+            entries: per row, the indices of the committed entries that the branch sees, ascending. They are copied
+                once, keep their positions, and what the branch reads afterwards it keeps itself.
+
+        Raises:
+            MMSpecError: for both at once or neither, for layers that there are not, for entries under a sliding window.
+        """
+        if (layers is None) == (entries is None):
+            raise MMSpecError("branch: give layers= or entries=, and not both")
+        if layers is not None:
+            model = self.model.first_layers(layers)
+            branch = ModelSession(model, self.cache.rows, cache=LayersOfCache(self.cache, layers))
+            branch.offset, branch._ceilings = self.offset, self._ceilings
+        else:
+            if any(window is not None for window in self.model.windows.values()):
+                raise MMSpecError(
+                    f"branch(entries=): {type(self.model.model).__name__} has sliding windows, whose distances are "
+                    "counted in entries, so none may be left out; use branch(layers=)"
+                )
+            branch = ModelSession(self.model, self.cache.rows, cache=self.cache.copy_of(entries))
+            branch.offset = self.offset + self.cache.lengths - branch.cache.lengths
+        branch.history, branch.active = self.history, self.active
+        left_out = (self.cache.lengths - branch.cache.lengths).tolist()
+        branch._ahead = [ahead + count for ahead, count in zip(self._ahead, left_out, strict=True)]
+        return branch

@@ -1,0 +1,45 @@
+"""Hidden states of a model's layers, as drafters and training read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .errors import MMSpecError
+from .hooks import Ear, listening
+
+if TYPE_CHECKING:
+    from .families import Family
+
+LAST = -1
+"""The feature after the final norm, what the head reads. Other features are numbered by the layer they enter."""
+
+
+@contextmanager
+def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Keep hidden states of the forward pass inside: layer (or `LAST`) to `[batch, length, hidden]`.
+
+    Passes of other threads over the same model are not heard.
+
+    Raises:
+        MMSpecError: if a state did not come by, as in a model that the caller has compiled.
+    """
+    layers, features = tuple(layers), {}
+
+    def ear(layer: int) -> Ear:
+        if layer == LAST:
+            return Ear(family.final_norm, after=lambda args, output: features.__setitem__(LAST, output))
+        keep = partial(features.__setitem__, layer)
+        return Ear(family.layers[layer], before=lambda args, kwargs: keep(args[0] if args else kwargs["hidden_states"]))
+
+    with listening(map(ear, layers)):
+        yield features
+    if unheard := [layer for layer in layers if layer not in features]:
+        raise MMSpecError(
+            f"the hidden states {unheard} of {type(family.model).__name__} could not be read: a model that was "
+            "compiled before does not show them; give the model as it is, with Target(model, compile=True) if need be"
+        )
