@@ -61,6 +61,8 @@ class Round:
         depth: levels of the tree.
         seconds: time by phase.
         unusable: guesses that came from logits which are no distribution, see `DraftTree.unusable`.
+        settled: True if the target was not asked, see `Verifier.skim`.
+        anticipated: seconds for which the drafter worked while the target scored; they are part of no phase.
     """
 
     drafted: list[int]
@@ -69,6 +71,8 @@ class Round:
     depth: int
     seconds: dict[str, float] = field(default_factory=dict)
     unusable: list[int] = field(default_factory=list)
+    settled: bool = False
+    anticipated: float = 0.0
 
 
 @dataclass
@@ -93,10 +97,12 @@ class Stats:
     lossless: bool = True
 
     def _per_row_rounds(self) -> list[tuple[int, int, int, int]]:
-        """(drafted, accepted, emitted, depth) of every row in every round in which it was active."""
+        """(drafted, accepted, emitted, depth) of every row in every round in which it was active and the target was
+        asked."""
         return [
             (drafted, accepted, emitted, record.depth)
             for record in self.rounds
+            if not record.settled
             for drafted, accepted, emitted in zip(record.drafted, record.accepted, record.emitted, strict=True)
             if emitted
         ]
@@ -126,8 +132,14 @@ class Stats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tau: tokens emitted per target pass, bonus included: 1 without drafts, never less. The prefill is not one."""
-        return _ratio(sum(emitted for _, _, emitted, _ in self._per_row_rounds()), self.num_spec_steps, nothing=1.0)
+        """Tau: tokens emitted per target pass, bonus included: 1 without drafts, never less. The prefill is not one.
+        Tokens of rounds that were settled without the target count, and their rounds are no passes."""
+        return _ratio(sum(sum(record.emitted) for record in self.rounds), self.num_spec_steps, nothing=1.0)
+
+    @property
+    def num_unverified_tokens(self) -> int:
+        """Tokens of rounds that were settled without the target (`Verifier.skim`)."""
+        return sum(sum(record.emitted) for record in self.rounds if record.settled)
 
     @property
     def origin(self) -> str:
@@ -187,6 +199,7 @@ class Stats:
             "num_spec_steps",
             "num_draft_tokens",
             "num_accepted_draft_tokens",
+            "num_unverified_tokens",
             "unusable_guesses",
             "mean_acceptance_length",
             "mean_accepted_draft_tokens",

@@ -33,8 +33,8 @@ class DraftTree:
         is_chain: True if every row is a chain, known without looking at the tensors.
         unusable: gives `[batch]`, how many guesses of the round came from logits that are no distribution (NaN, +inf,
             or nothing but -inf) or hang below such a guess, whether they are in the tree or not; None for none.
-        grown: True for the trees of `Growth`, which chooses tokens and places itself. The loop looks at all others, see
-            `mmspec.wellformed`.
+        grown: True for the trees of `Growth`, which chooses tokens and places itself, and for the root alone. The loop
+            looks at all others, see `mmspec.wellformed`.
         lost: `[batch, nodes]` True where a grown tree lacks the parent of a node; None where that cannot be.
     """
 
@@ -122,7 +122,7 @@ class DraftTree:
     @classmethod
     def root_only(cls, root: Tensor) -> DraftTree:
         """The tree of plain decoding: `root` is `[batch]`."""
-        return cls.chain(root[:, None])
+        return cls.chain(root[:, None], grown=True)
 
     @classmethod
     def chain(cls, tokens: Tensor, valid: Tensor | None = None, **fields) -> DraftTree:

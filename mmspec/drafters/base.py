@@ -103,6 +103,13 @@ class Drafter(nn.Module, PerRequest):
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         """Hear what became of the last tree; `context.history` already holds what was emitted."""
 
+    def anticipate(self, tree: DraftTree) -> None:
+        """Work on what is expected to come after a tree, in a thread of its own, while the target scores that tree.
+
+        `observe` then hears what became of it; what turns out to be of no use has to be rolled back. Nothing of the
+        target's context may be changed.
+        """
+
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """What this drafter would have guessed at every token of some answers, for training and for validation.
 

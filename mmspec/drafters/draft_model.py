@@ -16,15 +16,13 @@ from ..families import Vision, family_of
 from ..folders import stored
 from ..inputs import Request, append, prepare
 from ..masks import padding_mask
-from ..outcome import Scores, Verdict
 from ..session import ModelSession
 from ..states import LAST, capture
-from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
 from ..weights import is_adapted
 from .projector import VisualProjector
-from .step import StepDrafter, last_of
+from .session_step import SessionDrafter
 
 if TYPE_CHECKING:
     from ..folders import Header
@@ -37,7 +35,7 @@ LARGEST_COMPUTED = 2**28
 """Bytes of what a model that is loaded computes for itself, such as masks and frequencies of rotary positions."""
 
 
-class DraftModelDrafter(StepDrafter):
+class DraftModelDrafter(SessionDrafter):
     """Drafts with a small causal model that shares the target's tokenizer.
 
     Args:
@@ -105,24 +103,9 @@ class DraftModelDrafter(StepDrafter):
         self.session.prefill(*self._read(request, request, vision))
         self.session.follow(context.history, context.active)
 
-    def expand_root(self, root: Tensor) -> Tensor:
-        """Read what is still unread, then the root; both are certain, so they are kept at once."""
-        pending = self.session.pending
-        logits = self.expand(self.newest(root, pending))
-        self.session.keep(pending)
-        return last_of(logits, pending)
-
     def expand(self, block: Block) -> Tensor:
         read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.sees_all)
         return self._fit(read.logits)
-
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
-        super().observe(tree, scores, verdict)
-        # Entry 0 of the expansions is the root, which is kept already.
-        entries = tree.expansion.gather(1, verdict.path.clamp(min=0))[:, 1:] - 1
-        on_path = torch.arange(1, entries.shape[1] + 1, device=entries.device) < verdict.length[:, None]
-        read = ((entries >= 0) & on_path).sum(-1).tolist()
-        self.session.keep(read, None if tree.is_chain else entries)
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all

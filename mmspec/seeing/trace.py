@@ -135,16 +135,18 @@ class Trace:
         self._rounds: list[RoundTrace] = []
         self._number = 0
 
-    def record(self, tree: DraftTree, scores: Scores, verdict: Verdict, active: list[bool]) -> None:
-        """Keep a round, before it is committed.
+    def record(self, tree: DraftTree, scores: Scores | None, verdict: Verdict, active: list[bool]) -> None:
+        """Keep a round, before it is committed. Of one that was settled without the target only the number counts.
 
         Args:
             tree: what was drafted.
-            scores: the target's logits of it.
+            scores: the target's logits of it; None if the target was not asked.
             verdict: what was kept.
             active: per row, False once it has finished.
         """
         self._number += 1
+        if scores is None:
+            return
         log_p = scores.logits.float().log_softmax(-1)
         batch = torch.arange(len(log_p), device=log_p.device)
         target = log_p[batch[:, None], tree.parents.clamp(min=0), tree.tokens].exp().tolist()

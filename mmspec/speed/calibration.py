@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..drafters import Drafter
+from ..drafters import Drafter, NoDrafter
 from ..errors import MMSpecError
-from ..generation import Decoding
 from ..inputs import Request, prepare
+from ..loop import Run
 from ..outcome import Scores, Verdict
 from ..sampling import LogitsPipeline
 from ..stopping import Stopping
@@ -105,7 +105,7 @@ def measure_costs(
     repeats: int = 5,
     warmup: int = 2,
 ) -> Costs:
-    """Time rounds of plain decoding and of the drafter with chains and trees of many sizes, in turns.
+    """Time rounds of plain run and of the drafter with chains and trees of many sizes, in turns.
 
     Every time is the median over the repeats of one shape; the shapes take turns, so a machine that is busy for a while
     slows all of them alike. How much is accepted is forced, so the weights may be random. Nothing of target and drafter
@@ -192,46 +192,46 @@ def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> Decoding:
+def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> Run:
     """A request on its way, behind its prompt."""
     if drafter is not None:
         drafter = drafter.fork()
-    decoding = Decoding(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
-    decoding.prefill()
-    decoding.confirmed = 1
-    return decoding
+    run = Run(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
+    run.prefill()
+    run.confirmed = 1
+    return run
 
 
-def _round(decoding: Decoding, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
+def _round(run: Run, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
     """One round, with as many tokens accepted as the tree has levels, `accept` at most."""
-    decoding.verifier.accept = accept
-    decoding.clock.resume()
-    decoding.round()
-    record = decoding.stats.rounds[-1]
+    run.verifier.accept = accept
+    run.clock.resume()
+    run.round()
+    record = run.transcript.stats.rounds[-1]
     seconds = dict(record.seconds)
-    seconds["verify"] = max(0.0, seconds["verify"] - decoding.verifier.extra)
+    seconds["verify"] = max(0.0, seconds["verify"] - run.verifier.extra)
     if shape is None:
         shape = Shape("block", (), max(record.drafted), record.depth)
     if counts:
-        timings.add(shape, decoding.confirmed, seconds)
-    decoding.confirmed = max(record.emitted)
+        timings.add(shape, run.confirmed, seconds)
+    run.confirmed = max(record.emitted)
 
 
-def _catch_up(alone: Decoding, ours: Decoding) -> None:
-    """Make the text of plain decoding as long as the other, so that both read as many tokens of the cache."""
+def _catch_up(alone: Run, ours: Run) -> None:
+    """Make the text of plain run as long as the other, so that both read as many tokens of the cache."""
     behind = len(ours.context.history[0]) - len(alone.context.history[0]) - 1
     if behind > 0:
         alone.drafter = _Filler(alone.target)
         alone.drafter.length = alone.verifier.accept = behind
         alone.round()
-        alone.drafter = None
+        alone.drafter = NoDrafter(alone.target)
 
 
 def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditions: dict[str, Any]) -> Costs:
     """The parts that the medians are sums of."""
     others = [phase for phase in next(iter(drafted.samples.values()))[0] if phase not in FORWARD]
     ((_, _, step),) = plain.rows(["score"])
-    # Plain decoding drafts nothing, but the loop's making of a root-only tree is booked there.
+    # Plain run drafts nothing, but the loop's making of a root-only tree is booked there.
     ((_, _, alone),) = plain.rows(["draft", *others])
     scored = drafted.rows(["score"]) if grows else filled.rows(["score"])
     score = Curve.through([(1, step), *((shape.nodes + 1, seconds) for shape, _, seconds in scored)])

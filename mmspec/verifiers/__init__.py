@@ -1,6 +1,7 @@
 """Verifiers decide which drafted path is kept and which token the target adds."""
 
 from .base import Verifier
+from .gates import Gated
 from .greedy import Greedy
 from .point_mass import PointMassSampling
 from .rejection import RejectionSampling
@@ -9,6 +10,7 @@ from .synthetic import Synthetic
 from .walk import TreeWalk, follow, longest
 
 __all__ = [
+    "Gated",
     "Greedy",
     "PointMassSampling",
     "RejectionSampling",

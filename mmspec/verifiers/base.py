@@ -58,6 +58,16 @@ class Verifier(PerRequest):
         """The first root, `[batch]`, from the logits after the prompt."""
         raise NotImplementedError
 
+    may_settle = False
+    """Whether `skim` may ever settle a round. The drafter must then be able to go on without the target's scores."""
+
+    def skim(self, tree: DraftTree) -> Verdict | None:
+        """Settle a round without the target, or return None to have the tree scored and verified.
+
+        A verdict must be `settled`; what it emits is read by the target in its next pass.
+        """
+        return None
+
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
         """The accepted path of each row and its bonus token."""
         raise NotImplementedError

@@ -1,0 +1,64 @@
+"""The target's first layers as drafter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from ..trees import TreeBuilder
+from ..trees.growth import Block
+from .step import StepDrafter, last_of
+
+if TYPE_CHECKING:
+    from ..target import Context, Target
+
+
+class EarlyExitDrafter(StepDrafter):
+    """Drafts with the first layers of the target, its final norm and its head (LayerSkip, arXiv 2404.16710, without the
+    training that makes early layers good at it).
+
+    It shares the target's cache: what is committed was read by all layers, the first ones among them, so nothing is
+    read twice but the draft itself, which the target reads again with all its layers.
+
+    Lossless with every lossless verifier. Needs no training, and guesses little without any.
+
+    Args:
+        target: the model to draft for, and with.
+        layers: how many of its layers; None for half of them.
+        tree: how to grow trees; a chain of five by default.
+
+    Raises:
+        MMSpecError: for layers that the target does not have, or whose layers are spread over devices.
+    """
+
+    def __init__(self, target: Target, layers: int | None = None, tree: TreeBuilder | None = None):
+        super().__init__(target, tree)
+        self.layers = max(len(target.family.layers) // 2, 1) if layers is None else layers
+        target.first_layers(self.layers)  # refuses what cannot be
+
+    def start(self, context: Context) -> None:
+        super().start(context)
+        self.session = context.branch(layers=self.layers)
+
+    def expand_root(self, root: Tensor) -> Tensor:
+        """Read what the target has not read yet, the root last. Nothing of it is kept: the target will do that."""
+        self._trunk = self.session.pending
+        block = self.newest(root, self._trunk)
+        return last_of(self.session.read(block.tokens, block.visible, block.depth).logits, self._trunk)
+
+    def expand(self, block: Block) -> Tensor:
+        """The same for drafted nodes, which see what was read above the root, too."""
+        width, device = max(self._trunk), block.tokens.device
+        counts = torch.tensor(self._trunk, device=device)[:, None]
+        trunk = torch.arange(width, device=device) < counts
+        visible = torch.cat([trunk[:, None].expand(-1, block.tokens.shape[1], -1), block.visible], dim=2)
+        sees_all = block.sees_all and min(self._trunk) == width
+        return self.session.read(block.tokens, visible, block.depth + counts, sees_all).logits
+
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        super().observe(tree, scores, verdict)
+        self.session.drop()

@@ -1,0 +1,27 @@
+"""Plain decoding, as a drafter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from .base import Drafter
+
+if TYPE_CHECKING:
+    from ..target import Context
+
+
+class NoDrafter(Drafter):
+    """Proposes nothing: every round gives one token. `generate(drafter=None)` decodes with it."""
+
+    def start(self, context: Context) -> None:
+        pass
+
+    def draft(self, root: Tensor) -> DraftTree:
+        return DraftTree.root_only(root)
+
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        pass

@@ -1,0 +1,7 @@
+"""Gates, for `Gated`: when the target is asked. One a file."""
+
+from .base import Gate, Gated
+from .confident import Confident
+from .every import Every
+
+__all__ = ["Confident", "Every", "Gate", "Gated"]

@@ -1,0 +1,95 @@
+"""Gates: rounds that are settled without the target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...outcome import Scores, Verdict
+from ...per_request import PerRequest
+from ...sampling import LogitsPipeline
+from ...tree import DraftTree
+from ..base import Verifier
+
+if TYPE_CHECKING:
+    from ...target import Context, Target
+
+
+class Gate(PerRequest):
+    """Decides, once a draft is there, whether the target is asked about it.
+
+    A subclass implements `settle`. What it learns is kept in attributes: every request works on a copy.
+    """
+
+    @property
+    def lossless(self) -> bool:
+        """Whether it never settles a round. It follows from the parameters."""
+        raise NotImplementedError
+
+    def settle(self, tree: DraftTree, context: Context) -> Tensor | None:
+        """Choose what is emitted of a draft without asking the target.
+
+        Args:
+            tree: the draft.
+            context: the request; `context.pending` tells how many tokens of each row the target has not read.
+
+        Returns:
+            `[batch]` the nodes at which the emitted paths end, or None to ask the target. A row that has not ended must
+            emit something: where a path is the root alone, the target is asked.
+        """
+        raise NotImplementedError
+
+
+class Gated(Verifier):
+    """A verifier behind a gate: where the gate settles a round, the target does not read it now; it reads the emitted
+    tokens in its next pass, and judges what comes after them.
+
+    NOT lossless, unless the gate never opens. The drafter must be able to go on without the target's hidden states.
+
+    Args:
+        inner: verifies what the gate lets through.
+        gate: who decides.
+    """
+
+    def __init__(self, inner: Verifier, gate: Gate):
+        self.inner, self.gate = inner, gate
+
+    @property
+    def lossless(self) -> bool:
+        return self.inner.lossless and self.gate.lossless
+
+    @property
+    def proposal(self) -> str:
+        return self.inner.proposal
+
+    @property
+    def may_settle(self) -> bool:
+        return not self.gate.lossless
+
+    def proposal_under(self, pipeline: LogitsPipeline) -> str:
+        return self.inner.proposal_under(pipeline)
+
+    def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        self.inner.check(target, pipeline)
+
+    def start(self, seed: int) -> None:
+        self.inner.context, self.inner.pipeline = self.context, self.pipeline
+        self.inner.start(seed)
+
+    def first_token(self, context: Context) -> Tensor:
+        return self.inner.first_token(context)
+
+    def skim(self, tree: DraftTree) -> Verdict | None:
+        ends = self.gate.settle(tree, self.context) if self.may_settle else None
+        if ends is None:
+            return None
+        active = torch.tensor(self.context.active, device=ends.device)
+        if (active & (ends == 0)).any():
+            return None
+        path, length = tree.path_to(ends)
+        return Verdict(path, length, tree.tokens.gather(1, ends[:, None])[:, 0], settled=True)
+
+    def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        return self.inner.verify(tree, scores)

@@ -1,0 +1,55 @@
+"""A gate by the drafter's own confidence."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...arguments import number, whole_number
+from ...errors import MMSpecError
+from ...tree import DraftTree
+from ..rules.base import reached
+from .base import Gate
+
+if TYPE_CHECKING:
+    from ...target import Context
+
+
+class Confident(Gate):
+    """Settles a round without the target where the drafter is sure of what it drafted, and asks the target otherwise.
+
+    UGSD (arXiv 2603.11397) escalates a block from the edge to the cloud if its most uncertain token has an entropy
+    above a threshold. Here it is the probability that the drafter gives to its path of first children: as much of that
+    path is emitted as keeps the product of probabilities above `threshold` [OUR].
+
+    Args:
+        threshold: above 0 and at most 1; at 1 no round is ever settled.
+        unread: how many tokens of a row the target may be behind at most, the root included.
+
+    Raises:
+        MMSpecError: for a value out of range, and for a drafter that does not tell its probabilities.
+    """
+
+    def __init__(self, threshold: float = 0.9, unread: int = 16):
+        self.threshold = number(self, threshold=threshold, above=0, highest=1)
+        self.unread = whole_number(self, unread=unread, lowest=2)
+
+    @property
+    def lossless(self) -> bool:
+        return self.threshold == 1
+
+    def settle(self, tree: DraftTree, context: Context) -> Tensor | None:
+        if tree.log_probs is None:
+            raise MMSpecError(
+                "Confident goes by the probabilities of a draft, and this drafter gives none: use the gate Every, or a "
+                "drafter with a model, such as DraftModelDrafter"
+            )
+        room = self.unread - max(context.pending)
+        if room < 1:
+            return None
+        along = tree.log_probs[:, None].masked_fill(~tree.ancestors, 0).sum(-1)
+        sure = reached(tree, tree.first_children) & (along > math.log(self.threshold)) & (tree.depth <= room)
+        return torch.where(sure, tree.depth, 0).argmax(-1)

@@ -1,0 +1,49 @@
+"""A gate by the clock."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...arguments import whole_number
+from ...tree import DraftTree
+from ..rules.base import reached
+from .base import Gate
+
+
+class Every(Gate):
+    """Settles every n-th round without the target: the uniform scheduler of VVS (CVPR 2026, arXiv 2511.13587).
+
+    Of the draft, the path of first children is emitted, the likeliest by the drafter's own word; the original takes a
+    random path of the tree [OUR]. It never settles the first round, nor two in a row.
+
+    Args:
+        rounds: n, at least 2; 0 never settles any.
+        depth: drafted tokens to emit in such a round, at most; None for the whole path.
+
+    Raises:
+        MMSpecError: for a value out of range.
+    """
+
+    def __init__(self, rounds: int = 5, depth: int | None = None):
+        self.rounds = whole_number(self, rounds=rounds, lowest=0 if not rounds else 2)
+        self.depth = None if depth is None else whole_number(self, depth=depth, lowest=1)
+        self.count = 0
+
+    @property
+    def lossless(self) -> bool:
+        return self.rounds == 0
+
+    def settle(self, tree: DraftTree, context) -> Tensor | None:
+        self.count += 1
+        if self.count % self.rounds:
+            return None
+        return first_path(tree, self.depth)
+
+
+def first_path(tree: DraftTree, depth: int | None = None) -> Tensor:
+    """`[batch]` the last node of the path of first children, down to a depth."""
+    on_path = reached(tree, tree.first_children)
+    if depth is not None:
+        on_path = on_path & (tree.depth <= depth)
+    return torch.where(on_path, tree.depth, -1).argmax(-1)
