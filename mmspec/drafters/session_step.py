@@ -36,7 +36,7 @@ class SessionDrafter(StepDrafter):
         # Entry 0 of the expansions is the root, which is kept already.
         entries = tree.expansion.gather(1, verdict.path.clamp(min=0))[:, 1:] - 1
         # The newest token is read again if it was drafted, for what comes after it is asked then.
-        kept = verdict.length[:, None] - verdict.settled
+        kept = verdict.length[:, None] - int(verdict.settled)
         on_path = torch.arange(1, entries.shape[1] + 1, device=entries.device) < kept
         read = ((entries >= 0) & on_path).sum(-1).tolist()
         self.session.keep(read, None if tree.is_chain else entries)
