@@ -34,7 +34,6 @@ CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
 """Whether this thread compares a target with its model, for which pictures may be shown that were not checked yet."""
 
 
-
 def unwrapped(model: Any) -> PreTrainedModel:
     """What was given, or what peft has wrapped, as a model of transformers.
 
