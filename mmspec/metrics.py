@@ -11,6 +11,7 @@ SHOWN = {
     "mean_acceptance_length": "tokens per pass",
     "mean_accepted_draft_tokens": "accepted drafts per pass",
     "num_spec_steps": "passes",
+    "num_unverified_tokens": "tokens without verification",
     "unusable_guesses": "unusable guesses",
     "new_tokens": "tokens",
     "nodes": "drafted nodes per pass",

@@ -96,13 +96,36 @@ def plain() -> list[int]:
 
 def test_the_page_has_a_file_and_a_yaml_for_each_kind_and_commands_for_all():
     options = [name for name in FILES if name.startswith("configs/")]
-    assert [Path(name).parts[1] for name in options] == ["drafter", "tree", "compressor", "experiment"]
+    assert [Path(name).parts[1] for name in options] == [
+        "drafter",
+        "tree",
+        "compressor",
+        "experiment",
+        "verifier",
+        "verifier",
+        "drafter",
+    ]
     assert len(FILES) == 2 * len(options)  # a file of Python for each; the experiment's is the one of tests
-    assert len(commands("generate")) == 3 and len(commands("bench")) == len(commands("pytest")) == 1
-    assert len(COMMANDS) == 5 and SNIPPETS
+    assert len(commands("generate")) == 6 and len(commands("bench")) == len(commands("pytest")) == 1
+    assert len(COMMANDS) == 8 and SNIPPETS
 
 
-@pytest.mark.parametrize("line", commands("generate"), ids=["drafter", "tree", "compressor"])
+LOSSY = [line for line in commands("generate") if "verifier=" in line]
+
+
+@pytest.mark.parametrize("line", LOSSY, ids=["rule", "gate"])
+def test_its_lossy_commands_run_and_say_that_they_are(folder, line):
+    result, text = json.loads((printed := type_in(folder, line, "json=true")).splitlines()[-1]), plain()
+    assert not result["stats"]["lossless"] and "NOT lossless" in printed
+    assert (result["stats"]["num_unverified_tokens"] > 0) == ("trusting" in line)
+    assert result["token_ids"][0] == text[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for line in commands("generate") if line not in LOSSY],
+    ids=["drafter", "tree", "compressor", "mixture"],
+)
 def test_its_generate_commands_run_and_write_what_plain_decoding_writes(folder, line):
     printed = type_in(folder, line, "json=true")
     result = json.loads(printed.splitlines()[-1])

@@ -185,6 +185,10 @@ def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -
     """Return the line under the answer, in the words of `docs/metrics.md`."""
     # With a comparison the speed is its median: the answer printed above was also the warm-up.
     parts = [speed_in_words(comparison["tokens_per_second"] if comparison else stats.tokens_per_second), stats.origin]
+    if not stats.lossless:
+        parts.append("NOT lossless, so the text may be another than the target's")
+    if stats.num_unverified_tokens:
+        parts.append(f"{SHOWN['num_unverified_tokens']}: {stats.num_unverified_tokens}")
     if stats.unusable_guesses:
         parts.append(f"{SHOWN['unusable_guesses']}: {stats.unusable_guesses}, the drafter's logits are NaN or infinite")
     if comparison:

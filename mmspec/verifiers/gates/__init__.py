@@ -2,6 +2,6 @@
 
 from .base import Gate, Gated
 from .confident import Confident
-from .every import Every
+from .every import Every, first_path
 
-__all__ = ["Confident", "Every", "Gate", "Gated"]
+__all__ = ["Confident", "Every", "Gate", "Gated", "first_path"]

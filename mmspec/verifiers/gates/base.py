@@ -41,6 +41,9 @@ class Gate(PerRequest):
         """
         raise NotImplementedError
 
+    def observe(self, tree: DraftTree, verdict: Verdict) -> None:
+        """Update what the gate knows from a round that the target was asked about."""
+
 
 class Gated(Verifier):
     """A verifier behind a gate: where the gate settles a round, the target does not read it now; it reads the emitted
@@ -92,4 +95,6 @@ class Gated(Verifier):
         return Verdict(path, length, tree.tokens.gather(1, ends[:, None])[:, 0], settled=True)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
-        return self.inner.verify(tree, scores)
+        verdict = self.inner.verify(tree, scores)
+        self.gate.observe(tree, verdict)
+        return verdict
