@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def newer(monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.99.0")
+    monkeypatch.setattr(compat.transformers, "__version__", "5.99.0")
     compat.warn_if_untested.cache_clear()
     yield
     compat.warn_if_untested.cache_clear()
@@ -43,7 +43,7 @@ def test_a_newer_transformers_is_one_line_once(newer, caplog):
 
 
 def test_a_tested_transformers_is_not_mentioned(caplog, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", compat.NEWEST)
+    monkeypatch.setattr(compat.transformers, "__version__", compat.NEWEST)
     compat.warn_if_untested.cache_clear()
     mmspec.Target(models.llama())
     assert not caplog.records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import helpers
 import models
@@ -547,7 +546,7 @@ def test_a_configuration_chooses_drafter_and_compressor():
     target = target_of("llava", "sdpa")
 
     def build(drafter, compressor):
-        return configuration.build_drafter(SimpleNamespace(drafter=drafter, compressor=compressor), target)
+        return configuration.build_drafter(OmegaConf.create({"drafter": drafter, "compressor": compressor}), target)
 
     eagle = OmegaConf.create({"_target_": "mmspec.drafters.EagleDrafter"})
     pool = configuration.compose("generate", ["compressor=pool", "compressor.size=3"]).compressor

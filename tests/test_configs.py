@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from mmspec import configuration, options
 from mmspec.commands.generate import Settings
+from mmspec.drafters import Drafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
 from mmspec.evaluation.parts import parts_of
@@ -28,11 +29,12 @@ GIVEN_BY_THE_CALLER = {
 }
 
 
-class Widget:
+class Widget(Drafter):
     """Stands for a user's own class in a user's own package."""
 
     def __init__(self, target, size: int, parts: list | None = None):
-        self.target, self.size, self.parts = target, size, parts
+        super().__init__(target)
+        self.size, self.parts = size, parts
         if size < 0:
             raise MMSpecError(f"size is {size} but must not be negative")
 

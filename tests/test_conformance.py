@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import mmspec
 from mmspec import configuration, drafters, loading, zoo
-from mmspec.drafters import Drafter, FeatureDrafter, StepDrafter
+from mmspec.drafters import Drafter, FeatureDrafter, NoDrafter, SessionDrafter, StepDrafter
 from mmspec.inputs import prepare
 from mmspec.testing import watched
 from mmspec.verifiers import Greedy
@@ -146,7 +146,7 @@ def _embedded_text() -> list:
 
 def test_every_exported_drafter_is_in_this_suite():
     exported = {value for value in vars(drafters).values() if isinstance(value, type) and issubclass(value, Drafter)}
-    interfaces = {Drafter, FeatureDrafter, StepDrafter}
+    interfaces = {Drafter, FeatureDrafter, SessionDrafter, StepDrafter, NoDrafter}
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
     assert tested and not missing, f"add a config, or an entry in helpers.TINY_DRAFTERS, for {missing}"

@@ -155,7 +155,7 @@ def test_text_of_an_offloaded_target(name, tmp_path):
 
 def test_load_target_takes_a_device_map_and_no_device_besides(tmp_path, monkeypatch):
     models.mistral().save_pretrained(tmp_path)
-    monkeypatch.setattr(mmspec.loading.AutoTokenizer, "from_pretrained", lambda source: None)
+    monkeypatch.setattr(mmspec.loading.AutoTokenizer, "from_pretrained", lambda source, **_: None)
     parts = {path: "disk" if path == "model.layers.1" else "cpu" for path in SPLITS["mistral"]}
     target = load_target(tmp_path, device_map=parts, offload_folder=tmp_path / "disk")
     inputs, expected = helpers.case("mistral", "sdpa", (0,), (9,), 6)

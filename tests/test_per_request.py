@@ -164,6 +164,9 @@ def test_two_drafters_mixed_in_interleaved_batches_guess_as_alone(tree):
     assert [out.token_ids for out in together] == [out.token_ids for out in alone] == plain
     taus = [out.stats.mean_acceptance_length for out in alone]
     assert [out.stats.mean_acceptance_length for out in together] == taus and min(taus) > 1.3
-    mixed_up = interleaved(target, Shallow(target, members, tree), requests)
+    try:  # the control must be found out
+        mixed_up = interleaved(target, Shallow(target, members, tree), requests)
+    except RuntimeError:  # one request's caches are no longer than those of another that has ended
+        return
     assert [out.token_ids for out in mixed_up] == plain
-    assert [out.stats.mean_acceptance_length for out in mixed_up] != taus, "the control must be found out"
+    assert [out.stats.mean_acceptance_length for out in mixed_up] != taus

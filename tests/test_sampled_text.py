@@ -136,8 +136,7 @@ def test_control_wrong_verifiers_fail_the_same_test(toys, monkeypatch, wrong):
         choose = mmspec.trees.Proposals.choose
 
         def without_temperature(self, logits, count, paths):
-            tokens, log_probs, _ = choose(self, logits, count, paths)
-            return tokens, log_probs, logits.softmax(-1)
+            return choose(self, logits, count, paths)._replace(probs=logits.softmax(-1))
 
         monkeypatch.setattr(mmspec.trees.Proposals, "choose", without_temperature)
         options = {"temperature": 0.5}

@@ -143,7 +143,7 @@ def test_a_sweep_goes_through_the_submitit_launcher(tmp_path, capsys):
             "method 'eagle3 dynamic': it drafts up to 23 nodes a round, but budget=8",
         ),
         (["engine=transformers", "drafter=eagle3"], "engine=transformers has no counterpart of Eagle3Drafter"),
-        (["engine=transformers", "drafter=ngram", "tree=chain"], "knows no Chain for drafter NGramDrafter"),
+        (["engine=transformers", "drafter=ngram", "tree=chain"], "knows no tree=chain for drafter drafter=ngram"),
         (["engine=transformers", "drafter=text_only"], "cannot take them"),
         (["engine=transformers", "drafter=ngram", "batch=2"], "takes one prompt at a time, but batch=2"),
         (["engine=transformers", "verifier=greedy"], "leave verifier=auto"),

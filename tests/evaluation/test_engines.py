@@ -5,7 +5,7 @@ import torch
 from running import measure, side, tiny
 
 import mmspec
-from mmspec import generation
+from mmspec import loop
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.evaluation import engines
 from mmspec.evaluation.engines import MMSpecEngine, Sampling, TransformersEngine
@@ -95,10 +95,10 @@ def test_sampling_has_the_law_of_the_other_sides():
 def test_no_answer_is_timed_while_the_machine_is_measured(measuring, monkeypatch, tmp_path):
     """Not in a benchmark without warm-up, and not in a single call."""
     costs = Costs(Curve((1, 9), (8.0, 9.6)), 0.5, Line(0.5, 0.01), 0.2, Line(0.2), Line(0.2), Line(0.1), Line(0.1))
-    events, settled, clock = [], engines._settled, generation.PhaseClock
+    events, settled, clock = [], engines._settled, loop.PhaseClock
     monkeypatch.setattr(calibration, "measure_costs", lambda *_, **__: events.append("measured") or costs)
     monkeypatch.setattr(engines, "_settled", lambda device: events.append("timed") or settled(device))
-    monkeypatch.setattr(generation, "PhaseClock", lambda *given: events.append("clock") or clock(*given))
+    monkeypatch.setattr(loop, "PhaseClock", lambda *given: events.append("clock") or clock(*given))
     target = tiny()
     drafter = mmspec.load_drafter("tiny/text_only", target)
     chosen = [side("plain", target), side("auto", target, drafter, AutoTree(limit=8, remeasure=True))]
