@@ -113,7 +113,7 @@ def test_the_page_has_a_file_and_a_yaml_for_each_kind_and_commands_for_all():
 LOSSY = [line for line in commands("generate") if "verifier=" in line]
 
 
-@pytest.mark.parametrize("line", LOSSY, ids=["rule", "gate"])
+@pytest.mark.parametrize("line", [LOSSY[0], pytest.param(LOSSY[1], marks=pytest.mark.slow)], ids=["rule", "gate"])
 def test_its_lossy_commands_run_and_say_that_they_are(folder, line):
     result, text = json.loads((printed := type_in(folder, line, "json=true")).splitlines()[-1]), plain()
     assert not result["stats"]["lossless"] and "NOT lossless" in printed
@@ -149,6 +149,7 @@ def test_its_benchmark_runs_all_its_methods_without_a_divergence(folder):
         assert (sum(sum(record["accepted"]) for record in rounds) > 0) == (label != "plain")
 
 
+@pytest.mark.slow
 def test_its_file_of_tests_passes(folder):
     (line,) = commands("pytest")
     assert "2 passed" in type_in(folder, line)

@@ -48,6 +48,7 @@ def test_the_text_is_that_of_generate(traced, name, attention):
         assert 0 < out.stats.draft_acceptance_rate < 1
 
 
+@pytest.mark.slow
 def test_plain_decoding_and_a_single_row(traced):
     target = compiled_target("llava")
     inputs, expected = case("llava", "sdpa", (1,), (9,), 90)
@@ -91,6 +92,7 @@ def test_other_lengths_and_requests_need_no_new_program(traced):
     assert first == ask(2, 12, 25) == ask(0, 30, 70) == ask(1, 5, 300)
 
 
+@pytest.mark.slow
 def test_a_target_that_is_cast_is_compiled_anew(traced):
     target = compiled_target("llama")
     inputs, _ = case("llama", "sdpa", (0,), (6,), NEW)
@@ -100,6 +102,7 @@ def test_a_target_that_is_cast_is_compiled_anew(traced):
         assert mmspec.generate(target, inputs=inputs, max_new_tokens=4).token_ids == plain
 
 
+@pytest.mark.slow
 def test_the_model_itself_stays_as_it_was(traced):
     """Hooks stay, but outside of compiling they do and keep nothing."""
     target = compiled_target("llava")

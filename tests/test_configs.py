@@ -101,7 +101,14 @@ def test_every_setting_of_every_option_is_listed_and_described(command):
         assert set(options.settings_of(configuration.option_files(command, "recipe"), "eagle1", "recipe")) == leaves
 
 
-@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=[pytest.mark.slow] if option == "full" else [])  # the parts of all the others
+        for group, option in OPTIONS
+        if group == "experiment"
+    ],
+)
 def test_every_experiment_lists_methods_that_compose(option):
     overrides = [f"experiment={option}", "drafter=ngram"] if option == "one" else [f"experiment={option}"]
     for run in parts_of(overrides).values() or [overrides]:

@@ -56,7 +56,7 @@ def test_ragged_batch_of_all_tasks(name):
 
 
 @pytest.mark.parametrize("task", ["scenes", "charts", "documents"])
-@pytest.mark.parametrize("name", [None, *DRAFTERS])
+@pytest.mark.parametrize("name", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in DRAFTERS)])
 def test_another_picture_gives_another_answer(task, name):
     texts = set()
     for index in (1, 2, 3):

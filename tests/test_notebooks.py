@@ -92,7 +92,14 @@ def test_there_are_nine_and_a_readme_with_a_line_for_each():
     assert re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M) == [path.name for path in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+LONG = ("03", "07", "08")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.name[:2] in LONG else []) for path in NOTEBOOKS],
+    ids=names,
+)
 def test_a_script_runs_and_shows_what_its_notebook_is_committed_with(path, alone, shown, capfd):
     script = load_export().script_of(path, SMALL.get(path.stem))
     with warnings.catch_warnings():

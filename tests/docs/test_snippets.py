@@ -144,7 +144,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", holding("^```(python|bash)"), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name == "tutorial_first_hour.md" else [])
+        for page in holding("^```(python|bash)")
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_its_blocks_run(page, folder, things, monkeypatch):
     follow(page, [one for one in read(page) if not one.slow], things, monkeypatch)
 

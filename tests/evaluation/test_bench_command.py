@@ -121,6 +121,7 @@ def test_a_sweep_with_a_failing_job_reports_it_and_keeps_the_rest(tmp_path, own_
     assert "text_only" in captured.out and [path.name for path in Sweep.open(folder).bundles] == ["1,verifier=greedy"]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_through_the_submitit_launcher(tmp_path, capsys):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     folder = tmp_path / "sweep"
@@ -183,6 +184,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, capsys):
     assert "holds 'thesis.tex' and no bundle" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(tmp_path):
     """As a user does it: Ctrl-C, then the command that the message names."""
     folder = tmp_path / "b"

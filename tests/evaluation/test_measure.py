@@ -60,6 +60,7 @@ def test_the_sides_take_turns_and_change_places(tmp_path):
     assert [order[0, 1][place] for place in range(3)] == [order[0, 0][place] for place in (2, 1, 0)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_tokens_and_counts(tmp_path):
     def facts(name, seed):
         bundle = measure(

@@ -54,6 +54,7 @@ def test_nothing_left_and_no_overrides_are_refused(configs):
         benchmark(["experiment=design_card"])
 
 
+@pytest.mark.slow
 def test_the_command_runs_all_parts_and_reports_each(tmp_path, configs, capsys):
     folder, page = tmp_path / "b", tmp_path / "page.md"
     typed = ["bench", "experiment=twice", "--config-dir", configs, "task=scenes", *QUICK, "--output", str(folder)]

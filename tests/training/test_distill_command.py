@@ -101,6 +101,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys
         assert printed == ([] if terminal else lines)
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_what_is_kept_and_goes_on(model, tmp_path, capfd):
     arguments = command(model, tmp_path / "answers", "source.count=10", "max_new_tokens=20")
     process = subprocess.Popen(

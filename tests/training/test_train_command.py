@@ -29,7 +29,13 @@ def answers(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+QUICK = ("eagle3", "hivis", "dream", "medusa", "small_vlm")
+"""Recipes of every kind; the others differ from these in settings."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RECIPES]
+)
 def test_every_recipe_trains_a_drafter_that_generates(recipe, answers, tmp_path, capsys):
     out, settings = tmp_path / recipe, [f"recipe={recipe}", *FEW, "json=true"]
     if recipe == "hivis":  # begins with a drafter of the first stage

@@ -93,6 +93,7 @@ def test_an_interrupt_ends_the_step_and_saves(whole, tmp_path, name):
     assert all(torch.equal(tensor, weights(tmp_path)[key]) for key, tensor in weights(whole).items())
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     """The same global batch: the losses of the first 20 steps agree to 1e-5."""
     for processes in (1, 2):
