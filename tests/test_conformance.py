@@ -116,7 +116,13 @@ def test_trees_are_well_formed_and_rooted_in_the_newest_token(label):
         assert mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=6, tree=tree).stats.rounds
 
 
-@pytest.mark.parametrize("option", EMBEDDED)
+SHOWN = ("eagle3", "hivis", "draft_model")
+"""Of each kind one; tests/test_embedded.py asks all of them."""
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=[] if name in SHOWN else [pytest.mark.slow]) for name in EMBEDDED]
+)
 def test_options_with_weights_reproduce_the_embedded_target(option):
     target = _embedded_target()
     drafter = configuration.build(EMBEDDED[option], target=target)
