@@ -51,8 +51,14 @@ def listed(names: Collection[Any], most: int = 8) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of another library says, in one line; its type's name if it says nothing."""
-    return cut((str(error).strip() or type(error).__name__).splitlines()[0], 500)
+    """Return what an error of another library says, in one line; its type's name if it says nothing.
+
+    A line that ends with a colon announces what follows it: the next line then belongs to it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    # Of a KeyError the text is the key alone.
+    return cut(f"{type(error).__name__}: {said}" if isinstance(error, KeyError) and error.args else said, 500)
 
 
 def did_you_mean(value: str, options: Iterable[str]) -> str:

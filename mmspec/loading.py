@@ -130,7 +130,7 @@ def _load(
                 f"{listed(info['unexpected_keys'])}; fetch it again, or load the model yourself and pass it to "
                 "mmspec.Target"
             )
-        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source, **hub)
+        processor = _read_processor(what, source, visual, hub)
     except MMSpecError:
         raise
     except Exception as error:  # of several libraries, and of whatever kind a file's contents make it
@@ -148,6 +148,24 @@ def _load(
         except RuntimeError as error:  # an accelerator that is full
             raise MMSpecError(f"device {device!r} cannot take the model: {first_line(error)}") from error
     return model, processor
+
+
+def _read_processor(what: str, source: str, visual: bool, hub: dict[str, Any]):
+    """The processor or the tokenizer that belongs to a model.
+
+    Raises:
+        MMSpecError: if it is not there, or cannot be read.
+    """
+    try:
+        return (AutoProcessor if visual else AutoTokenizer).from_pretrained(source, **hub)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error) or extras.wanted_by(error):
+            raise
+        part = "processor" if visual else "tokenizer"
+        raise MMSpecError(
+            f"{what} has no {part} that can be read ({first_line(error)}): put the files of its {part} beside the "
+            "weights, or load the model yourself and pass it to mmspec.Target, which works on inputs= without one"
+        ) from error
 
 
 @named_arguments("load_drafter", others=OF_THE_HUB)

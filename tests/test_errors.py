@@ -15,7 +15,7 @@ from transformers import BatchFeature, LlamaConfig, LlamaForCausalLM, MaxLengthC
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
-from mmspec.errors import did_you_mean
+from mmspec.errors import did_you_mean, first_line
 from mmspec.trees import Chain, DynamicTree
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
 
@@ -270,3 +270,17 @@ def test_hints():
     assert did_you_mean("chian", ["chain", "dynamic"]) == " Did you mean 'chain'? Available: chain, dynamic."
     assert did_you_mean("xyz", ["b", "a"]) == " Available: a, b."
     assert did_you_mean("xyz", []) == ""
+
+
+def test_what_other_libraries_say_is_told_with_what_they_announce():
+    assert first_line(ValueError("Validation error for 'vocab_size':\n    '61' is no int\nmore")) == (
+        "Validation error for 'vocab_size': '61' is no int"
+    )
+    assert first_line(KeyError("weird")) == "KeyError: 'weird'"
+    assert first_line(OSError()) == "OSError" and first_line(OSError("a\nb")) == "a"
+
+
+def test_a_model_without_a_tokenizer_is_refused_with_a_way_out(tmp_path):
+    llama(layers=1).save_pretrained(tmp_path)
+    with pytest.raises(MMSpecError, match="has no tokenizer that can be read .*mmspec.Target, which works on inputs="):
+        mmspec.load_target(tmp_path)

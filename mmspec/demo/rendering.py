@@ -160,10 +160,11 @@ def tree(rounds: Sequence[RoundTrace], number: Any) -> str:
     if not isinstance(number, int | float) or number != number:
         number = 1
     one = rounds[int(min(max(number, 1), len(rounds))) - 1]
-    said = (
-        f"Round {one.number} of {len(rounds)}: {one.accepted} of {one.drafted} drafted tokens kept, and the bonus "
-        f"token. The target's entropy before it: {one.entropy:.2f} nats."
-    )
+    said = f"Round {one.number} of {len(rounds)}: {one.accepted} of {one.drafted} drafted tokens kept"
+    if one.settled:
+        said += ", without asking the target."
+    else:
+        said += f", and the bonus token. The target's entropy before it: {one.entropy:.2f} nats."
     kinds = {"last token of the round before": ROOT, "accepted": ACCEPTED, "bonus": BONUS, "rejected": REJECTED}
     return (
         f'<div class="mm-said">{escape(said)}</div><div class="mm-tree">{one.svg()}</div>{_legend(kinds)}'

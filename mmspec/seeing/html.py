@@ -26,6 +26,7 @@ def answer(out: Output) -> str:
     """All rows of an output, with a legend and the figures."""
     stats = out.stats
     figures = f"{stats.origin} | {speed_in_words(stats.tokens_per_second)}"
+    figures += "" if stats.lossless else " | NOT lossless, so the text may be another than the target's"
     legend = f"{mark('drafted and accepted', True)} {mark('the target itself', False)}"
     rows = "".join(f'<div style="{STYLE}">{tokens(out, row)}</div>' for row in range(len(out.token_ids)))
     return f'<div>{rows}<div style="font-size:small;margin-top:.5em">{legend} &nbsp; {escape(figures)}</div></div>'
@@ -42,6 +43,7 @@ def tokens(out: Output, row: int) -> str:
             tip += ": the prompt's pass"
         else:
             kept = f"{record.accepted[row]} of {record.drafted[row]} drafted tokens kept"
+            kept += ", without asking the target" if record.settled else ""
             tip += f": {'drafted' if drafted else 'bonus'}, round {written}, {kept}"
         if piece:
             parts.append(mark(piece, drafted, tip))

@@ -39,10 +39,9 @@ def draw(trace: RoundTrace) -> str:
             start, above = places[node.parent][0] + widths[node.parent], places[node.parent][1]
             edges.append(_edge(start, above + HEIGHT / 2, x, y + HEIGHT / 2, node))
         boxes.append(_box(x, y, widths[number], labels[number], node))
-    title = f"round {trace.number}: {trace.accepted} of {trace.drafted} drafted tokens kept"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{title}" font-family="monospace" font-size="12">'
+        f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{trace.title}" font-family="monospace" font-size="12">'
         f'<rect width="100%" height="100%" fill="{PAPER}"/>{"".join(edges)}{"".join(boxes)}</svg>'
     )
 

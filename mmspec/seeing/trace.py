@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,9 +53,10 @@ class RoundTrace:
         number: of the round, from 1; round 0 is the prompt's pass, which drafts nothing.
         row: of the batch.
         nodes: the drafted tree, the root first, parents before children; then the bonus token, below the last node that
-            was accepted.
-        entropy: of the target after the root, in nats: how open its choice was.
+            was accepted. There is no bonus token where the target was not asked.
+        entropy: of the target after the root, in nats: how open its choice was; NaN where it was not asked.
         unusable: guesses of the drafter that came from logits which are no distribution, see `DraftTree.unusable`.
+        settled: True if the target was not asked, see `Verifier.skim`. What was kept is then what was emitted unseen.
     """
 
     number: int
@@ -62,6 +64,7 @@ class RoundTrace:
     nodes: list[Node]
     entropy: float
     unusable: int = 0
+    settled: bool = False
 
     @property
     def accepted(self) -> int:
@@ -70,7 +73,13 @@ class RoundTrace:
 
     @property
     def drafted(self) -> int:
-        return len(self.nodes) - 2
+        return sum(node.parent >= 0 and not node.bonus for node in self.nodes)
+
+    @property
+    def title(self) -> str:
+        """The round in words."""
+        unseen = ", without asking the target" if self.settled else ""
+        return f"round {self.number}: {self.accepted} of {self.drafted} drafted tokens kept{unseen}"
 
     @property
     def depth(self) -> int:
@@ -107,7 +116,7 @@ class RoundTrace:
         text = io.StringIO()
         console = Console(file=text, width=120, color_system=None, force_jupyter=False, highlight=False)
         unusable = f", {self.unusable} guesses unusable" if self.unusable else ""
-        console.print(f"round {self.number}: {self.accepted} of {self.drafted} drafted tokens kept{unusable}")
+        console.print(f"{self.title}{unusable}")
         console.print(self.rich())
         return text.getvalue().rstrip("\n")
 
@@ -136,7 +145,7 @@ class Trace:
         self._number = 0
 
     def record(self, tree: DraftTree, scores: Scores | None, verdict: Verdict, active: list[bool]) -> None:
-        """Keep a round, before it is committed. Of one that was settled without the target only the number counts.
+        """Keep a round, before it is committed.
 
         Args:
             tree: what was drafted.
@@ -145,17 +154,18 @@ class Trace:
             active: per row, False once it has finished.
         """
         self._number += 1
+        batch = torch.arange(tree.batch_size, device=tree.tokens.device)
+        last = verdict.path[batch, (verdict.length - 1).clamp(min=0)]
         if scores is None:
-            return
-        log_p = scores.logits.float().log_softmax(-1)
-        batch = torch.arange(len(log_p), device=log_p.device)
-        target = log_p[batch[:, None], tree.parents.clamp(min=0), tree.tokens].exp().tolist()
-        root = log_p[:, 0]
-        entropy = (-(root.exp() * root.masked_fill(root == -torch.inf, 0)).sum(-1)).tolist()
+            target = bonus = None
+            entropy = [math.nan] * tree.batch_size
+        else:
+            log_p = scores.logits.float().log_softmax(-1)
+            target = log_p[batch[:, None], tree.parents.clamp(min=0), tree.tokens].exp().tolist()
+            root = log_p[:, 0]
+            entropy = (-(root.exp() * root.masked_fill(root == -torch.inf, 0)).sum(-1)).tolist()
+            bonus = log_p[batch, last, verdict.bonus].exp().tolist()
         drafter = None if tree.log_probs is None else tree.log_probs.float().exp().tolist()
-        ends = verdict.length - 1
-        last = verdict.path[batch, ends.clamp(min=0)]
-        bonus = log_p[batch, last, verdict.bonus].exp().tolist()
         kept = [set(path[:n]) for path, n in zip(verdict.path.tolist(), verdict.length.tolist(), strict=True)]
         valid = None if tree.valid is None else tree.valid.tolist()
         unusable = [guesses for _, guesses in tree.account()]
@@ -170,15 +180,17 @@ class Trace:
                     parents[number],
                     depths[number],
                     drafter[row][number] if drafter is not None and number else None,
-                    target[row][number] if number else None,
+                    target[row][number] if target is not None and number else None,
                     number in kept[row],
                 )
                 for number, token in enumerate(tokens)
                 if valid is None or valid[row][number]
             ]
-            end, token = int(last[row]), int(verdict.bonus[row])
-            nodes.append(Node(token, self._text(token), end, depths[end] + 1, None, bonus[row], True, bonus=True))
-            self._rounds.append(RoundTrace(self._number, row, nodes, entropy[row], unusable[row]))
+            if bonus is not None:
+                end, token = int(last[row]), int(verdict.bonus[row])
+                nodes.append(Node(token, self._text(token), end, depths[end] + 1, None, bonus[row], True, bonus=True))
+            traced = RoundTrace(self._number, row, nodes, entropy[row], unusable[row], settled=scores is None)
+            self._rounds.append(traced)
 
     def _text(self, token: int) -> str:
         return str(token) if self.tokenizer is None else self.tokenizer.decode([token])

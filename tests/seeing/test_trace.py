@@ -15,7 +15,8 @@ from mmspec import MMSpecError, Target
 from mmspec.drafters import NGramDrafter
 from mmspec.seeing import Node, RoundTrace
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, StaticTree
-from mmspec.verifiers import RejectionSampling
+from mmspec.verifiers import Gated, Greedy, RejectionSampling
+from mmspec.verifiers.gates import Every
 
 LENGTH = 14
 INPUTS = models.inputs_for("llama", [0, 0, 0], [9, 5, 12])
@@ -42,11 +43,9 @@ def prompt(row: int) -> list[int]:
 
 def emitted(one: RoundTrace) -> list[int]:
     """Accepted tokens and the bonus, read off the nodes by walking up from the bonus."""
-    path, number = [], len(one.nodes) - 1
-    while number:
-        path.insert(0, one.nodes[number].token)
-        number = one.nodes[number].parent
-    return path
+    if one.settled:
+        return [node.token for node in one.nodes[1:] if node.accepted]
+    return path_to(one, len(one.nodes) - 1)
 
 
 def path_to(one: RoundTrace, number: int) -> list[int]:
@@ -219,3 +218,19 @@ def test_the_tree_in_a_terminal(monkeypatch):
     tree = hand_made().rich()
     assert [str(branch.label.style) for branch in tree.children] == ["bold green", "dim"]
     assert str(tree.label.style) == str(tree.children[0].children[0].label.style) == "bold"
+
+
+def test_rounds_that_were_settled_without_the_target_are_traced_under_their_numbers(target, drafter):
+    options = {"inputs": INPUTS, "max_new_tokens": LENGTH, "trace": True, "verifier": Gated(Greedy(), Every(2))}
+    out = mmspec.generate(target, drafter, **options)
+    records = out.stats.rounds
+    for row in range(3):
+        whole, rounds = written(out, row), out.trace.row(row)
+        assert whole[: len(out.token_ids[row])] == out.token_ids[row]  # the last round may be cut
+        assert [one.number for one in rounds] == list(range(1, len(rounds) + 1))
+        assert [one.settled for one in rounds] == [record.settled for record in records[: len(rounds)]]
+    second = out.trace[2]
+    assert second.settled and math.isnan(second.entropy) and second.accepted == second.drafted == records[1].drafted[0]
+    assert all(node.target is None and not node.bonus for node in second.nodes)
+    assert str(second).startswith(f"round 2: {second.drafted} of {second.drafted} drafted tokens kept, without asking")
+    assert "without asking the target" in second.svg() and "NOT lossless" in out._repr_html_()
