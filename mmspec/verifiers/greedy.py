@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import MMSpecError
 from ..sampling import LogitsPipeline
 from .rules import Match
 from .walk import TreeWalk
-
-if TYPE_CHECKING:
-    pass
 
 
 class Greedy(TreeWalk):

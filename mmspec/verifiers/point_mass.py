@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 from .rules import Match
 from .walk import TreeWalk
-
-if TYPE_CHECKING:
-    pass
 
 
 def refuse_greedy(verifier: TreeWalk, pipeline: LogitsPipeline) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..outcome import Scores, Verdict
 from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 from .point_mass import refuse_greedy
 from .rules import Match, Rejection
 from .walk import TreeWalk
-
-if TYPE_CHECKING:
-    pass
 
 
 class RejectionSampling(TreeWalk):
