@@ -220,14 +220,18 @@ class Measurement:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        self.notice(f"{label} failed, the others go on: {where}{reason_of(error)}")
+        others = ", the others go on" if self._left() else ""
+        self.notice(f"{label} failed{others}: {where}{reason_of(error)}")
 
     def _go_on(self, error: Exception | None = None) -> None:
         """End the run if no side is left to compare with plain decoding."""
-        left = [side for side in self.sides if side.label not in self.failed]
-        if len(left) == 1 and len(self.sides) > 1:
+        if not self._left() and len(self.sides) > 1:
             reasons = [side["failed"]["reason"] for side in self.writer.manifest["sides"] if side["failed"]]
             raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
+
+    def _left(self) -> list[Side]:
+        """The methods that have not failed."""
+        return [side for side in self.sides if side.label not in {PLAIN, *self.failed}]
 
     def _order(self, number: int, repeat: int) -> list[Side]:
         """The sides in turns: who comes first changes from request to request, and who follows whom by repeat."""
