@@ -59,6 +59,7 @@ def test_plain_decoding_and_a_single_row(traced):
     assert all(record.accepted == [4] for record in out.stats.rounds[:-1]), "it drafts for itself"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Eagle3Drafter, pytest.param(EagleDrafter, marks=pytest.mark.slow)])
 def test_drafters_get_the_states_that_they_ask_for(traced, kind):
     target, twin = compiled_target("llava"), target_of("llava", "sdpa")

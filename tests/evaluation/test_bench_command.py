@@ -88,6 +88,7 @@ def test_sampling_and_batches(tmp_path):
     assert all(record["same"] for record in bundle.requests)
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_resumes_and_makes_one_table(tmp_path, capsys):
     folder = tmp_path / "sweep"
     arguments = ["-m", "drafter=ngram,text_only", "task=scenes,charts", *QUICK, "--output", str(folder)]

@@ -29,7 +29,7 @@ def answers(tmp_path_factory):
     return folder
 
 
-QUICK = ("eagle3", "hivis", "dream", "medusa", "small_vlm")
+QUICK = ("eagle3", "medusa", "small_vlm")
 """Recipes of every kind; the others differ from these in settings."""
 
 
@@ -75,6 +75,7 @@ def test_it_says_what_was_trained(answers, tmp_path, capsys, monkeypatch):
     assert metadata["recipe"]["optimizer"]["lr"] == 0.002
 
 
+@pytest.mark.slow
 def test_a_second_stage_begins_with_the_first_ones_weights(answers, tmp_path, capsys):
     def train(out, *settings):
         return cli.main(["train", "--data", str(answers), "--output", str(tmp_path / out), *FEW, *settings])
