@@ -248,13 +248,17 @@ class Context(ModelSession):
 
         Tokens that were emitted unread (see `Verdict`) are read by the same pass, before the tree.
         """
-        unread = [max(count - 1, 0) for count in self.pending]  # the root is node 0 of the tree
+        unread = self._unread()
         behind = max(unread)
         if not behind:
             return Scores(*self.read(tree.tokens, tree.ancestors, tree.depth))
         tokens, visible, depth = self._with_unread(tree, unread)
         logits, features = self.read(tokens, visible, depth)
         return Scores(logits[:, behind:], {layer: states[:, behind:] for layer, states in features.items()})
+
+    def _unread(self) -> list[int]:
+        """Per row, how many tokens were emitted unread, before the root, which is node 0 of the next tree."""
+        return [max(count - 1, 0) for count in self.pending]
 
     def _with_unread(self, tree: DraftTree, unread: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """A block of the unread tokens, right-aligned, and the tree below them: tokens, visible nodes, depths."""
@@ -283,7 +287,7 @@ class Context(ModelSession):
         that per row."""
         counts, emitted = verdict.only(self.active).host(tree)
         if not verdict.settled:
-            unread = [max(count - 1, 0) for count in self.pending]
+            unread = self._unread()
             behind = max(unread)
             path = None if tree.is_chain else verdict.path
             if behind:

@@ -4,14 +4,17 @@ rounds that are settled without it, guesses read off its verification, drafting 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from models import MODELS, inputs_for, llama, qwen_vl
+from transformers import DynamicCache
 
 import mmspec
 from mmspec import MMSpecError, Target
+from mmspec.compat import CACHE
 from mmspec.drafters import (
     DraftModelDrafter,
     EagleDrafter,
@@ -288,3 +291,33 @@ def test_what_goes_wrong_beside_the_target_is_raised(target):
 
     with pytest.raises(MMSpecError, match="the other side broke"):
         mmspec.generate(target, Broken(target), **ragged())
+
+
+# What is emitted unread, and what is committed.
+
+
+class Tailed(Greedy):
+    """Adds a token of its own behind what the target supplies."""
+
+    def verify(self, tree, scores):
+        verdict = super().verify(tree, scores)
+        return replace(verdict, tail=verdict.bonus[:, None], bonus=torch.full_like(verdict.bonus, 7))
+
+
+def test_a_tail_is_emitted_and_read_with_the_next_pass(target):
+    request = ragged(11, eos_token_id=[])
+    out = mmspec.generate(target, verifier=Tailed(), **request)
+    prompts = mmspec.inputs.prepare(target, inputs=request["inputs"]).token_ids()
+    for prompt, new in zip(prompts, out.token_ids, strict=True):
+        own = target.model(torch.tensor([prompt + new])).logits[0].argmax(-1)[len(prompt) - 1 :].tolist()
+        assert new[2::2] == [7] * 5 and new[1::2] == own[1:-1:2] and new[0] == own[0]
+
+
+def test_keys_and_values_of_a_layer_are_the_models_own(target):
+    request = mmspec.inputs.prepare(target, inputs=inputs_for("llama", [0], [9]))
+    context, cache = target.prefill(request), DynamicCache()
+    target.model(request.inputs["input_ids"], use_cache=True, **{CACHE: cache})
+    for number, layer in enumerate(cache.layers):
+        keys, values = context.keys_values(number)
+        torch.testing.assert_close(keys, layer.keys)
+        torch.testing.assert_close(values, layer.values)
