@@ -12,10 +12,10 @@ from .drafters import Drafter
 from .errors import MMSpecError
 from .families.frequencies import check_reach
 from .inputs import prepare, whole
-from .loop import Run
 from .sampling import LogitsPipeline, refuse_settings
 from .stopping import Stopping
 from .target import Target
+from .token_run import TokenRun
 from .transcript import Output, Piece
 from .trees import TreeBuilder
 from .verifiers import Greedy, PointMassSampling, Verifier
@@ -123,11 +123,11 @@ def stream(
         drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    run = Run(target, drafter, verifier, pipeline, request, stopping, whole(seed), trace)
+    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole(seed), trace)
     return _pieces(run, streamer)
 
 
-def _pieces(run: Run, streamer) -> Generator[Piece, None, Output]:
+def _pieces(run: TokenRun, streamer) -> Generator[Piece, None, Output]:
     if streamer is not None:
         streamer.put(run.request.inputs["input_ids"].cpu())
     for pieces in run.rounds():

@@ -1,123 +1,90 @@
-"""The loop: draft, skim, score, verify, commit, observe. The only one; it knows no method and no family by name."""
+"""The loop: draft, skim, score, verify, commit, observe. The only one; it knows no method, no model and no tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from .anticipation import score_while
-from .drafters import Drafter, NoDrafter
-from .inputs import Request
-from .sampling import LogitsPipeline, random_stream
-from .seeing.trace import Trace
 from .stats import PhaseClock
-from .stopping import Stopping
-from .target import Target
-from .transcript import Piece, Transcript
-from .tree import DraftTree
-from .trees import Proposals
-from .verifiers import Verifier
-from .wellformed import refuse_malformed
 
 
 class Run:
-    """One call of `generate`: a request on its way through the loop.
+    """One request on its way through the loop, whatever its states are: tokens (`mmspec.token_run`) or vectors
+    (`mmspec.chains`).
+
+    A subclass implements `begin`, which says who takes part. They meet in these verbs alone:
+
+    - `context`: `active`, `check(draft, root, by)`, `score(draft)`, `commit(draft, verdict)`;
+    - `drafter`: `draft(root)`, `anticipate(draft)`, `observe(draft, scores, verdict)`;
+    - `verifier`: `skim(draft)`, `verify(draft, scores)`; a verdict has `only(active)`, `bonus` and `settled`;
+    - `transcript`: `add(emitted, draft, settled)` and `stats`;
+    - `trace`: `record(draft, scores, verdict, active)`, or None.
+
+    Attributes:
+        root: the newest state of every row, `[batch, ...]`.
 
     Args:
-        target: the model whose output is preserved.
-        drafter: a fork for this request, or None for `NoDrafter`.
-        verifier: what is forked for this request.
-        pipeline: of the logits.
-        request: the prompt.
-        stopping: what ends a row.
-        seed: of all draws.
-        trace: whether to keep the trees.
+        device: of the target.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        drafter: Drafter | None,
-        verifier: Verifier,
-        pipeline: LogitsPipeline,
-        request: Request,
-        stopping: Stopping,
-        seed: int,
-        trace: bool = False,
-    ):
-        self.target, self.drafter, self.verifier = target, drafter or NoDrafter(target), verifier
-        self.pipeline, self.request, self.stopping, self.seed = pipeline, request, stopping, seed
-        self.trace = Trace(target.tokenizer) if trace else None
-        cuda = target.device.type == "cuda"
-        self.clock = PhaseClock(torch.cuda.synchronize if cuda else None)
+    context: Any
+    drafter: Any
+    verifier: Any
+    transcript: Any
+    root: Any
+    trace: Any = None
 
-    def rounds(self) -> Iterator[list[Piece]]:
-        """What the prompt's pass and then every round add, until all rows have ended."""
-        yield self.prefill()
+    def __init__(self, device: torch.device):
+        self.clock = PhaseClock(torch.cuda.synchronize if device.type == "cuda" else None)
+
+    def begin(self) -> list:
+        """Read what was given, set the attributes, and return what is there before the first round.
+
+        It books its own time, and begins with `self.clock.resume()`.
+        """
+        raise NotImplementedError
+
+    def rounds(self) -> Iterator[list]:
+        """What the beginning and then every round add, until all rows have ended."""
+        yield self.begin()
         while any(self.context.active):
             self.clock.resume()
             yield self.round()
 
     @torch.inference_mode()
-    def prefill(self) -> list[Piece]:
-        """Read the prompt; emit the first token of every row."""
-        clock, drafter, request = self.clock, self.drafter, self.request
-        clock.resume()
-        vision = self.target.encode(request)
-        clock.lap("vision")
-        capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
-        context = self.context = self.target.prefill(request, vision, capacity, drafter.feature_layers)
-        self.verifier = self.verifier.fork(context, self.pipeline, self.seed)
-        self.transcript = Transcript(context, self.stopping, self.pipeline, self.verifier.lossless, self.trace)
-        self.root = self.verifier.first_token(context)
-        emitted = self.root[:, None].tolist()
-        context.admit(emitted)
-        sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
-        generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
-        context.proposals = Proposals(sampled, self.pipeline, context.history, generator)
-        drafter.start(context)
-        clock.lap("prefill")
-        return self._closed(self.transcript.begin(emitted))
-
-    @torch.inference_mode()
-    def round(self) -> list[Piece]:
+    def round(self) -> list:
         """One round of every row that is still active."""
         context, drafter, verifier, clock = self.context, self.drafter, self.verifier, self.clock
         before, anticipated = dict(clock.seconds), 0.0
-        tree, scores = self._drafted(), None
+        draft, scores = drafter.draft(self.root), None
+        context.check(draft, self.root, by=drafter)
         clock.lap("draft")
-        verdict = verifier.skim(tree)
+        verdict = verifier.skim(draft)
         clock.lap("verify")
         if verdict is None:
-            scores, anticipated = score_while(context, drafter, tree)
+            scores, anticipated = score_while(context, drafter, draft)
             clock.lap("score")
-            verdict = verifier.verify(tree, scores)
+            verdict = verifier.verify(draft, scores)
         verdict = verdict.only(context.active)
         clock.lap("verify")
         if self.trace is not None:
-            self.trace.record(tree, scores, verdict, context.active)
+            self.trace.record(draft, scores, verdict, context.active)
             clock.lap("other")
-        emitted = context.commit(tree, verdict)
+        emitted = context.commit(draft, verdict)
         clock.lap("commit")
-        drafter.observe(tree, scores, verdict)
+        drafter.observe(draft, scores, verdict)
         clock.lap("observe")
         self.root = verdict.bonus
-        pieces = self._closed(self.transcript.add(emitted, tree, verdict.settled))
+        pieces = self.closed(self.transcript.add(emitted, draft, verdict.settled))
         record = self.transcript.stats.rounds[-1]
         record.seconds = {name: clock.seconds[name] - before[name] for name in before}
         record.anticipated = anticipated
         return pieces
 
-    def _drafted(self) -> DraftTree:
-        """The drafter's tree, looked at unless mmspec chose its tokens and places itself."""
-        tree = self.drafter.draft(self.root)
-        if not (isinstance(tree, DraftTree) and tree.grown):
-            name = type(self.drafter).__name__
-            refuse_malformed(tree, self.root, self.context.active, self.target.vocab_size, name)
-        return tree
-
-    def _closed(self, pieces: list[Piece]) -> list[Piece]:
+    def closed(self, pieces: list) -> list:
         """The same pieces, once the time until now is booked."""
         self.clock.lap("other")
         self.transcript.stats.seconds = dict(self.clock.seconds)

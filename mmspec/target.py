@@ -29,6 +29,7 @@ from .session import ModelSession
 from .tree import DraftTree
 from .trees import Proposals
 from .weights import device_of, digest, stored_tensors
+from .wellformed import refuse_malformed
 
 CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
 """Whether this thread compares a target with its model, for which pictures may be shown that were not checked yet."""
@@ -241,6 +242,20 @@ class Context(ModelSession):
     def finish(self, row: int) -> None:
         """Say that a row has ended: nothing is read, kept or emitted for it from now on."""
         self.active[row] = False
+
+    def check(self, tree: DraftTree, root: Tensor, by: object) -> None:
+        """Look at a tree, unless mmspec chose its tokens and places itself, see `mmspec.wellformed`.
+
+        Args:
+            tree: as drafted.
+            root: `[batch]`, the newest tokens.
+            by: the drafter.
+
+        Raises:
+            MMSpecError: if it is none that the target can be asked about.
+        """
+        if not (isinstance(tree, DraftTree) and tree.grown):
+            refuse_malformed(tree, root, self.active, self.target.vocab_size, type(by).__name__)
 
     @torch.inference_mode()
     def score(self, tree: DraftTree) -> Scores:

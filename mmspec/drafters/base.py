@@ -103,6 +103,11 @@ class Drafter(nn.Module, PerRequest):
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         """Hear what became of the last tree; `context.history` already holds what was emitted."""
 
+    @property
+    def anticipates(self) -> bool:
+        """Whether it has an `anticipate` of its own."""
+        return type(self).anticipate is not Drafter.anticipate
+
     def anticipate(self, tree: DraftTree) -> None:
         """Work on what is expected to come after a tree, in a thread of its own, while the target scores that tree.
 

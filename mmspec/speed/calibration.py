@@ -15,10 +15,10 @@ from torch import Tensor
 from ..drafters import Drafter, NoDrafter
 from ..errors import MMSpecError
 from ..inputs import Request, prepare
-from ..loop import Run
 from ..outcome import Scores, Verdict
 from ..sampling import LogitsPipeline
 from ..stopping import Stopping
+from ..token_run import TokenRun
 from ..tree import DraftTree
 from ..trees import Chain, DynamicTree, StaticTree
 from ..verifiers import Greedy, longest, reached
@@ -192,17 +192,17 @@ def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> Run:
+def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> TokenRun:
     """A request on its way, behind its prompt."""
     if drafter is not None:
         drafter = drafter.fork()
-    run = Run(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
-    run.prefill()
+    run = TokenRun(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
+    run.begin()
     run.confirmed = 1
     return run
 
 
-def _round(run: Run, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
+def _round(run: TokenRun, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
     """One round, with as many tokens accepted as the tree has levels, `accept` at most."""
     run.verifier.accept = accept
     run.clock.resume()
@@ -217,7 +217,7 @@ def _round(run: Run, shape: Shape | None, accept: int, timings: Timings, counts:
     run.confirmed = max(record.emitted)
 
 
-def _catch_up(alone: Run, ours: Run) -> None:
+def _catch_up(alone: TokenRun, ours: TokenRun) -> None:
     """Make the text of plain run as long as the other, so that both read as many tokens of the cache."""
     behind = len(ours.context.history[0]) - len(alone.context.history[0]) - 1
     if behind > 0:
