@@ -31,12 +31,12 @@ from mmspec.evaluation.layout import markdown_table
 from mmspec.inputs import prepare
 from mmspec.outcome import Verdict
 from mmspec.speed import Acceptance, Costs, Shape, measure_costs, predict
+from mmspec.speed.auto_tree import PRIOR
 from mmspec.speed.calibration import random_request
 from mmspec.speed.learning import AcceptanceTracker
 from mmspec.speed.roofline import Architecture, Device, pass_seconds
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, StaticTree, TreeBuilder
-from mmspec.trees.auto import PRIOR
 
 HELD_OUT: dict[str, TreeBuilder] = {
     "chain 3": Chain(3),

@@ -136,4 +136,4 @@ show(plot, "outputs/04_trees/24")
 # ## Which one is fastest?
 #
 # That depends on what a pass costs on your machine. `tree=auto` measures it and chooses: see
-# `mmspec.trees.AutoTree` and `docs/speed.md`.
+# `mmspec.speed.AutoTree` and `docs/speed.md`.

@@ -7,6 +7,7 @@ import math
 import numbers
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -197,6 +198,20 @@ class LogitsPipeline:
                     f"{type(processor).__name__} was made for {made_for}, but the batch has rows of "
                     f"{', '.join(map(str, lengths))} tokens; generate row by row, each with its own processor"
                 )
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen: the same for all sides of a comparison; see `mmspec.stream`."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def __post_init__(self):
+        LogitsPipeline(**vars(self))  # refuses what is out of range
 
 
 def refuse_settings(config: GenerationConfig, given: Iterable) -> None:

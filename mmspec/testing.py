@@ -18,11 +18,10 @@ from . import zoo
 from .compressors import VisualCompressor
 from .drafters import Drafter
 from .errors import MMSpecError
-from .evaluation.divergence import complaint_of, divergences
-from .evaluation.engines import Sampling
+from .exactness import complaint_of, divergences
 from .generation import generate
 from .inputs import Request, prepare
-from .sampling import LogitsPipeline
+from .sampling import LogitsPipeline, Sampling
 from .target import Target
 from .tree import DraftTree, ancestor_mask
 from .trees import TreeBuilder

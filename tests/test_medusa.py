@@ -15,10 +15,11 @@ import mmspec
 from mmspec import MMSpecError, configuration
 from mmspec.drafters import MedusaDrafter
 from mmspec.formats.convert import convert
+from mmspec.speed import AutoTree
 from mmspec.states import LAST
 from mmspec.training import Objective
 from mmspec.training.losses import CrossEntropy
-from mmspec.trees import AutoTree, Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree, TreeBuilder
+from mmspec.trees import Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree, TreeBuilder
 
 FAMILIES = ("llava", "qwen_vl", "llama")
 NEW = 14

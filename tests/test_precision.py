@@ -18,7 +18,7 @@ from helpers import target_of
 import mmspec
 from mmspec.commands import generate as command
 from mmspec.drafters import DraftModelDrafter, EagleDrafter
-from mmspec.evaluation.divergence import TIE, described, divergences, excused
+from mmspec.exactness import TIE, described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.stats import Stats
 from mmspec.target import Target

@@ -15,7 +15,7 @@ import mmspec
 from mmspec import weights
 from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter, cut_from_target
 from mmspec.errors import MMSpecError
-from mmspec.evaluation.divergence import described, divergences, excused
+from mmspec.exactness import described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.loading import load_target
 from mmspec.target import Target

@@ -14,7 +14,7 @@ from helpers import case, target_of
 import mmspec
 from mmspec.check import check_target
 from mmspec.drafters import DraftModelDrafter, EagleDrafter
-from mmspec.evaluation.divergence import described, divergences, excused
+from mmspec.exactness import described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.sampling import NoiseTape
 from mmspec.target import Target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmspec import MMSpecError, cli, configuration
-from mmspec.trees import AutoTree
+from mmspec.speed import AutoTree
 from mmspec.wording import at_place, in_options
 
 

@@ -172,10 +172,10 @@ def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]]
 
 
 def difference(target, request: dict[str, Any], settings: Settings, plain: list, found: list) -> dict[str, Any] | None:
-    """Return where the ids of two answers to a request differ first; see `divergence.explained`."""
-    from mmspec.evaluation.divergence import explained
-    from mmspec.evaluation.engines import Sampling
+    """Return where the ids of two answers to a request differ first; see `mmspec.exactness.explained`."""
+    from mmspec.exactness import explained
     from mmspec.inputs import prepare
+    from mmspec.sampling import Sampling
 
     sampling = Sampling(repetition_penalty=settings.repetition_penalty)
     return explained(target, prepare(target, request["prompt"], request["images"]), plain, found, sampling)

@@ -245,7 +245,7 @@ class Session:
 
 def _difference(method: Method, request: Request, plain: Output, speculative: Output) -> str:
     """Where two texts that should be one differ first, and whether rounding explains it."""
-    from ..evaluation.divergence import explained
+    from ..exactness import explained
 
     found = explained(method.target, request, plain.token_ids, speculative.token_ids)
     return f"{'by rounding' if found['excused'] else 'not by rounding'}: {found['text']}"

@@ -14,7 +14,6 @@ _LAZY = {
     "Bundle": "bundle",
     "Report": "reporting",
     "benchmark": "bench",
-    "divergences": "divergence",
     "report": "reporting",
 }
 

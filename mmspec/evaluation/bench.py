@@ -94,7 +94,7 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
     Raises:
         MMSpecError: for whatever is wrong with the overrides, with the nearest thing that exists.
     """
-    from .engines import Sampling
+    from ..sampling import Sampling
 
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
@@ -137,7 +137,7 @@ def benchmark(
     import transformers
     from omegaconf import OmegaConf
 
-    from .engines import Sampling
+    from ..sampling import Sampling
     from .machine import describe_code, describe_machine, describe_target, describe_versions
     from .measure import Measurement
     from .methods import build_sides

@@ -15,7 +15,7 @@ from ..drafters import Drafter, DraftModelDrafter, NGramDrafter
 from ..errors import MMSpecError
 from ..generation import stream
 from ..inputs import PER_TOKEN, Request
-from ..sampling import LogitsPipeline
+from ..sampling import Sampling
 from ..stats import Round
 from ..target import Target
 from ..text import whole_text
@@ -25,20 +25,6 @@ from .assistant import quiet, sighted, stock_assistant
 
 ASSISTANT_TOKENS = 20
 """Tokens that an assistant drafts at most, if nothing else is said: the default of transformers."""
-
-
-@dataclass
-class Sampling:
-    """How the next token is chosen: the same for all sides of a comparison; see `mmspec.stream`."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-
-    def __post_init__(self):
-        LogitsPipeline(**vars(self))  # refuses what is out of range
 
 
 @dataclass

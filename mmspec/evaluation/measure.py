@@ -13,12 +13,12 @@ import torch
 
 from ..data import Source
 from ..errors import MMSpecError, cut
+from ..exactness import TIE, Divergence, complaint_of, divergences
 from ..inputs import Request
 from ..stats import PHASES, PhaseClock, Round
 from ..target import Target
 from .asking import Group, Questions
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
-from .divergence import TIE, Divergence, complaint_of, divergences
 from .engines import Answer, texts
 from .methods import PLAIN, Side, failure, out_of_memory, reason_of, wrapped
 

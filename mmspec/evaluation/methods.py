@@ -14,8 +14,9 @@ from torch import nn
 from .. import configuration
 from ..drafters import Drafter, DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError, cut, first_line, printable
+from ..sampling import Sampling
 from ..target import Target
-from .engines import Engine, Sampling
+from .engines import Engine
 
 GROUPS = ("drafter", "tree", "compressor", "verifier", "engine")
 """What makes a method; the rest of the configuration is the same for all sides."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import MMSpecError
-
-if TYPE_CHECKING:
-    from ..trees import TreeBuilder
+from ..trees import Chain, DynamicTree, StaticTree, TreeBuilder
 
 Ranks = tuple[int, ...]
 """A node's path: at every level, the rank of the child to take."""
@@ -68,8 +65,6 @@ class Shape:
         Raises:
             MMSpecError: for a builder whose trees are not the same size in every round.
         """
-        from ..trees import Chain, DynamicTree, StaticTree
-
         if isinstance(builder, Chain):
             return cls.chain(builder.length)
         if isinstance(builder, StaticTree):

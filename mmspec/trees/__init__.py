@@ -1,6 +1,5 @@
 """Tree builders decide the shape of the candidates: how many children, how deep, what to keep."""
 
-from .auto import AutoTree
 from .base import TreeBuilder
 from .chain import Chain
 from .confidence import ConfidenceTree
@@ -11,7 +10,6 @@ from .sage import SageTree
 from .static import StaticTree
 
 __all__ = [
-    "AutoTree",
     "Chain",
     "ConfidenceTree",
     "DynamicTree",

@@ -12,9 +12,10 @@ import mmspec
 from mmspec.data import Example, Source
 from mmspec.drafters import NGramDrafter
 from mmspec.evaluation.bundle import Bundle, BundleWriter
-from mmspec.evaluation.engines import MMSpecEngine, Sampling
+from mmspec.evaluation.engines import MMSpecEngine
 from mmspec.evaluation.measure import Measurement, Protocol
 from mmspec.evaluation.methods import GROUPS, PLAIN, Method, Side
+from mmspec.sampling import Sampling
 from mmspec.verifiers import Greedy, PointMassSampling
 
 SHORT = 10

@@ -8,10 +8,11 @@ import mmspec
 from mmspec import loop
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.evaluation import engines
-from mmspec.evaluation.engines import MMSpecEngine, Sampling, TransformersEngine
+from mmspec.evaluation.engines import MMSpecEngine, TransformersEngine
 from mmspec.inputs import prepare
-from mmspec.speed import Costs, Curve, Line, calibration
-from mmspec.trees import AutoTree, Chain
+from mmspec.sampling import Sampling
+from mmspec.speed import AutoTree, Costs, Curve, Line, auto_tree
+from mmspec.trees import Chain
 
 TOKENS = 40
 
@@ -96,7 +97,7 @@ def test_no_answer_is_timed_while_the_machine_is_measured(measuring, monkeypatch
     """Not in a benchmark without warm-up, and not in a single call."""
     costs = Costs(Curve((1, 9), (8.0, 9.6)), 0.5, Line(0.5, 0.01), 0.2, Line(0.2), Line(0.2), Line(0.1), Line(0.1))
     events, settled, clock = [], engines._settled, loop.PhaseClock
-    monkeypatch.setattr(calibration, "measure_costs", lambda *_, **__: events.append("measured") or costs)
+    monkeypatch.setattr(auto_tree, "measure_costs", lambda *_, **__: events.append("measured") or costs)
     monkeypatch.setattr(engines, "_settled", lambda device: events.append("timed") or settled(device))
     monkeypatch.setattr(loop, "PhaseClock", lambda *given: events.append("clock") or clock(*given))
     target = tiny()

@@ -12,10 +12,10 @@ from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.asking import grouped
 from mmspec.evaluation.bundle import Bundle
-from mmspec.evaluation.divergence import Divergence, divergences, next_scores
-from mmspec.evaluation.engines import Sampling
 from mmspec.evaluation.measure import Protocol, booking_seconds
+from mmspec.exactness import Divergence, divergences, next_scores
 from mmspec.inputs import prepare
+from mmspec.sampling import Sampling
 from mmspec.verifiers import RejectionSampling, Synthetic
 
 

@@ -14,9 +14,9 @@ from models import inputs_for
 import mmspec
 from mmspec.errors import MMSpecError
 from mmspec.outcome import Verdict
-from mmspec.speed import Acceptance, Costs, Curve, Line, store
+from mmspec.speed import Acceptance, AutoTree, Costs, Curve, Line, store
 from mmspec.speed.learning import AcceptanceTracker
-from mmspec.trees import AutoTree, Growth, Proposals
+from mmspec.trees import Growth, Proposals
 from mmspec.verifiers import PointMassSampling, RejectionSampling
 
 NEW = 30
@@ -206,15 +206,15 @@ def answer(tree: AutoTree, rows=((1,), (9,))) -> list:
 @pytest.fixture
 def measured(monkeypatch, measuring):
     """The calls of `measure_costs`, which is the real one, made short."""
-    from mmspec.speed import calibration
+    from mmspec.speed import auto_tree
 
-    calls, real = [], calibration.measure_costs
+    calls, real = [], auto_tree.measure_costs
 
     def counted(*arguments, **options):
         calls.append(options)
         return real(*arguments, **options | {"repeats": 1, "warmup": 0})
 
-    monkeypatch.setattr(calibration, "measure_costs", counted)
+    monkeypatch.setattr(auto_tree, "measure_costs", counted)
     return calls
 
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError
-from ..inputs import Request
-from ..sampling import LogitsPipeline, NoiseTape
-from ..target import Target
-from ..tree import DraftTree
-from ..verifiers import Greedy
-from .engines import Sampling
+from .errors import MMSpecError
+from .inputs import Request
+from .sampling import LogitsPipeline, NoiseTape, Sampling
+from .target import Target
+from .tree import DraftTree
+from .verifiers import Greedy
 
 TIE = 2.0
 """Steps of the number format, at the size of the larger of two logits, within which they count as a near-tie."""

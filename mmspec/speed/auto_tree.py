@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
+from ..drafters import Drafter
 from ..errors import MMSpecError
+from ..inputs import Request
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
-from .base import TreeBuilder, positive
-from .chain import Chain
-from .dynamic import DynamicTree
-from .growth import Growth
-from .static import StaticTree
-
-if TYPE_CHECKING:
-    from ..drafters import Drafter
-    from ..inputs import Request
-    from ..speed import Costs
-    from ..speed.choosing import Candidate
-    from ..speed.learning import AcceptanceTracker
+from ..trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
+from ..trees.base import positive
+from . import store
+from .acceptance import Acceptance
+from .calibration import describe, measure_costs
+from .choosing import Candidate, candidates, fastest
+from .costs import Costs
+from .learning import AcceptanceTracker
+from .prediction import predict
 
 PRIOR = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01, 0.008, 0.006)
 """Acceptance of the drafter's ranks before anything is known: about what trained heads have in print [OUR]."""
@@ -86,8 +86,6 @@ class AutoTree(TreeBuilder):
         remeasure: bool = False,
         costs: Costs | Mapping[str, Any] | None = None,
     ):
-        from ..speed import Acceptance, Costs
-
         positive(self, max_depth=max_depth, limit=limit, every=every, repeats=repeats)
         if not 0 < decay <= 1:
             raise MMSpecError(f"AutoTree: decay={decay!r} must be above 0, and 1 at most")
@@ -158,8 +156,6 @@ class AutoTree(TreeBuilder):
 
     def _begin(self, growth: Growth) -> None:
         """Get the costs and make the first choice."""
-        from ..speed.learning import AcceptanceTracker
-
         drafter = growth.drafter
         if drafter is None and self.costs is None:
             raise MMSpecError("AutoTree cannot tell whose tree it grows: pass costs= (mmspec.speed.measure_costs)")
@@ -177,9 +173,6 @@ class AutoTree(TreeBuilder):
 
     def _measure(self, drafter: Drafter, request: Request) -> Costs:
         """The costs of this machine: from an earlier request, from disk, or measured now."""
-        from ..speed import store
-        from ..speed.calibration import describe, measure_costs
-
         key = describe(drafter.target, drafter, request) | {"max_nodes": self.limit}
         name = store.file_of(key).name
         with _MEASURING:  # two requests that measure at once would each measure the other
@@ -194,8 +187,6 @@ class AutoTree(TreeBuilder):
             return self._measured[name]
 
     def _choose(self) -> None:
-        from ..speed.choosing import candidates, fastest
-
         found = candidates(
             self._costs,
             self._tracker.acceptance(),
@@ -216,10 +207,6 @@ class AutoTree(TreeBuilder):
 
     def _again(self, found: Sequence[Candidate]) -> Candidate:
         """The present shape as it is predicted now."""
-        from dataclasses import replace
-
-        from ..speed.prediction import predict
-
         present = self.chosen
         for one in found:
             if (one.shape, one.settings, one.paths) == (present.shape, present.settings, present.paths):
@@ -236,9 +223,6 @@ def _builder(candidate: Candidate) -> TreeBuilder:
 
 def _name(drafter: Drafter | None) -> str:
     """What tells a drafter and its target from others: their classes, settings and sizes."""
-    from ..speed import store
-    from ..speed.calibration import describe
-
     return "" if drafter is None else store.file_of(describe(drafter.target, drafter, drafter.context.request)).name
 
 
