@@ -1,12 +1,14 @@
-"""Checks of constructor arguments: a value that is out of range is an error that names class, argument and range."""
+"""Checks of arguments: a value that is out of range is an error that names the owner, the argument and the range."""
 
 from __future__ import annotations
 
 import math
 import numbers
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .errors import MMSpecError
-from .inputs import whole
 
 
 def number(
@@ -42,7 +44,7 @@ def whole_number(owner: object, *, lowest: int, **argument: int) -> int:
         MMSpecError: for anything else.
     """
     ((name, value),) = argument.items()
-    found = whole(value)
+    found = as_int(value)
     if found is None or found < lowest:
         raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a whole number, {lowest} or more")
     return found
@@ -55,3 +57,34 @@ def _range(lowest: float | None, above: float | None, highest: float | None) -> 
     words += [] if above is None else [f"above {above:g}"]
     words += [] if highest is None else [f"at most {highest:g}"]
     return " and ".join(words)
+
+
+def positive(owner: object, **values: int) -> None:
+    """Check that constructor arguments are positive integers."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a positive integer")
+
+
+def as_int(value: Any) -> int | None:
+    """A whole number of any type (Python's, NumPy's, a tensor with one element) as an int; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def callables(name: str, value: Any) -> list[Callable]:
+    """What was given as a list of functions or as a single one."""
+    if value is None:
+        return []
+    items = list(value) if isinstance(value, Iterable) else [value]
+    for item in items:
+        if not callable(item) or isinstance(item, type):
+            raise MMSpecError(
+                f"{name} holds {item!r}, which cannot be called with token ids and scores; give a function, or an "
+                "instance of a Hugging Face class"
+            )
+    return items

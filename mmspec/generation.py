@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from .arguments import as_int
 from .calls import expect_drafter, expect_target, named_arguments
 from .drafters import Drafter
 from .errors import MMSpecError
 from .families.frequencies import check_reach
-from .inputs import prepare, whole
+from .inputs import prepare
 from .sampling import LogitsPipeline, refuse_settings
 from .stopping import Stopping
 from .target import Target
@@ -81,7 +82,7 @@ def stream(
     expect_target(target, "mmspec.generate")
     if drafter is not None:
         expect_drafter(drafter, "mmspec.generate")
-    if whole(seed) is None:
+    if as_int(seed) is None:
         raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
     eos = target.eos_token_ids if eos_token_id is None else eos_token_id
     stopping = Stopping(max_new_tokens, eos, stopping_criteria)
@@ -123,7 +124,7 @@ def stream(
         drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole(seed), trace)
+    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, as_int(seed), trace)
     return _pieces(run, streamer)
 
 

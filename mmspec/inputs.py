@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,27 +241,3 @@ def _known(target: Target, ids: Tensor, mask: Tensor) -> Tensor:
             f"from 0 to {vocabulary - 1}; make the inputs with the model's own processor"
         )
     return ids.masked_fill(strange & ~mask, 0)  # the id of padding may be anything
-
-
-def callables(name: str, value) -> list[Callable]:
-    """What was given as a list of functions or as a single one."""
-    if value is None:
-        return []
-    items = list(value) if isinstance(value, Iterable) else [value]
-    for item in items:
-        if not callable(item) or isinstance(item, type):
-            raise MMSpecError(
-                f"{name} holds {item!r}, which cannot be called with token ids and scores; give a function, or an "
-                "instance of a Hugging Face class"
-            )
-    return items
-
-
-def whole(value) -> int | None:
-    """A whole number of any type (Python's, NumPy's, a tensor with one element) as an int; None for anything else."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None

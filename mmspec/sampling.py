@@ -16,8 +16,8 @@ from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria,
 from transformers.generation import logits_process as hf
 
 from .allowed import AllowedTokens
+from .arguments import as_int, callables
 from .errors import MMSpecError
-from .inputs import callables, whole
 
 PREFIX_FREE = (
     hf.TemperatureLogitsWarper,
@@ -122,7 +122,7 @@ class LogitsPipeline:
             repetition_penalty = config.repetition_penalty
         self.temperature = _number("temperature", temperature, lambda t: 0 <= t < math.inf, "0 (greedy) or more")
         if top_k is not None:
-            top_k = _number("top_k", top_k, lambda k: k > 0 and whole(k) is not None, "a positive integer")
+            top_k = _number("top_k", top_k, lambda k: k > 0 and as_int(k) is not None, "a positive integer")
         if top_p is not None:
             top_p = _number("top_p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
         if min_p is not None:

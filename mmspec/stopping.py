@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from .arguments import as_int, callables
 from .errors import MMSpecError
-from .inputs import callables, whole
 
 
 class Stopping:
@@ -31,7 +31,7 @@ class Stopping:
         eos_token_ids: int | Iterable[int] = (),
         criteria: Iterable[Callable] | Callable | None = None,
     ):
-        limit = whole(max_new_tokens)
+        limit = as_int(max_new_tokens)
         if limit is None or limit < 1:
             raise MMSpecError(f"max_new_tokens={max_new_tokens!r} must be a positive integer, such as 256")
         self.max_new_tokens = limit
@@ -74,7 +74,7 @@ def _met(criterion: Callable, ids: torch.Tensor) -> bool:
 def _ids(given) -> set[int]:
     """One token id or several, as a set."""
     try:
-        ids = [whole(given)] if whole(given) is not None or isinstance(given, str) else [whole(one) for one in given]
+        ids = [as_int(given)] if as_int(given) is not None or isinstance(given, str) else [as_int(one) for one in given]
     except TypeError:
         ids = [None]
     if None in ids:

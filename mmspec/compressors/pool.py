@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..trees.base import positive
+from ..arguments import positive
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
 from .source import Sources
 

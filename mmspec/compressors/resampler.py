@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..arguments import positive
 from ..errors import MMSpecError
-from ..trees.base import positive
 from .base import Compressed, VisualCompressor, VisualSpan
 from .source import Sources
 

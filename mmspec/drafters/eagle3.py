@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from ..arguments import as_int
 from ..compressors import VisualCompressor
 from ..errors import MMSpecError, did_you_mean
-from ..inputs import whole
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
 from .head_config import initialise
@@ -88,7 +88,7 @@ class Eagle3Drafter(FeatureDrafter):
             self.axes = axes_of(self.head.rope_parameters, self.head.head_dim)
         usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
         self.fused = tuple(feature_layers or usual)
-        if len(self.fused) != 3 or not all(whole(layer) is not None and 0 <= layer < count for layer in self.fused):
+        if len(self.fused) != 3 or not all(as_int(layer) is not None and 0 <= layer < count for layer in self.fused):
             raise MMSpecError(
                 f"feature_layers={list(self.fused)} must be three layers of the target, from 0 to {count - 1}"
             )

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 
+from ..arguments import as_int
 from ..errors import MMSpecError, did_you_mean, first_line, listed, shown
-from ..inputs import whole
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -70,7 +70,7 @@ def _check(settings: dict[str, Any]) -> None:
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     for name in (*sizes, "max_position_embeddings"):
         value = settings.get(name, 1)
-        if whole(value) is None or value < 1:
+        if as_int(value) is None or value < 1:
             raise MMSpecError(f"head setting {name}={shown(value)} must be a positive integer")
     heads, shared = settings["num_attention_heads"], settings.get("num_key_value_heads", 1)
     if heads % shared:

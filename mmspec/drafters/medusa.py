@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..arguments import positive
 from ..outcome import Scores, Verdict
 from ..states import LAST
 from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder
-from ..trees.base import positive
 from ..trees.growth import Block
 from .feature import pick
 from .step import StepDrafter

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
-from ..trees.base import positive
 from .base import Drafter
 
 if TYPE_CHECKING:

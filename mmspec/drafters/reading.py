@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..arguments import as_int
 from ..attention import received_attention
 from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of, whole_prompt
 from ..errors import MMSpecError, shown
 from ..families import Vision
-from ..inputs import Request, whole
+from ..inputs import Request
 from ..states import LAST
 from .vocabulary import is_padding
 
@@ -46,7 +47,7 @@ class PromptReader:
         if rows is None:
             return
         vocab = self.target.vocab_size
-        if whole(rows) is None or (rows < vocab and not is_padding(rows, vocab)):
+        if as_int(rows) is None or (rows < vocab and not is_padding(rows, vocab)):
             raise MMSpecError(
                 f"own_embedding={shown(rows)} rows are too few for the target's {vocab} tokens: both must share a "
                 "tokenizer"

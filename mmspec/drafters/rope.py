@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from ..arguments import as_int
 from ..errors import MMSpecError, first_line, shown
-from ..inputs import whole
 from .layer import Rope
 
 ROPES = ("1d", "mrope")
@@ -25,7 +25,7 @@ def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
         MMSpecError: if the sections are not three that fill half a head.
     """
     sections = rope_parameters.get("mrope_section") or []
-    counts = [whole(count) for count in sections] if isinstance(sections, list | tuple) else []
+    counts = [as_int(count) for count in sections] if isinstance(sections, list | tuple) else []
     if len(counts) != 3 or None in counts or min(counts) < 0 or sum(counts) != head_dim // 2:
         raise MMSpecError(
             "rope='mrope' needs rope_parameters with three mrope_section numbers whose sum is "

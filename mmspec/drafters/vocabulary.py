@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..arguments import as_int
 from ..errors import MMSpecError
-from ..inputs import whole
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -42,7 +42,7 @@ class ReducedVocabulary:
         """
         if size is None:
             return
-        vocab, count = self.target.vocab_size, whole(size)
+        vocab, count = self.target.vocab_size, as_int(size)
         if count is None or not 0 < count <= vocab:
             raise MMSpecError(
                 f"draft_vocab_size={size!r} must lie between 1 and the target's {vocab}, or be None for all tokens"

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..arguments import as_int
 from ..checkpoints import HEADS, INDEX, PICKLES
 from ..drafters.head_config import is_number
 from ..errors import MMSpecError, listed, shown
 from ..folders import WEIGHTS, Header, named_file, read_config, read_json
-from ..inputs import whole
 
 PREFIX = "model."
 """Some trainers save the drafter as a part of a model."""
@@ -94,8 +94,8 @@ class Checkpoint:
             return default
         right = {
             float: is_number(value),
-            int: whole(value) is not None,
-            list: isinstance(value, list) and all(whole(number) is not None for number in value),
+            int: as_int(value) is not None,
+            list: isinstance(value, list) and all(as_int(number) is not None for number in value),
         }
         if not right.get(kind, isinstance(value, kind)):
             raise MMSpecError(f"{self}: config.json says {name}={shown(value)}, which should be {NAMES[kind]}")

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..arguments import positive
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..inputs import Request
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
-from ..trees.base import positive
 from . import store
 from .acceptance import Acceptance
 from .calibration import describe, measure_costs

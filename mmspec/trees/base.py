@@ -56,10 +56,3 @@ class TreeBuilder(PerRequest):
                 f"{type(self).__name__} keeps the likeliest nodes, so they are no longer draws from q and "
                 "RejectionSampling would not be lossless; use PointMassSampling, or Chain or StaticTree"
             )
-
-
-def positive(owner: object, **values: int) -> None:
-    """Check that constructor arguments are positive integers."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a positive integer")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..arguments import positive
 from ..tree import DraftTree
-from .base import TreeBuilder, positive
+from .base import TreeBuilder
 from .growth import Growth
 
 

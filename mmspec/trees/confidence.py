@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..errors import MMSpecError
 from ..tree import DraftTree
-from .base import TreeBuilder, positive
+from .base import TreeBuilder
 from .growth import Growth
 
 ROUNDING = 1e-3

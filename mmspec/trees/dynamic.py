@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..arguments import positive
 from ..tree import DraftTree
-from .base import TreeBuilder, positive
+from .base import TreeBuilder
 from .growth import Growth
 
 

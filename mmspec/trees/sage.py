@@ -12,10 +12,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..errors import MMSpecError, did_you_mean
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
-from .base import TreeBuilder, positive
+from .base import TreeBuilder
 from .growth import Growth
 
 Ranks = tuple[int, ...]  # a node's path: at every level, the rank of the child to take
