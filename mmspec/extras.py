@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 EXTRAS = {
+    "audio": ("soundfile",),
     "cluster": ("submitit", "hydra_submitit_launcher", "hydra-submitit-launcher"),
     "demo": ("gradio",),
     "quantised": ("torchao", "bitsandbytes"),
     "trackers": ("tensorboard", "wandb"),
+    "video": ("av",),
     "vision": ("torchvision",),
 }
 """An extra to the packages that it installs and that mmspec, or transformers for it, may ask for."""

@@ -56,7 +56,7 @@ def stream(
         drafter: what proposes tokens; None decodes one token at a time through the same loop.
         prompt: a text, or a list with one per row of a batch. A row may be a tuple of texts instead, a conversation
             `(question, answer, question, ...)` that ends with the question to answer; its pictures come first.
-        images: the pictures of the prompt: PIL images, paths, arrays (see `mmspec.pictures.load_image`); for a list of
+        images: the pictures of the prompt: PIL images, paths, arrays (see `mmspec.media.load_image`); for a list of
             prompts, one (list) per row.
         inputs: instead of both, what a Hugging Face processor returned, or `{"input_ids": ...}`; or what
             `mmspec.inputs.prepare` made for this target, so that a prompt that is answered often is prepared once.

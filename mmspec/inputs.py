@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import MMSpecError
 from .masks import padding_mask
-from .pictures import load_image
+from .media import load_image
 from .prompts import Prompt, apply_template, check_prompt
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
             user's and the model's texts in turns, `(question, answer, question)`, which is of odd length because the
             user has the first and the last word. An answer may be empty, a question may not. (A tuple outside a list is
             taken for a list.) `<image>` in a question says where a picture stands, see `mmspec.prompts.MARKER`.
-        images: the pictures of the prompt (see `mmspec.pictures.load_image`); for a list of prompts one picture or list
+        images: the pictures of the prompt (see `mmspec.media.load_image`); for a list of prompts one picture or list
             per row. Without markers those of a conversation belong to its first question, before the text.
         inputs: instead of the above, a processor's output: at least `input_ids`, `[batch, length]`; or a request that
             was prepared for this target before, which is returned as it is.

@@ -15,7 +15,7 @@ import mmspec
 from mmspec import Target, zoo
 from mmspec.errors import MMSpecError
 from mmspec.inputs import Request, prepare
-from mmspec.pictures import load_image
+from mmspec.media.pictures import load_image
 from mmspec.prompts import apply_template
 
 TALK = ("What is this?", "A red square.", "And below it?")

@@ -59,7 +59,7 @@ class Source(Sequence[Example]):
 
 
 def open_image(reference: str | Image, folder: str | Path | None = None) -> Image:
-    """The picture, in RGB, that an example refers to, read as `mmspec.pictures.load_image` reads all pictures.
+    """The picture, in RGB, that an example refers to, read as `mmspec.media.load_image` reads all pictures.
 
     Args:
         reference: an entry of `Example.images`.
@@ -68,7 +68,8 @@ def open_image(reference: str | Image, folder: str | Path | None = None) -> Imag
     Raises:
         MMSpecError: if there is no such picture or it cannot be read.
     """
-    from ..pictures import data_url, load_image
+    from ..media import load_image
+    from ..media.places import data_url
 
     if not isinstance(reference, str):
         return load_image(reference)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError, shown
-from ..pictures import data_url, decoded, held_image
+from ..media.pictures import held_image
+from ..media.places import data_url, decoded
 from ..prompts import MARKER
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MMSpecError, cut
-from ..pictures import load_image
+from ..media import load_image
 from .limits import Limits
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..drafters import DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError
 from ..hooks import Ear, listening
 from ..inputs import prepare
-from ..pictures import load_image
+from ..media import load_image
 from .figures import Plot, figure
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from test_examples import jpeg
 from mmspec import zoo
 from mmspec.data import ConversationFile, EmbeddedSource, Example, ImageFolder, open_image
 from mmspec.errors import MMSpecError
-from mmspec.pictures import load_image
+from mmspec.media.pictures import load_image
 from mmspec.training.answers import open_source
 
 

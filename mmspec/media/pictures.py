@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
-import os
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 
-from .errors import MMSpecError, first_line, shown
+from ..errors import MMSpecError
+from .arrays import as_array
+from .places import located, quoted, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 WHITE = (255, 255, 255, 255)
 SIXTEEN_BITS, EIGHT_BITS = 65535, 255
 PHOTOGRAPHS_OF_PHONES = (".heic", ".heif", ".avif")
-KINDS = "a PIL image, a path, a data: URL, the bytes of a picture file, or an array"
+FORMS = "a PIL image, a path, a URL, the bytes of a picture file, or an array"
 
 
 def load_image(source: Any, name: str | None = None) -> Image:
@@ -31,9 +29,9 @@ def load_image(source: Any, name: str | None = None) -> Image:
     are scaled to 8. Of several frames it is the one that a PIL image is at, which is the first one of a file.
 
     Args:
-        source: a PIL picture; a path, a `file:` or a `data:` URL; the bytes of a picture file; or an array of grey,
-            RGB or RGBA values, `[height, width]` or `[height, width, channels]`, of uint8, uint16, bool, or of floating
-            point numbers from 0 to 1.
+        source: a PIL picture; a path; a URL (`file:`, `data:`, or `https:` where there is a network); the bytes of a
+            picture file; or an array of grey, RGB or RGBA values, `[height, width]` or `[height, width, channels]`, of
+            uint8, uint16, bool, or of floating point numbers from 0 to 1.
         name: of the picture in errors, by default that of its file.
 
     Raises:
@@ -42,20 +40,19 @@ def load_image(source: Any, name: str | None = None) -> Image:
     """
     from PIL import Image, ImageOps
 
+    source = as_array(source)
     if isinstance(source, np.ndarray):
         name = name or "in an array"
         source = _from_array(source, name)
-    elif isinstance(source, (str, os.PathLike)):
-        source, name = _located(os.fspath(source), name)
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        source, name = io.BytesIO(source), name or "in bytes"
+    elif (place := located("image", source, name)) is not None:
+        source, name = place
     elif not isinstance(source, Image.Image):
-        raise MMSpecError(f"an image is a {type(source).__name__}; pass {KINDS}")
+        raise MMSpecError(f"an image is a {type(source).__name__}; pass {FORMS}")
     if isinstance(source, Image.Image):
         name = name or getattr(source, "filename", "") or "in memory"
-        with _readable(name):  # it may have to be decoded only now
+        with _reading(name):  # it may have to be decoded only now
             return _in_rgb(ImageOps.exif_transpose(source), source.format, name)
-    with _readable(name), Image.open(source) as image:
+    with _reading(name), Image.open(source) as image:
         return _in_rgb(ImageOps.exif_transpose(image), image.format, name)
 
 
@@ -67,72 +64,23 @@ def held_image(content: bytes, name: str) -> Image:
     """
     from PIL import Image
 
-    with _readable(name):
+    with _reading(name):
         return Image.open(io.BytesIO(content))
 
 
-def data_url(text: str) -> bool:
-    """Whether a text holds a file itself, as a `data:` URL."""
-    return text[:5].lower() == "data:"
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What `reading` says, and what to do about formats that Pillow does not know."""
+    from PIL import UnidentifiedImageError
 
-
-def decoded(text: str, name: str) -> bytes:
-    """The bytes of a picture file in base64, by itself or in a `data:` URL.
-
-    Raises:
-        MMSpecError: if it is not base64.
-    """
-    head, comma, body = text.partition(",") if data_url(text) else ("base64", ",", text)
-    if not comma or not head.lower().endswith("base64"):
-        raise MMSpecError(f"image {name} is a data: URL of another form than data:image/png;base64,...")
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MMSpecError(f"image {name} is not base64: {error}") from None
-
-
-class _readable:
-    """Says in words what Pillow makes of a file: a damaged one ends in errors of many kinds."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _, error: BaseException | None, __) -> None:
-        from PIL import UnidentifiedImageError
-
-        if error is None or isinstance(error, MMSpecError) or not isinstance(error, Exception):
-            return
-        name = _short(self.name)
-        if isinstance(error, FileNotFoundError):
-            raise MMSpecError(f"image {name} does not exist") from None
-        if isinstance(error, UnidentifiedImageError):
+    with reading("image", name):
+        try:
+            yield
+        except UnidentifiedImageError:
             hint = ""
-            if self.name.lower().endswith(PHOTOGRAPHS_OF_PHONES):
+            if name.lower().endswith(PHOTOGRAPHS_OF_PHONES):
                 hint = "; save it as JPEG or PNG, or register a reader for it, such as that of pillow-heif"
-            raise MMSpecError(f"image {name} is not in a picture format that Pillow reads{hint}") from None
-        reason = getattr(error, "strerror", None) or first_line(error)  # the former does not repeat the name
-        raise MMSpecError(f"image {name} cannot be read: {reason}") from None
-
-
-def _located(text: str | bytes, name: str | None) -> tuple[Path | io.BytesIO, str]:
-    """What to open for a path or a URL, and what to call it."""
-    text = os.fsdecode(text)
-    if data_url(text):
-        name = name or "in a data: URL"
-        return io.BytesIO(decoded(text, name)), name
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme in ("http", "https", "ftp", "s3", "gs"):
-        raise MMSpecError(f"image {_short(name or text)} is on a network: download it, and give the path of the file")
-    path = Path(url2pathname(unquote(urlsplit(text).path)) if scheme == "file" else text)
-    with _readable(name or text):
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        if path.exists() and not path.is_file():  # to open a pipe is to wait for whoever writes to it
-            raise OSError("it is no ordinary file")
-    return path, name or text
+            raise MMSpecError(f"image {quoted(name)} is not in a picture format that Pillow reads{hint}") from None
 
 
 def _from_array(array: np.ndarray, name: str) -> Image:
@@ -160,13 +108,13 @@ def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise MMSpecError(
-                f"image {_short(name)} has floating point values from {low:.4g} to {high:.4g}, and only those from 0 "
+                f"image {quoted(name)} has floating point values from {low:.4g} to {high:.4g}, and only those from 0 "
                 "(black) to 1 (white) are read: scale them, or convert them to uint8"
             )
         scale = EIGHT_BITS
     else:
         raise MMSpecError(
-            f"image {_short(name)} has {values.dtype} values, whose black and white are unknown: convert them to uint8 "
+            f"image {quoted(name)} has {values.dtype} values, whose black and white are unknown: convert them to uint8 "
             "(0 to 255), or to floating point numbers from 0 to 1"
         )
     return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
@@ -177,7 +125,7 @@ def _in_rgb(image: Image, format: str | None, name: str) -> Image:
     from PIL import Image
 
     if not all(image.size):
-        raise MMSpecError(f"image {_short(name)} is empty: it has {image.size[0]} x {image.size[1]} pixels")
+        raise MMSpecError(f"image {quoted(name)} is empty: it has {image.size[0]} x {image.size[1]} pixels")
     if image.mode.startswith("I;16"):
         # Pillow cuts such values off at 255 instead of scaling them, so that most pictures become white.
         return Image.fromarray(_eight_bits(np.asarray(image).astype(np.uint16), name)).convert("RGB")
@@ -196,13 +144,8 @@ def _grey(values: np.ndarray, of_file: bool, name: str) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > SIXTEEN_BITS:
         raise MMSpecError(
-            f"image {_short(name)} has 32-bit values from {low} to {high}, whose black and white are unknown: convert "
+            f"image {quoted(name)} has 32-bit values from {low} to {high}, whose black and white are unknown: convert "
             "it to 8 bits"
         )
     eight = not of_file and high <= EIGHT_BITS
     return _eight_bits(values.astype(np.uint8 if eight else np.uint16), name)
-
-
-def _short(name: str) -> str:
-    """A name as errors show it."""
-    return name if name.startswith("in ") else shown(name)  # such as "in memory", which is no name

@@ -13,7 +13,7 @@ from PIL import Image
 from mmspec.data import open_image
 from mmspec.demo.picture import Limits, read
 from mmspec.errors import MMSpecError
-from mmspec.pictures import load_image
+from mmspec.media.pictures import load_image
 
 RAMP = np.array([[0, 1, 64], [128, 200, 255]], dtype=np.uint8)
 GREY = np.repeat(RAMP[:, :, None], 3, axis=2)
@@ -146,7 +146,7 @@ def test_the_first_frame_of_several():
         ("data:image/png,abc", "another form than data:image/png;base64,"),
         ("data:image/png;base64,*", "image in a data: URL is not base64"),
         ("data:image/png;base64,AAAA", "image in a data: URL is not in a picture format"),
-        ("https://example.org/a.png", "image 'https://example.org/a.png' is on a network: download it"),
+        ("s3://bucket/a.png", "image 's3://bucket/a.png' is on a network: download it"),
         ("no\0name", "image 'no\\x00name' cannot be read"),
         ("a" * 5000, "image 'aaaa"),
         (3, "an image is a int; pass a PIL image, a path"),

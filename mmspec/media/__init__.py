@@ -1,0 +1,10 @@
+"""Media as models read them: pictures, videos and sounds, from whatever a user has them in."""
+
+from .pictures import load_image
+from .sounds import load_sound
+from .videos import Video, load_video
+
+KINDS = ("image", "video", "audio")
+"""What a model may be shown or told besides text, as transformers names it."""
+
+__all__ = ["KINDS", "Video", "load_image", "load_sound", "load_video"]
