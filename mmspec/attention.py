@@ -126,6 +126,7 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
                 use_cache=False,
                 logits_to_keep=1,
                 **family.prefill_inputs(inputs, vision),
+                **family.lasting_inputs(vision),
             )
         for layer in layers:
             weights = attention_weights(target, layer, features[layer], inputs).float()

@@ -85,7 +85,7 @@ def prepare(target: Target, prompt=None, images=None, inputs: Mapping[str, Any] 
         request = _readable(target, inputs) if isinstance(inputs, Request) else _right_pad(target, inputs)
     else:
         request = _from_prompt(target, prompt, images)
-    limit = getattr(target.family.text_config, "max_position_embeddings", None)
+    limit = target.family.longest
     if limit is not None and request.max_length >= limit:
         raise MMSpecError(
             f"the prompt has {request.max_length} tokens (visual tokens included) but the model's limit is {limit}: "

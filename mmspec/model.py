@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .cache import SlotShape
-from .compat import CACHE
 from .compiled import CompiledModel
 from .errors import MMSpecError
 from .families import Family, family_of
@@ -106,11 +105,11 @@ class Model:
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         try:
             with self.family.passing(), capture(self.family, [LAST]) as features:
-                out = self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache})
+                logits = self.family.probe(token, cache)
         except ValueError as error:  # such as flex attention on a processor, with attention sinks
             raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
 
-        self.family.compare_head(features[LAST].to(self.device), out.logits)
+        self.family.compare_head(features[LAST].to(self.device), logits)
 
         def shape(states: Tensor) -> SlotShape:
             return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)

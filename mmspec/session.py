@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from .cache import LayersOfCache, TreeCache
 from .compat import CACHE
@@ -132,6 +133,11 @@ class ModelSession(Session):
         capacity: slots to allocate at once, in tokens per row.
         feature_layers: hidden states to keep from each pass: layer numbers (the state entering that layer) and `LAST`.
         cache: instead of a new one.
+
+    Attributes:
+        extra: arguments of every pass: what the layers attend to beside the text, such as the states of an encoder.
+        beside: keys and values of these states, computed by the prompt's pass once and for all; None for models without
+            cross-attention. Nothing is ever pruned in it.
     """
 
     def __init__(
@@ -148,9 +154,17 @@ class ModelSession(Session):
         super().__init__(cache, model.windows, MaskForm(model.attention), model.dtype)
         self.model, self.feature_layers = model, tuple(feature_layers)
         self._ceilings: list[int] | None = None  # see `mmspec.families.frequencies`
+        self.extra: dict[str, Any] = {}
+        self.beside: Cache | None = DynamicCache() if model.family.cross_attends else None
 
     def prefill(
-        self, embeds: Tensor, position_ids: Tensor, offset: Tensor, lengths: list[int], extra: dict[str, Any]
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        offset: Tensor,
+        lengths: list[int],
+        once: dict[str, Any],
+        extra: dict[str, Any] | None = None,
     ) -> Pass:
         """Read and keep a right-padded prompt.
 
@@ -159,10 +173,11 @@ class ModelSession(Session):
             position_ids: `[batch, length]` or `[axes, batch, length]`.
             offset: `[batch]` or `[axes, batch]`, of what follows, see `Family.positions`.
             lengths: tokens per row.
-            extra: further arguments of the forward pass.
+            once: further arguments of this pass.
+            extra: further arguments of this pass and of all that follow.
         """
         length, device = embeds.shape[1], self.model.device
-        self.offset = offset
+        self.offset, self.extra = offset, extra or {}
         # The head runs on the last tokens only: on the distinct columns in which they stand.
         columns = sorted({n - 1 for n in lengths})
         self.cache.begin(length)
@@ -171,7 +186,7 @@ class ModelSession(Session):
             attention_mask=padding_mask(lengths, length, embeds.device),
             position_ids=position_ids,
             logits_to_keep=torch.tensor(columns, device=embeds.device),
-            **extra,
+            **once,
         )
         self.cache.end()
         self.keep(lengths)
@@ -210,7 +225,8 @@ class ModelSession(Session):
     def _run(self, **arguments: Any) -> Pass:
         """A pass of the model, with results on the device where drafters read them."""
         device = self.model.device
-        arguments |= {"use_cache": True, CACHE: self.cache}
+        cache = self.cache if self.beside is None else EncoderDecoderCache(self.cache, self.beside)
+        arguments |= self.extra | {"use_cache": True, CACHE: cache}
         if not self.feature_layers:
             return Pass(self.model.family.run(**arguments).to(device), {})
         with capture(self.model.family, self.feature_layers) as features:
@@ -244,6 +260,7 @@ class ModelSession(Session):
                 )
             branch = ModelSession(self.model, self.cache.rows, cache=self.cache.copy_of(entries))
             branch.offset = self.offset + self.cache.lengths - branch.cache.lengths
+        branch.extra, branch.beside = self.extra, self.beside
         branch.history, branch.active = self.history, self.active
         left_out = (self.cache.lengths - branch.cache.lengths).tolist()
         branch._ahead = [ahead + count for ahead, count in zip(self._ahead, left_out, strict=True)]

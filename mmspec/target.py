@@ -129,7 +129,7 @@ class Target(Model):
         """Slots per row to reserve for a prompt of so many tokens and so many new ones: for an answer of usual length,
         and not beyond the model's own limit. `generate` goes on behind both, and so does the cache, which then grows.
         """
-        limit = getattr(self.family.text_config, "max_position_embeddings", None) or prompt + new
+        limit = self.family.longest or prompt + new
         return max(prompt, min(prompt + min(new, AHEAD), limit))
 
     @property
@@ -213,10 +213,10 @@ class Context(ModelSession):
         self.target, self.request, self.vision = target, request, vision
         inputs, family = request.inputs, target.family
         self.embeds = family.embed(inputs["input_ids"], vision)
-        extra = family.prefill_inputs(inputs, vision)
+        once, extra = family.prefill_inputs(inputs, vision), family.lasting_inputs(vision)
         position_ids, offset = family.positions(inputs)
         self._ceilings = ceilings(family, position_ids, offset)
-        self.logits, self.features = self.prefill(self.embeds, position_ids, offset, request.lengths, extra)
+        self.logits, self.features = self.prefill(self.embeds, position_ids, offset, request.lengths, once, extra)
         self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
         self.proposals = Proposals()
 

@@ -115,7 +115,7 @@ class DraftModelDrafter(SessionDrafter):
         prompt, vision = self._prompt(lesson.prompt, lesson.vision)
         request = append(prompt, lesson.answers, WIDTHS)
         family = self.draft_target.family
-        embeds, position_ids, _, lengths, extra = self._read(request, prompt, vision)
+        embeds, position_ids, _, lengths, once, extra = self._read(request, prompt, vision)
         mask = padding_mask(lengths, embeds.shape[1], embeds.device)
         if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
@@ -126,6 +126,7 @@ class DraftModelDrafter(SessionDrafter):
                 position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=1,
+                **once,
                 **extra,
             )
         # A state is wanted at every answer token but the last of its row.
@@ -180,7 +181,8 @@ class DraftModelDrafter(SessionDrafter):
         return replace(request, inputs=inputs), vision
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
-        """What `ModelSession.prefill` takes: embeddings, positions, offset, lengths, and what else goes into the pass.
+        """What `ModelSession.prefill` takes: embeddings, positions, offset, lengths, what else goes into this pass, and
+        what into all.
 
         Args:
             request: the draft model's prompt, or prompt and answer.
@@ -190,7 +192,8 @@ class DraftModelDrafter(SessionDrafter):
         family, embeds = self.draft_target.family, self._embed(request, vision)
         positions, delta = family.positions_until(prompt.inputs, embeds.shape[1])
         if self.compressor is None or vision is None:
-            return embeds, positions, delta, request.lengths, family.prefill_inputs(request.inputs, vision)
+            once = family.prefill_inputs(request.inputs, vision)
+            return embeds, positions, delta, request.lengths, once, family.lasting_inputs(vision)
         eyes = self.target.family if self.mode == "shared_vision" else family
         layout = layout_of(eyes, request, prompt, vision)
         none, further = delta.new_zeros(len(embeds)), embeds[..., :0]
@@ -207,8 +210,8 @@ class DraftModelDrafter(SessionDrafter):
         if deep is not None:
             deep = [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
         types = family.token_types(left.visual, starts)
-        extra = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=deep), left.visual)
-        return left.embeds, left.positions, left.ahead, lengths, extra
+        once = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=deep), left.visual)
+        return left.embeds, left.positions, left.ahead, lengths, once, {}
 
     def _embed(self, request: Request, vision: Vision | None) -> Tensor:
         """`[batch, length, hidden]` what the draft model reads as its prompt."""

@@ -6,6 +6,7 @@ real class to `tests/tiny_families.py`; the exactness tests then run on it. See 
 
 from __future__ import annotations
 
+from ..errors import MMSpecError
 from .base import Family
 from .gemma3 import Gemma3
 from .internvl import InternVL
@@ -19,6 +20,7 @@ from .smolvlm import SmolVLM
 from .text import CausalLM
 from .unlisted import Unlisted, UnlistedMultiAxis
 from .vision import Vision, visual_spans
+from .whisper import Whisper
 
 FAMILIES: tuple[type[Family], ...] = (
     Llava,
@@ -32,6 +34,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma3,
     Mistral3,
     PaliGemma,
+    Whisper,
 )
 
 
@@ -48,6 +51,13 @@ def family_of(model) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        listed = " and ".join(
+            sorted({one for family in FAMILIES if family.cross_attends for one in family.model_types})
+        )
+        raise MMSpecError(
+            f"model type {model_type!r} is an encoder-decoder model, of which mmspec reads those of type {listed} only"
+        )
     if getattr(model.config, "vision_config", None) is None:
         return CausalLM(model)
     return (UnlistedMultiAxis if hasattr(model.base_model, "get_rope_index") else Unlisted)(model)

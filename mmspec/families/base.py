@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
+from ..compat import CACHE
 from ..errors import MMSpecError
 from ..hooks import Ear, listening
 from ..masks import kernels
@@ -46,6 +48,11 @@ class Family:
     """The `token_type_ids` of what is appended to a prompt."""
     shapes_logits = True
     """Whether the model scales and caps its logits as its language model's configuration says, see `compare_head`."""
+    final_norm_name = "norm"
+    """The module of the decoder behind its last layer."""
+    cross_attends = False
+    """Whether every layer also attends to the states of an encoder (`Vision.memory`), whose keys and values a session
+    computes once."""
     verified = True
     """Whether the test suite compares this family with the model's own `generate`. If not, a target checks itself when
     it is made, see `mmspec.check`."""
@@ -54,10 +61,11 @@ class Family:
         self.model = model
         self.text_config = model.config.get_text_config(decoder=True)
         decoder = model.get_decoder()
-        if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+        if not (hasattr(decoder, "layers") and hasattr(decoder, self.final_norm_name)):
             raise MMSpecError(
-                f"{type(model).__name__}: its decoder {type(decoder).__name__} has no `layers` and `norm` where mmspec "
-                "reads hidden states; give it a family of its own in mmspec/families"
+                f"{type(model).__name__}: its decoder {type(decoder).__name__} has no `layers` and "
+                f"`{self.final_norm_name}` where mmspec reads hidden states; give it a family of its own in "
+                "mmspec/families"
             )
         self.decoder = decoder
         self.one_at_a_time = changes_while_running(model)
@@ -113,7 +121,12 @@ class Family:
 
     @property
     def final_norm(self) -> nn.Module:
-        return self.decoder.norm
+        return getattr(self.decoder, self.final_norm_name)
+
+    @property
+    def longest(self) -> int | None:
+        """The positions that the model was made for; None if its configuration does not say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
 
     @property
     def vision_projector(self) -> nn.Module | None:
@@ -203,7 +216,7 @@ class Family:
         Without pictures a placeholder is a token like any other, or token 0 if it lies outside the embedding table.
         """
         table = self.model.get_input_embeddings()
-        if vision is None:
+        if vision is None or not vision.embeds:
             if any(token >= len(table.weight) for token in self.placeholders):
                 input_ids = input_ids.masked_fill(self.is_visual(input_ids), 0)
             with self.passing():
@@ -357,6 +370,23 @@ class Family:
             visual: `[batch, length]` where they stand; by default at their placeholders.
         """
         return {}
+
+    def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
+        """Arguments of every pass of a request, see `Session.extra`: what its layers attend to beside the text.
+
+        Args:
+            vision: what `encode` returned.
+        """
+        return {}
+
+    def probe(self, token: Tensor, cache: Cache) -> Tensor:
+        """`[1, 1, vocab]` logits of a single token, `[1, 1]`, by the model's own outermost forward pass.
+
+        Args:
+            token: to read, at position 0.
+            cache: an empty one, to be filled.
+        """
+        return self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache}).logits
 
     def seen_together(self, inputs: dict[str, Any]) -> Tensor | None:
         """`[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none; None

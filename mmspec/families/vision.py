@@ -21,12 +21,15 @@ class Vision:
         kinds: `"image"` or `"video"` for each; all are images by default.
         deep: one `[layers, tokens, hidden]` tensor per picture: what is added to the states behind the first layers at
             its tokens (DeepStack, arXiv 2406.04334). None for most models.
+        memory: `[batch, length, hidden]` states of an encoder, one for every row of the batch, which all layers of the
+            decoder attend to (cross-attention). None for models that read what they see and hear in the prompt.
     """
 
     embeds: list[Tensor]
     features: list[Tensor] | None
     kinds: list[str] | None = None
     deep: list[Tensor] | None = None
+    memory: Tensor | None = None
 
     @property
     def sizes(self) -> list[int]:

@@ -160,7 +160,7 @@ class Loader:
             number: length + len(self.answer(example))
             for number, length, example in zip(numbers, request.lengths, examples, strict=True)
         }
-        own = getattr(self.target.family.text_config, "max_position_embeddings", None) or self.max_length
+        own = self.target.family.longest or self.max_length
         limit = f"max_length={self.max_length}" if self.max_length <= own else f"the {own} that the target reads"
         return request, {
             number: f"prompt and answer have {length} tokens, more than {limit}"

@@ -156,5 +156,6 @@ class Teacher:
                 use_cache=False,
                 logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature
                 **family.prefill_inputs(request.inputs, vision),
+                **family.lasting_inputs(vision),
             )
         return Lesson(target, prompt, answers, request, vision, embeds, dict(features), list(tasks))
