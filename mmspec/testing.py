@@ -105,7 +105,12 @@ def check_lossless(
             if out.token_ids != plain:
                 sampling = Sampling(temperature)
                 differences = divergences(target, request, plain, out.token_ids, sampling, SEED, tie=0.0)
-                record = {"ids": request.prompts, "repeat": 0, "repeatable": True, "divergence": differences}
+                record = {
+                    "ids": [row[-1].texts[-1] for row in request.conversations],
+                    "repeat": 0,
+                    "repeatable": True,
+                    "divergence": differences,
+                }
                 rows = "alone" if request.batch_size == 1 else f"in a batch of {request.batch_size}"
                 complaint = complaint_of(target, record)
                 raise AssertionError(f"{' with '.join(names)} {complaint}, {rows}, temperature {temperature}")

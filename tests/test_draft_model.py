@@ -345,7 +345,7 @@ def test_a_draft_model_with_its_own_processor_reads_the_whole_conversation(monke
     drafter = DraftModelDrafter(target, models.MODELS["llava"](seed=4), "own_vision", processor=Talker("llava"))
     red = Image.new("RGB", (20, 20), "red")
     request = prepare(target, [("11 12", "13", "14")], [[red]])
-    read = prepare(drafter.draft_target, request.prompts, request.images)
+    read = prepare(drafter.draft_target, messages=request.conversations)
     written = Reader("llava")(["31 <image> 11 12 32 13 31 14"], [[red]])
     assert torch.equal(read.inputs["input_ids"], written["input_ids"])
     drafts = record_drafts(monkeypatch, DraftModelDrafter)

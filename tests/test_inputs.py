@@ -15,8 +15,9 @@ import mmspec
 from mmspec import Target, zoo
 from mmspec.errors import MMSpecError
 from mmspec.inputs import Request, prepare
-from mmspec.media.pictures import load_image
-from mmspec.prompts import apply_template
+from mmspec.inputs.prompts import conversation_of
+from mmspec.inputs.template import apply_template
+from mmspec.media import load_image
 
 TALK = ("What is this?", "A red square.", "And below it?")
 """A conversation: a question, what the model answered, and the next question."""
@@ -84,14 +85,15 @@ def test_a_conversation_is_written_by_the_chat_template(tiny, count):
     assert ("pixel_values" in want) == bool(count)
     if count:
         assert torch.equal(request.inputs["pixel_values"], want["pixel_values"])
-    assert request.prompts == [TALK]
+    (asked,) = request.conversations
+    assert [message.texts[0] for message in asked] == list(TALK) and request.images == [pictures]
 
 
 def test_a_tokenizer_writes_conversations_as_plain_text(tiny):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }} {% endfor %}"
     bare = SimpleNamespace(processor=tokenizer, tokenizer=tokenizer)
-    (ids,) = apply_template(bare, [TALK], [[]])["input_ids"].tolist()
+    (ids,) = apply_template(bare, [conversation_of("prompt 0", TALK, {})])["input_ids"].tolist()
     assert ids == tokenizer("user: What is this? assistant: A red square. user: And below it? ")["input_ids"]
 
 
@@ -183,7 +185,7 @@ def test_a_marker_says_where_a_picture_stands(tiny):
     ):
         request = prepare(tiny, prompt, pictures)
         assert request.token_ids() == written(*parts)
-        assert prepare(tiny, request.prompts, request.images).token_ids() == request.token_ids()
+        assert prepare(tiny, messages=request.conversations).token_ids() == request.token_ids()
     talk = prepare(tiny, [("What is <image>?", "A cat.", "And <image>?")], [pictures]).token_ids()[0]
     ids = {token: tiny.tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<|assistant|>")}
     half = talk.index(ids["<|assistant|>"])
@@ -252,11 +254,11 @@ def test_a_request_may_be_answered_twice(tiny, name):
     before = copy.deepcopy(request)
     first = mmspec.generate(tiny, drafter, inputs=request, max_new_tokens=12)
     second = mmspec.generate(tiny, drafter, inputs=request, max_new_tokens=12)
-    direct = mmspec.generate(tiny, drafter, request.prompts, pictures, max_new_tokens=12)
+    direct = mmspec.generate(tiny, drafter, [TALK, "Describe the picture."], pictures, max_new_tokens=12)
     assert first.token_ids == second.token_ids == direct.token_ids
     assert request.inputs.keys() == before.inputs.keys()
     assert all(torch.equal(value, before.inputs[key]) for key, value in request.inputs.items())
-    assert (request.lengths, request.prompts) == (before.lengths, before.prompts)
+    assert request.lengths == before.lengths
     assert prepare(tiny, inputs=request) is request
 
 
@@ -269,7 +271,7 @@ def test_a_request_is_checked_against_its_target(tiny, monkeypatch):
     halves = Request({**request.inputs, "pixel_values": request.inputs["pixel_values"].half()}, request.lengths)
     with pytest.raises(MMSpecError, match=r"pixel_values is torch.float16 on cpu, but the target reads torch.float32"):
         prepare(tiny, inputs=halves)
-    with pytest.raises(MMSpecError, match="give either prompt="):
+    with pytest.raises(MMSpecError, match="give either prompt= .* not prompt= and inputs="):
         prepare(tiny, "What?", inputs=request)
     with pytest.raises(MMSpecError, match="images= goes with prompt="):
         prepare(tiny, images=[zoo.demo_image()], inputs=request)

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..chat import MARKERS, Medium, parts_of, source_of
 from ..errors import MMSpecError, shown
 from ..media.pictures import held_image
 from ..media.places import data_url, decoded
-from ..prompts import MARKER
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     Reference = str | Image
 
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
-TEXTS, PICTURES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
-SOURCES = ("image", "image_url", "url", "path", "base64")
+MARKER = MARKERS["image"]
 LEADING = re.compile(rf"(?:{MARKER}\s*)*")
 OTHER_MARKERS = re.compile("<(video|audio|speech|sound)>")
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
@@ -145,27 +144,23 @@ def question(text: Any, where: str) -> Turn:
     return Turn([Place(part.picture) if isinstance(part, Place) else part for part in parts])
 
 
-def picture(value: Any, where: str, base64: bool = False) -> Reference:
+def picture(value: Any, where: str) -> Reference:
     """A reference to a picture, or the picture itself where the row holds it.
 
     Args:
-        value: a path, a URL, base64, or `{"bytes", "path"}` or `{"url"}`.
+        value: a path, a URL, base64, the bytes of a file, or `{"bytes", "path"}` or `{"url"}`.
         where: names the row in errors.
-        base64: whether a text is the file itself.
 
     Raises:
         MMSpecError: if it is no picture, or on a network.
     """
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            return _held(value["bytes"], where)
-        return picture(first(value, ("path", "url")), where)
+    value = source_of(value, "image", where)
+    if isinstance(value, bytes):
+        return _held(value, where)
     if not isinstance(value, str) or not value:
         raise MMSpecError(f"{where}: a picture must be a path, not {shown(value, 60)}")
     long = len(value) > LONGEST_NAME and BASE64.fullmatch(value)
-    if base64 or long or data_url(value):
-        return _held(value, where)
-    return value
+    return _held(value, where) if long or data_url(value) else value
 
 
 def _held(content: bytes | str, where: str) -> Image:
@@ -179,18 +174,16 @@ def _held(content: bytes | str, where: str) -> Image:
 def _parts(content: Any, where: str) -> list[str | Place]:
     """The texts and places of a message that asks."""
     parts: list[str | Place] = []
-    for part in content if _is_parts(content) else [{"text": content}]:
-        kind, source = part.get("type"), next((key for key in SOURCES if part.get(key) is not None), None)
-        if kind in PICTURES or (kind is None and source is not None):
-            held = None if source is None else picture(part[source], where, source == "base64")
-            parts.append(Place(held))
+    for part in parts_of(content, where):
+        if isinstance(part, Medium):
+            _expect_picture(part, where)
+            parts.append(Place(None if part.value is None else picture(part.value, where)))
             continue
-        text = _said(part, where)
-        if found := OTHER_MARKERS.search(text):
+        if found := OTHER_MARKERS.search(part):
             raise MMSpecError(f"{where}: the text has {found[0]!r}, and only text and pictures are read")
         if parts and isinstance(parts[-1], str):
             parts.append(" ")
-        head, *others = text.split(MARKER)
+        head, *others = part.split(MARKER)
         parts.append(head)
         for other in others:
             parts += [Place(marker=True), other]
@@ -199,17 +192,17 @@ def _parts(content: Any, where: str) -> list[str | Place]:
 
 def _text(content: Any, where: str) -> str:
     """The text of a message that has no pictures."""
-    return " ".join(_said(part, where) for part in content) if _is_parts(content) else _said({"text": content}, where)
+    parts = parts_of(content, where)
+    for part in parts:
+        if isinstance(part, Medium):
+            _not_read(part, where)
+    return " ".join(parts)
 
 
-def _said(part: Mapping[str, Any], where: str) -> str:
-    kind, text = part.get("type"), part.get("text")
-    if kind not in (None, *TEXTS):
-        raise MMSpecError(f"{where}: a message has a part of type {shown(kind, 60)}, which is not read here")
-    if not isinstance(text, str):
-        raise MMSpecError(f"{where}: a message must hold text, not {shown(text, 60)}")
-    return text
+def _expect_picture(medium: Medium, where: str) -> None:
+    if medium.kind != "image":
+        _not_read(medium, where)
 
 
-def _is_parts(content: Any) -> bool:
-    return isinstance(content, list) and all(isinstance(part, dict) for part in content)
+def _not_read(medium: Medium, where: str) -> None:
+    raise MMSpecError(f"{where}: a message has a part of type {medium.kind!r}, which is not read here")

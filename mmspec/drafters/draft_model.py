@@ -169,12 +169,12 @@ class DraftModelDrafter(SessionDrafter):
                 )
             vision = self.draft_target.encode(request)
         else:
-            if request.prompts is None:
+            if request.conversations is None:
                 raise MMSpecError(
                     "a draft model with its own processor needs the prompt and the images; call generate(prompt=, "
                     "images=) instead of generate(inputs=)"
                 )
-            request = prepare(self.draft_target, request.prompts, request.images)
+            request = prepare(self.draft_target, messages=request.conversations)
             vision = self.draft_target.encode(request)
         inputs = dict(request.inputs)
         self.draft_target.family.complete(inputs)

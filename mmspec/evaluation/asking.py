@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from ..data import Example, Source, open_image
 from ..errors import MMSpecError
-from ..inputs import Request, prepare
-from ..prompts import Prompt
+from ..inputs import Prompt, Request, prepare
 from ..target import Target
 
 

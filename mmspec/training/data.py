@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..data.examples import Example, Source, open_image
 from ..errors import MMSpecError
-from ..inputs import Request, prepare
-from ..prompts import end_of_answer
+from ..inputs import Request, end_of_answer, prepare
 from ..storage import append, drop_torn_line, whole_lines
 
 if TYPE_CHECKING:

@@ -94,8 +94,7 @@ class Validator:
             stats = generate(
                 self.teacher.target,
                 drafter,
-                batch.prompt.prompts,
-                batch.prompt.images,
+                inputs=batch.prompt,
                 max_new_tokens=self.max_new_tokens,
                 tree=Chain(self.depth),
             ).stats

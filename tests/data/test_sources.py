@@ -193,7 +193,7 @@ def test_pictures_that_datasets_wrote_are_read(tmp_path):
         ({"conversations": [turn("human", "<video>\nWhat?")]}, "the text has '<video>', and only text and pictures"),
         ({"messages": [said({"type": "video", "video": "a.mp4"})]}, "a part of type 'video', which is not read here"),
         ({"messages": [said({"type": "image"})]}, "1 places for pictures (<image>) but the row names 0"),
-        ({"messages": [said({"type": "image", "base64": "*"})]}, "row 2: image in the row is not base64"),
+        ({"messages": [said({"type": "image", "base64": "*"})]}, "row 2: image in a message is not base64"),
         ({"messages": [said({"type": "image", "image": "data:image/png;base64,AA=="})]}, "not in a picture format"),
         ({"messages": [{"role": "system", "content": [{"type": "image", "path": "a"}]}]}, None),
         ({"prompt": "?", "answer": ["yes"]}, "row 2: answer must be text or null"),

@@ -15,7 +15,7 @@ from test_trainer import trainer
 import mmspec
 from mmspec.data import ConversationFile, Example
 from mmspec.errors import MMSpecError
-from mmspec.prompts import end_of_answer
+from mmspec.inputs import end_of_answer
 from mmspec.training.answers import Answers
 from mmspec.training.author import check_author
 from mmspec.training.data import Loader

@@ -1,0 +1,23 @@
+"""What is asked, as users have it: prompts, conversations and media; and the requests that targets read."""
+
+from ..chat import MARKERS, Conversation, Medium, Message
+from ..media import KINDS, load_image
+from .prepare import prepare
+from .prompts import Prompt
+from .request import PER_TOKEN, Request, append
+from .template import end_of_answer
+
+__all__ = [
+    "KINDS",
+    "MARKERS",
+    "PER_TOKEN",
+    "Conversation",
+    "Medium",
+    "Message",
+    "Prompt",
+    "Request",
+    "append",
+    "end_of_answer",
+    "load_image",
+    "prepare",
+]

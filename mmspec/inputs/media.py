@@ -1,0 +1,115 @@
+"""Media of a prompt: which values stand for one and which for several, how they are loaded and given to processors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..chat import Conversation, Medium, media_of, with_media
+from ..errors import MMSpecError
+from ..media import KINDS, Video, load_image, load_sound, load_video
+from .reader import Reader
+
+ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
+"""Kind to the argument that gives media of the kind, of `generate` and of processors alike."""
+
+
+def loaded(reader: Reader, conversation: Conversation) -> Conversation:
+    """The same conversation with its media loaded: pictures as PIL images, videos as `Video`, sounds as
+    `(samples, rate)`.
+
+    Args:
+        reader: whose processor says at which rate sounds are read.
+        conversation: whose media are anything that the loaders in `mmspec.media` take; loaded ones stay as they are.
+
+    Raises:
+        MMSpecError: if one cannot be read.
+    """
+
+    def value(medium: Medium) -> Any:
+        if medium.kind == "image":
+            return load_image(medium.value)
+        if medium.kind == "video":
+            return load_video(medium.value)
+        rate = _rate(reader)
+        return load_sound(medium.value, rate), rate
+
+    return with_media(conversation, value)
+
+
+def is_one(kind: str, value: Any) -> bool:
+    """Whether a value is a single medium and not a list of several.
+
+    A list of pictures in memory is one video, and `(samples, rate)` is one sound.
+    """
+    if kind == "audio" and isinstance(value, tuple) and len(value) == 2:
+        return not isinstance(value[1], (str, bytes, os.PathLike, Mapping, tuple))
+    if not isinstance(value, (list, tuple)):
+        return True
+    return kind == "video" and bool(value) and all(_is_frame(one) for one in value)
+
+
+def rows_of(kind: str, given: Any, rows: int, single: bool) -> list[list[Any]]:
+    """The media of each row.
+
+    Args:
+        kind: of the media.
+        given: for a single prompt one medium or a list of them; for a list of prompts one such entry per row.
+        rows: of the batch.
+        single: whether the prompt was a single one, and no list.
+
+    Raises:
+        MMSpecError: if there is not one entry per row.
+    """
+    if given is None:
+        return [[] for _ in range(rows)]
+    if single:
+        return [[given] if is_one(kind, given) else list(given)]
+    entries = [given] if is_one(kind, given) else list(given)
+    if len(entries) != rows:
+        name = ARGUMENTS[kind]
+        raise MMSpecError(f"{rows} prompts but {name} for {len(entries)}; give one entry of {name} per prompt")
+    return [[] if entry is None else [entry] if is_one(kind, entry) else list(entry) for entry in entries]
+
+
+def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
+    """What a processor is called with besides the texts.
+
+    Args:
+        conversations: whose media are loaded.
+
+    Returns:
+        Pictures and videos as one list per row, sounds as a single list, which is how processors take them, each only
+        if there are any; with videos what is known of them, with sounds their rate.
+    """
+    rows = {kind: [media_of(conversation, kind) for conversation in conversations] for kind in KINDS}
+    arguments: dict[str, Any] = {}
+    if any(rows["image"]):
+        arguments["images"] = rows["image"]
+    if any(rows["video"]):
+        arguments["videos"] = [[video.frames for video in row] for row in rows["video"]]
+        arguments["video_metadata"] = [[video.metadata() for video in row] for row in rows["video"]]
+    if any(rows["audio"]):
+        sounds = [sound for row in rows["audio"] for sound in row]
+        arguments["audio"] = [samples for samples, _ in sounds]
+        arguments["sampling_rate"] = sounds[0][1]
+    return arguments
+
+
+def _is_frame(value: Any) -> bool:
+    """Whether a value is a picture in memory, and no place of a file."""
+    if isinstance(value, (str, bytes, bytearray, os.PathLike, list, tuple, Mapping, Video)):
+        return False
+    return np.ndim(value) < 4 if hasattr(value, "shape") else True
+
+
+def _rate(reader: Reader) -> int:
+    """Samples a second that the processor reads."""
+    extractor = getattr(reader.processor, "feature_extractor", None)
+    rate = getattr(extractor, "sampling_rate", None)
+    if rate is None:
+        raise MMSpecError(f"audio was given but {type(reader.processor).__name__} reads no sounds: leave audio= out")
+    return rate

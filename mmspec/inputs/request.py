@@ -1,0 +1,114 @@
+"""Request: a batch of prompts as a target reads them, right-padded, and what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..chat import Conversation, media_of
+from ..errors import MMSpecError, shown
+from ..masks import padding_mask
+from ..media import KINDS
+
+TYPES = "token_type_ids"
+PER_TOKEN = ("input_ids", "attention_mask", TYPES, "mm_token_type_ids", "position_ids")
+"""Processor outputs with an entry per token, `[..., batch, length]`."""
+
+
+@dataclass
+class Request:
+    """A batch of prompts.
+
+    Args:
+        inputs: what a Hugging Face processor returns, on the target's device, right-padded, with an attention mask.
+        lengths: tokens per row.
+        conversations: what was asked per row, its media loaded; None for a request that was made from `inputs=`.
+        extras: whatever else drafters want to know, such as a reference text: name to one entry per row.
+        appended_type: see `Family.appended_type`.
+
+    Generating only reads a request, so one request may be answered any number of times.
+    """
+
+    inputs: dict[str, Any]
+    lengths: list[int]
+    conversations: list[Conversation] | None = None
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+    appended_type: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def media(self) -> dict[str, list[list[Any]]]:
+        """Kind (`"image"`, `"video"`, `"audio"`) to the loaded media of each row; nothing without `conversations`."""
+        if self.conversations is None:
+            return {}
+        return {kind: [media_of(row, kind) for row in self.conversations] for kind in KINDS}
+
+    @property
+    def images(self) -> list[list[Any]] | None:
+        """The pictures of each row; None without `conversations`."""
+        return self.media.get("image")
+
+    def token_ids(self) -> list[list[int]]:
+        """The prompts as lists, without padding."""
+        return [ids[:n] for ids, n in zip(self.inputs["input_ids"].tolist(), self.lengths, strict=True)]
+
+
+def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1) -> Request:
+    """A request whose rows go on with an answer each, for the same media, right-padded again.
+
+    Args:
+        request: the prompts, whose conversations are not in the result.
+        answers: token ids per row; a row may get none.
+        multiple: `length` is padded to a multiple of it.
+    """
+    inputs = dict(request.inputs)
+    lengths = [n + len(answer) for n, answer in zip(request.lengths, answers, strict=True)]
+    ids, width = inputs["input_ids"], -(-max(lengths) // multiple) * multiple
+    for name in PER_TOKEN:
+        if name in inputs:
+            old = inputs[name]
+            inputs[name] = old.new_zeros(*old.shape[:-1], width)
+            inputs[name][..., : old.shape[-1]] = old
+    inputs.pop("position_ids", None)
+    for row, (start, answer) in enumerate(zip(request.lengths, answers, strict=True)):
+        inputs["input_ids"][row, start : lengths[row]] = torch.tensor(answer, device=ids.device)
+        if TYPES in inputs:
+            inputs[TYPES][row, start:] = request.appended_type
+    mask = padding_mask(lengths, width, ids.device)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    return Request(inputs, lengths, extras=request.extras)
+
+
+def extras_of(given: Mapping[str, Sequence[Any]] | None, rows: int) -> dict[str, list[Any]]:
+    """What drafters are told per row.
+
+    Args:
+        given: name to one entry per row.
+        rows: of the batch.
+
+    Raises:
+        MMSpecError: for anything else.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise MMSpecError(
+            f'extras={shown(given, 60)} must be a dict of names, such as {{"reference": ["a text per row"]}}'
+        )
+    for name, entries in given.items():
+        if isinstance(entries, (str, bytes, Mapping)) or not isinstance(entries, Sequence):
+            kind = type(entries).__name__
+            raise MMSpecError(f"extras[{name!r}] is a {kind}: give a list with one entry for each of the {rows} rows")
+        if len(entries) != rows:
+            raise MMSpecError(f"extras[{name!r}] has {len(entries)} entries for {rows} rows: give one per row")
+    return {name: list(entries) for name, entries in given.items()}
