@@ -23,6 +23,8 @@ SHOWN = {
     "tokens_per_second_end_to_end": "tokens/s, end to end",
     "ttft": "time to first token",
     "draft_cost": "draft cost",
+    "accuracy": "accuracy",
+    "similarity": "similarity to plain",
     "limit": "limit",
     "share": "share of limit",
     "no_overhead": "without overhead",

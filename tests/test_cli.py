@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -251,7 +252,10 @@ def test_comparison_alternates_and_takes_medians():
         "plain: 11.0 tokens/s, decoding | speed-up, decoding 2.73 | speed-up, end to end 1.50 | text identical"
     )
     differing = command.compare(timed("draft", [1] * 3, (1, 2)), timed("plain", [1] * 3, (1, 3)))
-    assert "text DIFFERS" in command.summary_line(outcome(30).stats, differing, sampled=False)
+    assert "text DIFFERS, similarity 0.50" in command.summary_line(outcome(30).stats, differing, sampled=False)
+    lossy = replace(outcome(30).stats, lossless=False)
+    line = command.summary_line(lossy, differing, sampled=False)
+    assert "NOT lossless" in line and line.endswith("text differs, similarity 0.50")
     assert "may differ" in command.summary_line(outcome(30).stats, differing, sampled=True)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import configuration, output
 from ..metrics import SHOWN, SPEEDUPS
+from ..similarity import similarity
 from ..stats import speed_in_words
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def show(pieces: Iterator[Any], console: Console) -> Any:
 
 
 def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Time both ways of decoding in turns: median speeds, both speed-ups, and whether the ids agree.
+    """Time both ways of decoding in turns: median speeds, both speed-ups, whether the ids agree, and else how nearly.
 
     Args:
         speculative, plain: decode once.
@@ -166,6 +167,8 @@ def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]]
         speed, plain_speed = (statistics.median(getattr(out.stats, name) for out in outs) for outs in (ours, theirs))
         result |= {name: speed, f"plain_{name}": plain_speed, speedup: speed / plain_speed}
     result["identical"] = identical = ours[0].token_ids == theirs[0].token_ids
+    if not identical:
+        result["similarity"] = similarity(theirs[0].token_ids[0], ours[0].token_ids[0])
     if not identical and explain is not None:
         result["divergence"] = explain(theirs[0].token_ids, ours[0].token_ids)
     return result
@@ -201,5 +204,7 @@ def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -
         elif found := comparison.get("divergence"):
             parts.append(f"text {'differs by rounding' if found['excused'] else 'DIFFERS'}: {found['text']}")
         else:
-            parts.append("text DIFFERS")
+            parts.append(
+                f"text {'DIFFERS' if stats.lossless else 'differs'}, similarity {comparison['similarity']:.2f}"
+            )
     return " | ".join(parts)

@@ -3,6 +3,7 @@
 Importing this package loads neither torch nor transformers, nor any file of data.
 """
 
+from .accuracy import METRICS, Metric
 from .conversations import ConversationFile
 from .examples import Example, Source, from_record, open_image, to_record
 from .mmspec_benchmark import MMSpecBenchmark
@@ -10,11 +11,13 @@ from .picture_prompts import PicturePrompts
 from .sources import EmbeddedSource, ImageFolder
 
 __all__ = [
+    "METRICS",
     "ConversationFile",
     "EmbeddedSource",
     "Example",
     "ImageFolder",
     "MMSpecBenchmark",
+    "Metric",
     "PicturePrompts",
     "Source",
     "from_record",

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
+from .accuracy import MetricSetting, metrics_of
 from .examples import Example, Source, from_record
 from .messages import ASKING, first, picture, question, questions_of, role_of, turns_of
 from .rows import Row, open_rows
 
 CONVERSATIONS, PROMPTS, IMAGES = ("conversations", "messages"), ("prompt", "question"), ("images", "image")
+ANSWERS = "answers"
 OTHER_MEDIA = ("video", "videos", "audio", "audios", "sound")
 
 
@@ -42,19 +44,28 @@ class ConversationFile(Source):
         images: the folder of its pictures; by default the one that the file is in. A Parquet file may also hold the
             pictures themselves.
         count: use the first so many questions.
+        metric: how answers are judged, see `mmspec.data.accuracy`: by the `answers` of a row, a list of texts that are
+            all right, or by its `answer`; of a conversation by what is answered there. None leaves it.
 
     Raises:
         MMSpecError: if the file cannot be read or has no question; later, when it is asked for, for a row that is
             malformed, has a place for a picture but no picture, or is about a video.
     """
 
-    def __init__(self, path: str | Path, images: str | Path | None = None, count: int | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        images: str | Path | None = None,
+        count: int | None = None,
+        metric: MetricSetting = None,
+    ):
         self.path, self.rows = Path(path), open_rows(path)
         self.folder = self.path.parent if images is None else Path(images)
         if not self.folder.is_dir():
             raise MMSpecError(f"the folder of pictures {str(self.folder)!r} does not exist")
         if count is not None and count < 1:
             raise MMSpecError(f"count={count} must be a positive number of questions, or null for all of them")
+        self.metric = metrics_of(metric)
         self._row, self._turn, self._repeated = array("q"), array("q"), set()
         seen: set[str] = set()
         for number, row in enumerate(self.rows.scan(("id", *CONVERSATIONS, *PROMPTS))):
@@ -85,11 +96,21 @@ class ConversationFile(Source):
         if messages is None:
             asked = from_record({**row, "id": name, "prompt": first(row, PROMPTS), "images": []}, where)
             ((prompt, pictures, _),) = questions_of([question(asked.prompt, where)], named, where)
-            return replace(asked, prompt=prompt, images=pictures)
+            return replace(asked, prompt=prompt, images=pictures, references=self._references(row, asked, where))
         prompt, pictures, answer = questions_of(turns_of(messages, where), named, where)[turn]
         name += f"#{turn + 1}" if turn else ""
         example = from_record({**row, "id": name, "prompt": prompt, "images": [], "answer": answer}, where)
-        return replace(example, images=pictures)
+        return replace(example, images=pictures, references=self._references(row, example, where))
+
+    def _references(self, row: Row, example: Example, where: str) -> tuple[str, ...]:
+        """The right answers; other people's files call them what they like, so nothing is read that nobody asks for."""
+        if self.metric_of(example.task) is None:
+            return example.references
+        found = example.references or row.get(ANSWERS) or [example.answer]
+        found = [one.get("answer") if isinstance(one, dict) else one for one in _listed(found)]
+        if not all(isinstance(one, str) or one is None for one in found):
+            raise MMSpecError(f"{where}: {ANSWERS} must be a list of texts, not {found!r:.60}")
+        return tuple(one for one in found if one)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "conversations", "file": self.path.name, "bytes": self.path.stat().st_size}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
+from .accuracy import Metric
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +31,7 @@ class Example:
         answer_ids: its tokens, the end token included where there was one.
         follow_ups: further questions of the same conversation, each asked after the answer to the one before. `answer`
             is to `prompt` alone.
+        references: texts that are right answers to `prompt`, whoever answers; accuracy is measured by them.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Example:
     answer: str | None = None
     answer_ids: tuple[int, ...] | None = None
     follow_ups: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
 
 
 class Source(Sequence[Example]):
@@ -49,6 +52,13 @@ class Source(Sequence[Example]):
 
     folder: Path | None = None
     """What relative references to pictures are relative to; None is the current folder."""
+
+    metric: Metric | Mapping[str, Metric] | None = None
+    """How answers are judged by the references of an example, or how those of each task are; None if they are not."""
+
+    def metric_of(self, task: str) -> Metric | None:
+        """How the answers of a task are judged; None if they are not."""
+        return self.metric.get(task) if isinstance(self.metric, Mapping) else self.metric
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values that change when other examples stand at the same places.
@@ -106,6 +116,7 @@ def to_record(example: Example) -> dict[str, Any]:
         "answer": example.answer,
         "answer_ids": None if example.answer_ids is None else list(example.answer_ids),
         "follow_ups": list(example.follow_ups),
+        "references": list(example.references),
     }
 
 
@@ -119,7 +130,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
     Raises:
         MMSpecError: naming the entry that is missing or of a wrong type.
     """
-    values = {"images": [], "task": "", "answer": None, "answer_ids": None, "follow_ups": []}
+    values = {"images": [], "task": "", "answer": None, "answer_ids": None, "follow_ups": [], "references": []}
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
     values |= {key: value for key, value in record.items() if value is not None}
     for key in ("id", "prompt"):
@@ -133,6 +144,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         ("answer", "text or null", lambda value: value is None or _is_text(value)),
         ("answer_ids", "a list of token ids or null", lambda value: value is None or _are_ids(value)),
         ("follow_ups", "a list of texts", _are_texts),
+        ("references", "a list of texts", _are_texts),
     ):
         if not fits(values[key]):
             raise MMSpecError(f"{where}: {key} must be {wanted}, not {_short(values[key])}")
@@ -145,6 +157,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         values["answer"],
         None if ids is None else tuple(ids),
         tuple(values["follow_ups"]),
+        tuple(values["references"]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import zoo
 from ..errors import MMSpecError, did_you_mean
+from .accuracy import MetricSetting, metrics_of
 from .examples import EMBEDDED, Example, Source
 
 
@@ -20,9 +21,17 @@ class EmbeddedSource(Source):
         split: `train`, `validation` or `test`.
         count: examples of each task.
         start: number of the first.
+        metric: how answers are judged by what the generator says itself, see `mmspec.data.accuracy`; None leaves it.
     """
 
-    def __init__(self, tasks: Sequence[str] = zoo.TASKS, split: str = "train", count: int = 64, start: int = 0):
+    def __init__(
+        self,
+        tasks: Sequence[str] = zoo.TASKS,
+        split: str = "train",
+        count: int = 64,
+        start: int = 0,
+        metric: MetricSetting = None,
+    ):
         for task in tasks:
             if task not in zoo.TASKS:
                 raise MMSpecError(f"task {task!r} is unknown.{did_you_mean(task, zoo.TASKS)}")
@@ -33,6 +42,7 @@ class EmbeddedSource(Source):
         if count < 1 or start < 0:
             raise MMSpecError(f"count={count} must be at least 1 and start={start} at least 0")
         self.tasks, self.split, self.count, self.start = list(tasks), split, count, start
+        self.metric = metrics_of(metric)
 
     def __len__(self) -> int:
         return len(self.tasks) * self.count
@@ -41,8 +51,8 @@ class EmbeddedSource(Source):
         number, which = divmod(range(len(self))[index], len(self.tasks))
         task = self.tasks[which]
         place = f"{task}/{self.split}/{self.start + number}"
-        prompt = zoo.sample(task, self.split, self.start + number).prompt
-        return Example(place, prompt, (f"{EMBEDDED}{place}",), task)
+        _, prompt, reference = zoo.sample(task, self.split, self.start + number)
+        return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,))
 
     def describe(self) -> dict[str, Any]:
         return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..data import Example, Source, open_image
 from ..errors import MMSpecError
@@ -73,7 +74,7 @@ class Questions:
     """
 
     def __init__(self, target: Target, source: Source, batch: int = 1, limit: int | None = None):
-        self.target, self.folder = target, source.folder
+        self.target, self.source, self.folder = target, source, source.folder
         self.groups = list(grouped(source, batch, limit))
         if not self.groups:
             raise MMSpecError("the task has no question: give one that has")
@@ -100,6 +101,27 @@ class Questions:
         if len(asked) < 2:
             return (prepared[0] if prepared else None), asked
         return prepare(self.target, prompts, pictures if any(pictures) else None), asked
+
+    def judged(self, group: Group, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
+        """How right answers are, as a record has it: the metric's name, and for each prompt points and their limit.
+
+        Args:
+            group, turn: what was asked.
+            said: the answers by the question's id.
+        """
+        metric = self.source.metric_of(group.task)
+        if metric is None or turn:  # the references are those of the first question
+            return {"metric": None, "accuracy": None}
+        accuracy: list[dict[str, float] | None] = []
+        for example in group.examples:
+            if example.id not in said:
+                continue  # it could not be asked
+            if said[example.id] is None or not example.references:
+                accuracy.append(None)
+                continue
+            points, of = metric.best(example.references, said[example.id])
+            accuracy.append({"points": points, "of": of})
+        return {"metric": metric.name, "accuracy": accuracy}
 
     def skips(self) -> list[dict[str, str]]:
         """What could not be asked, as the manifest has it."""

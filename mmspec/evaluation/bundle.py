@@ -157,7 +157,7 @@ class Bundle:
         records = []
         for number, record in enumerate(read_lines(path), start=1):
             require(record, shape, f"{path}, line {number}")
-            record |= clean({key: record[key] for key in ("side", "task", "ids") if key in record})
+            record |= clean({key: record[key] for key in ("side", "task", "ids", "metric") if key in record})
             if record["side"] not in labels:
                 raise MMSpecError(f"{path}, line {number}: {record['side']!r} is no method of this bundle")
             rows = [record[key] for key in ROWS[name]]

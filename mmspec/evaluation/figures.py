@@ -52,6 +52,16 @@ def drafting(totals: Totals) -> np.ndarray:
     return ratio(ours, totals["rounds"] * totals["plain_decode_seconds"])
 
 
+def accuracy(totals: Totals) -> np.ndarray:
+    """Points over the points that there were to get, by the metric of the task."""
+    return ratio(totals["points"], totals["points_of"])
+
+
+def likeness(totals: Totals) -> np.ndarray:
+    """How like plain decoding's the answers are on average, from 0 to 1."""
+    return ratio(totals["similarity"], totals["similarity_of"])
+
+
 @dataclass(frozen=True)
 class Exactness:
     """How the answers compare with plain decoding, token by token.
@@ -87,6 +97,10 @@ class Means:
         levels: mean depth of the trees, which is the passes of a drafter that grows them; None where unknown.
         draft_cost: seconds of drafting and observing per round over the baseline's decoding seconds per pass; None
             where unknown.
+        accuracy: points that the answers got by the metric of their task over those that there were to get; the mean
+            is over the tasks that have a metric. None without one, or where runs were judged by different ones.
+        similarity: how like plain decoding's the text of a method that is not lossless is: 1 - edit distance in tokens
+            over the longer length, the mean over prompts. None of lossless methods and of sampled text.
     """
 
     speedup: Estimate
@@ -100,6 +114,8 @@ class Means:
     nodes: float | None
     levels: float | None
     draft_cost: float | None
+    accuracy: Estimate | None
+    similarity: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,9 @@ class Figures(Means):
         round_seconds: seconds per round of the batch by phase, without the prompt's part.
         unaccounted: share of the wall time that no phase explains, over all repeats.
         exact: how the answers compare with plain decoding.
+        metric: by which accuracy was measured; several names where runs or tasks have different ones.
+        alike: of a method that is not lossless, prompts whose answer is plain decoding's all the same, and prompts
+            compared; None where `similarity` is.
     """
 
     requests: int
@@ -142,6 +161,8 @@ class Figures(Means):
     round_seconds: dict[str, float]
     unaccounted: float
     exact: Exactness
+    metric: str | None
+    alike: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -219,7 +240,16 @@ def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
         known = all(one[name][0] > 0 for one in parts for name in needed)
         return float(combine(figure, totals)[0]) if known else None
 
+    def where_judged(figure: Callable[[Totals], np.ndarray], needed: str) -> Estimate | None:
+        """A figure of the tasks that have it."""
+        found = [sums for sums in totals if sums[needed][0] > 0]
+        return Estimate.of(combine(figure, found)) if found else None
+
+    metrics = [sample.metrics for sample in samples] if combine is _average else [_metrics(samples)]
+    one_each = all(len(names) < 2 for names in metrics)  # points of one metric do not add to those of another
     return {
+        "accuracy": where_judged(accuracy, "points_of") if one_each else None,
+        "similarity": where_judged(likeness, "similarity_of"),
         "nodes": if_known(drafted_nodes, "known_steps"),
         "levels": if_known(tree_levels, "known_steps"),
         "draft_cost": if_known(drafting, "rounds", "plain_passes", "plain_decode_seconds"),
@@ -266,7 +296,18 @@ def _figures(samples: Sequence[Sample], side: dict[str, Any]) -> Figures:
         round_seconds=_round_seconds(measured),
         unaccounted=1 - sum(math.fsum(record["seconds"].values()) for record in runs) / wall if wall else 0.0,
         exact=_exactness(measured, side),
+        metric=" ".join(sorted(_metrics(samples))) or None,
+        alike=_alike(measured),
     )
+
+
+def _metrics(samples: Sequence[Sample]) -> set[str]:
+    return set().union(*(sample.metrics for sample in samples))
+
+
+def _alike(measured: Sequence[Measured]) -> tuple[int, int] | None:
+    found = [one for answer in measured for one in answer.answer.judged("similarity")]
+    return (sum(one == 1 for one in found), len(found)) if found else None
 
 
 def conditional_acceptance_rate(stats: Stats) -> list[float]:

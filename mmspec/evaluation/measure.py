@@ -15,6 +15,7 @@ from ..data import Source
 from ..errors import MMSpecError, cut
 from ..exactness import TIE, Divergence, complaint_of, divergences
 from ..inputs import Request
+from ..similarity import similarity
 from ..stats import PHASES, PhaseClock, Round
 from ..target import Target
 from .asking import Group, Questions
@@ -183,6 +184,8 @@ class Measurement:
             if repeat == 0:
                 said = texts(self.target, answer.token_ids)
                 record |= {"token_ids": answer.token_ids, "text": said, "retokenized": self._counts(said)}
+                record |= self.questions.judged(group, turn, dict(zip(record["ids"], said, strict=True)))
+                record["similarity"] = self._similarity(side, plain, answer)
             record["repeatable"] = self._repeatable(key, answer)
             record |= self._compared(side, request, plain, answer, seed)
             if (complaint := self._complaint(side, record)) is not None:
@@ -258,6 +261,12 @@ class Measurement:
             self.target, request, plain.token_ids, answer.token_ids, side.engine.sampling, seed, self.protocol.tie
         )
         return {"same": False, "divergence": found}
+
+    def _similarity(self, side: Side, plain: Answer, answer: Answer) -> list[float] | None:
+        """How like plain decoding's the tokens of every row are that need not be the same; None of sampled ones."""
+        if side.engine.lossless or side.engine.sampling.temperature > 0:
+            return None
+        return [similarity(*pair) for pair in zip(plain.token_ids, answer.token_ids, strict=True)]
 
     def _complaint(self, side: Side, record: dict[str, Any]) -> Divergence | None:
         """What makes a side fail that has answered. What transformers itself decodes is reported, never held."""

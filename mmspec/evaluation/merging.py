@@ -30,6 +30,9 @@ class Run:
 class Answer:
     """One request as one method answered it, once per repeat. The tokens are the same in all of them.
 
+    What is not of time (tokens, texts, how right they are) is in the records of the first repeat alone, and of that in
+    every bundle.
+
     Args:
         ids: of the prompts in the request, one per row.
         task: that the request belongs to.
@@ -45,6 +48,15 @@ class Answer:
     engine: str
     plain_engine: str
     runs: list[Run] = field(default_factory=list)
+
+    def judged(self, name: str) -> list:
+        """What the first record says that has been judged: `accuracy` or `similarity` of every row; nothing if none."""
+        return next((found for run in self.runs if (found := run.record.get(name)) is not None), [])
+
+    @property
+    def metrics(self) -> set[str]:
+        """The metrics by which it was judged."""
+        return {run.record["metric"] for run in self.runs if run.record.get("metric") is not None}
 
 
 @dataclass

@@ -40,13 +40,27 @@ def notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
     lines += [line for group in groups for line in _warnings(group)]
     loose = [row.method for row in rows if not row.side.get("lossless", True)]
     if loose:
-        lines.append(f"Not lossless, so its text may differ by design: {_joined(loose)}.")
+        lines.append(f"Not lossless, so its text may differ by design: {_joined(loose)}.{_judged(rows)}")
     changed = [
         f"{row.method} ({row.overall.exact.changed})" for row in rows if row.overall and row.overall.exact.changed
     ]
     if changed:
         lines.append(f"Answers that were not the same in every repeat: {_joined(changed)}; counts are of the first.")
     return lines
+
+
+def _judged(rows: Sequence[Row]) -> str:
+    """What is said of how right such texts are."""
+    text = ""
+    if any(row.overall.alike is not None for row in rows):
+        text += " Similarity: 1 - edit distance to plain decoding's tokens over the longer length."
+    figures = [(task or "(no task)", one) for row in rows for task, one in row.tasks.items() if one is not None]
+    without = [task for task, one in figures if one.accuracy is None]
+    if len(without) == len(figures):
+        text += " Accuracy is not measured: the task has no right answers, or names no metric (task.metric=)."
+    elif without:
+        text += f" Accuracy is without {_joined(without)}: no right answers, no metric, or another one in each run."
+    return text
 
 
 def _measured(group: Group, rows: Sequence[Row]) -> str:

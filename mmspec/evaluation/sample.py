@@ -63,7 +63,13 @@ class Measured:
             emitted, accepted = tokens, tokens - steps
         else:
             steps, emitted, accepted = self.stats.num_spec_steps, tokens - first, self.stats.num_accepted_draft_tokens
+        accuracy = [one for one in self.answer.judged("accuracy") if one is not None]
+        alike = self.answer.judged("similarity")
         return {
+            "points": sum(one["points"] for one in accuracy),
+            "points_of": sum(one["of"] for one in accuracy),
+            "similarity": sum(alike),
+            "similarity_of": len(alike),
             "tokens": tokens,
             "decode_tokens": tokens - first,
             "plain_tokens": sum(plain["new_tokens"]),
@@ -105,7 +111,7 @@ def timings(run: Run) -> dict[str, float]:
 
 
 class Sample:
-    """The answers of one method to one task, and the resamples of them.
+    """The answers of one method to one task, the resamples of them, and the metrics by which they were judged.
 
     The bootstrap draws prompts with replacement, the turns of a conversation together because they are not independent,
     and a method's time together with the baseline's. The draws depend on the task and on nothing else, so methods that
@@ -115,6 +121,7 @@ class Sample:
     def __init__(self, task: str, answers: Sequence[Answer]):
         self.task = task
         self.measured = [Measured(answer) for answer in answers]
+        self.metrics = set().union(*(answer.metrics for answer in answers))
 
     def totals(self) -> Totals:
         """Return the sum of every column, `[1 + resamples]`: first of the sample itself, all there is of one prompt."""

@@ -21,7 +21,7 @@ class Count(int):
     """In a shape: an integer that is not negative."""
 
 
-class Seconds(float):
+class Amount(float):
     """In a shape: a number that is not negative."""
 
 
@@ -65,8 +65,8 @@ DIVERGENCE = {"row": Count, "position": Count, "margin": (float, None), "tie": b
 REQUEST = PLACE | {
     "ids": [str],
     "task": str,
-    "wall": Seconds,
-    "seconds": {ANY: Seconds},
+    "wall": Amount,
+    "seconds": {ANY: Amount},
     "prompt_tokens": [Count],
     "new_tokens": [Count],
     "first_tokens": [Count],
@@ -77,6 +77,9 @@ REQUEST = PLACE | {
     "token_ids?": [[Count]],
     "text?": [(str, None)],
     "retokenized?": [(Count, None)],
+    "metric?": (str, None),
+    "accuracy?": ([({"points": Amount, "of": Amount}, None)], None),
+    "similarity?": ([Amount], None),
     ANY: object,
 }
 ROUND = PLACE | {
@@ -84,13 +87,13 @@ ROUND = PLACE | {
     "accepted": [Count],
     "emitted": [Count],
     "depth": Count,
-    "seconds": {ANY: Seconds},
+    "seconds": {ANY: Amount},
     ANY: object,
 }
 
 MISSING = object()
 NAMES = {str: "a text", bool: "true or false", int: "an integer", float: "a number", None: "null"}
-NAMES |= {Count: "an integer from 0", Seconds: "a number from 0"}
+NAMES |= {Count: "an integer from 0", Amount: "a number from 0"}
 
 
 def require(value: Any, shape: Any, where: str) -> None:
@@ -159,7 +162,7 @@ def _is(value: Any, kind: Any) -> bool:
     if not isinstance(value, numbers) or isinstance(value, bool):
         return False
     small = -LARGEST <= value <= LARGEST and math.isfinite(value)
-    return small and (value >= 0 or kind not in (Count, Seconds))
+    return small and (value >= 0 or kind not in (Count, Amount))
 
 
 def _under(name: str, found: tuple[str, Any, str]) -> tuple[str, Any, str]:

@@ -49,28 +49,55 @@ class Table:
         """The lines under the table, each a sentence or more."""
         return notes(self.groups, self.rows)
 
+    @property
+    def judged(self) -> bool:
+        """Whether accuracy stands beside the speed: where a method may change the text."""
+        lossy = any(row.overall is not None and not row.side.get("lossless", True) for row in self.rows)
+        return lossy and any(row.mean is not None and row.mean.accuracy is not None for row in self.rows)
+
+    def accuracies(self) -> tuple[list[str], list[list[str]]]:
+        """Return the headings and the rows of the accuracy by task."""
+        mixed = len(self.groups) > 1
+        tasks = {
+            task: metrics
+            for task in self.tasks
+            if (metrics := {row.tasks[task].metric for row in self.rows if row.tasks.get(task)} - {None})
+        }
+        headings = ["method", *(["measured on"] if mixed else [])]
+        headings += [f"{_named(task)} ({' '.join(sorted(metrics))})" for task, metrics in tasks.items()]
+        rows = []
+        for row in self.rows:
+            if row.overall is not None:
+                where = [conditions_shown(row.conditions, self.groups)] if mixed else []
+                figures = [row.tasks.get(task) for task in tasks]
+                rows.append([row.method, *where, *(_value(one and one.accuracy) for one in figures)])
+        return headings, rows
+
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the headings and the rows."""
         again = repeated(self.rows)
         mixed = len(self.groups) > 1
         headings = ["method", *(["measured on"] if mixed else []), NODES, *map(_named, self.tasks)]
         headings += ["mean (95 % interval)", *(["single repeats"] if again else []), SHOWN["speedup_decode"]]
+        headings += [SHOWN["accuracy"]] if self.judged else []
         headings += [SHOWN["mean_acceptance_length"], SHOWN["mean_accepted_draft_tokens"], SAME]
         rows = []
         for row in self.rows:
             cells = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else []), _nodes(row)]
             cells += [_value(figures and figures.speedup) for figures in (row.tasks.get(task) for task in self.tasks)]
-            cells += [_interval(row.mean), *([_spread(row.mean)] if again else [])]
+            cells += [_interval(row.mean and row.mean.speedup), *([_spread(row.mean)] if again else [])]
             cells += [_value(row.mean and row.mean.speedup_decode)]
+            cells += [_interval(row.mean and row.mean.accuracy)] if self.judged else []
             cells += [_value(row.mean and row.mean.mean_acceptance_length)]
             cells += [_value(row.mean and row.mean.mean_accepted_draft_tokens), _same(row)]
             rows.append(cells)
         return headings, rows
 
     def markdown(self) -> str:
-        """Return a Markdown table and the lines under it."""
+        """Return a Markdown table, one of the accuracy where that is measured, and the lines under them."""
         notes = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
-        return f"{markdown_table(*self.cells())}\n\n{notes}\n"
+        tables = [self.cells(), *([self.accuracies()] if self.judged else [])]
+        return "\n\n".join([*(markdown_table(*cells) for cells in tables), f"{notes}\n"])
 
     def csv(self) -> str:
         """Return one line per method and task, and one over all tasks, with every figure."""
@@ -101,6 +128,8 @@ class Table:
         else:
             yield from part([i for i in everything if not first <= i < end], title)
             yield from part([*range(names), *range(first, end)], f"{title}, by task")
+        if self.judged:
+            yield from terminal_tables(f"{SHOWN['accuracy']}, by task", *self.accuracies(), width, names, BROKEN)
         yield from (Text(f"- {note}") for note in self.notes)
 
     def __str__(self) -> str:
@@ -122,10 +151,9 @@ def _value(estimate: Estimate | None) -> str:
     return DASH if estimate is None else f"{estimate.value:.2f}"
 
 
-def _interval(means: Means | None) -> str:
-    if means is None:
+def _interval(one: Estimate | None) -> str:
+    if one is None:
         return DASH
-    one = means.speedup
     return (
         f"{one.value:.2f}"
         if one.low is None or one.low == one.high
@@ -156,6 +184,9 @@ def _nodes(row: Row) -> str:
 def _same(row: Row) -> str:
     if row.overall is None and row.failed:
         return cut(f"FAILED: {row.failed}", REASON)
+    if row.overall is not None and row.overall.alike is not None:
+        same, of = row.overall.alike
+        return f"lossy: {same}/{of}, similarity {_value((row.mean or row.overall).similarity)}"
     exact = row.overall.exact if row.overall else None
     if exact is None or not exact.compared:
         return DASH
@@ -197,6 +228,8 @@ def flat(figures: Means | Figures) -> dict[str, Any]:
             found |= {f"exact_{part}": getattr(value, part) for part in ("compared", "same", "near_ties", "changed")}
             first = value.first or {}
             found["first_divergence"] = f"{' '.join(first['ids'])} at {first['position']}" if first else None
+        elif name == "alike":
+            found |= {"alike_same": value and value[0], "alike_compared": value and value[1]}
         elif isinstance(value, list):
             found[name] = " ".join(f"{one:.6g}" for one in value)
         elif isinstance(value, dict):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from mmspec.similarity import edit_distance
 from mmspec.zoo.charts import HEADER
 from mmspec.zoo.data import TASKS
 from mmspec.zoo.drawing import COLOURS, SHAPES
@@ -28,17 +29,6 @@ Counts = dict[str, tuple[int, int]]
 _THING = re.compile(rf"\b({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 _PLACE = re.compile(rf"\b[Ii]n the ({'|'.join(PLACES)})\b")
 _CONCLUSION = re.compile(rf"{CONCLUSION} (.+?)\.?\s*$", re.DOTALL)
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Insertions, deletions and substitutions that turn one text into the other (Levenshtein)."""
-    row = list(range(len(second) + 1))
-    for i, left in enumerate(first, start=1):
-        diagonal, row[0] = row[0], i
-        for j, right in enumerate(second, start=1):
-            # `diagonal` is the distance of both prefixes without their last characters.
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
-    return row[-1]
 
 
 def parse_scene(text: str) -> dict[str, tuple[str, str, str]]:

@@ -79,6 +79,7 @@ def test_a_picture_in_memory_may_be_damaged():
         Example("a#2", "Zwei\nZeilen 漢", ("a.png", "tiny:scenes/train/1"), "scenes", 'A "cat".', (5, 0, 2)),
         Example("odd name", "?", ("caf\udce9.png",), answer="", answer_ids=()),
         Example("talk", "?", follow_ups=("Why?", "And then?")),
+        Example("judged", "?", references=("two", "2")),
     ],
 )
 def test_a_record_gives_the_same_example_back(example):
@@ -88,7 +89,7 @@ def test_a_record_gives_the_same_example_back(example):
 
 def test_what_may_be_left_out_of_a_record_may_be_null_and_other_keys_are_left_alone():
     bare = {"id": "a", "prompt": "?"}
-    nulls = dict.fromkeys(("images", "task", "answer", "answer_ids", "follow_ups"))
+    nulls = dict.fromkeys(("images", "task", "answer", "answer_ids", "follow_ups", "references"))
     assert from_record(bare) == from_record(bare | nulls | {"finish_reason": "eos"}) == Example("a", "?")
 
 

@@ -341,9 +341,8 @@ def test_embedded_tasks_take_turns():
     source = EmbeddedSource(tasks=["charts", "questions"], split="validation", count=3, start=5)
     places = [f"{task}/validation/{number}" for number in (5, 6, 7) for task in ("charts", "questions")]
     assert [example.id for example in source] == places
-    assert source[3] == Example(
-        places[3], zoo.sample("questions", "validation", 6).prompt, (f"tiny:{places[3]}",), "questions"
-    )
+    _, prompt, reference = zoo.sample("questions", "validation", 6)
+    assert source[3] == Example(places[3], prompt, (f"tiny:{places[3]}",), "questions", references=(reference,))
 
 
 def test_more_embedded_examples_leave_the_first_where_they_are():

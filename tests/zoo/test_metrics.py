@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from mmspec import zoo
-from mmspec.zoo.metrics import edit_distance, measure, parse_conclusion, parse_scene, parse_table, total
+from mmspec.zoo.metrics import measure, parse_conclusion, parse_scene, parse_table, total
 from mmspec.zoo.scenes import HELD_OUT
 
 SCENE = (
@@ -56,14 +56,6 @@ def test_chart_cells():
     assert measure("charts", TABLE, TABLE.replace("14", "12"))["cell_accuracy"] == (5, 6)
     assert measure("charts", TABLE, TABLE + "\n| L2 | red | 3 |")["cell_accuracy"] == (6, 9)
     assert measure("charts", TABLE, "no table")["cell_accuracy"] == (0, 6)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "distance"),
-    [("", "", 0), ("abc", "", 3), ("", "ab", 2), ("kitten", "sitting", 3), ("AB\nC", "AB C", 1), ("abc", "abc", 0)],
-)
-def test_edit_distance(first, second, distance):
-    assert edit_distance(first, second) == distance == edit_distance(second, first)
 
 
 def test_conclusions():
