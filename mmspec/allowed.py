@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PrefixConstrainedLogitsProcessor
 
+from .by_row import ByRow
 from .errors import MMSpecError
 
 
-class AllowedTokens:
+class AllowedTokens(ByRow):
     """A `PrefixConstrainedLogitsProcessor` that knows of which row of the batch a node is.
 
     transformers numbers the rows of the scores, which here are the nodes of trees. The function is asked about guesses

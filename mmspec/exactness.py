@@ -147,7 +147,9 @@ def next_scores(
         repetition_penalty=sampling.repetition_penalty,
         generation_config=target.model.generation_config,
         eos_token_ids=target.eos_token_ids,
+        of_family=target.family.processors(target.model.generation_config),
     )
+    pipeline.begin(request.lengths)
     judge = Greedy().fork(context, pipeline, seed)
     scores = judge.processed_first(context)
     kept = [int(index == row) for index in range(request.batch_size)]

@@ -11,7 +11,6 @@ from .arguments import as_int
 from .calls import expect_drafter, expect_target, named_arguments
 from .drafters import Drafter
 from .errors import MMSpecError
-from .families.frequencies import check_reach
 from .inputs import prepare
 from .sampling import LogitsPipeline, refuse_settings
 from .stopping import Stopping
@@ -87,11 +86,12 @@ def stream(
     eos = target.eos_token_ids if eos_token_id is None else eos_token_id
     stopping = Stopping(max_new_tokens, eos, stopping_criteria)
     settings = target.model.generation_config if model_settings else None
+    of_family = [] if settings is None else target.family.processors(settings)
     pipeline = LogitsPipeline(
-        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor, settings, stopping.eos
+        temperature, top_k, top_p, min_p, repetition_penalty, logits_processor, settings, stopping.eos, of_family
     )
     if settings is not None:
-        refuse_settings(settings, [*pipeline.processors, *stopping.criteria])
+        refuse_settings(settings, [*pipeline.processors, *stopping.criteria], target.family.settings_not_applied)
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
     if not isinstance(verifier, Verifier):
         raise MMSpecError(f"verifier={verifier!r} is no Verifier; pass an instance, such as mmspec.verifiers.Greedy()")
@@ -118,8 +118,8 @@ def stream(
     elif tree is not None:
         raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
     request = prepare(target, prompt, images, inputs)
-    pipeline.check_rows(request.lengths)
-    check_reach(target.family, request, stopping.max_new_tokens)
+    pipeline.begin(request.lengths)
+    target.family.check_reach(request.inputs, stopping.max_new_tokens)
     if drafter is not None and drafter.tree is not None:
         drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import numbers
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.generation import logits_process as hf
 
 from .allowed import AllowedTokens
 from .arguments import as_int, callables
+from .by_row import ByRow
 from .errors import MMSpecError
 
 PREFIX_FREE = (
@@ -62,7 +63,6 @@ NOT_TAKEN_OVER: dict[str, tuple[Any, type | None]] = {
     "min_new_tokens": (0, hf.MinNewTokensLengthLogitsProcessor),
     "forced_bos_token_id": (None, hf.ForcedBOSTokenLogitsProcessor),
     "forced_eos_token_id": (None, hf.ForcedEOSTokenLogitsProcessor),
-    "begin_suppress_tokens": ([], hf.SuppressTokensAtBeginLogitsProcessor),
     "exponential_decay_length_penalty": (None, hf.ExponentialDecayLengthPenalty),
     "encoder_no_repeat_ngram_size": (0, hf.EncoderNoRepeatNGramLogitsProcessor),
     "encoder_repetition_penalty": (1, None),
@@ -84,6 +84,11 @@ Prefixes = Callable[[], list[list[list[int]]]]
 """Called only when needed: per row and node, the tokens up to and including that node."""
 
 
+class SuppressedAtFirst(hf.SuppressTokensLogitsProcessor):
+    """Tokens with which no answer begins (`begin_suppress_tokens`): asked about the first token only, so that nobody
+    has to tell where the prompts of a batch end."""
+
+
 class LogitsPipeline:
     """What stands between the model's logits and the distribution to draw from.
 
@@ -99,8 +104,10 @@ class LogitsPipeline:
             temperature, top-k, top-p, min-p. As there, a processor of a class that one of the first group has takes its
             place.
         generation_config: a model's, whose repetition penalty applies if none is given here, and whose sequence_bias,
-            no_repeat_ngram_size, bad_words_ids, remove_invalid_values, suppress_tokens and renormalize_logits do.
+            no_repeat_ngram_size, bad_words_ids, remove_invalid_values, begin_suppress_tokens, suppress_tokens and
+            renormalize_logits do.
         eos_token_ids: are never bad words.
+        of_family: what the model's own `generate` has besides, behind the settings above; see `Family.processors`.
 
     Raises:
         MMSpecError: naming a value out of range.
@@ -116,6 +123,7 @@ class LogitsPipeline:
         logits_processor: Iterable | Callable | None = None,
         generation_config: GenerationConfig | None = None,
         eos_token_ids: Iterable[int] = (),
+        of_family: Iterable[Callable] = (),
     ):
         config = generation_config or GenerationConfig()
         if repetition_penalty is None:
@@ -130,7 +138,7 @@ class LogitsPipeline:
         penalty = 1.0 if repetition_penalty is None else repetition_penalty
         penalty = _number("repetition_penalty", penalty, lambda r: 0 < r < math.inf, "above 0 (1 is no penalty)")
         given = _usable(callables("logits_processor", logits_processor))
-        processors = _merged(_of_model(config, penalty, list(eos_token_ids)), given)
+        processors = _merged([*_of_model(config, penalty, list(eos_token_ids)), *of_family], given)
         if not self.greedy:
             if self.temperature != 1.0:
                 processors.append(hf.TemperatureLogitsWarper(self.temperature))
@@ -143,27 +151,34 @@ class LogitsPipeline:
         if config.renormalize_logits and not any(isinstance(own, hf.LogitNormalization) for own in given):
             processors.append(hf.LogitNormalization())
         self.processors = LogitsProcessorList(processors)
-        self.prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
+        self._later = LogitsProcessorList(one for one in processors if not isinstance(one, SuppressedAtFirst))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
-    def __call__(self, logits: Tensor, prefixes: Prefixes) -> Tensor:
+    @property
+    def prefix_free(self) -> bool:
+        """Whether no processor looks at the tokens so far."""
+        return all(isinstance(processor, PREFIX_FREE) for processor in self.processors)
+
+    def __call__(self, logits: Tensor, prefixes: Prefixes, first: bool = False) -> Tensor:
         """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does (float64 stays); same shape out.
 
         Args:
             logits: for the token after each node.
             prefixes: called if some processor depends on the tokens so far.
+            first: whether these are the logits behind the prompts.
         """
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        if not self.processors:
+        processors = self.processors if first else self._later
+        if not processors:
             return logits if self.greedy else logits.to(dtype)
         batch, nodes, vocab = logits.shape
         flat = logits.reshape(-1, vocab).to(dtype, copy=True)
         if self.prefix_free:
             dummy = torch.zeros(flat.shape[0], 0, dtype=torch.long, device=flat.device)
-            return self.processors(dummy, flat).view(batch, nodes, vocab)
+            return processors(dummy, flat).view(batch, nodes, vocab)
         # Processors take rectangular batches: nodes with prefixes of one length go together.
         by_length = defaultdict(list)
         for index, prefix in enumerate(prefix for row in prefixes() for prefix in row):
@@ -172,8 +187,8 @@ class LogitsPipeline:
             index = torch.tensor([i for i, _ in group], device=flat.device)
             ids = torch.tensor([prefix for _, prefix in group], device=flat.device)
             scores, rows = flat[index], [i // nodes for i, _ in group]
-            for processor in self.processors:
-                own = isinstance(processor, AllowedTokens)
+            for processor in processors:
+                own = isinstance(processor, ByRow)
                 scores = processor(ids, scores, rows) if own else processor(ids, scores)
             flat[index] = scores.to(flat.dtype)
         return flat.view(batch, nodes, vocab)
@@ -181,12 +196,18 @@ class LogitsPipeline:
     def settle(self, row: int, history: list[int], start: int, count: int, ended: bool) -> None:
         """Hear how far a row has come, for processors that failed on its way; see `AllowedTokens.settle`."""
         for processor in self.processors:
-            if isinstance(processor, AllowedTokens):
+            if isinstance(processor, ByRow):
                 processor.settle(row, history, start, count, ended)
 
-    def check_rows(self, lengths: list[int]) -> None:
-        """Refuse processors that were made for other prompts than a batch's, whose rows have these lengths."""
+    def begin(self, lengths: list[int]) -> None:
+        """Hear how many tokens the prompts of a batch have.
+
+        Raises:
+            MMSpecError: for processors that were made for other prompts.
+        """
         for processor in self.processors:
+            if isinstance(processor, ByRow):
+                processor.begin(lengths)
             made_for = None
             if isinstance(processor, FOR_ONE_ROW) and max(len(lengths), processor.batch_size) > 1:
                 made_for = "one prompt" if processor.batch_size == 1 else f"{processor.batch_size} prompts"
@@ -214,11 +235,18 @@ class Sampling:
         LogitsPipeline(**vars(self))  # refuses what is out of range
 
 
-def refuse_settings(config: GenerationConfig, given: Iterable) -> None:
+def refuse_settings(config: GenerationConfig, given: Iterable, of_family: Mapping[str, Any]) -> None:
     """Refuse a model whose own `generate` writes another text than the loop would: because of a setting that
-    `LogitsPipeline` does not take over, and for which the caller has given no processor or criterion either."""
+    `LogitsPipeline` does not take over, and for which the caller has given no processor or criterion either.
+
+    Args:
+        config: of the model.
+        given: processors and criteria.
+        of_family: see `Family.settings_not_applied`.
+    """
     given = list(given)
-    for name, (neutral, kind) in NOT_TAKEN_OVER.items():
+    settings = NOT_TAKEN_OVER | {name: (neutral, None) for name, neutral in of_family.items()}
+    for name, (neutral, kind) in settings.items():
         value = getattr(config, name, None)
         if value is None or value == neutral or (kind is not None and any(isinstance(own, kind) for own in given)):
             continue
@@ -240,6 +268,7 @@ def _of_model(config: GenerationConfig, penalty: float, eos: list[int]) -> list:
         "no_repeat_ngram_size": (hf.NoRepeatNGramLogitsProcessor, config.no_repeat_ngram_size),
         "bad_words_ids": (lambda words: hf.NoBadWordsLogitsProcessor(words, eos), config.bad_words_ids),
         "remove_invalid_values": (lambda _: hf.InfNanRemoveLogitsProcessor(), config.remove_invalid_values),
+        "begin_suppress_tokens": (SuppressedAtFirst, config.begin_suppress_tokens),
         "suppress_tokens": (hf.SuppressTokensLogitsProcessor, config.suppress_tokens),
     }
     processors = []
@@ -271,7 +300,12 @@ def _usable(processors: list) -> list:
 
 def _merged(own: list, given: list) -> list:
     """As `generate` does it: of two processors of one class the caller's counts."""
-    merged = [next((processor for processor in given if type(processor) is type(mine)), mine) for mine in own]
+    stands_for = {SuppressedAtFirst: hf.SuppressTokensAtBeginLogitsProcessor}
+    kinds = [stands_for.get(type(mine), type(mine)) for mine in own]
+    merged = [
+        next((processor for processor in given if type(processor) is kind), mine)
+        for mine, kind in zip(own, kinds, strict=True)
+    ]
     for processor in given:
         if processor not in merged:
             merged.append(processor)

@@ -68,6 +68,7 @@ def liked(count: int) -> list[int]:
 SETTINGS = {
     "no_repeat": lambda: {"no_repeat_ngram_size": 2},
     "suppress": lambda: {"suppress_tokens": liked(4)},
+    "begin": lambda: {"begin_suppress_tokens": [row[0] for row in plain_text()]},  # of rows that differ in length
     "bad_words": lambda: {"bad_words_ids": [[token] for token in liked(3)] + [[5, 9], [12, 40, 8]]},
     "bias": lambda: {"sequence_bias": [[[liked(1)[0]], -9.0], [[5], 3.0], [[5, 8], 6.0]]},
     "all": lambda: {
@@ -101,6 +102,16 @@ def test_processors_stand_in_the_order_of_model_generate():
     theirs = llama()._get_logits_processor(config, input_ids_seq_length=6, logits_processor=[PrefixRule()])
     ours = LogitsPipeline(logits_processor=PrefixRule(), generation_config=config)
     assert [type(p) for p in ours.processors] == [type(p) for p in theirs] and len(theirs) == 8
+
+
+def test_a_token_that_no_answer_begins_with_may_come_later():
+    first, *later = plain_text()[0]
+    model = model_with(begin_suppress_tokens=[token for token in later if token != first])
+    row = {"images": [0], "lengths": [9], "max_new_tokens": NEW}
+    assert run(model, **row).token_ids == [[first, *later]]
+    given = hf.SuppressTokensAtBeginLogitsProcessor([first], 9)  # of the caller's, in the place of the model's
+    want = reference(model, inputs_for("llama", [0], [9]), NEW, logits_processor=[given])
+    assert run(model, **row, logits_processor=[given]).token_ids == want != [[first, *later]]
 
 
 def test_an_end_token_is_no_bad_word():
@@ -141,7 +152,6 @@ REFUSED = {
     "min_new_tokens": (4, r"4.*; pass logits_processor=\[MinNewTokensLengthLogitsProcessor\(\.\.\.\)\], or set"),
     "forced_bos_token_id": (0, r"0.*; pass logits_processor=\[ForcedBOSTokenLogitsProcessor"),
     "forced_eos_token_id": (0, r"0.*; pass logits_processor=\[ForcedEOSTokenLogitsProcessor"),
-    "begin_suppress_tokens": ([3], r"\[3\].*; pass logits_processor=\[SuppressTokensAtBeginLogitsProcessor"),
     "exponential_decay_length_penalty": ((2, 1.5), r"\(2, 1\.5\).*; pass logits_processor=\[ExponentialDecay"),
     "encoder_no_repeat_ngram_size": (2, r"2.*; pass logits_processor=\[EncoderNoRepeatNGramLogitsProcessor"),
     "encoder_repetition_penalty": (1.2, r"1\.2, which mmspec does not apply by itself; set it to None on"),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, GenerationConfig
 
 from ..compat import CACHE
 from ..errors import MMSpecError
 from ..hooks import Ear, listening
 from ..masks import kernels
 from ..weights import changes_while_running, device_of, is_adapted, is_plain, linear_weight
-from .frequencies import Switch, switches_of
+from .frequencies import Switch, check_reach, switches_of
 from .vision import Vision, in_order
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -371,6 +371,15 @@ class Family:
         """
         return {}
 
+    def as_request(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a processor returned, with the tokens that the language model reads as `input_ids` and their mask as
+        `attention_mask`."""
+        return inputs
+
+    def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs of a request as the model's own `generate` names them."""
+        return dict(inputs)
+
     def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
         """Arguments of every pass of a request, see `Session.extra`: what its layers attend to beside the text.
 
@@ -387,6 +396,23 @@ class Family:
             cache: an empty one, to be filled.
         """
         return self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache}).logits
+
+    settings_not_applied: Mapping[str, Any] = {}
+    """Settings of a generation config that only this family has, that change the text, and that nothing here applies:
+    name to the value that does nothing."""
+
+    def processors(self, config: GenerationConfig) -> list[Callable]:
+        """Logits processors that the model's own `generate` makes of its generation config, besides those that every
+        model has; see `LogitsPipeline`."""
+        return []
+
+    def check_reach(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
+        """Refuse a request whose answer could come to positions that the model, or mmspec, has nothing right for.
+
+        Raises:
+            MMSpecError: see `mmspec.families.frequencies.check_reach`.
+        """
+        check_reach(self, inputs, max_new_tokens)
 
     def seen_together(self, inputs: dict[str, Any]) -> Tensor | None:
         """`[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none; None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..errors import MMSpecError
 
 if TYPE_CHECKING:
-    from ..inputs import Request
     from .base import Family
 
 STATIC = ("default", "linear", "llama3", "yarn", "proportional")
@@ -65,12 +64,12 @@ def _of_module(module: nn.Module) -> Iterator[Switch]:
         yield Switch(kind, int(length))
 
 
-def check_reach(family: Family, request: Request, max_new_tokens: int) -> None:
+def check_reach(family: Family, inputs: dict[str, Any], max_new_tokens: int) -> None:
     """Refuse a request whose text would be wrong beyond a switch, before anything is written.
 
     Args:
         family: of the target.
-        request: the prompts.
+        inputs: of the request.
         max_new_tokens: that may follow.
 
     Raises:
@@ -79,8 +78,8 @@ def check_reach(family: Family, request: Request, max_new_tokens: int) -> None:
     """
     if not family.switches:
         return
-    position_ids, delta = family.positions(request.inputs)
-    real = request.inputs["attention_mask"].bool()
+    position_ids, delta = family.positions(inputs)
+    real = inputs["attention_mask"].bool()
     places, after = position_ids.masked_fill(~real, 0).reshape(-1, *real.shape), delta.reshape(-1, len(real))
     prompts = places.amax(dim=(0, 2)) + 1
     lengths = real.sum(-1)

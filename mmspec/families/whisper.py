@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperTimeStampLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..by_row import BehindPrompt
 from ..compat import CACHE
-from ..errors import MMSpecError
+from ..errors import MMSpecError, first_line
 from .base import Family
 from .vision import Vision
 
 SOUND = "input_features"
+HEARD = "encoder_outputs"
 
 
 class Whisper(Family):
@@ -29,10 +33,11 @@ class Whisper(Family):
 
     model_types = ("whisper",)
     image_inputs = ()
-    further_inputs = (SOUND,)
+    further_inputs = (SOUND, HEARD)
     vision_projector = None
     final_norm_name = "layer_norm"
     cross_attends = True
+    settings_not_applied = {"no_speech_threshold": None}
 
     @property
     def image_token_id(self) -> None:
@@ -60,29 +65,107 @@ class Whisper(Family):
         reader = self.encoder or self.decoder
         return reader.embed_positions.weight.dtype if name == SOUND else value.dtype
 
+    def as_request(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Tokens and their mask are the decoder's. Where none are given they are those with which `generate` begins.
+
+        The mask of the sound, which the feature extractor may add, is left out: the model reads the whole window.
+        """
+        inputs = dict(inputs)
+        tokens, mask = inputs.pop("decoder_input_ids", None), inputs.pop("decoder_attention_mask", None)
+        if tokens is not None or inputs.get("input_ids") is None:
+            inputs.pop("attention_mask", None)
+            inputs["input_ids"], inputs["attention_mask"] = tokens, mask
+        if inputs["input_ids"] is None and inputs.get(SOUND) is not None:
+            inputs["input_ids"] = self.opening(inputs[SOUND])
+        return inputs
+
+    def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        names = {"input_ids": "decoder_input_ids", "attention_mask": "decoder_attention_mask"}
+        return {names.get(name, name): value for name, value in inputs.items()}
+
+    def opening(self, sound: Tensor, **options: Any) -> Tensor:
+        """`[batch, tokens]` with which the model's own `generate` begins: start, language, task, no timestamps.
+
+        A language that neither the options nor the generation config name is heard by the model, from one more pass
+        over the sound.
+
+        Args:
+            sound: log-mel features, `[batch, bins, frames]`.
+            options: `language` (or one for each row) and `task`, as `generate` takes them.
+
+        Raises:
+            MMSpecError: for a language or a task that the model does not know.
+        """
+        sound = torch.as_tensor(sound, device=self.decoder.device)
+        self._check(sound, len(sound))
+        config = copy.deepcopy(self.model.generation_config)
+        config.return_timestamps = getattr(config, "return_timestamps", None)
+        try:
+            self.model._set_language_and_task(
+                options.get("language"), options.get("task"), is_multilingual=None, generation_config=config
+            )
+            with torch.inference_mode(), self.passing():
+                return self.model._retrieve_init_tokens(
+                    sound.to(self.dtype_of(SOUND, sound)),
+                    batch_size=len(sound),
+                    generation_config=config,
+                    config=self.model.config,
+                    num_segment_frames=self.frames,
+                    kwargs={},
+                ).clone()
+        except (ValueError, TypeError, KeyError) as error:
+            raise MMSpecError(f"{type(self.model).__name__} cannot begin: {first_line(error)}") from error
+
     def encode(self, inputs: dict[str, Any]) -> Vision:
-        """Run the encoder over the log-mel features of every row, `[batch, bins, frames]`.
+        """Run the encoder over the log-mel features of every row, `[batch, bins, frames]`, or adopt what `generate` has
+        encoded already.
 
         Raises:
             MMSpecError: for a request without sound, or with sound of another form than this encoder reads.
         """
-        sound, name = inputs.get(SOUND), type(self.model).__name__
+        if inputs.get(HEARD) is not None:
+            return Vision([], None, memory=inputs[HEARD][0])
         if self.encoder is None:
-            raise MMSpecError(f"{name} is a decoder without an encoder, so it reads no sound by itself")
-        if sound is None:
+            raise MMSpecError(f"{type(self.model).__name__} is a decoder alone: it hears what another encoder has made")
+        if inputs.get(SOUND) is None:
             raise MMSpecError(
-                f"{name} listens, and no sound was given; pass audio=, or the feature extractor's {SOUND} in inputs="
+                f"{type(self.model).__name__} listens, and no sound was given; pass audio=, or the feature extractor's "
+                f"{SOUND} in inputs="
             )
-        rows, bins = len(inputs["input_ids"]), self.encoder.num_mel_bins
-        if sound.ndim != 3 or sound.shape[:2] != (rows, bins) or sound.shape[2] != self.frames:
-            raise MMSpecError(
-                f"{SOUND} has shape {tuple(sound.shape)}, but {name} reads a window of sound for each of {rows} "
-                f"rows, [{rows}, {bins}, {self.frames}]: make it with the model's own feature extractor, and cut what "
-                "is longer than its window"
-            )
+        sound = inputs[SOUND]
+        self._check(sound, len(inputs["input_ids"]))
         with self.passing():
             states = self.encoder(sound.to(self.dtype_of(SOUND, sound))).last_hidden_state
         return Vision([], None, memory=states)
+
+    def _check(self, sound: Tensor, rows: int) -> None:
+        """Refuse sound of another form than one window a row."""
+        wanted = (rows, self.model.config.num_mel_bins, self.frames)
+        if tuple(sound.shape) != wanted:
+            raise MMSpecError(
+                f"{SOUND} has shape {tuple(sound.shape)}, but {type(self.model).__name__} reads {wanted}, a window of "
+                "sound for every row: make it with the model's own feature extractor, and cut what is longer"
+            )
+
+    def processors(self, config: GenerationConfig) -> list[Callable]:
+        if not getattr(config, "return_timestamps", False):
+            return []
+        if not hasattr(config, "no_timestamps_token_id"):
+            raise MMSpecError("the generation config has return_timestamps=True but no no_timestamps_token_id; set it")
+        return [BehindPrompt(lambda length: WhisperTimeStampLogitsProcessor(config, begin_index=length))]
+
+    def check_reach(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
+        """Refuse more tokens than the decoder has positions for.
+
+        Raises:
+            MMSpecError: as `generate` does.
+        """
+        prompt = int(inputs["attention_mask"].sum(-1).max())
+        if prompt + max_new_tokens > self.longest:
+            raise MMSpecError(
+                f"a prompt of {prompt} tokens and max_new_tokens={max_new_tokens} do not fit into the {self.longest} "
+                f"positions of {type(self.model).__name__}; ask for max_new_tokens={self.longest - prompt} at most"
+            )
 
     def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
         if vision is None or vision.memory is None:

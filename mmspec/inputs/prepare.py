@@ -184,6 +184,7 @@ def _right_pad(target: Reader, inputs: Mapping[str, Any]) -> Request:
             f"inputs is a {type(inputs).__name__}, but a processor returns a mapping; for token ids alone pass "
             'inputs={"input_ids": tensor}'
         )
+    inputs = target.family.as_request(inputs)
     if inputs.get("input_ids") is None:
         raise MMSpecError(f"inputs has no input_ids, only {', '.join(inputs) or 'nothing'}")
     tensors = {

@@ -84,7 +84,7 @@ class Verifier(PerRequest):
 
     def processed_first(self, context: Context) -> Tensor:
         """`[batch, vocab]` scores of the first token, after the logits pipeline."""
-        return self.pipeline(context.logits[:, None], lambda: [[ids] for ids in context.history])[:, 0]
+        return self.pipeline(context.logits[:, None], lambda: [[ids] for ids in context.history], first=True)[:, 0]
 
 
 def node_prefixes(history: list[list[int]], tree: DraftTree) -> list[list[list[int]]]:
