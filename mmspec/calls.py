@@ -1,11 +1,11 @@
-"""Calls of the public functions: names of arguments that do not exist, and things given in place of others."""
+"""Calls of the public functions: names of arguments that do not exist."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from .errors import MMSpecError, did_you_mean, shown
 
@@ -43,36 +43,3 @@ def named_arguments(
         return call
 
     return decorate
-
-
-def expect_target(given: Any, call: str) -> None:
-    """Refuse what is no `Target`, and say how to come by one.
-
-    Args:
-        given: in its place.
-        call: to which it was given, such as `"mmspec.generate"`.
-    """
-    from .drafters import Drafter
-    from .target import Target
-
-    if isinstance(given, Target):
-        return
-    if isinstance(given, str):
-        raise MMSpecError(f"{call} takes a Target, and {shown(given)} is a name: mmspec.load_target({shown(given)})")
-    kind = type(given).__name__
-    if isinstance(given, Drafter):
-        raise MMSpecError(f"{call} takes a Target, and this is a drafter, a {kind}: give its target first")
-    way = "mmspec.Target(model, processor)" if hasattr(given, "generate") else "mmspec.load_target(name)"
-    raise MMSpecError(f"{call} takes a Target, and this is a {kind}: make one with {way}")
-
-
-def expect_drafter(given: Any, call: str) -> None:
-    """The same for a `Drafter`."""
-    from .drafters import Drafter
-
-    if isinstance(given, Drafter):
-        return
-    if hasattr(given, "generate"):
-        way = "mmspec.drafters.DraftModelDrafter(target, model) drafts with it"
-        raise MMSpecError(f"{call}: drafter is a {type(given).__name__}, which is no Drafter: {way}")
-    raise MMSpecError(f"{call}: drafter={shown(given)} is no Drafter; load one with mmspec.load_drafter(name, target)")

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from .arguments import as_int
-from .calls import expect_drafter, expect_target, named_arguments
+from .calls import named_arguments
 from .drafters import Drafter
+from .drafters.base import expect_drafter
 from .errors import MMSpecError
 from .inputs import prepare
 from .sampling import LogitsPipeline, refuse_settings
 from .stopping import Stopping
-from .target import Target
+from .target import Target, expect_target
 from .token_run import TokenRun
 from .transcript import Output, Piece
 from .trees import TreeBuilder

@@ -19,9 +19,10 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
 from .allowed import AllowedTokens
-from .calls import expect_drafter, named_arguments
+from .calls import named_arguments
 from .compat import CACHE_NAMES
 from .drafters import Drafter
+from .drafters.base import expect_drafter
 from .errors import MMSpecError
 from .generation import generate
 from .sampling import FOR_ONE_LENGTH

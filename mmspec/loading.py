@@ -19,14 +19,14 @@ from transformers import (
 )
 
 from . import extras
-from .calls import expect_target, named_arguments
+from .calls import named_arguments
 from .checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
 from .errors import MMSpecError, did_you_mean, first_line, listed
 from .families import family_of
 from .formats import FORMATS, load_published
 from .sources import base_of_adapter, check_weights, own_processor, put_on
-from .target import Target, unwrapped
+from .target import Target, expect_target, unwrapped
 
 EMBEDDED = Path(__file__).parent / "zoo" / "weights"
 EMBEDDED_TARGET = "tiny"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from transformers import DynamicCache
 from .cache import SlotShape
 from .compiled import CompiledModel
 from .errors import MMSpecError
-from .families import Family, family_of
+from .families import Family, Vision, family_of
+from .inputs import Request
 from .masks import MaskForm
 from .states import LAST, capture
 from .weights import device_of
@@ -24,6 +26,7 @@ class Model:
 
     Args:
         model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end.
+        processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
         compile: whether to compile its passes over blocks of nodes, see `mmspec.compiled`.
 
     Raises:
@@ -31,13 +34,13 @@ class Model:
             a vision-language model without the parts that are read.
     """
 
-    def __init__(self, model: nn.Module, compile: bool = False):
+    def __init__(self, model: nn.Module, processor: Any = None, compile: bool = False):
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
                 "mmspec supports attention-only models"
             )
-        self.model = model.eval()
+        self.model, self.processor = model.eval(), processor
         self.family: Family = family_of(model)
         self.attention = self.family.text_config._attn_implementation
         if self.attention not in ATTENTION_BACK_ENDS:
@@ -90,6 +93,17 @@ class Model:
         return self.family.text_config.hidden_size
 
     @property
+    def tokenizer(self):
+        """The tokenizer, or None."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens at which the model's own `generate` would stop."""
+        eos = self.model.generation_config.eos_token_id
+        return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+
+    @property
     def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
         """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast, and
         under autocast, where keys and values may be of different dtypes."""
@@ -115,6 +129,16 @@ class Model:
             return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
 
         return [(shape(layer.keys), shape(layer.values)) for layer in cache.layers]
+
+    @torch.no_grad()  # and not inference mode: what is trained beside a target reads this too
+    def encode(self, request: Request) -> Vision | None:
+        """Run the encoders over a request's media; None if it has none.
+
+        Raises:
+            MMSpecError: see `Family.encode`.
+        """
+        with self.family.passing():
+            return self.family.encode(request.inputs)
 
     def first_layers(self, count: int) -> Model:
         """Return the model of the first `count` layers, with the final norm and the head: every weight is shared.

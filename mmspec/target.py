@@ -1,38 +1,24 @@
-"""Target: a Hugging Face model whose output is to be preserved, and Context: one request on it.
-
-The context owns everything that a request changes (cache, positions, history); the model is only ever read, so any
-number of requests may be interleaved on it.
-"""
+"""Target: a Hugging Face model whose output is to be preserved."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from .cache import AHEAD
 from .calls import named_arguments
 from .check import Report, check_target
 from .compat import warn_if_untested
+from .context import Context
 from .errors import MMSpecError, first_line, shown
-from .families import Vision, visual_spans
-from .families.frequencies import ceilings
+from .families import Vision
 from .inputs import Request
 from .model import Model
-from .outcome import Scores, Verdict
-from .session import ModelSession
-from .tree import DraftTree
-from .trees import Proposals
 from .weights import device_of, digest, stored_tensors
-from .wellformed import refuse_malformed
-
-CHECKING: ContextVar[bool] = ContextVar("mmspec_checking", default=False)
-"""Whether this thread compares a target with its model, for which pictures may be shown that were not checked yet."""
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -88,8 +74,7 @@ class Target(Model):
     @named_arguments("Target")
     def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None):
         warn_if_untested()
-        super().__init__(unwrapped(model), compile)
-        self.processor = processor
+        super().__init__(unwrapped(model), processor, compile)
         self.pictures_checked = self.family.verified or check is False
         if check or (check is None and not self.family.verified):
             try:
@@ -99,7 +84,7 @@ class Target(Model):
                     f"{type(model).__name__} does not pass the self-check: it cannot be run as mmspec runs models "
                     f"({first_line(error)}). It may need a family of its own in mmspec/families"
                 ) from error
-            report.raise_if_wrong(self)
+            self._believe(report)
 
     def check(self, inputs: Mapping[str, Any] | None = None) -> Report:
         """Compare trees with the model's own `generate`, see `mmspec.check.check_target`.
@@ -111,19 +96,12 @@ class Target(Model):
             MMSpecError: if they differ.
         """
         report = check_target(self, inputs)
-        report.raise_if_wrong(self)
+        self._believe(report)
         return report
 
-    @property
-    def tokenizer(self):
-        """The tokenizer, or None."""
-        return getattr(self.processor, "tokenizer", self.processor)
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens at which the model's own `generate` would stop."""
-        eos = self.model.generation_config.eos_token_id
-        return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    def _believe(self, report: Report) -> None:
+        report.raise_if_wrong(self)
+        self.pictures_checked |= report.saw_pictures
 
     def first_capacity(self, prompt: int, new: int) -> int:
         """Slots per row to reserve for a prompt of so many tokens and so many new ones: for an answer of usual length,
@@ -156,9 +134,8 @@ class Target(Model):
         Raises:
             MMSpecError: see `Family.encode`; for a model of no listed family whose pictures were not checked.
         """
-        with self.family.passing():
-            vision = self.family.encode(request.inputs)
-        if vision is not None and not (self.pictures_checked or CHECKING.get()):
+        vision = super().encode(request)
+        if vision is not None and not self.pictures_checked:
             raise MMSpecError(
                 f"{type(self.model).__name__} is of no listed family, and how it reads pictures was not checked, for "
                 "there is no processor: give Target(model, processor), or run target.check(inputs=...) once with "
@@ -178,146 +155,22 @@ class Target(Model):
             capacity: tokens per row to reserve in the cache, the prompt included.
             feature_layers: hidden states to keep for the drafter, see `mmspec.states`.
         """
-        return Context(self, request, vision, max(capacity, request.max_length), feature_layers)
+        return Context(self, request, vision, capacity, feature_layers)
 
 
-class Context(ModelSession):
-    """One request on a target: what drafters and verifiers may look at, and the target's half of a round.
-
-    It is the only writer of `history` and `active`.
-
-    Attributes:
-        request: the prompt; `request.inputs["input_ids"]` is `[batch, length]`, right-padded.
-        history: per row, all token ids so far, prompt included, the newest (the root) last.
-        active: per row, False once it has finished.
-        proposals: how a drafter is to choose children.
-        logits: `[batch, vocab]` after the prompt.
-        vision: the encoded pictures, or None.
-        embeds: `[batch, length, hidden]` what the language model read as its prompt.
-        features: layer to `[batch, length, hidden]`, states of the prompt asked for by the drafter.
+def expect_target(given: Any, call: str) -> None:
+    """Refuse what is no `Target`, and say how to come by one.
 
     Args:
-        target, request, vision, feature_layers: see `Target.prefill`.
-        capacity: tokens per row to reserve in the cache.
+        given: in its place.
+        call: to which it was given, such as `"mmspec.generate"`.
     """
-
-    def __init__(
-        self,
-        target: Target,
-        request: Request,
-        vision: Vision | None = None,
-        capacity: int = 0,
-        feature_layers: Iterable[int] = (),
-    ):
-        super().__init__(target, request.batch_size, capacity, feature_layers)
-        self.target, self.request, self.vision = target, request, vision
-        inputs, family = request.inputs, target.family
-        self.embeds = family.embed(inputs["input_ids"], vision)
-        once, extra = family.prefill_inputs(inputs, vision), family.lasting_inputs(vision)
-        position_ids, offset = family.positions(inputs)
-        self._ceilings = ceilings(family, position_ids, offset)
-        self.logits, self.features = self.prefill(self.embeds, position_ids, offset, request.lengths, once, extra)
-        self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
-        self.proposals = Proposals()
-
-    @property
-    def batch_size(self) -> int:
-        return self.request.batch_size
-
-    @property
-    def room(self) -> int:
-        """Tokens per row that fit into the cache behind the longest prompt before it must grow."""
-        return self.cache.capacity - self.request.max_length
-
-    @property
-    def lengths(self) -> Tensor:
-        """`[batch]` committed tokens in the cache: all of the history but what is `pending`, the root at least."""
-        return self.cache.lengths
-
-    def admit(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Append tokens to the rows of the history: from now on they are certain, and the last one is the root."""
-        for history, new in zip(self.history, tokens, strict=True):
-            history.extend(new)
-
-    def finish(self, row: int) -> None:
-        """Say that a row has ended: nothing is read, kept or emitted for it from now on."""
-        self.active[row] = False
-
-    def check(self, tree: DraftTree, root: Tensor, by: object) -> None:
-        """Look at a tree, unless mmspec chose its tokens and places itself, see `mmspec.wellformed`.
-
-        Args:
-            tree: as drafted.
-            root: `[batch]`, the newest tokens.
-            by: the drafter.
-
-        Raises:
-            MMSpecError: if it is none that the target can be asked about.
-        """
-        if not (isinstance(tree, DraftTree) and tree.grown):
-            refuse_malformed(tree, root, self.active, self.target.vocab_size, type(by).__name__)
-
-    @torch.inference_mode()
-    def score(self, tree: DraftTree) -> Scores:
-        """The target's logits (and features) at every node of the tree, in one pass.
-
-        Tokens that were emitted unread (see `Verdict`) are read by the same pass, before the tree.
-        """
-        unread = self._unread()
-        behind = max(unread)
-        if not behind:
-            return Scores(*self.read(tree.tokens, tree.ancestors, tree.depth))
-        tokens, visible, depth = self._with_unread(tree, unread)
-        logits, features = self.read(tokens, visible, depth)
-        return Scores(logits[:, behind:], {layer: states[:, behind:] for layer, states in features.items()})
-
-    def _unread(self) -> list[int]:
-        """Per row, how many tokens were emitted unread, before the root, which is node 0 of the next tree."""
-        return [max(count - 1, 0) for count in self.pending]
-
-    def _with_unread(self, tree: DraftTree, unread: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """A block of the unread tokens, right-aligned, and the tree below them: tokens, visible nodes, depths."""
-        behind, device = max(unread), tree.tokens.device
-        rows = [
-            [0] * (behind - count) + (history[-1 - count : -1] if count else [])
-            for history, count in zip(self.history, unread, strict=True)
-        ]
-        prefix = torch.tensor(rows, device=device)
-        count = torch.tensor(unread, device=device)[:, None]
-        column = torch.arange(behind, device=device)
-        real = column >= behind - count
-        trunk = torch.ones(behind, behind, dtype=torch.bool, device=device).tril() & real[:, None]
-        trunk = trunk | torch.eye(
-            behind, dtype=torch.bool, device=device
-        )  # a node of padding sees itself: nothing gives NaN
-        above = real[:, None].expand(-1, tree.num_nodes, -1)
-        none = trunk.new_zeros(tree.batch_size, behind, tree.num_nodes)
-        visible = torch.cat([torch.cat([trunk, none], 2), torch.cat([above, tree.ancestors], 2)], 1)
-        depth = torch.cat([(column - (behind - count)).clamp(min=0), tree.depth + count], 1)
-        return torch.cat([prefix, tree.tokens], 1), visible, depth
-
-    @torch.inference_mode()
-    def commit(self, tree: DraftTree, verdict: Verdict) -> list[list[int]]:
-        """Keep what the target has read of the accepted path, append what the round emits to the history, and return
-        that per row."""
-        counts, emitted = verdict.only(self.active).host(tree)
-        if not verdict.settled:
-            unread = self._unread()
-            behind = max(unread)
-            path = None if tree.is_chain else verdict.path
-            if behind:
-                steps = torch.arange(behind, device=verdict.path.device) - behind
-                path = torch.cat([steps.expand(len(unread), -1), verdict.path], 1) + behind
-                # The unread tokens of a row come first, then its path.
-                shift = torch.tensor([behind - count for count in unread], device=path.device)[:, None]
-                columns = torch.arange(path.shape[1], device=path.device) + shift
-                path = path.gather(1, columns.clamp(max=path.shape[1] - 1))
-                counts = [count + more if count else 0 for count, more in zip(counts, unread, strict=True)]
-            self.keep(counts, path)
-        self.admit(emitted)
-        return emitted
-
-    def visual_spans(self) -> list[list[tuple[int, int]]]:
-        """Per row, the `(start, end)` index ranges of its pictures in the prompt, in order."""
-        sizes = [] if self.vision is None else self.vision.sizes
-        return visual_spans(self.request.token_ids(), self.target.family.placeholders, sizes)
+    if isinstance(given, Target):
+        return
+    if isinstance(given, str):
+        raise MMSpecError(f"{call} takes a Target, and {shown(given)} is a name: mmspec.load_target({shown(given)})")
+    kind = type(given).__name__
+    if hasattr(given, "draft") and hasattr(given, "observe"):
+        raise MMSpecError(f"{call} takes a Target, and this is a drafter, a {kind}: give its target first")
+    way = "mmspec.Target(model, processor)" if hasattr(given, "generate") else "mmspec.load_target(name)"
+    raise MMSpecError(f"{call} takes a Target, and this is a {kind}: make one with {way}")

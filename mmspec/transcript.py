@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .context import Context
 from .errors import MMSpecError
 from .sampling import LogitsPipeline
 from .seeing.trace import Trace
 from .stats import Round, Stats
 from .stopping import Stopping
-from .target import Context
 from .text import TextStream, whole_text
 from .tree import DraftTree
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from mmspec.compressors import Elastic, FeatureGuided
+from mmspec.context import Context
 from mmspec.drafters import (
     Drafter,
     DraftModelDrafter,
@@ -28,7 +29,7 @@ from mmspec.drafters import (
 from mmspec.drafters.draft_model import VisualProjector
 from mmspec.inputs import prepare
 from mmspec.outcome import Scores, Verdict
-from mmspec.target import Context, Target
+from mmspec.target import Target
 from mmspec.tree import DraftTree
 
 settings.register_profile("mmspec", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "60")))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..tree import DraftTree
@@ -15,8 +15,9 @@ from ..trees import TreeBuilder
 
 if TYPE_CHECKING:
     from ..compressors import VisualCompressor
+    from ..context import Context
     from ..folders import Header
-    from ..target import Context, Target
+    from ..target import Target
     from ..training.lesson import Guess, Lesson
 
 
@@ -173,3 +174,18 @@ class Drafter(nn.Module, PerRequest):
         from ..checkpoints import push_drafter
 
         return push_drafter(self, repository, private, **metadata)
+
+
+def expect_drafter(given: Any, call: str) -> None:
+    """Refuse what is no `Drafter`, and say how to come by one.
+
+    Args:
+        given: in its place.
+        call: to which it was given, such as `"mmspec.generate"`.
+    """
+    if isinstance(given, Drafter):
+        return
+    if hasattr(given, "generate"):
+        way = "mmspec.drafters.DraftModelDrafter(target, model) drafts with it"
+        raise MMSpecError(f"{call}: drafter is a {type(given).__name__}, which is no Drafter: {way}")
+    raise MMSpecError(f"{call}: drafter={shown(given)} is no Drafter; load one with mmspec.load_drafter(name, target)")

@@ -25,8 +25,9 @@ from .projector import VisualProjector
 from .session_step import SessionDrafter
 
 if TYPE_CHECKING:
+    from ..context import Context
     from ..folders import Header
-    from ..target import Context, Target
+    from ..target import Target
     from ..training.lesson import Guess, Lesson
 
 MODES = ("own_vision", "shared_vision", "text_only")

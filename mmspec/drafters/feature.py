@@ -27,8 +27,9 @@ from .step import StepDrafter, last_of
 from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
+    from ..context import Context
     from ..folders import Header
-    from ..target import Context, Target
+    from ..target import Target
     from ..training.lesson import Guess, Lesson
 
 

@@ -19,8 +19,9 @@ from .feature import pick
 from .step import StepDrafter
 
 if TYPE_CHECKING:
+    from ..context import Context
     from ..folders import Header
-    from ..target import Context, Target
+    from ..target import Target
     from ..training.lesson import Guess, Lesson
 
 

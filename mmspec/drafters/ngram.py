@@ -15,7 +15,8 @@ from ..tree import DraftTree
 from .base import Drafter
 
 if TYPE_CHECKING:
-    from ..target import Context, Target
+    from ..context import Context
+    from ..target import Target
 
 
 class NGramDrafter(Drafter):

@@ -11,7 +11,7 @@ from ..tree import DraftTree
 from .base import Drafter
 
 if TYPE_CHECKING:
-    from ..target import Context
+    from ..context import Context
 
 
 class NoDrafter(Drafter):

@@ -14,7 +14,8 @@ from ..trees.growth import Block
 from .base import Drafter
 
 if TYPE_CHECKING:
-    from ..target import Context, Target
+    from ..context import Context
+    from ..target import Target
 
 
 class StepDrafter(Drafter):

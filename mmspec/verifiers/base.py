@@ -12,7 +12,8 @@ from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 
 if TYPE_CHECKING:
-    from ..target import Context, Target
+    from ..context import Context
+    from ..target import Target
 
 
 class Verifier(PerRequest):

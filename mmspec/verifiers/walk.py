@@ -16,7 +16,8 @@ from .rules import ChoiceRule, CoinRule, Judged, Match, Rule
 from .rules.base import reached
 
 if TYPE_CHECKING:
-    from ..target import Context, Target
+    from ..context import Context
+    from ..target import Target
 
 
 class TreeWalk(Verifier):

@@ -10,13 +10,13 @@ import torch
 from helpers import blurred_drafter, target_of
 
 from mmspec import generate, stats
+from mmspec.context import Context
 from mmspec.drafters import NGramDrafter, StepDrafter
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
 from mmspec.speed import Line, Shape, calibration, predict
 from mmspec.speed.calibration import measure_costs as measure
 from mmspec.speed.calibration import random_request
-from mmspec.target import Context
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
 FIRST, LEVEL, OVERHEAD, BRANCHING = Line(2.0, 0.25), Line(1.0, 0.125), Line(0.5, 0.03125), 0.375

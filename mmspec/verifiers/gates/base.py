@@ -14,7 +14,8 @@ from ...tree import DraftTree
 from ..base import Verifier
 
 if TYPE_CHECKING:
-    from ...target import Context, Target
+    from ...context import Context
+    from ...target import Target
 
 
 class Gate(PerRequest):

@@ -15,7 +15,7 @@ from ..rules.base import reached
 from .base import Gate
 
 if TYPE_CHECKING:
-    from ...target import Context
+    from ...context import Context
 
 
 class Confident(Gate):

@@ -1,0 +1,104 @@
+"""What a self-check shows a model: texts of ordinary tokens, long ones where the model reads them in another way, and
+pictures of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import first_line
+from ..families.frequencies import STATIC
+from ..inputs import Request, prepare
+from ..model import Model
+from .report import Report
+
+TEXTS = (5, 12, 21)
+"""Text tokens of the rows that are checked without pictures."""
+PICTURES = ((1, 0, 2), (1, 2), (1, 0), (1,))
+"""Pictures per row; the first of these that the processor takes is checked."""
+LONGEST = 1024
+"""A sliding window, or a length at which positions are read in another way, is exceeded by a longer row, if it has no
+more tokens than this."""
+ROOM = 16
+"""Tokens behind a prompt that the rounds reach at most."""
+
+
+def ordinary_tokens(target: Model) -> Tensor:
+    """Tokens that neither stand for anything else nor end a text."""
+    special = {*target.family.placeholders, *target.eos_token_ids}
+    for name, value in target.model.config.to_dict().items():
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            special.add(value)
+    tokenizer = target.tokenizer
+    vocab = target.vocab_size if tokenizer is None else min(target.vocab_size, len(tokenizer))
+    special |= set(getattr(tokenizer, "all_special_ids", ()))
+    return torch.tensor([token for token in range(vocab) if token not in special], device="cpu")
+
+
+def text_lengths(target: Model, thorough: bool, report: Report) -> tuple[int, ...]:
+    """Text tokens of the rows: with the last one a sliding window is exceeded, but no row gets to a point at which the
+    rotary frequencies change."""
+    windows = [window for window in target.windows.values() if window is not None]
+    switch = min((switch.length for switch in target.family.switches), default=LONGEST + 2 * ROOM)
+    most, lengths = min(switch - ROOM, LONGEST + TEXTS[0] if thorough else TEXTS[-1]), TEXTS
+    if windows and min(windows) >= TEXTS[-1]:
+        if min(windows) + TEXTS[0] <= most:
+            lengths = (*TEXTS[:-1], min(windows) + TEXTS[0])
+        else:
+            report.notes.append(f"not checked: text that is longer than the sliding window of {min(windows)} tokens")
+    return tuple(length for length in lengths if length <= most) or TEXTS[:1]
+
+
+def turning_points(target: Model, thorough: bool, report: Report) -> list[int]:
+    """Lengths behind which a text of its own is to be checked: where the rotary frequencies change, or queries are
+    scaled by their position."""
+    points = {switch.length: switch.settles for switch in target.family.switches}
+    ropes = getattr(target.family.text_config, "rope_parameters", None) or {}
+    for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:
+        length = rope.get("original_max_position_embeddings")
+        if length and (rope.get("rope_type") not in STATIC or "llama_4_scaling_beta" in rope):
+            points.setdefault(int(length), True)
+    checked = []
+    for length, settles in sorted(points.items()):
+        if settles and thorough and length <= LONGEST:
+            checked.append(length)
+        else:
+            why = "" if settles else ", which is refused"
+            report.notes.append(f"not checked: text behind {length} positions{why}")
+    return checked
+
+
+def joined(target: Model, rows: Sequence[Request]) -> Request:
+    """Rows of text as one batch."""
+    width = max(row.max_length for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long, device=target.device)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : row.max_length] = row.inputs["input_ids"][0]
+        mask[number, : row.max_length] = 1
+    return prepare(target, inputs={"input_ids": ids, "attention_mask": mask})
+
+
+def pictured(target: Model, generator: torch.Generator, report: Report) -> tuple[list[Request], Request] | None:
+    """Rows with pictures of noise, alone and as a batch, as the processor writes them; None if it cannot."""
+    from PIL import Image
+
+    if target.processor is None:
+        report.notes.append("not checked: pictures, for there is no processor; give check the inputs= of one")
+        return None
+
+    def noise(height: int, width: int) -> Image.Image:
+        pixels = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8, device="cpu")
+        return Image.fromarray(pixels.numpy())
+
+    for counts in PICTURES:
+        prompts = [f"What is in picture {number}?" for number in range(len(counts))]
+        images = [[noise(96 + 32 * index, 128) for index in range(count)] for count in counts]
+        try:
+            rows = [prepare(target, [prompt], [shown]) for prompt, shown in zip(prompts, images, strict=True)]
+            return rows, prepare(target, prompts, images)
+        except Exception as error:  # processors raise errors of many kinds
+            report.notes.append(f"not checked: rows with {', '.join(map(str, counts))} pictures ({first_line(error)})")
+    return None
