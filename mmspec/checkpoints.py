@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import MMSpecError, cut, first_line, listed, shown
@@ -30,62 +27,6 @@ PICKLES = (".bin", ".pt", ".pth")
 """Files that run whatever code they contain when they are opened carelessly; here they are not opened at all."""
 
 logger = logging.getLogger(__name__)
-
-
-def save_drafter(drafter: Drafter, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write a drafter.
-
-    Args:
-        drafter: anything with `config()`.
-        folder: made if missing.
-        metadata: further plain values for `config.json`: how it was trained, what it reached.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    cls = type(drafter)
-    config = {
-        "mmspec_drafter": f"{cls.__module__}.{cls.__qualname__}",
-        "target": {
-            "model_type": drafter.target.model.config.model_type,
-            "vocab_size": drafter.target.vocab_size,
-            "hidden_size": drafter.target.hidden_size,
-            "weights": drafter.target.fingerprint,
-        },
-        **_features(drafter),
-        **drafter.config(),
-        **({"metadata": metadata} if metadata else {}),
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    weights = {name: tensor.detach().contiguous() for name, tensor in stored(drafter).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def push_drafter(drafter: Drafter, repository: str, private: bool = False, **metadata: Any) -> str:
-    """Upload a drafter to the Hugging Face hub, whence `mmspec.load_drafter(repository, target)` loads it.
-
-    Args:
-        drafter: anything with `config()`.
-        repository: `owner/name`, made if it does not exist.
-        private: whether to make it so that others cannot see it.
-        metadata: see `save_drafter`.
-
-    Returns:
-        the address of the upload.
-
-    Raises:
-        MMSpecError: if the hub refuses it or cannot be reached.
-    """
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        save_drafter(drafter, folder, metadata)
-        try:
-            hub.create_repo(repository, private=private, exist_ok=True)
-            return str(hub.upload_folder(repo_id=repository, folder_path=folder))
-        except Exception as error:  # the hub's client raises errors of several libraries
-            reason = first_line(error)
-            raise MMSpecError(f"the hub did not take {repository!r}: {reason}; log in with `hf auth login`") from error
 
 
 FETCHED = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
@@ -131,7 +72,7 @@ def fetch_drafter(repository: str, subfolder: str = "", **where: Any) -> Path | 
 def load_saved_drafter(
     folder: str | Path, target: Target, classes: Iterable[type] = (), trusted: str | Collection[str] = ()
 ) -> Drafter:
-    """Rebuild a drafter that `save_drafter` wrote.
+    """Rebuild a drafter that `Drafter.save_pretrained` wrote.
 
     Args:
         folder: where it is.
@@ -214,11 +155,3 @@ def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]], source: 
         )
     if isinstance(drafter, ReducedVocabulary):
         drafter.check_vocabulary(source)
-
-
-def _features(drafter: Drafter) -> dict[str, Any]:
-    """Which states of the target a drafter was made to read, and how they are counted."""
-    if not drafter.feature_layers:
-        return {}
-    convention = "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm"
-    return {"features": {"layers": list(drafter.feature_layers), "convention": convention}}

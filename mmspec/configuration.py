@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from . import options
 from .building import build, build_drafter, check_method
 from .errors import MMSpecError, did_you_mean
-from .options import Setting
+from .options import Setting, shipped_folder
 
 __all__ = [
     "build",
@@ -48,17 +48,6 @@ LINE = re.compile(
 )
 
 Settings = TypeVar("Settings")
-
-
-def shipped_folder() -> Path:
-    """Return the folder of mmspec's own configurations: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "generate.yaml").is_file():
-            return folder
-    raise MMSpecError(
-        f"no configurations in {package} or beside it: the installation is incomplete, install mmspec again"
-    )
 
 
 def search_folders(config_dir: str | Path | None = None) -> list[Path]:

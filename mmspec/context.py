@@ -59,7 +59,7 @@ class Context(ModelSession):
         self.embeds = family.embed(inputs["input_ids"], vision)
         once, extra = family.prefill_inputs(inputs, vision), family.lasting_inputs(vision)
         position_ids, offset = family.positions(inputs)
-        self._ceilings = ceilings(family, position_ids, offset)
+        self._ceilings = ceilings(family.switches, position_ids, offset)
         self.logits, self.features = self.prefill(self.embeds, position_ids, offset, request.lengths, once, extra)
         self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
         self.proposals = Proposals()

@@ -14,8 +14,21 @@ from pathlib import Path
 
 import yaml
 
+from .errors import MMSpecError
+
 COMMENT = re.compile(r"[^#]*?\s# (.*)")
 DIRECTIVE = "# @package _global_"
+
+
+def shipped_folder() -> Path:
+    """Return the folder of mmspec's own configurations: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "generate.yaml").is_file():
+            return folder
+    raise MMSpecError(
+        f"no configurations in {package} or beside it: the installation is incomplete, install mmspec again"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .context import Context
 from .errors import MMSpecError
 from .sampling import LogitsPipeline
+from .seeing.html import answer
 from .seeing.trace import Trace
 from .stats import Round, Stats
 from .stopping import Stopping
@@ -87,8 +88,6 @@ class Output:
         return [*pieces[:-1], pieces[-1] + texts.rest()] if pieces else []
 
     def _repr_html_(self) -> str:
-        from .seeing.html import answer
-
         return answer(self)
 
 

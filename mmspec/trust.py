@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from .errors import MMSpecError, shown
+from .options import shipped_folder
 
 PATH = re.compile(r"([^\W\d]\w*)(\.[^\W\d]\w*)+")
 TARGET = re.compile(r"^\s*(?:- )?_target_: *([\w.]+)", re.MULTILINE)
@@ -114,8 +115,6 @@ def permission(*parts: object) -> str:
 @cache
 def shipped_targets() -> frozenset[str]:
     """Return the `_target_`s in mmspec's own configurations."""
-    from .configuration import shipped_folder
-
     files = shipped_folder().rglob("*.yaml")
     return frozenset(name for file in files for name in TARGET.findall(file.read_text(encoding="utf-8")))
 

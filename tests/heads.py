@@ -13,8 +13,9 @@ from mmspec import Target
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
+from mmspec.lesson import Lesson
 from mmspec.states import LAST
-from mmspec.training.lesson import Lesson, Teacher
+from mmspec.training.teacher import Teacher
 
 
 def compressor(name: str, **settings) -> dict:

@@ -10,7 +10,7 @@ from helpers import RAGGED, target_of
 
 from mmspec.attention import attention_weights, entropy_of_layers, received_attention
 from mmspec.inputs import prepare
-from mmspec.training.lesson import Teacher
+from mmspec.training.teacher import Teacher
 
 NAMES = ("llava", "qwen_vl", "gemma3", "llama", "mistral")
 LENGTHS = (9, 40, 5, 13)  # the second row is longer than a sliding window

@@ -17,7 +17,8 @@ from mmspec import MMSpecError
 from mmspec.compressors import Conv, Elastic, Hide, Pool, Prune
 from mmspec.drafters import DraftModelDrafter
 from mmspec.inputs import prepare
-from mmspec.training.lesson import WIDTHS, Teacher
+from mmspec.lesson import WIDTHS
+from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, DynamicTree
 
 COMPRESSORS = {"hide": Hide(), "packed": Hide(packed=True), "pool": Pool(2), "prune": Prune(0.5)}

@@ -33,7 +33,7 @@ from mmspec.compressors import (
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import EagleDrafter, HiVisDrafter, NGramDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
-from mmspec.training.lesson import append
+from mmspec.lesson import append
 
 
 def span(rows: int, columns: int, width: int = 1, **fields) -> VisualSpan:

@@ -14,7 +14,7 @@ from test_feature_drafters import ROUNDS, Script, Told, decode
 import mmspec
 from mmspec.drafters import dream
 from mmspec.inputs import append, prepare
-from mmspec.training.lesson import Teacher
+from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Greedy, PointMassSampling
 

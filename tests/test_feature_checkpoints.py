@@ -24,9 +24,11 @@ from safetensors.torch import load_file
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter, cut_from_target
+from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
-from mmspec.training.lesson import Lesson, Teacher
+from mmspec.lesson import Lesson
+from mmspec.training.beginnings import cut_from_target
+from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain
 
 LAYER = {f"self_attn.{name}_proj.weight" for name in "qkvo"} | {

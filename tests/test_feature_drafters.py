@@ -27,7 +27,7 @@ import mmspec
 from mmspec import Target
 from mmspec.inputs import append, prepare
 from mmspec.outcome import Verdict
-from mmspec.training.lesson import Teacher
+from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, TreeBuilder
 
 EXPLICIT = [(name, variant) for name, variant in GRID if variant not in heads.ASKING]

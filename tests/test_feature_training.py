@@ -24,7 +24,7 @@ from test_sampled_text import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import Eagle3Drafter, EagleDrafter, HiVisDrafter
-from mmspec.drafters.hivis import second_stage
+from mmspec.training.beginnings import second_stage
 from mmspec.trees import Chain, StaticTree
 from mmspec.verifiers import RejectionSampling
 

@@ -16,7 +16,7 @@ from mmspec.compressors import FeatureGuided, Prune, VisualSpan
 from mmspec.drafters import DreamDrafter, EagleDrafter
 from mmspec.inputs import prepare
 from mmspec.states import LAST
-from mmspec.training.lesson import Teacher
+from mmspec.training.teacher import Teacher
 
 
 def span(attention: list[float] | None) -> VisualSpan:

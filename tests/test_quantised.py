@@ -13,12 +13,13 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 
 import mmspec
 from mmspec import weights
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter, cut_from_target
+from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter
 from mmspec.errors import MMSpecError
 from mmspec.exactness import described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.loading import load_target
 from mmspec.target import Target
+from mmspec.training.beginnings import cut_from_target
 from mmspec.trees import DynamicTree
 
 NEW = 20

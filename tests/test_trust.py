@@ -176,7 +176,7 @@ def test_a_configuration_from_elsewhere_may_have_built_what_mmspec_ships():
     assert unshipped(node) == [] and "mmspec.trees.DynamicTree" in shipped_targets()
     node["tree"] = [{"_target_": "os.system", "command": "true"}, {"a": {"_target_": "mine.Tree"}}]
     assert unshipped(node) == ["os.system", "mine.Tree"] and unshipped(node, "mine") == ["os.system"]
-    for name in ("mmspec.configuration.pkgutil.resolve_name", "mmspec.checkpoints.save_drafter"):
+    for name in ("mmspec.configuration.pkgutil.resolve_name", "mmspec.checkpoints.fill"):
         assert unshipped({"_target_": name}) == [name]
     node = {"_target_": "mmspec.load_target", "name": "a/b", "trust_remote_code": True}
     assert unshipped(node) == ["trust_remote_code=True"]

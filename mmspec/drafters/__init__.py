@@ -1,7 +1,6 @@
 """Drafters propose tokens. One method a file; a new one extends `Drafter`, `StepDrafter` or `FeatureDrafter`."""
 
 from .base import Drafter
-from .cut import cut_from_target
 from .draft_model import DraftModelDrafter
 from .dream import DreamDrafter
 from .eagle import EagleDrafter
@@ -35,5 +34,4 @@ __all__ = [
     "SessionDrafter",
     "StepDrafter",
     "ViSpecDrafter",
-    "cut_from_target",
 ]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import MMSpecError, shown
+from ..errors import MMSpecError, first_line, shown
+from ..folders import CONFIG, WEIGHTS, Header, stored
+from ..lesson import Guess, Lesson
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..tree import DraftTree
@@ -16,9 +23,10 @@ from ..trees import TreeBuilder
 if TYPE_CHECKING:
     from ..compressors import VisualCompressor
     from ..context import Context
-    from ..folders import Header
     from ..target import Target
-    from ..training.lesson import Guess, Lesson
+
+CONVENTION = "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm"
+"""How `feature_layers` are counted, for whoever reads a saved drafter elsewhere."""
 
 
 class Drafter(nn.Module, PerRequest):
@@ -163,17 +171,56 @@ class Drafter(nn.Module, PerRequest):
         """
         return cls.from_config(config, target)
 
-    def save_pretrained(self, folder, **metadata: Any) -> None:
-        """Write `config.json` and `model.safetensors`, which `mmspec.load_drafter(folder, target)` reads."""
-        from ..checkpoints import save_drafter
+    def save_pretrained(self, folder: str | Path, **metadata: Any) -> None:
+        """Write `config.json` and `model.safetensors`, which `mmspec.load_drafter(folder, target)` reads.
 
-        save_drafter(self, folder, metadata)
+        Args:
+            folder: is made if it is missing.
+            metadata: further plain values for `config.json`, such as how the drafter was trained.
+        """
+        folder, cls, layers = Path(folder), type(self), list(self.feature_layers)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "mmspec_drafter": f"{cls.__module__}.{cls.__qualname__}",
+            "target": {
+                "model_type": self.target.model.config.model_type,
+                "vocab_size": self.target.vocab_size,
+                "hidden_size": self.target.hidden_size,
+                "weights": self.target.fingerprint,
+            },
+            **({"features": {"layers": layers, "convention": CONVENTION}} if layers else {}),
+            **self.config(),
+            **({"metadata": metadata} if metadata else {}),
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        weights = {name: tensor.detach().contiguous() for name, tensor in stored(self).items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
     def push_to_hub(self, repository: str, private: bool = False, **metadata: Any) -> str:
-        """Upload this drafter to the Hugging Face hub as `owner/name`; returns its address."""
-        from ..checkpoints import push_drafter
+        """Upload this drafter to the Hugging Face hub, whence `mmspec.load_drafter(repository, target)` loads it.
 
-        return push_drafter(self, repository, private, **metadata)
+        Args:
+            repository: `owner/name`; it is made if it does not exist.
+            private: whether to make it so that others cannot see it.
+            metadata: see `save_pretrained`.
+
+        Returns:
+            the address of the upload.
+
+        Raises:
+            MMSpecError: if the hub refuses it or cannot be reached.
+        """
+        hub = huggingface_hub.HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **metadata)
+            try:
+                hub.create_repo(repository, private=private, exist_ok=True)
+                return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+            except Exception as error:  # the hub's client raises errors of several libraries
+                reason = first_line(error)
+                raise MMSpecError(
+                    f"the hub did not take {repository!r}: {reason}; log in with `hf auth login`"
+                ) from error
 
 
 def expect_drafter(given: Any, call: str) -> None:

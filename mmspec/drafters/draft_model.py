@@ -15,6 +15,7 @@ from ..errors import MMSpecError, did_you_mean, shown
 from ..families import Vision, family_of
 from ..folders import stored
 from ..inputs import Request, append, prepare
+from ..lesson import WIDTHS, Guess, Lesson
 from ..masks import padding_mask
 from ..session import ModelSession
 from ..states import LAST, capture
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..folders import Header
     from ..target import Target
-    from ..training.lesson import Guess, Lesson
 
 MODES = ("own_vision", "shared_vision", "text_only")
 
@@ -111,8 +111,6 @@ class DraftModelDrafter(SessionDrafter):
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all
         steps; those of a later step are the first step's at later roots."""
-        from ..training.lesson import WIDTHS, Guess
-
         prompt, vision = self._prompt(lesson.prompt, lesson.vision)
         request = append(prompt, lesson.answers, WIDTHS)
         family = self.draft_target.family

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ..compressors import DraftPrompt, VisualCompressor
 from ..errors import MMSpecError, did_you_mean
+from ..lesson import Guess, Lesson
 from ..states import LAST
 from ..trees import TreeBuilder
 from ..trees.growth import Block
@@ -22,7 +23,6 @@ from .layer import DraftAttention, DraftLayer, Rope, attend, attend_unrolled
 
 if TYPE_CHECKING:
     from ..target import Target
-    from ..training.lesson import Guess, Lesson
 
 Entries = tuple[Tensor, Tensor]
 """Keys and values, each `[batch, key_value_heads, length, head_dim]`."""
@@ -157,8 +157,6 @@ class DreamDrafter(FeatureDrafter):
         The first layer reads tokens only, and a chain of right guesses is the answer itself: its output at every depth
         of every chain is that of the answer's own slots.
         """
-        from ..training.lesson import Guess
-
         self._head_rows = self._rows()
         prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
         blocks, crossed, _, memory, prefix = self._read_all(prompt)

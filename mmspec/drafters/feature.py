@@ -13,6 +13,7 @@ from ..compressors import DraftPrompt, VisualCompressor
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError
 from ..folders import stored
+from ..lesson import Guess, Lesson
 from ..masks import MaskForm
 from ..outcome import Scores, Verdict
 from ..session import Session
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..folders import Header
     from ..target import Target
-    from ..training.lesson import Guess, Lesson
 
 
 class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
@@ -210,8 +210,6 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         All queries that matter stand in the answers, so the layer's queries and its MLP run on those slots only; the
         prompt contributes keys and values.
         """
-        from ..training.lesson import Guess
-
         self._head_rows = self._rows()
         prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
         attention, slots = self.layer.self_attn, lesson.root_slots - prompt.removed[:, None]

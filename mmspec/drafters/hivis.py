@@ -90,30 +90,3 @@ class HiVisDrafter(EagleDrafter):
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"steps": self.steps, "packed": self.packed}
-
-
-def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:
-    """A drafter of the first stage for the second one: its residual's only row becomes the first guess of all rows.
-
-    Args:
-        target: the model to draft for.
-        name: of the first stage's drafter, as for `mmspec.load_drafter`.
-        steps: rows of the residual.
-
-    Raises:
-        MMSpecError: if it is no HiViS drafter, or has more than one row already.
-    """
-    from ..loading import load_drafter
-
-    try:
-        first = load_drafter(name, target)
-    except MMSpecError as error:
-        raise MMSpecError(
-            f"the second stage begins with a drafter of the first, and {name!r} is none ({error}): run mmspec train "
-            "recipe=hivis1 first, and give its folder best as recipe.drafter.name"
-        ) from error
-    if not isinstance(first, HiVisDrafter) or first.steps != 1:
-        raise MMSpecError(f"{name!r} is no HiViS drafter of the first stage, which has a single residual")
-    first.residual = nn.Parameter(first.residual.detach().repeat(steps, 1))
-    first.steps = steps
-    return first

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..arguments import positive
+from ..lesson import Guess, Lesson
 from ..outcome import Scores, Verdict
 from ..states import LAST
 from ..tree import DraftTree
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..folders import Header
     from ..target import Target
-    from ..training.lesson import Guess, Lesson
 
 
 class ResBlock(nn.Module):
@@ -113,8 +113,6 @@ class MedusaDrafter(StepDrafter):
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """See `Drafter.unroll`: step i is head i + 1 at every root. No step depends on another, so there is nothing to
         detach, and no more steps than heads."""
-        from ..training.lesson import Guess
-
         states = pick(lesson.features[LAST].to(self._dtype), lesson.root_slots)
         for step, head in enumerate(self.medusa_head[:steps]):
             valid, places = lesson.drafted(step)

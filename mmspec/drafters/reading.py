@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,11 @@ from ..inputs import Request
 from ..states import LAST
 from .vocabulary import is_padding
 
-if TYPE_CHECKING:
-    from .feature import FeatureDrafter
-
 
 class PromptReader:
     """The part of a `FeatureDrafter` that knows about pictures."""
 
-    def take_compressor(self: FeatureDrafter, compressor: VisualCompressor) -> None:
+    def take_compressor(self, compressor: VisualCompressor) -> None:
         """See the pictures through a compressor, and ask the target for the states that it looks at.
 
         Raises:
@@ -35,7 +31,7 @@ class PromptReader:
         layers = [LAST, self._deepest] if compressor.needs_attention else [LAST]
         self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, *layers]))
 
-    def take_embedding(self: FeatureDrafter, rows: int | None) -> None:
+    def take_embedding(self, rows: int | None) -> None:
         """Read tokens from an embedding of one's own, which is not trained; None reads the target's.
 
         It may lack some of the target's last tokens, which are padding then, and are read as token 0.
@@ -54,12 +50,12 @@ class PromptReader:
             )
         self.embed_tokens = nn.Embedding(rows, self.head.hidden_size)
 
-    def trainable_parameters(self: FeatureDrafter) -> Iterator[nn.Parameter]:
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """All weights but the embedding's."""
         return (weight for name, weight in self.named_parameters() if not name.startswith("embed_tokens."))
 
     def read(
-        self: FeatureDrafter,
+        self,
         request: Request,
         prompt: Request,
         embeds: Tensor,
@@ -94,21 +90,21 @@ class PromptReader:
         return compressed_prompt(self.compressor, whole, layout, features[LAST], attention)
 
     @property
-    def _deepest(self: FeatureDrafter) -> int:
+    def _deepest(self) -> int:
         """The number of the target's last layer, and so of the feature that enters it."""
         return len(self.target.family.layers) - 1
 
     @property
-    def _dtype(self: FeatureDrafter) -> torch.dtype:
+    def _dtype(self) -> torch.dtype:
         return self.layer.self_attn.q_proj.weight.dtype
 
-    def _token_embeds(self: FeatureDrafter, tokens: Tensor) -> Tensor:
+    def _token_embeds(self, tokens: Tensor) -> Tensor:
         """`[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
         if self.own_embedding is not None:
             return self.embed_tokens(tokens.masked_fill(tokens >= self.own_embedding, 0)).to(self._dtype)
         return self.target.family.embed(tokens, None).to(self._dtype)
 
-    def _prompt_embeds(self: FeatureDrafter, ids: Tensor, merged: Tensor) -> Tensor:
+    def _prompt_embeds(self, ids: Tensor, merged: Tensor) -> Tensor:
         """`[batch, length, hidden]` embeddings of a prompt: as the target read it, or with bare placeholders."""
         if not self.visual:
             return self._token_embeds(ids)

@@ -412,7 +412,9 @@ class Family:
         Raises:
             MMSpecError: see `mmspec.families.frequencies.check_reach`.
         """
-        check_reach(self, inputs, max_new_tokens)
+        if self.switches:
+            mask, name = inputs["attention_mask"], type(self.model).__name__
+            check_reach(self.switches, name, *self.positions(inputs), mask, max_new_tokens)
 
     def seen_together(self, inputs: dict[str, Any]) -> Tensor | None:
         """`[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none; None

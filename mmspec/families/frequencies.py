@@ -8,17 +8,13 @@ once for all of its tokens, so it is exact as long as all of them are on one sid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
-
-if TYPE_CHECKING:
-    from .base import Family
 
 STATIC = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds of rotary positions whose frequencies are the same for every length."""
@@ -64,29 +60,30 @@ def _of_module(module: nn.Module) -> Iterator[Switch]:
         yield Switch(kind, int(length))
 
 
-def check_reach(family: Family, inputs: dict[str, Any], max_new_tokens: int) -> None:
+def check_reach(
+    switches: Sequence[Switch], name: str, position_ids: Tensor, delta: Tensor, mask: Tensor, max_new_tokens: int
+) -> None:
     """Refuse a request whose text would be wrong beyond a switch, before anything is written.
 
     Args:
-        family: of the target.
-        inputs: of the request.
+        switches: of the model.
+        name: of the model, for errors.
+        position_ids, delta: of the prompts, see `Family.positions`.
+        mask: `[batch, length]`, 0 on padding.
         max_new_tokens: that may follow.
 
     Raises:
         MMSpecError: where rows, or a prompt and its answer, are on different sides of a switch, and for anything
             beyond one that does not settle.
     """
-    if not family.switches:
-        return
-    position_ids, delta = family.positions(inputs)
-    real = inputs["attention_mask"].bool()
+    real = mask.bool()
     places, after = position_ids.masked_fill(~real, 0).reshape(-1, *real.shape), delta.reshape(-1, len(real))
     prompts = places.amax(dim=(0, 2)) + 1
     lengths = real.sum(-1)
     # A pass over the token before the last one gives the last one.
     answers = [lengths + end + step for end in (after.amin(0), after.amax(0)) for step in (1, max_new_tokens - 1)]
     ends = torch.stack([prompts, *answers] if max_new_tokens > 1 else [prompts])
-    for switch in family.switches:
+    for switch in switches:
         beyond = ends > switch.length
         if not beyond.any() or (switch.settles and beyond.all()):
             continue
@@ -98,20 +95,20 @@ def check_reach(family: Family, inputs: dict[str, Any], max_new_tokens: int) -> 
         else:
             way = "only a part of the rows begins beyond them; give long and short prompts in calls of their own"
         raise MMSpecError(
-            f"{type(family.model).__name__} has other rotary frequencies beyond {switch.length} positions (rope_type "
+            f"{name} has other rotary frequencies beyond {switch.length} positions (rope_type "
             f"{switch.kind!r}), and mmspec cannot go across; {way}"
         )
 
 
-def ceilings(family: Family, position_ids: Tensor, delta: Tensor) -> list[int] | None:
+def ceilings(switches: Sequence[Switch], position_ids: Tensor, delta: Tensor) -> list[int] | None:
     """Per row, the largest index whose position is before the next switch; None if there is none ahead.
 
     Args:
-        family: of the model.
+        switches: of the model.
         position_ids: of the prompts, see `Family.positions`.
         delta: the same.
     """
-    if not family.switches:
+    if not switches:
         return None
-    ahead = [switch.length for switch in family.switches if int(position_ids.max()) < switch.length]
+    ahead = [switch.length for switch in switches if int(position_ids.max()) < switch.length]
     return [ahead[0] - 1 - end for end in delta.reshape(-1, delta.shape[-1]).amax(0).tolist()] if ahead else None

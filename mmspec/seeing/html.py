@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from ..stats import speed_in_words
+from ..stats import Stats, speed_in_words
 from .colours import ACCEPTED, BONUS
-
-if TYPE_CHECKING:
-    from ..generation import Output
 
 STYLE = "white-space:pre-wrap;font-family:ui-monospace,monospace;line-height:1.6;max-width:60em"
 
 
-def rounds_of(out: Output, row: int) -> list[int]:
+class Answer(Protocol):
+    """An `mmspec.Output`, as far as it is shown."""
+
+    text: list[str | None]
+    token_ids: list[list[int]]
+    drafted: list[list[bool]]
+    stats: Stats
+
+    def pieces(self, row: int) -> list[str]: ...
+
+
+def rounds_of(out: Answer, row: int) -> list[int]:
     """Per token of a row, the round that wrote it; 0 is the prompt's pass."""
     numbers = [0]
     for number, record in enumerate(out.stats.rounds, start=1):
@@ -22,7 +30,7 @@ def rounds_of(out: Output, row: int) -> list[int]:
     return numbers[: len(out.token_ids[row])]
 
 
-def answer(out: Output) -> str:
+def answer(out: Answer) -> str:
     """All rows of an output, with a legend and the figures."""
     stats = out.stats
     figures = f"{stats.origin} | {speed_in_words(stats.tokens_per_second)}"
@@ -32,7 +40,7 @@ def answer(out: Output) -> str:
     return f'<div>{rows}<div style="font-size:small;margin-top:.5em">{legend} &nbsp; {escape(figures)}</div></div>'
 
 
-def tokens(out: Output, row: int) -> str:
+def tokens(out: Answer, row: int) -> str:
     """One row as marked text; its token ids where the target has no tokenizer."""
     pieces = out.pieces(row) if out.text[row] is not None else [f"{token} " for token in out.token_ids[row]]
     parts = []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 from .colours import ACCEPTED, BONUS, INK, PAPER, REJECTED, ROOT
-
-if TYPE_CHECKING:
-    from .trace import Node, RoundTrace
+from .node import Node
 
 HEIGHT, GAP, MARGIN = 26, 34, 12
 """Pixels: of a node, from the right edge of a level to the next, and around the picture."""
@@ -19,21 +17,25 @@ LONGEST = 16
 """Letters of a token that are shown."""
 
 
-def draw(trace: RoundTrace) -> str:
-    """The picture as text. Levels go from left to right; a node's tooltip says what both models thought of it."""
-    rows = _rows(trace)
-    labels = [_label(node.text) for node in trace.nodes]
+def draw(nodes: Sequence[Node], title: str) -> str:
+    """Return the picture as text. Levels go from left to right; a node's tooltip says what both models thought of it.
+
+    Args:
+        nodes: the root first, parents before children.
+        title: for readers who hear the picture.
+    """
+    rows = _rows(nodes)
+    labels = [_label(node.text) for node in nodes]
     widths = [LETTER * _letters(label) + 16 for label in labels]
-    levels = max(node.depth for node in trace.nodes) + 1
+    levels = max(node.depth for node in nodes) + 1
     broad = [
-        max((w for w, n in zip(widths, trace.nodes, strict=True) if n.depth == level), default=0)
-        for level in range(levels)
+        max((w for w, n in zip(widths, nodes, strict=True) if n.depth == level), default=0) for level in range(levels)
     ]
     left = [MARGIN + sum(broad[:level]) + level * GAP for level in range(levels)]
-    places = [(left[node.depth], MARGIN + rows[number] * (HEIGHT + 8)) for number, node in enumerate(trace.nodes)]
+    places = [(left[node.depth], MARGIN + rows[number] * (HEIGHT + 8)) for number, node in enumerate(nodes)]
     width, height = left[-1] + broad[-1] + MARGIN, MARGIN * 2 + (max(rows) + 1) * (HEIGHT + 8) - 8
     edges, boxes = [], []
-    for number, node in enumerate(trace.nodes):
+    for number, node in enumerate(nodes):
         x, y = places[number]
         if node.parent >= 0:
             start, above = places[node.parent][0] + widths[node.parent], places[node.parent][1]
@@ -41,21 +43,21 @@ def draw(trace: RoundTrace) -> str:
         boxes.append(_box(x, y, widths[number], labels[number], node))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{trace.title}" font-family="monospace" font-size="12">'
+        f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{title}" font-family="monospace" font-size="12">'
         f'<rect width="100%" height="100%" fill="{PAPER}"/>{"".join(edges)}{"".join(boxes)}</svg>'
     )
 
 
-def _rows(trace: RoundTrace) -> list[float]:
+def _rows(nodes: Sequence[Node]) -> list[float]:
     """The line of every node: leaves below one another, and a parent beside its first child."""
-    rows: list[float] = [0] * len(trace.nodes)
+    rows: list[float] = [0] * len(nodes)
     free = 0
 
     def place(number: int) -> None:
         nonlocal free
-        children = trace.children(number)
+        children = [child for child, node in enumerate(nodes) if node.parent == number]
         # What was kept comes first, so that it runs along the top.
-        children.sort(key=lambda child: (not trace.nodes[child].accepted, child))
+        children.sort(key=lambda child: (not nodes[child].accepted, child))
         for child in children:
             place(child)
         if children:

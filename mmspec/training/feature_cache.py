@@ -18,10 +18,11 @@ from torch import Tensor
 from ..errors import MMSpecError, shown
 from ..families import Vision
 from ..inputs import append
+from ..lesson import WIDTHS, Lesson
 from ..states import LAST
 from ..storage import atomic_write_json, read_json_object, replacing
 from .data import Loader, Pass
-from .lesson import WIDTHS, Lesson, Teacher
+from .teacher import Teacher
 
 INDEX = "features.json"
 SHARD = 32

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import MMSpecError
+from ..lesson import Guess, Lesson
 from ..states import LAST
-from .lesson import Guess, Lesson
 
 
 class Truth(NamedTuple):

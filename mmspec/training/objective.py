@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
-from .lesson import Lesson
+from ..lesson import Lesson
 from .losses import Loss, truth_at
 
 

@@ -27,17 +27,18 @@ from transformers import get_scheduler
 from ..data.examples import Source
 from ..drafters import Drafter
 from ..errors import MMSpecError
+from ..lesson import Lesson
 from ..storage import read_json_object
 from .author import check_author
 from .data import Loader, Pass, split
 from .feature_cache import CachedTeacher
 from .journal import Journal, Sums
-from .lesson import Lesson, Teacher
 from .objective import Objective
 from .order import order_of
 from .output import BEST, LAST_DRAFTER, OutputFolder
 from .settings import Settings
 from .state import replace_folder
+from .teacher import Teacher
 from .validation import Validator
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..drafters import Drafter
 from ..generation import generate
+from ..lesson import Lesson
 from ..trees import Chain
 from .data import Pass
-from .lesson import Lesson, Teacher
+from .teacher import Teacher
 
 
 class Acceptance:

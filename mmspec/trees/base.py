@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import MMSpecError
+from ..inputs.request import Request
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..tree import DraftTree
-from .growth import Growth
-
-if TYPE_CHECKING:
-    from ..drafters import Drafter
-    from ..inputs import Request
+from .growth import Expander, Growth
 
 
 class TreeBuilder(PerRequest):
@@ -30,7 +25,7 @@ class TreeBuilder(PerRequest):
         """Drafted nodes of a tree at most, the root not counted; None if that cannot be said beforehand."""
         return None
 
-    def calibrate(self, drafter: Drafter, request: Request) -> None:
+    def calibrate(self, drafter: Expander, request: Request) -> None:
         """Measure what the builder needs to know of the machine, before anything is timed: nothing, unless it adapts.
 
         Args:

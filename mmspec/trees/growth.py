@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,13 @@ from ..errors import MMSpecError
 from ..tree import DraftTree
 from .proposals import IMPOSSIBLE, Children, Proposals
 
-if TYPE_CHECKING:
-    from ..drafters import Drafter
+
+class Expander(Protocol):
+    """A drafter, as far as builders ask about it."""
+
+    max_depth: int | None
+    target: Any
+    context: Any
 
 
 @dataclass
@@ -58,7 +63,7 @@ class Growth:
         proposals: Proposals,
         vocabulary: Tensor | None = None,
         vocab_size: int | None = None,
-        drafter: Drafter | None = None,
+        drafter: Expander | None = None,
     ):
         self.drafter = drafter
         self._expand_root, self._expand, self._proposals = expand_root, expand, proposals

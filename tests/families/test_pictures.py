@@ -79,7 +79,7 @@ def test_spans_kinds_and_grids(name):
 def test_states_of_an_appended_answer_are_those_of_its_steps(name):
     """What drafters learn from is what they will meet: one pass over prompt and answer gives the states of decoding."""
     from mmspec.states import LAST
-    from mmspec.training.lesson import Teacher
+    from mmspec.training.teacher import Teacher
     from mmspec.tree import DraftTree
 
     target, request = target_of(name), request_of(name)

@@ -15,7 +15,7 @@ import mmspec
 from mmspec.check import check_target
 from mmspec.drafters import DraftModelDrafter, Eagle3Drafter
 from mmspec.inputs import prepare
-from mmspec.training.lesson import Teacher
+from mmspec.training.teacher import Teacher
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmspec.inputs import PER_TOKEN, Request, append, prepare
+from mmspec.lesson import WIDTHS, Lesson
 from mmspec.states import LAST
-from mmspec.training.lesson import WIDTHS, Lesson, Teacher
+from mmspec.training.teacher import Teacher
 from mmspec.tree import DraftTree
 
 TOLERANCE = 1e-4

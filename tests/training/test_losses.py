@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mmspec import MMSpecError
+from mmspec.lesson import Guess
 from mmspec.states import LAST
-from mmspec.training.lesson import Guess
 from mmspec.training.losses import (
     CrossEntropy,
     KullbackLeibler,

@@ -15,9 +15,9 @@ from mmspec import MMSpecError
 from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
+from mmspec.lesson import Guess, Lesson
 from mmspec.states import LAST
 from mmspec.training.journal import Sums
-from mmspec.training.lesson import Guess, Lesson, Teacher
 from mmspec.training.losses import (
     CrossEntropy,
     KullbackLeibler,
@@ -28,6 +28,7 @@ from mmspec.training.losses import (
     truth_at,
 )
 from mmspec.training.objective import Objective, UniformNoise
+from mmspec.training.teacher import Teacher
 
 ANSWERS = (7, 2, 9, 5)
 FEW = torch.arange(1, 60, 3)

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..families import Vision
-from ..inputs import Request, append
-from ..masks import padding_mask
-from ..states import LAST, capture
-
-if TYPE_CHECKING:
-    from ..target import Target
-    from .data import Pass
-
+from .families import Vision
+from .inputs.request import Request
+from .model import Model
+from .states import LAST
 
 WIDTHS = 32
 """Batches are padded to multiples of this: kernels are compiled, and kept, for every new shape."""
@@ -58,7 +53,7 @@ class Lesson:
         tasks: a label per row, for reports.
     """
 
-    target: Target
+    target: Model
     prompt: Request
     answers: list[list[int]]
     request: Request
@@ -116,46 +111,3 @@ class Lesson:
     def weight(answers: Iterable[Sequence[int]]) -> int:
         """The number of drafted tokens that answers have: all but the first of each."""
         return sum(len(answer) - 1 for answer in answers)
-
-
-class Teacher:
-    """Makes lessons: one forward pass of the frozen target over prompts and answers.
-
-    Args:
-        target: who answered.
-        feature_layers: states that drafters and losses want besides the last one.
-    """
-
-    def __init__(self, target: Target, feature_layers: Iterable[int] = ()):
-        self.target = target
-        self.feature_layers = tuple(dict.fromkeys([*feature_layers, LAST]))
-
-    def lesson_of(self, batch: Pass) -> Lesson:
-        """Let the target read a pass of a training."""
-        return self.study(batch.prompt, batch.answers, batch.tasks)
-
-    @torch.no_grad()
-    def study(self, prompt: Request, answers: list[list[int]], tasks: Sequence[str] = ()) -> Lesson:
-        """Let the target read prompts and its answers to them.
-
-        Args:
-            prompt: prepared, see `mmspec.inputs.prepare`.
-            answers: token ids per row, at least two of them.
-            tasks: a label per row, for reports.
-        """
-        target, family = self.target, self.target.family
-        vision = target.encode(prompt)
-        request = append(prompt, answers, WIDTHS)
-        embeds = family.embed(request.inputs["input_ids"], vision)
-        position_ids, _ = family.positions_until(prompt.inputs, embeds.shape[1])
-        with capture(family, self.feature_layers) as features:
-            family.run(
-                inputs_embeds=embeds,
-                attention_mask=padding_mask(request.lengths, embeds.shape[1], embeds.device),
-                position_ids=position_ids,
-                use_cache=False,
-                logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature
-                **family.prefill_inputs(request.inputs, vision),
-                **family.lasting_inputs(vision),
-            )
-        return Lesson(target, prompt, answers, request, vision, embeds, dict(features), list(tasks))

@@ -1,20 +1,18 @@
-"""A draft model cut from its target: the first layers, the embedding, the last norm, and the projector."""
+"""What a training begins with, where it is not a drafter with random weights: a draft model cut from its target, or the
+drafter of a first stage."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ..drafters import DraftModelDrafter, HiVisDrafter
+from ..drafters.projector import VisualProjector
 from ..errors import MMSpecError
+from ..loading import load_drafter
+from ..target import Target
 from ..trees import TreeBuilder
 from ..weights import is_adapted, is_plain
-from .draft_model import DraftModelDrafter
-from .projector import VisualProjector
-
-if TYPE_CHECKING:
-    from ..target import Target
 
 
 def cut_from_target(
@@ -96,3 +94,28 @@ def _projector(target: Target) -> VisualProjector:
             nn.init.zeros_(own.bias)  # the target's may have none
             own.load_state_dict(theirs.state_dict(), strict=False)
     return projector
+
+
+def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:
+    """A drafter of the first stage for the second one: its residual's only row becomes the first guess of all rows.
+
+    Args:
+        target: the model to draft for.
+        name: of the first stage's drafter, as for `mmspec.load_drafter`.
+        steps: rows of the residual.
+
+    Raises:
+        MMSpecError: if it is no HiViS drafter, or has more than one row already.
+    """
+    try:
+        first = load_drafter(name, target)
+    except MMSpecError as error:
+        raise MMSpecError(
+            f"the second stage begins with a drafter of the first, and {name!r} is none ({error}): run mmspec train "
+            "recipe=hivis1 first, and give its folder best as recipe.drafter.name"
+        ) from error
+    if not isinstance(first, HiVisDrafter) or first.steps != 1:
+        raise MMSpecError(f"{name!r} is no HiViS drafter of the first stage, which has a single residual")
+    first.residual = nn.Parameter(first.residual.detach().repeat(steps, 1))
+    first.steps = steps
+    return first

@@ -1,0 +1,57 @@
+"""Teacher: the frozen target, who reads prompts and its own answers to them for whoever learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ..inputs import Request, append
+from ..lesson import WIDTHS, Lesson
+from ..masks import padding_mask
+from ..states import LAST, capture
+from ..target import Target
+from .data import Pass
+
+
+class Teacher:
+    """Makes lessons: one forward pass of the frozen target over prompts and answers.
+
+    Args:
+        target: who answered.
+        feature_layers: states that drafters and losses want besides the last one.
+    """
+
+    def __init__(self, target: Target, feature_layers: Iterable[int] = ()):
+        self.target = target
+        self.feature_layers = tuple(dict.fromkeys([*feature_layers, LAST]))
+
+    def lesson_of(self, batch: Pass) -> Lesson:
+        """Let the target read a pass of a training."""
+        return self.study(batch.prompt, batch.answers, batch.tasks)
+
+    @torch.no_grad()
+    def study(self, prompt: Request, answers: list[list[int]], tasks: Sequence[str] = ()) -> Lesson:
+        """Let the target read prompts and its answers to them.
+
+        Args:
+            prompt: prepared, see `mmspec.inputs.prepare`.
+            answers: token ids per row, at least two of them.
+            tasks: a label per row, for reports.
+        """
+        target, family = self.target, self.target.family
+        vision = target.encode(prompt)
+        request = append(prompt, answers, WIDTHS)
+        embeds = family.embed(request.inputs["input_ids"], vision)
+        position_ids, _ = family.positions_until(prompt.inputs, embeds.shape[1])
+        with capture(family, self.feature_layers) as features:
+            family.run(
+                inputs_embeds=embeds,
+                attention_mask=padding_mask(request.lengths, embeds.shape[1], embeds.device),
+                position_ids=position_ids,
+                use_cache=False,
+                logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature
+                **family.prefill_inputs(request.inputs, vision),
+                **family.lasting_inputs(vision),
+            )
+        return Lesson(target, prompt, answers, request, vision, embeds, dict(features), list(tasks))
