@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
 )
@@ -22,8 +21,9 @@ from . import extras
 from .calls import named_arguments
 from .checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
+from .drafters.draft_model import mode_of
 from .errors import MMSpecError, did_you_mean, first_line, listed
-from .families import family_of
+from .families import class_for
 from .formats import FORMATS, load_published
 from .sources import base_of_adapter, check_weights, own_processor, put_on
 from .target import Target, expect_target, unwrapped
@@ -116,8 +116,7 @@ def _load(
         if not placed and (kwargs.get("quantization_config") or getattr(config, "quantization_config", None)):
             kwargs = {**kwargs, "device_map": {"": device}}  # quantised weights cannot all be moved afterwards
             placed = ["device_map"]
-        visual = getattr(config, "vision_config", None) is not None
-        loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
+        loader = class_for(config)
         kwargs = {"use_safetensors": True} | kwargs | hub
         if kwargs["use_safetensors"] and not kwargs.get("gguf_file"):
             check_weights(what, source, loader, config, hub)
@@ -130,7 +129,7 @@ def _load(
                 f"{listed(info['unexpected_keys'])}; fetch it again, or load the model yourself and pass it to "
                 "mmspec.Target"
             )
-        processor = _read_processor(what, source, visual, hub)
+        processor = _read_processor(what, source, loader is not AutoModelForCausalLM, hub)
     except MMSpecError:
         raise
     except Exception as error:  # of several libraries, and of whatever kind a file's contents make it
@@ -150,18 +149,18 @@ def _load(
     return model, processor
 
 
-def _read_processor(what: str, source: str, visual: bool, hub: dict[str, Any]):
+def _read_processor(what: str, source: str, multimodal: bool, hub: dict[str, Any]):
     """The processor or the tokenizer that belongs to a model.
 
     Raises:
         MMSpecError: if it is not there, or cannot be read.
     """
     try:
-        return (AutoProcessor if visual else AutoTokenizer).from_pretrained(source, **hub)
+        return (AutoProcessor if multimodal else AutoTokenizer).from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error) or extras.wanted_by(error):
             raise
-        part = "processor" if visual else "tokenizer"
+        part = "processor" if multimodal else "tokenizer"
         raise MMSpecError(
             f"{what} has no {part} that can be read ({first_line(error)}): put the files of its {part} beside the "
             "weights, or load the model yourself and pass it to mmspec.Target, which works on inputs= without one"
@@ -220,8 +219,7 @@ def load_drafter(
         known = ", ".join(format.name for format in FORMATS)
         raise MMSpecError(f"{error}; nor has it the keys of a published drafter ({known})") from error
     model = unwrapped(model)
-    mode = "text_only" if family_of(model).image_token_id is None else "own_vision"
-    return DraftModelDrafter(target, model, mode, processor=processor)
+    return DraftModelDrafter(target, model, mode_of(target, model), processor=processor)
 
 
 def _resolve(name: str, kind: str) -> str:

@@ -161,7 +161,11 @@ def test_a_draft_model_shares_the_vocabulary(text_target):
         ("text_onyl", None, r"mode 'text_onyl' is unknown\. Did you mean 'text_only'\?"),
         ("shared_vision", None, "a projector belongs to mode='shared_vision'"),
         ("text_only", torch.nn.Identity(), "a projector belongs to mode='shared_vision'"),
-        ("own_vision", None, "needs a vision-language model, LlamaForCausalLM takes no pictures; use mode='text_only'"),
+        (
+            "own_vision",
+            None,
+            "takes pictures or sound, LlamaForCausalLM takes none; use mode='text_only'",
+        ),
     ],
 )
 def test_modes_of_draft_models(visual_target, mode, projector, message):

@@ -1,4 +1,4 @@
-"""An independent small model as drafter: with a vision tower of its own, with the target's, or blind."""
+"""An independent small model as drafter: with encoders of its own, with the target's, or blind and deaf."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError, did_you_mean, shown
-from ..families import Vision, family_of
+from ..families import Family, Vision, class_for, family_of
 from ..folders import stored
 from ..inputs import Request, append, prepare
 from ..lesson import WIDTHS, Guess, Lesson
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..folders import Header
     from ..target import Target
 
-MODES = ("own_vision", "shared_vision", "text_only")
+MODES = ("own_vision", "shared_vision", "shared_encoder", "text_only")
 
 LARGEST_COMPUTED = 2**28
 """Bytes of what a model that is loaded computes for itself, such as masks and frequencies of rotary positions."""
@@ -41,15 +41,19 @@ class DraftModelDrafter(SessionDrafter):
 
     Args:
         target: the model to draft for.
-        model: a Hugging Face model: a VLM for `own_vision`, a causal LM otherwise.
-        mode: where its sight comes from.
-            `own_vision`: the draft model is a VLM and encodes the pictures itself.
+        model: a Hugging Face model: one that takes media for `own_vision`, a causal LM otherwise.
+        mode: where its sight and hearing come from.
+            `own_vision`: the draft model encodes the pictures or the sound itself.
+            `shared_encoder`: its decoder attends to what the target's encoder has made of the sound, which is encoded
+            once (Distil-Whisper, arXiv 2311.00430, whose encoder is a copy of the target's). An encoder that the draft
+            model may have is left idle.
             `shared_vision`: the pictures are encoded once, by the target's tower; `projector` maps the tower's features
             into the draft model (Spec-LLaVA, arXiv 2509.11961; MASSV, arXiv 2505.10526).
             `text_only`: pictures are left out of the draft prompt (Gagrani et al., arXiv 2404.08856). Its prompt is
             shorter than the target's, and so are its positions.
         projector: for `shared_vision`, a module from `[tokens, vision_hidden]` to `[tokens, draft_hidden]`.
-        processor: for `own_vision`, if the draft model needs another one than the target.
+        processor: for `own_vision`, if the draft model needs another one than the target. Of a Whisper, whose tokens
+            are the target's, it only hears the sound anew.
         tree: how to grow trees; a chain of five by default.
         compressor: what the draft model sees of pictures; all of them by default. Positions follow entry by entry, on
             all axes of multi-axis rotary embeddings.
@@ -77,11 +81,7 @@ class DraftModelDrafter(SessionDrafter):
             raise MMSpecError(f"DraftModelDrafter mode {mode!r} is unknown.{did_you_mean(mode, MODES)}")
         if (projector is not None) != (mode == "shared_vision"):
             raise MMSpecError("DraftModelDrafter: a projector belongs to mode='shared_vision', and to no other")
-        if mode == "own_vision" and family_of(model).image_token_id is None:
-            raise MMSpecError(
-                f"DraftModelDrafter: mode='own_vision' needs a vision-language model, {type(model).__name__} takes no "
-                "pictures; use mode='text_only'"
-            )
+        _check_mode(mode, family_of(model), target.family)
         self.mode = mode
         self.model = model
         self.projector = projector
@@ -91,9 +91,11 @@ class DraftModelDrafter(SessionDrafter):
             self.take_compressor(compressor)
 
     def take_compressor(self, compressor: VisualCompressor) -> None:
-        if self.mode == "text_only":
-            name = type(compressor).__name__
-            raise MMSpecError(f"a text_only draft model sees no pictures, so there is nothing for {name} to compress")
+        if self.mode == "text_only" or self.draft_target.family.cross_attends:
+            how = f"a {type(self.model).__name__} in mode={self.mode!r}"
+            raise MMSpecError(
+                f"{how} reads no pictures, so there is nothing for {type(compressor).__name__} to compress"
+            )
         compressor.attach(self.draft_target.hidden_size, self.target.hidden_size)
         self.compressor = compressor
 
@@ -142,8 +144,8 @@ class DraftModelDrafter(SessionDrafter):
             yield Guess(guesses[number[places]], None, places, valid.flatten().nonzero()[:, 0])
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """All but a vision tower of its own, which is only ever run without gradients."""
-        if self.mode != "own_vision":
+        """All but an encoder of its own, which is only ever run without gradients."""
+        if self.mode in ("shared_vision", "text_only"):
             return self.parameters()
         parts = (self.model.get_decoder(), self.model.get_output_embeddings(), self.compressor)
         return iter({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
@@ -159,25 +161,34 @@ class DraftModelDrafter(SessionDrafter):
                     "the pictures were passed encoded (then pass their pixels instead of mm_encoder_outputs), or "
                     f"{type(self.target.model).__name__} is of no listed family; use mode='own_vision' or 'text_only'"
                 )
-        elif self.draft_target.processor is None:
-            pixels = self.draft_target.family.pixel_inputs
-            if vision is not None and all(request.inputs.get(name) is None for name in pixels):
-                raise MMSpecError(
-                    "the pictures were passed encoded and without the pixels, which a draft model with "
-                    "mode='own_vision' reads; pass those instead of mm_encoder_outputs"
-                )
-            vision = self.draft_target.encode(request)
-        else:
-            if request.conversations is None:
-                raise MMSpecError(
-                    "a draft model with its own processor needs the prompt and the images; call generate(prompt=, "
-                    "images=) instead of generate(inputs=)"
-                )
-            request = prepare(self.draft_target, messages=request.conversations)
-            vision = self.draft_target.encode(request)
+        elif self.mode == "own_vision":
+            request, vision = self._encoded(request, vision)
         inputs = dict(request.inputs)
         self.draft_target.family.complete(inputs)
         return replace(request, inputs=inputs), vision
+
+    def _encoded(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
+        """The prompt with its media, encoded by the draft model itself."""
+        own = self.draft_target
+        if own.processor is None:
+            pixels = own.family.pixel_inputs
+            if vision is not None and all(request.inputs.get(name) is None for name in pixels):
+                raise MMSpecError(
+                    f"the media were passed encoded and without {' or '.join(pixels)}, which a draft model with "
+                    "mode='own_vision' reads; pass them as the processor returned them"
+                )
+        elif request.conversations is None:
+            raise MMSpecError(
+                "a draft model with its own processor needs the prompt and the media; call generate(prompt=, images=) "
+                "or generate(audio=) instead of generate(inputs=)"
+            )
+        elif own.family.cross_attends:  # the tokens are the decoder's, of one vocabulary; the sound is another matter
+            heard = own.family.media_inputs(own, request.conversations)
+            inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
+            request = replace(request, inputs=request.inputs | {n: v.to(own.device) for n, v in inputs.items()})
+        else:
+            request = prepare(own, messages=request.conversations)
+        return request, own.encode(request)
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
         """What `ModelSession.prefill` takes: embeddings, positions, offset, lengths, what else goes into this pass, and
@@ -218,7 +229,7 @@ class DraftModelDrafter(SessionDrafter):
         if self.mode == "own_vision":
             return family.embed(ids, vision)
         embeds = family.embed(self._known(ids), None)
-        if vision is None:
+        if vision is None or self.projector is None:
             return embeds
         visual = self.target.family.is_visual(ids)
         dtype = next(self.projector.parameters(), vision.features[0]).dtype
@@ -286,11 +297,11 @@ class DraftModelDrafter(SessionDrafter):
 
 def _parts(config: dict[str, Any], target: Target) -> tuple[nn.Module, VisualProjector | None, VisualCompressor | None]:
     """The model, the projector and the compressor that a configuration describes."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     settings = _settings(config["model"])
     model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    loader = AutoModelForImageTextToText if config["mode"] == "own_vision" else AutoModelForCausalLM
+    loader = class_for(model_config, sees=config["mode"] == "own_vision")
     options = {"dtype": target.dtype, "attn_implementation": target.attention, "trust_remote_code": False}
     model = loader.from_config(model_config, **options)
     projector = VisualProjector(*config["projector"]).to(target.dtype) if config.get("projector") else None
@@ -315,6 +326,36 @@ def _without_images(request: Request, placeholders: Collection[int]) -> Request:
     ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=device)
     mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
     return Request({"input_ids": ids, "attention_mask": mask.long()}, lengths)
+
+
+def mode_of(target: Target, model: nn.Module) -> str:
+    """How a model drafts if nobody says: with all that it can see and hear, and not encoding a sound twice alike."""
+    family = family_of(model)
+    if not family.cross_attends:
+        return "own_vision" if family.kinds else "text_only"
+    return "shared_encoder" if family.hears_like(target.family) else "own_vision"
+
+
+def _check_mode(mode: str, draft: Family, target: Family) -> None:
+    """Refuse a mode that the draft model, or the target, is not made for."""
+    name = type(draft.model).__name__
+    if mode == "own_vision" and not draft.kinds:
+        other = "shared_encoder" if draft.cross_attends else "text_only"
+        raise MMSpecError(
+            f"DraftModelDrafter: mode='own_vision' needs a model that takes pictures or sound, {name} takes none; use "
+            f"mode={other!r}"
+        )
+    if draft.cross_attends != (mode == "shared_encoder") and not (draft.cross_attends and mode == "own_vision"):
+        fits = "'own_vision' or 'shared_encoder'" if draft.cross_attends else "another mode"
+        raise MMSpecError(f"DraftModelDrafter: mode={mode!r} does not fit {name}; use {fits}")
+    if draft.cross_attends and not target.cross_attends:
+        raise MMSpecError(f"DraftModelDrafter: {name} attends to sound, which {type(target.model).__name__} does not")
+    if mode == "shared_encoder" and draft.text_config.hidden_size != target.text_config.hidden_size:
+        raise MMSpecError(
+            f"DraftModelDrafter: mode='shared_encoder': {name} attends to states of width "
+            f"{draft.text_config.hidden_size}, and the target's encoder makes those of "
+            f"{target.text_config.hidden_size}; use mode='own_vision'"
+        )
 
 
 def _check_vocabulary(target: Target, draft: Target) -> None:

@@ -6,6 +6,13 @@ real class to `tests/tiny_families.py`; the exactness tests then run on it. See 
 
 from __future__ import annotations
 
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedConfig,
+)
+
 from ..errors import MMSpecError
 from .base import Family
 from .gemma3 import Gemma3
@@ -51,16 +58,36 @@ def family_of(model) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family(model)
-    if getattr(model.config, "is_encoder_decoder", False):
-        listed = " and ".join(
-            sorted({one for family in FAMILIES if family.cross_attends for one in family.model_types})
-        )
-        raise MMSpecError(
-            f"model type {model_type!r} is an encoder-decoder model, of which mmspec reads those of type {listed} only"
-        )
+    _refuse_unlisted_encoder(model.config)
     if getattr(model.config, "vision_config", None) is None:
         return CausalLM(model)
     return (UnlistedMultiAxis if hasattr(model.base_model, "get_rope_index") else Unlisted)(model)
 
 
-__all__ = ["FAMILIES", "CausalLM", "Family", "Unlisted", "Vision", "family_of", "visual_spans"]
+def class_for(config: PreTrainedConfig, sees: bool | None = None) -> type:
+    """The auto class of transformers that makes the model of a configuration.
+
+    Args:
+        config: of the model.
+        sees: whether its vision part is wanted; by default if it has one.
+
+    Raises:
+        MMSpecError: for an encoder-decoder model of which nothing is known.
+    """
+    _refuse_unlisted_encoder(config)
+    if config.is_encoder_decoder:
+        return AutoModelForSpeechSeq2Seq
+    visual = getattr(config, "vision_config", None) is not None if sees is None else sees
+    return AutoModelForImageTextToText if visual else AutoModelForCausalLM
+
+
+def _refuse_unlisted_encoder(config: PreTrainedConfig) -> None:
+    listed = sorted({one for family in FAMILIES if family.cross_attends for one in family.model_types})
+    if getattr(config, "is_encoder_decoder", False) and config.model_type not in listed:
+        raise MMSpecError(
+            f"model type {config.model_type!r} is an encoder-decoder model, of which mmspec reads those of type "
+            f"{' and '.join(listed)} only"
+        )
+
+
+__all__ = ["FAMILIES", "CausalLM", "Family", "Unlisted", "Vision", "class_for", "family_of", "visual_spans"]

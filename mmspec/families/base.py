@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from ..masks import kernels
 from ..weights import changes_while_running, device_of, is_adapted, is_plain, linear_weight
 from .frequencies import Switch, check_reach, switches_of
 from .vision import Vision, in_order
+
+if TYPE_CHECKING:
+    from ..chat import Conversation
+    from ..inputs.reader import Reader
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far the head's logits may be from the model's, in standard deviations of the logits, by dtype."""
@@ -87,6 +91,11 @@ class Family:
         """Placeholder token to `"image"` or `"video"`."""
         tokens = {self.image_token_id: "image", self.video_token_id: "video"}
         return {token: kind for token, kind in tokens.items() if token is not None}
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of media that the model takes."""
+        return set(self.placeholders.values())
 
     @property
     def vision_inputs(self) -> tuple[str, ...]:
@@ -376,6 +385,22 @@ class Family:
         `attention_mask`."""
         return inputs
 
+    prompt_optional = False
+    """Whether media alone are a prompt."""
+
+    def write(
+        self, reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Conversations as a processor would return them, where the model has a way of its own to be asked; None where
+        it has a chat template or reads plain text, see `mmspec.inputs.template`.
+
+        Args:
+            reader: the target.
+            conversations: one per row, with loaded media.
+            settings: see `chat_template_kwargs` of `mmspec.generate`.
+        """
+        return None
+
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs of a request as the model's own `generate` names them."""
         return dict(inputs)
@@ -387,6 +412,10 @@ class Family:
             vision: what `encode` returned.
         """
         return {}
+
+    def hears_like(self, other: Family) -> bool:
+        """Whether another model's encoder makes the states that this one attends to, see `cross_attends`."""
+        return False
 
     def probe(self, token: Tensor, cache: Cache) -> Tensor:
         """`[1, 1, vocab]` logits of a single token, `[1, 1]`, by the model's own outermost forward pass.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,14 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationCon
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..by_row import BehindPrompt
+from ..chat import Conversation, media_of
 from ..compat import CACHE
 from ..errors import MMSpecError, first_line
 from .base import Family
 from .vision import Vision
+
+if TYPE_CHECKING:
+    from ..inputs.reader import Reader
 
 SOUND = "input_features"
 HEARD = "encoder_outputs"
@@ -37,11 +41,16 @@ class Whisper(Family):
     vision_projector = None
     final_norm_name = "layer_norm"
     cross_attends = True
+    prompt_optional = True
     settings_not_applied = {"no_speech_threshold": None}
 
     @property
     def image_token_id(self) -> None:
         return None
+
+    @property
+    def kinds(self) -> set[str]:
+        return set() if self.encoder is None else {"audio"}
 
     @property
     def pixel_inputs(self) -> tuple[str, ...]:
@@ -78,6 +87,52 @@ class Whisper(Family):
         if inputs["input_ids"] is None and inputs.get(SOUND) is not None:
             inputs["input_ids"] = self.opening(inputs[SOUND])
         return inputs
+
+    def write(
+        self, reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """A sound for every row, and the tokens before the answer: a text that came before, if the row has one (what
+        `generate` calls `prompt_ids`), and those of `opening`.
+
+        Raises:
+            MMSpecError: for a row that is not one sound and texts of one user, for a sound that is longer than the
+                window, and for settings but `language` and `task`.
+        """
+        if unknown := sorted(set(settings) - {"language", "task"}):
+            raise MMSpecError(
+                f"chat_template_kwargs has {unknown[0]!r}, but {type(self.model).__name__} takes language and task only"
+            )
+        heard = self.media_inputs(reader, conversations)
+        before = [" ".join(text for message in row for text in message.texts) for row in conversations]
+        rows = self.opening(heard[SOUND], **settings).tolist()
+        for row, text in enumerate(before):
+            if text.strip():
+                rows[row] = [*reader.processor.get_prompt_ids(text).tolist(), *rows[row]]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        return {"decoder_input_ids": ids, "decoder_attention_mask": mask, **heard}
+
+    def media_inputs(self, reader: Reader, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+        """The log-mel features of the sound of every row, as the model's own processor makes them."""
+        name, sounds, extractor = type(self.model).__name__, [], reader.processor.feature_extractor
+        for row, conversation in enumerate(conversations):
+            own = media_of(conversation, "audio")
+            if len(own) != 1 or len(conversation) > 1:
+                raise MMSpecError(
+                    f"prompt {row} has {len(own)} sounds in {len(conversation)} messages, but {name} writes down one "
+                    "sound: give one for every row, and perhaps a text that came before it as the prompt"
+                )
+            samples, rate = own[0]
+            if len(samples) > extractor.n_samples:
+                raise MMSpecError(
+                    f"prompt {row}: its sound lasts {len(samples) / rate:.1f} seconds, but {name} hears "
+                    f"{extractor.n_samples / rate:g} at a time: cut it, or use model.generate, which goes from window "
+                    "to window"
+                )
+            sounds.append(samples)
+        features = extractor(sounds, sampling_rate=rate, return_tensors="pt")
+        return {SOUND: features[SOUND]}
 
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         names = {"input_ids": "decoder_input_ids", "attention_mask": "decoder_attention_mask"}
@@ -123,7 +178,7 @@ class Whisper(Family):
         Raises:
             MMSpecError: for a request without sound, or with sound of another form than this encoder reads.
         """
-        if inputs.get(HEARD) is not None:
+        if inputs.get(HEARD) is not None and inputs.get(SOUND) is None:
             return Vision([], None, memory=inputs[HEARD][0])
         if self.encoder is None:
             raise MMSpecError(f"{type(self.model).__name__} is a decoder alone: it hears what another encoder has made")
@@ -167,10 +222,17 @@ class Whisper(Family):
                 f"positions of {type(self.model).__name__}; ask for max_new_tokens={self.longest - prompt} at most"
             )
 
+    def hears_like(self, other: Family) -> bool:
+        """A decoder alone does by necessity; else the two encoders must be the same, number for number."""
+        if self.encoder is None or not isinstance(other, Whisper) or other.encoder is None:
+            return self.encoder is None and isinstance(other, Whisper)
+        ours, theirs = self.encoder.state_dict(), other.encoder.state_dict()
+        return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
     def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
         if vision is None or vision.memory is None:
             raise MMSpecError(f"{type(self.model).__name__} attends to sound, and there is none in this request")
-        return {"encoder_hidden_states": vision.memory}
+        return {"encoder_hidden_states": vision.memory.to(self.decoder.embed_positions.weight.dtype)}
 
     def forward(self, position_ids: Tensor, **arguments: Any) -> Tensor:
         # Nodes that no text can reach may lie behind the table; for a draft model with a shorter one, so may the text.

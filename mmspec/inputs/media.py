@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chat import Conversation, Medium, media_of, with_media
+from ..chat import Conversation, Medium, Message, media_of, with_media
 from ..errors import MMSpecError
 from ..media import KINDS, Video, load_image, load_sound, load_video
 from .reader import Reader
@@ -73,6 +73,12 @@ def rows_of(kind: str, given: Any, rows: int, single: bool) -> list[list[Any]]:
         name = ARGUMENTS[kind]
         raise MMSpecError(f"{rows} prompts but {name} for {len(entries)}; give one entry of {name} per prompt")
     return [[] if entry is None else [entry] if is_one(kind, entry) else list(entry) for entry in entries]
+
+
+def unasked(audio: Any) -> list[Conversation]:
+    """Conversations of a sound each, without a text: of one sound or a list of sounds."""
+    sounds = [audio] if is_one("audio", audio) else list(audio)
+    return [[Message("user", (Medium("audio", sound),))] for sound in sounds]
 
 
 def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..chat import Conversation, media_of, read_messages
 from ..errors import MMSpecError, shown
 from ..media import KINDS
-from .media import ARGUMENTS, loaded, rows_of
+from .media import ARGUMENTS, loaded, rows_of, unasked
 from .prompts import conversation_of, prompts_of, systems_of
 from .reader import Reader
 from .request import PER_TOKEN, Request, extras_of
@@ -59,6 +59,8 @@ def prepare(
     """
     media = {"image": images, "video": videos, "audio": audio}
     asked = {"prompt": prompt, "messages": messages, "inputs": inputs}
+    if audio is not None and target.family.prompt_optional and all(value is None for value in asked.values()):
+        return prepare(target, messages=unasked(audio), chat_template_kwargs=chat_template_kwargs, extras=extras)
     given = [f"{name}=" for name, value in asked.items() if value is not None]
     if len(given) != 1:
         raise MMSpecError(
@@ -135,14 +137,16 @@ def _written(target: Reader, conversations: list[Conversation], settings: Mappin
         raise MMSpecError(
             f'chat_template_kwargs={shown(settings, 60)} must be a dict of names, such as {{"enable_thinking": False}}'
         )
-    kinds = set(target.family.placeholders.values())
+    kinds = target.family.kinds
     for kind in KINDS:
         count = sum(len(media_of(conversation, kind)) for conversation in conversations)
         if count and not (kinds if kind == "video" else kind in kinds):  # frames of videos may be read as pictures
             raise MMSpecError(f"{count} {ARGUMENTS[kind]} were given but {type(target.model).__name__} takes none")
-    request = _right_pad(target, apply_template(target, conversations, settings))
+    written = target.family.write(target, conversations, settings or {})
+    request = _right_pad(target, written or apply_template(target, conversations, settings))
     request.conversations = conversations
-    _refuse_swallowed(target, request)
+    if written is None:
+        _refuse_swallowed(target, request)
     return request
 
 
