@@ -68,7 +68,7 @@ def context_of(target: mmspec.Target, tokens: int) -> SimpleNamespace:
     length = tokens + WORDS
     features = {layer: torch.randn(1, length, width) for layer in (-1, 2, 8, 13, 15)}
     vision = Vision([torch.randn(tokens, width)], [torch.randn(tokens, width)])
-    target.family.grids = lambda inputs, sizes: [(rows, columns)]
+    target.family.grids = lambda inputs, sizes: [(1, rows, columns)]
     request = Request({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [length])
     return SimpleNamespace(
         request=request,

@@ -32,7 +32,7 @@ def bare_passes(trainer: Trainer, passes: list, lessons: list) -> tuple[float, f
     start = time.perf_counter()
     for batch, lesson in zip(passes, lessons, strict=True):
         inputs = batch.prompt.inputs
-        pictures = {name: inputs[name] for name in trainer.target.family.vision_inputs if name in inputs}
+        pictures = {name: inputs[name] for name in trainer.target.family.media_inputs if name in inputs}
         request = lesson.request.inputs
         with torch.no_grad():
             model(

@@ -113,7 +113,7 @@ def custom_generate(
     *usual, others = signature.parameters.values()
     pictures = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        for name in drafter.target.family.vision_inputs
+        for name in drafter.target.family.media_inputs
     ]
     run.__signature__ = signature.replace(parameters=[*usual, *pictures, others])
     return run

@@ -191,7 +191,7 @@ def _requests(target: Target) -> list[Request]:
     """The questions alone, then all of them as a batch."""
     prompts = [prompt for prompt, _ in QUESTIONS]
     rows = [[zoo.sample(kind, "test", number).image for number, kind in enumerate(kinds)] for _, kinds in QUESTIONS]
-    if target.family.image_token_id is None:
+    if "image" not in target.family.encoders:
         rows = [[] for _ in rows]
     alone = [prepare(target, [prompt], [images]) for prompt, images in zip(prompts, rows, strict=True)]
     return [*alone, prepare(target, prompts, rows)]

@@ -18,6 +18,7 @@ from mmspec.compressors import (
     Compressed,
     Conv,
     Elastic,
+    Frames,
     Hide,
     Layout,
     Pool,
@@ -36,10 +37,11 @@ from mmspec.inputs import prepare
 from mmspec.lesson import append
 
 
-def span(rows: int, columns: int, width: int = 1, **fields) -> VisualSpan:
-    """A picture whose tokens are their own numbers."""
-    embeds = torch.arange(float(rows * columns))[:, None].expand(-1, width).contiguous()
-    return VisualSpan(embeds, (rows, columns), **{"text": torch.ones(2, width), **fields})
+def span(rows: int, columns: int, width: int = 1, times: int = 1, **fields) -> VisualSpan:
+    """A picture, or a video, whose tokens are their own numbers."""
+    embeds = torch.arange(float(times * rows * columns))[:, None].expand(-1, width).contiguous()
+    kind = "video" if times > 1 else "image"
+    return VisualSpan(embeds, (times, rows, columns), **{"text": torch.ones(2, width), "kind": kind, **fields})
 
 
 def attached(compressor: VisualCompressor, hidden: int = 1, state: int = 1) -> VisualCompressor:
@@ -146,6 +148,42 @@ def test_a_resampler_looks_at_a_picture_once():
 def test_a_picture_of_fewer_tokens_than_queries_has_no_more_places():
     left = attached(Resampler(5, heads=2), hidden=4)(span(1, 2, width=4))
     assert left.embeds.shape == (2, 4) and left.source.dense().equal(torch.eye(2))
+
+
+# Videos.
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(0.5, [1, 3, 5]), (0.01, [3]), (0.34, [1, 4]), (1, [0, 1, 2, 3, 4, 5])])
+def test_frames_keeps_frames_evenly_spaced(keep, expected):
+    left = Frames(keep)(span(2, 3, times=6))
+    wanted = [6.0 * frame + token for frame in expected for token in range(6)]
+    assert numbers(left.embeds) == left.source.mean(torch.arange(36.0)[:, None])[:, 0].tolist() == wanted
+
+
+def test_frames_keeps_those_of_most_change():
+    """The third frame is new, the fifth is new in one place; the others repeat what was there."""
+    one, other = torch.tensor([[1.0, 0]] * 4), torch.tensor([[0, 1.0]] * 4)
+    changed = torch.cat([other[:3], one[:1]])
+    clip = torch.cat([one, one, other, other, changed, changed])
+    picture = VisualSpan(clip, (6, 2, 2), torch.ones(1, 2), kind="video")
+    for keep, expected in ((0.5, [0, 2, 4]), (0.34, [0, 2]), (0.1, [0])):
+        kept = Frames(keep, "change")(picture).source.dense().argmax(-1).view(-1, 4)[:, 0] // 4
+        assert kept.tolist() == expected
+
+
+def test_frames_leaves_pictures_and_sounds_whole():
+    for whole in (span(2, 3), span(1, 1, times=6, kind="audio"), VisualSpan(torch.ones(5, 1), None, torch.ones(1, 1))):
+        assert torch.equal(Frames(0.2)(whole).embeds, whole.embeds)
+
+
+def test_windows_do_not_reach_from_one_frame_into_the_next():
+    """Three rows a frame, so that windows of two would."""
+    clip, frames = span(3, 4, width=2, times=2), [span(3, 4, width=2), span(3, 4, width=2)]
+    frames[1].embeds = clip.embeds[12:]
+    for compressor in (Pool(2), attached(Conv(2), hidden=2)):
+        left, alone = compressor(clip), [compressor(frame) for frame in frames]
+        assert torch.allclose(left.embeds, torch.cat([one.embeds for one in alone]))
+        assert torch.equal(left.source.dense(), torch.block_diag(*[one.source.dense() for one in alone]))
 
 
 # Elastic.
@@ -329,8 +367,14 @@ def test_a_configuration_of_something_else_is_refused(config, reason):
             lambda: attached(Elastic(), 4)(span(2, 2, width=4)),
             "its gate reads the target's states, and this drafter has none",
         ),
-        (lambda: Pool(2)(VisualSpan(torch.ones(3, 1), None, torch.ones(1, 1))), "these 3 visual tokens have none"),
-        (lambda: Pool(2)(VisualSpan(torch.ones(3, 1), (2, 2), torch.ones(1, 1))), "these 3 visual tokens have none"),
+        (
+            lambda: Pool(2)(VisualSpan(torch.ones(3, 1), None, torch.ones(1, 1))),
+            "these 3 tokens of kind image have none",
+        ),
+        (
+            lambda: Pool(2)(VisualSpan(torch.ones(3, 1), (1, 2, 2), torch.ones(1, 1))),
+            "these 3 tokens of kind image have none",
+        ),
     ],
 )
 def test_mistakes_are_one_line(make, message):
@@ -357,11 +401,13 @@ def prompt_of(*rows: str):
     words, spans, grids = visual.clone(), [], []
     for number, row in enumerate(rows):
         spans.append([(row.index(letter), row.rindex(letter) + 1) for letter in sorted(set(row) - {".", "_"})])
-        grids.append([(2, 2) if end - start == 4 else (1, end - start) for start, end in spans[-1]])
+        grids.append([(1, 2, 2) if end - start == 4 else (1, 1, end - start) for start, end in spans[-1]])
         for place, sign in enumerate(row):
             visual[number, place], words[number, place] = sign not in "._", sign == "."
     embeds = torch.arange(float(width))[None, :, None].expand(len(rows), -1, 1)
-    return whole_prompt(embeds, 10 * embeds, visual), Layout(visual, spans, grids, words)
+    return whole_prompt(embeds, 10 * embeds, visual), Layout(
+        visual, spans, grids, [["image"] * len(row) for row in spans], words
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,7 +497,7 @@ def test_positions_of_several_axes_follow_entry_by_entry():
 def test_positions_are_exact_in_half_precision():
     """Where a ninth is no number, and 900 ninths of something less so."""
     whole, layout = prompt_of("." * 900 + "a" * 36 + "..")
-    layout.grids[0][0] = (6, 6)
+    layout.grids[0][0] = (1, 6, 6)
     half = replace(whole, embeds=whole.embeds.bfloat16(), states=whole.states.bfloat16())
     for compressor in (Pool(3), elastic("fusion", [0.1, 0.5, 0.4], size=3)):
         given = {"last": torch.ones(1, whole.embeds.shape[1], 3)}
@@ -473,14 +519,15 @@ def test_the_layout_of_a_request(name):
     request = prepare(target, inputs=models.inputs_for(name, [2, 0, 1], [6, 4, 5]))
     longer = append(request, [[7, 8, 9], [7], [8, 9]])
     vision = target.encode(request)
-    tall = (3, 2) if name == "qwen_vl" else (2, 2)
+    tall = (1, 3, 2) if name == "qwen_vl" else (1, 2, 2)
     for read in (request, longer):
         layout = layout_of(target.family, read, request, vision)
-        assert layout.grids == [[(2, 2), tall], [], [(2, 2)]]
+        assert layout.grids == [[(1, 2, 2), tall], [], [(1, 2, 2)]]
+        assert layout.kinds == [["image"] * 2, [], ["image"]]
         ids = read.inputs["input_ids"]
         assert layout.visual.equal(ids == models.IMAGE)
         for row, (spans, grids) in enumerate(zip(layout.spans, layout.grids, strict=True)):
-            for (start, end), (rows, columns) in zip(spans, grids, strict=True):
+            for (start, end), (_, rows, columns) in zip(spans, grids, strict=True):
                 assert end - start == rows * columns and (ids[row, start:end] == models.IMAGE).all()
             said = layout.words[row].nonzero()[:, 0].tolist()
             assert said == [n for n, token in enumerate(request.token_ids()[row]) if token != models.IMAGE]
@@ -537,8 +584,8 @@ def test_hivis_refuses_pictures_that_it_cannot_hide(monkeypatch):
     context = drafter.target.prefill(request, drafter.target.encode(request), feature_layers=drafter.feature_layers)
     view = (request, request, context.embeds, context.features, context.vision)
     assert drafter.read(*view).removed.tolist() == [4]
-    monkeypatch.setattr(type(drafter.target.family), "image_token_id", 5000, raising=False)
-    with pytest.raises(MMSpecError, match="hiding them removed no token: the target's image token 5000 is not in it"):
+    monkeypatch.setattr(type(drafter.target.family), "placeholders", {5000: "image"})
+    with pytest.raises(MMSpecError, match="hiding them removed no token: .* placeholder tokens .5000. is in it"):
         drafter.read(*view)
 
 

@@ -223,7 +223,7 @@ def test_the_signature_follows_from_the_family():
     for name in ("llava", "qwen_vl", "llama"):
         target = helpers.target_of(name, "sdpa")
         parameters = inspect.signature(mmspec.hf.custom_generate(NGramDrafter(target))).parameters
-        assert set(target.family.vision_inputs) <= parameters.keys()
+        assert set(target.family.media_inputs) <= parameters.keys()
         names[name] = len(parameters)
     assert names["llama"] < names["llava"] < names["qwen_vl"]
 

@@ -59,7 +59,7 @@ def check_target(
             if request.batch_size > 1:
                 raise MMSpecError(f"check takes inputs of one row, and these have {request.batch_size}; give one")
             report.findings += _compare(target, "pictures", [request], request, text)
-        elif target.family.image_token_id is not None and (found := pictured(target, generator, report)) is not None:
+        elif "image" in target.family.encoders and (found := pictured(target, generator, report)) is not None:
             report.findings += _compare(target, "pictures", *found, text)
     return report
 

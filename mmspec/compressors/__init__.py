@@ -2,6 +2,7 @@
 
 from .base import Compressed, VisualCompressor, VisualSpan
 from .elastic import Elastic
+from .frames import Frames
 from .guided import FeatureGuided
 from .hide import Hide
 from .layout import Layout, layout_of
@@ -17,6 +18,7 @@ __all__ = [
     "DraftPrompt",
     "Elastic",
     "FeatureGuided",
+    "Frames",
     "Hide",
     "Layout",
     "Pool",

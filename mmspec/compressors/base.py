@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import MMSpecError, shown
+from ..families.vision import Grid
 from ..per_request import PerRequest
 from ..trust import named_class
 from .source import Sources
@@ -15,23 +17,26 @@ from .source import Sources
 
 @dataclass
 class VisualSpan:
-    """One picture in a prompt.
+    """One picture, video or sound in a prompt.
 
     Args:
         embeds: `[tokens, hidden]` what the drafter would read of it.
-        grid: rows and columns of its tokens, in reading order; None if the model does not say.
+        grid: times, rows and columns of its tokens, in reading order; None if the model does not say. A picture has one
+            time, and a sound nothing but times.
         text: `[words, hidden]` embeddings of the prompt's text: what follows the picture, or all of it if nothing does.
         states: `[words, target hidden]` the target's last states there, which have seen the picture; None for drafters
             that read no states.
         attention: `[tokens]` what each token receives in the target's last layer, see
             `mmspec.attention.received_attention`; None unless the compressor `needs_attention`.
+        kind: `"image"`, `"video"` or `"audio"`.
     """
 
     embeds: Tensor
-    grid: tuple[int, int] | None
+    grid: Grid | None
     text: Tensor
     states: Tensor | None = None
     attention: Tensor | None = None
+    kind: str = "image"
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -113,15 +118,15 @@ def compressor_of(config: dict[str, Any] | None) -> VisualCompressor | None:
         raise MMSpecError(f"the compressor {cls.__name__} of this saved drafter cannot be made: {error}") from None
 
 
-def grid_of(span: VisualSpan, name: str) -> tuple[int, int]:
-    """A picture's grid, for compressors that need one.
+def grid_of(span: VisualSpan, name: str) -> Grid:
+    """Times, rows and columns of a picture, for compressors that need them.
 
     Raises:
-        MMSpecError: if it is not known.
+        MMSpecError: if they are not known.
     """
-    if span.grid is None or span.grid[0] * span.grid[1] != len(span):
+    if span.kind == "audio" or span.grid is None or math.prod(span.grid) != len(span):
         raise MMSpecError(
-            f"{name} works on the rows and columns of a picture, but these {len(span)} visual tokens have none (they "
-            "are no rectangle); use Prune, Resampler or Hide"
+            f"{name} works on the frames, rows and columns of a picture or a video, but these {len(span)} tokens of "
+            f"kind {span.kind} have none (they are no rectangle); use Prune, Resampler or Hide"
         )
     return span.grid

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..families import Family, Vision, visual_spans
+from ..families.vision import Grid
 from ..inputs import Request
 
 
@@ -18,13 +19,15 @@ class Layout(NamedTuple):
     Args:
         visual: `[batch, length]` True on the tokens of pictures.
         spans: per row, where each picture begins and ends.
-        grids: per row, rows and columns of each picture; None where it has none.
+        grids: per row, times, rows and columns of each picture; None where it has none.
+        kinds: per row, `"image"`, `"video"` or `"audio"` for each.
         words: `[batch, length]` True on the text of the prompt: no picture, no padding, no answer.
     """
 
     visual: Tensor
     spans: Sequence[Sequence[tuple[int, int]]]
-    grids: Sequence[Sequence[tuple[int, int] | None]]
+    grids: Sequence[Sequence[Grid | None]]
+    kinds: Sequence[Sequence[str]]
     words: Tensor
 
 
@@ -39,8 +42,10 @@ def layout_of(family: Family, request: Request, prompt: Request, vision: Vision)
     """
     ids = request.inputs["input_ids"]
     visual = family.is_visual(ids)
-    spans = visual_spans(prompt.token_ids(), family.placeholders, vision.sizes)
+    rows = prompt.token_ids()
+    spans = visual_spans(rows, family.placeholders, vision.sizes)
     grids = iter(family.grids(request.inputs, vision))
     ends = torch.tensor(prompt.lengths, device=ids.device)[:, None]
     said = torch.arange(ids.shape[1], device=ids.device) < ends
-    return Layout(visual, spans, [[next(grids) for _ in row] for row in spans], said & ~visual)
+    kinds = [[family.placeholders[ids[start]] for start, _ in row] for ids, row in zip(rows, spans, strict=True)]
+    return Layout(visual, spans, [[next(grids) for _ in row] for row in spans], kinds, said & ~visual)

@@ -9,19 +9,22 @@ from torch import nn
 from torch.nn import functional
 
 from ..arguments import positive
+from ..families.vision import Grid
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
 from .source import Sources
 
 
-def windows(grid: tuple[int, int], size: int, device: torch.device) -> Sources:
-    """The mean over every `size` x `size` window of a grid; windows at the edge may be smaller."""
-    rows, columns = (torch.arange(edge, device=device) // size for edge in grid)
-    across = math.ceil(grid[1] / size)
-    return Sources.groups((rows[:, None] * across + columns).flatten(), math.ceil(grid[0] / size) * across)
+def windows(grid: Grid, size: int, device: torch.device) -> Sources:
+    """The mean over every `size` x `size` window of every frame; windows at the edge may be smaller."""
+    times = torch.arange(grid[0], device=device)[:, None, None]
+    rows, columns = (torch.arange(edge, device=device) // size for edge in grid[1:])
+    down, across = (math.ceil(edge / size) for edge in grid[1:])
+    groups = (times * down + rows[:, None]) * across + columns
+    return Sources.groups(groups.flatten(), grid[0] * down * across)
 
 
 class Pool(VisualCompressor):
-    """The mean of every window of the grid.
+    """The mean of every window of a picture's grid, or of that of every frame of a video.
 
     Args:
         size: edge of the windows in tokens.
@@ -40,7 +43,7 @@ class Pool(VisualCompressor):
 
 
 class Conv(VisualCompressor):
-    """A learned convolution with windows side by side, which begins as their mean.
+    """A learned convolution with windows side by side, which begins as their mean; frame by frame for videos.
 
     Args:
         size: edge of the windows in tokens; a picture whose edge is no multiple is padded with zeros.
@@ -60,8 +63,8 @@ class Conv(VisualCompressor):
             self.conv.weight.copy_(torch.eye(hidden)[..., None, None].expand_as(self.conv.weight) / self.size**2)
 
     def forward(self, span: VisualSpan) -> Compressed:
-        rows, columns = grid_of(span, "Conv")
-        picture = span.embeds.to(self.conv.weight.dtype).T.reshape(1, -1, rows, columns)
-        picture = functional.pad(picture, (0, -columns % self.size, 0, -rows % self.size))
-        source = windows((rows, columns), self.size, span.embeds.device)
-        return Compressed(self.conv(picture).flatten(2)[0].T.to(span.embeds.dtype), source)
+        times, rows, columns = grid = grid_of(span, "Conv")
+        frames = span.embeds.to(self.conv.weight.dtype).reshape(times, rows, columns, -1).permute(0, 3, 1, 2)
+        frames = functional.pad(frames, (0, -columns % self.size, 0, -rows % self.size))
+        left = self.conv(frames).permute(0, 2, 3, 1).flatten(0, 2)
+        return Compressed(left.to(span.embeds.dtype), windows(grid, self.size, span.embeds.device))

@@ -108,7 +108,7 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
         parts.append((embeds, states, positions, torch.full((len(embeds),), seen, device=embeds.device)))
         count += len(embeds)
 
-    for (start, end), grid in zip(layout.spans[row], layout.grids[row], strict=True):
+    for (start, end), grid, kind in zip(layout.spans[row], layout.grids[row], layout.kinds[row], strict=True):
         first = max(start - before, cursor)
         keep(embeds[cursor:first], states[cursor:first], places[..., cursor:first], False)
         index = start + layout.visual[row, start:end].nonzero()[:, 0]
@@ -116,7 +116,7 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
         asked = following if following.any() else layout.words[row]
         said = None if last is None else last[row, asked]
         received = None if attention is None else attention[row, index]
-        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received))
+        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received, kind))
         if compressor.positions == "gap":
             positions = places[..., end - len(left.embeds) : end]
         else:

@@ -171,7 +171,7 @@ class DraftModelDrafter(SessionDrafter):
         """The prompt with its media, encoded by the draft model itself."""
         own = self.draft_target
         if own.processor is None:
-            pixels = own.family.pixel_inputs
+            pixels = own.family.sample_inputs
             if vision is not None and all(request.inputs.get(name) is None for name in pixels):
                 raise MMSpecError(
                     f"the media were passed encoded and without {' or '.join(pixels)}, which a draft model with "

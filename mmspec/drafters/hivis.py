@@ -74,10 +74,10 @@ class HiVisDrafter(EagleDrafter):
 
     def read(self, request, prompt, embeds, features, vision):
         read = super().read(request, prompt, embeds, features, vision)
-        if vision is not None and not read.removed.any():
+        if vision is not None and vision.sizes and not read.removed.any():
             raise MMSpecError(
-                "HiVisDrafter: the prompt has pictures, but hiding them removed no token: the target's image token "
-                f"{self.target.family.image_token_id} is not in it"
+                "HiVisDrafter: the prompt has pictures, but hiding them removed no token: none of the target's "
+                f"placeholder tokens {sorted(self.target.family.placeholders)} is in it"
             )
         if (torch.tensor(request.lengths, device=read.removed.device) <= read.removed).any():
             raise MMSpecError("HiVisDrafter: with its pictures hidden nothing is left of a prompt; ask a question")

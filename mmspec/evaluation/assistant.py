@@ -28,7 +28,7 @@ def stock_assistant(drafter: DraftModelDrafter) -> PreTrainedModel:
         MMSpecError: for a blind draft model of a target that sees, or a shared tower that is not LLaVA's.
     """
     target = drafter.target
-    if drafter.mode == "own_vision" or target.family.image_token_id is None:
+    if drafter.mode == "own_vision" or "image" not in target.family.encoders:
         model = copy.copy(drafter.model)
     elif drafter.mode == "text_only":
         raise MMSpecError(
@@ -78,7 +78,7 @@ def sighted(assistant: PreTrainedModel, drafter: DraftModelDrafter, request: Req
     target's embeddings, which another model could not read anyway) does not reach the assistant's passes: it drafts
     blind. A model that assists itself then gets 1.9 tokens per pass where all guesses should be right.
     """
-    pictures = {name: request.inputs[name] for name in drafter.target.family.vision_inputs if name in request.inputs}
+    pictures = {name: request.inputs[name] for name in drafter.target.family.media_inputs if name in request.inputs}
 
     def show(arguments: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         cache = keywords.get(CACHE)

@@ -1,4 +1,4 @@
-"""Model families: what differs between vision-language models, one file each.
+"""Model families: what differs between models that see and hear, one file each.
 
 To add one: subclass `Family`, set `model_types`, override what differs, import it here, and add a tiny model of the
 real class to `tests/tiny_families.py`; the exactness tests then run on it. See docs/families.md.
@@ -15,6 +15,7 @@ from transformers import (
 
 from ..errors import MMSpecError
 from .base import Family
+from .encoders import Encoder
 from .gemma3 import Gemma3
 from .internvl import InternVL
 from .llava import Llava
@@ -48,18 +49,18 @@ FAMILIES: tuple[type[Family], ...] = (
 def family_of(model) -> Family:
     """The family of a Hugging Face model, by its config's `model_type`.
 
-    A model without a vision part is a plain causal LM, whatever its type. One with a vision part that is not listed is
-    read like those that are, and has to check itself (`Family.verified`).
+    A model that neither sees nor hears is a plain causal LM, whatever its type. One that does and is not listed is read
+    like those that are, and has to check itself (`Family.verified`).
 
     Raises:
-        MMSpecError: for a vision-language model that has not got what is read.
+        MMSpecError: for a model that sees or hears and has not got what is read.
     """
     model_type = model.config.model_type
     for family in FAMILIES:
         if model_type in family.model_types:
             return family(model)
     _refuse_unlisted_encoder(model.config)
-    if getattr(model.config, "vision_config", None) is None:
+    if getattr(model.config, "vision_config", None) is None and not hasattr(model, "get_audio_features"):
         return CausalLM(model)
     return (UnlistedMultiAxis if hasattr(model.base_model, "get_rope_index") else Unlisted)(model)
 
@@ -90,4 +91,4 @@ def _refuse_unlisted_encoder(config: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["FAMILIES", "CausalLM", "Family", "Unlisted", "Vision", "class_for", "family_of", "visual_spans"]
+__all__ = ["FAMILIES", "CausalLM", "Encoder", "Family", "Unlisted", "Vision", "class_for", "family_of", "visual_spans"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,44 +13,32 @@ from transformers import Cache, GenerationConfig
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from ..hooks import Ear, listening
 from ..masks import kernels
-from ..weights import changes_while_running, device_of, is_adapted, is_plain, linear_weight
+from ..weights import changes_while_running, device_of
 from .frequencies import Switch, check_reach, switches_of
-from .vision import Vision, in_order
+from .head import Head
+from .media import Media
+from .vision import Vision
 
 if TYPE_CHECKING:
     from ..chat import Conversation
     from ..inputs.reader import Reader
 
-HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far the head's logits may be from the model's, in standard deviations of the logits, by dtype."""
-QUANTISED_TOLERANCE = 0.5
-"""The same where the head multiplies in fewer bits than its weight is read with."""
-
 _TURN = threading.RLock()
 """Of models that only one thread may run at a time, see `Family.passing`."""
 
 
-class Family:
-    """A view of one model: where its parts are, how pictures enter, and which positions its tokens have.
+class Family(Media, Head):
+    """A view of one model: where its parts are, how pictures, videos and sounds enter, and which positions its tokens
+    have.
 
     The base class describes a LLaVA-shaped model: a vision tower behind `get_image_features`, one placeholder token per
-    visual token, positions that count tokens. Videos are pictures of another kind: with `get_video_features` behind
-    `video_inputs` and a placeholder of their own.
+    visual token, positions that count tokens.
     """
 
     model_types: tuple[str, ...] = ()
-    image_inputs: tuple[str, ...] = ("pixel_values",)
-    """Arguments of `get_image_features`, as processors name them, the pixels first."""
-    video_inputs: tuple[str, ...] = ()
-    """Arguments of `get_video_features`, the pixels first; none for a family without videos."""
-    further_inputs: tuple[str, ...] = ()
-    """Other outputs of the processor that say something about pictures."""
     appended_type = 0
     """The `token_type_ids` of what is appended to a prompt."""
-    shapes_logits = True
-    """Whether the model scales and caps its logits as its language model's configuration says, see `compare_head`."""
     final_norm_name = "norm"
     """The module of the decoder behind its last layer."""
     cross_attends = False
@@ -72,57 +59,10 @@ class Family:
                 "mmspec/families"
             )
         self.decoder = decoder
+        self.encoders = {encoder.kind: encoder for encoder in self.encoders_of(model)}
         self.one_at_a_time = changes_while_running(model)
         self.switches: tuple[Switch, ...] = switches_of(decoder)
         """Where the rotary frequencies change with the length of the text; nowhere for most models."""
-
-    @property
-    def image_token_id(self) -> int | None:
-        """The placeholder token, one per visual token; None if the model takes no pictures."""
-        return self.model.config.image_token_id
-
-    @property
-    def video_token_id(self) -> int | None:
-        """The placeholder of videos; None if the model takes none, or takes their frames as pictures."""
-        return self.model.config.video_token_id if self.video_inputs else None
-
-    @property
-    def placeholders(self) -> dict[int, str]:
-        """Placeholder token to `"image"` or `"video"`."""
-        tokens = {self.image_token_id: "image", self.video_token_id: "video"}
-        return {token: kind for token, kind in tokens.items() if token is not None}
-
-    @property
-    def kinds(self) -> set[str]:
-        """The kinds of media that the model takes."""
-        return set(self.placeholders.values())
-
-    @property
-    def vision_inputs(self) -> tuple[str, ...]:
-        """Processor outputs that belong to pictures, not to token positions."""
-        return (*self.image_inputs, *self.video_inputs, *self.further_inputs)
-
-    @property
-    def pixel_inputs(self) -> tuple[str, ...]:
-        """Processor outputs that hold pixels."""
-        return (*self.image_inputs[:1], *self.video_inputs[:1])
-
-    def dtype_of(self, name: str, value: Tensor) -> torch.dtype:
-        """The dtype in which an input is read: pixels in that of the vision tower, whatever the language model's is.
-
-        Everything else is read as it is given: a clock in half precision would move the frames of a video.
-        """
-        if name not in self.pixel_inputs or not value.is_floating_point():
-            return value.dtype
-        tower = self.model.get_encoder(modality="image").parameters()
-        return next((weight.dtype for weight in tower if weight.is_floating_point()), value.dtype)
-
-    def is_visual(self, ids: Tensor) -> Tensor:
-        """Of `[...]` token ids, True on the placeholders of visual tokens."""
-        visual = torch.zeros_like(ids, dtype=torch.bool)
-        for token in self.placeholders:
-            visual |= ids == token
-        return visual
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -136,189 +76,6 @@ class Family:
     def longest(self) -> int | None:
         """The positions that the model was made for; None if its configuration does not say."""
         return getattr(self.text_config, "max_position_embeddings", None)
-
-    @property
-    def vision_projector(self) -> nn.Module | None:
-        """The module whose input is `Vision.features`: `[pictures, tokens, vision_hidden]`; None if there is none."""
-        return self.model.model.multi_modal_projector
-
-    def encode(self, inputs: dict[str, Any]) -> Vision | None:
-        """Run the vision tower on the `vision_inputs` of a batch, or adopt what `generate` has encoded already.
-
-        Raises:
-            MMSpecError: if the prompt's placeholders and the pictures' tokens differ in number, or it holds a video
-                that this family does not read.
-        """
-        encoded, ids = inputs.get("mm_encoder_outputs") or {}, inputs["input_ids"]
-        video = getattr(self.model.config, "video_token_id", None)
-        if not self.video_inputs and video is not None and (ids == video).any():
-            raise MMSpecError(
-                f"the prompt has video placeholder tokens, but of {type(self.model).__name__} mmspec reads pictures "
-                "only; pass single frames"
-            )
-        parts: dict[str, Vision] = {}
-        for token, kind in self.placeholders.items():
-            names = self.image_inputs if kind == "image" else self.video_inputs
-            if encoded.get(kind) is not None:
-                parts[kind] = self.pictures(encoded[kind], None, inputs, kind)
-            elif inputs.get(names[0]) is not None:
-                parts[kind] = self._encode(kind, names, inputs)
-            wanted = int((ids == token).sum())
-            if kind not in parts and wanted:
-                way = "images=[...]" if kind == "image" else f"the processor's {names[0]}"
-                raise MMSpecError(
-                    f"the prompt has {wanted} {kind} placeholder tokens but no {kind} was given; pass {way}"
-                )
-            if kind in parts and sum(parts[kind].sizes) != wanted:
-                sizes = parts[kind].sizes
-                raise MMSpecError(
-                    f"the prompt has {wanted} {kind} placeholder tokens but the {len(sizes)} {kind}s given fill "
-                    f"{sum(sizes)}; pass as many {kind}s as the prompt has places for"
-                )
-        if len(parts) < 2:
-            return next(iter(parts.values()), None)
-        return in_order(parts, ids.tolist(), self.placeholders)
-
-    def _encode(self, kind: str, names: Sequence[str], inputs: dict[str, Any]) -> Vision:
-        captured: list[Tensor] = []
-        projector = self.vision_projector
-        ears = [] if projector is None else [Ear(projector, before=lambda args, _: captured.append(args[0]))]
-        with listening(ears):
-            pixels, *further = names
-            # The pixels' name is not the same in all versions of transformers, their place is.
-            output = getattr(self.model, f"get_{kind}_features")(
-                inputs[pixels].to(self.dtype_of(pixels, inputs[pixels])),  # for a draft model, in another's
-                **{name: inputs[name] for name in further if inputs.get(name) is not None},
-                return_dict=True,
-            )
-        return self.pictures(output, captured[0] if captured else None, inputs, kind)
-
-    def pictures(self, output: Any, features: Tensor | None, inputs: dict[str, Any], kind: str) -> Vision:
-        """One kind of pictures from what the model's own encoder returned.
-
-        Args:
-            output: of `get_image_features` or `get_video_features`.
-            features: what entered the projector; None where transformers encoded the pictures.
-            inputs: of the request.
-            kind: `"image"` or `"video"`.
-        """
-        embeds = [image.reshape(-1, image.shape[-1]) for image in output.pooler_output]
-        aligned = None if features is None else self.align_features(features, embeds, inputs, kind)
-        return Vision(embeds, aligned, [kind] * len(embeds))
-
-    def align_features(
-        self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any], kind: str
-    ) -> list[Tensor] | None:
-        """Cut the projector's input into one tensor per picture, in the order of the visual tokens."""
-        return list(features.flatten(0, -2).split([image.shape[0] for image in embeds]))
-
-    def grids(self, inputs: dict[str, Any], vision: Vision) -> list[tuple[int, int] | None]:
-        """Rows and columns of the visual tokens of every picture, in the order of the pictures; None where they are no
-        rectangle. By default a picture is a square.
-        """
-        edges = [math.isqrt(size) for size in vision.sizes]
-        return [(edge, edge) if edge**2 == size else None for edge, size in zip(edges, vision.sizes, strict=True)]
-
-    def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
-        """Token embeddings `[batch, length, hidden]` with the pictures in place of their placeholders.
-
-        Without pictures a placeholder is a token like any other, or token 0 if it lies outside the embedding table.
-        """
-        table = self.model.get_input_embeddings()
-        if vision is None or not vision.embeds:
-            if any(token >= len(table.weight) for token in self.placeholders):
-                input_ids = input_ids.masked_fill(self.is_visual(input_ids), 0)
-            with self.passing():
-                return table(input_ids)
-        visual = self.is_visual(input_ids)
-        with self.passing():
-            embeds = table(input_ids.masked_fill(visual, 0))
-        return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
-
-    def head_rows(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, of all tokens or `[count]`.
-
-        They are on the device of the input embedding, where drafters are.
-        """
-        head = self.model.get_output_embeddings()
-        table, bias = self.model.get_input_embeddings(), getattr(head, "bias", None)
-        device = device_of(table)
-        with self.passing():
-            weight, bias = linear_weight(head, table.weight.dtype, device), None if bias is None else bias.to(device)
-        return (weight, bias) if tokens is None else (weight[tokens], None if bias is None else bias[tokens])
-
-    @property
-    def logit_scale(self) -> float:
-        """What the model multiplies the output embedding's logits by: 1 for most."""
-        return self._configured_scale if self.shapes_logits else 1.0
-
-    @property
-    def _configured_scale(self) -> float:
-        scale = getattr(self.text_config, "logit_scale", None) or 1.0  # Cohere
-        scaling = getattr(self.text_config, "logits_scaling", None) or 1.0  # Granite divides, HyperCLOVA X multiplies
-        return scale * scaling if self.text_config.model_type.startswith("hyperclovax") else scale / scaling
-
-    def head(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
-        """Logits `[..., count]` for `[..., hidden]` states after the final norm, of all tokens or given `head_rows`.
-
-        They are the model's own: scaled and capped as it does.
-        """
-        weight, bias = rows or self.head_rows()
-        logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
-        return self._shaped(logits) if self.shapes_logits else logits
-
-    def _shaped(self, logits: Tensor) -> Tensor:
-        """Scaled and capped as the configuration says."""
-        scale, cap = self._configured_scale, self._configured_cap
-        if scale != 1:
-            logits = logits * scale
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    @property
-    def logit_cap(self) -> float | None:
-        """The bound that logits approach; None for most models."""
-        return self._configured_cap if self.shapes_logits else None
-
-    @property
-    def _configured_cap(self) -> float | None:
-        return getattr(self.text_config, "final_logit_softcapping", None)
-
-    def compare_head(self, hidden: Tensor, logits: Tensor) -> None:
-        """Make sure that `head` gives the model's own logits.
-
-        Find out on the way whether the model scales and caps them as its configuration says: some vision-language
-        models (Aya Vision, PaliGemma 2 in transformers 5.17) have a head of their own, which does not.
-
-        Args:
-            hidden: `[..., hidden]` states after the final norm.
-            logits: `[..., vocab]` that the model made of them.
-
-        Raises:
-            MMSpecError: if they are not the model's, whichever way.
-        """
-        weight, bias = self.head_rows()
-        plain = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
-        found = {shaped: (self._shaped(plain) if shaped else plain).to(logits).float() for shaped in (True, False)}
-        theirs = logits.float()
-        # What a model masks by itself is no logit, and a model that gives no numbers cannot be compared.
-        seen = theirs.isfinite() & (theirs > torch.finfo(torch.float16).min)
-        if plain.shape == logits.shape and not seen.any():
-            return
-        errors = {
-            shaped: float((ours - theirs)[seen].abs().max()) if ours.shape == theirs.shape else math.inf
-            for shaped, ours in found.items()
-        }
-        self.shapes_logits = errors[True] <= errors[False]
-        head = self.model.get_output_embeddings()
-        stored = is_plain(head.weight) or is_adapted(head)
-        tolerance = HEAD_TOLERANCE.get(logits.dtype, HEAD_TOLERANCE[torch.bfloat16]) if stored else QUANTISED_TOLERANCE
-        error, spread = errors[self.shapes_logits], float(theirs[seen].std())
-        if not error <= tolerance * max(spread, torch.finfo(torch.float32).tiny):
-            raise MMSpecError(
-                f"{type(self.model).__name__}: its output embedding does not make its logits of its last states (they "
-                f"differ by {error:.2g}, and spread by {spread:.2g}), so drafters that read the head would guess "
-                "wrongly; merge an adapter on the head into it, or give the model a family in mmspec/families"
-            )
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions of a right-padded prompt.

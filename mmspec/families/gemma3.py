@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Family
+from .encoders import Encoder
 from .vision import Vision
+
+
+class Pooled(Encoder):
+    """The projector pools the patches first; its norm is the first module that sees one vector per visual token."""
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.model.model.multi_modal_projector.mm_soft_emb_norm
 
 
 class Gemma3(Family):
@@ -17,10 +26,8 @@ class Gemma3(Family):
 
     model_types = ("gemma3",)
 
-    @property
-    def vision_projector(self) -> nn.Module:
-        # The projector pools the patches first; its norm is the first module that sees one vector per visual token.
-        return self.model.model.multi_modal_projector.mm_soft_emb_norm
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [Pooled(model, "image", "pixel_values")]
 
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
         return visual.long()

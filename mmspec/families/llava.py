@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from .base import Family
+from .encoders import Encoder
 
 
 class Llava(Family):
@@ -10,4 +13,6 @@ class Llava(Family):
     takes pictures of any size) the rows of a picture are separated by tokens of their own."""
 
     model_types = ("llava",)
-    image_inputs = ("pixel_values", "image_sizes")
+
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [Encoder(model, "image", "pixel_values", "image_sizes")]

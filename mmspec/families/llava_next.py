@@ -6,22 +6,20 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Family
+from .encoders import Encoder
 from .vision import Vision
 
 
-class LlavaNext(Family):
-    """`LlavaNextForConditionalGeneration`. What a picture's tokens saw is put together as the model puts its own
-    together, with zeros at the line breaks."""
+class Tiled(Encoder):
+    """Pictures in tiles. What a picture's tokens saw is put together as the model puts its own together, with zeros at
+    the line breaks."""
 
-    model_types = ("llava_next",)
-    image_inputs = ("pixel_values", "image_sizes")
-
-    def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any], kind: str) -> list[Tensor]:
-        inner, config = self.model.model, self.model.config
-        parts, _ = inner.pack_image_features(
+    def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        config = self.model.config
+        parts, _ = self.model.model.pack_image_features(
             features.split(self._tiles(inputs)),
             inputs["image_sizes"],
             vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -35,43 +33,31 @@ class LlavaNext(Family):
         pinpoints, edge = self.model.config.image_grid_pinpoints, self.model.config.vision_config.image_size
         return [tiles_of(size, pinpoints, edge) for size in inputs["image_sizes"]]
 
-    def grids(self, inputs, vision) -> list[None]:
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[None]:
         """A thumbnail and tiles with line breaks are no rectangle."""
-        return [None] * len(vision.sizes)
+        return [None] * len(sizes)
 
 
-class LlavaOneVision(LlavaNext):
-    """`LlavaOnevisionForConditionalGeneration`, with videos, whose frames are pooled. Several pictures in one prompt
-    are not tiled."""
+class LlavaNext(Family):
+    """`LlavaNextForConditionalGeneration`."""
 
-    model_types = ("llava_onevision",)
-    image_inputs = ("pixel_values", "image_sizes", "batch_num_images")
-    video_inputs = ("pixel_values_videos",)
+    model_types = ("llava_next",)
 
-    def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any], kind: str) -> list[Tensor]:
-        inner = self.model.model
-        newline = features.new_zeros(features.shape[-1])
-        if kind == "image":
-            tiles = features.split(self._tiles(inputs))
-            parts, _ = inner.pack_image_features(
-                tiles,
-                inputs["image_sizes"],
-                image_newline=newline,
-                vision_aspect_ratio=self.model.config.vision_aspect_ratio,
-            )
-            return parts
-        frames = inner.apply_pooling(features)
-        videos = frames.unflatten(0, (len(embeds), -1)).flatten(1, 2)
-        return [torch.cat([video, newline[None]]) for video in videos]
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [Tiled(model, "image", "pixel_values", "image_sizes")]
 
-    def pictures(self, output: Any, features: Tensor | None, inputs: dict[str, Any], kind: str) -> Vision:
-        if kind == "video":  # in transformers 5.17 the line break behind a video is not there yet
-            newline = self.model.model.image_newline.to(output.pooler_output)
-            output.pooler_output = [
-                video if torch.equal(video[-1], newline) else torch.cat([video, newline[None]])
-                for video in output.pooler_output
-            ]
-        return super().pictures(output, features, inputs, kind)
+
+class TiledAlone(Tiled):
+    """Of several pictures in one prompt none is in tiles."""
+
+    def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        parts, _ = self.model.model.pack_image_features(
+            features.split(self._tiles(inputs)),
+            inputs["image_sizes"],
+            image_newline=features.new_zeros(features.shape[-1]),
+            vision_aspect_ratio=self.model.config.vision_aspect_ratio,
+        )
+        return parts
 
     def _tiles(self, inputs: dict[str, Any]) -> list[int]:
         tiles, counts = super()._tiles(inputs), inputs.get("batch_num_images")
@@ -79,3 +65,31 @@ class LlavaOneVision(LlavaNext):
             return tiles
         alone = [count == 1 for count in counts for _ in range(count)]
         return [count if tiled else 1 for count, tiled in zip(tiles, alone, strict=True)]
+
+
+class PooledFrames(Encoder):
+    """Videos whose frames are pooled, with one line break behind the last."""
+
+    def read(self, output: Any, features: Tensor | None, inputs: dict[str, Any]) -> Vision:
+        # In transformers 5.17 the line break is not there yet.
+        newline = self.model.model.image_newline.to(output.pooler_output)
+        output.pooler_output = [
+            video if torch.equal(video[-1], newline) else torch.cat([video, newline[None]])
+            for video in output.pooler_output
+        ]
+        return super().read(output, features, inputs)
+
+    def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        frames = self.model.model.apply_pooling(features)
+        videos = frames.unflatten(0, (len(embeds), -1)).flatten(1, 2)
+        return [torch.cat([video, video.new_zeros(1, video.shape[-1])]) for video in videos]
+
+
+class LlavaOneVision(Family):
+    """`LlavaOnevisionForConditionalGeneration`, with videos."""
+
+    model_types = ("llava_onevision",)
+
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        pictures = TiledAlone(model, "image", "pixel_values", "image_sizes", "batch_num_images")
+        return [pictures, PooledFrames(model, "video", "pixel_values_videos")]

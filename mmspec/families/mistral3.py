@@ -7,23 +7,30 @@ from typing import Any
 from torch import nn
 
 from .base import Family
-from .vision import Vision
+from .encoders import Encoder
+from .vision import Grid
+
+
+class MergedPatches(Encoder):
+    """Pictures of any size."""
+
+    @property
+    def projector(self) -> nn.Module:
+        # The patches are merged first; this is the first module that sees one vector per visual token.
+        return self.model.model.multi_modal_projector.linear_1
+
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        if inputs.get("image_sizes") is None:  # consumed by `generate`
+            return [None] * len(sizes)
+        config = self.model.config
+        edge = config.vision_config.patch_size * config.spatial_merge_size
+        return [(1, height // edge, width // edge) for height, width in inputs["image_sizes"].tolist()]
 
 
 class Mistral3(Family):
     """`Mistral3ForConditionalGeneration`. Rows of a picture are separated by tokens of their own."""
 
     model_types = ("mistral3",)
-    image_inputs = ("pixel_values", "image_sizes")
 
-    @property
-    def vision_projector(self) -> nn.Module:
-        # The patches are merged first; this is the first module that sees one vector per visual token.
-        return self.model.model.multi_modal_projector.linear_1
-
-    def grids(self, inputs: dict[str, Any], vision: Vision) -> list[tuple[int, int] | None]:
-        if inputs.get("image_sizes") is None:  # consumed by `generate`
-            return [None] * len(vision.sizes)
-        config = self.model.config
-        edge = config.vision_config.patch_size * config.spatial_merge_size
-        return [(height // edge, width // edge) for height, width in inputs["image_sizes"].tolist()]
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [MergedPatches(model, "image", "pixel_values", "image_sizes")]

@@ -7,8 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .qwen_vl import Qwen2VL
+from .qwen_vl import Patches, Qwen2VL
 from .vision import Vision
+
+
+class Deep(Patches):
+    """The tower gives features for several layers."""
+
+    def read(self, output: Any, features: Tensor | None, inputs: dict[str, Any]) -> Vision:
+        vision = super().read(output, features, inputs)
+        # A layer's features are one tensor in transformers 5.17, and one per picture in 5.23.
+        layers = [layer if torch.is_tensor(layer) else torch.cat(list(layer)) for layer in output.deepstack_features]
+        layers = [layer.split(vision.sizes) for layer in layers]
+        vision.deep = [torch.stack(parts) for parts in zip(*layers, strict=True)]
+        return vision
 
 
 class Qwen3VL(Qwen2VL):
@@ -19,14 +31,7 @@ class Qwen3VL(Qwen2VL):
     """
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
-
-    def pictures(self, output: Any, features: Tensor | None, inputs: dict[str, Any], kind: str) -> Vision:
-        vision = super().pictures(output, features, inputs, kind)
-        # A layer's features are one tensor in transformers 5.17, and one per picture in 5.23.
-        layers = [layer if torch.is_tensor(layer) else torch.cat(list(layer)) for layer in output.deepstack_features]
-        layers = [layer.split(vision.sizes) for layer in layers]
-        vision.deep = [torch.stack(parts) for parts in zip(*layers, strict=True)]
-        return vision
+    encoder_type = Deep
 
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None

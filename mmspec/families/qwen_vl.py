@@ -7,57 +7,68 @@ from typing import Any
 from torch import Tensor, nn
 
 from .base import Family
+from .encoders import Encoder
 from .rope import MultiAxisRope
-from .vision import Vision
+from .vision import Grid
+
+
+class Patches(Encoder):
+    """Pictures and videos of any size. A token is a square of patches, of a picture or of two video frames."""
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.model.model.visual.merger
+
+    def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        """Put the patches of a token side by side."""
+        merged = features.reshape(-1, self.model.model.visual.spatial_merge_size**2 * features.shape[-1])
+        return list(merged.split([picture.shape[0] for picture in embeds]))
+
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        given = inputs.get(f"{self.kind}_grid_thw")
+        if given is None:  # consumed by `generate`
+            return [None] * len(sizes)
+        edge = self.model.model.visual.spatial_merge_size
+        return [(times, rows // edge, columns // edge) for times, rows, columns in given.tolist()]
 
 
 class Qwen2VL(MultiAxisRope, Family):
-    """`Qwen2VLForConditionalGeneration`. A visual token is a square of patches, of a picture or of two video frames."""
+    """`Qwen2VLForConditionalGeneration`."""
 
     model_types = ("qwen2_vl",)
-    image_inputs = ("pixel_values", "image_grid_thw")
-    video_inputs = ("pixel_values_videos", "video_grid_thw")
+    encoder_type = Patches
+    clock: tuple[str, ...] = ()
+    """What the processor says of a video's time, which positions depend on."""
 
-    @property
-    def vision_projector(self) -> nn.Module:
-        return self.model.model.visual.merger
-
-    def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any], kind: str) -> list[Tensor]:
-        """Put the patches of a token side by side."""
-        merged = features.reshape(-1, self.model.model.visual.spatial_merge_size**2 * features.shape[-1])
-        return list(merged.split([image.shape[0] for image in embeds]))
-
-    def grids(self, inputs: dict[str, Any], vision: Vision) -> list[tuple[int, int] | None]:
-        """The frames of a video stand below one another."""
-        edge, found = self.model.model.visual.spatial_merge_size, []
-        given = {kind: inputs.get(f"{kind}_grid_thw") for kind in ("image", "video")}
-        left = {kind: iter(grid.tolist()) for kind, grid in given.items() if grid is not None}
-        for kind in vision.kinds or ["image"] * len(vision.sizes):
-            if kind not in left:  # consumed by `generate`
-                found.append(None)
-                continue
-            times, rows, columns = next(left[kind])
-            found.append((times * rows // edge, columns // edge))
-        return found
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [
+            self.encoder_type(model, "image", "pixel_values", "image_grid_thw"),
+            self.encoder_type(model, "video", "pixel_values_videos", "video_grid_thw", further=self.clock),
+        ]
 
 
-class Qwen25VL(Qwen2VL):
-    """`Qwen2_5_VLForConditionalGeneration`. Its tower attends within windows, and videos have a clock."""
+class Windowed(Patches):
+    """The tower attends within windows, and works window by window."""
 
-    model_types = ("qwen2_5_vl",)
-    further_inputs = ("second_per_grid_ts",)
-
-    def align_features(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any], kind: str) -> list[Tensor]:
-        """The tower works window by window: put its tokens back in reading order."""
+    def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        """Put the tokens back in reading order."""
         from transformers.vision_utils import get_vision_window_index
 
         visual = self.model.model.visual
         window_index, _ = get_vision_window_index(
-            inputs[f"{kind}_grid_thw"],
+            inputs[f"{self.kind}_grid_thw"],
             spatial_merge_size=visual.spatial_merge_size,
             window_size=visual.window_size,
             patch_size=visual.patch_size,
         )
-        (merged,) = super().align_features(features, [features.reshape(len(window_index), -1)], inputs, kind)
+        (merged,) = super().align(features, [features.reshape(len(window_index), -1)], inputs)
         merged = merged[window_index.to(merged.device).argsort()]
-        return list(merged.split([image.shape[0] for image in embeds]))
+        return list(merged.split([picture.shape[0] for picture in embeds]))
+
+
+class Qwen25VL(Qwen2VL):
+    """`Qwen2_5_VLForConditionalGeneration`, whose videos have a clock."""
+
+    model_types = ("qwen2_5_vl",)
+    encoder_type = Windowed
+    clock = ("second_per_grid_ts",)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..media import KINDS
+
 
 class MultiAxisRope:
     """The part of families whose inner model has `get_rope_index`.
@@ -27,7 +29,8 @@ class MultiAxisRope:
         grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
         if given is not None or all(grid is None for grid in grids.values()):
             return super().positions(inputs)
-        further = {name: inputs[name] for name in self.further_inputs if inputs.get(name) is not None}
+        clock = [name for encoder in self.encoders.values() for name in encoder.further]
+        further = {name: inputs[name] for name in clock if inputs.get(name) is not None}
         position_ids, _ = self.model.model.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -42,4 +45,4 @@ class MultiAxisRope:
             ids = inputs["input_ids"]
             inputs["mm_token_type_ids"] = types = torch.zeros_like(ids, dtype=torch.int)
             for token, kind in self.placeholders.items():
-                types[ids == token] = 1 if kind == "image" else 2
+                types[ids == token] = 1 + KINDS.index(kind)

@@ -8,22 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from .base import Family
+from .encoders import Encoder
 from .vision import Vision
 
 
-class SmolVLM(Family):
-    """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration`. Each tile counts as a picture of its
-    own; frames of a video are pictures too."""
-
-    model_types = ("smolvlm", "idefics3")
-    image_inputs = ("pixel_values", "pixel_attention_mask")
+class EqualTiles(Encoder):
+    """Each tile counts as a picture of its own, and so does each frame of a video."""
 
     @property
-    def vision_projector(self) -> nn.Module:
+    def projector(self) -> nn.Module:
         return self.model.model.connector.modality_projection
 
-    def pictures(self, output: Any, features: Tensor | None, inputs: dict[str, Any], kind: str) -> Vision:
-        embeds = torch.cat([image.reshape(-1, image.shape[-1]) for image in output.pooler_output])
+    def read(self, output: Any, features: Tensor | None, inputs: dict[str, Any]) -> Vision:
+        embeds = torch.cat([picture.reshape(-1, picture.shape[-1]) for picture in output.pooler_output])
         tiles = list(embeds.split(self.model.model.image_seq_len))
-        aligned = None if features is None else self.align_features(features, tiles, inputs, kind)
-        return Vision(tiles, aligned, [kind] * len(tiles))
+        aligned = None if features is None else self.align(features, tiles, inputs)
+        return Vision(tiles, aligned, [self.kind] * len(tiles))
+
+
+class SmolVLM(Family):
+    """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration`."""
+
+    model_types = ("smolvlm", "idefics3")
+
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [EqualTiles(model, "image", "pixel_values", "pixel_attention_mask")]

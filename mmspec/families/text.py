@@ -24,12 +24,10 @@ class CausalLM(Family):
         "gpt_oss",
         "deepseek_v3",
     )
-    image_inputs = ()
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self.verified = model.config.model_type in self.model_types
 
-    @property
-    def image_token_id(self) -> None:
-        return None
+    def encoders_of(self, model: nn.Module) -> tuple[()]:
+        return ()

@@ -1,67 +1,82 @@
-"""Unlisted: vision-language models without a family, taken at their word and checked."""
+"""Unlisted: models with eyes or ears that have no family, taken at their word and checked."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+from torch import nn
+
 from ..errors import MMSpecError
+from ..media import KINDS
 from .base import Family
+from .encoders import Encoder
 from .rope import MultiAxisRope
 
 
-class Unlisted(Family):
-    """A model with `get_image_features`, one placeholder per visual token, and what LLaVA or Qwen-VL do with positions.
+class Unknown(Encoder):
+    """An encoder that is called as its signature says. What its tower saw is not known, so drafters that share it
+    cannot be used, nor how its tokens stand."""
 
-    Nothing is assumed that the target does not check when it is made, see `mmspec.check`. What the vision tower saw is
-    not known, so drafters that share it cannot be used.
+    projector = None
+
+    def __init__(self, model: nn.Module, kind: str):
+        name = f"get_{kind}_features"
+        parameters = inspect.signature(getattr(model.base_model, name, getattr(model, name))).parameters.values()
+        super().__init__(model, kind, *(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD))
+
+    @property
+    def token(self) -> int | None:
+        return token_of(self.model, self.kind)
+
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[None]:
+        return [None] * len(sizes)
+
+
+def token_of(model: nn.Module, kind: str) -> int | None:
+    """The placeholder token that a configuration names."""
+    return getattr(model.config, f"{kind}_token_id", None) or getattr(model.config, f"{kind}_token_index", None)
+
+
+class Unlisted(Family):
+    """A model with `get_image_features` or `get_audio_features`, one placeholder for every token that these give, and
+    what LLaVA or Qwen-VL do with positions.
+
+    Nothing is assumed that the target does not check when it is made, see `mmspec.check`.
 
     Raises:
-        MMSpecError: if the model has no encoder of pictures, or its config names no placeholder.
+        MMSpecError: if the model has no encoder of pictures or sounds, or its config names no placeholder.
     """
 
     verified = False
-    vision_projector = None
 
-    def __init__(self, model):
-        super().__init__(model)
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        sees = getattr(model.config, "vision_config", None) is not None
+        kind = "image" if sees else "audio"
         missing = [
             name
             for name, found in {
-                "a get_image_features method": hasattr(model, "get_image_features"),
-                "an image_token_id in its config": self._token("image") is not None,
+                f"a get_{kind}_features method": hasattr(model, f"get_{kind}_features"),
+                f"an {kind}_token_id in its config": token_of(model, kind) is not None,
             }.items()
             if not found
         ]
         if missing:
+            what = "a vision-language model" if sees else "a model that hears"
             raise MMSpecError(
-                f"model type {model.config.model_type!r} is a vision-language model that no family in mmspec.families "
-                f"handles, and it has not got {' nor '.join(missing)}, so it cannot be read like one that is listed. A "
-                "new family is one small file: see mmspec/families/__init__.py"
+                f"model type {model.config.model_type!r} is {what} that no family in mmspec.families handles, and it "
+                f"has not got {' nor '.join(missing)}, so it cannot be read like one that is listed. A new family is "
+                "one small file: see mmspec/families/__init__.py"
             )
-        self.image_inputs = self._arguments("get_image_features")
-        if self._token("video") is not None and hasattr(model, "get_video_features"):
-            self.video_inputs = self._arguments("get_video_features")
-
-    @property
-    def image_token_id(self) -> int:
-        return self._token("image")
-
-    def _token(self, kind: str) -> int | None:
-        config = self.model.config
-        return getattr(config, f"{kind}_token_id", None) or getattr(config, f"{kind}_token_index", None)
-
-    def _arguments(self, name: str) -> tuple[str, ...]:
-        """What an encoder of pictures is called with, the pixels first."""
-        inner = getattr(self.model.base_model, name, getattr(self.model, name))
-        parameters = inspect.signature(inner).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-    def grids(self, inputs: dict[str, Any], vision) -> list[None]:
-        return [None] * len(vision.sizes)
+        there = [k for k in KINDS if hasattr(model, f"get_{k}_features") and token_of(model, k) is not None]
+        return [Unknown(model, kind) for kind in there]
 
 
 class UnlistedMultiAxis(MultiAxisRope, Unlisted):
     """The same with `get_rope_index`, as Qwen-VL has it."""
 
-    further_inputs = ("second_per_grid_ts",)
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        encoders = super().encoders_of(model)
+        for encoder in encoders:
+            encoder.further = ("second_per_grid_ts",) if encoder.kind == "video" else ()
+        return encoders

@@ -1,16 +1,22 @@
-"""Vision: the pictures of a batch as a target reads them, and where they stand."""
+"""Vision: the pictures, videos and sounds of a batch as a target reads them, and where they stand."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from torch import Tensor
+
+Grid = tuple[int, int, int]
+"""Times, rows and columns of the tokens of a picture, a video or a sound, in reading order."""
 
 
 @dataclass
 class Vision:
-    """The pictures and videos of a batch, encoded once, in the order of their placeholders.
+    """The pictures, videos and sounds of a batch, encoded once, in the order of their placeholders.
+
+    Each of them is called a picture here.
 
     Args:
         embeds: one `[tokens, hidden]` tensor per picture: what the language model reads in place of its placeholders.
@@ -18,7 +24,7 @@ class Vision:
             saw, before the target's projector; 0 where the model itself makes a token, such as a line break. Drafters
             that share the tower put their own projector on it. None where transformers encoded the pictures and kept
             only `embeds`, and where a family does not say.
-        kinds: `"image"` or `"video"` for each; all are images by default.
+        kinds: `"image"`, `"video"` or `"audio"` for each; all are images by default.
         deep: one `[layers, tokens, hidden]` tensor per picture: what is added to the states behind the first layers at
             its tokens (DeepStack, arXiv 2406.04334). None for most models.
         memory: `[batch, length, hidden]` states of an encoder, one for every row of the batch, which all layers of the
@@ -56,6 +62,11 @@ def visual_spans(rows: list[list[int]], tokens: Collection[int], sizes: list[int
             first = last + 1
         spans.append(row)
     return spans
+
+
+def runs(rows: list[list[int]], token: int) -> list[int]:
+    """The lengths of the runs of a token, row after row."""
+    return [len(list(run)) for ids in rows for one, run in groupby(ids) if one == token]
 
 
 def in_order(parts: Mapping[str, Vision], rows: list[list[int]], placeholders: Mapping[int, str]) -> Vision:

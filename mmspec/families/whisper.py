@@ -16,6 +16,7 @@ from ..chat import Conversation, media_of
 from ..compat import CACHE
 from ..errors import MMSpecError, first_line
 from .base import Family
+from .encoders import Encoder
 from .vision import Vision
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 SOUND = "input_features"
 HEARD = "encoder_outputs"
+
+
+class Window(Encoder):
+    """A window of sound for every row, which no token of the text stands for."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        reader = getattr(self.model.base_model, "encoder", None) or self.model.get_decoder()
+        return reader.embed_positions.weight.dtype
 
 
 class Whisper(Family):
@@ -36,25 +46,17 @@ class Whisper(Family):
     """
 
     model_types = ("whisper",)
-    image_inputs = ()
-    further_inputs = (SOUND, HEARD)
-    vision_projector = None
     final_norm_name = "layer_norm"
     cross_attends = True
     prompt_optional = True
     settings_not_applied = {"no_speech_threshold": None}
 
-    @property
-    def image_token_id(self) -> None:
-        return None
+    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        return [Window(model, "audio", SOUND, further=(HEARD,))]
 
     @property
     def kinds(self) -> set[str]:
         return set() if self.encoder is None else {"audio"}
-
-    @property
-    def pixel_inputs(self) -> tuple[str, ...]:
-        return (SOUND,)
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -69,10 +71,6 @@ class Whisper(Family):
     def frames(self) -> int:
         """Frames of the window of sound that the encoder reads."""
         return 2 * self.model.config.max_source_positions
-
-    def dtype_of(self, name: str, value: Tensor) -> torch.dtype:
-        reader = self.encoder or self.decoder
-        return reader.embed_positions.weight.dtype if name == SOUND else value.dtype
 
     def as_request(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Tokens and their mask are the decoder's. Where none are given they are those with which `generate` begins.
@@ -161,7 +159,7 @@ class Whisper(Family):
             )
             with torch.inference_mode(), self.passing():
                 return self.model._retrieve_init_tokens(
-                    sound.to(self.dtype_of(SOUND, sound)),
+                    self.encoders["audio"].cast(sound),
                     batch_size=len(sound),
                     generation_config=config,
                     config=self.model.config,
@@ -190,7 +188,7 @@ class Whisper(Family):
         sound = inputs[SOUND]
         self._check(sound, len(inputs["input_ids"]))
         with self.passing():
-            states = self.encoder(sound.to(self.dtype_of(SOUND, sound))).last_hidden_state
+            states = self.encoder(self.encoders["audio"].cast(sound)).last_hidden_state
         return Vision([], None, memory=states)
 
     def _check(self, sound: Tensor, rows: int) -> None:

@@ -225,7 +225,7 @@ def _right_pad(target: Reader, inputs: Mapping[str, Any]) -> Request:
 
 def _refuse_unread(target: Reader, inputs: Iterable[str]) -> None:
     """Refuse inputs that would be passed over in silence."""
-    known = {*PER_TOKEN, "mm_encoder_outputs", *target.family.vision_inputs}
+    known = {*PER_TOKEN, "mm_encoder_outputs", *target.family.media_inputs}
     if unread := sorted(set(inputs) - known):
         raise MMSpecError(
             f"inputs has {', '.join(unread)}, which mmspec does not know how to give to {type(target.model).__name__}; "

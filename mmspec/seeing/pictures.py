@@ -62,14 +62,14 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
     if vision is None:
         raise MMSpecError("the prompt has no pictures, of which something could be kept")
     grids = target.family.grids(request.inputs, vision)
-    if None in grids:
+    if None in grids or any(grid[0] > 1 for grid in grids):
         raise MMSpecError(
             f"the visual tokens of {type(target.model).__name__} are no rectangle, so they cannot be drawn"
         )
     drafter = drafter.fork()
     if drafter.compressor is None:
         share = 1.0 if _reads_pictures(drafter) else 0.0
-        return [Kept(torch.full(grid, share), round(share * grid[0] * grid[1])) for grid in grids]
+        return [Kept(torch.full(grid[1:], share), round(share * grid[1] * grid[2])) for grid in grids]
     seen = []
 
     def look(spans: tuple[VisualSpan], left: Compressed) -> None:
@@ -80,7 +80,7 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
         context.admit(context.logits.argmax(-1)[:, None].tolist())
         drafter.start(context)
     return [
-        Kept((weights / weights.max().clamp(min=1e-9)).view(grid), entries)
+        Kept((weights / weights.max().clamp(min=1e-9)).view(grid[1:]), entries)
         for (weights, entries), grid in zip(seen, grids, strict=True)
     ]
 

@@ -35,7 +35,7 @@ def cut_from_target(
             or not in memory, or, with `shared_vision`, of no listed family; for too many layers.
     """
     text = target.family.text_config
-    if mode == "shared_vision" and target.family.image_token_id is None:
+    if mode == "shared_vision" and "image" not in target.family.encoders:
         raise MMSpecError(
             f"mode='shared_vision': {type(target.model).__name__} takes no pictures; use mode='text_only'"
         )

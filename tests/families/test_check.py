@@ -101,7 +101,7 @@ def kinds_mixed_up(monkeypatch):
         image, video = parts["image"], parts["video"]
         return dataclasses.replace(image, embeds=video.embeds + image.embeds, features=None, kinds=None, deep=None)
 
-    monkeypatch.setattr("mmspec.families.base.in_order", mistaken)
+    monkeypatch.setattr("mmspec.families.media.in_order", mistaken)
 
 
 MISTAKES = [

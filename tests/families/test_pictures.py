@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from showing import FAMILIES, LENGTHS, VISUAL, batch_of, rows_of, target_of
@@ -72,7 +74,7 @@ def test_spans_kinds_and_grids(name):
             assert ids[start] in target.family.placeholders and ids[end - 1] in target.family.placeholders
     assert next(kinds, None) is None
     for grid, size in zip(target.family.grids(request.inputs, vision), vision.sizes, strict=True):
-        assert grid is None or grid[0] * grid[1] == size
+        assert grid is None or math.prod(grid) == size
 
 
 @pytest.mark.parametrize("name", VISUAL)

@@ -1,0 +1,56 @@
+"""Frames: some of the frames of a video, whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import MMSpecError, did_you_mean
+from .base import Compressed, VisualCompressor, VisualSpan, grid_of
+from .source import Sources
+
+WAYS = ("uniform", "change")
+
+
+class Frames(VisualCompressor):
+    """Keeps a share of the frames of a video at their places and drops the rest; pictures and sounds stay whole.
+
+    A frame is one step in time of the video's tokens: of Qwen-VL, two frames of the file. Our own formulation, and
+    nothing in it is trained.
+
+    Args:
+        keep: the share to keep, above 0 and at most 1; at least one frame stays.
+        by: `uniform`, evenly spaced; `change`, the first frame and those that differ most from the one before them:
+            smallest mean cosine of the embeddings at the same place.
+
+    Raises:
+        MMSpecError: for another share or way; in use, for a video whose tokens are no frames.
+    """
+
+    settings = ("keep", "by")
+
+    def __init__(self, keep: float = 0.5, by: str = "uniform"):
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise MMSpecError(f"Frames: keep={keep} must be above 0 and at most 1")
+        if by not in WAYS:
+            raise MMSpecError(f"Frames: by={by!r} is unknown.{did_you_mean(str(by), WAYS)}")
+        self.keep, self.by = keep, by
+
+    def forward(self, span: VisualSpan) -> Compressed:
+        tokens = torch.arange(len(span), device=span.embeds.device)
+        if span.kind == "video":
+            frames = tokens.view(grid_of(span, "Frames")[0], -1)
+            count = max(1, round(self.keep * len(frames)))
+            tokens = frames[self.choose(span.embeds[frames], count)].flatten()
+        return Compressed(span.embeds[tokens], Sources.some(tokens, len(span)))
+
+    def choose(self, frames: Tensor, count: int) -> Tensor:
+        """`[count]` numbers of the frames that stay, in order, of `[frames, tokens, hidden]` embeddings."""
+        if self.by == "uniform":
+            numbers = torch.arange(count, device=frames.device)
+            return (2 * numbers + 1) * len(frames) // (2 * count)
+        alike = functional.cosine_similarity(frames[1:].float(), frames[:-1].float(), dim=-1).mean(-1)
+        unlike = torch.cat([alike.new_full((1,), torch.inf), 1 - alike])
+        return torch.sort(unlike, descending=True, stable=True).indices[:count].sort().values
