@@ -33,8 +33,7 @@ from mmspec.compressors import (
 )
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import EagleDrafter, HiVisDrafter, NGramDrafter, ViSpecDrafter
-from mmspec.inputs import prepare
-from mmspec.lesson import append
+from mmspec.inputs import append, prepare
 
 
 def span(rows: int, columns: int, width: int = 1, times: int = 1, **fields) -> VisualSpan:
