@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,21 +29,34 @@ def stream(
     prompt: str | Sequence[str | tuple[str, ...]] | None = None,
     images: Any = None,
     *,
+    # what else is asked
+    videos: Any = None,
+    audio: Any = None,
+    system: str | Sequence[str | None] | None = None,
+    messages: Any = None,
     inputs: Any = None,
-    max_new_tokens: int = 256,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    extras: Mapping[str, Sequence[Any]] | None = None,
+    num_return_sequences: int = 1,
+    # how it is drafted and verified
     tree: TreeBuilder | None = None,
     verifier: Verifier | None = None,
+    # which text is written
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     logits_processor: Iterable | Callable | None = None,
-    stopping_criteria: Iterable | Callable | None = None,
-    streamer=None,
-    eos_token_id: int | Iterable[int] | None = None,
-    seed: int = 0,
     model_settings: bool = True,
+    seed: int = 0,
+    # where it ends
+    max_new_tokens: int = 256,
+    stop: str | Iterable[str] | None = None,
+    eos_token_id: int | Iterable[int] | None = None,
+    stopping_criteria: Iterable | Callable | None = None,
+    # who else hears of it
+    streamer=None,
     trace: bool = False,
 ) -> Generator[Piece, None, Output]:
     """Generate, and yield what each round adds. The generator's return value is the `Output`.
@@ -55,24 +68,36 @@ def stream(
         target: the model whose output is preserved.
         drafter: what proposes tokens; None decodes one token at a time through the same loop.
         prompt: a text, or a list with one per row of a batch. A row may be a tuple of texts instead, a conversation
-            `(question, answer, question, ...)` that ends with the question to answer; its pictures come first.
-        images: the pictures of the prompt: PIL images, paths, arrays (see `mmspec.media.load_image`); for a list of
-            prompts, one (list) per row.
+            `(question, answer, question, ...)` that ends with the question to answer. `<image>`, `<video>` and
+            `<audio>` in a question say where a medium stands; without them the media come first.
+        images: the pictures of the prompt: PIL images, paths, URLs, bytes, arrays (see `mmspec.media.load_image`); for
+            a list of prompts, one (list) per row.
+        videos: its videos: paths, arrays of frames, lists of pictures (see `mmspec.media.load_video`).
+        audio: its sounds: paths, `(samples, rate)` (see `mmspec.media.load_sound`).
+        system: what the model is told before the prompt; one text for all rows, or a list.
+        messages: instead of these, conversations in the layout of chats, `[{"role": "user", "content": ...}, ...]`,
+            with media of any kind in any message, see `mmspec.chat.messages`; or a list of them, one per row.
         inputs: instead of both, what a Hugging Face processor returned, or `{"input_ids": ...}`; or what
             `mmspec.inputs.prepare` made for this target, so that a prompt that is answered often is prepared once.
-        max_new_tokens: at most so many new tokens per row, at least 1.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+        extras: whatever a drafter wants to know besides, name to one entry per row: a reference text, say, or
+            documents. Drafters read `context.request.extras`.
+        num_return_sequences: independent answers to every row, in succession; more than one only where it is sampled.
+            Media are encoded once.
         tree: how the drafter grows its trees, instead of its own default.
         verifier: by default `Greedy()` at temperature 0 and `PointMassSampling()` above it, both lossless.
         temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`. Whether and how to
             sample is said by these alone, whatever the model's generation config says.
-        stopping_criteria: Hugging Face criteria or functions, called after every token with the row's `[1, length]` ids
-            and None for the scores.
-        streamer: a Hugging Face streamer, for a single row.
-        eos_token_id: end token(s), instead of the model's own; `[]` for none.
-        seed: of all draws, an integer; the same seed and arguments give the same tokens.
         model_settings: whether what the model's generation config asks for applies, as in `model.generate`: the
             settings that `LogitsPipeline` lists, among them the penalty. One that mmspec cannot apply is refused, not
             passed over. False leaves it all out but the end tokens.
+        seed: of all draws, an integer; the same seed and arguments give the same tokens.
+        max_new_tokens: at most so many new tokens per row, at least 1.
+        stop: a text or several: a row ends where it has written one, which is the end of its text.
+        eos_token_id: end token(s), instead of the model's own; `[]` for none.
+        stopping_criteria: Hugging Face criteria or functions, called after every token with the row's `[1, length]` ids
+            and None for the scores.
+        streamer: a Hugging Face streamer, for a single row.
         trace: whether to keep the tree of every round with both models' probabilities, see `Output.trace`, which takes
             some time.
 
@@ -85,14 +110,17 @@ def stream(
     if as_int(seed) is None:
         raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
     eos = target.eos_token_ids if eos_token_id is None else eos_token_id
-    stopping = Stopping(max_new_tokens, eos, stopping_criteria)
+    stopping = Stopping(max_new_tokens, eos, stopping_criteria, stop, target.tokenizer)
     settings = target.model.generation_config if model_settings else None
     of_family = [] if settings is None else target.family.processors(settings)
     pipeline = LogitsPipeline(
         temperature, top_k, top_p, min_p, repetition_penalty, logits_processor, settings, stopping.eos, of_family
     )
     if settings is not None:
-        refuse_settings(settings, [*pipeline.processors, *stopping.criteria], target.family.settings_not_applied)
+        refuse_settings(
+            settings, [*pipeline.processors, *stopping.criteria, stopping.stop], target.family.settings_not_applied
+        )
+    copies = _copies(num_return_sequences, pipeline)
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
     if not isinstance(verifier, Verifier):
         raise MMSpecError(f"verifier={verifier!r} is no Verifier; pass an instance, such as mmspec.verifiers.Greedy()")
@@ -118,7 +146,19 @@ def stream(
         drafter.check(verifier.proposal_under(pipeline))
     elif tree is not None:
         raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
-    request = prepare(target, prompt, images, inputs)
+    request = prepare(
+        target,
+        prompt,
+        images,
+        inputs,
+        videos=videos,
+        audio=audio,
+        system=system,
+        messages=messages,
+        chat_template_kwargs=chat_template_kwargs,
+        extras=extras,
+    )
+    request = target.repeat(request, copies)
     pipeline.begin(request.lengths)
     target.family.check_reach(request.inputs, stopping.max_new_tokens)
     if drafter is not None and drafter.tree is not None:
@@ -127,6 +167,23 @@ def stream(
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
     run = TokenRun(target, drafter, verifier, pipeline, request, stopping, as_int(seed), trace)
     return _pieces(run, streamer)
+
+
+def _copies(given: Any, pipeline: LogitsPipeline) -> int:
+    """Answers per row.
+
+    Raises:
+        MMSpecError: for no positive number, and for several that would all be the same.
+    """
+    copies = as_int(given)
+    if copies is None or copies < 1:
+        raise MMSpecError(f"num_return_sequences={given!r} must be a positive integer, such as 1")
+    if copies > 1 and pipeline.greedy:
+        raise MMSpecError(
+            f"num_return_sequences={copies} at temperature 0 would give the same answer {copies} times: sample with "
+            "temperature= above 0, or ask for one"
+        )
+    return copies
 
 
 def _pieces(run: TokenRun, streamer) -> Generator[Piece, None, Output]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,8 +138,26 @@ class Model:
         Raises:
             MMSpecError: see `Family.encode`.
         """
+        once = request.distinct
         with self.family.passing():
-            return self.family.encode(request.inputs)
+            vision = self.family.encode(once.inputs)
+        if vision is None or request.copies == 1:
+            return vision
+        return vision.repeated(once.token_ids(), self.family.placeholders, request.copies)
+
+    def repeat(self, request: Request, copies: int) -> Request:
+        """Return the request for so many independent answers to each of its rows, see `Request.repeated`.
+
+        Args:
+            request: prepared for this model.
+            copies: answers per row, at least 1.
+        """
+        if copies == 1:
+            return request
+        positions, _ = self.family.positions(request.inputs)
+        if positions.ndim > 2:  # they depend on the sizes of pictures, which are there once
+            request = replace(request, inputs={**request.inputs, "position_ids": positions})
+        return request.repeated(copies)
 
     def first_layers(self, count: int) -> Model:
         """Return the model of the first `count` layers, with the final norm and the head: every weight is shared.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from transformers import StopStringCriteria
 
 from .arguments import as_int, callables
 from .errors import MMSpecError
@@ -20,9 +21,12 @@ class Stopping:
         max_new_tokens: at least 1.
         eos_token_ids: one id or several.
         criteria: called with `[1, length]` ids and None for the scores; a single one may stand for a list of one.
+        stop: a text or several: a row ends with the token that completes one of them, which may have begun in the
+            prompt, as in `generate(stop_strings=..., tokenizer=...)`.
+        tokenizer: of the target, for `stop`.
 
     Raises:
-        MMSpecError: naming what is not of these types.
+        MMSpecError: naming what is not of these types, and for `stop` without a tokenizer.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class Stopping:
         max_new_tokens: int,
         eos_token_ids: int | Iterable[int] = (),
         criteria: Iterable[Callable] | Callable | None = None,
+        stop: str | Iterable[str] | None = None,
+        tokenizer=None,
     ):
         limit = as_int(max_new_tokens)
         if limit is None or limit < 1:
@@ -37,6 +43,13 @@ class Stopping:
         self.max_new_tokens = limit
         self.eos = _ids(eos_token_ids)
         self.criteria = callables("stopping_criteria", criteria)
+        texts = _texts(stop)
+        if texts and tokenizer is None:
+            raise MMSpecError(
+                f"stop={texts!r} is looked for in the text, but the target has no tokenizer: give Target(model, "
+                "processor), or the token ids that end an answer as eos_token_id="
+            )
+        self.stop = StopStringCriteria(tokenizer, texts) if texts else None
 
     def cut(self, history: list[int], so_far: list[int], emitted: list[int]) -> tuple[list[int], str | None]:
         """The part of `emitted` that stands, and why the row ends with it (None if it goes on).
@@ -50,8 +63,10 @@ class Stopping:
         for count, token in enumerate(emitted, start=1):
             if token in self.eos:
                 return emitted[:count], "eos"
-            if self.criteria:
+            if self.criteria or self.stop is not None:
                 ids = torch.tensor([history[: start + count]], device="cpu")
+                if self.stop is not None and _met(self.stop, ids):
+                    return emitted[:count], "stop"
                 if any(_met(criterion, ids) for criterion in self.criteria):
                     return emitted[:count], "stopping_criteria"
             if len(so_far) + count == self.max_new_tokens:
@@ -80,3 +95,12 @@ def _ids(given) -> set[int]:
     if None in ids:
         raise MMSpecError(f"eos_token_id={given!r} must be a token id or a list of them ([] for no end token)")
     return set(ids)
+
+
+def _texts(given) -> list[str]:
+    """One text or several, as a list."""
+    texts = [] if given is None else [given] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise MMSpecError(f"stop={given!r} must be a text, or a list of texts, none of them empty")
+    return texts

@@ -55,7 +55,7 @@ class Output:
     Args:
         text: the new text, without special tokens (None if the target has no tokenizer).
         token_ids: the new tokens, the end token included.
-        finish_reason: `"eos"`, `"length"` or `"stopping_criteria"`.
+        finish_reason: `"eos"`, `"stop"`, `"length"` or `"stopping_criteria"`.
         drafted: per token, whether the drafter proposed it.
         stats: records and metrics.
 

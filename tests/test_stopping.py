@@ -171,6 +171,29 @@ def test_criteria_of_hugging_face(single, ragged, drafter):
     assert len({len(row) for row in want}) > 1
     out = ragged.run(ragged.drafted()[drafter], stopping_criteria=[criterion])
     assert out.token_ids == want
+    out = ragged.run(ragged.drafted()[drafter], stop=strings)
+    assert out.token_ids == want
+    assert out.finish_reason == ["length" if len(row) == LENGTH else "stop" for row in want]
+
+
+@pytest.mark.parametrize("drafter", ["none", "all right"])
+def test_stop_strings_are_those_of_generate(single, drafter):
+    """Texts of one token, of several, and one that begins in the prompt."""
+    tokenizer, prompt = single.target.tokenizer, single.inputs["input_ids"]
+    text = single.run(None, temperature=0.0).token_ids[0]
+    for stop in (
+        tokenizer.decode(text[4:5]),
+        [tokenizer.decode(text[5:8]), "nowhere"],
+        tokenizer.decode([*prompt[0, -1:].tolist(), *text[:2]]),
+    ):
+        own = single.target.model.generate(
+            **single.inputs, max_new_tokens=LENGTH, do_sample=False, stop_strings=stop, tokenizer=tokenizer
+        )
+        want = own[0, prompt.shape[1] :].tolist()
+        assert len(want) < LENGTH
+        drafts = None if drafter == "none" else Scripted(single.target, [text])
+        out = single.run(drafts, temperature=0.0, stop=stop)
+        assert out.token_ids == [want] and out.finish_reason == ["stop"]
 
 
 def test_a_single_criterion_stands_for_a_list_of_one(single):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,8 +44,21 @@ def layout_of(family: Family, request: Request, prompt: Request, vision: Vision)
     visual = family.is_visual(ids)
     rows = prompt.token_ids()
     spans = visual_spans(rows, family.placeholders, vision.sizes)
-    grids = iter(family.grids(request.inputs, vision))
+    grids = _grids(family, request, vision, spans)
     ends = torch.tensor(prompt.lengths, device=ids.device)[:, None]
     said = torch.arange(ids.shape[1], device=ids.device) < ends
     kinds = [[family.placeholders[ids[start]] for start, _ in row] for ids, row in zip(rows, spans, strict=True)]
     return Layout(visual, spans, [[next(grids) for _ in row] for row in spans], kinds, said & ~visual)
+
+
+def _grids(
+    family: Family, request: Request, vision: Vision, spans: Sequence[Sequence[tuple[int, int]]]
+) -> Iterator[Grid | None]:
+    """The grid of every picture of a batch. What says so is there once for all copies of a row."""
+    numbers, rows = iter(range(len(vision.sizes))), []
+    for row in spans:
+        rows.append([next(numbers) for _ in row])
+    once = rows[:: request.copies]
+    known = iter(family.grids(request.inputs, vision.picked([number for row in once for number in row])))
+    for row in once:
+        yield from [next(known) for _ in row] * request.copies

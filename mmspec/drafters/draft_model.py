@@ -187,7 +187,8 @@ class DraftModelDrafter(SessionDrafter):
             inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
             request = replace(request, inputs=request.inputs | {n: v.to(own.device) for n, v in inputs.items()})
         else:
-            request = prepare(own, messages=request.conversations)
+            asked = {"messages": request.distinct.conversations, "chat_template_kwargs": request.template or None}
+            request = own.repeat(prepare(own, **asked), request.copies)
         return request, own.encode(request)
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:

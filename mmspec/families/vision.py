@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from torch import Tensor
@@ -41,6 +41,26 @@ class Vision:
     def sizes(self) -> list[int]:
         """Visual tokens per picture."""
         return [len(image) for image in self.embeds or self.features or []]
+
+    def picked(self, numbers: list[int]) -> Vision:
+        """The pictures of these numbers, in their order, for which `memory` stays as it is."""
+        lists = {name: getattr(self, name) for name in ("embeds", "features", "kinds", "deep")}
+        return replace(self, **{name: [found[n] for n in numbers] for name, found in lists.items() if found})
+
+    def repeated(self, rows: list[list[int]], tokens: Collection[int], copies: int) -> Vision:
+        """The pictures of a batch in which every row stands so many times in succession.
+
+        Args:
+            rows: token ids of every row once.
+            tokens: the placeholders of visual tokens.
+            copies: of each row.
+        """
+        counts, first, numbers = map(len, visual_spans(rows, tokens, self.sizes)), 0, []
+        for count in counts:
+            numbers += [*range(first, first + count)] * copies
+            first += count
+        memory = None if self.memory is None else self.memory.repeat_interleave(copies, 0)
+        return replace(self.picked(numbers), memory=memory)
 
 
 def visual_spans(rows: list[list[int]], tokens: Collection[int], sizes: list[int]) -> list[list[tuple[int, int]]]:

@@ -108,6 +108,7 @@ def _messages(target: Reader, messages: Any, media: Mapping[str, Any], system) -
     _expect_tokenizer(target)
     for row, conversation in enumerate(conversations):
         refuse_tokens(target, conversation, f"row {row} of messages")
+    _refuse_unseen(target, conversations)
     return [loaded(target, conversation) for conversation in conversations]
 
 
@@ -123,6 +124,7 @@ def _asked(target: Reader, prompt: Any, media: Mapping[str, Any], system) -> lis
     for row, asked in enumerate(prompts):
         own = {kind: columns[kind][row] for kind in KINDS}
         conversations.append(conversation_of(f"prompt {row}", asked, own, reserved, systems[row]))
+    _refuse_unseen(target, conversations)
     return [loaded(target, conversation) for conversation in conversations]
 
 
@@ -131,20 +133,24 @@ def _expect_tokenizer(target: Reader) -> None:
         raise MMSpecError("the target has no processor, so it reads no text; give Target(model, processor) or inputs=")
 
 
+def _refuse_unseen(target: Reader, conversations: list[Conversation]) -> None:
+    """Refuse media of kinds that the model does not take."""
+    kinds = target.family.kinds
+    for kind in KINDS:
+        count = sum(len(media_of(conversation, kind)) for conversation in conversations)
+        if count and not (kinds if kind == "video" else kind in kinds):  # frames of videos may be read as pictures
+            raise MMSpecError(f"{count} {ARGUMENTS[kind]} were given but {type(target.model).__name__} takes none")
+
+
 def _written(target: Reader, conversations: list[Conversation], settings: Mapping[str, Any] | None) -> Request:
     """The request of conversations, every medium of which has arrived."""
     if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings)):
         raise MMSpecError(
             f'chat_template_kwargs={shown(settings, 60)} must be a dict of names, such as {{"enable_thinking": False}}'
         )
-    kinds = target.family.kinds
-    for kind in KINDS:
-        count = sum(len(media_of(conversation, kind)) for conversation in conversations)
-        if count and not (kinds if kind == "video" else kind in kinds):  # frames of videos may be read as pictures
-            raise MMSpecError(f"{count} {ARGUMENTS[kind]} were given but {type(target.model).__name__} takes none")
     written = target.family.write(target, conversations, settings or {})
     request = _right_pad(target, written or apply_template(target, conversations, settings))
-    request.conversations = conversations
+    request.conversations, request.template = conversations, dict(settings or {})
     if written is None:
         _refuse_swallowed(target, request)
     return request

@@ -34,9 +34,7 @@ def prompts_of(given: Any) -> list[Prompt]:
         raise MMSpecError("prompt is an empty list; give at least one text")
     for row, asked in enumerate(prompts):
         if isinstance(asked, Mapping):
-            raise MMSpecError(
-                f"prompt {row} is {shown(asked, 60)}, which is no text; messages of a chat go into messages="
-            )
+            raise MMSpecError(f"prompt {row} is {shown(asked, 60)}, which is no text; messages go into messages=")
         _check(row, asked)
     return prompts
 

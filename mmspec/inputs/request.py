@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,11 @@ class Request:
         lengths: tokens per row.
         conversations: what was asked per row, its media loaded; None for a request that was made from `inputs=`.
         extras: whatever else drafters want to know, such as a reference text: name to one entry per row.
+        template: further arguments that the chat template was given.
         appended_type: see `Family.appended_type`.
+        copies: so many rows in succession are the same.
+        once: where there are copies, the request in which every row stands once. What `inputs` has of media is that
+            request's: it is not repeated, so that a medium is held and encoded once.
 
     Generating only reads a request, so one request may be answered any number of times.
     """
@@ -36,7 +40,10 @@ class Request:
     lengths: list[int]
     conversations: list[Conversation] | None = None
     extras: dict[str, list[Any]] = field(default_factory=dict)
+    template: dict[str, Any] = field(default_factory=dict)
     appended_type: int = 0
+    copies: int = 1
+    once: Request | None = None
 
     @property
     def batch_size(self) -> int:
@@ -62,6 +69,30 @@ class Request:
         """The prompts as lists, without padding."""
         return [ids[:n] for ids, n in zip(self.inputs["input_ids"].tolist(), self.lengths, strict=True)]
 
+    @property
+    def distinct(self) -> Request:
+        """The request without copies: itself, if there are none."""
+        return self.once or self
+
+    def repeated(self, copies: int) -> Request:
+        """A request in which every row stands so many times in succession, for independent answers to each."""
+        if copies == 1:
+            return self
+        inputs = {
+            name: value.repeat_interleave(copies, -2) if name in PER_TOKEN else value
+            for name, value in self.inputs.items()
+        }
+        rows = self.conversations
+        return replace(
+            self,
+            inputs=inputs,
+            lengths=_each(self.lengths, copies),
+            conversations=None if rows is None else _each(rows, copies),
+            extras={name: _each(entries, copies) for name, entries in self.extras.items()},
+            copies=self.copies * copies,
+            once=self.distinct,
+        )
+
 
 def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1) -> Request:
     """A request whose rows go on with an answer each, for the same media, right-padded again.
@@ -86,7 +117,11 @@ def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1
             inputs[TYPES][row, start:] = request.appended_type
     mask = padding_mask(lengths, width, ids.device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
-    return Request(inputs, lengths, extras=request.extras)
+    return replace(request, inputs=inputs, lengths=lengths, conversations=None)
+
+
+def _each(entries: Sequence[Any], copies: int) -> list[Any]:
+    return [entry for entry in entries for _ in range(copies)]
 
 
 def extras_of(given: Mapping[str, Sequence[Any]] | None, rows: int) -> dict[str, list[Any]]:
@@ -106,7 +141,8 @@ def extras_of(given: Mapping[str, Sequence[Any]] | None, rows: int) -> dict[str,
             f'extras={shown(given, 60)} must be a dict of names, such as {{"reference": ["a text per row"]}}'
         )
     for name, entries in given.items():
-        if isinstance(entries, (str, bytes, Mapping)) or not isinstance(entries, Sequence):
+        listed = hasattr(entries, "__len__") and hasattr(entries, "__getitem__")  # an array has both
+        if isinstance(entries, (str, bytes, Mapping)) or not listed:
             kind = type(entries).__name__
             raise MMSpecError(f"extras[{name!r}] is a {kind}: give a list with one entry for each of the {rows} rows")
         if len(entries) != rows:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..chat import Conversation, Medium, Message, media_of
-from ..errors import MMSpecError, first_line
+from ..errors import MMSpecError, did_you_mean, first_line
 from ..media import KINDS
 from .media import arguments_of
 from .prompts import refuse_reserved
@@ -80,7 +80,7 @@ def writer_of(processor, tokenizer, settings: Mapping[str, Any] | None = None, w
         settings: further arguments of the template.
         whole: whether it is an error if the template leaves out a part.
     """
-    by = next((one for one in (processor, tokenizer) if getattr(one, "chat_template", None) is not None), None)
+    by = template_holder(processor, tokenizer)
     if by is None:
         return None
 
@@ -105,6 +105,11 @@ def writer_of(processor, tokenizer, settings: Mapping[str, Any] | None = None, w
     return write
 
 
+def template_holder(processor, tokenizer) -> Any:
+    """Which of the two has a chat template; None for neither."""
+    return next((one for one in (processor, tokenizer) if getattr(one, "chat_template", None) is not None), None)
+
+
 def _processed(reader: Reader, conversations: Sequence[Conversation], settings: dict[str, Any]) -> Mapping[str, Any]:
     processor, tokenizer = reader.processor, reader.tokenizer
     if tokenizer.pad_token is None:
@@ -117,6 +122,8 @@ def _processed(reader: Reader, conversations: Sequence[Conversation], settings: 
             "reads text alone: give Target(model, processor) the model's own processor"
         )
     write = writer_of(processor, tokenizer, settings)
+    if write is not None:
+        _refuse_unknown(processor, tokenizer, settings)
     if write is None:
         texts = [_bare(f"prompt {row}", said, processor, settings) for row, said in enumerate(conversations)]
     else:
@@ -140,6 +147,25 @@ def _processed(reader: Reader, conversations: Sequence[Conversation], settings: 
         if isinstance(error, MemoryError):
             raise
         raise _refusal(processor, texts, conversations, options, error) from error
+
+
+def _refuse_unknown(processor, tokenizer, settings: Mapping[str, Any]) -> None:
+    """Refuse arguments that a chat template does not look at, as far as it can be told."""
+    from jinja2 import Environment, TemplateError, meta
+
+    by = template_holder(processor, tokenizer)
+    template = settings.get("chat_template", by.chat_template)
+    template = template.get("default") if isinstance(template, Mapping) else template
+    try:
+        known = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except (TemplateError, TypeError, AttributeError):  # it has tags of its own, or is no text
+        return
+    for name in settings:
+        if name not in known and name != "chat_template":
+            raise MMSpecError(
+                f"chat_template_kwargs: the chat template of {type(by).__name__} has no variable {name!r}."
+                f"{did_you_mean(name, known - {'messages', 'add_generation_prompt'})}"
+            )
 
 
 def _bare(where: str, conversation: Conversation, processor, settings: Mapping[str, Any]) -> str:
