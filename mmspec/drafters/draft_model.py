@@ -183,9 +183,9 @@ class DraftModelDrafter(SessionDrafter):
                 "or generate(audio=) instead of generate(inputs=)"
             )
         elif own.family.cross_attends:  # the tokens are the decoder's, of one vocabulary; the sound is another matter
-            heard = own.family.media_inputs(own, request.conversations)
+            heard = own.family.media_inputs(own, request.distinct.conversations)
             inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
-            request = replace(request, inputs=request.inputs | {n: v.to(own.device) for n, v in inputs.items()})
+            request = request.showing({name: value.to(own.device) for name, value in inputs.items()})
         else:
             asked = {"messages": request.distinct.conversations, "chat_template_kwargs": request.template or None}
             request = own.repeat(prepare(own, **asked), request.copies)

@@ -74,6 +74,11 @@ class Request:
         """The request without copies: itself, if there are none."""
         return self.once or self
 
+    def showing(self, media: Mapping[str, Any]) -> Request:
+        """The same prompts with other inputs of media, of every distinct row."""
+        once = None if self.once is None else self.once.showing(media)
+        return replace(self, inputs={**self.inputs, **media}, once=once)
+
     def repeated(self, copies: int) -> Request:
         """A request in which every row stands so many times in succession, for independent answers to each."""
         if copies == 1:
