@@ -1,7 +1,7 @@
 # Made from 01_first_steps.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # First steps
 #

@@ -1,7 +1,7 @@
 # Made from 02_anatomy_of_a_round.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # Anatomy of a round
 #
@@ -13,7 +13,7 @@ import time
 import torch
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.inputs import prepare
 from mmspec.sampling import LogitsPipeline
 from mmspec.tree import DraftTree
@@ -73,7 +73,7 @@ print(tree.draw(lambda token: decode([token])))
 # ancestors, and at nothing else, so each branch is read as if it stood alone. Row i of the picture shows what node i sees of
 # the tree.
 
-plot = seeing.figure(4.2, 3.8)
+plot = visualization.figure(4.2, 3.8)
 axes = plot.subplots()
 axes.imshow(tree.ancestors[0].numpy(), cmap="Greens", vmin=0, vmax=1.4)
 labels = [decode([token]).strip() or repr(decode([token])) for token in tree.tokens[0].tolist()]
@@ -150,4 +150,4 @@ print(out.trace[1])
 # A look at all rounds: how many tokens each pass of the target gave. Rounds that end early mark places where the text
 # could have gone on otherwise.
 
-show(seeing.acceptance_over_time({"eagle3": out}), "outputs/02_anatomy_of_a_round/26")
+show(visualization.acceptance_over_time({"eagle3": out}), "outputs/02_anatomy_of_a_round/26")

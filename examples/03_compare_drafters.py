@@ -1,7 +1,7 @@
 # Made from 03_compare_drafters.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # Compare drafters
 #
@@ -13,7 +13,7 @@ LENGTH = 160  # tokens of an answer at most
 PICTURES = 3  # of each task, in the last table
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.drafters import NGramDrafter
 from mmspec.trees import Chain
 
@@ -32,7 +32,7 @@ drafters = {
 # the words before them: whoever does not see the picture has no chance.
 
 scene, page = zoo.sample("scenes", "test", 3), zoo.sample("documents", "test", 3)
-plot = seeing.figure(5, 2.6)
+plot = visualization.figure(5, 2.6)
 for axes, sample in zip(plot.subplots(1, 2), (scene, page), strict=True):
     axes.imshow(sample.image)
     axes.set_title(sample.prompt, fontsize=9)
@@ -69,9 +69,9 @@ for name in described:
 # A chain of guesses is kept up to the first wrong one, so every line falls. EAGLE learnt to guess single steps and loses at
 # each further one; EAGLE-3 learnt to go on from its own guesses.
 
-show(seeing.acceptance_by_position({name: described[name] for name in drafters}), "outputs/03_compare_drafters/10")
+show(visualization.acceptance_by_position({name: described[name] for name in drafters}), "outputs/03_compare_drafters/10")
 
-show(seeing.acceptance_by_position({name: read[name] for name in drafters}), "outputs/03_compare_drafters/11")
+show(visualization.acceptance_by_position({name: read[name] for name in drafters}), "outputs/03_compare_drafters/11")
 
 # The blind drafter knows how descriptions go and is lost on the page. Two layers with eyes of their own are not enough to
 # read print; the heads need not read it, because the target's hidden states tell them.
@@ -80,14 +80,14 @@ show(seeing.acceptance_by_position({name: read[name] for name in drafters}), "ou
 #
 # Tokens per pass over the answer: the blind drafter loses wherever the next word depends on the picture.
 
-show(seeing.acceptance_over_time({name: described[name] for name in ("text_only", "eagle3")}), "outputs/03_compare_drafters/13")
+show(visualization.acceptance_over_time({name: described[name] for name in ("text_only", "eagle3")}), "outputs/03_compare_drafters/13")
 
 # ## What a guess costs
 #
 # The time per token, cut into the steps of the loop. A drafter buys shorter `score` (fewer passes of the target) with time in
 # `draft`. Speed-up needs both: guesses that are right, and guesses that are cheap.
 
-show(seeing.phase_times(described), "outputs/03_compare_drafters/15")
+show(visualization.phase_times(described), "outputs/03_compare_drafters/15")
 
 # ## On more than one picture
 #

@@ -1,7 +1,7 @@
 # Made from 04_trees.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # Trees
 #
@@ -9,7 +9,7 @@ from mmspec.seeing import show
 # branches, or whatever the drafter's confidence suggests. The text never depends on it. The number of passes does.
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree
 
 target = mmspec.load_target("tiny")
@@ -65,7 +65,7 @@ for name, out in answers.items():
         f"{stats.mean_levels:4.1f} levels   same text: {out.token_ids == chain.token_ids}"
     )
 
-show(seeing.acceptance_by_position(answers), "outputs/04_trees/13")
+show(visualization.acceptance_by_position(answers), "outputs/04_trees/13")
 
 # ## SAGE: a shape that follows the text
 #
@@ -92,7 +92,7 @@ show(sage["hard: a page"].trace[8], "outputs/04_trees/19")
 
 # Over the whole answers, round by round:
 
-plot = seeing.figure(7.5, 3)
+plot = visualization.figure(7.5, 3)
 for axes, what in zip(plot.subplots(1, 2), ("depth", "drafted"), strict=True):
     for name, out in sage.items():
         axes.plot([getattr(one, what) for one in out.trace], "o-", markersize=3, label=name)
@@ -121,7 +121,7 @@ for one in chain.trace:
     if one.accepted < one.drafted and written <= len(entropy):
         ends.append(written)
 
-plot = seeing.figure(7.5, 2.6)
+plot = visualization.figure(7.5, 2.6)
 axes = plot.subplots()
 axes.bar(range(2, len(entropy) + 2), entropy, width=1.0, color="#E69F00", label="entropy of the target")
 axes.plot(ends, [entropy[end - 2] for end in ends], "o", color="#0072B2", label="the chain's guesses end here")

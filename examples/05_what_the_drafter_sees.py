@@ -1,7 +1,7 @@
 # Made from 05_what_the_drafter_sees.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # What the drafter sees
 #
@@ -13,7 +13,7 @@ LENGTH = 80  # tokens of an answer at most
 PICTURES = 3  # of each task, in the comparison
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.compressors import Pool, Prune
 
 target = mmspec.load_target("tiny")
@@ -32,7 +32,7 @@ scene = zoo.sample("scenes", "test", 3)
 # - **ViSpec** asks the picture once: learned queries leave a token of it. The lighter, the more they look.
 # - **HiViS** hides the picture. What the target's hidden states at the words say about it must do.
 
-show(seeing.draw_kept(drafters, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/05")
+show(visualization.draw_kept(drafters, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/05")
 
 # ## Another question, another view
 #
@@ -41,10 +41,10 @@ show(seeing.draw_kept(drafters, scene.prompt, scene.image), "outputs/05_what_the
 
 page, chart = zoo.sample("documents", "test", 3), zoo.sample("charts", "test", 3)
 for sample in (page, chart):
-    (kept,) = seeing.kept_tokens(drafters["SpecVLM"], sample.prompt, sample.image)
+    (kept,) = visualization.kept_tokens(drafters["SpecVLM"], sample.prompt, sample.image)
     print(f"{sample.prompt:36} {kept.entries:4} entries for {kept.tokens} tokens")
 
-show(seeing.draw_kept(drafters, page.prompt, page.image), "outputs/05_what_the_drafter_sees/08")
+show(visualization.draw_kept(drafters, page.prompt, page.image), "outputs/05_what_the_drafter_sees/08")
 
 # ## What it costs to look away
 #
@@ -58,7 +58,7 @@ for name, drafter in drafters.items():
         out = mmspec.generate(target, drafter, prompts, images, max_new_tokens=LENGTH)
         lengths[name, task] = out.stats.mean_acceptance_length
 
-plot = seeing.figure(7.5, 3)
+plot = visualization.figure(7.5, 3)
 axes = plot.subplots()
 for number, name in enumerate(drafters):
     places = [index + 0.16 * (number - 2) for index in range(len(tasks))]
@@ -88,7 +88,7 @@ views = {
     "like the question": eagle.with_compressor(Prune(1 / 3, by="similarity")),
     "means of 3 x 3": eagle.with_compressor(Pool(3)),
 }
-show(seeing.draw_kept(views, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/13")
+show(visualization.draw_kept(views, scene.prompt, scene.image), "outputs/05_what_the_drafter_sees/13")
 
 for name, drafter in views.items():
     out = mmspec.generate(target, drafter, page.prompt, [page.image], max_new_tokens=LENGTH)

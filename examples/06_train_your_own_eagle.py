@@ -1,7 +1,7 @@
 # Made from 06_train_your_own_eagle.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # Train your own EAGLE
 #
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.data import EmbeddedSource
 from mmspec.training import Objective, UniformNoise, losses
 from mmspec.training.answers import open_source
@@ -84,7 +84,7 @@ with open(folder / "eagle" / "log.csv", newline="") as file:
     log = list(csv.DictReader(file))
 steps = [int(row["step"]) for row in log]
 
-plot = seeing.figure(7.5, 2.8)
+plot = visualization.figure(7.5, 2.8)
 left, right = plot.subplots(1, 2)
 left.plot(steps, [float(row["loss"]) for row in log])
 left.set_title("loss", loc="left", fontsize=11)
@@ -126,7 +126,7 @@ print("same text:", outs["mine"].token_ids == outs["shipped"].token_ids)
 
 show(outs["mine"], "outputs/06_train_your_own_eagle/16")
 
-show(seeing.acceptance_by_position(outs), "outputs/06_train_your_own_eagle/17")
+show(visualization.acceptance_by_position(outs), "outputs/06_train_your_own_eagle/17")
 
 # ## What to try
 #

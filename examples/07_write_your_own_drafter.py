@@ -1,7 +1,7 @@
 # Made from 07_write_your_own_drafter.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # Write your own drafter
 #
@@ -13,7 +13,7 @@ LENGTH = 128  # tokens of an answer at most
 import torch
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.drafters import StepDrafter
 from mmspec.testing import check_lossless
 from mmspec.trees import Chain, DynamicTree
@@ -139,7 +139,7 @@ for name, one in outs.items():
     same = one.token_ids == out.token_ids
     print(f"{name:10} {one.stats.mean_acceptance_length:.2f} tokens per pass, same text: {same}")
 
-show(seeing.acceptance_by_position(outs), "outputs/07_write_your_own_drafter/18")
+show(visualization.acceptance_by_position(outs), "outputs/07_write_your_own_drafter/18")
 
 # A table that never saw the picture goes a long way where language is regular, and stops where the picture decides. What
 # it lacks is what the heads on the target's hidden states have.

@@ -1,7 +1,7 @@
 # Made from 08_sampling_and_losslessness.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 
 # # Sampling and losslessness
 #
@@ -17,7 +17,7 @@ from collections import Counter
 import torch
 
 import mmspec
-from mmspec import seeing, zoo
+from mmspec import visualization, zoo
 from mmspec.inputs import prepare
 from mmspec.trees import Chain
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, follow
@@ -109,7 +109,7 @@ counts["Lenient (wrong)"] = count(drafter, Lenient(), first_seed=400)
 
 total = ROWS * SEEDS
 words = [word for word, _ in sum(counts.values(), Counter()).most_common(5)]
-plot = seeing.figure(7.5, 3.2)
+plot = visualization.figure(7.5, 3.2)
 axes = plot.subplots()
 colours = ["#000000", "#888888", "#009E73", "#0072B2", "#D55E00"]
 for number, (name, found) in enumerate(counts.items()):

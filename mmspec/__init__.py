@@ -24,11 +24,11 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
         families,
         formats,
         hf,
-        seeing,
         speed,
         testing,
         trees,
         verifiers,
+        visualization,
         zoo,
     )
     from .drafters import Drafter
@@ -60,7 +60,7 @@ _MODULES = (
     "families",
     "formats",
     "hf",
-    "seeing",
+    "visualization",
     "speed",
     "testing",
     "trees",

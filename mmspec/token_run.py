@@ -8,12 +8,12 @@ from .drafters import Drafter, NoDrafter
 from .inputs import Request
 from .loop import Run
 from .sampling import LogitsPipeline, random_stream
-from .seeing.trace import Trace
 from .stopping import Stopping
 from .target import Target
 from .transcript import Piece, Transcript
 from .trees import Proposals
 from .verifiers import Verifier
+from .visualization.trace import Trace
 
 
 class TokenRun(Run):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from .context import Context
 from .errors import MMSpecError
 from .sampling import LogitsPipeline
-from .seeing.html import answer
-from .seeing.trace import Trace
 from .stats import Round, Stats
 from .stopping import Stopping
 from .text import TextStream, whole_text
 from .tree import DraftTree
+from .visualization.html import answer
+from .visualization.trace import Trace
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Output:
 
     @property
     def trace(self) -> Trace:
-        """The tree of every round, see `mmspec.seeing.Trace`.
+        """The tree of every round, see `mmspec.visualization.Trace`.
 
         Raises:
             MMSpecError: if it was not recorded.

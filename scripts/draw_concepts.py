@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import mmspec
-from mmspec import seeing, zoo
-from mmspec.seeing.colours import ACCEPTED, BONUS, INK, PAPER, REJECTED
+from mmspec import visualization, zoo
 from mmspec.trees import Chain, DynamicTree
+from mmspec.visualization.colours import ACCEPTED, BONUS, INK, PAPER, REJECTED
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "concepts"
 LARGEST = 60_000
@@ -72,7 +72,7 @@ def draw_answer(out: mmspec.Output, name: str) -> None:
     )
 
 
-def draw_mask(one: seeing.RoundTrace, name: str) -> None:
+def draw_mask(one: visualization.RoundTrace, name: str) -> None:
     """Which nodes of a drafted tree each of them sees."""
     nodes = [node for node in one.nodes if not node.bonus]
     seen = torch.zeros(len(nodes), len(nodes))
@@ -95,7 +95,7 @@ def draw_mask(one: seeing.RoundTrace, name: str) -> None:
     save(figure, name)
 
 
-def draw_overlap(one: seeing.RoundTrace, name: str) -> None:
+def draw_overlap(one: visualization.RoundTrace, name: str) -> None:
     """The two models' probabilities of the guesses for the next token."""
     children = [one.nodes[number] for number in one.children(0) if not one.nodes[number].bonus]
     q, p = [node.drafter for node in children], [node.target for node in children]
@@ -114,10 +114,10 @@ def draw_overlap(one: seeing.RoundTrace, name: str) -> None:
     save(figure, name)
 
 
-def branching(trace: seeing.Trace) -> seeing.RoundTrace:
+def branching(trace: visualization.Trace) -> visualization.RoundTrace:
     """The round in which most was kept although the likeliest guess was wrong somewhere."""
 
-    def wrong_first(one: seeing.RoundTrace) -> bool:
+    def wrong_first(one: visualization.RoundTrace) -> bool:
         path = [number for number, node in enumerate(one.nodes) if node.accepted and not node.bonus]
         return any(below != one.children(above)[0] for above, below in pairwise(path))
 
@@ -125,10 +125,10 @@ def branching(trace: seeing.Trace) -> seeing.RoundTrace:
     return max(rounds, key=lambda one: one.accepted)
 
 
-def disputed(traces: list[seeing.Trace]) -> seeing.RoundTrace:
+def disputed(traces: list[visualization.Trace]) -> visualization.RoundTrace:
     """A round before which the target is undecided and the drafter thinks otherwise."""
 
-    def overlap(one: seeing.RoundTrace) -> float:
+    def overlap(one: visualization.RoundTrace) -> float:
         children = [one.nodes[number] for number in one.children(0) if not one.nodes[number].bonus]
         return sum(min(node.drafter, node.target) for node in children)
 
@@ -158,7 +158,7 @@ def main() -> None:
     traces = [answer("eagle", DynamicTree(depth=2, top_k=6, total=12), number).trace for number in range(4)]
     draw_overlap(disputed(traces), "overlap")
     shown = {name: drafters[name] for name in ("eagle", "specvlm", "vispec", "hivis")}
-    save(seeing.draw_kept(shown, zoo.DEMO_PROMPT, image), "kept")
+    save(visualization.draw_kept(shown, zoo.DEMO_PROMPT, image), "kept")
 
     tests = [
         zoo.sample(task, "test", index) for task in ("scenes", "charts", "documents", "questions") for index in range(4)
@@ -171,7 +171,7 @@ def main() -> None:
             ("eagle", "EAGLE-2: trained on single steps"),
         )
     }
-    save(seeing.acceptance_by_position(outs), "positions")
+    save(visualization.acceptance_by_position(outs), "positions")
     for label, out in outs.items():
         rates = [round(rate, 2) for rate in out.stats.acceptance_rate_per_position]
         print(f"{label}: {rates}, {out.stats.mean_acceptance_length:.2f} tokens a pass")

@@ -1,7 +1,7 @@
 """Write every notebook in `examples/` as a script beside it: `python scripts/export_notebooks.py`.
 
 Text becomes comments. What a notebook shows below a cell, the value of its last line, goes through
-`mmspec.seeing.show`: trees, plots, pictures and answers are saved to `outputs/NAME/`, the rest is printed.
+`mmspec.visualization.show`: trees, plots, pictures and answers are saved to `outputs/NAME/`, the rest is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADER = """\
 # Made from {name}.ipynb by scripts/export_notebooks.py: change the notebook instead.
 # ruff: noqa
 # fmt: off
-from mmspec.seeing import show
+from mmspec.visualization import show
 """
 
 

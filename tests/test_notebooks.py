@@ -51,7 +51,7 @@ def alone(tmp_path, monkeypatch):
     """An empty folder, no figures and no setting of torch left behind."""
     import torch
 
-    from mmspec.seeing import figures
+    from mmspec.visualization import figures
 
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -64,7 +64,7 @@ def alone(tmp_path, monkeypatch):
 @pytest.fixture
 def shown(monkeypatch) -> dict[int, object]:
     """What a script shows, by the number of the cell."""
-    from mmspec.seeing import saving
+    from mmspec.visualization import saving
 
     values, real = {}, saving.show
 

@@ -10,7 +10,7 @@ from .pool import Conv, Pool
 from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
 from .resampler import Resampler
-from .source import Sources
+from .token_assignment import Sources
 
 __all__ = [
     "Compressed",

@@ -12,7 +12,7 @@ from ..errors import MMSpecError, shown
 from ..families.vision import Grid
 from ..per_request import PerRequest
 from ..trust import named_class
-from .source import Sources
+from .token_assignment import Sources
 
 
 @dataclass

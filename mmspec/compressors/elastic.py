@@ -15,7 +15,7 @@ from .hide import Hide
 from .pool import Conv, Pool
 from .prune import Prune
 from .resampler import Resampler
-from .source import Sources
+from .token_assignment import Sources
 
 MODES = ("fusion", "concatenation", "selection")
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ..errors import MMSpecError, did_you_mean
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
-from .source import Sources
+from .token_assignment import Sources
 
 WAYS = ("uniform", "change")
 

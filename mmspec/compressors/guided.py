@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import MMSpecError
 from .base import Compressed, VisualCompressor, VisualSpan
-from .source import Sources
+from .token_assignment import Sources
 
 
 class FeatureGuided(VisualCompressor):

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import MMSpecError
 from .base import Compressed, VisualCompressor, VisualSpan
-from .source import Sources
+from .token_assignment import Sources
 
 
 class Hide(VisualCompressor):

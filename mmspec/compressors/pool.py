@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..arguments import positive
 from ..families.vision import Grid
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
-from .source import Sources
+from .token_assignment import Sources
 
 
 def windows(grid: Grid, size: int, device: torch.device) -> Sources:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from ..arguments import positive
 from ..errors import MMSpecError
 from .base import Compressed, VisualCompressor, VisualSpan
-from .source import Sources
+from .token_assignment import Sources
 
 
 class Resampler(VisualCompressor):

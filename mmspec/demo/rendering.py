@@ -7,12 +7,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..metrics import SHOWN, SPEEDUPS
-from ..seeing import html as answers_html
-from ..seeing.colours import ACCEPTED, BONUS, REJECTED, ROOT
 from ..stats import speed_in_words, tokens_by_origin
+from ..visualization import html as answers_html
+from ..visualization.colours import ACCEPTED, BONUS, REJECTED, ROOT
 
 if TYPE_CHECKING:
-    from ..seeing.trace import RoundTrace
+    from ..visualization.trace import RoundTrace
     from .choices import Group
     from .session import Side, View
 

@@ -140,7 +140,7 @@ def literal(name: str) -> str:
 
 def figure_of(width: float, height: float) -> Figure:
     """Return an empty figure that belongs to nobody: pyplot would keep it, and choose a screen. Sizes are in inches."""
-    from ..seeing.figures import figure
+    from ..visualization.figures import figure
 
     return figure(width, height)
 

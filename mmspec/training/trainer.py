@@ -30,11 +30,11 @@ from ..errors import MMSpecError
 from ..lesson import Lesson
 from ..storage import read_json_object
 from .author import check_author
+from .curriculum import order_of
 from .data import Loader, Pass, split
 from .feature_cache import CachedTeacher
 from .journal import Journal, Sums
 from .objective import Objective
-from .order import order_of
 from .output import BEST, LAST_DRAFTER, OutputFolder
 from .settings import Settings
 from .state import replace_folder

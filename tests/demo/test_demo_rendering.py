@@ -10,8 +10,8 @@ import pytest
 
 from mmspec.demo import rendering
 from mmspec.demo.session import Side, View
-from mmspec.seeing import Node, RoundTrace
-from mmspec.seeing.colours import ACCEPTED, BONUS
+from mmspec.visualization import Node, RoundTrace
+from mmspec.visualization.colours import ACCEPTED, BONUS
 
 VOID = {"rect", "path", "br", "img"}
 

@@ -6,7 +6,7 @@ import pytest
 import school
 
 from mmspec.errors import MMSpecError
-from mmspec.training.order import LEAST, MOST, Curriculum, Order, order_of
+from mmspec.training.curriculum import LEAST, MOST, Curriculum, Order, order_of
 
 TEXT, PICTURES = list(range(0, 30)), list(range(30, 70))
 

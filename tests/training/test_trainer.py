@@ -162,7 +162,7 @@ def test_training_learns(tmp_path):
 def test_reduced_vocabulary_is_that_of_the_answers(tmp_path):
     training = trainer(tmp_path, school.eagle3, drafter={"draft_vocab_size": 30}, steps=2)
     counts = torch.zeros(school.target().vocab_size)
-    for number in training.order.numbers:
+    for number in training.curriculum.numbers:
         for token in school.Answered()[number].answer_ids:
             counts[token] += 1
     chosen = training.drafter.draft_vocabulary

@@ -11,7 +11,7 @@ DPI = 80
 
 
 class Plot(Figure):
-    """What the functions of `mmspec.seeing` return: a matplotlib figure like any other, to change or to save."""
+    """What the functions of `mmspec.visualization` return: a matplotlib figure like any other, to change or to save."""
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()

@@ -10,7 +10,7 @@ import torch
 from toys import hooks_of
 
 import mmspec
-from mmspec import MMSpecError, seeing, zoo
+from mmspec import MMSpecError, visualization, zoo
 from mmspec.compressors import Elastic, FeatureGuided, Hide, Pool, Prune, Resampler
 from mmspec.drafters import EagleDrafter, MedusaDrafter, NGramDrafter
 from mmspec.inputs import prepare
@@ -29,7 +29,7 @@ def embedded(name: str):
 
 
 def kept(drafter, images=None, prompt=QUESTION):
-    return seeing.kept_tokens(drafter, prompt, zoo.demo_image() if images is None else images)
+    return visualization.kept_tokens(drafter, prompt, zoo.demo_image() if images is None else images)
 
 
 def one(drafter, **options):
@@ -163,7 +163,7 @@ def test_a_failure_leaves_no_hook(monkeypatch):
 
 def test_the_panels_say_and_veil_what_is_left_out():
     drafters = {"all": embedded("eagle"), "guided": embedded("dream"), "none": embedded("hivis")}
-    plot = seeing.draw_kept(drafters, QUESTION, zoo.demo_image())
+    plot = visualization.draw_kept(drafters, QUESTION, zoo.demo_image())
     assert [axes.get_title() for axes in plot.axes] == [
         "all\n144 entries for 144 tokens",
         "guided\n108 entries for 144 tokens",

@@ -12,8 +12,8 @@ from toys import Scripted, byte_tokenizer
 
 import mmspec
 from mmspec import Target
-from mmspec.seeing import colours
-from mmspec.seeing.html import tokens
+from mmspec.visualization import colours
+from mmspec.visualization.html import tokens
 
 SPLIT = "ab é the €😀.ing漢ß\n"
 

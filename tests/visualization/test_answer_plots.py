@@ -11,11 +11,16 @@ from models import inputs_for
 from PIL import Image
 
 import mmspec
-from mmspec import MMSpecError, seeing
+from mmspec import MMSpecError, visualization
 from mmspec.stats import PHASES
 from mmspec.trees import Chain, DynamicTree
 
-PLOTS = (seeing.acceptance_by_position, seeing.acceptance_over_time, seeing.entropy_and_depth, seeing.phase_times)
+PLOTS = (
+    visualization.acceptance_by_position,
+    visualization.acceptance_over_time,
+    visualization.entropy_and_depth,
+    visualization.phase_times,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def lines(plot, number: int = 0) -> dict[str, tuple[list, list]]:
 
 
 def test_acceptance_by_position(outs):
-    drawn = lines(seeing.acceptance_by_position(outs))
+    drawn = lines(visualization.acceptance_by_position(outs))
     assert list(drawn) == list(outs)
     for name, out in outs.items():
         rates = out.stats.acceptance_rate_per_position
@@ -45,7 +50,7 @@ def test_acceptance_by_position(outs):
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_acceptance_over_time(outs, row):
-    drawn = lines(seeing.acceptance_over_time(outs, row))
+    drawn = lines(visualization.acceptance_over_time(outs, row))
     for name, out in outs.items():
         x, y = drawn[name]
         emitted = [record.emitted[row] for record in out.stats.rounds if record.emitted[row]]
@@ -55,7 +60,7 @@ def test_acceptance_over_time(outs, row):
 
 
 def test_entropy_and_depth(outs):
-    plot = seeing.entropy_and_depth(outs)
+    plot = visualization.entropy_and_depth(outs)
     for name, out in outs.items():
         entropy = [one.entropy for one in out.trace]
         assert lines(plot, 0)[name] == (entropy, [one.depth for one in out.trace])
@@ -65,7 +70,11 @@ def test_entropy_and_depth(outs):
 
 def test_more_answers_than_colours_all_look_different(outs):
     many = {f"answer {number}": outs["tree"] for number in range(40)}
-    for plot in (seeing.acceptance_by_position, seeing.acceptance_over_time, seeing.entropy_and_depth):
+    for plot in (
+        visualization.acceptance_by_position,
+        visualization.acceptance_over_time,
+        visualization.entropy_and_depth,
+    ):
         drawn = plot(many).axes[0].get_lines()
         looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}
         assert len(looks) == len(drawn) == 40
@@ -86,11 +95,11 @@ def test_titles_are_the_names_of_the_figures(outs):
 def test_entropy_without_a_trace_is_refused(outs):
     out = mmspec.generate(target_of("llama", "sdpa"), inputs=inputs_for("llama", [0]), max_new_tokens=2)
     with pytest.raises(MMSpecError, match="trace=True"):
-        seeing.entropy_and_depth({**outs, "untraced": out})
+        visualization.entropy_and_depth({**outs, "untraced": out})
 
 
 def test_phase_times(outs):
-    (axes,) = seeing.phase_times(outs).axes
+    (axes,) = visualization.phase_times(outs).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == list(outs)
     bars = {bar.get_label(): bar for bar in axes.containers}
     assert tuple(bars) == PHASES
@@ -125,23 +134,26 @@ def test_a_script_gets_as_files_what_a_notebook_shows(outs, tmp_path, capsys):
     picture = Image.new("RGB", (4, 3), "red")
     shown = {
         "tree.svg": outs["tree"].trace[1],
-        "plot.png": seeing.acceptance_by_position(outs),
+        "plot.png": visualization.acceptance_by_position(outs),
         "picture.png": picture,
         "answer.html": outs["tree"],
     }
     for name, thing in shown.items():
         path = tmp_path / "new" / name
-        assert seeing.show(thing, path.with_suffix("")) == path
+        assert visualization.show(thing, path.with_suffix("")) == path
         assert capsys.readouterr().out == f"saved {path}\n"
     assert (tmp_path / "new" / "tree.svg").read_text(encoding="utf-8") == outs["tree"].trace[1].svg()
     assert (tmp_path / "new" / "answer.html").read_text(encoding="utf-8") == outs["tree"]._repr_html_()
     with Image.open(tmp_path / "new" / "picture.png") as saved:
         assert saved.tobytes() == picture.tobytes() and saved.size == picture.size
-    assert seeing.show({"a": 1}, tmp_path / "dictionary") is None and seeing.show(None, tmp_path / "none") is None
+    assert (
+        visualization.show({"a": 1}, tmp_path / "dictionary") is None
+        and visualization.show(None, tmp_path / "none") is None
+    )
     assert capsys.readouterr().out == "{'a': 1}\n" and len(list((tmp_path / "new").iterdir())) == 4
 
 
 def test_what_is_not_there_is_no_attribute():
-    assert set(seeing.__all__) <= {name for name in seeing.__all__ if getattr(seeing, name)}
+    assert set(visualization.__all__) <= {name for name in visualization.__all__ if getattr(visualization, name)}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = seeing.nothing
+        _ = visualization.nothing

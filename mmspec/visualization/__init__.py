@@ -26,4 +26,4 @@ __all__ = ["Node", "RoundTrace", "Trace", *_LAZY]
 def __getattr__(name: str):
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module 'mmspec.seeing' has no attribute {name!r}")
+    raise AttributeError(f"module 'mmspec.visualization' has no attribute {name!r}")

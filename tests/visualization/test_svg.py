@@ -10,8 +10,8 @@ from helpers import blurred_drafter, target_of
 from models import inputs_for
 
 import mmspec
-from mmspec.seeing import Node, RoundTrace, colours
 from mmspec.trees import DynamicTree
+from mmspec.visualization import Node, RoundTrace, colours
 
 TEXTS = ["<b>&\"'", "\x00", "\x1b[1m", "\n", " the", "", "�", "a word that is far too long", "漢字", "\ud800"]
 

@@ -13,10 +13,10 @@ from toys import Scripted, byte_tokenizer
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import NGramDrafter
-from mmspec.seeing import Node, RoundTrace
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, StaticTree
 from mmspec.verifiers import Gated, Greedy, RejectionSampling
 from mmspec.verifiers.gates import Every
+from mmspec.visualization import Node, RoundTrace
 
 LENGTH = 14
 INPUTS = models.inputs_for("llama", [0, 0, 0], [9, 5, 12])
