@@ -27,7 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
-from mmspec.evaluation.layout import markdown_table
+from mmspec.evaluation.tables import markdown_table
 from mmspec.inputs import prepare
 from mmspec.outcome import Verdict
 from mmspec.speed import Acceptance, Costs, Shape, measure_costs, predict

@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    from ..evaluation.conventions import explained
     from ..evaluation.reporting import marks, report
     from ..evaluation.table import WIDTH
-    from ..evaluation.units import explained
 
     if arguments.units is not None:
         explained(arguments.units)  # refused before anything is written

@@ -80,9 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from ..evaluation.layout import markdown_table, markdown_text, terminal_tables
     from ..evaluation.reporting import report
     from ..evaluation.table import WIDTH
+    from ..evaluation.tables import markdown_table, markdown_text, terminal_tables
     from ..speed.projection import Setting, methods_of, project_all
     from ..speed.roofline import device_of, model_of
 

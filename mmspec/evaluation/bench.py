@@ -46,7 +46,7 @@ class Settings:
         Raises:
             MMSpecError: with the setting and what it may be.
         """
-        from .units import explained
+        from .conventions import explained
 
         self.protocol()
         for name, least in (("max_new_tokens", 1), ("threads", 1), ("budget", 0)):
@@ -180,7 +180,7 @@ def source_of(config: Any, settings: Settings) -> Source:
     Raises:
         MMSpecError: if they cannot be read, or there are none.
     """
-    from .asking import grouped
+    from .questions import grouped
 
     source = configuration.build(config.task)
     if next(grouped(source, settings.batch, settings.limit), None) is None:

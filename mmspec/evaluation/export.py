@@ -18,9 +18,9 @@ from typing import Any
 
 from ..errors import MMSpecError
 from ..storage import atomic_write_text
-from .merging import Group, Method
-from .sample import Measured
-from .units import need_single_prompts
+from .bootstrap import Measured
+from .conventions import need_single_prompts
+from .grouping import Group, Method
 
 BASELINE = "baseline"  # what the readers of these files call plain decoding
 

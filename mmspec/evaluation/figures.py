@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..stats import PROMPT_PHASES, Stats
-from .merging import PLAIN, Group, Method
-from .sample import Estimate, Measured, Sample, Totals, ratio, spread, together
+from .bootstrap import Estimate, Measured, Sample, Totals, ratio, spread, together
+from .grouping import PLAIN, Group, Method
 
 
 def speedup(totals: Totals) -> np.ndarray:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..metrics import SHOWN
 from ..speed.prediction import LEVERS, Prediction
 from .figures import Row
-from .layout import as_text, markdown_table, markdown_text, terminal_tables
-from .merging import Group
-from .notes import conditions_shown
+from .footnotes import conditions_shown
+from .grouping import Group
+from .tables import as_text, markdown_table, markdown_text, terminal_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

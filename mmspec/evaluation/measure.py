@@ -18,10 +18,10 @@ from ..inputs import Request
 from ..similarity import similarity
 from ..stats import PHASES, PhaseClock, Round
 from ..target import Target
-from .asking import Group, Questions
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
 from .engines import Answer, texts
 from .methods import PLAIN, Side, failure, out_of_memory, reason_of, wrapped
+from .questions import Group, Questions
 
 REPORT, FAIL = "report", "fail"
 

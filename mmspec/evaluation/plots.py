@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..metrics import SHOWN
+from .bootstrap import Estimate
 from .figures import Means, Row
-from .looks import GREY, PHASE_COLOURS, Looks, axes_of, family, figure_of, legend, literal, name_of, write
-from .sample import Estimate
+from .style import GREY, PHASE_COLOURS, Looks, axes_of, family, figure_of, legend, literal, name_of, write
 from .table import PHASE_COLUMNS
 
 if TYPE_CHECKING:

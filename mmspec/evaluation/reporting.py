@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 from ..errors import MMSpecError
 from ..storage import atomic_write_text
+from .conventions import UnitTable, in_units
 from .export import export_mmspec
 from .figures import Row, rows_of
+from .grouping import PLAIN, Group, open_groups
 from .limits import LimitsTable
-from .merging import PLAIN, Group, open_groups
 from .plots import CAPTIONS, save_plots
 from .table import Table
-from .units import UnitTable, in_units
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,7 +58,7 @@ class Report:
         return LimitsTable(self.rows, self.groups)
 
     def units(self, name: str) -> UnitTable:
-        """Return the same runs as EAGLE, MMSpec, ViSpec or vLLM would count them; see `mmspec.evaluation.units`."""
+        """Return the same runs as EAGLE, MMSpec, ViSpec or vLLM count them; see `mmspec.evaluation.conventions`."""
         return in_units(self.groups, name)
 
     def as_json(self) -> dict[str, Any]:

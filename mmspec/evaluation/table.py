@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import cut
 from ..metrics import SHOWN
 from .figures import Estimate, Figures, Means, Row
-from .layout import BROKEN, as_text, csv_text, least_width, markdown_table, markdown_text, terminal_tables
-from .merging import CONDITIONS, Group
-from .notes import conditions_shown, notes, repeated
+from .footnotes import conditions_shown, notes, repeated
+from .grouping import CONDITIONS, Group
+from .tables import BROKEN, as_text, csv_text, least_width, markdown_table, markdown_text, terminal_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

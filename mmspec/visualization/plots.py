@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
-from ..evaluation.looks import COLOURS, LINES, MARKERS, axes_of, legend
+from ..evaluation.style import COLOURS, LINES, MARKERS, axes_of, legend
 from ..metrics import SHOWN
 from ..stats import PHASES
 from .figures import Plot, figure

@@ -6,8 +6,8 @@ import pytest
 from bundles import PLAIN_PASS, eagle3, lookup, plain, write_bundle
 
 from mmspec.evaluation import report
+from mmspec.evaluation.bootstrap import RESAMPLES, _weights
 from mmspec.evaluation.figures import conditional_acceptance_rate
-from mmspec.evaluation.sample import RESAMPLES, _weights
 from mmspec.stats import Round, Stats
 
 # An answer of n tokens takes plain decoding 1 + (n - 1) / 2 seconds. eagle3 emits 3, 1, 3, 1, ... tokens in rounds of

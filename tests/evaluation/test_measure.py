@@ -10,9 +10,9 @@ import mmspec
 from mmspec.data import Example
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
-from mmspec.evaluation.asking import grouped
 from mmspec.evaluation.bundle import Bundle
 from mmspec.evaluation.measure import Protocol, booking_seconds
+from mmspec.evaluation.questions import grouped
 from mmspec.exactness import Divergence, divergences, next_scores
 from mmspec.inputs import prepare
 from mmspec.sampling import Sampling

@@ -17,8 +17,8 @@ from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 from mmspec.evaluation.bench import benchmark, prepare_run
 from mmspec.evaluation.figures import Figures
-from mmspec.evaluation.looks import Looks
 from mmspec.evaluation.plots import PLOTS
+from mmspec.evaluation.style import Looks
 from mmspec.evaluation.sweep import Sweep
 from mmspec.evaluation.table import csv_lines
 from mmspec.metrics import SHOWN

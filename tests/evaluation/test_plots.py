@@ -9,8 +9,8 @@ from bundles import eagle3, lookup, plain, write_bundle
 from PIL import Image
 
 from mmspec.evaluation import report
-from mmspec.evaluation.looks import COLOURS, DRAFTERS, Looks, write
 from mmspec.evaluation.plots import CAPTIONS, PLOTS, front, plot_budget, plot_speedup, save_plots
+from mmspec.evaluation.style import COLOURS, DRAFTERS, Looks, write
 
 
 def rows_of(tmp_path, sides):

@@ -8,7 +8,7 @@ import io
 from bundles import eagle3, lookup, plain, write_bundle
 
 from mmspec.evaluation import report
-from mmspec.evaluation.layout import as_text
+from mmspec.evaluation.tables import as_text
 
 TASKS = ("scenes", "charts", "documents", "questions")
 

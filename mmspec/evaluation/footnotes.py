@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .bootstrap import RESAMPLES
 from .bundle import COMPLETE
 from .figures import Row
-from .merging import CONDITIONS, Group
-from .sample import RESAMPLES
+from .grouping import CONDITIONS, Group
 
 COLUMNS = (
     "Speed-ups are tokens per second over {baseline} in the same process on the same prompts. Of the tasks and of the "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..stats import PROMPT_PHASES, Round, Stats
-from .merging import Answer, Run
+from .grouping import Answer, Run
 
 RESAMPLES, SEED, INTERVAL = 2000, 0, (2.5, 97.5)
 

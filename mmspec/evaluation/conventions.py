@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MMSpecError, did_you_mean
-from .layout import as_text, markdown_table, terminal_tables
-from .merging import Answer, Group
-from .notes import conditions_shown
-from .sample import Measured
+from .bootstrap import Measured
+from .footnotes import conditions_shown
+from .grouping import Answer, Group
 from .table import WIDTH
+from .tables import as_text, markdown_table, terminal_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
