@@ -53,16 +53,23 @@ class Context(ModelSession):
         capacity: int = 0,
         feature_layers: Iterable[int] = (),
     ):
-        super().__init__(target, request.batch_size, max(capacity, request.max_length), feature_layers)
+        read = self.rows_of(request)
+        super().__init__(target, read.batch_size, max(capacity, read.max_length), feature_layers)
         self.target, self.request, self.vision = target, request, vision
-        inputs, family = request.inputs, target.family
-        self.embeds = family.embed(inputs["input_ids"], vision)
+        inputs, family = read.inputs, target.family
+        embeds = family.embed(inputs["input_ids"], vision)
+        self.embeds = embeds[: request.batch_size, : request.max_length]
         once, extra = family.prefill_inputs(inputs, vision), family.lasting_inputs(vision)
         position_ids, offset = family.positions(inputs)
         self._ceilings = ceilings(family.switches, position_ids, offset)
-        self.logits, self.features = self.prefill(self.embeds, position_ids, offset, request.lengths, once, extra)
+        self.logits, features = self.prefill(embeds, position_ids, offset, read.lengths, once, extra)
+        self.features = {layer: states[:, : request.max_length] for layer, states in features.items()}
         self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
         self.proposals = Proposals()
+
+    def rows_of(self, request: Request) -> Request:
+        """The batch that is read for a request."""
+        return request
 
     @property
     def batch_size(self) -> int:

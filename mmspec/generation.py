@@ -13,6 +13,7 @@ from .drafters import Drafter
 from .drafters.base import expect_drafter
 from .errors import MMSpecError
 from .inputs import prepare
+from .negative_prompts import guidance_of
 from .sampling import LogitsPipeline, refuse_settings
 from .stopping import Stopping
 from .target import Target, expect_target
@@ -48,10 +49,12 @@ def stream(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     logits_processor: Iterable | Callable | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: Any = None,
     model_settings: bool = True,
     seed: int = 0,
     # where it ends
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     stop: str | Iterable[str] | None = None,
     eos_token_id: int | Iterable[int] | None = None,
     stopping_criteria: Iterable | Callable | None = None,
@@ -92,7 +95,7 @@ def stream(
             settings that `LogitsPipeline` lists, among them the penalty. One that mmspec cannot apply is refused, not
             passed over. False leaves it all out but the end tokens.
         seed: of all draws, an integer; the same seed and arguments give the same tokens.
-        max_new_tokens: at most so many new tokens per row, at least 1.
+        max_new_tokens: at most so many new tokens per row, at least 1; by default 256, or all that a picture has.
         stop: a text or several: a row ends where it has written one, which is the end of its text.
         eos_token_id: end token(s), instead of the model's own; `[]` for none.
         stopping_criteria: Hugging Face criteria or functions, called after every token with the row's `[1, length]` ids
@@ -110,12 +113,13 @@ def stream(
     if as_int(seed) is None:
         raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
     eos = target.eos_token_ids if eos_token_id is None else eos_token_id
-    stopping = Stopping(max_new_tokens, eos, stopping_criteria, stop, target.tokenizer)
+    stopping = Stopping(_longest(target, max_new_tokens), eos, stopping_criteria, stop, target.speller)
     settings = target.model.generation_config if model_settings else None
     of_family = [] if settings is None else target.family.processors(settings)
     pipeline = LogitsPipeline(
         temperature, top_k, top_p, min_p, repetition_penalty, logits_processor, settings, stopping.eos, of_family
     )
+    _refuse_looking_back(target, pipeline)
     if settings is not None:
         refuse_settings(
             settings, [*pipeline.processors, *stopping.criteria, stopping.stop], target.family.settings_not_applied
@@ -158,6 +162,7 @@ def stream(
         chat_template_kwargs=chat_template_kwargs,
         extras=extras,
     )
+    guidance = guidance_of(target, request, guidance_scale, negative_prompt, settings, copies)
     request = target.repeat(request, copies)
     pipeline.begin(request.lengths)
     target.family.check_reach(request.inputs, stopping.max_new_tokens)
@@ -165,7 +170,7 @@ def stream(
         drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, as_int(seed), trace)
+    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, as_int(seed), trace, guidance)
     return _pieces(run, streamer)
 
 
@@ -184,6 +189,25 @@ def _copies(given: Any, pipeline: LogitsPipeline) -> int:
             "temperature= above 0, or ask for one"
         )
     return copies
+
+
+def _longest(target: Target, max_new_tokens: int | None) -> int:
+    """How many tokens are written at most: a picture has only so many."""
+    whole = target.space.length
+    if max_new_tokens is None:
+        return whole or 256
+    if whole is not None and (as_int(max_new_tokens) or 0) > whole:
+        raise MMSpecError(f"max_new_tokens={max_new_tokens}: what this target writes has {whole} tokens; leave it out")
+    return max_new_tokens
+
+
+def _refuse_looking_back(target: Target, pipeline: LogitsPipeline) -> None:
+    """Refuse processors that go by earlier tokens where what is written is not like the prompt."""
+    if target.family.writes != "text" and (looking := pipeline.looking_back):
+        raise MMSpecError(
+            f"{type(looking[0]).__name__} looks at earlier tokens, and the prompt of a picture has none that are like "
+            "the picture's own: leave it out"
+        )
 
 
 def _pieces(run: TokenRun, streamer) -> Generator[Piece, None, Output]:

@@ -52,6 +52,7 @@ def load_target(
     device=None,
     compile: bool = False,
     check: bool | None = None,
+    writes: str = "text",
     **kwargs,
 ) -> Target:
     """Load a target with its processor.
@@ -61,7 +62,7 @@ def load_target(
             put on its base model.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
         device: where to put it; by default a GPU if there is one. Not with `device_map` or `tp_plan`.
-        compile, check: see `Target`.
+        compile, check, writes: see `Target`.
         kwargs: for `from_pretrained`, such as `attn_implementation`, `device_map`, `tp_plan`, `quantization_config`.
             Those of `OF_THE_HUB`, such as `revision`, hold for the configuration and the processor as well. Code of the
             repository is run with `trust_remote_code=True` only, and weights are read from safetensors unless
@@ -73,7 +74,7 @@ def load_target(
     if not isinstance(name, str | Path):
         way = "mmspec.Target(model, processor)"
         raise MMSpecError(f"load_target takes a name, and this is a {type(name).__name__}: for a model there is {way}")
-    return Target(*_load(str(name), _resolve(name, "target"), "target", dtype, device, kwargs), compile, check)
+    return Target(*_load(str(name), _resolve(name, "target"), "target", dtype, device, kwargs), compile, check, writes)
 
 
 def _load(

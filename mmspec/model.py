@@ -29,20 +29,25 @@ class Model:
         model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
         compile: whether to compile its passes over blocks of nodes, see `mmspec.compiled`.
+        writes: `"text"` or `"image"`, for models that can write both.
+
+    Attributes:
+        space: what the ids of its tokens mean, for rules that go by it; may be set, see `TokenSpace`.
 
     Raises:
         MMSpecError: if the model cannot be decoded speculatively: attention without arbitrary masks, recurrent state,
             a vision-language model without the parts that are read.
     """
 
-    def __init__(self, model: nn.Module, processor: Any = None, compile: bool = False):
+    def __init__(self, model: nn.Module, processor: Any = None, compile: bool = False, writes: str = "text"):
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
                 "mmspec supports attention-only models"
             )
         self.model, self.processor = model.eval(), processor
-        self.family: Family = family_of(model)
+        self.family: Family = family_of(model, writes)
+        self.space = self.family.token_space
         self.attention = self.family.text_config._attn_implementation
         if self.attention not in ATTENTION_BACK_ENDS:
             raise MMSpecError(
@@ -87,7 +92,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
-        return self.family.text_config.vocab_size
+        return self.family.vocab_size
 
     @property
     def hidden_size(self) -> int:
@@ -101,6 +106,8 @@ class Model:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens at which the model's own `generate` would stop."""
+        if self.family.writes != "text":
+            return ()
         eos = self.model.generation_config.eos_token_id
         return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
 

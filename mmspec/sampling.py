@@ -66,7 +66,6 @@ NOT_TAKEN_OVER: dict[str, tuple[Any, type | None]] = {
     "exponential_decay_length_penalty": (None, hf.ExponentialDecayLengthPenalty),
     "encoder_no_repeat_ngram_size": (0, hf.EncoderNoRepeatNGramLogitsProcessor),
     "encoder_repetition_penalty": (1, None),
-    "guidance_scale": (1, None),
     "watermarking_config": (None, None),
     "token_healing": (False, None),
     "num_beams": (1, None),
@@ -158,9 +157,13 @@ class LogitsPipeline:
         return self.temperature == 0.0
 
     @property
+    def looking_back(self) -> list:
+        """The processors that look at the tokens so far."""
+        return [processor for processor in self.processors if not isinstance(processor, PREFIX_FREE)]
+
+    @property
     def prefix_free(self) -> bool:
-        """Whether no processor looks at the tokens so far."""
-        return all(isinstance(processor, PREFIX_FREE) for processor in self.processors)
+        return not self.looking_back
 
     def __call__(self, logits: Tensor, prefixes: Prefixes, first: bool = False) -> Tensor:
         """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does (float64 stays); same shape out.
@@ -293,6 +296,8 @@ def _usable(processors: list) -> list:
                 f"logits_processor holds a {name} with a prompt_ignore_length per row, but a tree has many nodes per "
                 "row; call mmspec.generate with repetition_penalty= instead"
             )
+        if "ClassifierFreeGuidance" in name:
+            raise MMSpecError(f"logits_processor holds a {name}, which runs the model: give guidance_scale= instead")
         if isinstance(processor, (*UNUSABLE, hf.PrefixConstrainedLogitsProcessor)):  # a class derived from the latter
             raise MMSpecError(f"logits_processor holds a {name}, which cannot judge the nodes of a tree; leave it out")
     return usable

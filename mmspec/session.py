@@ -66,14 +66,18 @@ class Session:
             pending: how many of the last tokens are not in the cache at this moment.
         """
         self.history, self.active = history, active
-        entries = zip(history, self.cache.lengths_list, strict=True)
-        self._ahead = [len(tokens) - length - pending for tokens, length in entries]
+        self._ahead = [len(tokens) - length - pending for tokens, length in zip(history, self.entries, strict=True)]
+
+    @property
+    def entries(self) -> list[int]:
+        """Per row of the text, how many of its tokens are in the cache."""
+        return self.cache.lengths_list
 
     @property
     def pending(self) -> list[int]:
         """Per row, how many of the last tokens of the text are certain but not read yet; 0 for a row that has ended."""
-        entries = zip(self.history, self.cache.lengths_list, self._ahead, self.active, strict=True)
-        return [len(tokens) - length - ahead if active else 0 for tokens, length, ahead, active in entries]
+        rows = zip(self.history, self.entries, self._ahead, self.active, strict=True)
+        return [len(tokens) - length - ahead if active else 0 for tokens, length, ahead, active in rows]
 
     @contextmanager
     def block(
@@ -115,7 +119,7 @@ class Session:
 
     def drop(self) -> None:
         """End a round and forget its nodes."""
-        self.keep([0] * self.cache.rows)
+        self.keep([0] * len(self.entries))
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They are views;
@@ -189,7 +193,7 @@ class ModelSession(Session):
             **once,
         )
         self.cache.end()
-        self.keep(lengths)
+        self.cache.commit(lengths)
         index = torch.tensor([columns.index(n - 1) for n in lengths], device=device)
         return Pass(logits[torch.arange(len(lengths), device=device), index], features)
 
@@ -250,7 +254,7 @@ class ModelSession(Session):
             raise MMSpecError("branch: give layers= or entries=, and not both")
         if layers is not None:
             model = self.model.first_layers(layers)
-            branch = ModelSession(model, self.cache.rows, cache=LayersOfCache(self.cache, layers))
+            branch = self.sibling(model, self.cache.rows, cache=LayersOfCache(self.cache, layers))
             branch.offset, branch._ceilings = self.offset, self._ceilings
         else:
             if any(window is not None for window in self.model.windows.values()):
@@ -258,10 +262,14 @@ class ModelSession(Session):
                     f"branch(entries=): {type(self.model.model).__name__} has sliding windows, whose distances are "
                     "counted in entries, so none may be left out; use branch(layers=)"
                 )
-            branch = ModelSession(self.model, self.cache.rows, cache=self.cache.copy_of(entries))
+            branch = self.sibling(self.model, self.cache.rows, cache=self.cache.copy_of(entries))
             branch.offset = self.offset + self.cache.lengths - branch.cache.lengths
         branch.extra, branch.beside = self.extra, self.beside
         branch.history, branch.active = self.history, self.active
-        left_out = (self.cache.lengths - branch.cache.lengths).tolist()
-        branch._ahead = [ahead + count for ahead, count in zip(self._ahead, left_out, strict=True)]
+        rows = zip(self._ahead, self.entries, branch.entries, strict=True)
+        branch._ahead = [ahead + all_of_them - seen for ahead, all_of_them, seen in rows]
         return branch
+
+    def sibling(self, *arguments: Any, **named: Any) -> ModelSession:
+        """A session that reads as this one does, from arguments of `ModelSession`; for `branch`."""
+        return ModelSession(*arguments, **named)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .compat import warn_if_untested
 from .context import Context
 from .errors import MMSpecError, first_line, shown
 from .families import Vision
+from .guidance import Guidance, GuidedContext
 from .inputs import Request
 from .model import Model
 from .weights import device_of, digest, stored_tensors
@@ -65,6 +66,7 @@ class Target(Model):
         check: whether to compare it with its own `generate` at once, see `mmspec.check`; by default only if it is of no
             listed family. Such a model reads no pictures before it was checked with some: with those that its processor
             makes, or by `check(inputs=...)`.
+        writes: what it is to write: `"text"`, or `"image"` for the tokens of pictures, where the model can do both.
 
     Raises:
         MMSpecError: if the model cannot be decoded speculatively: attention without arbitrary masks, recurrent state,
@@ -72,10 +74,12 @@ class Target(Model):
     """
 
     @named_arguments("Target")
-    def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None):
+    def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None, writes: str = "text"):
         warn_if_untested()
-        super().__init__(unwrapped(model), processor, compile)
+        super().__init__(unwrapped(model), processor, compile, writes)
         self.pictures_checked = self.family.verified or check is False
+        if check:
+            self._expect_text()
         if check or (check is None and not self.family.verified):
             try:
                 report = check_target(self, thorough=False)
@@ -95,13 +99,48 @@ class Target(Model):
         Raises:
             MMSpecError: if they differ.
         """
+        self._expect_text()
         report = check_target(self, inputs)
         self._believe(report)
         return report
 
+    def _expect_text(self) -> None:
+        if self.family.writes != "text":
+            raise MMSpecError(f"the check compares texts, and this target writes={self.family.writes!r}: leave it out")
+
     def _believe(self, report: Report) -> None:
         report.raise_if_wrong(self)
         self.pictures_checked |= report.saw_pictures
+
+    @property
+    def speller(self):
+        """The tokenizer that says which text the written tokens are; None where there is none, or they are no text."""
+        return self.tokenizer if self.family.writes == "text" else None
+
+    @torch.inference_mode()
+    def draw(self, token_ids: Sequence[Sequence[int]]) -> list[Any]:
+        """The pictures that written tokens are, as the processor returns them; without one, tensors `[height, width,
+        channels]`.
+
+        Args:
+            token_ids: per picture, all of its tokens, as in `Output.token_ids`.
+
+        Raises:
+            MMSpecError: if the target writes text, or a picture is not complete.
+        """
+        if self.family.writes == "image":
+            for row, ids in enumerate(token_ids):
+                if len(ids) != self.space.length:
+                    raise MMSpecError(
+                        f"draw: picture {row} has {len(ids)} of {self.space.length} tokens; give max_new_tokens="
+                        f"{self.space.length}, or leave it out"
+                    )
+        pixels = self.family.pixels(torch.tensor(token_ids, device=self.device)).float()
+        if self.processor is None or not hasattr(self.processor, "postprocess"):
+            return list(pixels)
+        # Of the two back ends of Janus' processor one takes the channels first only, and the other takes both.
+        images = list(pixels.permute(0, 3, 1, 2))
+        return self.processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
     def first_capacity(self, prompt: int, new: int) -> int:
         """Slots per row to reserve for a prompt of so many tokens and so many new ones: for an answer of usual length,
@@ -145,7 +184,12 @@ class Target(Model):
 
     @torch.inference_mode()
     def prefill(
-        self, request: Request, vision: Vision | None = None, capacity: int = 0, feature_layers: Iterable[int] = ()
+        self,
+        request: Request,
+        vision: Vision | None = None,
+        capacity: int = 0,
+        feature_layers: Iterable[int] = (),
+        guidance: Guidance | None = None,
     ) -> Context:
         """Run a request's prompt.
 
@@ -154,8 +198,11 @@ class Target(Model):
             vision: what `encode` returned for it.
             capacity: tokens per row to reserve in the cache, the prompt included.
             feature_layers: hidden states to keep for the drafter, see `mmspec.states`.
+            guidance: what the text is led away from, see `mmspec.guidance`.
         """
-        return Context(self, request, vision, capacity, feature_layers)
+        if guidance is None:
+            return Context(self, request, vision, capacity, feature_layers)
+        return GuidedContext(guidance, self, request, vision, capacity, feature_layers)
 
 
 def expect_target(given: Any, call: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .drafters import Drafter, NoDrafter
+from .guidance import Guidance
 from .inputs import Request
 from .loop import Run
 from .sampling import LogitsPipeline, random_stream
@@ -28,6 +29,7 @@ class TokenRun(Run):
         stopping: what ends a row.
         seed: of all draws.
         trace: whether to keep the trees.
+        guidance: what the text is led away from, or None.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class TokenRun(Run):
         stopping: Stopping,
         seed: int,
         trace: bool = False,
+        guidance: Guidance | None = None,
     ):
         super().__init__(target.device)
         self.target, self.drafter, self.verifier = target, drafter or NoDrafter(target), verifier
         self.pipeline, self.request, self.stopping, self.seed = pipeline, request, stopping, seed
-        self.trace = Trace(target.tokenizer) if trace else None
+        self.guidance = guidance
+        self.trace = Trace(target.speller) if trace else None
 
     @torch.inference_mode()
     def begin(self) -> list[Piece]:
@@ -54,7 +58,8 @@ class TokenRun(Run):
         vision = self.target.encode(request)
         clock.lap("vision")
         capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
-        context = self.context = self.target.prefill(request, vision, capacity, drafter.feature_layers)
+        context = self.target.prefill(request, vision, capacity, drafter.feature_layers, self.guidance)
+        self.context = context
         self.verifier = self.verifier.fork(context, self.pipeline, self.seed)
         self.transcript = Transcript(context, self.stopping, self.pipeline, self.verifier.lossless, self.trace)
         self.root = self.verifier.first_token(context)

@@ -111,7 +111,7 @@ class Transcript:
         trace: Trace | None = None,
     ):
         self.context, self.stopping, self.pipeline, self.trace = context, stopping, pipeline, trace
-        batch, self.tokenizer = context.batch_size, context.target.tokenizer
+        batch, self.tokenizer = context.batch_size, context.target.speller
         self.stats = Stats(prompt_tokens=context.request.lengths, new_tokens=[0] * batch, lossless=lossless)
         self.token_ids: list[list[int]] = [[] for _ in range(batch)]
         self.drafted: list[list[bool]] = [[] for _ in range(batch)]

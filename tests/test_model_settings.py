@@ -155,7 +155,6 @@ REFUSED = {
     "exponential_decay_length_penalty": ((2, 1.5), r"\(2, 1\.5\).*; pass logits_processor=\[ExponentialDecay"),
     "encoder_no_repeat_ngram_size": (2, r"2.*; pass logits_processor=\[EncoderNoRepeatNGramLogitsProcessor"),
     "encoder_repetition_penalty": (1.2, r"1\.2, which mmspec does not apply by itself; set it to None on"),
-    "guidance_scale": (2.0, r"2\.0, which mmspec does not apply by itself; set it to None on"),
     "watermarking_config": (WatermarkingConfig(), "WatermarkingConfig.*by itself; set it to None"),
     "token_healing": (True, "True, which .* set it to None on model.generation_config to decode without it"),
     "num_beams": (4, "4, which .* set it to None on model.generation_config to decode without it"),
@@ -231,7 +230,7 @@ def test_criteria_of_the_callers_stand_for_the_models():
         ),
         (
             hf.ClassifierFreeGuidanceLogitsProcessor(1.5),
-            "a ClassifierFreeGuidanceLogitsProcessor, which cannot judge the nodes of a tree; leave it out",
+            "a ClassifierFreeGuidanceLogitsProcessor, which runs the model: give guidance_scale= instead",
         ),
         (
             hf.EncoderRepetitionPenaltyLogitsProcessor(1.2, torch.tensor([[1, 2]])),

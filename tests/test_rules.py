@@ -16,6 +16,7 @@ from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter
 from mmspec.outcome import Scores
 from mmspec.sampling import LogitsPipeline
+from mmspec.token_space import TEXT
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, TreeWalk
@@ -60,6 +61,7 @@ def forked(verifier, rows: int, vocab: int, temperature: float, seed: int = 0, w
         logits=torch.zeros(rows, vocab, dtype=torch.float64),
         history=[[0] * (2 + written)] * rows,
         request=SimpleNamespace(lengths=[1] * rows),
+        target=SimpleNamespace(space=TEXT),
     )
     return verifier.fork(context, LogitsPipeline(temperature), seed)
 

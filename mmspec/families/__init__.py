@@ -13,11 +13,12 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from .base import Family
 from .encoders import Encoder
 from .gemma3 import Gemma3
 from .internvl import InternVL
+from .janus import Janus, JanusImages
 from .llava import Llava
 from .llava_next import LlavaNext, LlavaOneVision
 from .mistral3 import Mistral3
@@ -43,22 +44,32 @@ FAMILIES: tuple[type[Family], ...] = (
     Mistral3,
     PaliGemma,
     Whisper,
+    Janus,
+    JanusImages,
 )
 
 
-def family_of(model) -> Family:
+def family_of(model, writes: str = "text") -> Family:
     """The family of a Hugging Face model, by its config's `model_type`.
+
+    Args:
+        model: in memory.
+        writes: `"text"`, or `"image"` for the tokens of pictures.
 
     A model that neither sees nor hears is a plain causal LM, whatever its type. One that does and is not listed is read
     like those that are, and has to check itself (`Family.verified`).
 
     Raises:
-        MMSpecError: for a model that sees or hears and has not got what is read.
+        MMSpecError: for a model that sees or hears and has not got what is read, and for one that does not write that.
     """
     model_type = model.config.model_type
     for family in FAMILIES:
-        if model_type in family.model_types:
+        if model_type in family.model_types and family.writes == writes:
             return family(model)
+    if writes != "text":
+        able = sorted({one for family in FAMILIES if family.writes == writes for one in family.model_types})
+        ways = f"models that write {writes} are of type {', '.join(able)}" if able else "write 'text' or 'image'"
+        raise MMSpecError(f"writes={shown(writes)}: model type {model_type!r} does not; {ways}")
     _refuse_unlisted_encoder(model.config)
     if getattr(model.config, "vision_config", None) is None and not hasattr(model, "get_audio_features"):
         return CausalLM(model)

@@ -19,6 +19,7 @@ from .frequencies import Switch, check_reach, switches_of
 from .head import Head
 from .media import Media
 from .vision import Vision
+from .writing import Writing
 
 if TYPE_CHECKING:
     from ..chat import Conversation
@@ -28,7 +29,7 @@ _TURN = threading.RLock()
 """Of models that only one thread may run at a time, see `Family.passing`."""
 
 
-class Family(Media, Head):
+class Family(Media, Head, Writing):
     """A view of one model: where its parts are, how pictures, videos and sounds enter, and which positions its tokens
     have.
 

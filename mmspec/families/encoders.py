@@ -60,7 +60,8 @@ class Encoder:
         ears = [] if projector is None else [Ear(projector, before=lambda args, _: captured.append(args[0]))]
         with listening(ears):
             # The name of the first argument is not the same in all versions of transformers, its place is.
-            output = getattr(self.model, f"get_{self.kind}_features")(
+            name = f"get_{self.kind}_features"
+            output = getattr(self.model, name, getattr(self.model.base_model, name, None))(
                 self.cast(inputs[self.samples]),
                 **{name: inputs[name] for name in self.inputs[1:] if inputs.get(name) is not None},
                 return_dict=True,

@@ -4,7 +4,7 @@ from ..chat import MARKERS, Conversation, Medium, Message
 from ..media import KINDS, load_image
 from .prepare import prepare
 from .prompts import Prompt
-from .request import PER_TOKEN, Request, append
+from .request import PER_TOKEN, Request, append, stack
 from .template import end_of_answer
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "end_of_answer",
     "load_image",
     "prepare",
+    "stack",
 ]

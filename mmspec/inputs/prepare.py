@@ -183,7 +183,8 @@ def _readable(target: Reader, request: Request) -> Request:
                 f"{target.device}: prepare the request for this target"
             )
     _refuse_unread(target, request.inputs)
-    _known(target, request.inputs["input_ids"], request.inputs["attention_mask"].bool())
+    ids, mask = request.inputs["input_ids"], request.inputs["attention_mask"].bool()
+    _known(target, ids, mask, target.family.known_ids)
     return request
 
 
@@ -216,7 +217,7 @@ def _right_pad(target: Reader, inputs: Mapping[str, Any]) -> Request:
     lengths = mask.sum(-1).tolist()
     if ids.shape[0] == 0 or min(lengths) == 0:
         raise MMSpecError(f"inputs must hold at least one token per row, the rows' lengths are {lengths}")
-    per_token["input_ids"] = _known(target, ids, mask)
+    per_token["input_ids"] = _known(target, ids, mask, len(target.model.get_input_embeddings().weight))
     # A stable sort of the padding flags keeps the order of the tokens.
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
     for name, value in per_token.items():
@@ -250,9 +251,8 @@ def _integers(name: str, value, device: torch.device) -> Tensor:
     return tensor
 
 
-def _known(target: Reader, ids: Tensor, mask: Tensor) -> Tensor:
+def _known(target: Reader, ids: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
     """The ids, known to be in the vocabulary but for image placeholders, which some models put outside it."""
-    vocabulary = target.model.get_input_embeddings().weight.shape[0]
     strange = (ids < 0) | (ids >= vocabulary)
     strange &= ~target.family.is_visual(ids)
     if (strange & mask).any():

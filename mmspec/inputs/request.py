@@ -129,6 +129,30 @@ def _each(entries: Sequence[Any], copies: int) -> list[Any]:
     return [entry for entry in entries for _ in range(copies)]
 
 
+def stack(first: Request, second: Request) -> Request:
+    """One request of the rows of two, right-padded to one length. The pictures, if any, are the first one's.
+
+    Raises:
+        MMSpecError: if positions were given with one of them.
+    """
+    width = max(first.max_length, second.max_length)
+    lengths = first.lengths + second.lengths
+    inputs = {name: value for name, value in first.inputs.items() if name not in PER_TOKEN}
+    for name in PER_TOKEN:
+        parts = [request.inputs.get(name) for request in (first, second)]
+        if all(part is None for part in parts):
+            continue
+        if name == "position_ids":
+            raise MMSpecError("inputs has position_ids, which pairs of prompts number by themselves: leave them out")
+        like = next(part for part in parts if part is not None)
+        table = like.new_zeros(len(lengths), width)
+        for start, part in zip((0, first.batch_size), parts, strict=True):
+            if part is not None:
+                table[start : start + len(part), : part.shape[1]] = part
+        inputs[name] = table
+    return Request(inputs, lengths, appended_type=first.appended_type)
+
+
 def extras_of(given: Mapping[str, Sequence[Any]] | None, rows: int) -> dict[str, list[Any]]:
     """What drafters are told per row.
 

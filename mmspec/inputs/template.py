@@ -114,8 +114,14 @@ def _processed(reader: Reader, conversations: Sequence[Conversation], settings: 
     processor, tokenizer = reader.processor, reader.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
+    own = reader.family.template_options
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": True, **own}
     media = arguments_of(conversations)
+    if own and processor is tokenizer:
+        raise MMSpecError(
+            f"a {type(processor).__name__} does not know {', '.join(own)}: give Target(model, processor) the model's "
+            "own processor"
+        )
     if media and processor is tokenizer:
         raise MMSpecError(
             f"{next(iter(media))} were given, but the target has a {type(processor).__name__} for a processor, which "

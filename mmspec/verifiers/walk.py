@@ -81,7 +81,8 @@ class TreeWalk(Verifier):
         if isinstance(rule, Match):
             verdict = follow(tree, choices)
         else:
-            judged = Judged(tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written)
+            space = self.context.target.space
+            judged = Judged(tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written, space)
             verdict = longest(tree, rule.allow(judged), choices)
         if not self.pipeline.greedy:
             unusable = ~drawn.isfinite().gather(1, verdict.path.clamp(min=0)) & (verdict.path >= 0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...per_request import PerRequest
+from ...token_space import TEXT, TokenSpace
 from ...tree import DraftTree
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Judged:
         choices: `[batch, nodes]` the token that the target chose after each node.
         uniform: gives `[batch, nodes]` random numbers from 0 to 1, one draw for each node.
         written: gives, for each row, how many tokens of the answer stand before the root.
+        space: what the ids mean.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Judged:
         choices: Tensor,
         uniform: Callable[[], Tensor],
         written: Callable[[], list[int]],
+        space: TokenSpace = TEXT,
     ):
+        self.space = space
         self.tree, self.tokens, self._after, self._choices = tree, tree.tokens, scores, choices
         self.uniform, self._written = uniform, written
 

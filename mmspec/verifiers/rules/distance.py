@@ -20,7 +20,7 @@ class Binned(ChoiceRule):
     """A rule that measures distances between tokens which stand for equal bins of a number.
 
     Args:
-        bins: the first and the last token id that are bins.
+        bins: the first and the last token id that are bins; by default those of the target, see `TokenSpace`.
     """
 
     def __init__(self, bins: Sequence[int] | None):
@@ -37,22 +37,23 @@ class Binned(ChoiceRule):
     def check(self, target: Target) -> None:
         if self.lossless:
             return
-        name = type(self).__name__
-        if self.bins is None:
+        name, bins = type(self).__name__, self.bins or target.space.bins
+        if bins is None:
             raise MMSpecError(
                 f"{name} needs to know which tokens of {type(target.model).__name__} are bins, for a distance of words "
-                "means nothing: give bins=(first, last), two token ids"
+                "means nothing: give bins=(first, last), two token ids, or set target.space = TokenSpace(bins=...)"
             )
-        if self.bins[1] >= target.vocab_size:
-            raise MMSpecError(f"{name}: bins={self.bins!r} reach beyond the target's {target.vocab_size} tokens")
+        if bins[1] >= target.vocab_size:
+            raise MMSpecError(f"{name}: bins={bins!r} reach beyond the target's {target.vocab_size} tokens")
 
     def distances(self, at: Judged) -> Tensor:
         """`[batch, nodes]` how many bins each drafted token is away from the target's choice in its place; the size of
         the vocabulary where one of them is no bin and they differ."""
         distance = (at.tokens - at.choice).abs()
-        if self.bins is None:
+        bins = self.bins or at.space.bins
+        if bins is None:
             return distance
-        first, last = self.bins
+        first, last = bins
         binned = (at.tokens >= first) & (at.tokens <= last) & (at.choice >= first) & (at.choice <= last)
         return torch.where(binned | (distance == 0), distance, at.scores.shape[-1])
 
@@ -69,7 +70,7 @@ class Distance(Binned):
 
     Args:
         radius: in bins (r), at least 0; the paper's is 9.
-        bins: the first and the last token id that are bins, `(31744, 31999)` for OpenVLA.
+        bins: the first and the last token id that are bins, `(31744, 31999)` for OpenVLA; by default the target's.
 
     Raises:
         MMSpecError: for a value out of range, and for bins that a target's vocabulary does not have.

@@ -1,0 +1,73 @@
+"""What a family's model writes: text, or the tokens of pictures; and how guidance works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MMSpecError
+from ..token_space import TEXT, TokenSpace
+
+
+class Writing:
+    """The part of a family that is about what is written, with the answers for text.
+
+    Attributes:
+        model: the whole model.
+        text_config: of its language model.
+    """
+
+    model: nn.Module
+    text_config: Any
+
+    writes = "text"
+    """What its tokens make: `"text"` or `"image"`. A model that can write both has a family for each."""
+    template_options: Mapping[str, Any] = MappingProxyType({})
+    """What its processor is to be told besides the texts."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of what is written: the logits are about so many tokens."""
+        return self.text_config.vocab_size
+
+    @property
+    def known_ids(self) -> int:
+        """How many ids can be read, from 0; placeholders of media may lie beyond them."""
+        return len(self.model.get_input_embeddings().weight)
+
+    @property
+    def token_space(self) -> TokenSpace:
+        """What the ids mean; nothing special for text."""
+        return TEXT
+
+    def own_guidance(self, scale: float | None) -> float | None:
+        """The scale of guidance with which the model's own `generate` writes, given that of its configuration."""
+        return scale
+
+    def unguided(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The prompts that guidance leads away from where no others are given, from those of a request: the last token
+        alone, as in transformers."""
+        lengths = inputs["attention_mask"].long().sum(-1, keepdim=True)
+        last = inputs["input_ids"].gather(1, lengths - 1)
+        other = {"input_ids": last, "attention_mask": torch.ones_like(last)}
+        self.complete(other)
+        return other
+
+    def guided_logits(self, logits: Tensor) -> Tensor:
+        """What is done to logits before guidance combines two of them: for text they are log-probabilities."""
+        return logits.log_softmax(-1)
+
+    def pixels(self, codes: Tensor) -> Tensor:
+        """Pictures `[batch, height, width, channels]` from `[batch, tokens]` tokens, as the model decodes them.
+
+        Raises:
+            MMSpecError: if its tokens are text.
+        """
+        raise MMSpecError(
+            f"{type(self.model).__name__} writes {self.writes} here, and no picture; a model that can write pictures "
+            "does so as Target(model, processor, writes='image')"
+        )

@@ -1,0 +1,115 @@
+"""Classifier-free guidance: a session that reads two rows for every row of the text, and judges what the pair says.
+
+The idea is that of Ho and Salimans (arXiv 2207.12598), and Sanchez et al. (arXiv 2306.17806) for language models: the
+logits after the prompt move away from those after another prompt, `other + scale * (prompt - other)`. Both rows of a
+pair get the same tokens, so their entries are kept together; their prompts may differ in length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .context import Context
+from .inputs import Request, stack
+from .session import ModelSession, Pass
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the text is led away from, and how far.
+
+    Args:
+        scale: 1 is no guidance, 0 follows the other prompts alone.
+        other: the other prompts, one per row.
+        prepared: what is done to the logits of both sides before they are combined, see `Family.guided_logits`.
+    """
+
+    scale: float
+    other: Request
+    prepared: Callable[[Tensor], Tensor]
+
+    def combine(self, logits: Tensor) -> Tensor:
+        """`[batch, ...]` logits from `[2 * batch, ...]`, in float32: those of the prompts stand before the others."""
+        prompt, other = self.prepared(logits.to(torch.promote_types(logits.dtype, torch.float32))).chunk(2)
+        return other + (prompt - other) * self.scale
+
+
+class Pairs(ModelSession):
+    """A session in whose cache every row of the text has two: the first half of the rows read the prompts, the second
+    half the others. Whoever uses it sees the rows of the text, but for `cache` and `offset`, which hold all.
+
+    Attributes:
+        guidance: set before anything is read.
+    """
+
+    guidance: Guidance
+
+    @property
+    def entries(self) -> list[int]:
+        return self.cache.lengths_list[: self.cache.rows // 2]
+
+    def prefill(self, *arguments, **named) -> Pass:
+        return self._judged(super().prefill(*arguments, **named))
+
+    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
+        both = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
+        return self._judged(super().read(*both, sees_all))
+
+    def keep(self, counts: list[int], path: Tensor | None = None) -> None:
+        super().keep([*counts, *counts], None if path is None else path.repeat(2, 1))
+
+    def _judged(self, read: Pass) -> Pass:
+        features = {layer: states.chunk(2)[0] for layer, states in read.features.items()}
+        return Pass(self.guidance.combine(read.logits), features)
+
+    def branch(self, layers: int | None = None, entries: list[list[int]] | None = None) -> ModelSession:
+        """As of any session; of the other prompts every entry is seen, for `entries` is about the text."""
+        if entries is not None:
+            others = self.cache.lengths_list[self.cache.rows // 2 :]
+            entries = [*entries, *(list(range(length)) for length in others)]
+        return super().branch(layers, entries)
+
+    def sibling(self, *arguments, **named) -> GuidedSession:
+        return GuidedSession(self.guidance, *arguments, **named)
+
+
+class GuidedSession(Pairs):
+    """A branch of a session of pairs.
+
+    Args:
+        guidance: of the session that it was taken from.
+        arguments, named: of `ModelSession`.
+    """
+
+    def __init__(self, guidance: Guidance, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.guidance = guidance
+
+
+class GuidedContext(Pairs, Context):
+    """One request under guidance. `features` and `embeds` are those of its own prompts.
+
+    Args:
+        guidance: the other prompts, and how far to go.
+        arguments: see `Context`.
+    """
+
+    def __init__(self, guidance: Guidance, *arguments: Any):
+        self.guidance = guidance
+        super().__init__(*arguments)
+
+    def rows_of(self, request: Request) -> Request:
+        return stack(request, self.guidance.other)
+
+    @property
+    def room(self) -> int:
+        return self.cache.capacity - max(self.request.max_length, self.guidance.other.max_length)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.cache.lengths[: self.batch_size]
