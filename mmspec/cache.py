@@ -219,6 +219,14 @@ class TreeCache(Cache):
         self.lengths_list = [length + count for length, count in zip(self.lengths_list, counts, strict=True)]
         self.lengths = torch.tensor(self.lengths_list, device=self.lengths.device)
 
+    def take_back(self, counts: list[int]) -> None:
+        """Forget the last committed entries of each row, so many, between two rounds."""
+        self.lengths_list = [length - count for length, count in zip(self.lengths_list, counts, strict=True)]
+        self.lengths = torch.tensor(self.lengths_list, device=self.lengths.device)
+        self.speculative = max(counts)
+        self.reserve(self.slots_in_use)
+        self.commit([0] * self.rows)
+
     @torch.inference_mode()
     def _clear(self, counts: list[int]) -> None:
         """Zero the speculative entries behind the first `counts` of each row. Passes of longer rows read them too:

@@ -15,7 +15,7 @@ from .families import Vision, visual_spans
 from .families.frequencies import ceilings
 from .inputs import Request
 from .model import Model
-from .outcome import Scores, Verdict
+from .outcome import Scores, Verdict, after_unread
 from .session import ModelSession
 from .tree import DraftTree
 from .trees import Proposals
@@ -120,7 +120,8 @@ class Context(ModelSession):
             return Scores(*self.read(tree.tokens, tree.ancestors, tree.depth))
         tokens, visible, depth = self._with_unread(tree, unread)
         logits, features = self.read(tokens, visible, depth)
-        return Scores(logits[:, behind:], {layer: states[:, behind:] for layer, states in features.items()})
+        of_nodes = {layer: states[:, behind:] for layer, states in features.items()}
+        return Scores(logits[:, behind:], of_nodes, unread=unread, read=features)
 
     def _unread(self) -> list[int]:
         """Per row, how many tokens were emitted unread, before the root, which is node 0 of the next tree."""
@@ -154,15 +155,9 @@ class Context(ModelSession):
         counts, emitted = verdict.only(self.active).host(tree)
         if not verdict.settled:
             unread = self._unread()
-            behind = max(unread)
             path = None if tree.is_chain else verdict.path
-            if behind:
-                steps = torch.arange(behind, device=verdict.path.device) - behind
-                path = torch.cat([steps.expand(len(unread), -1), verdict.path], 1) + behind
-                # The unread tokens of a row come first, then its path.
-                shift = torch.tensor([behind - count for count in unread], device=path.device)[:, None]
-                columns = torch.arange(path.shape[1], device=path.device) + shift
-                path = path.gather(1, columns.clamp(max=path.shape[1] - 1))
+            if any(unread):
+                path = after_unread(verdict.path, unread)
                 counts = [count + more if count else 0 for count, more in zip(counts, unread, strict=True)]
             self.keep(counts, path)
         self.admit(emitted)

@@ -140,11 +140,11 @@ def stream(
             raise MMSpecError(
                 f"{type(drafter).__name__} proposes whole trees of its own, so tree= does not apply to it"
             )
-        if verifier.may_settle and drafter.feature_layers:
+        if verifier.may_settle and not drafter.drafts_unread:
             raise MMSpecError(
-                f"{type(drafter).__name__} drafts from the target's hidden states, which are not there after a round "
-                "that a gate has settled without the target: leave the gate out, or choose a drafter that reads tokens "
-                "only, such as DraftModelDrafter"
+                f"{type(drafter).__name__} drafts from the target's hidden states alone, which are not there after a "
+                "round that a gate has settled without the target: leave the gate out, or choose a drafter that goes "
+                "on from its own, such as Eagle3Drafter or DraftModelDrafter"
             )
         drafter = drafter.fork(tree)
         drafter.check(verifier.proposal_under(pipeline))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,12 +22,25 @@ class Scores:
         processed: `[batch, nodes, vocab]`, the logits behind the logits pipeline, each node judged with its own prefix;
             None until the verifier has asked for them (`Verifier.processed`).
         greedy: whether the target takes the argmax of `processed`.
+        unread: per row, how many tokens the same pass read before the tree, because they were emitted unread; empty
+            for none.
+        read: the features of the whole pass, those of the unread tokens first, see `after_unread`.
     """
 
     logits: Tensor
     features: dict[int, Tensor] = field(default_factory=dict)
     processed: Tensor | None = None
     greedy: bool = True
+    unread: Sequence[int] = ()
+    read: dict[int, Tensor] = field(default_factory=dict)
+
+    def features_along(self, path: Tensor) -> dict[int, Tensor]:
+        """Features of what the pass has made certain, layer to `[batch, steps, hidden]`: in each row of the tokens that
+        it read before the tree, and then of a path. Where a row has fewer of them, the rest means nothing."""
+        features, columns = self.features, path.clamp(min=0)
+        if self.unread:
+            features, columns = self.read, after_unread(columns, self.unread)
+        return {layer: pick(states, columns) for layer, states in features.items()}
 
     @cached_property
     def p(self) -> Tensor:
@@ -77,6 +91,30 @@ class Verdict:
             accepted = rest[: max(length - 1, 0)]
             emitted.append([*(accepted[:-1] if self.settled else accepted), *tail, bonus] if length else [])
         return lengths, emitted
+
+
+def after_unread(path: Tensor, unread: Sequence[int]) -> Tensor:
+    """Where the tokens of each row stand in a block that has unread ones, right-aligned, before its tree.
+
+    Args:
+        path: `[batch, steps]` nodes of the tree.
+        unread: per row.
+
+    Returns:
+        `[batch, longest + steps]` columns of the block: the unread tokens of a row, then its path. The last ones of a
+        row with fewer unread tokens are repeated and mean nothing.
+    """
+    longest = max(unread)
+    steps = torch.arange(longest, device=path.device)
+    columns = torch.cat([steps.expand(len(path), -1), path + longest], 1)
+    first = torch.tensor([longest - count for count in unread], device=path.device)[:, None]
+    places = torch.arange(columns.shape[1], device=path.device) + first
+    return columns.gather(1, places.clamp(max=columns.shape[1] - 1))
+
+
+def pick(states: Tensor, columns: Tensor) -> Tensor:
+    """`[batch, length, hidden]` at `[batch, count]` columns."""
+    return states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def one_hot(token: Tensor, like: Tensor) -> Tensor:

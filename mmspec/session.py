@@ -121,6 +121,10 @@ class Session:
         """End a round and forget its nodes."""
         self.keep([0] * len(self.entries))
 
+    def take_back(self, counts: list[int]) -> None:
+        """Forget the last tokens that were kept, so many per row: they are pending again."""
+        self.cache.take_back(counts)
+
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They are views;
         what lies behind the length of a shorter row means nothing."""

@@ -17,7 +17,6 @@ from mmspec import MMSpecError, Target
 from mmspec.compat import CACHE
 from mmspec.drafters import (
     DraftModelDrafter,
-    EagleDrafter,
     EarlyExitDrafter,
     JacobiDrafter,
     NGramDrafter,
@@ -191,8 +190,6 @@ def test_bad_gates(target):
     }.items():
         with pytest.raises(MMSpecError, match=message):
             make()
-    with pytest.raises(MMSpecError, match="EagleDrafter drafts from the target's hidden states.*leave the gate out"):
-        mmspec.generate(target, EagleDrafter(target), verifier=Gated(Greedy(), Every(2)), **ragged())
     with pytest.raises(MMSpecError, match="Confident goes by the probabilities of a draft"):
         mmspec.generate(target, NGramDrafter(target), verifier=Gated(Greedy(), Confident()), **ragged())
 

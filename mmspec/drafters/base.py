@@ -87,6 +87,13 @@ class Drafter(nn.Module, PerRequest):
         return drafter
 
     @property
+    def drafts_unread(self) -> bool:
+        """Whether it can go on behind tokens that were emitted although the target has not read them (see `Gate`): it
+        hears of them in `observe`, where `scores` is None then, and of their states in `Scores.features_along`, once
+        the target has read them. By default, who needs no states of the target can."""
+        return not self.feature_layers
+
+    @property
     def max_nodes(self) -> int | None:
         """Tokens that it drafts per round at most; None if that cannot be said beforehand."""
         return None if self.tree is None else self.tree.max_nodes

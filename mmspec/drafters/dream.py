@@ -14,10 +14,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from ..compressors import DraftPrompt, VisualCompressor
 from ..errors import MMSpecError, did_you_mean
 from ..lesson import Guess, Lesson
+from ..outcome import pick
 from ..states import LAST
 from ..trees import TreeBuilder
 from ..trees.growth import Block
-from .feature import FeatureDrafter, pick
+from .feature import FeatureDrafter
 from .head_config import initialise
 from .layer import DraftAttention, DraftLayer, Rope, attend, attend_unrolled
 

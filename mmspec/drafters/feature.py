@@ -15,7 +15,7 @@ from ..errors import MMSpecError
 from ..folders import stored
 from ..lesson import Guess, Lesson
 from ..masks import MaskForm
-from ..outcome import Scores, Verdict
+from ..outcome import Scores, Verdict, pick
 from ..session import Session
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
@@ -75,6 +75,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     guesses_features = True
     """Whether the layer's output stands for a state of the target, with which a loss can compare it."""
 
+    drafts_unread = True
+
     leading = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
 
@@ -115,7 +117,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
             embeds: `[batch, length, hidden]`.
             states: `[batch, length, hidden]`.
             step: 0 for true states, n for those of the n-th level of a draft: a number for all, or
-                `[batch, length, 1]`.
+                `[batch or 1, length, 1]`.
         """
         raise NotImplementedError
 
@@ -165,6 +167,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         # `[batch, pending, hidden]`.
         self.session.follow(context.history, context.active)
         self._states = pick(prompt.states, last[:, None])
+        self._steps: int | Tensor = 0  # of these states, see `mix`
+        self._guessed = [0] * context.batch_size  # the last slots of the cache, whose states are its own
 
     def remember(self, prompt: DraftPrompt) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of all slots of a prompt, `[batch, key_value_heads, slots, head_dim]`, for every layer."""
@@ -174,8 +178,12 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
         counts = self.session.pending
-        output = self._run(self.newest(root, counts), self._states[:, : max(counts)])
+        width, steps = max(counts), self._steps
+        guessed = isinstance(steps, Tensor)
+        output = self._run(self.newest(root, counts), self._states[:, :width], steps[:, :width] if guessed else steps)
         self.session.keep(counts)
+        if guessed:
+            self._guessed = [before + count for before, count in zip(self._guessed, counts, strict=True)]
         output = last_of(output, counts)[:, None]
         self._drafted = self.recur(output)
         return self.logits(self.read_out(output))[:, 0]
@@ -186,11 +194,32 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self._drafted = torch.cat([self._drafted, self.recur(output)], dim=1)
         return self.logits(self.read_out(output))
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)
+        if verdict.tail is not None:
+            raise MMSpecError(
+                f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
+                "choose a drafter that reads tokens only, such as DraftModelDrafter"
+            )
         self.session.drop()
-        path = verdict.path[:, : max(self.session.pending)].clamp(min=0)
-        self._states = self.absorb({layer: pick(states, path) for layer, states in scores.features.items()})
+        path = verdict.path[:, : max(self.session.pending)]
+        if scores is None:
+            self._go_on(tree.expansion.gather(1, path.clamp(min=0)).clamp(min=0))
+            return
+        if any(self._guessed):
+            self._take_back()
+        self._states, self._steps = self.absorb(scores.features_along(path)), 0
+
+    def _go_on(self, expanded: Tensor) -> None:
+        """Let the states that the draft went on with, `[batch, new]` of its expansions, stand for those of tokens that
+        are emitted but unread by the target [OUR]."""
+        self._states = pick(self._drafted, expanded)
+        self._steps = torch.arange(1, expanded.shape[1] + 1, device=expanded.device)[None, :, None]
+
+    def _take_back(self) -> None:
+        """Forget the slots with such states: the target has read their tokens, and they are entered anew."""
+        self.session.take_back(self._guessed)
+        self._guessed = [0] * len(self._guessed)
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         """One pass of the layer: nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
@@ -286,8 +315,3 @@ def has_unstored(drafter: nn.Module) -> bool:
     holders = [values for module in drafter.modules() for values in (vars(module), module._buffers)]
     tensors = [value for values in holders for value in values.values() if isinstance(value, Tensor)]
     return any(tensor.is_meta and id(tensor) not in stored for tensor in tensors)
-
-
-def pick(states: Tensor, slots: Tensor) -> Tensor:
-    """`[batch, length, hidden]` at `[batch, count]` slots."""
-    return states.gather(1, slots[..., None].expand(-1, -1, states.shape[-1]))

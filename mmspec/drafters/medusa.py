@@ -11,12 +11,11 @@ from torch.nn import functional
 
 from ..arguments import positive
 from ..lesson import Guess, Lesson
-from ..outcome import Scores, Verdict
+from ..outcome import Scores, Verdict, pick
 from ..states import LAST
 from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
-from .feature import pick
 from .step import StepDrafter
 
 if TYPE_CHECKING:

@@ -50,7 +50,8 @@ class Gated(Verifier):
     """A verifier behind a gate: where the gate settles a round, the target does not read it now; it reads the emitted
     tokens in its next pass, and judges what comes after them.
 
-    NOT lossless, unless the gate never opens. The drafter must be able to go on without the target's hidden states.
+    NOT lossless, unless the gate never opens. The drafter must be able to go on where the target has not read yet
+    (`Drafter.drafts_unread`).
 
     Args:
         inner: verifies what the gate lets through.
