@@ -1,4 +1,4 @@
-"""Lesson: answers of the target with what it knew while writing them. Guess: what a drafter says of them."""
+"""`Lesson`: answers of the target with what it knew while writing them. `Guess`: what a drafter predicts for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .model import Model
 from .states import LAST
 
 WIDTHS = 32
-"""Batches are padded to multiples of this: kernels are compiled, and kept, for every new shape."""
+"""Batches are padded to a multiple of this length, because kernels are compiled, and kept, for every new shape."""
 
 
 class Guess(NamedTuple):
@@ -24,11 +24,12 @@ class Guess(NamedTuple):
 
     Args:
         logits: `[n, vocab]`, or `[n, draft_vocab]` of a reduced vocabulary.
-        features: `[n, hidden]` what stands for the target's state there, or None for drafters that predict none.
-        places: `[n]` which answer tokens are predicted, as numbers into `Lesson.tokens`.
-        roots: `[n]` where the chains began, as numbers into the flattened `Lesson.root_slots`.
-        intermediate: `[n, hidden]` what the drafter's first layer made of the token there, for losses that compare it
-            with an intermediate state of the target; None for drafters of a single layer.
+        features: `[n, hidden]` the drafter's stand-in for the target's state there; None for drafters that predict
+            none.
+        places: `[n]` the answer tokens that are predicted, as indices into `Lesson.tokens`.
+        roots: `[n]` where the chains begin, as indices into the flattened `Lesson.root_slots`.
+        intermediate: `[n, hidden]` output of the drafter's first layer there, for losses that compare it with an
+            intermediate state of the target; None for drafters with a single layer.
     """
 
     logits: Tensor
@@ -43,13 +44,13 @@ class Lesson:
     """A batch of prompts with answers, and the target's view of them.
 
     Args:
-        target: who answered.
+        target: the model that wrote the answers.
         prompt: the prompts alone.
         answers: the answers' token ids, per row.
         request: prompts followed by answers, right-padded to `length`.
         vision: the encoded pictures, or None.
-        embeds: `[batch, length, hidden]` what the target's language model read.
-        features: layer to `[batch, length, hidden]`; `LAST` is always there.
+        embeds: `[batch, length, hidden]` the embeddings that the target's language model read.
+        features: the target's states by layer, each `[batch, length, hidden]`; `LAST` is always there.
         tasks: a label per row, for reports.
     """
 
@@ -64,21 +65,21 @@ class Lesson:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """`[places]` all answer tokens, row after row."""
+        """All answer tokens, row after row, `[places]`."""
         return torch.tensor([token for answer in self.answers for token in answer], device=self.embeds.device)
 
     @cached_property
     def rows(self) -> Tensor:
-        """`[places]` the row of every answer token."""
+        """The row of every answer token, `[places]`."""
         counts = torch.tensor(list(map(len, self.answers)), device=self.embeds.device)
         return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
     @cached_property
     def root_slots(self) -> Tensor:
-        """`[batch, roots]` per row, for every answer token but the last, the index of the token before it.
+        """The index of the token before each answer token but the last of its row, `[batch, roots]`.
 
         That is the slot of a drafter that pairs the state after a token with the token behind it. Shorter rows are
-        padded with whatever slots follow.
+        padded with the slots that follow.
         """
         starts = torch.tensor(self.prompt.lengths, device=self.embeds.device)[:, None] - 1
         count = max(max(map(len, self.answers)) - 1, 1)
@@ -86,7 +87,8 @@ class Lesson:
         return slots.clamp(max=self.embeds.shape[1] - 2)
 
     def drafted(self, step: int) -> tuple[Tensor, Tensor]:
-        """Which roots have an answer token `step + 1` places behind them, `[batch, roots]`, and `[n]` those places."""
+        """Return which roots have an answer token `step + 1` places behind them, `[batch, roots]`, and those places,
+        `[n]`."""
         device = self.embeds.device
         counts = torch.tensor(list(map(len, self.answers)), device=device)[:, None]
         behind = torch.arange(self.root_slots.shape[1], device=device) + 1 + step
@@ -95,12 +97,12 @@ class Lesson:
 
     @cached_property
     def logits(self) -> Tensor:
-        """`[places, vocab]` the target's logits before every answer token."""
+        """The target's logits before every answer token, `[places, vocab]`."""
         with torch.no_grad():
             return self.target.family.head(self.states(LAST))
 
     def states(self, layer: int) -> Tensor:
-        """`[places, hidden]` the target's states from which every answer token was predicted."""
+        """Return the target's states from which every answer token was predicted, `[places, hidden]`."""
         starts = torch.tensor(self.prompt.lengths, device=self.embeds.device)
         counts = torch.tensor(list(map(len, self.answers)), device=self.embeds.device)
         first = counts.cumsum(0) - counts
@@ -109,5 +111,5 @@ class Lesson:
 
     @staticmethod
     def weight(answers: Iterable[Sequence[int]]) -> int:
-        """The number of drafted tokens that answers have: all but the first of each."""
+        """Count the drafted tokens that answers have: all but the first of each."""
         return sum(len(answer) - 1 for answer in answers)

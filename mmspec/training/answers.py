@@ -30,18 +30,18 @@ PICTURES, SAVED = "pictures", "saved:"
 
 
 def shard_files(folder: Path, shard: int, shards: int) -> tuple[Path, Path, Path]:
-    """The files of a shard: answers, skipped examples, settings and counts."""
+    """Return the paths of a shard's files: answers, skipped examples, settings and counts."""
     name = f"{shard:05d}-of-{shards:05d}"
     return folder / f"answers-{name}.jsonl", folder / f"skipped-{name}.jsonl", folder / f"distill-{name}.json"
 
 
 class Answers(Source):
-    """The answers in a folder, of all shards, in the order of the source that was asked, with absolute paths.
+    """The answers in a folder, from all shards, in the order of the source that was asked, with absolute paths.
 
     Args:
-        folder: that `mmspec distill` wrote.
-        images: the folder of the pictures, where it is no longer where it was.
-        partial: take what there is although shards are missing or not complete.
+        folder: a folder that `mmspec distill` wrote.
+        images: the folder of the pictures, if it has moved.
+        partial: whether to accept a folder in which shards are missing or incomplete.
 
     Raises:
         MMSpecError: if there is no answer, something is missing, shards do not belong together, or an id occurs twice.
@@ -118,15 +118,16 @@ class Answers(Source):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the answers were given under: `target`, `temperature`, `max_new_tokens`, ..."""
+        """Settings under which the answers were given: `target`, `temperature`, `max_new_tokens`, ..."""
         return self.infos[0]["settings"]
 
     def describe(self) -> dict[str, Any]:
+        """Return the settings of the answers as the identity of this source."""
         return {"source": "answers", **self.settings}
 
 
 def read_info(file: Path) -> dict[str, Any]:
-    """The settings and counts of a shard."""
+    """Read the settings and counts of a shard."""
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(info, dict) and {"settings", "images", "complete"} <= info.keys():
@@ -139,12 +140,12 @@ def read_info(file: Path) -> dict[str, Any]:
 
 
 def open_source(path: str | Path, images: str | Path | None = None, partial: bool = False) -> Source:
-    """What a path holds: a folder of answers that `mmspec distill` wrote, or a file of conversations.
+    """Open a folder of answers that `mmspec distill` wrote, or a file of conversations.
 
     Args:
         path: a folder or a file.
-        images: the folder of the pictures, where they are not where they were.
-        partial: take a folder of answers that is not complete.
+        images: the folder of the pictures, if they have moved.
+        partial: whether to accept a folder of answers that is incomplete.
 
     Raises:
         MMSpecError: if it is neither.

@@ -1,4 +1,4 @@
-"""Who gave the answers of a data set: a drafter has to learn what its own target says."""
+"""Check which model gave the answers of a data set: a drafter has to learn what its own target says."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def describe_target(target: Target, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """What tells one target from another, wherever its files are.
+    """Return a description that tells one target from another, wherever its files are.
 
     Args:
-        target: to describe.
-        dtype: to which its weights are rounded first; by default they are taken as they are.
+        target: the model to describe.
+        dtype: precision to which its weights are rounded first; by default they are taken as they are.
     """
     fingerprint = hashlib.blake2b(digest_size=8)
     samples = []
@@ -43,14 +43,15 @@ def describe_target(target: Target, dtype: torch.dtype | None = None) -> dict[st
 
 
 def rounded_weights(target: Target) -> dict[str, str]:
-    """What tells the target from others when it is loaded with fewer bits: fingerprints by dtype."""
+    """Return fingerprints of the target's weights by dtype, to recognise it when it is loaded with fewer bits."""
     return {_name(dtype): describe_target(target, dtype)["weights"] for dtype in (torch.bfloat16, torch.float16)}
 
 
 def check_author(examples: Source, target: Target) -> None:
-    """Warn where answers are another model's than the target's: a drafter has to learn what its own target says.
+    """Warn if the answers were given by another model than the target: a drafter has to learn what its own target says.
 
-    The target may be loaded in another dtype than when it answered. Answers from a file say nothing of who gave them.
+    The target may be loaded in another dtype than when it answered. Answers from a file do not say which model gave
+    them, so nothing is checked there.
 
     Raises:
         MMSpecError: if the other model has another vocabulary, in which the answers' token ids mean other words.
@@ -77,7 +78,7 @@ def check_author(examples: Source, target: Target) -> None:
 
 
 def _same_weights(theirs: dict, rounded: dict, ours: dict, target: Target) -> bool | None:
-    """Whether two descriptions are of one model, in whatever precision; None if that cannot be told."""
+    """Return True if two descriptions are of one model, in whatever precision; None if that cannot be told."""
     if theirs.get("model_type") != ours["model_type"]:
         return False
     dtypes = theirs.get("dtype"), ours["dtype"]

@@ -1,5 +1,5 @@
-"""What a training begins with, where it is not a drafter with random weights: a draft model cut from its target, or the
-drafter of a first stage."""
+"""Starting points of a training other than random weights: a draft model cut from its target, or the drafter of a first
+stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..weights import is_adapted, is_plain
 def cut_from_target(
     target: Target, layers: int = 2, mode: str = "shared_vision", tree: TreeBuilder | None = None
 ) -> DraftModelDrafter:
-    """A draft model that begins as the bottom of its target, to be trained.
+    """Return a draft model, to be trained, that begins as the bottom layers of its target.
 
     Where the paper of a small draft model takes one off the shelf, this makes one for any target: the same tokens, the
     same width, fewer layers. With `shared_vision` its projector is a copy of the target's if that has two linear
@@ -26,7 +26,7 @@ def cut_from_target(
 
     Args:
         target: the model to draft for.
-        layers: how many of the target's.
+        layers: how many of the target's layers to copy, from the bottom.
         mode: `shared_vision` or `text_only`, see `DraftModelDrafter`.
         tree: how to grow trees.
 
@@ -97,12 +97,12 @@ def _projector(target: Target) -> VisualProjector:
 
 
 def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:
-    """A drafter of the first stage for the second one: its residual's only row becomes the first guess of all rows.
+    """Prepare a first-stage drafter for the second stage: its residual's only row becomes the first guess of all rows.
 
     Args:
         target: the model to draft for.
-        name: of the first stage's drafter, as for `mmspec.load_drafter`.
-        steps: rows of the residual.
+        name: the first stage's drafter, as for `mmspec.load_drafter`.
+        steps: number of rows of the residual.
 
     Raises:
         MMSpecError: if it is no HiViS drafter, or has more than one row already.

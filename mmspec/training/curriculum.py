@@ -1,4 +1,4 @@
-"""Which examples a training step learns from: a shuffled order, or text first and pictures later."""
+"""Choose the examples that a training step learns from: a shuffled order, or text first and pictures later."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ LEAST, MOST = 0.05, 0.95
 
 
 class Order:
-    """A fixed order of the examples, so that any step can be found again: one shuffled epoch after the other.
+    """A fixed order of the examples, one shuffled epoch after the other, so that the examples of any step can be found
+    again.
 
     Args:
-        numbers: of the examples to use.
+        numbers: the examples to use, by their number in the data set.
         batch_size: examples per step.
-        seed: of the shuffling.
+        seed: seed for shuffling.
     """
 
     def __init__(self, numbers: Sequence[int], batch_size: int, seed: int):
@@ -30,16 +31,16 @@ class Order:
 
     @property
     def pools(self) -> list[list[int]]:
-        """Examples that may take each other's place, where one cannot be used."""
+        """Groups of examples that may take each other's place if one cannot be used."""
         return [self.numbers]
 
     def step(self, number: int) -> list[int]:
-        """The examples of a step, `batch_size` of them."""
+        """Return the examples of a step, `batch_size` of them."""
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
         return [self._epoch(place // len(self.numbers))[place % len(self.numbers)] for place in places]
 
     def epochs(self, steps: int) -> float:
-        """How often every example has been seen after some steps."""
+        """Return how often every example has been seen after some steps."""
         return steps * self.batch_size / len(self.numbers)
 
     def _shuffled(self, epoch: int) -> list[int]:
@@ -47,18 +48,18 @@ class Order:
 
 
 class Curriculum(Order):
-    """Text first, then pictures with a chance that rises in a straight line, then pictures alone (MSD, arXiv
-    2505.14260; the numbers are those of its release).
+    """An order that begins with text, then mixes in pictures with a chance that rises linearly, and ends with pictures
+    alone (MSD, arXiv 2505.14260; the numbers are those of its release).
 
     Both kinds of examples are shuffled orders of their own. Like any order it is fixed: a step's examples follow from
     its number.
 
     Args:
         text: numbers of the examples without pictures.
-        pictures: numbers of those with some.
+        pictures: numbers of the examples with pictures.
         batch_size: examples per step.
-        seed: of the shuffling, and of what is drawn.
-        steps: of the whole training.
+        seed: seed for shuffling and for drawing the kind of each example.
+        steps: number of steps of the whole training.
         text_steps: steps on text alone, at the beginning.
         picture_steps: steps on pictures alone, at the end.
 
@@ -95,10 +96,11 @@ class Curriculum(Order):
 
     @property
     def pools(self) -> list[list[int]]:
+        """Two groups: the examples without pictures, and those with pictures."""
         return [self._text.numbers, self._pictures.numbers]
 
     def chance(self, step: int) -> float:
-        """Of a picture, in a step."""
+        """Return the chance that an example of this step has a picture."""
         mixing = self.steps - self.text_steps - self.picture_steps
         if step < self.text_steps:
             return 0.0
@@ -107,6 +109,7 @@ class Curriculum(Order):
         return LEAST + (MOST - LEAST) * (step - self.text_steps) / max(1, mixing - 1)
 
     def step(self, number: int) -> list[int]:
+        """Return the examples of a step, `batch_size` of them, in the drawn mix of text and pictures."""
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
         return [
             (self._pictures if self._drawn[place] else self._text).step(
@@ -117,7 +120,7 @@ class Curriculum(Order):
 
 
 def order_of(examples: Source, numbers: Sequence[int], settings: Settings) -> Order:
-    """The order that the settings ask for, over some of the examples."""
+    """Make the order that the settings ask for, over the given examples."""
     if not settings.text_steps and not settings.picture_steps:
         return Order(numbers, settings.batch_size, settings.seed)
     seeing = [_sees(examples, number) for number in numbers]
@@ -134,7 +137,7 @@ def order_of(examples: Source, numbers: Sequence[int], settings: Settings) -> Or
 
 
 def _sees(examples: Source, number: int) -> bool:
-    """Whether an example has pictures. One that cannot be read is dropped later, wherever it is."""
+    """Return True if an example has pictures. One that cannot be read is dropped later, whichever kind it counts as."""
     try:
         return bool(examples[number].images)
     except MMSpecError:

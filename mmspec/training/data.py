@@ -1,4 +1,4 @@
-"""From a data set to the prepared passes of every training step, in which process."""
+"""Turn a data set into the prepared passes of every training step, divided among processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pass:
-    """What one forward pass reads.
+    """A prepared forward pass: prompts, answers, and where they are from.
 
     Args:
         prompt: prepared prompts and pictures.
         answers: token ids per row.
         tasks: a label per row.
-        ids: of the examples.
-        numbers: of the examples in their data set.
+        ids: name of each example.
+        numbers: position of each example in its data set.
     """
 
     prompt: Request
@@ -39,19 +39,20 @@ class Pass:
 
 
 class Loader:
-    """Prepares examples, and puts others in the place of those that cannot be used.
+    """Prepares examples, and replaces those that cannot be used.
 
-    What cannot be used (a row that is malformed, a picture that cannot be read, a prompt that the processor refuses, an
-    answer that is empty, too long, or of other tokens than the target's) is counted in `skipped` and named in the
-    report. The next example takes its place, the same in every process and after every resumption, so every step has
-    its full size.
+    An example that cannot be used (a malformed row, a picture that cannot be read, a prompt that the processor refuses,
+    an answer that is empty, too long, or made of other tokens than the target's) is counted in `skipped` and named in
+    the report. The next example takes its place, the same one in every process and after every resumption, so every
+    step has its full size.
 
     Args:
-        target: whose processor reads the prompts.
+        target: model whose processor reads the prompts.
         examples: the data set.
-        max_length: prompt and answer together, visual tokens included; longer examples are dropped.
-        max_failures: so many pictures may fail to open before training stops.
-        report: a file for one line per dropped example, or None.
+        max_length: largest number of tokens in prompt and answer together, visual tokens included; longer examples are
+            dropped.
+        max_failures: number of pictures that may fail to open before training stops.
+        report: file that gets one line per dropped example, or None.
         pools: numbers of the examples that may take each other's place; all of them by default.
 
     Raises:
@@ -77,9 +78,10 @@ class Loader:
         self._reported = None if report is None else _reported(report)
 
     def passes(self, numbers: Sequence[int], rows: int, process: int = 0, processes: int = 1) -> Iterator[Pass]:
-        """The passes of one process over a step's examples.
+        """Yield the passes of one process over a step's examples.
 
-        Rows of similar answers share a pass, so little is padded; the passes are dealt out like cards.
+        Rows with answers of similar length share a pass, so little is padded; the passes are dealt to the processes in
+        turn.
         """
         ordered = sorted(numbers, key=lambda number: (self._answer_length(number), number))
         rows = max(1, min(rows, len(ordered) // processes))
@@ -87,7 +89,7 @@ class Loader:
             yield self.prepare(ordered[start : start + rows])
 
     def prepare(self, numbers: Sequence[int]) -> Pass:
-        """One pass over these examples, or over what takes their place."""
+        """Prepare one pass over these examples, or over those that take their place."""
         numbers = [self._usable(number) for number in numbers]
         while True:
             examples = [self.examples[number] for number in numbers]
@@ -108,7 +110,8 @@ class Loader:
             numbers = [self._usable(number) for number in numbers]
 
     def answer(self, example: Example) -> list[int]:
-        """The token ids of an answer: as the target wrote them, or of its text with the token that ends its answers."""
+        """Return the token ids of an answer: those that the target wrote, or those of its text and the token that ends
+        answers."""
         if example.answer_ids is not None:
             return list(example.answer_ids)
         ids = self.target.tokenizer.encode(example.answer or "", add_special_tokens=False)
@@ -119,7 +122,7 @@ class Loader:
         return end_of_answer(self.target)
 
     def fault(self, number: int) -> str | None:
-        """Why an example cannot be used, as far as its row and its answer tell; None if it can."""
+        """Return why an example cannot be used, as far as its row and its answer tell; None if it can."""
         if number in self.skipped or number in self._sound:
             return self.skipped.get(number)
         try:
@@ -143,7 +146,7 @@ class Loader:
         return None
 
     def _request(self, numbers, examples, pictures) -> tuple[Request | None, dict[int, str]]:
-        """The prepared prompts, or the reasons why some of them cannot be used."""
+        """Return the prepared prompts, or the reasons why some of them cannot be used."""
         try:
             request = prepare(self.target, [example.prompt for example in examples], pictures)
         except MMSpecError as error:
@@ -175,7 +178,7 @@ class Loader:
         return len(example.answer_ids) if example.answer_ids is not None else len(example.answer or "")
 
     def _usable(self, number: int) -> int:
-        """The example itself or the next one of its pool that is not known to be spoilt."""
+        """Return the number itself, or the next one of its pool whose example is not known to be unusable."""
         first, tried = number, 0
         while (reason := self.fault(number)) is not None:
             self._skip(number, reason)
@@ -195,7 +198,7 @@ class Loader:
                 append(file, (json.dumps(record) + "\n").encode())
 
     def name(self, number: int) -> str | None:
-        """The id of an example; None for a row that cannot be read."""
+        """Return the id of an example; None for a row that cannot be read."""
         try:
             return self.examples[number].id
         except MMSpecError:
@@ -210,7 +213,7 @@ class Loader:
 
 
 def _reported(report: Path) -> set[int]:
-    """The numbers of the examples that an earlier run of the same training has named."""
+    """Return the numbers of the examples that an earlier run of the same training has reported."""
     drop_torn_line(report)
     numbers = set()
     for line in whole_lines(report):
@@ -222,7 +225,7 @@ def _reported(report: Path) -> set[int]:
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the examples to train on and of those held out for validation.
+    """Divide the numbers of the examples into those to train on and those held out for validation.
 
     Raises:
         MMSpecError: if nothing is left to train on.

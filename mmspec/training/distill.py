@@ -1,4 +1,4 @@
-"""The target answers prompts with pictures: the data set that drafters are trained on.
+"""Let the target answer prompts with pictures, which gives the data set that drafters are trained on.
 
 A drafter has to predict what the target says, not what is true, so its training data is the target's own output.
 """
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a shard is.
+    """State of a shard: how many examples are done, and how fast.
 
     Args:
-        total: examples of the shard.
-        answers, skipped: those that are settled, by earlier runs too.
-        tokens: of all answers.
-        new_tokens: of the answers of this run.
-        seconds: since this run began.
+        total: number of examples in the shard.
+        answers, skipped: number of examples that are answered and skipped, by earlier runs too.
+        tokens: number of tokens in all answers.
+        new_tokens: number of tokens in the answers of this run.
+        seconds: time since this run began.
     """
 
     total: int
@@ -52,10 +52,12 @@ class Progress:
 
     @property
     def mean_tokens(self) -> float:
+        """Mean length of an answer in tokens; 0 if there is none."""
         return self.tokens / self.answers if self.answers else 0.0
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens per second that this run has written."""
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
 
@@ -94,17 +96,17 @@ def distill(
     want of memory say: sampled answers are then the target's own still, but not those of an uninterrupted run.
 
     Args:
-        target: who answers; needs a processor.
-        source: what is asked.
-        folder: of the data set.
-        batch_size: examples asked at once.
+        target: the model that answers; needs a processor.
+        source: the questions.
+        folder: where the data set is written.
+        batch_size: number of examples that are answered at once.
         max_new_tokens, temperature, top_k, top_p: as in `generate`.
-        seed: of sampled answers.
+        seed: seed for sampled answers.
         shard, shards: ask the examples number shard, shard + shards, shard + 2 shards, ...
-        drafter: speculative decoding, which pays with small batches; the answers stay the target's own.
-        max_failures: stop when more examples than this could not be asked (no such picture, a prompt that is too long);
-            None never stops.
-        progress: called at the beginning and after each batch.
+        drafter: drafter for speculative decoding, which pays with small batches; the answers stay the target's own.
+        max_failures: number of examples that may fail (no such picture, a prompt that is too long) before the run
+            stops; None never stops.
+        progress: function that is called at the beginning and after each batch.
 
     Raises:
         MMSpecError: for anything that the caller can put right. Whatever was answered before is kept.
@@ -166,7 +168,7 @@ class Asking:
         self.writer, self.options, self.max_failures = writer, options, max_failures
 
     def records(self, batch: Sequence[int]) -> list[dict[str, Any]]:
-        """The records of those examples of a batch that have none yet.
+        """Return the records of those examples of a batch that have none yet.
 
         All of them are asked, because the noise of a sampled answer belongs to its row in the batch, and because the
         last bits of the logits depend on the batch's shape.
@@ -179,7 +181,7 @@ class Asking:
         ]
 
     def check_failures(self) -> None:
-        """Stop where there were too many failures, in earlier runs too."""
+        """Stop if too many examples failed, counting earlier runs too."""
         skipped, allowed = len(self.writer.skipped), self.max_failures
         if allowed is not None and skipped > allowed:
             raise MMSpecError(
@@ -200,7 +202,7 @@ class Asking:
                 self._skip(index, name, error)
 
     def _answered(self, questions: list[Question], seed: int) -> tuple[list[Question], Output | None]:
-        """The target's answers, and the questions that it could read."""
+        """Return the questions that the target could read, and its answers to them."""
         while questions:
             try:
                 return questions, generate(
@@ -223,7 +225,7 @@ class Asking:
         return [], None
 
     def _readable(self, question: Question) -> bool:
-        """Whether the target reads a question; if not, it is skipped."""
+        """Return True if the target can read a question; otherwise skip it."""
         try:
             self.target.encode(prepare(self.target, question.example.prompt, question.pictures or None))
         except (ValueError, IndexError) as error:
@@ -253,7 +255,7 @@ def _describe_source(source: Sequence[Example]) -> dict[str, Any]:
 
 
 def _seed(seed: int, first: int) -> int:
-    """The seed of the batch that begins with example number `first`."""
+    """Derive the seed of the batch that begins with example number `first`."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=7).digest(), "little")
 
 

@@ -1,7 +1,7 @@
-"""Features on disk: what the target knew, computed once and read again by every epoch and every drafter.
+"""Features on disk: the target's states, computed once and read again by every epoch and every drafter.
 
-Training online stores nothing and reads the target's mind anew at each step; where the same few answers are read many
-times, or by several drafters, storing it is cheaper. A shard is a safetensors file with the states of some examples.
+Training online stores nothing and runs the target anew at each step; where the same few answers are read many times, or
+by several drafters, storing its states is cheaper. A shard is a safetensors file with the states of some examples.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .teacher import Teacher
 
 INDEX = "features.json"
 SHARD = 32
-"""Examples per file."""
+"""Number of examples per file."""
 
 
 class CachedTeacher(Teacher):
-    """A teacher that reads what it has written down.
+    """A teacher that stores the target's states and reads them again.
 
     Args:
-        teacher: which states are wanted, of which target.
+        teacher: says which states are wanted, of which target.
         loader: the examples; those that cannot be used are replaced as in training.
-        folder: of the shards; it may hold more layers than are wanted.
+        folder: where the shards are; it may hold more layers than are wanted.
 
     Raises:
         MMSpecError: if the folder was made for another target or other answers, lacks a layer, or is damaged.
@@ -49,7 +49,7 @@ class CachedTeacher(Teacher):
     def fill(
         self, process: int = 0, processes: int = 1, rows: int = 8, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Write the shards that are missing, this process its share of them."""
+        """Write the missing shards, each process its share of them."""
         path, identity = self.folder / INDEX, self._identity()
         found = read_json_object(path) if path.exists() else None
         if found is not None:
@@ -74,6 +74,7 @@ class CachedTeacher(Teacher):
             raise MMSpecError(f"the feature cache {str(self.folder)!r} cannot be written: {error}") from error
 
     def lesson_of(self, batch: Pass) -> Lesson:
+        """Read the lesson of a pass from the files."""
         rows = [self._read(number) for number in batch.numbers]
         request = append(batch.prompt, batch.answers, WIDTHS)
         longest = request.inputs["input_ids"].shape[1]
@@ -158,5 +159,5 @@ class CachedTeacher(Teacher):
 
 
 def _stack(rows: Iterable[Tensor], length: int) -> Tensor:
-    """`[length_i, hidden]` states to `[batch, length, hidden]`, padded with zeros."""
+    """Stack `[length_i, hidden]` states to `[batch, length, hidden]`, padded with zeros."""
     return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])

@@ -16,11 +16,12 @@ LOG, VALIDATIONS = "log.csv", "validation.jsonl"
 
 
 class Journal:
-    """Both files of an output folder.
+    """Writes both log files of an output folder.
 
     Args:
-        folder: where they are.
-        step: that the training is at; what was written of later steps, by a run that was killed, is dropped.
+        folder: where the files are.
+        step: number of the step at which the training is; lines about later steps, from a run that was killed, are
+            dropped.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -29,7 +30,7 @@ class Journal:
         _forget_after(folder / VALIDATIONS, lambda line: json.loads(line)["step"], step)
 
     def log(self, row: dict[str, float]) -> None:
-        """Add a line, and the header before the first one."""
+        """Add a line to `log.csv`, and the header before the first one."""
         path = self.folder / LOG
         fresh = not path.exists() or not path.stat().st_size
         with path.open("a", newline="") as file:
@@ -39,20 +40,23 @@ class Journal:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
     def validation(self, report: dict[str, Any]) -> None:
+        """Add a line to `validation.jsonl`."""
         with (self.folder / VALIDATIONS).open("a") as file:
             file.write(json.dumps(report) + "\n")
 
 
 class Sums:
-    """Means over several steps, weighted by their drafted tokens."""
+    """Computes means over several steps, weighted by their drafted tokens."""
 
     def __init__(self, names: list[str]):
         self.names, self.total = names, None
 
     def add(self, values: Tensor) -> None:
+        """Add the sums of one step, as `Trainer.train_step` returns them."""
         self.total = values if self.total is None else self.total + values
 
     def means(self) -> dict[str, float]:
+        """Return the means by name, among them `loss` and `gradient_norm`; empty before the first step."""
         if self.total is None:
             return {}
         loss, norm, tokens, *marks = self.total.tolist()
@@ -62,7 +66,7 @@ class Sums:
 
 
 def _forget_after(path: Path, step_of: Callable[[bytes], int], step: int, header: int = 0) -> None:
-    """Drop the lines of a log that a resumed training will write again, and those that a kill has torn."""
+    """Drop the lines of a log that a resumed training will write again, and those that were torn when it was killed."""
     if not path.exists():
         return
     lines = whole_lines(path)

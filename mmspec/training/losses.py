@@ -1,8 +1,9 @@
-"""Losses: what a guess should resemble, per predicted token. Recipes add them up with weights of their own.
+"""Losses: how far a guess is from what the target says, per predicted token. Recipes add them up with their own
+weights.
 
 Each is a small class: `loss(guess, truth)` returns `[n]` values, one per predicted token. `truth` is restricted to the
-tokens that the drafter can propose; where the target's own choice is none of them, `truth.inside` is False and losses
-on probabilities are zero, as in EAGLE-3 (arXiv 2503.01840).
+tokens that the drafter can propose. If the target's own choice is none of them, `truth.inside` is False and losses on
+probabilities are zero, as in EAGLE-3 (arXiv 2503.01840).
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from ..states import LAST
 
 
 class Truth(NamedTuple):
-    """What the target says where a guess was made.
+    """The target's predictions at the places of a guess.
 
     Args:
-        logits: `[n, draft_vocab]` the target's, over the drafter's vocabulary.
-        tokens: `[n]` what it wrote, as a number in the drafter's vocabulary (0 where it is not in it).
-        inside: `[n]` True where its likeliest token is in the drafter's vocabulary.
-        written: `[n]` True where the token it wrote is.
-        lesson: for its states.
-        places: `[n]` into the lesson's answer tokens.
+        logits: `[n, draft_vocab]` the target's logits over the drafter's vocabulary.
+        tokens: `[n]` the token that the target wrote, as an index into the drafter's vocabulary (0 where it is not in
+            it).
+        inside: `[n]` True where the target's likeliest token is in the drafter's vocabulary.
+        written: `[n]` True where the token that the target wrote is in the drafter's vocabulary.
+        lesson: the lesson that the guess is about, for losses that read the target's states.
+        places: `[n]` indices into the lesson's answer tokens.
     """
 
     logits: Tensor
@@ -39,7 +41,7 @@ class Truth(NamedTuple):
 
 
 def truth_at(lesson: Lesson, places: Tensor, vocabulary: Tensor | None) -> Truth:
-    """The truth at some places, over a draft vocabulary (None for the whole one)."""
+    """Return the truth at some places, over a draft vocabulary (None for the whole one)."""
     logits, tokens = lesson.logits[places].float(), lesson.tokens[places]
     if vocabulary is None:
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
@@ -51,8 +53,8 @@ def truth_at(lesson: Lesson, places: Tensor, vocabulary: Tensor | None) -> Truth
 
 
 def log_q_of(guess: Guess) -> Tensor:
-    """The drafter's log-probabilities, `[n, draft_vocab]`; 0 where a draft model's embedding table is smaller than its
-    target's and ends before a token (logits of -inf), which no training can change."""
+    """Return the drafter's log-probabilities, `[n, draft_vocab]`; 0 where a draft model's embedding table is smaller
+    than its target's and ends before a token (logits of -inf), which no training can change."""
     log_q = guess.logits.float().log_softmax(-1)
     return log_q.masked_fill(log_q == float("-inf"), 0.0)
 
@@ -61,50 +63,56 @@ class Loss:
     """A term of an objective.
 
     Args:
-        weight: its factor.
+        weight: factor of this loss in the sum.
     """
 
     feature_layers: tuple[int, ...] = ()
-    """States of the target that it needs besides the last one."""
+    """States of the target that this loss needs besides the last one."""
 
     def __init__(self, weight: float = 1.0):
         self.weight = weight
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
-        """`[n]` values."""
+        """Return the loss of every predicted token, `[n]`."""
         raise NotImplementedError
 
     @property
     def name(self) -> str:
+        """Name of this loss in logs."""
         return type(self).__name__
 
 
 class CrossEntropy(Loss):
-    """Of the tokens that the target wrote."""
+    """Cross-entropy on the tokens that the target wrote."""
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         return -log_q_of(guess).gather(-1, truth.tokens[:, None])[:, 0] * truth.written
 
 
 class SoftCrossEntropy(Loss):
-    """Of the target's whole distribution: `-sum p log q` (EAGLE, arXiv 2401.15077, section 4.2; EAGLE-3)."""
+    """Cross-entropy on the target's whole distribution: `-sum p log q` (EAGLE, arXiv 2401.15077, section 4.2; also in
+    EAGLE-3)."""
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         return -(truth.logits.softmax(-1) * log_q_of(guess)).sum(-1) * truth.inside
 
 
 class KullbackLeibler(Loss):
-    """From the drafter's distribution to the target's: `sum p (log p - log q)`."""
+    """Kullback-Leibler divergence from the drafter's distribution to the target's: `sum p (log p - log q)`."""
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         log_p = truth.logits.log_softmax(-1)
         return (log_p.exp() * (log_p - log_q_of(guess))).sum(-1) * truth.inside
 
 
 class ProbabilityDistance(Loss):
-    """`sum |p - q|`, which is twice the chance that a drawn draft token is refused (ViSpec, arXiv 2509.15235)."""
+    """L1 distance `sum |p - q|`, twice the chance that a drawn draft token is refused (ViSpec, arXiv 2509.15235)."""
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         q = guess.logits.float().softmax(-1)
         return (truth.logits.softmax(-1) - q).abs().sum(-1) * truth.inside
 
@@ -113,8 +121,8 @@ class TopKCrossEntropy(Loss):
     """Soft cross-entropy on the target's k likeliest tokens alone (HASS, arXiv 2408.15766; HiViS stage 2).
 
     Args:
-        k: how many.
-        weight: its factor.
+        k: number of tokens.
+        weight: factor of this loss in the sum.
     """
 
     def __init__(self, k: int = 10, weight: float = 1.0):
@@ -122,18 +130,20 @@ class TopKCrossEntropy(Loss):
         self.k = k
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         p, tokens = truth.logits.softmax(-1).topk(min(self.k, truth.logits.shape[-1]), dim=-1)
         return -(p * log_q_of(guess).gather(-1, tokens)).sum(-1) * truth.inside
 
 
 class ListMLE(Loss):
-    """How likely the drafter's scores make the target's order of its k likeliest tokens (ViSpec, arXiv 2509.15235).
+    """Negative log-likelihood of the target's order of its k likeliest tokens, by the drafter's scores (ViSpec, arXiv
+    2509.15235).
 
-    Plackett and Luce's model: the list is drawn item by item, each from those that are left of the k.
+    The order is drawn by the model of Plackett and Luce: item by item, each from those of the k that are left.
 
     Args:
         k: length of the list.
-        weight: its factor.
+        weight: factor of this loss in the sum.
     """
 
     def __init__(self, k: int = 10, weight: float = 1.0):
@@ -141,6 +151,7 @@ class ListMLE(Loss):
         self.k = k
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         tokens = truth.logits.topk(min(self.k, truth.logits.shape[-1]), dim=-1).indices
         scores = guess.logits.float().gather(-1, tokens)
         left = scores.flip(-1).logcumsumexp(-1).flip(-1)
@@ -148,16 +159,16 @@ class ListMLE(Loss):
 
 
 class SmoothL1Features(Loss):
-    """Distance of the guessed feature from a state of the target, mean over the hidden size.
+    """Smooth L1 distance of the guessed feature from a state of the target, mean over the hidden size.
 
     Args:
-        weight: its factor.
-        layer: whose state; the last one by default (EAGLE's regression), or an intermediate one, by the number of the
-            layer that it enters.
+        weight: factor of this loss in the sum.
+        layer: layer of the target whose state is compared; the last one by default (EAGLE's regression), or an
+            intermediate one, by the number of the layer that the state enters.
     """
 
     guessed = "features"
-    """Of the fields of a guess, the one that is compared."""
+    """Name of the field of a guess that is compared."""
 
     def __init__(self, weight: float = 1.0, layer: int = LAST):
         super().__init__(weight)
@@ -165,6 +176,7 @@ class SmoothL1Features(Loss):
         self.feature_layers = (layer,)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
         states = getattr(guess, self.guessed)
         if states is None:
             raise MMSpecError(f"{self.name}: this drafter guesses no {self.guessed}; leave this loss out of the recipe")
@@ -173,12 +185,12 @@ class SmoothL1Features(Loss):
 
 
 class SmoothL1Intermediate(SmoothL1Features):
-    """Distance of what the drafter's first layer says from a state of the target (DREAM, arXiv 2505.19201).
+    """Smooth L1 distance of the drafter's first layer from a state of the target (DREAM, arXiv 2505.19201).
 
     Args:
-        layer: whose state, by the number of the layer that it enters; `scripts/choose_dream_layer.py` finds the one
-            that the paper means.
-        weight: its factor.
+        layer: layer of the target whose state is compared, by the number of the layer that the state enters;
+            `scripts/choose_dream_layer.py` finds the one that the paper means.
+        weight: factor of this loss in the sum.
     """
 
     guessed = "intermediate"

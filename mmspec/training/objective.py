@@ -17,21 +17,22 @@ from .losses import Loss, truth_at
 
 
 class UniformNoise:
-    """Uniform noise on the target's features, so that a drafter forgives its own errors (EAGLE, arXiv 2401.15077).
+    """Adds uniform noise to the target's features, so that a drafter learns to bear its own errors (EAGLE, arXiv
+    2401.15077).
 
-    `h + (u - 1/2) * scale * reference / length` with u uniform in [0, 1), as released. The draw depends on the seed,
-    the answer and the step alone: neither the number of processes nor an interruption changes it.
+    A state h becomes `h + (u - 1/2) * scale * reference / length` with u uniform in [0, 1), as released. The draw
+    depends on the seed, the answer and the step alone: neither the number of processes nor an interruption changes it.
 
     Args:
         scale: width of the noise at the reference length.
-        reference: length in tokens.
+        reference: reference length in tokens.
     """
 
     def __init__(self, scale: float = 0.2, reference: int = 512):
         self.scale, self.reference = scale, reference
 
     def __call__(self, lesson: Lesson, seed: str) -> dict[int, Tensor]:
-        """The lesson's features with noise, `[batch, length, hidden]` by layer."""
+        """Return the lesson's features with noise, `[batch, length, hidden]` by layer."""
         noisy = {layer: states.clone() for layer, states in lesson.features.items()}
         for row, (length, answer) in enumerate(zip(lesson.request.lengths, lesson.answers, strict=True)):
             digest = hashlib.sha256(f"{seed}/{lesson.prompt.lengths[row]}/{answer}".encode()).digest()
@@ -46,7 +47,7 @@ class UniformNoise:
 
 @contextmanager
 def drawing(seed: str, device: torch.device) -> Iterator[None]:
-    """Seed what is drawn inside, such as the branches of `Elastic`, and leave the random numbers outside alone."""
+    """Seed everything drawn inside, such as the branches of `Elastic`, and leave the random numbers outside alone."""
     digest = hashlib.sha256(seed.encode()).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -57,12 +58,12 @@ class Objective:
     """The weighted sum of some losses over the steps of every chain.
 
     Args:
-        losses: the terms.
-        steps: how long the chains are. 1 is ordinary training; more is training-time test (EAGLE-3).
-        decay: step i counts `decay ** i`.
-        detach: no gradient flows from a step into earlier ones (multi-step alignment of HASS and HiViS).
-        noise: what disturbs the features that the drafter reads, such as `UniformNoise`, or None.
-        keep_within: a chain goes on only while the target's choice is among the drafter's so many likeliest tokens
+        losses: terms of the sum.
+        steps: length of the chains. 1 is ordinary training; more is training-time test (EAGLE-3).
+        decay: factor per step: step i counts `decay ** i`.
+        detach: whether to stop gradients from a step into earlier ones (multi-step alignment of HASS and HiViS).
+        noise: change to the features that the drafter reads, such as `UniformNoise`, or None.
+        keep_within: number k: a chain goes on only while the target's choice is among the drafter's k likeliest tokens
             (dynamic mask of HiViS, arXiv 2509.23928); None keeps all.
 
     Raises:
@@ -93,24 +94,24 @@ class Objective:
 
     @property
     def names(self) -> list[str]:
-        """What the second result of a call counts, in order; a second loss of one class is numbered."""
+        """Names of the sums that a call returns second, in order; a second loss of one class is numbered."""
         kinds = [loss.name for loss in self.losses]
         earlier = [kinds[:number].count(kind) for number, kind in enumerate(kinds)]
         terms = [f"{kind} {count + 1}" if count else kind for kind, count in zip(kinds, earlier, strict=True)]
         return terms + [f"right {step}" for step in range(self.steps)]
 
     def __call__(self, drafter: Drafter, lesson: Lesson, seed: str = "") -> tuple[Tensor, Tensor]:
-        """Judge a drafter's guesses at a lesson.
+        """Compute the loss of a drafter's guesses at a lesson.
 
         Args:
-            drafter: in training.
-            lesson: see `Teacher`.
-            seed: of the noise, and of what the drafter draws itself, which depends on the rows of the lesson too; give
-                every step of a training another one.
+            drafter: the drafter in training.
+            lesson: a lesson that a `Teacher` made.
+            seed: seed for the noise and for whatever the drafter draws itself, which depends on the rows of the lesson
+                too; give every step of a training another one.
 
         Returns:
-            The sum over all drafted tokens, to be divided by `Lesson.weight`; and the sums to log, `[len(names)]`: of
-            every term over all steps, undiscounted, and how often the first guess was the written token at each step.
+            The sum over all drafted tokens, to be divided by `Lesson.weight`; and the sums to log, `[len(names)]`: each
+            term over all steps, undiscounted, and how often the first guess was the written token at each step.
         """
         read = lesson if self.noise is None else replace(lesson, features=self.noise(lesson, seed))
         device = lesson.embeds.device

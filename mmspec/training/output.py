@@ -1,4 +1,4 @@
-"""The folder that a training writes: which training it holds, the state to resume from, and who writes to it."""
+"""The output folder of a training: which training it holds, the state to resume from, and who may write to it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .state import STATE, read_state, replace_folder, restore_folder, write_stat
 IDENTITY = "training.json"
 BEST, LAST_DRAFTER = "best", "last"
 SHARDED, PROGRESS = "state", "progress.json"
-"""The folder of a state of which every process writes a part."""
+"""Folder of a state that every process writes a part of, and the file in it with the progress."""
 
 
 class OutputFolder:
-    """The output of one training, which one process (that of rank 0) writes to.
+    """The output of one training. The process of rank 0 alone writes to it.
 
     Args:
-        folder: made if need be.
-        accelerator: knows about processes.
+        folder: where the output is written; created if missing.
+        accelerator: Hugging Face accelerate's object, which knows about processes.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator):
@@ -37,10 +37,10 @@ class OutputFolder:
         self._lock: FileLock | None = None
 
     def hold(self) -> None:
-        """Keep others from training into the folder.
+        """Keep other processes from training into the folder.
 
         Raises:
-            MMSpecError: if somebody does.
+            MMSpecError: if another process does already.
         """
         if self._lock is None and self.accelerator.is_main_process:
             with self.writing():
@@ -48,14 +48,14 @@ class OutputFolder:
                 self._lock = hold_folder(self.folder, "wait for it, or choose another output folder")
 
     def release(self) -> None:
-        """Let others train into it."""
+        """Let other processes train into the folder."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Say in words what keeps files from being written."""
+        """Turn an error of the operating system into one that names the folder."""
         try:
             yield
         except OSError as error:
@@ -65,7 +65,7 @@ class OutputFolder:
         """Hold the folder for a training.
 
         Args:
-            identity: plain values that tell it from others.
+            identity: plain values that tell this training from others.
 
         Raises:
             MMSpecError: if the folder holds another training, or another process trains into it.
@@ -93,7 +93,7 @@ class OutputFolder:
             )
 
     def save(self, drafter: Drafter, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-        """Write the state to resume from; an interruption leaves the last one whole."""
+        """Write the state to resume from; an interruption leaves the last one complete."""
         if self._sharded:
             fresh = self.folder / f"{SHARDED}.unfinished"
             self.accelerator.save_state(str(fresh))
@@ -106,7 +106,7 @@ class OutputFolder:
             write_state(self.folder / STATE, drafter, optimizer, progress)
 
     def load(self, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Read the state that there is, and return the progress that was saved with it; None if there is none."""
+        """Read the saved state, and return the progress that was saved with it; None if there is none."""
         if not self._has_state():
             return None
         if not self._sharded:
@@ -123,7 +123,7 @@ class OutputFolder:
 
 
 def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
-    """`key was x, now y` for every leaf that differs."""
+    """List `key was x, now y` for every leaf that differs."""
     result = []
     for key in dict.fromkeys([*found, *wanted]):
         one, other = found.get(key), wanted.get(key)

@@ -1,4 +1,4 @@
-"""How a training runs, as opposed to what is trained."""
+"""Settings of how a training runs, as opposed to what is trained."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from ..errors import MMSpecError
 
 @dataclass
 class Settings:
-    """How a training runs; what is trained, and on what, is the business of the recipe.
+    """Settings of how a training runs; the recipe says what is trained, and on what.
 
     Args:
-        steps: optimizer steps.
-        batch_size: examples per step, over all processes.
-        rows: examples per forward pass; a step adds up the gradients of as many passes as it needs.
-        warmup_steps: steps in which the learning rate rises from 0.
-        schedule: what it does then, a name from transformers' `get_scheduler`: `constant_with_warmup`, `linear`,
-            `cosine`, ...
-        clip_norm: the largest norm of the gradient; null for no limit.
-        clip_value: the largest absolute value of any of its numbers (EAGLE's way); null for no limit.
-        max_length: prompt and answer in tokens; longer examples are dropped and counted.
-        max_failures: so many pictures may fail to open before training stops.
-        held_out: examples kept for validation.
-        validate_every, save_every, log_every: in steps.
-        depth: of the chains that validation simulates.
-        measured_prompts: how many held-out prompts are answered with the real loop at each validation.
-        seed: of the order, the noise and the first weights.
-        text_steps, picture_steps: steps on examples without pictures at the beginning, and on examples with pictures at
-            the end; in between the share of pictures rises. With 0 and 0 all examples come in one shuffled order. See
-            `Curriculum`.
+        steps: number of optimizer steps.
+        batch_size: number of examples per step, over all processes.
+        rows: number of examples per forward pass; a step adds up the gradients of as many passes as it needs.
+        warmup_steps: number of steps in which the learning rate rises from 0.
+        schedule: course of the learning rate after that, a name from transformers' `get_scheduler`:
+            `constant_with_warmup`, `linear`, `cosine`, ...
+        clip_norm: largest norm of the gradient; null for no limit.
+        clip_value: largest absolute value of any number in the gradient (EAGLE's way); null for no limit.
+        max_length: largest length of prompt and answer in tokens; longer examples are dropped and counted.
+        max_failures: number of pictures that may fail to open before training stops.
+        held_out: number of examples kept for validation.
+        validate_every, save_every, log_every: number of steps between two validations, saved states, and lines of the
+            log.
+        depth: length of the chains that validation simulates.
+        measured_prompts: number of held-out prompts that are answered with the real loop at each validation.
+        seed: seed for the order, the noise and the first weights.
+        text_steps, picture_steps: number of steps on examples without pictures at the beginning, and on examples with
+            pictures at the end; in between the share of pictures rises. With 0 and 0 all examples come in one shuffled
+            order. See `Curriculum`.
     """
 
     steps: int = 300
@@ -52,7 +53,7 @@ class Settings:
     picture_steps: int = 0
 
     FREE = ("validate_every", "save_every", "log_every", "measured_prompts", "max_failures", "rows")
-    """What may change when a training is resumed."""
+    """Settings that may change when a training is resumed."""
 
     def __post_init__(self):
         for name in ("text_steps", "picture_steps"):

@@ -1,4 +1,4 @@
-"""Writing one shard of a folder of answers: safe against kills, full disks, other settings and other processes."""
+"""Write one shard of a folder of answers, safe against kills, full disks, other settings and other processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from .answers import PICTURES, SAVED, read_info, shard_files
 
 
 class ShardWriter:
-    """Adds answers to a shard; a context manager that holds the shard against other processes.
+    """Adds answers to a shard. As a context manager it locks the shard against other processes.
 
-    Entering it cuts off what a killed process has left of a line, and reads what there is already.
+    Entering it cuts off an incomplete last line that a killed process left, and reads the answers that are there
+    already.
 
     Args:
-        folder: of the data set; made if need be.
-        shard, shards: which shard of how many.
-        settings: what all answers of the data set have in common; plain JSON values.
-        facts: what else to note beside them, which may differ from run to run.
+        folder: where the data set is written; created if missing.
+        shard, shards: number of this shard, and how many there are.
+        settings: plain JSON values that all answers of the data set have in common.
+        facts: plain JSON values to note beside them, which may differ from run to run.
 
     Raises:
         MMSpecError: if another process is writing the shard, if the folder holds answers given under other settings, or
@@ -40,7 +41,7 @@ class ShardWriter:
         self.tokens = 0
         self._file = None
         self.complete = False
-        """Set by the caller when no example of the shard is left."""
+        """True when no example of the shard is left; set by the caller."""
 
     def __enter__(self) -> ShardWriter:
         with _writing(self.folder):
@@ -100,13 +101,13 @@ class ShardWriter:
         self.tokens += sum(len(record["answer_ids"]) for record in records)
 
     def skip(self, index: int, name: str | None, reason: str) -> None:
-        """Note an example that cannot be asked."""
+        """Record an example that cannot be asked."""
         with _writing(self.skipped_file), self.skipped_file.open("ab", buffering=0) as file:
             append(file, _encoded([{"index": index, "id": name, "reason": reason}]))
         self.skipped.add(index)
 
     def save_picture(self, image) -> str:
-        """Keep a PIL picture that is no file, and return the reference to it; the same picture is kept once."""
+        """Save a PIL picture that is no file, and return the reference to it; the same picture is saved once."""
         name = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest() + ".png"
         path = self.folder / PICTURES / name
         if not path.exists():
@@ -124,7 +125,7 @@ class ShardWriter:
 
 
 def _whole_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, after what follows the last line break was cut off."""
+    """Yield the records of a file, after cutting off an incomplete last line."""
     if not file.exists():
         return
     with _writing(file):
@@ -152,7 +153,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

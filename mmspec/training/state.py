@@ -22,7 +22,7 @@ STATE = "state.safetensors"
 def write_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Write weights, optimizer state and progress into one safetensors file.
 
-    It is written beside the old one and then renamed, so that an interruption leaves one of the two whole.
+    The file is written beside the old one and then renamed, so that an interruption leaves one of the two complete.
 
     Raises:
         MMSpecError: if it cannot be written; the old file is then still there.
@@ -43,7 +43,7 @@ def write_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer, 
 
 
 def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load what `write_state` wrote; returns the progress.
+    """Load the file that `write_state` wrote, and return the progress.
 
     Raises:
         MMSpecError: if the file is damaged or holds another drafter.

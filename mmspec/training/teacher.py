@@ -1,4 +1,4 @@
-"""Teacher: the frozen target, who reads prompts and its own answers to them for whoever learns from it."""
+"""`Teacher`: the frozen target reads prompts and its own answers, so that drafters can learn from its states."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Teacher:
     """Makes lessons: one forward pass of the frozen target over prompts and answers.
 
     Args:
-        target: who answered.
-        feature_layers: states that drafters and losses want besides the last one.
+        target: the model that wrote the answers.
+        feature_layers: layers whose states drafters and losses want besides the last one.
     """
 
     def __init__(self, target: Target, feature_layers: Iterable[int] = ()):
@@ -27,15 +27,15 @@ class Teacher:
         self.feature_layers = tuple(dict.fromkeys([*feature_layers, LAST]))
 
     def lesson_of(self, batch: Pass) -> Lesson:
-        """Let the target read a pass of a training."""
+        """Run the target over a pass of a training."""
         return self.study(batch.prompt, batch.answers, batch.tasks)
 
     @torch.no_grad()
     def study(self, prompt: Request, answers: list[list[int]], tasks: Sequence[str] = ()) -> Lesson:
-        """Let the target read prompts and its answers to them.
+        """Run the target over prompts and its answers to them.
 
         Args:
-            prompt: prepared, see `mmspec.inputs.prepare`.
+            prompt: prepared prompts, see `mmspec.inputs.prepare`.
             answers: token ids per row, at least two of them.
             tasks: a label per row, for reports.
         """

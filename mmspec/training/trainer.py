@@ -1,8 +1,8 @@
-"""The trainer: one for all drafters and recipes, on Hugging Face accelerate.
+"""`Trainer`: one for all drafters and recipes, on Hugging Face accelerate.
 
 The frozen target runs beside the drafter and nothing is stored. Everything that a step does follows from its number
-(its examples, its noise), the weights and the optimizer's state, so a training that was killed goes on exactly as it
-would have gone, and several processes do what one would.
+(its examples, its noise), the weights and the optimizer's state. Therefore a training that was killed goes on exactly
+as it would have gone, and several processes do what one would.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ from .validation import Validator
 
 
 class Trainee(nn.Module):
-    """A drafter with its objective as one module, whose forward pass gives the loss: what data parallelism wraps."""
+    """A drafter with its objective as one module whose forward pass gives the loss, for data parallelism to wrap."""
 
     def __init__(self, drafter: Drafter, objective: Objective):
         super().__init__()
         self.drafter, self.objective = drafter, objective
 
     def forward(self, lesson: Lesson, seed: str) -> tuple[Tensor, Tensor]:
+        """Return the loss and the sums to log, see `Objective`."""
         return self.objective(self.drafter, lesson, seed)
 
 
@@ -57,16 +58,16 @@ class Trainer:
     """Trains one drafter.
 
     Args:
-        drafter: to be trained, in fp32; whatever of it requires no gradient stays as it is.
-        objective: what its guesses should be.
+        drafter: the drafter to train, in fp32; parameters that require no gradient stay as they are.
+        objective: the loss of its guesses.
         examples: the target's answers.
-        output: folder of the log, the state to resume from, and the drafters `best` and `last`.
-        settings: see `Settings`.
-        optimizer: makes the optimizer from the parameters; AdamW by default.
-        accelerator: of Hugging Face accelerate, which knows about processes, devices and precision.
-        feature_cache: a folder to keep the target's states in, instead of computing them at every step; see
+        output: folder for the log, the state to resume from, and the drafters `best` and `last`.
+        settings: how the training runs, see `Settings`.
+        optimizer: function that makes the optimizer from the parameters; AdamW by default.
+        accelerator: Hugging Face accelerate's object, which knows about processes, devices and precision.
+        feature_cache: folder to keep the target's states in, instead of computing them at every step; see
             `CachedTeacher`.
-        recipe: plain values that say how the training was configured: kept with the drafter, and compared on resuming.
+        recipe: plain values that say how the training was configured: saved with the drafter, and compared on resuming.
 
     Raises:
         MMSpecError: for a data set too small, or an output folder that holds another training or that another process
@@ -146,13 +147,13 @@ class Trainer:
     # The loop.
 
     def run(self, progress: Callable[[int, dict[str, float]], None] | None = None) -> dict:
-        """Train until `settings.steps`; returns the last validation.
+        """Train until `settings.steps`, and return the last validation.
 
         An interrupt (Ctrl-C, or a signal to terminate) ends the current step, saves the state and raises
         `KeyboardInterrupt`; running again with the same output folder goes on.
 
         Args:
-            progress: called after every step with its number and what there is to tell.
+            progress: function that is called after every step with its number and the means to show.
 
         Raises:
             MMSpecError: if the loss is no longer finite, the disk is full, too many pictures fail to open, or another
@@ -170,7 +171,7 @@ class Trainer:
             self._folder.release()
 
     def _train(self, progress: Callable[[int, dict[str, float]], None] | None, interrupted: list[bool]) -> dict:
-        """All steps that are left; returns the last validation, nothing where no step was left."""
+        """Run all steps that are left, and return the last validation; nothing where no step was left."""
         settings, report = self.settings, {}
         sums = Sums(self.objective.names)
         while self.step < settings.steps:
@@ -194,13 +195,14 @@ class Trainer:
         return report
 
     def _last_report(self) -> dict:
-        """The validation of a training that has ended before."""
+        """Return the validation of a training that has ended before."""
         path = self.output / LAST_DRAFTER / "config.json"
         config = (read_json_object(path) if path.exists() else None) or {}
         return config.get("metadata", {}).get("validation") or self._validate()
 
     def train_step(self) -> Tensor:
-        """One optimizer step; returns sums over all processes: loss, gradient norm, drafted tokens, then the marks."""
+        """Run one optimizer step, and return sums over all processes: loss, gradient norm, drafted tokens, then the
+        marks."""
         accelerator, settings = self.accelerator, self.settings
         passes = list(
             self.loader.passes(
@@ -230,7 +232,8 @@ class Trainer:
         return torch.cat([marks[:1], (float(norm) * tokens)[None], tokens[None], marks[1:]])
 
     def _give_up(self, passes: list[Pass], loss: float, norm: float) -> None:
-        """The weights are still those of the last good step: save them, and say where it happened."""
+        """Save the weights, which are still those of the last good step, and raise an error that says where it
+        happened."""
         self.optimizer.zero_grad()
         self._save()
         ids = ", ".join(name for batch in passes for name in batch.ids[:4])
@@ -243,7 +246,7 @@ class Trainer:
     # What surrounds it.
 
     def _validate(self) -> dict:
-        """Measure a copy in the target's own precision, and keep it if it is the best so far."""
+        """Measure a copy in the target's own precision, and save it as `best` if it is the best so far."""
         self.accelerator.wait_for_everyone()
         state = self.accelerator.get_state_dict(self.trainee)
         report: dict = {}
@@ -268,7 +271,7 @@ class Trainer:
         return report
 
     def _copy(self, state: dict[str, Tensor]) -> Drafter:
-        """A drafter with these weights, in the target's precision, as it will be loaded."""
+        """Return a drafter with these weights, in the target's precision, as it will be loaded."""
         drafter = type(self.drafter).from_config(json.loads(json.dumps(self.drafter.config())), self.target)
         drafter.load_state_dict(state)
         return drafter.eval()
@@ -279,7 +282,7 @@ class Trainer:
             self.journal.log({"step": self.step, "seconds": round(self.seconds, 1), **means})
 
     def _anywhere(self, here: bool) -> bool:
-        """True if it is true in any process."""
+        """Return True if it is true in any process."""
         if self.accelerator.num_processes == 1:
             return here
         if here:
@@ -289,7 +292,7 @@ class Trainer:
     # Resuming.
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a training to be resumed."""
+        """Return the values that must be the same for a training to be resumed."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in Settings.FREE}
         return {"recipe": self.recipe, "settings": settings, "examples": self._count}
 
@@ -306,7 +309,7 @@ class Trainer:
         self.scheduler.load_state_dict({"last_epoch": self.step, "_last_lr": rates, "lr_lambdas": [None] * len(rates)})
 
     def _choose_vocabulary(self, drafter: Drafter, training: list[int]) -> None:
-        """The most frequent answer tokens of the training examples; of equally frequent ones the smallest."""
+        """Choose the most frequent answer tokens of the training examples; among equally frequent ones the smallest."""
         sound = (number for number in training if self.loader.fault(number) is None)
         counts = Counter(token for number in sound for token in self.loader.answer(self.loader.examples[number]))
         ranked = sorted(range(self.target.vocab_size), key=lambda token: (-counts[token], token))
@@ -314,12 +317,12 @@ class Trainer:
 
 
 def _chosen(drafter: Drafter) -> bool:
-    """Whether a drafter knows already which tokens it drafts, as one that was trained before does, whose head is for
-    those tokens. Until then they are the first ones."""
+    """Return True if a drafter knows already which tokens it drafts, as one that was trained before does, whose head is
+    for those tokens. Until then they are the first ones."""
     vocabulary = drafter.draft_vocabulary
     return vocabulary is not None and not torch.equal(vocabulary.cpu(), torch.arange(len(vocabulary)))
 
 
 def _signals() -> list[signal.Signals]:
-    """What asks to stop. Handlers can only be set in the main thread."""
+    """Return the signals that ask to stop. Handlers can only be set in the main thread."""
     return [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []

@@ -1,4 +1,4 @@
-"""Validation by acceptance: what a drafter in training would save, per position and task, and a short real run."""
+"""Validation by acceptance: how much a drafter in training would save, per position and task, and a short real run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .teacher import Teacher
 
 
 class Acceptance:
-    """Counts of simulated greedy drafting: a chain of guesses begins at every token and ends at the first wrong one.
+    """Counts over simulated greedy drafting: a chain of guesses begins at every token and ends at the first wrong one.
 
     Args:
         depth: length of the chains.
@@ -29,7 +29,7 @@ class Acceptance:
         self.right: dict[str, Tensor] = defaultdict(lambda: torch.zeros(depth))
 
     def add(self, drafter: Drafter, lesson: Lesson) -> None:
-        """Let a drafter guess at a lesson."""
+        """Let a drafter guess at a lesson, and count its right guesses."""
         vocabulary = drafter.draft_vocabulary
         batch, roots = lesson.root_slots.shape
         alive = torch.ones(batch * roots, dtype=torch.bool, device=lesson.embeds.device)
@@ -48,8 +48,8 @@ class Acceptance:
                 self.right[tasks[row]][step] += now
 
     def summary(self, task: str | None = None) -> dict:
-        """`mean_acceptance_length` of a chain of this depth (bonus token included), and by position the chance that a
-        guess is right if all before it were; of one task or of all together."""
+        """Return `mean_acceptance_length` of a chain of this depth (bonus token included), and by position the chance
+        that a guess is right if all before it were; for one task or for all together."""
         names = [task] if task is not None else list(self.tried)
         nothing = torch.zeros(self.depth)
         tried, right = (sum((counts[name] for name in names), nothing) for counts in (self.tried, self.right))
@@ -65,11 +65,12 @@ class Validator:
     """Measures a drafter on held-out answers.
 
     Args:
-        teacher: of the target.
+        teacher: the teacher that runs the target.
         passes: held-out examples, prepared.
-        depth: of the simulated chains.
-        prompts: how many prompts the real run answers at least, with a chain of the same depth; 0 for no real run.
-        max_new_tokens: of the real run.
+        depth: length of the simulated chains.
+        prompts: number of prompts that the real run answers at least, with a chain of the same depth; 0 for no real
+            run.
+        max_new_tokens: longest answer of the real run, in tokens.
     """
 
     teacher: Teacher
@@ -80,7 +81,8 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, drafter: Drafter) -> dict:
-        """`simulated` over everything held out, `tasks` with the same per task, and `measured` of the real run."""
+        """Return `simulated` over everything held out, `tasks` with the same per task, and `measured` from the real
+        run."""
         acceptance = Acceptance(self.depth)
         for batch in self.passes:
             acceptance.add(drafter, self.teacher.lesson_of(batch))
