@@ -59,6 +59,11 @@ class Model:
         self._probed[self.device, self.dtype, self.arithmetic] = self._probe()
         if MaskForm(self.attention) is MaskForm.BLOCK:
             self._check_flex(compile)
+        if compile and self.family.cross_attends:
+            raise MMSpecError(
+                f"compile=true: passes of {type(model).__name__}, which attend to an encoder, are not compiled; leave "
+                "compile out"
+            )
         self.compile = compile
         self.compiled = CompiledModel(model, self.family) if compile else None
 

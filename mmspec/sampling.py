@@ -162,6 +162,12 @@ class LogitsPipeline:
         return [processor for processor in self.processors if not isinstance(processor, PREFIX_FREE)]
 
     @property
+    def barred(self) -> list[int]:
+        """The tokens that may stand nowhere in an answer."""
+        kinds = [one for one in self._later if isinstance(one, hf.SuppressTokensLogitsProcessor)]
+        return sorted({token for one in kinds for token in one.suppress_tokens.tolist()})
+
+    @property
     def prefix_free(self) -> bool:
         return not self.looking_back
 

@@ -49,7 +49,8 @@ def check_target(
         return tokens[torch.randint(len(tokens), (count,), generator=generator, device="cpu")].tolist()
 
     with _as_it_was(target), target.family.passing():
-        rows = [prepare(target, inputs={"input_ids": [text(n)]}) for n in text_lengths(target, thorough, report)]
+        lengths = text_lengths(target, thorough, report)
+        rows = [prepare(target, inputs={"input_ids": [text(n)], **target.family.noise(generator)}) for n in lengths]
         report.findings += _compare(target, "text", rows, joined(target, rows), text)
         for length in turning_points(target, thorough, report):
             row = prepare(target, inputs={"input_ids": [text(length + TEXTS[0])]})
@@ -131,7 +132,7 @@ def _steps(target: Model, request: Request, tokens: list[int]) -> Tensor:
         return scores
 
     out = target.model.generate(
-        **request.inputs,
+        **target.family.as_arguments(request.inputs),
         max_new_tokens=len(tokens) + 1,
         do_sample=False,
         num_beams=1,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import first_line
 from ..families.frequencies import STATIC
-from ..inputs import Request, prepare
+from ..inputs import PER_TOKEN, Request, prepare
 from ..model import Model
 from .report import Report
 
@@ -78,7 +78,9 @@ def joined(target: Model, rows: Sequence[Request]) -> Request:
     for number, row in enumerate(rows):
         ids[number, : row.max_length] = row.inputs["input_ids"][0]
         mask[number, : row.max_length] = 1
-    return prepare(target, inputs={"input_ids": ids, "attention_mask": mask})
+    others = {name: [row.inputs[name] for row in rows] for name in rows[0].inputs if name not in PER_TOKEN}
+    joint = {name: torch.cat(values) for name, values in others.items()}
+    return prepare(target, inputs={"input_ids": ids, "attention_mask": mask, **joint})
 
 
 def pictured(target: Model, generator: torch.Generator, report: Report) -> tuple[list[Request], Request] | None:

@@ -170,7 +170,7 @@ class DraftModelDrafter(SessionDrafter):
     def _encoded(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
         """The prompt with its media, encoded by the draft model itself."""
         own = self.draft_target
-        if own.processor is None:
+        if own.processor is None or (own.family.cross_attends and request.conversations is None):
             pixels = own.family.sample_inputs
             if vision is not None and all(request.inputs.get(name) is None for name in pixels):
                 raise MMSpecError(
@@ -183,7 +183,7 @@ class DraftModelDrafter(SessionDrafter):
                 "or generate(audio=) instead of generate(inputs=)"
             )
         elif own.family.cross_attends:  # the tokens are the decoder's, of one vocabulary; the sound is another matter
-            heard = own.family.media_inputs(own, request.distinct.conversations)
+            heard = own.family.features_of(own, request.distinct.conversations)
             inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
             request = request.showing({name: value.to(own.device) for name, value in inputs.items()})
         else:

@@ -159,6 +159,10 @@ class Family(Media, Head, Writing):
         """
         return None
 
+    def noise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """What a row has to have besides its tokens, drawn at random, for the self-check."""
+        return {}
+
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs of a request as the model's own `generate` names them."""
         return dict(inputs)

@@ -82,6 +82,8 @@ class Whisper(Family):
         if tokens is not None or inputs.get("input_ids") is None:
             inputs.pop("attention_mask", None)
             inputs["input_ids"], inputs["attention_mask"] = tokens, mask
+        if self.encoder is not None and inputs.get(HEARD) is None:
+            self._check(inputs.get(SOUND), None if inputs["input_ids"] is None else len(inputs["input_ids"]))
         if inputs["input_ids"] is None and inputs.get(SOUND) is not None:
             inputs["input_ids"] = self.opening(inputs[SOUND])
         return inputs
@@ -100,18 +102,21 @@ class Whisper(Family):
             raise MMSpecError(
                 f"chat_template_kwargs has {unknown[0]!r}, but {type(self.model).__name__} takes language and task only"
             )
-        heard = self.media_inputs(reader, conversations)
+        heard = self.features_of(reader, conversations)
         before = [" ".join(text for message in row for text in message.texts) for row in conversations]
         rows = self.opening(heard[SOUND], **settings).tolist()
         for row, text in enumerate(before):
             if text.strip():
-                rows[row] = [*reader.processor.get_prompt_ids(text).tolist(), *rows[row]]
+                try:
+                    rows[row] = [*reader.processor.get_prompt_ids(text).tolist(), *rows[row]]
+                except ValueError as error:
+                    raise MMSpecError(f"prompt {row}: {first_line(error)}") from error
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return {"decoder_input_ids": ids, "decoder_attention_mask": mask, **heard}
 
-    def media_inputs(self, reader: Reader, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+    def features_of(self, reader: Reader, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
         """The log-mel features of the sound of every row, as the model's own processor makes them."""
         name, sounds, extractor = type(self.model).__name__, [], reader.processor.feature_extractor
         for row, conversation in enumerate(conversations):
@@ -134,7 +139,11 @@ class Whisper(Family):
 
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         names = {"input_ids": "decoder_input_ids", "attention_mask": "decoder_attention_mask"}
-        return {names.get(name, name): value for name, value in inputs.items()}
+        one_window = {"force_unique_generate_call": True, "return_timestamps": False}
+        return {names.get(name, name): value for name, value in inputs.items()} | one_window
+
+    def noise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {SOUND: torch.randn(1, self.model.config.num_mel_bins, self.frames, generator=generator)}
 
     def opening(self, sound: Tensor, **options: Any) -> Tensor:
         """`[batch, tokens]` with which the model's own `generate` begins: start, language, task, no timestamps.
@@ -149,8 +158,6 @@ class Whisper(Family):
         Raises:
             MMSpecError: for a language or a task that the model does not know.
         """
-        sound = torch.as_tensor(sound, device=self.decoder.device)
-        self._check(sound, len(sound))
         config = copy.deepcopy(self.model.generation_config)
         config.return_timestamps = getattr(config, "return_timestamps", None)
         try:
@@ -159,7 +166,7 @@ class Whisper(Family):
             )
             with torch.inference_mode(), self.passing():
                 return self.model._retrieve_init_tokens(
-                    self.encoders["audio"].cast(sound),
+                    self.encoders["audio"].cast(sound.to(self.decoder.device)),
                     batch_size=len(sound),
                     generation_config=config,
                     config=self.model.config,
@@ -180,24 +187,27 @@ class Whisper(Family):
             return Vision([], None, memory=inputs[HEARD][0])
         if self.encoder is None:
             raise MMSpecError(f"{type(self.model).__name__} is a decoder alone: it hears what another encoder has made")
-        if inputs.get(SOUND) is None:
-            raise MMSpecError(
-                f"{type(self.model).__name__} listens, and no sound was given; pass audio=, or the feature extractor's "
-                f"{SOUND} in inputs="
-            )
-        sound = inputs[SOUND]
-        self._check(sound, len(inputs["input_ids"]))
+        self._check(sound := inputs.get(SOUND), len(inputs["input_ids"]))
         with self.passing():
             states = self.encoder(self.encoders["audio"].cast(sound)).last_hidden_state
         return Vision([], None, memory=states)
 
-    def _check(self, sound: Tensor, rows: int) -> None:
-        """Refuse sound of another form than one window a row."""
-        wanted = (rows, self.model.config.num_mel_bins, self.frames)
+    def _check(self, sound: Tensor | None, rows: int | None) -> None:
+        """Refuse what is not a window of sound for each of so many rows."""
+        name = type(self.model).__name__
+        if sound is None:
+            raise MMSpecError(
+                f"{name} listens, and no sound was given; pass audio=, or the feature extractor's {SOUND} in inputs="
+            )
+        if not isinstance(sound, Tensor):
+            kind = type(sound).__name__
+            raise MMSpecError(f"{SOUND} is a {kind}; call the feature extractor with return_tensors='pt'")
+        wanted = (len(sound) if rows is None else rows, self.model.config.num_mel_bins, self.frames)
         if tuple(sound.shape) != wanted:
             raise MMSpecError(
-                f"{SOUND} has shape {tuple(sound.shape)}, but {type(self.model).__name__} reads {wanted}, a window of "
-                "sound for every row: make it with the model's own feature extractor, and cut what is longer"
+                f"{SOUND} has shape {tuple(sound.shape)}, but {name} reads {wanted}, a window of sound for every row: "
+                "make it with the model's own feature extractor (for a draft model, give it processor=), and cut what "
+                "is longer"
             )
 
     def processors(self, config: GenerationConfig) -> list[Callable]:

@@ -78,6 +78,8 @@ def rows_of(kind: str, given: Any, rows: int, single: bool) -> list[list[Any]]:
 def unasked(audio: Any) -> list[Conversation]:
     """Conversations of a sound each, without a text: of one sound or a list of sounds."""
     sounds = [audio] if is_one("audio", audio) else list(audio)
+    if not sounds:
+        raise MMSpecError("audio is an empty list; give at least one sound")
     return [[Message("user", (Medium("audio", sound),))] for sound in sounds]
 
 

@@ -59,7 +59,8 @@ def prepare(
     """
     media = {"image": images, "video": videos, "audio": audio}
     asked = {"prompt": prompt, "messages": messages, "inputs": inputs}
-    if audio is not None and target.family.prompt_optional and all(value is None for value in asked.values()):
+    others = (*asked.values(), images, videos, system)
+    if audio is not None and target.family.prompt_optional and all(value is None for value in others):
         return prepare(target, messages=unasked(audio), chat_template_kwargs=chat_template_kwargs, extras=extras)
     given = [f"{name}=" for name, value in asked.items() if value is not None]
     if len(given) != 1:

@@ -160,7 +160,7 @@ class Growth:
         if vocabulary is not None and self._proposals.sampled:  # q is a distribution over the target's tokens
             everything = logits.new_full((*logits.shape[:-1], self._vocab_size), IMPOSSIBLE)
             logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
-        children = self._proposals.choose(logits, count, paths)
+        children = self._proposals.choose(logits, count, paths, vocabulary)
         return children if vocabulary is None else children._replace(tokens=vocabulary[children.tokens])
 
     @property

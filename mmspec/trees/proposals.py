@@ -42,17 +42,35 @@ class Proposals:
         pipeline: the target's logits pipeline, which q goes through too when children are drawn.
         history: per row, the tokens so far, the root last; for processors that depend on the prefix.
         generator: of the draws.
+        barred: tokens that the pipeline never lets through, which are no children either; None for none.
     """
 
     sampled: bool = False
     pipeline: LogitsPipeline | None = None
     history: list[list[int]] | None = None
     generator: torch.Generator | None = None
+    barred: Tensor | None = None
 
-    def choose(self, logits: Tensor, count: int, paths: Callable[[], list[list[list[int]]]]) -> Children:
-        """Choose `count` children per node from `[batch, nodes, vocab]` logits."""
+    def choose(
+        self,
+        logits: Tensor,
+        count: int,
+        paths: Callable[[], list[list[list[int]]]],
+        vocabulary: Tensor | None = None,
+    ) -> Children:
+        """Choose `count` children per node from `[batch, nodes, vocab]` logits.
+
+        Args:
+            logits: of the drafter.
+            count: of children.
+            paths: gives per row and node the tokens behind the root.
+            vocabulary: `[vocab]` the target's tokens that likeliest children are chosen among; None for all.
+        """
         count = min(count, logits.shape[-1])
         if not self.sampled:
+            if self.barred is not None:
+                tokens = torch.arange(logits.shape[-1], device=logits.device) if vocabulary is None else vocabulary
+                logits = logits.masked_fill(torch.isin(tokens, self.barred), IMPOSSIBLE)
             top = logits.topk(count, dim=-1)
 
             def log_probs() -> Tensor:

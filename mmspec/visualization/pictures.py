@@ -59,7 +59,7 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
     target = drafter.target
     request = prepare(target, [prompt], [images if isinstance(images, (list, tuple)) else [images]])
     vision = target.encode(request)
-    if vision is None:
+    if vision is None or not vision.sizes:
         raise MMSpecError("the prompt has no pictures, of which something could be kept")
     grids = target.family.grids(request.inputs, vision)
     if None in grids or any(grid[0] > 1 for grid in grids):
