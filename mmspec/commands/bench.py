@@ -1,4 +1,4 @@
-"""`mmspec bench`: compare methods with plain decoding, and leave a bundle that `mmspec report` reads."""
+"""`mmspec bench`: compare methods with plain decoding, and write a bundle that `mmspec report` reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print the table."""
+    """Run the benchmark and print the table."""
     from ..evaluation import bench
     from ..evaluation.parts import parts_of
     from ..evaluation.resuming import is_hydra
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a bundle or a sweep."""
+    """Continue a bundle or a sweep that was interrupted."""
     from ..evaluation import bench
     from ..evaluation.resuming import is_hydra, overrides_of
     from ..evaluation.sweep import SWEEP, Sweep
@@ -134,8 +134,8 @@ def show(folders: list[Path], units: str | None, as_json: bool) -> int:
 
 @contextmanager
 def progress_bar(folder: Path) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[str], None]]]:
-    """A progress bar on standard error, or a line now and then where that is no terminal, and what prints a line beside
-    it; what is done stays when it is interrupted."""
+    """Show a progress bar on standard error, or a line now and then where that is no terminal; yield a function that
+    updates it, and one that prints a line beside it. Finished work stays when the command is interrupted."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""`mmspec check MODEL`: whether mmspec reads a model exactly as the model's own `generate` does."""
+"""`mmspec check MODEL` tests that mmspec reads a model exactly as the model's own `generate` does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every comparison; the exit code is 1 if one is wrong."""
+    """Print every comparison; return 1 if one is wrong."""
     if len(arguments.overrides) != 1:
         raise MMSpecError(f"name one model to check: mmspec check {ARGUMENTS}")
     (name,) = arguments.overrides

@@ -1,4 +1,4 @@
-"""`mmspec completion`: the Tab key knows commands, flags, groups, their options and settings, and keys."""
+"""`mmspec completion` makes the Tab key complete commands, flags, groups, their options and settings, and keys."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def continuations(line: str) -> list[str]:
-    """What the last word of a line may become.
+    """Return the possible continuations of the last word of a line.
 
     Args:
-        line: up to the cursor, `mmspec` first.
+        line: text up to the cursor, which begins with `mmspec`.
     """
     from ..cli import COMMANDS, flags_of
 
@@ -84,7 +84,7 @@ def continuations(line: str) -> list[str]:
 
 
 def _settings(title: str, word: str, words: list[str]) -> list[str]:
-    """Groups with their options, keys, and the settings of the options that the other words chose."""
+    """Return groups with their options, keys, and the settings of the options that the other words choose."""
     name = title.rpartition(" ")[2]
     if not configuration.is_command(name):
         return []
@@ -102,7 +102,8 @@ def _settings(title: str, word: str, words: list[str]) -> list[str]:
 
 
 def _inside(name: str, words: list[str], word: str) -> dict[str, str]:
-    """The settings of options with their defaults: of those that were chosen, and of a group whose dot was typed."""
+    """Return the settings of options with their defaults, for the chosen options and for a group whose dot was
+    typed."""
     typed = [other for other in words if "=" in other]
     try:
         settings = configuration.chosen_settings(name, typed)

@@ -1,4 +1,4 @@
-"""`mmspec demo`: a local page where a picture is dropped, a question asked, and two ways of decoding are watched."""
+"""`mmspec demo`: a local page on which a user drops a picture, asks a question, and watches two ways of decoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class Settings:
-    """The top-level keys of `configs/demo.yaml`, where their defaults and meanings are."""
+    """Top-level keys of `configs/demo.yaml`, where their defaults and meanings are."""
 
     host: str
     port: int
@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load, serve, and wait for Ctrl+C."""
+    """Load the models, serve the page, and wait for Ctrl+C."""
     from ..demo.choices import Choices
 
     choices = Choices(completed(arguments.overrides), arguments.config_dir)
@@ -84,12 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _wait() -> None:
-    """Until Ctrl+C; the page is served by another thread."""
+    """Wait for Ctrl+C; the page is served by another thread."""
     threading.Event().wait()
 
 
 def _check(settings: Settings) -> None:
-    """Refuse what no page can be served with."""
+    """Refuse settings with which no page can be served."""
     if not 1 <= settings.port <= 65535:
         raise MMSpecError(f"port={settings.port} must be from 1 to 65535, such as 7860")
     for name in ("longest", "characters", "upload_mb", "megapixels"):
@@ -102,7 +102,7 @@ def _check(settings: Settings) -> None:
 
 
 def _page():
-    """The module that needs Gradio."""
+    """Import the module that needs Gradio."""
     try:
         from ..demo import page
     except ImportError as error:

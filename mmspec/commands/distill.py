@@ -22,7 +22,7 @@ DEFAULT_OUTPUT = "runs/answers"
 
 @dataclass
 class Settings:
-    """The top-level keys of `configs/distill.yaml`, where their defaults and meanings are."""
+    """Top-level keys of `configs/distill.yaml`, where their defaults and meanings are."""
 
     batch_size: int
     max_new_tokens: int
@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compose, load, ask and report."""
+    """Compose the configuration, load the models, ask the questions and report."""
     chosen, flags = source_settings(arguments)
     config = configuration.compose("distill", [*chosen, *arguments.overrides], arguments.config_dir)
     settings = configuration.typed(config, Settings)
@@ -99,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str, tuple[str, Any]]]:
-    """Return what the flags about data mean: a choice of the source, and its settings as `{key: (flag, value)}`."""
+    """Return the meaning of the flags about data: a choice of the source, and its settings as `{key: (flag,
+    value)}`."""
     chosen, flags = [], {}
     if arguments.data is not None:
         is_folder = Path(arguments.data).is_dir()
@@ -115,13 +116,14 @@ def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str,
 
 
 class Report:
-    """Shows the progress of a distillation, and remembers the last of it."""
+    """Shows the progress of a distillation, and keeps its last state."""
 
     def __init__(self, display: Display, folder: str):
         self.display, self.folder = display, folder
         self.last: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
+        """Show the progress and keep it as the last state."""
         done = progress.answers + progress.skipped
         if self.last is None and done:
             self.display.say(f"going on in {self.folder}, which has {done} of {progress.total} answers")
@@ -132,7 +134,7 @@ class Report:
 
 
 def summary_line(result: Progress, folder: str) -> str:
-    """Return the last line."""
+    """Return the line at the end of a run."""
     speed = f"{result.tokens_per_second:.1f} tokens/s" if result.new_tokens else "nothing was left to ask"
     answers = f"{result.answers} answers of {result.mean_tokens:.1f} tokens on average"
     return " | ".join([answers, f"{result.skipped} skipped", speed, folder])

@@ -1,4 +1,4 @@
-"""`mmspec export`: a drafter in the format that vLLM serves."""
+"""`mmspec export`: write a drafter in the format that vLLM serves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .generate import completed
 
 @dataclass
 class Settings:
-    """The top-level keys of `configs/export.yaml`, where their defaults and meanings are."""
+    """Top-level keys of `configs/export.yaml`, where their defaults and meanings are."""
 
     output: str
     verifier_name: str | None
@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compose, load and write."""
+    """Compose the configuration, load the drafter and write it."""
     config = configuration.compose("export", arguments.overrides, arguments.config_dir)
     if arguments.output is not None:
         config.output = arguments.output.replace("${", r"\${")  # a path is never an interpolation

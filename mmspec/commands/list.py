@@ -1,4 +1,4 @@
-"""`mmspec list`: everything that can be chosen, one line each."""
+"""`mmspec list`: show everything that can be chosen, one line each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import MMSpecError, did_you_mean
 ARGUMENTS = "[GROUP ...]"  # instead of a configuration; see mmspec.cli
 
 FIRST = ("target", "drafter", "tree", "verifier", "compressor", "task", "train/recipe")
-"""The order of what most people look for; what else there is follows."""
+"""Groups that most people look for, in the order in which they are shown; the other groups follow."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

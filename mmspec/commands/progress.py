@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on standard error, or now and then a line where that is no terminal."""
+"""Progress of a long command: a bar on standard error, or a line now and then where that is no terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Display:
     """A context manager that shows progress.
 
     Args:
-        name: what is counted, such as `answers`.
-        console: of standard error; by default a new one.
-        quiet: show nothing, as all processes but the first should.
+        name: name of the things that are counted, such as `answers`.
+        console: console on standard error; by default a new one.
+        quiet: whether to show nothing, as all processes but the first should.
     """
 
     def __init__(self, name: str, console: Console | None = None, quiet: bool = False):
@@ -41,12 +41,12 @@ class Display:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, done: int, total: int, text: str = "") -> None:
-        """Show how far it is; a line of it at most every half minute, but for the last one.
+        """Show the progress; as lines at most every half minute, except for the last one.
 
         Args:
-            done: how much was done, by earlier runs too.
-            total: how much there is.
-            text: what else there is to say of it.
+            done: number of things that are done, by earlier runs too.
+            total: number of things in all.
+            text: further information to show beside the numbers.
         """
         text = ", ".join(part for part in (self.name, text) if part)
         if not self._begun:  # what earlier runs did says nothing about the time that is left

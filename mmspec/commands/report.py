@@ -1,4 +1,5 @@
-"""`mmspec report`: one table from the bundles that `mmspec bench` wrote, and on request its files and plots."""
+"""`mmspec report`: print one table from the bundles that `mmspec bench` wrote, and on request write its files and
+plots."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, print and write."""
+    """Read the bundles, print the table and write the files."""
     folders = arguments.overrides
     if not folders:
         raise MMSpecError(f"name the bundles to report: mmspec report {ARGUMENTS}")
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _parts(folders: list[str], partial: bool) -> dict[str, list[Path]]:
-    """The bundles of each part, if what is to be reported is an experiment of several runs."""
+    """Return the bundles of each part, if the report is about an experiment of several runs."""
     from ..evaluation.sweep import SWEEP, Sweep
 
     if len(folders) != 1 or not (Path(folders[0]) / SWEEP).exists():

@@ -1,4 +1,4 @@
-"""`mmspec bench simulate`: what the methods in a bundle would do on a big target and a given device."""
+"""`mmspec bench simulate`: project the methods in a bundle to a big target and a given device."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LEFT_OUT = "Left out, because they failed or did not answer every task: {names}.
 
 @dataclass
 class Settings:
-    """The keys of `configs/simulate.yaml`, where their defaults and meanings are."""
+    """Top-level keys of `configs/simulate.yaml`, where their defaults and meanings are."""
 
     models: list[str]
     device: str
@@ -68,7 +68,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, project, print and write."""
+    """Read the bundles, project, print and write."""
     folders = [word for word in arguments.overrides if Path(word).is_dir()]
     overrides = [word for word in arguments.overrides if word not in folders]
     if gone := [word for word in overrides if "=" not in word]:

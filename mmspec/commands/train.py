@@ -1,4 +1,4 @@
-"""`mmspec train`: train a drafter, or go on with an interrupted training."""
+"""`mmspec train`: train a drafter, or continue an interrupted training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compose, build, train and report."""
+    """Compose the configuration, build everything, train and report."""
     from omegaconf import OmegaConf
 
     config = configuration.compose("train", arguments.overrides, arguments.config_dir)
@@ -97,10 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def go_on_from(name: str, drafter: Drafter) -> Drafter:
-    """The drafter that a name stands for, if it is made as the recipe's own is.
+    """Load the drafter to continue from, if it has the same class and settings as the recipe's own.
 
     Raises:
-        MMSpecError: if it is of another class or has other settings.
+        MMSpecError: if the drafter has another class or other settings.
     """
     from ..loading import load_drafter
 
@@ -130,7 +130,7 @@ def check_tracker(name: str | None) -> None:
 
 
 def follow(trainer: Trainer) -> dict[str, Any]:
-    """Run a training and show how far it is on standard error; what was done stays when it is interrupted."""
+    """Run a training and show its progress on standard error; finished work stays when it is interrupted."""
     from .progress import Display
 
     steps = trainer.settings.steps
@@ -149,10 +149,10 @@ def follow(trainer: Trainer) -> dict[str, Any]:
 
 
 def summary(trainer: Trainer, report: dict[str, Any], overrides: Sequence[str] = ()) -> str:
-    """Return the lines under the progress bar, of which the last one can be typed.
+    """Return the lines to print below the progress bar; the last one is a command that can be typed.
 
     Args:
-        overrides: what was typed; the target that it names is named again.
+        overrides: overrides from the command line; the target that they name is named again.
     """
     simulated = report["simulated"]
     positions = " ".join(f"{value:.0%}" for value in simulated["acceptance_by_position"])

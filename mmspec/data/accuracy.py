@@ -1,4 +1,4 @@
-"""How right an answer is, next to the answers that a task knows to be right.
+"""Accuracy of answers, compared with the answers that a task knows to be right.
 
 # in the configuration of a task
 metric: anls                                                     # a name from METRICS, for all of its questions
@@ -15,7 +15,7 @@ from ..errors import MMSpecError, did_you_mean
 from ..similarity import similarity
 
 Points = tuple[float, float]
-"""Points that an answer got, and how many there were to get; the sums over answers make the accuracy."""
+"""Points that an answer got, and the most that it could get; the sums over answers make the accuracy."""
 
 
 class Metric:
@@ -28,17 +28,19 @@ class Metric:
         raise NotImplementedError
 
     def best(self, references: Sequence[str], answer: str) -> Points:
-        """Compare an answer with all references; the one that it meets best counts."""
+        """Compare an answer with all references, and return the points of the best match."""
         found = [self.points(reference, answer) for reference in references]
         return max(found, key=lambda one: one[0] / one[1] if one[1] else 0.0)
 
 
 class ExactMatch(Metric):
-    """One point for the reference and nothing else; case, spaces and signs at the ends do not count."""
+    """One point if the answer is the reference and nothing else; case, spaces and punctuation at the ends do not
+    count."""
 
     name = "exact_match"
 
     def points(self, reference: str, answer: str) -> Points:
+        """Compare an answer with one reference."""
         return float(bare(reference) == bare(answer)), 1.0
 
 
@@ -48,38 +50,43 @@ class Contains(Metric):
     name = "contains"
 
     def points(self, reference: str, answer: str) -> Points:
+        """Compare an answer with one reference."""
         return float(re.search(rf"(?<!\w){re.escape(bare(reference))}(?!\w)", bare(answer)) is not None), 1.0
 
 
 class EditSimilarity(Metric):
-    """1 - edit distance in characters / length of the longer text; for texts that are to be written out as they are."""
+    """Edit similarity, 1 - edit distance in characters / length of the longer text, for texts to be written out as they
+    are."""
 
     name = "edit_similarity"
 
     def points(self, reference: str, answer: str) -> Points:
+        """Compare an answer with one reference."""
         return similarity(reference.strip(), answer.strip()), 1.0
 
 
 class ANLS(Metric):
     """Average normalised Levenshtein similarity (arXiv 1907.00490), as DocVQA and ST-VQA are judged.
 
-    The edit similarity of both texts without case and outer spaces, if it is above one half, and else nothing.
+    It is the edit similarity of both texts without case and outer spaces if that is above one half, and 0 otherwise.
     """
 
     name = "anls"
 
     def points(self, reference: str, answer: str) -> Points:
+        """Compare an answer with one reference."""
         found = similarity(spaced(reference), spaced(answer))
         return (found if found > 0.5 else 0.0), 1.0
 
 
 class Drawn(Metric):
-    """A count of the embedded generator's, which knows what is in its pictures; see `mmspec.zoo.metrics`."""
+    """A metric of the embedded generator, which knows the content of its pictures; see `mmspec.zoo.metrics`."""
 
     def __init__(self, name: str, task: str, count: str):
         self.name, self.task, self.count = name, task, count
 
     def points(self, reference: str, answer: str) -> Points:
+        """Compare an answer with one reference."""
         from ..zoo.metrics import measure
 
         right, of = measure(self.task, reference, answer)[self.count]
@@ -98,15 +105,15 @@ METRICS: dict[str, Metric] = {
         Drawn("conclusion", "questions", "answer_accuracy"),
     )
 }
-"""The metrics that a configuration may name."""
+"""Metrics that a configuration may name."""
 
 
 MetricSetting = str | Metric | Mapping[str, "str | Metric"] | None
-"""What the setting `metric` of a task may be."""
+"""Types that the setting `metric` of a task may have."""
 
 
 def metrics_of(metric: MetricSetting) -> Metric | dict[str, Metric] | None:
-    """Return what the setting `metric` stands for: one metric for all questions, one for each task, or None.
+    """Return the metric that a setting names: one metric for all questions, one for each task, or None.
 
     Args:
         metric: a name from `METRICS`, a `Metric`, a mapping from tasks to either, or None.
@@ -124,10 +131,10 @@ def metrics_of(metric: MetricSetting) -> Metric | dict[str, Metric] | None:
 
 
 def spaced(text: str) -> str:
-    """The text in lower case, with single spaces."""
+    """Return the text in lower case, with single spaces."""
     return " ".join(text.lower().split())
 
 
 def bare(text: str) -> str:
-    """The text in lower case, with single spaces, without the signs of a sentence at its ends."""
+    """Return the text in lower case, with single spaces, without the punctuation of a sentence at its ends."""
     return spaced(text).strip(" .,;:!?'\"") or spaced(text)

@@ -34,22 +34,22 @@ class ConversationFile(Source):
     the place of a picture; a single one is put before the text, as LLaVA does.
 
     Every human turn becomes an example of its own about the pictures shown so far, asked without the turns before it:
-    those hold answers that somebody else wrote, and a drafter has to learn what the target says after what the target
-    said.
+    those hold answers that somebody else wrote, and a drafter has to learn what the target says after its own answers.
     The first turn has the id of its row, the others `ID#2`, `ID#3` and so on. A row without an id gets `row-N`, counted
     from 1, and one whose id an earlier row has too gets `ID@N`. System messages are left out.
 
     Args:
-        path: of the file.
-        images: the folder of its pictures; by default the one that the file is in. A Parquet file may also hold the
+        path: where the file is.
+        images: folder of its pictures; by default the one that the file is in. A Parquet file may also hold the
             pictures themselves.
-        count: use the first so many questions.
-        metric: how answers are judged, see `mmspec.data.accuracy`: by the `answers` of a row, a list of texts that are
-            all right, or by its `answer`; of a conversation by what is answered there. None leaves it.
+        count: number of questions to use, from the first; None uses all.
+        metric: metric for the answers, see `mmspec.data.accuracy`. A single question is judged by the `answers` of its
+            row, a list of texts that are all right, or by its `answer`; a conversation by the answers in it. None
+            computes no accuracy.
 
     Raises:
-        MMSpecError: if the file cannot be read or has no question; later, when it is asked for, for a row that is
-            malformed, has a place for a picture but no picture, or is about a video.
+        MMSpecError: if the file cannot be read or has no question; later, when a row is asked for, if it is malformed,
+            has a place for a picture but no picture, or is about a video.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class ConversationFile(Source):
         return replace(example, images=pictures, references=self._references(row, example, where))
 
     def _references(self, row: Row, example: Example, where: str) -> tuple[str, ...]:
-        """The right answers; other people's files call them what they like, so nothing is read that nobody asks for."""
+        """Return the right answers. Other people's files use many names for them, so they are read only if a metric
+        asks for them."""
         if self.metric_of(example.task) is None:
             return example.references
         found = example.references or row.get(ANSWERS) or [example.answer]
@@ -113,6 +114,7 @@ class ConversationFile(Source):
         return tuple(one for one in found if one)
 
     def describe(self) -> dict[str, Any]:
+        """Return plain JSON values that change when other examples stand at the same places."""
         return {"source": "conversations", "file": self.path.name, "bytes": self.path.stat().st_size}
 
 
@@ -125,7 +127,8 @@ def _row_id(row: Row, number: int) -> str:
 
 
 def _questions(row: Row) -> int:
-    """How many examples a row makes; a malformed one counts, so that whoever asks for it hears what is wrong."""
+    """Count the examples that a row makes. A malformed row counts as one, so that the error is raised when it is asked
+    for."""
     messages = first(row, CONVERSATIONS)
     if messages is None:
         return int(first(row, PROMPTS) is not None)

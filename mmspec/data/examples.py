@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EMBEDDED = "tiny:"
-"""Begins a reference to a picture that the embedded generator draws: `tiny:TASK/SPLIT/INDEX`."""
+"""Prefix of a reference to a picture that the embedded generator draws: `tiny:TASK/SPLIT/INDEX`."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,17 @@ class Example:
     """A prompt with its pictures.
 
     Args:
-        id: unique within its data set.
-        prompt: the question. It has a marker, `<image>`, for every picture, or none: then they come before it.
+        id: name of the example, unique within its data set.
+        prompt: the question. It has a marker, `<image>`, for every picture, or none: then the pictures come before the
+            text.
         images: pictures or references to them: a path, absolute or relative to the `folder` of the source, or
             `tiny:scenes/train/12`, which the embedded generator draws.
-        task: a label that reports group by.
+        task: label by which reports group examples.
         answer: the text of the answer.
-        answer_ids: its tokens, the end token included where there was one.
+        answer_ids: token ids of the answer, the end token included where there was one.
         follow_ups: further questions of the same conversation, each asked after the answer to the one before. `answer`
-            is to `prompt` alone.
-        references: texts that are right answers to `prompt`, whoever answers; accuracy is measured by them.
+            answers `prompt` alone.
+        references: texts that are right answers to `prompt`, whoever answers; accuracy is measured with them.
     """
 
     id: str
@@ -45,35 +46,37 @@ class Example:
 
 
 class Source(Sequence[Example]):
-    """A sequence of examples. What makes an example is read when it is asked for.
+    """A sequence of examples. The parts of an example are read when it is asked for.
 
     A subclass writes `__len__`, `__getitem__` and `describe`.
     """
 
     folder: Path | None = None
-    """What relative references to pictures are relative to; None is the current folder."""
+    """Folder that relative references to pictures start from; None is the current folder."""
 
     metric: Metric | Mapping[str, Metric] | None = None
-    """How answers are judged by the references of an example, or how those of each task are; None if they are not."""
+    """Metric that compares answers with the references of an example, or one for each task; None if accuracy is not
+    measured."""
 
     def metric_of(self, task: str) -> Metric | None:
-        """How the answers of a task are judged; None if they are not."""
+        """Return the metric for the answers of a task; None if there is none."""
         return self.metric.get(task) if isinstance(self.metric, Mapping) else self.metric
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values that change when other examples stand at the same places.
+        """Return plain JSON values that change when other examples stand at the same places.
 
-        No folders, so that the data can be moved, and no number of examples, so that more can be added at the end.
+        They name no folders, so that the data can be moved, and no number of examples, so that more can be added at the
+        end.
         """
         raise NotImplementedError
 
 
 def open_image(reference: str | Image, folder: str | Path | None = None) -> Image:
-    """The picture, in RGB, that an example refers to, read as `mmspec.media.load_image` reads all pictures.
+    """Open the picture that an example refers to, in RGB, as `mmspec.media.load_image` reads all pictures.
 
     Args:
         reference: an entry of `Example.images`.
-        folder: what a relative path is relative to.
+        folder: folder that relative paths start from.
 
     Raises:
         MMSpecError: if there is no such picture or it cannot be read.
@@ -101,7 +104,7 @@ def _drawn(reference: str) -> Image:
 
 
 def to_record(example: Example) -> dict[str, Any]:
-    """The example as plain JSON values.
+    """Return the example as plain JSON values.
 
     Raises:
         MMSpecError: if a picture is in memory, so that there is nothing to refer to.
@@ -121,14 +124,14 @@ def to_record(example: Example) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
-    """The example in a record as `to_record` makes it. Keys that it does not know are left alone.
+    """Make the example in a record that `to_record` made. Unknown keys are ignored.
 
     Args:
-        record: at least `id` and `prompt`.
-        where: names the record in errors, such as `answers.jsonl, row 3`.
+        record: a mapping with at least `id` and `prompt`.
+        where: name of the record in errors, such as `answers.jsonl, row 3`.
 
     Raises:
-        MMSpecError: naming the entry that is missing or of a wrong type.
+        MMSpecError: if an entry is missing or has a wrong type; it names the entry.
     """
     values = {"images": [], "task": "", "answer": None, "answer_ids": None, "follow_ups": [], "references": []}
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
@@ -178,6 +181,6 @@ def _are_ids(value: Any) -> bool:
 
 
 def _short(value: Any, limit: int = 60) -> str:
-    """A value as one line of an error message can show it."""
+    """Return a value as one line of an error message can show it."""
     shown = repr(value)
     return shown if len(shown) <= limit else f"{shown[:limit]}..."

@@ -1,4 +1,4 @@
-"""What a conversation in a data file asks, turn by turn: texts, pictures at their places in them, answers.
+"""Parse a conversation in a data file turn by turn: texts, pictures at their places in them, answers.
 
 A message's text may say `<image>` where a picture stands. Or it comes in parts, in the layouts of transformers
 (`{"type": "image", "url": ...}`, also `path`, `base64` or `image`), of Qwen (`{"type": "image", "image": ...}`), or of
@@ -29,16 +29,16 @@ LEADING = re.compile(rf"(?:{MARKER}\s*)*")
 OTHER_MARKERS = re.compile("<(video|audio|speech|sound)>")
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 LONGEST_NAME = 255
-"""Of a file. What is longer, and has no dot, is a picture in base64."""
+"""Longest name of a file in characters. A longer text without a dot is a picture in base64."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture stands in a text.
+    """The place of a picture in a text.
 
     Args:
-        picture: or a reference to it; None for one that the row names elsewhere.
-        marker: whether it is a marker in a text.
+        picture: the picture or a reference to it; None for a picture that the row names elsewhere.
+        marker: True if the place is a marker in a text.
     """
 
     picture: Reference | None = None
@@ -47,36 +47,36 @@ class Place:
 
 @dataclass
 class Turn:
-    """A question, its texts and places of pictures in order, and the text of the answer where there is one."""
+    """A question, its texts and places of pictures in order, and the text of the answer if there is one."""
 
     parts: list[str | Place]
     answer: str | None = None
 
     @property
     def empty(self) -> list[Place]:
-        """The places whose picture the row names elsewhere."""
+        """Places whose picture the row names elsewhere."""
         return [part for part in self.parts if isinstance(part, Place) and part.picture is None]
 
 
 def first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The first of some entries that is there."""
+    """Return the first of some entries that is present."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
 def role_of(message: Mapping[str, Any]) -> Any:
-    """Who says it."""
+    """Return the role of the speaker of a message."""
     return first(message, ("from", "role"))
 
 
 def turns_of(messages: Any, where: str) -> list[Turn]:
-    """The questions of a conversation, each with the answer that follows it.
+    """Return the questions of a conversation, each with the answer that follows it.
 
     Args:
-        messages: `from` or `role` and `value` or `content` each.
-        where: names the row in errors.
+        messages: the messages, with `from` or `role` and `value` or `content` each.
+        where: name of the row in errors.
 
     Raises:
-        MMSpecError: for what is no conversation, and for everything in it that is not read.
+        MMSpecError: if this is no conversation, or something in it is not supported.
     """
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise MMSpecError(f"{where}: the conversation must be a list of messages, not {shown(messages, 60)}")
@@ -97,14 +97,14 @@ def turns_of(messages: Any, where: str) -> list[Turn]:
 def questions_of(
     turns: Sequence[Turn], pictures: Sequence[Reference], where: str
 ) -> list[tuple[str, tuple[Reference, ...], str | None]]:
-    """Every turn as a question of its own: its text, all pictures shown so far, and the answer.
+    """Make every turn a question of its own: its text, all pictures shown so far, and the answer.
 
     The text has a marker for every picture, or none where all pictures come before the text.
 
     Args:
-        turns: of one conversation.
-        pictures: that the row names beside it.
-        where: names the row in errors.
+        turns: the turns of one conversation.
+        pictures: pictures that the row names beside the conversation.
+        where: name of the row in errors.
 
     Raises:
         MMSpecError: if there are more places than pictures.
@@ -139,17 +139,17 @@ def questions_of(
 
 
 def question(text: Any, where: str) -> Turn:
-    """A question that stands alone, whose markers are where its pictures stand."""
+    """Return the turn of a question that stands alone; the markers in it are the places of its pictures."""
     parts = _parts(text, where)
     return Turn([Place(part.picture) if isinstance(part, Place) else part for part in parts])
 
 
 def picture(value: Any, where: str) -> Reference:
-    """A reference to a picture, or the picture itself where the row holds it.
+    """Return a reference to a picture, or the picture itself where the row holds it.
 
     Args:
         value: a path, a URL, base64, the bytes of a file, or `{"bytes", "path"}` or `{"url"}`.
-        where: names the row in errors.
+        where: name of the row in errors.
 
     Raises:
         MMSpecError: if it is no picture, or on a network.
@@ -172,7 +172,7 @@ def _held(content: bytes | str, where: str) -> Image:
 
 
 def _parts(content: Any, where: str) -> list[str | Place]:
-    """The texts and places of a message that asks."""
+    """Return the texts and places of a message that asks."""
     parts: list[str | Place] = []
     for part in parts_of(content, where):
         if isinstance(part, Medium):
@@ -191,7 +191,7 @@ def _parts(content: Any, where: str) -> list[str | Place]:
 
 
 def _text(content: Any, where: str) -> str:
-    """The text of a message that has no pictures."""
+    """Return the text of a message that has no pictures."""
     parts = parts_of(content, where)
     for part in parts:
         if isinstance(part, Medium):

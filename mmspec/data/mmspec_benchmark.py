@@ -34,12 +34,13 @@ class MMSpecBenchmark(Source):
     Args:
         folder: `dataset/MMSpec` of the benchmark's repository, the repository itself, or the folder of the split.
         split: `test` (600 items) or `testmini` (60), or another folder with such a file.
-        subtasks: use those alone, such as `[general vqa, text_vqa]`; an underscore stands for a space.
-        count: use at most so many items of each subtask, the first ones.
+        subtasks: names of the subtasks to use, such as `[general vqa, text_vqa]`; an underscore stands for a space.
+            None uses all.
+        count: number of items of each subtask at most, from the first.
 
     Raises:
-        MMSpecError: if there is no such split or subtask, a row is not JSON, or an id occurs twice; later, for a
-            malformed row when it is asked for. Missing pictures are found out only when they are opened.
+        MMSpecError: if there is no such split or subtask, a row is not JSON, or an id occurs twice; later, when a row
+            is asked for, if it is malformed. A missing picture raises an error only when it is opened.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class MMSpecBenchmark(Source):
             self._tasks.append(_task(row, where))
 
     def _known(self, subtasks: Sequence[str] | None) -> list[str] | None:
-        """The subtasks by the names that the rows have."""
+        """Return the subtasks by the names that the rows use."""
         if subtasks is None:
             return None
         if isinstance(subtasks, str) or not subtasks:
@@ -107,11 +108,13 @@ class MMSpecBenchmark(Source):
         return replace(example, images=tuple(map(self._place, example.images)))
 
     def _place(self, name: str) -> str:
-        """A picture relative to the split's folder; in `images` if it is nowhere, so that an error names that place."""
+        """Return a picture's path relative to the split's folder; in `images` if the file is missing, so that an error
+        names that place."""
         places = [Path(folder, name) for folder in (PICTURES, "", "..")]
         return next((place for place in places if (self.folder / place).is_file()), places[0]).as_posix()
 
     def describe(self) -> dict[str, Any]:
+        """Return plain JSON values that change when other examples stand at the same places."""
         content = hashlib.blake2b(self.rows.path.read_bytes(), digest_size=8).hexdigest()
         return {
             "source": "mmspec benchmark",
@@ -123,7 +126,7 @@ class MMSpecBenchmark(Source):
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """The folder with the split's file."""
+    """Return the folder with the split's file."""
     if (folder / FILE).is_file() and folder.resolve().name == split:
         return folder
     roots = (folder, folder / INSIDE_REPOSITORY)

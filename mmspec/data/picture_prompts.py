@@ -1,4 +1,4 @@
-"""A folder of pictures with a text file beside each: what to ask about it."""
+"""Questions from a folder of pictures with a text file beside each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sources import pictures_in
 
 
 class PicturePrompts(Source):
-    """Pictures in a folder and the folders below it, each asked what the text file of the same name says.
+    """Pictures in a folder and the folders below it, each with the question in the text file of the same name.
 
         photos/cat.jpg
         photos/cat.txt          What is the cat doing?
@@ -23,13 +23,13 @@ class PicturePrompts(Source):
     pictures in a question, write a file for `ConversationFile` instead.
 
     Args:
-        folder: of the pictures and texts (UTF-8); hidden files are left out.
-        prompt: asked about a picture that has no text file.
+        folder: where the pictures and texts (UTF-8) are; hidden files are left out.
+        prompt: question about a picture that has no text file.
 
     Raises:
         MMSpecError: if there is no such folder or no picture in it, a picture has no text file and there is no `prompt`
-            either, or a text file is empty or cannot be read. A picture that cannot be read is found out only when it
-            is opened.
+            either, or a text file is empty or cannot be read. A picture that cannot be read raises an error only when
+            it is opened.
     """
 
     def __init__(self, folder: str | Path, prompt: str | None = None):
@@ -65,5 +65,6 @@ class PicturePrompts(Source):
         return Example(picture, self.prompts[index], (picture,), folder if slash else "")
 
     def describe(self) -> dict[str, Any]:
+        """Return plain JSON values that change when other examples stand at the same places."""
         content = "\0".join([*self.pictures, *self.prompts]).encode("utf-8", "surrogateescape")
         return {"source": "folder", "content": hashlib.blake2b(content, digest_size=8).hexdigest()}

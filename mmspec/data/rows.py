@@ -1,4 +1,5 @@
-"""The rows of a data file as dictionaries, read when they are asked for, so that a file of any size fits."""
+"""Read the rows of a data file as dictionaries, each when it is asked for, so that a file of any size fits into
+memory."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ JSON, PARQUET = (".json", ".jsonl", ".ndjson"), (".parquet",)
 
 
 def open_rows(path: str | Path) -> JsonRows | ParquetRows:
-    """The rows of a file, whose format its suffix tells.
+    """Open the rows of a file, whose format follows from its suffix.
 
     Raises:
         MMSpecError: if there is no such file, or none of a format known here.
@@ -36,13 +37,13 @@ def open_rows(path: str | Path) -> JsonRows | ParquetRows:
 class JsonRows(Sequence[Row]):
     """A file of JSON lines, or one with a JSON array.
 
-    In memory is only where each row begins and ends. That needs no copy in a cache, and lets every row have its own
-    keys and types, as conversation files do: one row has a picture, the next has none, another a list of them. (Hugging
-    Face `datasets`, which reads the Parquet files here, wants one schema for all rows of a JSON file.)
+    Only the places where each row begins and ends are kept in memory. That needs no copy in a cache, and lets every row
+    have its own keys and types, as conversation files do: one row has a picture, the next has none, another a list of
+    them. (Hugging Face `datasets`, which reads the Parquet files here, wants one schema for all rows of a JSON file.)
 
     Args:
-        path: of the file.
-        whole_lines: leave out a last line without a line break, which a writer that was killed has left behind.
+        path: where the file is.
+        whole_lines: whether to leave out a last line without a line break, which a killed writer left behind.
 
     Raises:
         MMSpecError: if the file cannot be read; later, for a row that is not a JSON object.
@@ -112,7 +113,7 @@ class JsonRows(Sequence[Row]):
             return self._parse(file.read(self.ends[number] - self.starts[number]), number)
 
     def scan(self, columns: Sequence[str] = ()) -> Iterator[Row]:
-        """All rows in order; `columns` is for files in which it saves work."""
+        """Yield all rows in order; `columns` is for files in which it saves work."""
         with self._opened() as file:
             for number, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
                 file.seek(start)
@@ -155,7 +156,7 @@ class ParquetRows(Sequence[Row]):
         return self.table[range(len(self))[index]].to_pylist()[0]
 
     def scan(self, columns: Sequence[str]) -> Iterator[Row]:
-        """All rows in order, with those of `columns` that there are."""
+        """Yield all rows in order, with those of `columns` that exist."""
         present = [name for name in columns if name in self.table.column_names]
         if not present:
             yield from ({} for _ in range(len(self)))

@@ -14,14 +14,15 @@ from .examples import EMBEDDED, Example, Source
 
 
 class EmbeddedSource(Source):
-    """The examples of the embedded generator, the tasks in turns: scene 0, chart 0, ..., scene 1, chart 1, ...
+    """The examples of the embedded generator, with alternating tasks: scene 0, chart 0, ..., scene 1, chart 1, ...
 
     Args:
-        tasks: some of `mmspec.zoo.TASKS`.
+        tasks: names from `mmspec.zoo.TASKS`.
         split: `train`, `validation` or `test`.
-        count: examples of each task.
-        start: number of the first.
-        metric: how answers are judged by what the generator says itself, see `mmspec.data.accuracy`; None leaves it.
+        count: number of examples of each task.
+        start: index of the first example.
+        metric: metric that compares answers with the generator's own, see `mmspec.data.accuracy`; None computes no
+            accuracy.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class EmbeddedSource(Source):
         return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,))
 
     def describe(self) -> dict[str, Any]:
+        """Return plain JSON values that change when other examples stand at the same places."""
         return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start}
 
 
@@ -62,8 +64,8 @@ class ImageFolder(Source):
     """Every picture in a folder and the folders below it, in the order of their paths, with every prompt in turn.
 
     Args:
-        folder: of the pictures; everything that Pillow can open by its suffix, but hidden files.
-        prompts: asked about each picture.
+        folder: where the pictures are: all files that Pillow can open by their suffix, but no hidden ones.
+        prompts: questions about each picture.
 
     Raises:
         MMSpecError: if there is no such folder, no picture in it, or no prompt.
@@ -84,6 +86,7 @@ class ImageFolder(Source):
         return Example(picture + (f"#{which + 1}" if which else ""), self.prompts[which], (picture,))
 
     def describe(self) -> dict[str, Any]:
+        """Return plain JSON values that change when other examples stand at the same places."""
         names = hashlib.blake2b("\n".join(self.pictures).encode("utf-8", "surrogateescape"), digest_size=8)
         return {
             "source": "images",
@@ -94,7 +97,8 @@ class ImageFolder(Source):
 
 
 def pictures_in(folder: Path) -> list[str]:
-    """The pictures in a folder and the folders below it, but no hidden ones: relative paths in the order of the names.
+    """List the pictures in a folder and the folders below it, but no hidden ones: relative paths in the order of the
+    names.
 
     Raises:
         MMSpecError: if there is no such folder or no picture in it.

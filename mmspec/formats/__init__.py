@@ -1,4 +1,4 @@
-"""Drafters as their authors published them: recognised by their keys, checked, and loaded as this library's own."""
+"""Drafters as their authors published them: recognised by their keys, checked, and loaded as this library's classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..target import Target
 
 FORMATS: tuple[Format, ...] = (Eagle(), Msd(), Eagle3(), ViSpec(), HiVis(), Dream(), Medusa())
-"""All that `load_drafter` knows. At most one of them matches a checkpoint."""
+"""Formats that `load_drafter` knows. At most one of them matches a checkpoint."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ __all__ = ["FORMATS", "Checkpoint", "Format", "load_published", "recognise"]
 
 
 def load_published(folder: str | Path, target: Target, format: str | None = None) -> Drafter | None:
-    """A published drafter; None if the folder holds weights of another kind, such as a whole model.
+    """Load a published drafter; return None if the folder holds weights of another kind, such as a whole model.
 
     Args:
-        folder: see `Checkpoint`.
+        folder: where the checkpoint is, see `Checkpoint`.
         target: the model to draft for.
-        format: the name of its format, for a checkpoint that is not recognised, or as another one.
+        format: name of its format, for a checkpoint that is not recognised, or to load it as another format.
 
     Raises:
         MMSpecError: see `Checkpoint`, `recognise` and `Format.build`.
@@ -57,7 +57,7 @@ def load_published(folder: str | Path, target: Target, format: str | None = None
 
 
 def recognise(checkpoint: Checkpoint, name: str | None = None) -> Format | None:
-    """The format of a checkpoint, or the one of that name; None if it is of none.
+    """Return the format of a checkpoint, or the one with that name; None if the checkpoint has none of the formats.
 
     Raises:
         MMSpecError: for an unknown name, or a checkpoint that several formats claim.

@@ -1,4 +1,5 @@
-"""A drafter from a checkpoint: made without weights, compared key by key, and given them one after the other."""
+"""Make a drafter from a checkpoint: without weights first, then compared key by key, then filled one tensor at a
+time."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from .embedding import EMBEDDING, embedding_rows
 from .head import head_settings
 
 ROTARY = "rotary_emb.inv_freq"
-"""Frequencies that old code saved as buffers: they follow from rope_theta."""
+"""Suffix of frequencies that old code saved as buffers; they follow from rope_theta."""
 
 
 def assemble(
@@ -33,18 +34,18 @@ def assemble(
     made: Mapping[str, Tensor] | None = None,
     unread: Collection[str] = (),
 ) -> FeatureDrafter:
-    """A drafter of a class with the weights of a checkpoint, on the target's device and in its dtype.
+    """Make a drafter of a class with the weights of a checkpoint, on the target's device and in its dtype.
 
     Args:
-        cls: whose `config` the settings are.
-        checkpoint: to read.
+        cls: class of the drafter.
+        checkpoint: the checkpoint to read.
         target: the model to draft for.
-        settings: of the constructor, but for the head, the embedding and what is said here by default.
+        settings: arguments of the constructor, except the head and the embedding; these win over the defaults set here.
         layer: prefix of the keys from which the head's sizes are derived.
         head_dim: see `head_settings`.
-        names: beginnings of the class's names to those of the checkpoint's keys.
+        names: prefixes of the class's names, mapped to those of the checkpoint's keys.
         made: tensors that were derived from the checkpoint's, by the class's names.
-        unread: keys that the class does not need, or of which `made` was made.
+        unread: keys that the class does not need, or that `made` was derived from.
 
     Raises:
         MMSpecError: if keys are missing or unexpected, or a shape is not what the settings say.

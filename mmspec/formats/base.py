@@ -1,4 +1,4 @@
-"""Format: what one published kind of checkpoint looks like, and how it becomes a drafter."""
+"""`Format`: one published kind of checkpoint, how to recognise it and how to make a drafter from it."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""The keys of a checkpoint with the shapes of their tensors; `in` and iteration go over the keys."""
+"""Keys of a checkpoint with the shapes of their tensors; `in` and iteration go over the keys."""
 
 
 class Format:
     """A published checkpoint format. A new one is a subclass with two methods, named in `mmspec.formats.FORMATS`.
 
     Attributes:
-        name: what `load_drafter(format=...)` takes.
+        name: value of `load_drafter(format=...)`.
     """
 
     name: str
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint is of this format. No two formats may say so of the same one.
+        """Return True if a checkpoint has this format. No two formats may claim the same one.
 
         Args:
-            keys: its tensors, see `Checkpoint.shapes`.
-            config: its configuration, see `Checkpoint.config`.
+            keys: tensors of the checkpoint, see `Checkpoint.shapes`.
+            config: configuration of the checkpoint, see `Checkpoint.config`.
         """
         raise NotImplementedError
 
     def doubt(self, keys: Shapes) -> str:
-        """What speaks for another format although this one matches, for the log; empty if nothing does."""
+        """Return, for the log, a reason to think of another format although this one matches; empty if there is
+        none."""
         return ""
 
     def build(self, checkpoint: Checkpoint, target: Target) -> Drafter:
-        """The drafter, with the checkpoint's weights, on the target's device and in its dtype.
+        """Make the drafter, with the checkpoint's weights, on the target's device and in its dtype.
 
         Raises:
-            MMSpecError: if keys are missing or unexpected, or it does not fit the target.
+            MMSpecError: if keys are missing or unexpected, or the checkpoint does not fit the target.
         """
         raise NotImplementedError

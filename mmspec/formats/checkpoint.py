@@ -1,4 +1,4 @@
-"""Checkpoint: a folder of safetensors files, whose tensors are looked at before they are read."""
+"""`Checkpoint`: a folder of safetensors files whose tensors are inspected before they are read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ..errors import MMSpecError, listed, shown
 from ..folders import WEIGHTS, Header, named_file, read_config, read_json
 
 PREFIX = "model."
-"""Some trainers save the drafter as a part of a model."""
+"""Prefix of all keys where a trainer saved the drafter as a part of a model."""
 
 NESTED = ("text_config", "transformer_layer_config")
-"""Where configurations of vision-language models and of speculators keep those of their language model and layer."""
+"""Entries in which configurations of vision-language models and of speculators keep those of their language model and
+layer."""
 
 
 NAMES = {
@@ -28,19 +29,20 @@ NAMES = {
     dict: "settings by name",
     str: "a text",
 }
-"""Kinds of settings, as an error calls them."""
+"""Names of the kinds of settings in errors."""
 
 
 class Checkpoint:
     """A published drafter on disk. Only the headers of its files are read until a tensor is asked for.
 
     Args:
-        folder: with `config.json` and `model.safetensors`, or shards and `model.safetensors.index.json`.
+        folder: folder with `config.json` and `model.safetensors`, or shards and `model.safetensors.index.json`.
 
     Attributes:
-        config: of `config.json`. What is nested (`NESTED`) is on top as well; where both say something, the top counts.
-        header: key to what the files say of a tensor. A prefix `model.` is taken off.
-        shapes: key to shape.
+        config: content of `config.json`. Nested entries (`NESTED`) are on top as well; where both are given, the top
+            counts.
+        header: description of each tensor in the files, by key. A prefix `model.` is removed from the keys.
+        shapes: shape of each tensor, by key.
 
     Raises:
         MMSpecError: if a file is missing or damaged, weights come only as a pickle, or two tensors have one name.
@@ -59,18 +61,18 @@ class Checkpoint:
         return f"checkpoint {str(self.folder)!r}"
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in memory of its own and as it was saved."""
+        """Read a tensor into memory of its own, in the dtype in which it was saved."""
         return self.header.read(name)
 
     def rows(self, name: str, start: int, end: int) -> Tensor:
-        """Rows `start` to `end` of a matrix."""
+        """Read rows `start` to `end` of a matrix."""
         return self.header.read(name, start, end)
 
     def sizes(self, name: str, *axes: str) -> tuple[int, ...]:
-        """The sizes of a tensor that has so many axes, none of them empty.
+        """Return the sizes of a tensor that must have one axis per name in `axes`, none of them empty.
 
         Raises:
-            MMSpecError: if it is missing, or has others.
+            MMSpecError: if the tensor is missing, or has another number of axes or an empty one.
         """
         self.require(name)
         shape = self.shapes[name]
@@ -79,15 +81,16 @@ class Checkpoint:
         return shape
 
     def said(self, name: str, kind: type, default: Any = None) -> Any:
-        """A setting of `config.json`, or the default where it is missing or null.
+        """Return a setting of `config.json`, or the default where it is missing or null.
 
         Args:
-            name: of the setting.
-            kind: what it must be: `bool`, `int`, `float` (a finite one, or an int), `list` (of ints), `dict` or `str`.
-            default: what it is otherwise.
+            name: key of the setting.
+            kind: type of the value: `bool`, `int`, `float` (a finite one, or an int), `list` (of ints), `dict` or
+                `str`.
+            default: value if the setting is missing or null.
 
         Raises:
-            MMSpecError: if it is anything else.
+            MMSpecError: if the value has another type.
         """
         value = self.config.get(name)
         if value is None:
@@ -105,14 +108,14 @@ class Checkpoint:
         """Refuse a checkpoint without some keys.
 
         Raises:
-            MMSpecError: with the keys that are missing.
+            MMSpecError: if keys are missing; it names them.
         """
         if missing := [name for name in names if name not in self.shapes]:
             raise MMSpecError(f"{self} is incomplete: missing keys {listed(missing)}")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder.
+    """Return the safetensors files of a folder.
 
     Raises:
         MMSpecError: if there are none, or some shards are missing; says how to convert a pickle.
@@ -134,10 +137,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """The names of the files that an index of shards lists, whatever they are.
+    """Return the names of the files that an index of shards lists, whatever they are.
 
     Raises:
-        MMSpecError: if it does not list any.
+        MMSpecError: if the index does not list any.
     """
     names = read_json(index).get("weight_map")
     if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):

@@ -1,4 +1,4 @@
-"""`python -m mmspec.formats.convert FOLDER`: a checkpoint's pickled weights to `model.safetensors`, once.
+"""`python -m mmspec.formats.convert FOLDER` converts a checkpoint's pickled weights to `model.safetensors`, once.
 
 This is the only place that opens a pickle, and only its tensors: `torch.load(weights_only=True)` refuses everything
 else.
@@ -29,15 +29,15 @@ def convert(folder: str | Path, force: bool = False) -> Path:
     Tensors that share their memory (tied weights) are written once, under the first name in alphabetical order.
 
     Args:
-        folder: with one pickle, or shards and `pytorch_model.bin.index.json`.
+        folder: folder with one pickle, or shards and `pytorch_model.bin.index.json`.
         force: whether to replace safetensors that are already there.
 
     Returns:
-        the file that was written.
+        the path of the new file.
 
     Raises:
-        MMSpecError: if there is nothing to convert, or not only one thing; if there are safetensors already; if a
-            pickle holds anything but named tensors.
+        MMSpecError: if there is nothing to convert, or more than one set of weights; if there are safetensors already;
+            if a pickle holds anything but named tensors.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -65,7 +65,7 @@ def convert(folder: str | Path, force: bool = False) -> Path:
 
 
 def pickles_of(folder: Path) -> list[Path]:
-    """The files to read.
+    """Return the pickled files to read.
 
     Raises:
         MMSpecError: if there are none, or several that no index puts together.
@@ -84,10 +84,10 @@ def pickles_of(folder: Path) -> list[Path]:
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """The named tensors in a pickle.
+    """Return the named tensors in a pickle.
 
     Raises:
-        MMSpecError: if it holds, or asks for, anything else.
+        MMSpecError: if the pickle holds, or asks for, anything else.
     """
     check_regular(path)
     try:
@@ -106,6 +106,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mmspec.formats.convert", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="with pytorch_model.bin and config.json")
     parser.add_argument("--force", action="store_true", help="replace safetensors that are already there")

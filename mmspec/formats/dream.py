@@ -1,4 +1,4 @@
-"""DREAM: three layers, the middle one attending to the target's states."""
+"""DREAM: three layers, the middle one attends to the target's states."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ GATE = "layers.1.cross_attn_attn_gate"
 
 
 class Dream(Format):
-    """DREAM (arXiv 2505.19201). `head_dim` is that of the norms of queries.
+    """DREAM (arXiv 2505.19201). `head_dim` follows from the norms of the queries.
 
-    Loaded as the release computes: the first token sees the mean of all states of the prompt, and the mask of the tree
-    does not reach the memory, see `DreamDrafter`. The paper means a memory that the tree masks;
+    The drafter computes as the release does: the first token sees the mean of all states of the prompt, and the mask of
+    the tree does not cover the memory, see `DreamDrafter`. The paper means a memory that the tree masks;
     `drafter.tree_masked = True` gives that, with the same weights. All visual tokens stay, as in the released code.
     """
 
     name = "dream"
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        """Return True if a checkpoint has this format."""
         return is_dream(keys)
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        """Make the drafter with the checkpoint's weights."""
         norm = "layers.1.cross_attn.q_norm.weight"
         checkpoint.require(GATE, norm)
         settings = {"cross_attention": True, "first_token": "mean", "tree_masked": False}
@@ -35,4 +37,5 @@ class Dream(Format):
 
 
 def is_dream(keys: Shapes) -> bool:
+    """Return True if there is a key that only DREAM has."""
     return GATE in keys

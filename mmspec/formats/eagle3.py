@@ -1,4 +1,5 @@
-"""EAGLE-3 and EAGLE-3.1: of SafeAILab, SpecForge and AngelSlim (`midlayer`), of vLLM and speculators (`layers.0`)."""
+"""EAGLE-3 and EAGLE-3.1, as SafeAILab, SpecForge and AngelSlim (`midlayer`) or vLLM and speculators (`layers.0`) save
+it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from .checkpoint import Checkpoint
 HEAD = "lm_head.weight"
 MIDLAYERS = ("midlayer", "layers.0")
 ENTERING, LEAVING = "eagle_aux_hidden_state_layer_ids", "aux_hidden_states_layer_ids"
-"""The same states under two names: of the layer that one enters, and of the one that it leaves, which is one less."""
+"""Settings that name the same states in two ways: by the layer that a state enters, and by the one that it leaves,
+which is one less."""
 
 SPECULATORS = "speculators_model_type"
 
@@ -31,21 +33,24 @@ logger = logging.getLogger(__name__)
 class Eagle3(Format):
     """EAGLE-3 (arXiv 2503.01840) with the switches of EAGLE-3.1 (arXiv 2605.09992).
 
-    The norms of the switches are there or not, and a configuration that says otherwise is refused. `norm_output` and
-    `norm_before_residual` leave no weights and are the configuration's, False where it is silent; speculators always
-    writes the latter, and readers of its files differ in what they take otherwise, so there it must be said.
+    The norms of the switches are present or not, and a configuration that contradicts them is refused. `norm_output`
+    and `norm_before_residual` leave no weights, so the configuration decides about them, False where it is silent.
+    Checkpoints of speculators must state the latter: speculators always writes it, and readers of its files differ in
+    their default.
 
-    Pictures are seen through the features alone: image slots hold the embedding of the placeholder token, as in the
-    ports to vision-language models. Positions are those of the target (`rope="mrope"`) if the configuration has a
-    `mrope_section`, and else numbers of tokens.
+    Pictures reach the drafter through the features alone: image slots hold the embedding of the placeholder token, as
+    in the ports to vision-language models. Positions are those of the target (`rope="mrope"`) if the configuration has
+    a `mrope_section`, and numbers of tokens otherwise.
     """
 
     name = "eagle3"
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        """Return True if a checkpoint has this format."""
         return is_eagle3(keys)
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        """Make the drafter with the checkpoint's weights."""
         keys, config = checkpoint.shapes, checkpoint.config
         if config.get(SPECULATORS, self.name) != self.name:
             raise MMSpecError(
@@ -71,21 +76,22 @@ class Eagle3(Format):
 
 
 def is_eagle3(keys: Shapes) -> bool:
+    """Return True if there is a key that only EAGLE-3 has."""
     return "d2t" in keys or any(key.startswith("midlayer.") for key in keys) or "layers.0.hidden_norm.weight" in keys
 
 
 def idle_bias(checkpoint: Checkpoint, layer: str) -> list[str]:
-    """The bias of the output projection, which speculators has where queries, keys and values have one, if it is zero;
-    one that is not is left to be refused."""
+    """Return the keys to ignore: the bias of the output projection, which speculators has where queries, keys and
+    values have one, if it is zero. A bias that is not zero is left to be refused."""
     key = f"{layer}.self_attn.o_proj.bias"
     return [key] if key in checkpoint.shapes and not checkpoint.read(key).any() else []
 
 
 def norm_switch(checkpoint: Checkpoint, switch: str, key: str) -> bool:
-    """Whether a switch is on, by the weights that it needs.
+    """Return True if a switch is on, which follows from the weights that it needs.
 
     Raises:
-        MMSpecError: if the configuration says otherwise.
+        MMSpecError: if the configuration contradicts the weights.
     """
     found, said = key in checkpoint.shapes, checkpoint.said(switch, bool)
     if said is not None and said != found:
@@ -97,7 +103,7 @@ def norm_switch(checkpoint: Checkpoint, switch: str, key: str) -> bool:
 
 
 def normed_residual(checkpoint: Checkpoint) -> bool:
-    """Whether the residual stream is the normed state.
+    """Return True if the residual stream is the normed state.
 
     Raises:
         MMSpecError: if a configuration of speculators does not say.
@@ -112,10 +118,10 @@ def normed_residual(checkpoint: Checkpoint) -> bool:
 
 
 def feature_layers(checkpoint: Checkpoint) -> list[int] | None:
-    """The layers that the features enter; None for EAGLE-3's own three.
+    """Return the layers that the features enter; None for EAGLE-3's own three.
 
     Raises:
-        MMSpecError: if the two conventions contradict each other, or it is not said which one is meant.
+        MMSpecError: if the two conventions contradict each other, or the configuration does not say which one it uses.
     """
     nested = checkpoint.said("eagle_config", dict, {})
     entering, leaving = (checkpoint.said(name, list) for name in (ENTERING, LEAVING))
@@ -135,14 +141,14 @@ def feature_layers(checkpoint: Checkpoint) -> list[int] | None:
 
 
 def vocabulary_of(checkpoint: Checkpoint, target: Target) -> dict[str, Tensor]:
-    """What becomes of the vocabulary head, and `d2t` and `t2d` for the target's vocabulary; nothing if the head is that
-    of all tokens, row by row.
+    """Return the tensors of a reduced vocabulary: its head, and `d2t` and `t2d` for the target's vocabulary; nothing if
+    the head covers all tokens, row by row.
 
-    Rows beyond the tokens are padding, and are cut off. Tokens of the target beyond the rows are padding of its own,
+    Rows beyond the tokens are padding, and are cut off. Tokens of the target beyond the rows are padding of the target,
     and are not drafted.
 
     Raises:
-        MMSpecError: if the head's rows can be no tokens of the target; see `tokens_of`.
+        MMSpecError: if the head's rows cannot be tokens of the target; see `tokens_of`.
     """
     vocab, rows = target.vocab_size, checkpoint.sizes(HEAD, "tokens", "hidden")[0]
     checkpoint.header.check_kind(HEAD, floating=True)
@@ -170,18 +176,18 @@ def vocabulary_of(checkpoint: Checkpoint, target: Target) -> dict[str, Tensor]:
 
 
 def tokens_of(checkpoint: Checkpoint, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
-    """The tokens that `d2t` means, `[draft tokens]`, and which of them the target has.
+    """Return the target's tokens that `d2t` leads to, `[draft tokens]`, and a mask of those that the target has.
 
-    `d2t` is what is added to a draft token to give the target's. It may be padded with zeros, as the head is, and lead
-    to padding of the target's table, if `config.json` says that this was larger.
+    `d2t` is added to a draft token to give the target's token. It may be padded with zeros, as the head is, and lead to
+    padding of the target's table, if `config.json` says that this was larger.
 
     Args:
-        checkpoint: that has it.
-        rows: of the vocabulary head.
-        vocab: the target's tokens.
+        checkpoint: the checkpoint that holds `d2t`.
+        rows: number of rows of the vocabulary head.
+        vocab: number of the target's tokens.
 
     Raises:
-        MMSpecError: if it leads elsewhere or twice to a token, or `t2d` says otherwise.
+        MMSpecError: if `d2t` leads elsewhere or twice to a token, or `t2d` contradicts it.
     """
     checkpoint.sizes("d2t", "draft tokens")
     checkpoint.header.check_kind("d2t", floating=False)

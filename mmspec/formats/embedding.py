@@ -1,4 +1,4 @@
-"""The embedding that a checkpoint brings along: usually a copy of its target's, which is then read instead."""
+"""The embedding in a checkpoint: usually a copy of its target's, which is then read instead."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from .checkpoint import Checkpoint
 EMBEDDING = "embed_tokens.weight"
 
 CHUNK = 1024
-"""Rows that are compared at a time, so that the table is never in memory as a whole."""
+"""Number of rows that are compared at a time, so that the table is never in memory as a whole."""
 
 logger = logging.getLogger(__name__)
 
 
 def embedding_rows(checkpoint: Checkpoint, target: Target, hidden: int) -> int | None:
-    """Rows of the embedding that the drafter is to keep; None if it is to read the target's.
+    """Return the number of rows of the embedding that the drafter keeps; None if it reads the target's embedding.
 
-    The target's is read if the checkpoint has none, or if both agree on the rows that they have in common, up to the
-    rounding of the coarser of their dtypes. Else the checkpoint's own is kept, as the original code would use it.
+    The target's embedding is read if the checkpoint has none, or if both agree on the rows that they have in common, up
+    to the rounding of the coarser of their dtypes. Otherwise the checkpoint's own is kept, as the original code would
+    use it.
 
     Args:
-        checkpoint: that may have one.
+        checkpoint: the checkpoint that may hold an embedding.
         target: the model to draft for.
         hidden: the drafter's hidden size.
 
     Raises:
-        MMSpecError: if the tokens cannot be the target's, or the drafter's size is another and it brings no embedding.
+        MMSpecError: if the tokens cannot be the target's, or the drafter's hidden size differs and the checkpoint has
+            no embedding.
     """
     vocab = target.vocab_size
     if EMBEDDING not in checkpoint.shapes:
@@ -63,7 +65,7 @@ def _other_tokens(checkpoint: Checkpoint, theirs: str, vocab: int) -> str:
 
 @torch.no_grad()
 def _agrees(checkpoint: Checkpoint, target: Target) -> bool:
-    """Whether the checkpoint's embedding is what the target reads for the same tokens."""
+    """Return True if the checkpoint's embedding equals the target's for the same tokens, up to rounding."""
     ours = target.model.get_input_embeddings().num_embeddings
     rows = min(checkpoint.shapes[EMBEDDING][0], ours)
     for start in range(0, rows, CHUNK):

@@ -1,4 +1,4 @@
-"""The sizes of a published layer: from the shapes of its weights, and from its configuration only what has no shape."""
+"""The sizes of a published layer, from the shapes of its weights; its configuration tells only what has no shape."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ LAYER = (
     *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
     "post_attention_layernorm.weight",
 )
-"""What every layer has."""
+"""Names of the weights that every layer has."""
 
 OLD_BASE = 10000.0
-"""The base that the original code takes where a configuration says none."""
+"""Base of the rotary positions in the original code where a configuration says none."""
 
 logger = logging.getLogger(__name__)
 
 
 def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: int | None = None) -> dict[str, Any]:
-    """What `mmspec.drafters.head_config` takes, all of it that the checkpoint says.
+    """Return the arguments of `mmspec.drafters.head_config`, as far as the checkpoint tells them.
 
-    Sizes and biases are those of the tensors. `rms_norm_eps`, `hidden_act` and `max_position_embeddings`, of which no
-    tensor tells, are those of `config.json`, and what it lacks is the target's.
+    Sizes and biases come from the tensors. `rms_norm_eps`, `hidden_act` and `max_position_embeddings`, which no tensor
+    tells, come from `config.json`, and the target's are used where it is silent.
 
     Args:
-        checkpoint: whose layer it is.
+        checkpoint: the checkpoint that holds the layer.
         target: the model to draft for.
         layer: the prefix of its keys, such as `layers.0`.
-        head_dim: where another tensor tells.
+        head_dim: width of a head, if another tensor tells it.
 
     Raises:
         MMSpecError: if the layer is incomplete, or cannot be divided into heads.
@@ -62,16 +62,16 @@ def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: 
 
 
 def head_dim_of(config: dict[str, Any], target: Target, inner: int, shared: int) -> int:
-    """The width of a head: the configuration's if it agrees with the tensors, else the target's.
+    """Return the width of a head: the configuration's if it agrees with the tensors, and the target's otherwise.
 
-    A configuration that says `head_dim` agrees if it divides the queries and the keys. One that says only how many
-    heads there are must have both counts right: some are copies of the target's, whose heads are grouped otherwise.
+    A configuration with `head_dim` agrees if that divides the queries and the keys. One with only the numbers of heads
+    must have both right: some configurations are copies of the target's, whose heads are grouped differently.
 
     Args:
-        config: of the checkpoint.
+        config: configuration of the checkpoint.
         target: the model to draft for.
-        inner: rows of the projection to queries.
-        shared: rows of the projection to keys.
+        inner: number of rows of the projection to queries.
+        shared: number of rows of the projection to keys.
     """
     said, heads = config.get("head_dim"), config.get("num_attention_heads")
     if isinstance(said, int) and divides(said, inner, shared):
@@ -85,20 +85,20 @@ def head_dim_of(config: dict[str, Any], target: Target, inner: int, shared: int)
 
 
 def divides(head_dim: int, inner: int, shared: int) -> bool:
-    """Whether queries and keys can be heads of this width, every key shared by equally many queries."""
+    """Return True if queries and keys can have heads of this width, with every key shared by equally many queries."""
     if head_dim < 1 or inner % head_dim or shared % head_dim or not shared:
         return False
     return (inner // head_dim) % (shared // head_dim) == 0
 
 
 def rope_parameters(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
-    """The rotary positions in transformers' present form, with `mrope_section` where the checkpoint has one.
+    """Return the rotary positions in transformers' present form, with `mrope_section` where the checkpoint has one.
 
-    The base is read from `rope_theta`, or from `rope_parameters` or `rope_scaling` where that is nested. Without one it
-    is 10000, as in the original code, whatever the target's is; where that is another one, a warning says so.
+    The base is read from `rope_theta`, or from `rope_parameters` or `rope_scaling` where it is nested there. Without
+    one it is 10000, as in the original code, whatever the target's is; a warning says so if that differs.
 
     Raises:
-        MMSpecError: for a base that is said twice, and for positions that are none of `STATIC_ROPES`.
+        MMSpecError: if two bases are given, or the kind of positions is not in `STATIC_ROPES`.
     """
     config = checkpoint.config
     parts = [part for name in ("rope_scaling", "rope_parameters") if isinstance(part := config.get(name), dict)]

@@ -14,23 +14,25 @@ from .base import Format, Shapes
 from .checkpoint import Checkpoint
 
 RESIDUALS = ("residual", "adaptive_embedding")
-"""Its name, and the one in older checkpoints."""
+"""Key of the residual, and its key in older checkpoints."""
 
 
 class HiVis(Format):
-    """HiViS (arXiv 2509.23928). The residual's rows are those of the tensor.
+    """HiViS (arXiv 2509.23928). The number of the residual's rows follows from the tensor.
 
-    What is hidden depends on the target: for Qwen the release hides a picture with its two delimiters and one token of
-    text more, and leaves the gap; for LLaVA it hides the picture alone and closes up. There is no release for others,
-    so nobody says how their text should stand, and they are refused.
+    The hidden tokens depend on the target. For Qwen the release hides a picture with its two delimiters and one token
+    of text more, and leaves the gap; for LLaVA it hides the picture alone and closes the gap. There is no release for
+    other families, so the positions of their text are unknown, and they are refused.
     """
 
     name = "hivis"
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        """Return True if a checkpoint has this format."""
         return is_hivis(keys)
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        """Make the drafter with the checkpoint's weights."""
         keys = checkpoint.shapes
         residual = next((name for name in RESIDUALS if name in keys), RESIDUALS[0])
         checkpoint.require(residual, "fc.weight")
@@ -46,11 +48,12 @@ class HiVis(Format):
 
 
 def is_hivis(keys: Shapes) -> bool:
+    """Return True if there is a key of HiViS's residual."""
     return any(name in keys for name in RESIDUALS)
 
 
 def hidden_of(checkpoint: Checkpoint, target: Target) -> Hide:
-    """What the release hides of a target's prompts.
+    """Return a compressor that hides the same tokens of a target's prompts as the release.
 
     Raises:
         MMSpecError: for a target of a family without a release.

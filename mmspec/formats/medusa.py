@@ -1,4 +1,4 @@
-"""Medusa: heads alone, numbered, with or without the name of the list that they were saved from."""
+"""Medusa: heads alone, numbered, with or without the name of the list from which they were saved."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from .checkpoint import Checkpoint
 
 PREFIX = "medusa_head."
 KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(\d{{1,9}})\.(\d{{1,9}})\.(?:linear\.weight|linear\.bias|weight)")
-"""Of head and block: the residual blocks' linear maps, and behind them the map to the vocabulary."""
+"""Pattern of a key, with the numbers of head and block: the residual blocks' linear maps, and after them the map to the
+vocabulary."""
 
 
 class Medusa(Format):
-    """Medusa (arXiv 2401.10774). How many heads and blocks there are is told by the keys, whatever the configuration
-    counts.
+    """Medusa (arXiv 2401.10774). The numbers of heads and blocks follow from the keys, whatever the configuration says.
 
-    The release puts one and the same block several times into a head of several; its checkpoints hold it as often, so
-    nothing changes.
+    The release puts one and the same block several times into a head with several; its checkpoints hold it as often, so
+    the result is the same.
     """
 
     name = "medusa"
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        """Return True if a checkpoint has this format."""
         return is_medusa(keys)
 
     def build(self, checkpoint: Checkpoint, target: Target) -> MedusaDrafter:
+        """Make the drafter with the checkpoint's weights."""
         found = [match for key in checkpoint.shapes if (match := KEY.fullmatch(key))]
         if not found:
             raise MMSpecError(f"{checkpoint} holds no heads of Medusa, whose keys are such as '0.0.linear.weight'")
@@ -70,4 +72,5 @@ class Medusa(Format):
 
 
 def is_medusa(keys: Shapes) -> bool:
+    """Return True if all keys are those of Medusa's heads."""
     return bool(keys) and all(KEY.fullmatch(key) for key in keys)

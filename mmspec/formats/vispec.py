@@ -16,17 +16,19 @@ QUERIES = "imadpt.q"
 
 
 class ViSpec(Format):
-    """ViSpec (arXiv 2509.15235). Queries, heads and `head_dim` are those of `imadpt.q`.
+    """ViSpec (arXiv 2509.15235). The width of queries, heads and `head_dim` follow from `imadpt.q`.
 
-    Attention is not grouped even where the target's is, so what `config.json` says of heads is not asked.
+    Attention is not grouped even where the target's is, so the numbers of heads in `config.json` are ignored.
     """
 
     name = "vispec"
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
+        """Return True if a checkpoint has this format."""
         return is_vispec(keys)
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
+        """Make the drafter with the checkpoint's weights."""
         checkpoint.require(QUERIES, "img_fc.weight", "img_fc.bias", "fc.weight")
         keys = checkpoint.shapes
         queries, heads, head_dim = checkpoint.sizes(QUERIES, "queries", "heads", "head_dim")
@@ -44,4 +46,5 @@ class ViSpec(Format):
 
 
 def is_vispec(keys: Shapes) -> bool:
+    """Return True if there is a key of ViSpec's image adaptor."""
     return QUERIES in keys

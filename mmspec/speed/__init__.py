@@ -1,4 +1,4 @@
-"""The cost model: what a round costs, what it yields, and which shape of tree is the fastest."""
+"""The cost model: the cost of a round, its yield, and the fastest shape of tree."""
 
 from .acceptance import Acceptance
 from .auto_tree import AutoTree

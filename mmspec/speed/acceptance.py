@@ -1,4 +1,5 @@
-"""How likely the target is to write the drafter's r-th guess, and how many tokens a tree then yields."""
+"""Acceptance by level and rank: the chance that the target writes the drafter's r-th guess, and the tokens that a tree
+then yields."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from .shapes import Ranks
 
 
 class Node(NamedTuple):
-    """A candidate of a rank tree: the probability that the accepted path reaches it, and its path."""
+    """A candidate node of a rank tree: the probability that the accepted path reaches it, and its path."""
 
     probability: float
     path: Ranks
@@ -23,15 +24,16 @@ class Acceptance:
     """Acceptance by level and rank.
 
     `chances[d][r]` is the probability that the target's token at level d + 1 is the drafter's r-th likeliest one, given
-    that the accepted path got to level d. Levels behind the last one have the last one's chances. That it depends on
-    level and rank alone is the positional acceptance assumption of Sequoia (arXiv 2402.12374, definition 3.1), taken
-    there for ranks and here for levels too: later levels read the drafter's own states and are right less often.
+    that the accepted path got to level d. Levels after the last one have the chances of the last one. That acceptance
+    depends on level and rank alone is the positional acceptance assumption of Sequoia (arXiv 2402.12374, definition
+    3.1), made there for ranks and here for levels too: later levels read the drafter's own states and are right less
+    often.
 
     Args:
-        chances: one tuple per level, falling or not, each of sum 1 at most.
+        chances: one tuple per level, falling or not, each with a sum of 1 at most.
 
     Raises:
-        MMSpecError: for no levels, or what is not a distribution over ranks.
+        MMSpecError: if there are no levels, or a tuple is no distribution over ranks.
     """
 
     chances: tuple[tuple[float, ...], ...]
@@ -47,17 +49,18 @@ class Acceptance:
 
     @classmethod
     def of_positions(cls, rates: Sequence[float]) -> Acceptance:
-        """Of a chain, from `acceptance_rate_per_position`: the shares of rounds that accepted at least i + 1 tokens."""
+        """Make the acceptance of a chain from `acceptance_rate_per_position`: the shares of rounds that accepted at
+        least i + 1 tokens."""
         before = (1.0, *rates)
         return cls(tuple((b / a if a else 0.0,) for a, b in zip(before, rates, strict=False)) or ((0.0,),))
 
     def chance(self, level: int, rank: int) -> float:
-        """Of the rank-th child (from 0) at a level (from 1)."""
+        """Return the chance of the rank-th child (from 0) at a level (from 1)."""
         ranks = self.chances[min(level, len(self.chances)) - 1]
         return ranks[rank] if rank < len(ranks) else 0.0
 
     def chain(self, length: int) -> float:
-        """Accepted tokens of a chain, on average: `sum_i prod_{j <= i} chances[j][0]`."""
+        """Return the mean number of accepted tokens of a chain: `sum_i prod_{j <= i} chances[j][0]`."""
         expected, reached = 0.0, 1.0
         for level in range(1, length + 1):
             reached *= self.chance(level, 0)
@@ -65,7 +68,8 @@ class Acceptance:
         return expected
 
     def static(self, paths: Sequence[Ranks]) -> float:
-        """Accepted tokens of a rank tree, on average: the sum over its nodes of the chance to reach them."""
+        """Return the mean number of accepted tokens of a rank tree: the sum over its nodes of the chance to reach
+        them."""
         expected = 0.0
         for path in paths:
             reached = 1.0
@@ -75,15 +79,15 @@ class Acceptance:
         return expected
 
     def likeliest(self, count: int, depth: int, width: int) -> list[Node]:
-        """The `count` nodes that the accepted path most likely reaches, the likeliest first.
+        """Return the `count` nodes that the accepted path most likely reaches, the likeliest first.
 
-        A child is no likelier than its parent, so every first part of the list is a tree, and of all rank trees of that
-        size the one of largest expected length.
+        A child is no likelier than its parent, so every prefix of the list is a tree, and it has the largest expected
+        length of all rank trees of its size.
 
         Args:
-            count: nodes at most.
-            depth: levels at most.
-            width: children per node at most.
+            count: largest number of nodes.
+            depth: largest number of levels.
+            width: largest number of children per node.
         """
         nodes: list[Node] = []
         waiting = [(-self.chance(1, 0), (0,))]

@@ -1,4 +1,5 @@
-"""The fastest tree for this machine and this text: measured costs, learnt acceptance, and the shape that suits both."""
+"""The fastest tree for this machine and this text: measured costs, learnt acceptance, and the shape that is best for
+both."""
 
 from __future__ import annotations
 
@@ -23,19 +24,20 @@ from .learning import AcceptanceTracker
 from .prediction import predict
 
 PRIOR = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01, 0.008, 0.006)
-"""Acceptance of the drafter's ranks before anything is known: about what trained heads have in print [OUR]."""
+"""Acceptance of the drafter's ranks before anything is known: about that of published trained heads [OUR]."""
 
 GAIN = 1.05
-"""What a dynamic tree is taken to accept more than the best tree of ranks, before one was tried [OUR]."""
+"""Factor by which a dynamic tree is assumed to accept more than the best tree of ranks, before one was tried [OUR]."""
 
 GAIN_ROUNDS = 16
-"""Rounds that this belief is worth."""
+"""Number of rounds that this assumption weighs as much as."""
 
 _MEASURING = threading.RLock()
 
 
 class AutoTree(TreeBuilder):
-    """Chooses among chains, static and dynamic trees the one that is predicted to be fastest, and goes on choosing.
+    """Chooses the tree with the best predicted speed among chains, static and dynamic trees, and chooses again while
+    decoding.
 
     On first use it measures what drafting and scoring cost on this machine (`mmspec.speed.measure_costs`: once for a
     target, drafter, dtype, device, number of threads and batch size; kept in `$MMSPEC_CACHE` or `~/.cache/mmspec`).
@@ -53,21 +55,21 @@ class AutoTree(TreeBuilder):
     shapes, and so on the costs: give `costs` to repeat a run elsewhere.
 
     Args:
-        max_depth: levels of drafted nodes at most.
-        limit: drafted nodes at most.
-        every: rounds between two choices; before that, rounds 2, 4, 8 and so on are ones too.
-        margin: by how much a shape must be predicted faster to be changed to.
-        decay: by which older rounds count less, every round.
-        weight: tries that the prior acceptance is worth.
-        prior: acceptance of the drafter's ranks at first, the first rank first.
-        remember: begin every request with what earlier ones taught, instead of the prior. Shapes then depend on the
-            order of requests; texts do not. Refused for drawn children, whose text would.
-        repeats: of every shape while measuring.
-        remeasure: measure again, whatever was kept, once for the lifetime of this object.
-        costs: of this machine, `Costs` or what `Costs.to_dict()` gave; then nothing is measured or kept.
+        max_depth: largest number of levels of drafted nodes.
+        limit: largest number of drafted nodes.
+        every: number of rounds between two choices; before that, it also chooses in rounds 2, 4, 8 and so on.
+        margin: relative gain in predicted speed from which on the shape is changed.
+        decay: factor per round by which older rounds count less.
+        weight: number of tries that the prior acceptance weighs as much as.
+        prior: acceptance of the drafter's ranks at the beginning, the first rank first.
+        remember: whether to begin every request with the acceptance that earlier ones taught, instead of the prior.
+            Shapes then depend on the order of requests; texts do not. Refused for drawn children, whose text would.
+        repeats: number of measurements of every shape.
+        remeasure: whether to measure again, even if costs are on disk, once for the lifetime of this object.
+        costs: costs on this machine, `Costs` or the result of `Costs.to_dict()`; then nothing is measured or stored.
 
     Raises:
-        MMSpecError: for a number out of range.
+        MMSpecError: if a number is out of range.
     """
 
     shared = ("_measured", "_learnt")
@@ -99,7 +101,7 @@ class AutoTree(TreeBuilder):
         self.costs = Costs.from_dict(costs) if isinstance(costs, Mapping) else costs
         self.sampled = False
         self.chosen: Candidate | None = None
-        """What is drafted at present; None before the first round."""
+        """Tree that is drafted at present; None before the first round."""
         # What all requests share: costs by their file, and under `remember` what was learnt about each drafter.
         self._measured: dict[str, Costs] = {}
         self._learnt: dict[str, tuple[AcceptanceTracker, list[float]]] = {}
@@ -112,13 +114,16 @@ class AutoTree(TreeBuilder):
 
     @property
     def max_nodes(self) -> int:
+        """Largest number of drafted nodes."""
         return self.limit
 
     def renew(self) -> None:
+        """Prepare for a new request: forget the acceptance of the last one, unless `remember` is set."""
         self.chosen = None
         self._reset()
 
     def check(self, proposal: str) -> None:
+        """Refuse drawn children together with `remember`, and record whether children are drawn."""
         if proposal == "sampled" and self.remember:
             raise MMSpecError(
                 "AutoTree(remember=True) lets earlier requests decide what is drawn in this one; with "
@@ -127,11 +132,13 @@ class AutoTree(TreeBuilder):
         self.sampled = proposal == "sampled"
 
     def build(self, growth: Growth) -> DraftTree:
+        """Grow the tree that is chosen at present."""
         if self._builder is None:
             self._begin(growth)
         return self._builder.build(growth)
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+        """Update the acceptance from the verdict, and choose again when it is time."""
         rows = [row for row, length in enumerate(verdict.length.tolist()) if length]
         parents, paths = tree.parents.tolist(), verdict.path.tolist()
         self._tracker.fade()
@@ -150,7 +157,7 @@ class AutoTree(TreeBuilder):
 
     @property
     def gain(self) -> float:
-        """Of dynamic trees over trees of ranks, as far as it is known."""
+        """Factor by which dynamic trees accept more than trees of ranks, as far as it is known."""
         accepted, ranked = self._gains
         return (accepted + GAIN_ROUNDS * GAIN) / (ranked + GAIN_ROUNDS)
 
@@ -168,11 +175,12 @@ class AutoTree(TreeBuilder):
         self._choose()
 
     def calibrate(self, drafter: Drafter, request: Request) -> None:
+        """Measure the costs for a request in advance."""
         if self.costs is None:
             self._measure(drafter, request)
 
     def _measure(self, drafter: Drafter, request: Request) -> Costs:
-        """The costs of this machine: from an earlier request, from disk, or measured now."""
+        """Return the costs of this machine: from an earlier request, from disk, or measured now."""
         key = describe(drafter.target, drafter, request) | {"max_nodes": self.limit}
         name = store.file_of(key).name
         with _MEASURING:  # two requests that measure at once would each measure the other
@@ -206,7 +214,7 @@ class AutoTree(TreeBuilder):
         self.chosen, self._builder = best, _builder(best)
 
     def _again(self, found: Sequence[Candidate]) -> Candidate:
-        """The present shape as it is predicted now."""
+        """Return the present shape with its present prediction."""
         present = self.chosen
         for one in found:
             if (one.shape, one.settings, one.paths) == (present.shape, present.settings, present.paths):
@@ -222,10 +230,10 @@ def _builder(candidate: Candidate) -> TreeBuilder:
 
 
 def _name(drafter: Drafter | None) -> str:
-    """What tells a drafter and its target from others: their classes, settings and sizes."""
+    """Return a text that tells a drafter and its target from others: their classes, settings and sizes."""
     return "" if drafter is None else store.file_of(describe(drafter.target, drafter, drafter.context.request)).name
 
 
 def _plain_tree(drafter: Drafter) -> Drafter:
-    """The drafter with a tree that does not measure: calibration sets trees of its own."""
+    """Return the drafter with a tree that does not measure: calibration sets its own trees."""
     return drafter.fork(Chain(1))

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from ..target import Target
 
 ACCEPTED = (0, 2)
-"""Tokens that are accepted in turns, so that what the drafter reads first is now short and now long."""
+"""Numbers of accepted tokens, used in turns so that the drafter's first pass reads a short text in one round and a long
+one in the next."""
 
 FORWARD = ("draft", "score")
 WIDE = [(r,) for r in range(4)] + [(r, s) for r in range(4) for s in range(3)] + [(r, 0, 0) for r in range(3)]
 
 
 def shapes_to_time(max_nodes: int) -> list[Chain | StaticTree | DynamicTree]:
-    """Chains and trees of which none drafts more than `max_nodes`, few enough to be timed in a second or two."""
+    """Return chains and trees that draft at most `max_nodes` nodes, few enough to be timed in a second or two."""
     chains = [Chain(length) for length in (1, 2, 4, 8) if length <= max_nodes]
     statics = [StaticTree([(0,), (1,), (0, 0)]), StaticTree(WIDE), StaticTree("eagle1")]
     dynamics = [DynamicTree(2, 2, 5), DynamicTree(3, 4, 13), DynamicTree(5, 4, 17), DynamicTree(4, 8, 33)]
@@ -45,17 +46,18 @@ def shapes_to_time(max_nodes: int) -> list[Chain | StaticTree | DynamicTree]:
 
 
 class _Forced(Greedy):
-    """Does the work of `Greedy`, then keeps as much of the first-child path as it is told.
+    """Does the work of `Greedy`, then accepts a given number of tokens of the first-child path.
 
     Attributes:
-        accept: drafted tokens to keep, as far as the tree goes.
-        extra: seconds that the keeping took, which no real verifier needs.
+        accept: number of drafted tokens to accept, as far as the tree goes.
+        extra: seconds that this took, which no real verifier needs.
     """
 
     accept = 0
     extra = 0.0
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        """Accept `accept` tokens of the first-child path."""
         super().verify(tree, scores)
         started = time.perf_counter()
         allowed = reached(tree, tree.first_children & (tree.depth <= self.accept))
@@ -65,7 +67,7 @@ class _Forced(Greedy):
 
 
 class _Filler(Drafter):
-    """Proposes a chain of the newest token, as long as it is told: for timing the target alone."""
+    """Proposes a chain of `length` copies of the newest token, for timing the target alone."""
 
     length = 1
 
@@ -77,16 +79,17 @@ class _Filler(Drafter):
 
 
 class Timings:
-    """Samples of the phases of rounds, by shape and by what the round before had confirmed."""
+    """Durations of the phases of rounds, by shape and by the number of tokens that the round before confirmed."""
 
     def __init__(self) -> None:
         self.samples: dict[tuple[Shape, int], list[dict[str, float]]] = defaultdict(list)
 
     def add(self, shape: Shape, confirmed: int, seconds: dict[str, float]) -> None:
+        """Add the seconds of one round, by phase."""
         self.samples[shape, confirmed].append(seconds)
 
     def rows(self, phases: Sequence[str]) -> list[tuple[Shape, int, float]]:
-        """Per shape and confirmed tokens, the median seconds of some phases together."""
+        """Return per shape and confirmed tokens the median seconds of some phases together."""
         return [
             (shape, confirmed, statistics.median(sum(one[phase] for phase in phases) for one in samples))
             for (shape, confirmed), samples in self.samples.items()
@@ -105,23 +108,23 @@ def measure_costs(
     repeats: int = 5,
     warmup: int = 2,
 ) -> Costs:
-    """Time rounds of plain run and of the drafter with chains and trees of many sizes, in turns.
+    """Time rounds of plain decoding and of the drafter with chains and trees of many sizes, in turns.
 
     Every time is the median over the repeats of one shape; the shapes take turns, so a machine that is busy for a while
     slows all of them alike. How much is accepted is forced, so the weights may be random. Nothing of target and drafter
     is changed, and no global random state is used.
 
     Args:
-        target: who scores.
-        drafter: who drafts.
+        target: the model that scores.
+        drafter: the drafter to measure.
         request: the prompt, for drafters that need pictures and for costs at its own length; random text if None.
-        prefix, batch_size: of the random text, in tokens and rows.
-        max_nodes: of the largest tree to time.
-        repeats: of every shape with every number of accepted tokens.
-        warmup: rounds over all shapes that do not count.
+        prefix, batch_size: tokens and rows of the random text.
+        max_nodes: number of nodes of the largest tree to time.
+        repeats: number of rounds for every shape with every number of accepted tokens.
+        warmup: number of rounds over all shapes that do not count.
 
     Raises:
-        MMSpecError: for a number that is not positive, or a drafter that cannot serve the request.
+        MMSpecError: if a number is not positive, or the drafter cannot serve the request.
     """
     for name, value, least in (("prefix", prefix, 2), ("batch_size", batch_size, 1), ("max_nodes", max_nodes, 1)):
         if value < least:
@@ -157,7 +160,7 @@ def measure_costs(
 
 
 def random_request(target: Target, length: int, rows: int = 1, seed: int = 0) -> Request:
-    """Rows of random text, `length` tokens each; no token stands for a picture."""
+    """Make rows of random text, `length` tokens each; no token stands for a picture."""
     special = {*target.family.placeholders, getattr(target.model.config, "video_token_id", None)}
     tokens = torch.tensor([token for token in range(target.vocab_size) if token not in special], device="cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -166,7 +169,7 @@ def random_request(target: Target, length: int, rows: int = 1, seed: int = 0) ->
 
 
 def describe(target: Target, drafter: Drafter, request: Request) -> dict[str, Any]:
-    """What costs depend on, as plain JSON values."""
+    """Return the conditions that costs depend on, as plain JSON values."""
     device = target.device
     try:
         settings = drafter.config()
@@ -193,7 +196,7 @@ def _parameters(module: torch.nn.Module) -> int:
 
 
 def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> TokenRun:
-    """A request on its way, behind its prompt."""
+    """Start a request and run its prompt."""
     if drafter is not None:
         drafter = drafter.fork()
     run = TokenRun(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
@@ -203,7 +206,7 @@ def _begin(target: Target, drafter: Drafter | None, request: Request, room: int)
 
 
 def _round(run: TokenRun, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
-    """One round, with as many tokens accepted as the tree has levels, `accept` at most."""
+    """Run one round, with as many tokens accepted as the tree has levels, `accept` at most."""
     run.verifier.accept = accept
     run.clock.resume()
     run.round()
@@ -218,7 +221,7 @@ def _round(run: TokenRun, shape: Shape | None, accept: int, timings: Timings, co
 
 
 def _catch_up(alone: TokenRun, ours: TokenRun) -> None:
-    """Make the text of plain run as long as the other, so that both read as many tokens of the cache."""
+    """Make the text of the plain run as long as the other, so that both read as many tokens from the cache."""
     behind = len(ours.context.history[0]) - len(alone.context.history[0]) - 1
     if behind > 0:
         alone.drafter = _Filler(alone.target)
@@ -228,7 +231,7 @@ def _catch_up(alone: TokenRun, ours: TokenRun) -> None:
 
 
 def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditions: dict[str, Any]) -> Costs:
-    """The parts that the medians are sums of."""
+    """Fit the costs of the parts to the medians, which are sums of them."""
     others = [phase for phase in next(iter(drafted.samples.values()))[0] if phase not in FORWARD]
     ((_, _, step),) = plain.rows(["score"])
     # Plain run drafts nothing, but the loop's making of a root-only tree is booked there.
@@ -257,9 +260,9 @@ def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditi
 
 
 def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Factors of the columns, none below 0, that give the seconds with the least relative error.
+    """Return factors of the columns, none below 0, that give the seconds with the least relative error.
 
-    What comes out below 0 is noise around 0: the most negative one is left out and the rest fitted again.
+    A factor below 0 is noise around 0: the most negative one is left out and the rest fitted again.
     """
     matrix, values = np.array(rows, dtype=float), np.array(seconds, dtype=float)
     scale = np.maximum(values, 1e-9)

@@ -1,4 +1,4 @@
-"""The fastest shape for given costs and acceptance."""
+"""Choose the fastest shape for given costs and acceptance."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TOP_K = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tree that could be drafted.
+    """A tree that could be drafted, with its prediction.
 
     Args:
-        shape: what it costs.
-        prediction: what it does.
-        paths: of a static tree, its nodes.
-        settings: of a dynamic tree: depth, top_k and total.
-        ranked: accepted tokens that its ranks alone explain.
+        shape: its shape, which the costs depend on.
+        prediction: predicted round with this tree.
+        paths: nodes of a static tree.
+        settings: depth, top_k and total of a dynamic tree.
+        ranked: mean number of accepted tokens that its ranks alone explain.
     """
 
     shape: Shape
@@ -43,19 +43,19 @@ def candidates(
     dynamic: bool = True,
     gain: float = 1.0,
 ) -> list[Candidate]:
-    """Chains, the best static trees, and dynamic trees, each with its prediction.
+    """Return chains, the best static trees, and dynamic trees, each with its prediction.
 
-    A static tree of n nodes is made of the n nodes that are most likely reached (the optimum for its size, as in
-    Sequoia, arXiv 2402.12374, which finds it by dynamic programming). A dynamic tree is taken to accept what the best
-    rank tree within its bounds does, times `gain`: it chooses anew each round, by the drafter's own probabilities.
+    A static tree of n nodes consists of the n nodes that are most likely reached (the optimum for its size, as in
+    Sequoia, arXiv 2402.12374, which finds it by dynamic programming). A dynamic tree is assumed to accept as much as
+    the best rank tree within its bounds, times `gain`: it chooses anew each round, by the drafter's own probabilities.
 
     Args:
-        costs: of the machine.
-        acceptance: by level and rank.
-        max_depth: levels at most.
-        max_nodes: drafted nodes at most.
-        dynamic: False leaves out trees whose shape depends on what is drafted.
-        gain: of a dynamic tree over the rank tree.
+        costs: costs on this machine.
+        acceptance: acceptance by level and rank.
+        max_depth: largest number of levels.
+        max_nodes: largest number of drafted nodes.
+        dynamic: whether to include trees whose shape depends on the drafted tokens.
+        gain: factor by which a dynamic tree accepts more than the rank tree.
     """
     found = []
     for length in range(1, min(max_depth, max_nodes) + 1):
@@ -87,5 +87,5 @@ def candidates(
 
 
 def fastest(found: Sequence[Candidate]) -> Candidate:
-    """The one of most tokens per second; of equals the smallest."""
+    """Return the candidate with the most tokens per second; of equals the smallest."""
     return max(found, key=lambda one: (one.prediction.tokens_per_second, -one.shape.nodes, -one.shape.passes))

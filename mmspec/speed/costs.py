@@ -1,4 +1,4 @@
-"""What the parts of a round cost on one machine: the numbers that every prediction is made of."""
+"""Costs of the parts of a round on one machine: the numbers that every prediction is made of."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from ..errors import MMSpecError
 
 @dataclass(frozen=True)
 class Line:
-    """Seconds that grow evenly with a count: `base + slope * count`."""
+    """Seconds that grow linearly with a count: `base + slope * count`."""
 
     base: float = 0.0
     slope: float = 0.0
 
     def __call__(self, count: float) -> float:
+        """Return the seconds for a count."""
         return self.base + self.slope * count
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds by a count, piecewise linear and never falling.
+    """Seconds as a function of a count, piecewise linear and never falling.
 
-    Before the first point it is flat, behind the last one it goes on with the last slope.
+    Before the first point it is flat; after the last one it continues with the last slope.
 
     Args:
-        counts: rising.
-        seconds: as many, never falling.
+        counts: counts of the points, rising.
+        seconds: seconds at each point, never falling.
 
     Raises:
-        MMSpecError: for points that are none, out of order, or falling.
+        MMSpecError: if there are no points, or they are out of order or falling.
     """
 
     counts: tuple[float, ...]
@@ -50,10 +51,11 @@ class Curve:
 
     @classmethod
     def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
-        """The never-falling curve nearest to `(count, seconds)` points.
+        """Fit the never-falling curve nearest to `(count, seconds)` points.
 
-        Points of one count are averaged, and neighbours that fall are pooled into their mean: isotonic regression by
-        pool adjacent violators, which is the least-squares fit. Timings of neighbouring sizes cross by noise alone.
+        Points with the same count are averaged, and neighbours that fall are pooled into their mean: isotonic
+        regression by pool adjacent violators, which is the least-squares fit. Timings of neighbouring sizes cross by
+        noise alone.
         """
         by_count: dict[float, list[float]] = {}
         for count, seconds in points:
@@ -71,6 +73,7 @@ class Curve:
         return cls(tuple(sorted(by_count)), tuple(mean for mean, _, size in pools for _ in range(size)))
 
     def __call__(self, count: float) -> float:
+        """Return the seconds for a count."""
         counts, seconds = self.counts, self.seconds
         if count <= counts[0] or len(counts) == 1:
             return seconds[0]
@@ -85,17 +88,18 @@ class Costs:
     """Seconds of every part of a round, for one target and one drafter on one machine.
 
     Args:
-        score: of a pass of the target, by the number of nodes scored, the root included.
-        plain_overhead: per token of plain decoding, besides its pass: choosing, committing, keeping records.
-        overhead: per round besides drafting and scoring, by the number of drafted nodes.
-        branching: the same, in addition, of every tree that is not a chain.
-        first: of the drafter's first level, by the number of tokens that the target has confirmed since the last round
-            (the newest is the root), which the drafter has to read first.
-        level: of each further level, by the number of nodes expanded in it.
-        static: of a `StaticTree`, in addition, by the number of further levels: what choosing among nodes costs.
-        dynamic: the same of a `DynamicTree`.
-        block: of a drafter that proposes whole trees at once; None of one that grows them.
-        conditions: that these hold for: prefix length, batch size, dtype, threads, device, and who was measured.
+        score: seconds of a pass of the target, by the number of nodes scored, the root included.
+        plain_overhead: seconds per token of plain decoding, besides its pass: choosing, committing, recording.
+        overhead: seconds per round besides drafting and scoring, by the number of drafted nodes.
+        branching: additional overhead of every tree that is not a chain, by the number of drafted nodes.
+        first: seconds of the drafter's first level, by the number of tokens that the target has confirmed since the
+            last round (the newest is the root), which the drafter has to read first.
+        level: seconds of each further level, by the number of nodes expanded in it.
+        static: additional seconds of a `StaticTree`, by the number of further levels, for choosing among nodes.
+        dynamic: additional seconds of a `DynamicTree`, by the number of further levels, for choosing among nodes.
+        block: seconds of a drafter that proposes whole trees at once; None for one that grows them.
+        conditions: conditions under which these hold: prefix length, batch size, dtype, threads, device, target and
+            drafter.
     """
 
     score: Curve
@@ -120,15 +124,15 @@ class Costs:
         return self.step + self.plain_overhead
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Costs:
-        """From what `to_dict` gave.
+        """Make costs from the result of `to_dict`.
 
         Raises:
-            MMSpecError: for what is not that.
+            MMSpecError: if the values are something else.
         """
         try:
             values = dict(values)

@@ -8,21 +8,22 @@ from .acceptance import Acceptance
 
 
 class AcceptanceTracker:
-    """Discounted counts of what became of the drafter's guesses.
+    """Discounted counts of accepted and refused guesses of the drafter.
 
-    At every node of the accepted path that had children, each rank that was there is tried, and at most one hits. Old
-    rounds count less, by `decay` a round: an exponential average. A chance is estimated as
+    At every node of the accepted path that had children, each present rank is tried, and at most one hits. Older rounds
+    count less, by `decay` a round: an exponential average. A chance is estimated as
 
         chance[d][r] = (hits[d][r] + w * pooled[r]) / (tries[d][r] + w),
         pooled[r]    = (sum_d hits[d][r] + w * prior[r]) / (sum_d tries[d][r] + w)
 
-    so that a level of which little is known follows the others, and a rank of which little is known the prior. Ours.
+    so that a level about which little is known follows the others, and a rank about which little is known follows the
+    prior. This estimate is our own.
 
     Args:
         prior: chances of the ranks, the first one first.
-        levels: deepest level that is told apart.
-        decay: by which what is known fades every round; 1 forgets nothing.
-        weight: w, the tries that the prior is worth.
+        levels: number of levels that are told apart.
+        decay: factor by which older counts shrink every round; 1 forgets nothing.
+        weight: w, the number of tries that the prior weighs as much as.
     """
 
     def __init__(self, prior: Sequence[float], levels: int, decay: float, weight: float):
@@ -31,7 +32,7 @@ class AcceptanceTracker:
         self.hits = [[0.0] * len(self.prior) for _ in range(levels)]
 
     def fade(self) -> None:
-        """A round has passed."""
+        """Reduce the weight of older rounds, once per round."""
         for table in (self.tries, self.hits):
             for level in table:
                 level[:] = [count * self.decay for count in level]
@@ -40,7 +41,7 @@ class AcceptanceTracker:
         """Count one row of a round.
 
         Args:
-            parents: of the nodes of its tree, -1 for the root.
+            parents: parent of each node of the row's tree, -1 for the root.
             path: the accepted nodes, the root first.
         """
         children: dict[int, list[int]] = {}
@@ -53,7 +54,7 @@ class AcceptanceTracker:
                 self.hits[level][rank] += child == kept
 
     def acceptance(self) -> Acceptance:
-        """The estimate."""
+        """Return the estimated acceptance."""
         weight, ranks = self.weight, range(len(self.prior))
         pooled = [
             (sum(level[r] for level in self.hits) + weight * self.prior[r])
@@ -69,10 +70,10 @@ class AcceptanceTracker:
 
 
 def _distribution(chances: list[float]) -> tuple[float, ...]:
-    """Never more for a later rank than for an earlier one, and no more than 1 in all.
+    """Return chances that never rise with the rank and have a sum of 1 at most.
 
-    Ranks are tried unequally often, so their shares need not add up. The first one is tried whenever anything is, so it
-    keeps its share, and the others have to do with what it leaves.
+    Ranks are tried unequally often, so the sum of their shares may exceed 1. The first one is tried whenever anything
+    is, so it keeps its share, and the others are scaled to the rest.
     """
     falling, least = [], 1.0
     for chance in chances:

@@ -1,4 +1,5 @@
-"""From costs and acceptance to seconds per round, speed-up, its limit, and what each lever would buy.
+"""Predict seconds per round, speed-up, its limit, and the gain from each possible improvement, from costs and
+acceptance.
 
 With tau tokens per round, D seconds of drafting, V of scoring, O of everything else, and a plain token that takes
 P = s + o (the target's pass over one token, and its overhead):
@@ -25,15 +26,15 @@ LEVERS = ("no_overhead", "cheap_scoring", "free_drafting", "perfect_acceptance")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method does in a mean round. Times are in seconds.
+    """The mean round of a method. Times are in seconds.
 
     Args:
-        tokens: emitted per round and row, the target's own included (tau).
-        draft, score, overhead: of a round.
-        step: of the target's pass over one token (per row).
-        plain: per token of plain decoding, overhead included.
-        depth: levels that the method drafts; None if unknown.
-        rows: of the batch.
+        tokens: tokens emitted per round and row, the target's own included (tau).
+        draft, score, overhead: seconds per round.
+        step: seconds of the target's pass over one token (per row).
+        plain: seconds per token of plain decoding, overhead included.
+        depth: number of levels that the method drafts; None if unknown.
+        rows: number of rows of the batch.
     """
 
     tokens: float
@@ -47,32 +48,32 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Of a round: T."""
+        """Seconds per round: T."""
         return self.draft + self.score + self.overhead
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all rows."""
+        """Tokens per second of all rows."""
         return self.rows * self.tokens / self.seconds
 
     @property
     def speedup(self) -> float:
-        """Over plain decoding, the prompt's part left out: `speedup_decode` of a bundle."""
+        """Speed-up over plain decoding, without the prompt's part: `speedup_decode` of a bundle."""
         return self._if(self.seconds)
 
     @property
     def limit(self) -> float:
-        """The speed-up without overhead, if the tree were scored at the price of one token."""
+        """Speed-up without overhead, if the tree were scored at the price of one token."""
         return self._if(self.draft + self.step)
 
     @property
     def share(self) -> float:
-        """Of the limit that is reached: the part of a round that the limit allows, `(D + s) / T`."""
+        """Share of the limit that is reached: the part of a round that the limit allows, `(D + s) / T`."""
         return (self.draft + self.step) / self.seconds
 
     @property
     def levers(self) -> dict[str, float | None]:
-        """What the speed-up would be with one thing changed; see the head of this file. None where unknown."""
+        """Speed-up with one thing changed, for each lever; see the head of this file. None where unknown."""
         perfect = None if self.depth is None else (1 + self.depth) * self.plain / self.seconds
         values = (
             self._if(self.draft + self.score),
@@ -83,22 +84,22 @@ class Prediction:
         return dict(zip(LEVERS, values, strict=True))
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
+        """Return everything as plain JSON values."""
         names = ("seconds", "tokens_per_second", "limit", "share", "levers")
         return {**vars(self), "speedup_decode": self.speedup, **{name: getattr(self, name) for name in names}}
 
     def _if(self, seconds: float) -> float:
-        """The speed-up if a round took so long."""
+        """Return the speed-up if a round took this many seconds."""
         return self.tokens * self.plain / seconds
 
 
 def draft_seconds(costs: Costs, shape: Shape, tokens: float) -> float:
-    """Seconds of drafting: `first(tau) + sum_{i > 1} level(n_i)`, and what choosing among nodes adds.
+    """Return the seconds of drafting: `first(tau) + sum_{i > 1} level(n_i)`, plus those for choosing among nodes.
 
     Args:
-        costs: of the machine.
-        shape: of the tree.
-        tokens: per round; the drafter reads what the last round confirmed.
+        costs: costs on this machine.
+        shape: shape of the tree.
+        tokens: tokens per round; the drafter reads those that the last round confirmed.
     """
     if costs.block is not None:
         return costs.block
@@ -109,13 +110,13 @@ def draft_seconds(costs: Costs, shape: Shape, tokens: float) -> float:
 
 
 def predict(costs: Costs, shape: Shape, accepted: float, rows: int = 1) -> Prediction:
-    """The mean round of a shape that has `accepted` drafted tokens accepted on average.
+    """Predict the mean round of a shape that has `accepted` drafted tokens accepted on average.
 
     Args:
-        costs: of the machine.
-        shape: of the tree.
-        accepted: drafted tokens per round, from `Acceptance` or from a measurement.
-        rows: of the batch that the costs were measured with.
+        costs: costs on this machine.
+        shape: shape of the tree.
+        accepted: accepted drafted tokens per round, from `Acceptance` or from a measurement.
+        rows: number of rows of the batch that the costs were measured with.
     """
     tokens = 1 + accepted
     return Prediction(

@@ -1,8 +1,8 @@
-"""What methods that were measured on a small target would do on a big one: `mmspec bench simulate`.
+"""Project methods that were measured on a small target to a big one: `mmspec bench simulate`.
 
-Taken over from the bundle is how much is accepted, how many nodes are drafted in how many passes, and how big the
-drafter is next to its target. All times come from the roofline. These are projections: a bigger target with a drafter
-of its own accepts another number of tokens, and no device reaches its peaks.
+The bundle tells how many tokens are accepted, how many nodes are drafted in how many passes, and how big the drafter is
+next to its target. All times come from the roofline. These are projections: a bigger target with its own drafter
+accepts another number of tokens, and no device reaches its peaks.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LOOKUP, HEAD, MODEL = "lookup", "head", "model"
 
 @dataclass(frozen=True)
 class Structure:
-    """What a drafter is made of, next to its target.
+    """The size of a drafter in relation to its target.
 
     Args:
         kind: `lookup` (no passes), `head` (layers over the target's features, with its vocabulary head), or `model` (a
             small model of its own).
-        layers: of a head, its weights in layers of the target; of a model, its layers as a share of the target's.
-        share: of a model, its weights as a share of the target's.
-        vocabulary: the share of the vocabulary that it drafts from.
+        layers: for a head, its weights in layers of the target; for a model, its layers as a share of the target's.
+        share: for a model, its weights as a share of the target's.
+        vocabulary: share of the vocabulary that it drafts from.
     """
 
     kind: str
@@ -40,7 +40,8 @@ class Structure:
 
     @classmethod
     def of(cls, written: Any) -> Structure:
-        """From what a user writes: `lookup`, `head`, or a model's share of the target's size, such as 0.1."""
+        """Make a structure from a user's setting: `lookup`, `head`, or a model's share of the target's size, such as
+        0.1."""
         if written in (LOOKUP, HEAD):
             return cls(written)
         if isinstance(written, int | float) and not isinstance(written, bool) and 0 < written <= 1:
@@ -52,7 +53,7 @@ class Structure:
         )
 
     def sized(self, target: Architecture) -> Architecture | None:
-        """The drafter of that structure for a target; None if it makes no passes."""
+        """Return the architecture of such a drafter for a target; None if it makes no passes."""
         if self.kind == LOOKUP:
             return None
         if self.kind == HEAD:
@@ -64,15 +65,15 @@ class Structure:
 
 @dataclass(frozen=True)
 class Method:
-    """What a bundle says of a method.
+    """A measured method, as a bundle describes it.
 
     Args:
-        label: of the method.
-        tokens: per round and row.
-        nodes: drafted per round and row.
-        passes: of the drafter per round; levels of the tree.
-        width: nodes that the drafter expands per pass after the first.
-        structure: of the drafter.
+        label: name of the method.
+        tokens: tokens per round and row.
+        nodes: drafted nodes per round and row.
+        passes: passes of the drafter per round; levels of the tree.
+        width: number of nodes that the drafter expands per pass after the first.
+        structure: size of the drafter.
     """
 
     label: str
@@ -85,12 +86,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is projected to.
+    """Conditions to project to.
 
     Args:
-        device: peaks.
-        prefix: cached tokens per row.
-        batch: rows.
+        device: peaks of the device.
+        prefix: number of cached tokens per row.
+        batch: number of rows.
         width: bytes per weight and cache entry.
         launch: seconds per layer and pass.
         overhead: seconds per round, and per token of plain decoding, besides the passes.
@@ -111,18 +112,18 @@ class Setting:
             raise MMSpecError(f"bytes={self.width} must be above 0, such as 2 for 16-bit weights")
 
     def seconds(self, model: Architecture, nodes: float) -> float:
-        """Of a pass."""
+        """Return the seconds of a pass."""
         options = {"prefix": self.prefix, "batch": self.batch, "width": self.width, "launch": self.launch}
         return pass_seconds(model, self.device, nodes, **options)
 
     def gigabytes(self, model: Architecture) -> float:
-        """Of weights (the embeddings included) and cache."""
+        """Return the gigabytes of the weights (the embeddings included) and the cache."""
         weights = model.parameters + model.hidden * model.vocabulary
         return self.width * (weights + self.batch * self.prefix * model.cached) / 1e9
 
 
 def project(method: Method, target: Architecture, setting: Setting) -> Prediction:
-    """The mean round of a method on a target of that size."""
+    """Predict the mean round of a method on a target of that size."""
     drafter, step = method.structure.sized(target), setting.seconds(target, 1)
     draft = 0.0
     if drafter is not None and method.passes > 0:
@@ -141,14 +142,14 @@ def project(method: Method, target: Architecture, setting: Setting) -> Predictio
 
 
 def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float | None = None) -> list[Method]:
-    """What a report's rows say of their methods, each task counting the same as in the table.
+    """Return the methods that a report's rows describe, with the same weight for each task as in the table.
 
-    The baseline, what transformers decodes and what did not answer every task are left out.
+    The baseline, transformers' own methods and methods that did not answer every task are left out.
 
     Args:
-        rows: of a report.
-        structures: of drafters by name, for bundles that do not say; these win over what bundles say.
-        share: of every small draft model, instead of the share that it was measured with.
+        rows: rows of a report.
+        structures: structures of drafters by name, for bundles that do not say; these win over the bundles.
+        share: share of the target's size for every small draft model, instead of the measured one.
 
     Raises:
         MMSpecError: if no method is left, or a bundle does not say how a drafter is made.
@@ -196,5 +197,5 @@ def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> 
 
 
 def project_all(methods: Sequence[Method], models: Sequence[str], setting: Setting) -> dict[str, list[Prediction]]:
-    """Every method on every model, by the model's name."""
+    """Project every method to every model; the result is by the model's name."""
     return {name: [project(method, model_of(name), setting) for method in methods] for name in models}

@@ -1,4 +1,4 @@
-"""Seconds of a pass of a big model that nobody ran: the roofline, and the sizes of models and devices."""
+"""Seconds of a pass of a big model, computed by the roofline, and the sizes of models and devices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..errors import MMSpecError, did_you_mean
 
 @dataclass(frozen=True)
 class Device:
-    """What a device does at its peak.
+    """The peak performance of a device.
 
     Args:
-        bandwidth: of its memory, in GB/s.
+        bandwidth: bandwidth of its memory, in GB/s.
         compute: dense 16-bit matrix products with 32-bit sums, in TFLOP/s.
-        memory: in GB.
+        memory: size of its memory, in GB.
     """
 
     bandwidth: float
@@ -27,7 +27,8 @@ class Device:
                 raise MMSpecError(f"a device's {name}={value!r} must be above 0")
 
     def times(self, count: int) -> Device:
-        """So many of them that share every pass evenly and talk at no cost, which no real ones do."""
+        """Return `count` such devices as one: they share every pass evenly and communicate at no cost, which real ones
+        do not."""
         return Device(*(value * count for value in vars(self).values()))
 
 
@@ -54,10 +55,10 @@ class Architecture:
 
     Args:
         hidden, intermediate: widths of the layers and of their MLPs.
-        layers: of them; need not be whole, for a drafter whose weights are so many layers' worth.
-        heads, key_value_heads, head_dim: of attention.
+        layers: number of layers; not always whole, for a drafter whose weights are a fraction of a layer's.
+        heads, key_value_heads, head_dim: sizes of the attention.
         vocabulary: rows of the vocabulary head.
-        share: of the weights, sums and cache entries, for a small model of the same form.
+        share: factor of the weights, sums and cache entries, for a small model of the same form.
     """
 
     hidden: int
@@ -71,18 +72,19 @@ class Architecture:
 
     @property
     def layer_parameters(self) -> float:
-        """Weights of one layer: `2 h (q + k) + 3 h m`, q and k being the widths of queries and of keys."""
+        """Number of weights of one layer: `2 h (q + k) + 3 h m`, with q and k the widths of queries and of keys."""
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         return self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate)
 
     @property
     def parameters(self) -> float:
-        """Weights that every pass reads: the layers and the vocabulary head. Embeddings are looked up, not read."""
+        """Number of weights that every pass reads: the layers and the vocabulary head. Embeddings are looked up, not
+        read."""
         return self.share * (self.layers * self.layer_parameters + self.hidden * self.vocabulary)
 
     @property
     def cached(self) -> float:
-        """Numbers that the cache holds per token."""
+        """Number of values that the cache holds per token."""
         return self.share * 2 * self.layers * self.key_value_heads * self.head_dim
 
 
@@ -96,10 +98,10 @@ MODELS = {
 
 
 def device_of(name: str, bandwidth: float | None = None, compute: float | None = None, count: int = 1) -> Device:
-    """A device by its name, with other numbers where they are given.
+    """Return a device by its name, with other numbers where they are given.
 
     Raises:
-        MMSpecError: for a name that is not known, or a number that is not positive.
+        MMSpecError: if the name is unknown, or a number is not positive.
     """
     if name not in DEVICES:
         raise MMSpecError(
@@ -113,10 +115,10 @@ def device_of(name: str, bandwidth: float | None = None, compute: float | None =
 
 
 def model_of(name: str) -> Architecture:
-    """A model's sizes by name.
+    """Return a model's sizes by name.
 
     Raises:
-        MMSpecError: for a name that is not known.
+        MMSpecError: if the name is unknown.
     """
     if name not in MODELS:
         raise MMSpecError(f"model {name!r} is unknown.{did_you_mean(name, MODELS)}")
@@ -133,18 +135,18 @@ def pass_seconds(
     width: float = 2,
     launch: float = 0.0,
 ) -> float:
-    """Seconds of one pass: `max(bytes / bandwidth, sums / compute) + layers * launch`.
+    """Return the seconds of one pass: `max(bytes / bandwidth, sums / compute) + layers * launch`.
 
-    The bytes are all weights once and the cache of every row; a weight takes two operations per node and row, and
+    The bytes are all weights once and the cache of every row. A weight takes two operations per node and row, and
     attention four per node, cached token and unit of the queries' width.
 
     Args:
         model, device: sizes and peaks.
-        nodes: tokens per row that the pass reads.
-        prefix: cached tokens per row.
-        batch: rows.
+        nodes: number of tokens per row that the pass reads.
+        prefix: number of cached tokens per row.
+        batch: number of rows.
         width: bytes per weight and cache entry.
-        launch: seconds per layer that no size changes: the launching of kernels.
+        launch: seconds per layer that do not depend on its size: the launching of kernels.
     """
     moved = width * (model.parameters + batch * prefix * model.cached)
     attended = model.share * model.layers * model.heads * model.head_dim * prefix

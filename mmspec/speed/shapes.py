@@ -9,19 +9,19 @@ from ..errors import MMSpecError
 from ..trees import Chain, DynamicTree, StaticTree, TreeBuilder
 
 Ranks = tuple[int, ...]
-"""A node's path: at every level, the rank of the child to take."""
+"""Path of a node: the rank of the child to take at every level."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much is drafted and scored in a round.
+    """The numbers of nodes drafted and scored in a round.
 
     Args:
         kind: `chain`, `static`, `dynamic`, or `block` for a drafter that proposes whole trees at once.
-        levels: nodes that the drafter expands in each of its passes: the first one expands the root alone. Empty for
-            a `block`.
-        nodes: drafted nodes that the target scores, the root not counted.
-        depth: levels of drafted nodes; None where they are as many as the drafter's passes.
+        levels: number of nodes that the drafter expands in each of its passes: the first one expands the root alone.
+            Empty for a `block`.
+        nodes: number of drafted nodes that the target scores, without the root.
+        depth: number of levels of drafted nodes; None where it equals the number of the drafter's passes.
     """
 
     kind: str
@@ -31,22 +31,22 @@ class Shape:
 
     @property
     def passes(self) -> int:
-        """Passes of the drafter."""
+        """Number of passes of the drafter."""
         return len(self.levels)
 
     @property
     def deepest(self) -> float:
-        """Most tokens that a round can accept."""
+        """Largest number of tokens that a round can accept."""
         return self.passes if self.depth is None else self.depth
 
     @classmethod
     def chain(cls, length: int) -> Shape:
-        """Of `Chain(length)`."""
+        """Return the shape of `Chain(length)`."""
         return cls("chain", (1,) * length, length)
 
     @classmethod
     def static(cls, paths: Iterable[Sequence[int]]) -> Shape:
-        """Of `StaticTree(paths)`: inner nodes are expanded, all nodes are scored."""
+        """Return the shape of `StaticTree(paths)`: inner nodes are expanded, all nodes are scored."""
         nodes = {tuple(path) for path in paths}
         inner = {path[:-1] for path in nodes}
         levels = tuple(sum(len(path) == level for path in inner) for level in range(max(map(len, nodes))))
@@ -54,16 +54,16 @@ class Shape:
 
     @classmethod
     def dynamic(cls, depth: int, top_k: int, total: int) -> Shape:
-        """Of `DynamicTree(depth, top_k, total)`: `top_k` nodes are expanded per level."""
+        """Return the shape of `DynamicTree(depth, top_k, total)`: `top_k` nodes are expanded per level."""
         candidates = top_k + (depth - 1) * top_k**2
         return cls("dynamic", (1,) + (top_k,) * (depth - 1), min(total - 1, candidates))
 
     @classmethod
     def of(cls, builder: TreeBuilder) -> Shape:
-        """Of a `Chain`, a `StaticTree` or a `DynamicTree`.
+        """Return the shape of a `Chain`, a `StaticTree` or a `DynamicTree`.
 
         Raises:
-            MMSpecError: for a builder whose trees are not the same size in every round.
+            MMSpecError: if the builder's trees do not have the same size in every round.
         """
         if isinstance(builder, Chain):
             return cls.chain(builder.length)

@@ -1,4 +1,4 @@
-"""Costs kept on disk, so that a machine is measured once."""
+"""Keep costs on disk, so that a machine is measured once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 def cache_folder() -> Path:
-    """`$MMSPEC_CACHE`, or `mmspec` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`)."""
+    """Return `$MMSPEC_CACHE`, or `mmspec` in the user's cache folder (`$XDG_CACHE_HOME`, or else `~/.cache`)."""
     own = os.environ.get("MMSPEC_CACHE")
     if own:
         return Path(own).expanduser()
@@ -27,14 +27,14 @@ def cache_folder() -> Path:
 
 
 def file_of(key: Mapping[str, Any]) -> Path:
-    """Where the costs measured under these conditions are kept."""
+    """Return the file for costs measured under these conditions."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     return cache_folder() / "costs" / f"{digest[:20]}.json"
 
 
 def load(key: Mapping[str, Any]) -> Costs | None:
-    """The costs measured under these conditions before; None if there are none. A file that cannot be read is left out
-    with a warning: measuring again repairs it."""
+    """Load the costs that were measured under these conditions before; None if there are none. A file that cannot be
+    read is left out with a warning: measuring again repairs it."""
     path = file_of(key)
     try:
         text = path.read_text(encoding="utf-8")
@@ -52,8 +52,8 @@ def load(key: Mapping[str, Any]) -> Costs | None:
 
 
 def store(key: Mapping[str, Any], costs: Costs) -> Path | None:
-    """Keep costs, whole or not at all: another process never reads half a file. What cannot be written is a warning,
-    because decoding can go on without; the path is returned, None if there is no file."""
+    """Store costs atomically, so that another process never reads half a file. If they cannot be written there is a
+    warning, because decoding can continue without them; the path is returned, None if there is no file."""
     path = file_of(key)
     text = json.dumps({"format": FORMAT, "costs": costs.to_dict()}, indent=1, default=str) + "\n"
     unfinished = None

@@ -1,4 +1,4 @@
-"""The embedded vision-language model: procedurally drawn pictures, their answers, and the tiny model that reads them.
+"""The embedded vision-language model: procedurally drawn pictures, their answers, and a tiny model that reads them.
 
     >>> from mmspec import zoo
     >>> image, prompt, reference = zoo.sample("scenes", "test", 0)
@@ -15,7 +15,7 @@ DEMO_PROMPT = "Describe the picture."
 
 
 def demo_image():
-    """The picture that `mmspec generate` describes when it is given none: a PIL image."""
+    """Return the picture that `mmspec generate` describes when it is given none: a PIL image."""
     from PIL import Image
 
     with Image.open(Path(__file__).parent / "assets" / "demo.png") as image:

@@ -24,7 +24,7 @@ VISUAL_TOKENS = GRID**2
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """The configuration for a given tokenizer."""
+    """Return the configuration of the model for a given tokenizer."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -65,7 +65,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
 
 @torch.no_grad()
 def build_model(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
-    """A freshly initialised model in fp32.
+    """Make a freshly initialised model in fp32.
 
     Every residual branch starts at zero, so that at first each position carries nothing but its own token, patch and
     place, through all sixteen layers; with branches of ordinary size the small embeddings would drown in their sum.

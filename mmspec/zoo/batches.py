@@ -33,7 +33,8 @@ LATE_MIXTURE = {"scenes": 5, "charts": 4, "documents": 3, "questions": 20}
 class Batch(NamedTuple):
     """Rows of one forward pass.
 
-    `[rows, length]` ids and labels, `[rows, 3, 96, 96]` pixels, `[rows, 144]` labels of the patches, `[rows]` tasks.
+    Shapes: ids and labels `[rows, length]`, pixels `[rows, 3, 96, 96]`, labels of the patches `[rows, 144]`, tasks
+    `[rows]`.
     """
 
     input_ids: torch.Tensor
@@ -44,13 +45,13 @@ class Batch(NamedTuple):
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
-    """What the processor makes of a 96 x 96 picture: channels first, from -1 to 1."""
+    """Convert a 96 x 96 picture as the processor does: channels first, values from -1 to 1."""
     array = numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1.0
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a conversation; the labels are the ids of the answers, `IGNORE` elsewhere."""
+    """Return token ids and labels of a conversation; the labels are the ids in the answers and `IGNORE` elsewhere."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     image, user, assistant = tokenizer.convert_tokens_to_ids(["<image>", "<|user|>", "<|assistant|>"])
     ids = [bos, user] + [image] * VISUAL_TOKENS
@@ -64,13 +65,13 @@ def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[l
 
 
 def schedule(mixture: dict[str, int]) -> list[str]:
-    """The tasks of consecutive pictures, interleaved."""
+    """Return the tasks of consecutive pictures, interleaved."""
     places = [((i + 0.5) / n, task) for task, n in mixture.items() for i in range(n)]
     return [task for _, task in sorted(places)]
 
 
 def task_of(index: int) -> str:
-    """The task of training picture number `index`."""
+    """Return the task of training picture number `index`."""
     tasks = schedule(EARLY_MIXTURE if index < EASY_PICTURES else LATE_MIXTURE)
     return tasks[index % len(tasks)]
 
@@ -85,7 +86,7 @@ class Conversations:
         self.tokenizer, self.pictures, self.rows = tokenizer, pictures, rows
 
     def step(self, number: int) -> list[Batch]:
-        """The micro-batches of step `number`, `pictures` pictures in all, at most `rows` in each."""
+        """Return the micro-batches of step `number`: `pictures` pictures in all, at most `rows` in each."""
         examples = []
         for index in range(number * self.pictures, (number + 1) * self.pictures):
             task = task_of(index)

@@ -11,7 +11,7 @@ from mmspec.zoo.drawing import ALPHABET, COLOURS, GRID, PATCH, SIZE, draw_text
 
 LETTERS, DIGITS = ALPHABET[:24], ALPHABET[24:]
 UNITS = (1, 2, 5)
-"""What one grid line is worth: the axis then ends at 10, 20 or 50."""
+"""Possible values of one grid line: the axis then ends at 10, 20 or 50."""
 STEP = PATCH  # pixels between grid lines
 FLOOR = 80  # the y coordinate of value zero; the labels stand below it
 FONT, POINTS = "DejaVuSansMono-Bold.ttf", 12
@@ -35,13 +35,13 @@ class Bar(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """The worth of a grid line, and the bars from left to right."""
+    """A chart: the value of a grid line, and the bars from left to right."""
 
     unit: int
     bars: tuple[Bar, ...]
 
     def value(self, bar: Bar) -> int:
-        """The number that the bar stands for."""
+        """Return the number that the bar stands for."""
         return bar.level * self.unit
 
 
@@ -76,7 +76,8 @@ def render(chart: Chart, rng: random.Random) -> Image.Image:
 
 
 def patch_words(chart: Chart) -> dict[int, str]:
-    """What the patches show: the label below a bar, its colour inside, and the digits of its value at its top."""
+    """Return the word that each patch shows: the label below a bar, its colour inside, the digits of its value at its
+    top."""
     words = {}
     floor = FLOOR // PATCH
     for number, bar in enumerate(chart.bars):
@@ -91,6 +92,6 @@ def patch_words(chart: Chart) -> dict[int, str]:
 
 
 def tabulate(chart: Chart) -> str:
-    """The Markdown table of the chart, one row per bar."""
+    """Return the Markdown table of the chart, one row per bar."""
     rows = [HEADER, ("---",) * 3, *((bar.label, bar.colour, str(chart.value(bar))) for bar in chart.bars)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

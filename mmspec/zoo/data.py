@@ -1,4 +1,4 @@
-"""The four tasks behind one door: `sample(task, split, index)` and, for training, `conversation(...)`.
+"""The four tasks in one place: `sample(task, split, index)` and, for training, `conversation(...)`.
 
 Everything follows from (task, split, index): no state, no files, the same picture on every machine. The splits share
 no picture: a hash of the content decides to which split a scene, chart or document belongs, so a training picture
@@ -23,7 +23,7 @@ Subject = scenes.Scene | charts.Chart | documents.Document
 
 
 class Sample(NamedTuple):
-    """One example: a picture, what is asked, and the right answer."""
+    """One example: a picture, a question about it, and the right answer."""
 
     image: Image.Image
     prompt: str
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """One training example: a picture, several turns of (prompt, reference), and what single patches show."""
+    """One training example: a picture, several turns of (prompt, reference), and the words that single patches show."""
 
     image: Image.Image
     turns: tuple[tuple[str, str], ...]
@@ -48,10 +48,10 @@ def _check(task: str, split: str, index: int) -> None:
 
 
 def draw_subject(task: str, split: str, rng: random.Random, difficulty: float = 1.0) -> Subject:
-    """What the picture will show. `difficulty` below 1 means fewer shapes, bars, characters and lines.
+    """Choose the content of a picture. `difficulty` below 1 means fewer shapes, bars, characters and lines.
 
-    Documents start from almost nothing: to read the first letter of a short line is a lesson that a page full of
-    text, where it is one of sixty, would take far longer to teach.
+    Documents become very short at low difficulty: reading the first letter of a short line is learnt soon, while a page
+    full of text, in which it is one of sixty letters, would take far longer to teach it.
     """
     ease = 1.0 - min(max(difficulty, 0.0), 1.0)
 
@@ -83,7 +83,7 @@ def _render(subject: Subject, rng: random.Random) -> Image.Image:
 
 
 def _long_turn(subject: Subject, rng: random.Random) -> tuple[str, str]:
-    """The prompt and answer that cover the whole picture."""
+    """Return the prompt and answer that cover the whole picture."""
     if isinstance(subject, scenes.Scene):
         return rng.choice(scenes.PROMPTS), scenes.describe(subject, rng)
     if isinstance(subject, charts.Chart):
@@ -92,13 +92,13 @@ def _long_turn(subject: Subject, rng: random.Random) -> tuple[str, str]:
 
 
 def subject_of(task: str, split: str, index: int) -> Subject:
-    """The exact content of the picture of `sample(task, split, index)`, for metrics and tests."""
+    """Return the exact content of the picture of `sample(task, split, index)`, for metrics and tests."""
     _check(task, split, index)
     return draw_subject(task, split, random.Random(f"mmspec/{task}/{split}/{index}"))
 
 
 def sample(task: str, split: str, index: int) -> Sample:
-    """Example number `index` of a task: `image, prompt, reference = sample("charts", "test", 7)`."""
+    """Return example number `index` of a task: `image, prompt, reference = sample("charts", "test", 7)`."""
     _check(task, split, index)
     rng = random.Random(f"mmspec/{task}/{split}/{index}")
     subject = draw_subject(task, split, rng)
@@ -108,7 +108,7 @@ def sample(task: str, split: str, index: int) -> Sample:
 
 
 def conversation(task: str, index: int, difficulty: float = 1.0) -> Conversation:
-    """A training example: one picture with several turns, so that each look at it teaches more.
+    """Return a training example: one picture with several turns, so that the model learns more from each picture.
 
     In half of the conversations the questions come first, so that they have to be answered from the picture and not
     from the description that is already there; in the other half the long answer does.

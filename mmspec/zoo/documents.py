@@ -32,7 +32,7 @@ PROMPTS = (
 
 
 class Document(NamedTuple):
-    """The printed lines and how they look."""
+    """The printed lines and their look."""
 
     lines: tuple[str, ...]
     font: str
@@ -41,7 +41,7 @@ class Document(NamedTuple):
 
 
 def _line(rng: random.Random, columns: int) -> str:
-    """Words of letters, numbers and mixed codes that fill most of a line."""
+    """Return words of letters, numbers and mixed codes that fill most of a line."""
     words: list[str] = []
     room = columns
     while room >= 2:
@@ -69,7 +69,7 @@ def render(document: Document) -> Image.Image:
 
 
 def patch_words(document: Document) -> dict[int, str]:
-    """What the patches show: both patches of a cell its character."""
+    """Return the word that each patch shows: both patches of a cell show its character."""
     words = {}
     for row, line in enumerate(document.lines):
         for column, character in enumerate(line):
@@ -79,5 +79,5 @@ def patch_words(document: Document) -> dict[int, str]:
 
 
 def transcribe(document: Document) -> str:
-    """The text of the page, line by line."""
+    """Return the text of the page, line by line."""
     return "\n".join(document.lines)

@@ -89,7 +89,7 @@ def draw_shape(image: Image.Image, shape: str, centre: tuple[float, float], size
 
 @functools.cache
 def font_folder() -> Path:
-    """Where matplotlib keeps the fonts that it ships (DejaVu and STIX)."""
+    """Return the folder of the fonts that come with matplotlib (DejaVu and STIX)."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -97,7 +97,7 @@ def font_folder() -> Path:
 
 @functools.lru_cache(maxsize=4096)
 def glyph(character: str, font: str, points: int) -> Image.Image:
-    """One character as an 8 x 16 coverage mask, centred in its cell; wide letters are squeezed to fit."""
+    """Draw one character as an 8 x 16 coverage mask, centred in its cell; wide letters are squeezed to fit."""
     face = ImageFont.truetype(str(font_folder() / font), points * OVERSAMPLE)
     width, height = CELL[0] * OVERSAMPLE, CELL[1] * OVERSAMPLE
     left, _, right, _ = face.getbbox(character, anchor="ls")

@@ -15,7 +15,7 @@ LONGEST_ANSWER = 192
 
 
 def chat(processor: LlavaProcessor, prompt: str, pictures: int = 1) -> str:
-    """The text of a user turn with pictures, ready for the processor."""
+    """Return the text of a user turn with pictures, ready for the processor."""
     content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -28,7 +28,7 @@ def answer(
     prompts: list[str],
     longest: int = LONGEST_ANSWER,
 ) -> list[tuple[str, int]]:
-    """Greedy answers to a batch of pictures with one prompt each: pairs of (text, number of tokens)."""
+    """Generate greedy answers to a batch of pictures with one prompt each: pairs of (text, number of tokens)."""
     texts = [chat(processor, prompt) for prompt in prompts]
     inputs = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
@@ -52,7 +52,7 @@ def evaluate(
     tasks: tuple[str, ...] = TASKS,
     longest: int = LONGEST_ANSWER,
 ) -> dict[str, dict]:
-    """Metrics, mean answer length in tokens (end token included) and share of perfect answers, per task."""
+    """Return metrics, mean answer length in tokens (end token included) and share of perfect answers, per task."""
     report: dict[str, dict] = {}
     for task in tasks:
         started = time.monotonic()

@@ -46,7 +46,7 @@ def export(checkpoint: Path, destination: Path = DESTINATION) -> Path:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="the checkpoint.safetensors of a training run")
     parser.add_argument("--output", type=Path, default=DESTINATION, help="default: the weights folder of the package")

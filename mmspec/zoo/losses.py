@@ -1,4 +1,4 @@
-"""What the tiny target is trained to do: the forward pass of a batch, and its two losses.
+"""Losses that train the tiny target: the forward pass of a batch, and its two losses.
 
 Importing this module registers the attention implementation `mmspec_dense`, which training uses.
 """
@@ -17,7 +17,8 @@ from mmspec.zoo.batches import IGNORE, IMAGE_START, Batch
 
 
 def dense_attention(module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """Softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal one."""
+    """Compute softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal
+    one."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if module.is_causal:
@@ -30,7 +31,7 @@ AttentionInterface.register("mmspec_dense", dense_attention)
 
 
 class Losses(NamedTuple):
-    """Cross entropy of every answer token, the row that each belongs to, and the mean over the patches of every row."""
+    """Cross-entropy of every answer token, the row of each token, and the mean over the patches of every row."""
 
     answers: torch.Tensor  # [tokens]
     rows: torch.Tensor  # [tokens]
@@ -38,11 +39,11 @@ class Losses(NamedTuple):
 
 
 def losses_of(model: LlavaForConditionalGeneration, batch: Batch) -> Losses:
-    """One forward pass. Logits are made only where there is something to predict.
+    """Run one forward pass and return its losses. Logits are computed only where there is something to predict.
 
-    The loss on the patches asks the projector that the embedding of a patch resemble the word for what it shows, the
-    letter K or the colour red. Seeing is then learnt at once instead of through sixteen layers, and transcribing
-    becomes what language models are good at: copying.
+    The loss on the patches asks the projector to make the embedding of a patch resemble the word for what the patch
+    shows, such as the letter K or the colour red. The model then learns to see at once instead of through sixteen
+    layers, and transcription becomes a task that language models are good at: copying.
     """
     inner = model.model
     features = inner.vision_tower(batch.pixel_values.to(model.dtype)).last_hidden_state[:, 1:]

@@ -1,4 +1,4 @@
-"""How right an answer is: one strict, explainable count per task.
+"""Metrics of the right answers: one strict, explainable count per task.
 
 `measure(task, reference, answer)` returns pairs (count, out of how many) under the name of the metric; `total` adds
 the pairs of many examples and divides. Nothing is matched loosely: an attribute, a cell or a conclusion is right when
@@ -32,7 +32,7 @@ _CONCLUSION = re.compile(rf"{CONCLUSION} (.+?)\.?\s*$", re.DOTALL)
 
 
 def parse_scene(text: str) -> dict[str, tuple[str, str, str]]:
-    """What a description says: place -> (size, colour, shape), from the sentences that name both."""
+    """Parse a description into place -> (size, colour, shape), from the sentences that name both."""
     found: dict[str, tuple[str, str, str]] = {}
     for sentence in text.split("."):
         place, thing = _PLACE.search(sentence), _THING.search(sentence)
@@ -42,7 +42,7 @@ def parse_scene(text: str) -> dict[str, tuple[str, str, str]]:
 
 
 def parse_table(text: str) -> list[list[str]]:
-    """The cells of the rows of a Markdown table, without its header and rule."""
+    """Parse the rows of a Markdown table into cells, without its header and rule."""
     rows = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -52,7 +52,7 @@ def parse_table(text: str) -> list[list[str]]:
 
 
 def parse_conclusion(text: str) -> str | None:
-    """The words behind the last `So the answer is`, or None."""
+    """Return the words behind the last `So the answer is`, or None."""
     found = _CONCLUSION.search(text)
     return found[1].strip() if found else None
 

@@ -1,6 +1,6 @@
 """Train the tiny target from nothing: `python scripts/train_tiny_target.py`.
 
-What keeps an hour of two CPU cores enough:
+These measures make an hour on two CPU cores enough:
 
 - the forward and backward pass run in bf16, the weights that the optimizer changes are fp32;
 - one single-threaded process per core, each with its share of the pictures, and gradients averaged once per step:
@@ -40,7 +40,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass
 class Settings:
-    """Everything that a run depends on. The budget is `minutes` of training if given, `steps` otherwise."""
+    """Everything that a run depends on. Its length is `minutes` of training if given, and `steps` otherwise."""
 
     output: Path
     steps: int = 2500
@@ -63,7 +63,7 @@ class Settings:
 
 
 class MasterWeights:
-    """fp32 copies of the bf16 model's parameters, and the optimizers that change them."""
+    """Copies in fp32 of the bf16 model's parameters, and the optimizers that update them."""
 
     def __init__(self, model: LlavaForConditionalGeneration, settings: Settings):
         self.settings = settings
@@ -93,7 +93,8 @@ class MasterWeights:
                 group["initial_lr"] = group["lr"]
 
     def average_gradients(self, progress: float) -> float:
-        """Give every process the mean gradient, and the mean of `progress`, so that all of them stay identical."""
+        """Average the gradients and `progress` over all processes, so that all of them stay identical; return the mean
+        progress."""
         gradients = []
         for name, master in self.masters.items():
             gradient = self.parameters[name].grad  # None where the loss does not reach (the unused last norm of CLIP)
@@ -109,7 +110,7 @@ class MasterWeights:
         return flat[-1].item()
 
     def step(self, schedule: float) -> float:
-        """Clip, update the fp32 weights, copy them into the model. Returns the norm of the gradient."""
+        """Clip, update the fp32 weights and copy them into the model; return the norm of the gradient."""
         norm = nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -125,7 +126,7 @@ class MasterWeights:
             self.parameters[name].copy_(master)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer state under flat names, for one safetensors file."""
+        """Return weights and optimizer state under flat names, for one safetensors file."""
         flat = {f"weights/{name}": master.detach() for name, master in self.masters.items()}
         for number, optimizer in enumerate(self.optimizers):
             for name, master in self.masters.items():
@@ -135,7 +136,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The reverse of `tensors`."""
+        """Load the tensors that `tensors` returned."""
         for key, value in tensors.items():
             kind, name, *rest = key.split("/")
             if kind == "weights":
@@ -147,32 +148,34 @@ class MasterWeights:
 
 
 def share_spent(settings: Settings, step: int, seconds: float) -> float:
-    """How much of the budget, time or steps, is used up."""
+    """Return the used share of the budget, which is time or steps."""
     return seconds / (60 * settings.minutes) if settings.minutes else step / settings.steps
 
 
 def rate(settings: Settings, step: int, progress: float) -> float:
-    """Warmup-stable-decay, as a share of the peak; `progress` is the spent share of the budget, its end decays to 0."""
+    """Return the learning rate as a share of its peak: warmup-stable-decay. `progress` is the spent share of the
+    budget; the rate decays to 0 at its end."""
     warm = min(1.0, (step + 1) / settings.warmup_steps)
     cold = min(1.0, max(0.0, (1.0 - progress) / settings.decay))
     return warm * cold
 
 
 def write_checkpoint(path: Path, weights: MasterWeights, state: dict) -> None:
-    """One safetensors file, written beside and then renamed: an interruption leaves the old one whole."""
+    """Write one safetensors file, beside the old one and then renamed, so that an interruption leaves the old one
+    complete."""
     with replacing(path) as unfinished:
         save_file(weights.tensors(), unfinished, metadata={"state": json.dumps(state)})
 
 
 def read_checkpoint(path: Path, weights: MasterWeights) -> dict:
-    """Load weights and optimizer state; returns the step and the seconds already spent."""
+    """Load weights and optimizer state; return the step and the seconds already spent."""
     with safe_open(path, "pt") as file:
         weights.load({key: file.get_tensor(key) for key in file.keys()})
         return json.loads(file.metadata()["state"])
 
 
 def train(settings: Settings, spawn: bool = True) -> Path:
-    """Run or resume a training; returns the path of its last checkpoint. Without `spawn`, it runs in this process."""
+    """Run or resume a training; return the path of its last checkpoint. Without `spawn`, it runs in this process."""
     settings.output.mkdir(parents=True, exist_ok=True)
     kept_tokenizer(settings.output / "tokenizer")  # made once, before the processes share it
     if not spawn:
@@ -186,7 +189,7 @@ def train(settings: Settings, spawn: bool = True) -> Path:
 
 
 def _join(rank: int, settings: Settings, meeting: str) -> None:
-    """What a new process does: take its share of the cores and meet the others."""
+    """Set up a new process: take its share of the cores and connect to the others."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.processes))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=settings.processes)
@@ -195,7 +198,7 @@ def _join(rank: int, settings: Settings, meeting: str) -> None:
 
 
 def _run(rank: int, settings: Settings) -> None:
-    """One process: its share of every step. The first one also saves, logs and validates."""
+    """Run one process with its share of every step. The first process also saves, logs and validates."""
     tokenizer = kept_tokenizer(settings.output / "tokenizer")
     model = build_model(build_config(tokenizer), settings.seed)
     model.set_attn_implementation("mmspec_dense")
@@ -231,7 +234,7 @@ def _run(rank: int, settings: Settings) -> None:
 
 
 class Journal:
-    """What the first process keeps for later: losses per task (of its share), validation metrics, checkpoints."""
+    """Records of the first process: losses per task (of its share), validation metrics, checkpoints."""
 
     def __init__(self, settings: Settings, tokenizer: PreTrainedTokenizerFast, weights: MasterWeights):
         self.settings, self.tokenizer, self.weights = settings, tokenizer, weights
@@ -269,7 +272,7 @@ class Journal:
             self.validated = time.monotonic()
 
     def validate(self, state: dict) -> None:
-        """A quick look at the metrics: a few greedy answers per task of the validation split."""
+        """Compute the metrics over a few greedy answers per task of the validation split."""
         model = self.weights.model
         model.eval()
         model.set_attn_implementation("sdpa")

@@ -145,5 +145,5 @@ CHART_QUESTIONS = (_highest, _value_of, _bar_colour, _difference, _count_bars)
 
 
 def ask(subject: Scene | Chart, rng: random.Random) -> tuple[str, str]:
-    """A question about the scene or chart, and its reasoned answer."""
+    """Make a question about the scene or chart, and its answer with reasons."""
     return rng.choice(SCENE_QUESTIONS if isinstance(subject, Scene) else CHART_QUESTIONS)(subject, rng)

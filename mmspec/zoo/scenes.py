@@ -37,7 +37,7 @@ class Thing(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The name of the cell."""
+        """Name of the cell."""
         return PLACES[self.cell]
 
     @property
@@ -77,7 +77,8 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def patch_words(scene: Scene) -> dict[int, str]:
-    """What the four patches in the middle of every shape show: its colour in the upper two, its kind in the lower."""
+    """Return the words that the four patches in the middle of every shape show: its colour in the upper two, its kind
+    in the lower."""
     words = {}
     for thing in scene.things:
         row, column = divmod(thing.cell, 3)
@@ -88,7 +89,7 @@ def patch_words(scene: Scene) -> dict[int, str]:
 
 
 def article(name: str) -> str:
-    """`a` or `an`, whichever the name needs."""
+    """Return `a` or `an`, whichever the name needs."""
     return "an" if name[0] in "aeiou" else "a"
 
 
@@ -98,13 +99,13 @@ def listed(parts: list[str]) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number word and its noun: `one circle`, `two circles`, `three crosses`."""
+    """Return a number word and its noun: `one circle`, `two circles`, `three crosses`."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{NUMBERS[number]} {noun if number == 1 else plural}"
 
 
 def relation(first: Thing, second: Thing) -> str:
-    """Where the first shape is, seen from the second."""
+    """Return where the first shape is, seen from the second."""
     (row, column), (other_row, other_column) = divmod(first.cell, 3), divmod(second.cell, 3)
     if row != other_row:
         return "above" if row < other_row else "below"
@@ -112,7 +113,7 @@ def relation(first: Thing, second: Thing) -> str:
 
 
 def _sentence(thing: Thing, rng: random.Random) -> str:
-    """One of three wordings: the pictures decide the attributes, chance decides the style."""
+    """Describe a shape in one of three wordings: the picture decides the attributes, chance decides the wording."""
     name = f"{article(thing.name)} {thing.name}"
     style = rng.random()
     if style < 0.6:
@@ -123,7 +124,7 @@ def _sentence(thing: Thing, rng: random.Random) -> str:
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """The long answer: every shape with its attributes, two relations, the totals and the colours."""
+    """Return the long answer: every shape with its attributes, two relations, the totals and the colours."""
     things = scene.things
     parts = [f"The picture shows {count(len(things), 'shape')} on a {scene.background} background."]
     parts += [_sentence(thing, rng) for thing in things]

@@ -1,8 +1,8 @@
 """The tokenizer, the chat template and the processor of the tiny model, built from scratch.
 
-A byte-level BPE: the words of the task templates are single tokens, anything else falls back to pieces and bytes, so
-every text survives encoding and decoding. Digits and capitals outside words are always tokens of their own, which
-keeps transcription honest: one token, one character to read.
+The tokenizer is a byte-level BPE: the words of the task templates are single tokens, anything else falls back to pieces
+and bytes, so every text survives encoding and decoding. Digits and capitals outside words are always tokens of their
+own, which keeps transcription honest: one token, one character to read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _corpus(examples: int) -> Iterator[str]:
 
 
 def build_tokenizer(examples: int = 1500) -> PreTrainedTokenizerFast:
-    """Learn the merges from the training split. Deterministic: the same tokenizer on every machine."""
+    """Learn the merges from the training split. The result is the same tokenizer on every machine."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -75,14 +75,15 @@ def build_tokenizer(examples: int = 1500) -> PreTrainedTokenizerFast:
 
 
 def kept_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in a folder, built and saved first if there is none: a run keeps the one it began with."""
+    """Return the tokenizer saved in a folder, built and saved first if there is none: a run keeps the one it began
+    with."""
     if not (folder / "tokenizer.json").exists():
         build_tokenizer().save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> LlavaProcessor:
-    """The processor that a user calls: text and pictures in, model inputs out."""
+    """Return the processor that a user calls: it turns text and pictures into model inputs."""
     image_processor = CLIPImageProcessorPil(
         do_resize=True,
         size={"height": SIZE, "width": SIZE},
