@@ -28,7 +28,7 @@ from .version import __version__
 from .wording import in_options
 
 COMMANDS = {
-    "generate": "answer a question about a picture by speculative decoding",
+    "generate": "answer a question about pictures, videos or sounds by speculative decoding",
     "demo": "serve a page that shows plain and speculative decoding side by side",
     "distill": "let the target answer prompts about pictures, for a drafter to learn from",
     "train": "train a drafter on the target's answers",

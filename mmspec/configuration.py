@@ -175,6 +175,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     """
     folders, found, (chosen, keys) = search_folders(config_dir), groups(config_dir), settings(name)
     choices, values, names, literals = {}, [], {}, {}
+    free = {key for key, (default, _) in keys.items() if default == "{}"}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals and not override.startswith("~"):
@@ -186,6 +187,8 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
             if key.removeprefix(f"{name}/") not in chosen:
                 raise MMSpecError(f"mmspec {name} has no group {key!r}.{did_you_mean(key, chosen)}")
             choices[key], names[f"{key}.name"] = _choose(key, value, options)
+        elif key.partition(".")[0] in free and "." in key:
+            values.append(f"++{override}")  # any name may stand there
         elif "/" in value and key[:1] not in "+~" and Path(value).expanduser().exists():
             literals[key] = str(Path(value).expanduser())
         else:

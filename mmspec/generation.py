@@ -124,7 +124,7 @@ def stream(
         refuse_settings(
             settings, [*pipeline.processors, *stopping.criteria, stopping.stop], target.family.settings_not_applied
         )
-    copies = _copies(num_return_sequences, pipeline)
+    copies = answers_per_row(num_return_sequences, pipeline)
     verifier = verifier or (Greedy() if pipeline.greedy else PointMassSampling())
     if not isinstance(verifier, Verifier):
         raise MMSpecError(f"verifier={verifier!r} is no Verifier; pass an instance, such as mmspec.verifiers.Greedy()")
@@ -174,8 +174,8 @@ def stream(
     return _pieces(run, streamer)
 
 
-def _copies(given: Any, pipeline: LogitsPipeline) -> int:
-    """Answers per row.
+def answers_per_row(given: Any, pipeline: LogitsPipeline) -> int:
+    """Return `num_return_sequences` as an int.
 
     Raises:
         MMSpecError: for no positive number, and for several that would all be the same.

@@ -16,6 +16,7 @@ from .. import configuration, output
 from ..metrics import SHOWN, SPEEDUPS
 from ..similarity import similarity
 from ..stats import speed_in_words
+from . import question
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,34 +36,35 @@ class Settings:
     min_p: float | None
     repetition_penalty: float | None
     max_new_tokens: int
+    stop: Any
+    num_return_sequences: int
+    chat_template_kwargs: dict[str, Any]
     seed: int
     compare: bool
     json: bool
 
     def sampling(self) -> dict[str, Any]:
         """Return what both speculative and plain decoding are called with."""
-        return {name: value for name, value in vars(self).items() if name not in ("compare", "json")}
+        given = {name: value for name, value in vars(self).items() if name not in ("compare", "json")}
+        return given | {"chat_template_kwargs": self.chat_template_kwargs or None}
 
     def check(self, verifier: Any) -> None:
         """Refuse numbers that are out of range, and what the verifier does not go with, before anything is loaded."""
+        from ..generation import answers_per_row
         from ..sampling import LogitsPipeline
         from ..stopping import Stopping
 
         Stopping(self.max_new_tokens, [])
         pipeline = LogitsPipeline(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        answers_per_row(self.num_return_sequences, pipeline)
         if verifier is not None:
             verifier.check_sampling(pipeline)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `mmspec generate`."""
-    parser.description = "Answer a question about a picture; with neither flag, about a picture that ships with mmspec."
-    parser.add_argument(
-        "--image", metavar="PATH", action="append", default=[], help="a picture; may be given repeatedly"
-    )
-    parser.add_argument(
-        "--prompt", metavar="TEXT", help="the question, in any words; alone it is asked without a picture"
-    )
+    parser.description = "Answer a question about a picture; without flags, about a picture that ships with mmspec."
+    question.add_flags(parser)
     parser.add_argument("--output", metavar="FILE", help=output.HELP.format(what="the answer"))
 
 
@@ -82,33 +84,35 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers
 
         import mmspec
-        from mmspec.inputs import load_image
 
         transformers.utils.logging.disable_progress_bar()
-        prompt, images = arguments.prompt, [load_image(path) for path in arguments.image]
-        if prompt is None:
-            prompt, images = mmspec.zoo.DEMO_PROMPT, images or [mmspec.zoo.demo_image()]
+        asked = question.asked(arguments)
         shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
         settings.check(shape["verifier"])
         target = configuration.build(config.target)
         drafter = configuration.build_drafter(config, target)
-        request = {"prompt": prompt, "images": images or None, **settings.sampling()}
+        request = {**asked, **settings.sampling()}
 
-    out = show(mmspec.stream(target, drafter, **request, **shape), Console())
+    pieces = mmspec.stream(target, drafter, **request, **shape)
+    out = show(pieces, Console()) if settings.num_return_sequences == 1 else show_several(pieces)
     comparison = None
     if settings.compare and out.stats.rounds:  # without a round there is no decoding to compare, only the prompt's pass
         exact = settings.temperature == 0 and out.stats.lossless
         comparison = compare(
             lambda: mmspec.generate(target, drafter, **request, **shape),
             lambda: mmspec.generate(target, None, **request),
-            partial(difference, target, request, settings) if exact else None,
+            partial(difference, target, asked, settings) if exact else None,
         )
     line = summary_line(out.stats, comparison, sampled=settings.temperature > 0)
     if settings.compare and comparison is None:
         line += " | nothing to compare: the prompt's pass wrote the only token"
     print(line)
-    result = {"text": out.text[0], "token_ids": out.token_ids[0], "stats": out.stats.summary()}
+    result = {"text": out.text[0], "token_ids": out.token_ids[0], "finish_reason": out.finish_reason[0]}
+    result["stats"] = out.stats.summary()
     result |= {"compare": comparison} if comparison else {}
+    if len(out.text) > 1:
+        rows = zip(out.text, out.token_ids, out.finish_reason, strict=True)
+        result["answers"] = [{"text": t, "token_ids": ids, "finish_reason": why} for t, ids, why in rows]
     output.write_result(place, out.text[0], result)
     if settings.json:
         print(json.dumps(result))
@@ -151,6 +155,17 @@ def show(pieces: Iterator[Any], console: Console) -> Any:
                 console.file.flush()
 
 
+def show_several(pieces: Iterator[Any]) -> Any:
+    """Print the answers of a stream one behind the other, once they are all there, and return what it returns."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as stop:
+            for number, text in enumerate(stop.value.text, start=1):
+                print(f"answer {number}: {text}")
+            return stop.value
+
+
 def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
     """Time both ways of decoding in turns: median speeds, both speed-ups, whether the ids agree, and else how nearly.
 
@@ -174,14 +189,15 @@ def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]]
     return result
 
 
-def difference(target, request: dict[str, Any], settings: Settings, plain: list, found: list) -> dict[str, Any] | None:
-    """Return where the ids of two answers to a request differ first; see `mmspec.exactness.explained`."""
+def difference(target, asked: dict[str, Any], settings: Settings, plain: list, found: list) -> dict[str, Any] | None:
+    """Return where the ids of two answers to a question differ first; see `mmspec.exactness.explained`."""
     from mmspec.exactness import explained
     from mmspec.inputs import prepare
     from mmspec.sampling import Sampling
 
     sampling = Sampling(repetition_penalty=settings.repetition_penalty)
-    return explained(target, prepare(target, request["prompt"], request["images"]), plain, found, sampling)
+    request = prepare(target, **asked, chat_template_kwargs=settings.chat_template_kwargs or None)
+    return explained(target, request, plain, found, sampling)
 
 
 def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:
