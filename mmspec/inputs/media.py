@@ -15,6 +15,8 @@ from .reader import Reader
 
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
 """Kind to the argument that gives media of the kind, of `generate` and of processors alike."""
+PLURALS = {"image": "images", "video": "videos", "audio": "sounds"}
+"""What errors call several of a kind."""
 
 
 def loaded(reader: Reader, conversation: Conversation) -> Conversation:

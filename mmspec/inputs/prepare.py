@@ -12,7 +12,7 @@ from torch import Tensor
 from ..chat import Conversation, media_of, read_messages
 from ..errors import MMSpecError, shown
 from ..media import KINDS
-from .media import ARGUMENTS, loaded, rows_of, unasked
+from .media import ARGUMENTS, PLURALS, loaded, rows_of, unasked
 from .prompts import conversation_of, prompts_of, systems_of
 from .reader import Reader
 from .request import PER_TOKEN, Request, extras_of
@@ -142,7 +142,7 @@ def _refuse_unseen(target: Reader, conversations: list[Conversation]) -> None:
     for kind in KINDS:
         count = sum(len(media_of(conversation, kind)) for conversation in conversations)
         if count and kind not in kinds:
-            raise MMSpecError(f"{count} {ARGUMENTS[kind]} were given but {type(target.model).__name__} takes none")
+            raise MMSpecError(f"{count} {PLURALS[kind]} were given but {type(target.model).__name__} takes none")
 
 
 def _written(target: Reader, conversations: list[Conversation], settings: Mapping[str, Any] | None) -> Request:
@@ -168,7 +168,7 @@ def _refuse_swallowed(target: Reader, request: Request) -> None:
             own = kind in target.family.placeholders.values()
             if count and not (kind in arrived if own else arrived):
                 raise MMSpecError(
-                    f"prompt {row}: {count} {ARGUMENTS[kind]} were given, but what the chat template of "
+                    f"prompt {row}: {count} {PLURALS[kind]} were given, but what the chat template of "
                     f"{type(target.processor).__name__} writes has no place for them: give media of kinds that "
                     "it knows, or set processor.chat_template to one that knows them"
                 )
