@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .cache import AHEAD
 from .calls import named_arguments
 from .check import Report, check_target
+from .check.prompts import NAMES
 from .compat import warn_if_untested
 from .context import Context
 from .errors import MMSpecError, first_line, shown
@@ -64,8 +65,8 @@ class Target(Model):
         compile: whether to compile the passes that score trees, and those of small models that draft for it, see
             `mmspec.compiled`. The first answer then takes a minute or more.
         check: whether to compare it with its own `generate` at once, see `mmspec.check`; by default only if it is of no
-            listed family. Such a model reads no pictures before it was checked with some: with those that its processor
-            makes, or by `check(inputs=...)`.
+            listed family. Such a model reads no pictures, videos or sounds before it was checked with some: with those
+            that its processor makes, or by `check(inputs=...)`.
         writes: what it is to write: `"text"`, or `"image"` for the tokens of pictures, where the model can do both.
 
     Raises:
@@ -77,7 +78,8 @@ class Target(Model):
     def __init__(self, model, processor=None, compile: bool = False, check: bool | None = None, writes: str = "text"):
         warn_if_untested()
         super().__init__(unwrapped(model), processor, compile, writes)
-        self.pictures_checked = self.family.verified or check is False
+        self.checked = set(self.family.encoders) if self.family.verified or check is False else set()
+        """The kinds of media that it is known to read as its model does."""
         if check:
             self._expect_text()
         if check or (check is None and not self.family.verified):
@@ -94,7 +96,8 @@ class Target(Model):
         """Compare trees with the model's own `generate`, see `mmspec.check.check_target`.
 
         Args:
-            inputs: of one row with pictures, from the model's processor; by default pictures of noise are made.
+            inputs: of one row with pictures, videos or sounds, from the model's processor; by default such of noise are
+                made.
 
         Raises:
             MMSpecError: if they differ.
@@ -110,7 +113,7 @@ class Target(Model):
 
     def _believe(self, report: Report) -> None:
         report.raise_if_wrong(self)
-        self.pictures_checked |= report.saw_pictures
+        self.checked |= report.kinds
 
     @property
     def speller(self):
@@ -168,17 +171,17 @@ class Target(Model):
 
     @torch.no_grad()  # and not inference mode: what is trained beside the target reads this too
     def encode(self, request: Request) -> Vision | None:
-        """Run the vision tower over a request's pictures; None if it has none.
+        """Run the encoders over a request's media; None if it has none.
 
         Raises:
-            MMSpecError: see `Family.encode`; for a model of no listed family whose pictures were not checked.
+            MMSpecError: see `Family.encode`; for media of a model of no listed family that were not checked.
         """
         vision = super().encode(request)
-        if vision is not None and not self.pictures_checked:
+        if vision is not None and (unknown := set(vision.kinds or ()) - self.checked):
             raise MMSpecError(
-                f"{type(self.model).__name__} is of no listed family, and how it reads pictures was not checked, for "
-                "there is no processor: give Target(model, processor), or run target.check(inputs=...) once with "
-                "inputs of one row from its processor"
+                f"{type(self.model).__name__} is of no listed family, and how it reads {NAMES[min(unknown)]} was not "
+                "checked, for there is no processor, or it makes none: give Target(model, processor), or run "
+                "target.check(inputs=...) once with inputs of one row from its processor"
             )
         return vision
 

@@ -42,7 +42,7 @@ class Tiny:
         join: the arrays of all pictures of a batch, row by row, to those of the batch; they are put behind one another
             by default.
         types: names of per-token inputs that say where pictures are, to the value on (text, image, video).
-        kinds: what it can be shown.
+        kinds: what it can be shown, or told.
         attention: its usual back end.
     """
 
@@ -156,6 +156,29 @@ def pixtral(kind: str, index: int, generator: torch.Generator, row: Row) -> Pict
     return Picture(ids, {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])})
 
 
+SAMPLES = {"qwen2_audio": 40, "voxtral": 32, "audioflamingo3": 32, "glmasr": 32, "qwen3_asr": 200}
+"""Frames of log-mel features, of 8 bins, that a window of sound has."""
+
+
+def sound(kind: str, index: int, generator: torch.Generator, row: Row, family: str) -> Picture:
+    """A sound in a window of its own, padded to its length; the second of a row is shorter. For Voxtral, which has no
+    mask, the second is two windows long instead."""
+    longest = SAMPLES[family]
+    windows, frames = (2, longest) if family == "voxtral" and index % 2 else (1, longest - 9 * (index % 2))
+    features = torch.randn(windows, 8, longest, generator=generator)
+    halved = (frames - 1) // 2 + 1
+    if family == "voxtral":
+        return Picture([IMAGE] * 4 * windows, {"input_features": features})
+    mask = (torch.arange(longest) < frames).long()[None]
+    features = features * mask[:, None]
+    if family == "qwen3_asr":  # three convolutions by 2 over chunks of 100 frames
+        tokens = 13 * (frames // 100) + -(-(frames % 100) // 8)
+    else:
+        tokens = (halved - 4) // 4 + 1 if family == "glmasr" else (halved - 2) // 2 + 1
+    name = "feature_attention_mask" if family == "qwen2_audio" else "input_features_mask"
+    return Picture([IMAGE] * tokens, {"input_features": features, name: mask})
+
+
 def rows_of_pictures(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
     """SmolVLM: `[batch, most pictures, ...]`, padded with empty pictures."""
     most = max(map(len, rows))
@@ -222,6 +245,15 @@ def gemma3_text(attention: str = "sdpa") -> torch.nn.Module:
 
 LLAMA, QWEN2 = TEXT | {"model_type": "llama"}, TEXT | {"model_type": "qwen2"}
 SIGLIP = CLIP | {"model_type": "siglip_vision_model"}
+
+EARS = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_mel_bins": 8,
+}
+AUDIO_ID = {"audio_token_id": IMAGE}
 
 FAMILIES: dict[str, Tiny] = {
     "llava": Tiny(models.llava, square),
@@ -334,6 +366,22 @@ FAMILIES: dict[str, Tiny] = {
         types={"token_type_ids": (0, 0, 0)},
         attention="eager",  # Gemma 2 caps its scores, which sdpa cannot
     ),
+    **{
+        family: Tiny(
+            builder(name, text, audio_config=audio, **AUDIO_ID), partial(sound, family=family), kinds=("audio",)
+        )
+        for family, name, text, audio in (
+            (
+                "qwen2_audio",
+                "Qwen2Audio",
+                QWEN2,
+                EARS | {"model_type": "qwen2_audio_encoder", "d_model": 16, "max_source_positions": 20},
+            ),
+            ("voxtral", "Voxtral", LLAMA, EARS | {"intermediate_size": 64, "max_source_positions": 16}),
+            ("audioflamingo3", "AudioFlamingo3", QWEN2, EARS | {"max_source_positions": 16}),
+            ("glmasr", "GlmAsr", LLAMA, EARS | {"intermediate_size": 64, "max_position_embeddings": 64}),
+        )
+    },
     "llama": Tiny(models.llama, kinds=()),
     "qwen3": Tiny(models.qwen3, kinds=()),
     "mistral, sliding window": Tiny(models.mistral, kinds=()),
@@ -388,6 +436,16 @@ UNLISTED: dict[str, Tiny] = {
         ),
         square,
         rows_of_pictures,
+    ),
+    "qwen3_asr": Tiny(
+        builder(
+            "Qwen3ASR",
+            TEXT | {"model_type": "qwen3"},
+            audio_config=EARS | {"output_dim": 32, "n_window": 50, "n_window_infer": 100, "downsample_hidden_size": 4},
+            **AUDIO_ID,
+        ),
+        partial(sound, family="qwen3_asr"),
+        kinds=("audio",),
     ),
     "aya_vision": Tiny(
         builder("AyaVision", COHERE2, SIGLIP | {"patch_size": 4}, image_token_index=IMAGE, downsample_factor=2), square

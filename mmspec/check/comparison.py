@@ -16,7 +16,7 @@ from ..model import Model
 from ..outcome import Verdict
 from ..states import LAST
 from ..tree import DraftTree
-from .prompts import TEXTS, joined, ordinary_tokens, pictured, text_lengths, turning_points
+from .prompts import NAMES, TEXTS, joined, ordinary_tokens, text_lengths, turning_points, with_noise
 from .report import Finding, Report
 
 SHAPES = ((-1, 0, 0, 1, 1, 2, 3), (-1, 0, 1, 0, 3))
@@ -33,9 +33,9 @@ def check_target(
 
     Args:
         target: to check.
-        inputs: of one row, from the model's processor, to check pictures or videos with; by default pictures of noise
-            are made and given to the target's processor, if it has one.
-        seed: of tokens and pictures.
+        inputs: of one row, from the model's processor, to check pictures, videos or sounds with; by default such of
+            noise are made and given to the target's processor, if it has one.
+        seed: of tokens and noise.
         thorough: also exceed a sliding window, and lengths at which positions are read in another way, which takes
             long rows.
 
@@ -59,9 +59,15 @@ def check_target(
             request = prepare(target, inputs=inputs)
             if request.batch_size > 1:
                 raise MMSpecError(f"check takes inputs of one row, and these have {request.batch_size}; give one")
-            report.findings += _compare(target, "pictures", [request], request, text)
-        elif "image" in target.family.encoders and (found := pictured(target, generator, report)) is not None:
-            report.findings += _compare(target, "pictures", *found, text)
+            kinds = [kind for kind, encoder in target.family.encoders.items() if encoder.samples in request.inputs]
+            what = " and ".join(NAMES[kind] for kind in kinds) or "the inputs"
+            report.findings += _compare(target, what, [request], request, text)
+            report.kinds.update(kinds)
+            return report
+        for kind in target.family.kinds:
+            if (found := with_noise(target, kind, generator, report)) is not None:
+                report.findings += _compare(target, NAMES[kind], *found, text)
+                report.kinds.add(kind)
     return report
 
 

@@ -1,23 +1,28 @@
 """What a self-check shows a model: texts of ordinary tokens, long ones where the model reads them in another way, and
-pictures of noise."""
+pictures, videos and sounds of noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import first_line
 from ..families.frequencies import STATIC
 from ..inputs import PER_TOKEN, Request, prepare
+from ..inputs.media import ARGUMENTS
+from ..media import Video
 from ..model import Model
 from .report import Report
 
 TEXTS = (5, 12, 21)
 """Text tokens of the rows that are checked without pictures."""
-PICTURES = ((1, 0, 2), (1, 2), (1, 0), (1,))
-"""Pictures per row; the first of these that the processor takes is checked."""
+COUNTS = ((1, 0, 2), (1, 2), (1, 0), (1,))
+"""Pictures, videos or sounds per row; the first of these that the processor takes is checked."""
+NAMES = {"image": "pictures", "video": "videos", "audio": "sounds"}
 LONGEST = 1024
 """A sliding window, or a length at which positions are read in another way, is exceeded by a longer row, if it has no
 more tokens than this."""
@@ -83,24 +88,36 @@ def joined(target: Model, rows: Sequence[Request]) -> Request:
     return prepare(target, inputs={"input_ids": ids, "attention_mask": mask, **joint})
 
 
-def pictured(target: Model, generator: torch.Generator, report: Report) -> tuple[list[Request], Request] | None:
-    """Rows with pictures of noise, alone and as a batch, as the processor writes them; None if it cannot."""
-    from PIL import Image
-
+def with_noise(
+    target: Model, kind: str, generator: torch.Generator, report: Report
+) -> tuple[list[Request], Request] | None:
+    """Rows with pictures, videos or sounds of noise, alone and as a batch, as the processor writes them; None if it
+    cannot."""
     if target.processor is None:
-        report.notes.append("not checked: pictures, for there is no processor; give check the inputs= of one")
+        report.notes.append(f"not checked: {NAMES[kind]}, for there is no processor; give check the inputs= of one")
         return None
-
-    def noise(height: int, width: int) -> Image.Image:
-        pixels = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8, device="cpu")
-        return Image.fromarray(pixels.numpy())
-
-    for counts in PICTURES:
-        prompts = [f"What is in picture {number}?" for number in range(len(counts))]
-        images = [[noise(96 + 32 * index, 128) for index in range(count)] for count in counts]
+    for counts in COUNTS:
+        prompts = [f"What is in number {number}?" for number in range(len(counts))]
         try:
-            rows = [prepare(target, [prompt], [shown]) for prompt, shown in zip(prompts, images, strict=True)]
-            return rows, prepare(target, prompts, images)
+            shown = [[_noise(target, kind, index, generator) for index in range(count)] for count in counts]
+            rows = [
+                prepare(target, [prompt], **{ARGUMENTS[kind]: [media]})
+                for prompt, media in zip(prompts, shown, strict=True)
+            ]
+            return rows, prepare(target, prompts, **{ARGUMENTS[kind]: shown})
         except Exception as error:  # processors raise errors of many kinds
-            report.notes.append(f"not checked: rows with {', '.join(map(str, counts))} pictures ({first_line(error)})")
+            numbers = ", ".join(map(str, counts))
+            report.notes.append(f"not checked: rows with {numbers} {NAMES[kind]} ({first_line(error)})")
     return None
+
+
+def _noise(target: Model, kind: str, index: int, generator: torch.Generator) -> Any:
+    """The n-th picture, video or sound of a row, each of a size of its own."""
+    if kind == "audio":
+        rate = target.processor.feature_extractor.sampling_rate
+        samples = torch.rand(rate * (2 + index) // 4, generator=generator, device="cpu")
+        return (2 * samples - 1).numpy(), rate
+    frames = 1 if kind == "image" else 4 + 2 * index
+    size = (frames, 96 + 32 * index, 128, 3)
+    pixels = torch.randint(256, size, generator=generator, dtype=torch.uint8, device="cpu").numpy()
+    return Image.fromarray(pixels[0]) if kind == "image" else Video(pixels, fps=2)

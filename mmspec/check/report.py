@@ -47,18 +47,16 @@ class Report:
     Args:
         findings: all comparisons.
         notes: what was not checked, and why.
+        kinds: of the media that were shown: `"image"`, `"video"`, `"audio"`.
     """
 
     findings: list[Finding]
     notes: list[str] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
 
     @property
     def ok(self) -> bool:
         return all(finding.ok for finding in self.findings)
-
-    @property
-    def saw_pictures(self) -> bool:
-        return any(finding.what.startswith("pictures") for finding in self.findings)
 
     def raise_if_wrong(self, target: Model) -> None:
         """

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from ..errors import MMSpecError, shown
+from .audio import Masked, Qwen2Audio, Voxtral
 from .base import Family
 from .encoders import Encoder
 from .gemma3 import Gemma3
@@ -43,6 +44,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma3,
     Mistral3,
     PaliGemma,
+    Qwen2Audio,
+    Voxtral,
+    Masked,
     Whisper,
     Janus,
     JanusImages,

@@ -12,7 +12,8 @@ from mmspec.target import Target
 
 NEW = 12
 LENGTHS = (9, 20, 5, 13)
-VISUAL = [name for name, tiny in FAMILIES.items() if tiny.kinds]
+VISUAL = [name for name, tiny in FAMILIES.items() if "image" in tiny.kinds]
+HEARING = [name for name, tiny in FAMILIES.items() if "audio" in tiny.kinds]
 
 
 def target_of(name: str) -> Target:
@@ -24,7 +25,7 @@ def rows_of(tiny: Tiny) -> list[Row]:
     """Rows with one picture, none, several of all kinds, and one of the last kind."""
     if not tiny.kinds:
         return [[]] * 4
-    return [["image"], [], ["image", *tiny.kinds[::-1]], [tiny.kinds[-1]]]
+    return [[tiny.kinds[0]], [], [tiny.kinds[0], *tiny.kinds[::-1]], [tiny.kinds[-1]]]
 
 
 @cache

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from showing import FAMILIES, VISUAL, target_of
+from showing import FAMILIES, target_of
 from tiny_families import UNLISTED
 
 import mmspec
@@ -36,7 +36,7 @@ def shown(name: str) -> dict | None:
 def test_every_family_passes(name):
     report = check_target(target_of(name), shown(name))
     assert report.ok, f"\n{report}"
-    assert report.saw_pictures == (name in VISUAL)
+    assert report.kinds == set(FAMILIES[name].kinds)
 
 
 @pytest.mark.parametrize("name", [name for name, tiny in FAMILIES.items() if tiny.attention == "sdpa"])
@@ -141,7 +141,7 @@ def test_what_is_built_like_others_works_without_a_family(name):
     assert isinstance(target.family, Unlisted)
     with pytest.raises(MMSpecError, match="of no listed family, and how it reads pictures was not checked"):
         target.encode(_request(target, shown(name)))
-    assert target.check(shown(name)).saw_pictures
+    assert target.check(shown(name)).kinds == set(FAMILIES[name].kinds)
     assert target.encode(_request(target, shown(name))) is not None
 
 
@@ -154,13 +154,13 @@ def test_what_reads_pictures_in_a_way_of_its_own_is_refused(name):
         target.encode(_request(target, shown(name)))
 
 
-@pytest.mark.parametrize("name", ["vipllava", "glm4v", "idefics2"])
+@pytest.mark.parametrize("name", ["vipllava", "glm4v", "idefics2", "qwen3_asr"])
 def test_real_models_without_a_family_are_exact(name):
     """Checked, and held against `generate` as the others are."""
     tiny = UNLISTED[name]
     target = Target(tiny.build(tiny.attention))
-    inputs = tiny.inputs([["image", "image"]])
-    assert target.check(inputs).saw_pictures
+    inputs = tiny.inputs([[tiny.kinds[0]] * 2])
+    assert target.check(inputs).kinds == set(tiny.kinds)
     expected = target.model.generate(**inputs, max_new_tokens=10, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     for drafter in (NGramDrafter(target), EagleDrafter(target)):
         tree = None if drafter.tree is None else DynamicTree(6, 2, 3)
@@ -173,7 +173,7 @@ def test_a_head_that_does_less_than_its_configuration_says():
     model = UNLISTED["aya_vision"].build()
     target = Target(model)
     assert model.config.text_config.logit_scale != 1 and target.family.logit_scale == 1
-    assert target.check(UNLISTED["aya_vision"].inputs([["image", "image"]])).saw_pictures
+    assert target.check(UNLISTED["aya_vision"].inputs([["image", "image"]])).kinds == {"image"}
 
 
 def test_a_head_that_is_misread_is_refused(monkeypatch):
@@ -215,7 +215,7 @@ def test_several_rows_cannot_be_told_apart():
 
 def test_what_was_not_checked_is_said():
     report = check_target(target_of("llava"))
-    assert not report.saw_pictures and "there is no processor" in str(report)
+    assert not report.kinds and "there is no processor" in str(report)
     quick = check_target(target_of("mistral, sliding window"), thorough=False)
     assert not quick.notes, "a window of 12 is exceeded anyway"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import models
 import pytest
 import torch
-from showing import FAMILIES, LENGTHS, VISUAL, batch_of, rows_of, target_of
+from showing import FAMILIES, HEARING, LENGTHS, VISUAL, batch_of, rows_of, target_of
 
 import mmspec
 from mmspec.compressors import Pool
@@ -130,26 +131,52 @@ def test_pictures_and_videos_are_put_in_order():
     assert merged.kinds == ["image", "image", "video"]
 
 
-@pytest.mark.parametrize("name", [name for name in VISUAL if "video" in FAMILIES[name].kinds])
-def test_videos_and_placeholders_must_agree(name):
-    target = target_of(name)
-    inputs = FAMILIES[name].inputs([["video"]])
-    without = {key: value for key, value in inputs.items() if "video" not in key}
-    with pytest.raises(MMSpecError, match=r"has \d+ video placeholder tokens but no video .* pixel_values_videos"):
+@pytest.mark.parametrize(
+    ("name", "kind", "argument"),
+    [(name, "video", "videos") for name in VISUAL if "video" in FAMILIES[name].kinds]
+    + [(name, "audio", "audio") for name in HEARING],
+)
+def test_media_and_placeholders_must_agree(name, kind, argument):
+    target, samples = target_of(name), target_of(name).family.encoders[kind].samples
+    inputs = FAMILIES[name].inputs([[kind]])
+    theirs = [key for key in inputs if key in target.family.encoders[kind].inputs]
+    without = {key: value for key, value in inputs.items() if key not in theirs}
+    with pytest.raises(
+        MMSpecError, match=rf"has \d+ {kind} placeholder tokens but no {kind} .* {argument}=.* {samples}"
+    ):
         target.encode(prepare(target, inputs=without))
-    twice = FAMILIES[name].inputs([["video", "video"]])
-    vision = {key: twice[key] for key in twice if "video" in key}
-    with pytest.raises(MMSpecError, match=r"video placeholder tokens but the 2 videos given fill \d+"):
-        target.encode(prepare(target, inputs=inputs | vision))
+    twice = FAMILIES[name].inputs([[kind, kind]])
+    wrong = (
+        rf"{kind} placeholder tokens but the \d {kind}s given fill \d+|does not read this prompt and its {kind}: .*\d"
+    )
+    with pytest.raises(MMSpecError, match=wrong):
+        target.encode(prepare(target, inputs=inputs | {key: twice[key] for key in theirs}))
 
 
-def test_another_picture_or_video_gives_other_logits():
-    for name in VISUAL:
+def test_a_sound_of_one_placeholder_is_refused():
+    """As the first processors of Qwen2-Audio wrote it, which the model expands itself."""
+    inputs = FAMILIES["qwen2_audio"].inputs([["audio"]])
+    at = (inputs["input_ids"] == models.IMAGE).cumsum(1) < 2
+    short = {key: inputs[key][at][None] for key in ("input_ids", "attention_mask")}
+    with pytest.raises(MMSpecError, match="fewer audio placeholder tokens than its sounds fill"):
+        target_of("qwen2_audio").encode(prepare(target_of("qwen2_audio"), inputs=inputs | short))
+
+
+@pytest.mark.parametrize("name", HEARING)
+def test_spans_and_grids_of_sounds(name):
+    target, request = target_of(name), request_of(name)
+    vision = target.encode(request)
+    spans = [span for row in target.prefill(request, vision).visual_spans() for span in row]
+    assert vision.kinds == ["audio"] * 4 and vision.features is None
+    assert vision.sizes == [end - start for start, end in spans] and len(set(vision.sizes)) == 2
+    assert target.family.grids(request.inputs, vision) == [(size, 1, 1) for size in vision.sizes]
+
+
+def test_another_picture_video_or_sound_gives_other_logits():
+    for name in VISUAL + HEARING:
         target, tiny = target_of(name), FAMILIES[name]
-        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            if kind not in tiny.kinds:
-                continue
-            inputs = tiny.inputs([[kind]])
+        for kind in tiny.kinds:
+            inputs, pixels = tiny.inputs([[kind]]), target.family.encoders[kind].samples
             logits = [
                 target.prefill(request, target.encode(request)).logits
                 for shown in (inputs, inputs | {pixels: -inputs[pixels]})
