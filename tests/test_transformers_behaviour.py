@@ -168,7 +168,7 @@ def test_a_cache_without_a_config_keeps_everything(name):
 
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_encoded_pictures_come_one_by_one(name):
-    """`Family.pictures`: `get_image_features(...).pooler_output` has an entry per picture, as long as its
+    """`Encoder.read`: `get_image_features(...).pooler_output` has an entry per picture, as long as its
     placeholders are many."""
     model, inputs = models.MODELS[name](), models.inputs_for(name, [2, 1])
     pixels = {key: inputs[key] for key in ("pixel_values", "image_grid_thw") if key in inputs}
@@ -233,7 +233,7 @@ def test_rope_deltas_are_state_that_given_positions_leave_alone():
 
 
 def test_the_order_of_vision_windows():
-    """`Qwen25VL.align_features` undoes it; the function is no method of a model."""
+    """`mmspec.families.qwen_vl.Windowed` undoes it; the function is no method of a model."""
     from transformers.vision_utils import get_vision_window_index
 
     order, _ = get_vision_window_index(torch.tensor([[1, 8, 8]]), spatial_merge_size=2, window_size=16, patch_size=4)
