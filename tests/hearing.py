@@ -17,6 +17,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from mmspec import Target
+from mmspec.drafters import DraftModelDrafter
+
 RATE, SECONDS, BINS = 16000, 1, 8
 LANGUAGES, TASKS = ("en", "fr", "de"), ("translate", "transcribe")
 CHARACTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -118,6 +121,12 @@ def features(numbers, bins: int = BINS) -> torch.Tensor:
     """`[sounds, bins, frames]`, as the real extractor makes them of sounds that differ in length."""
     sounds = [sound(number, 0.5 + 0.1 * number) for number in numbers]
     return extractor(bins)(sounds, sampling_rate=RATE, return_tensors="pt").input_features
+
+
+def example() -> tuple:
+    """A target, a drafter and a sound, for pages that suppose them."""
+    target = Target(whisper(), processor())
+    return target, DraftModelDrafter(target, decoder_alone(), "shared_encoder"), (sound(1), RATE)
 
 
 def prompt_ids(*names: str) -> list[int]:

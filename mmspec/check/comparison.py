@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..context import Context
 from ..errors import MMSpecError
@@ -152,11 +153,14 @@ def _steps(target: Model, request: Request, tokens: list[int]) -> Tensor:
 
 @contextmanager
 def _as_it_was(target: Model) -> Iterator[None]:
-    """Leave what a check changes: the offset that Qwen-VL's `generate` keeps on the model."""
+    """Leave what a check changes: the offset that Qwen-VL's `generate` keeps on the model. Meanwhile `generate` warns
+    of nothing: its settings are not looked at here."""
     inner = target.model.base_model
-    kept = getattr(inner, "rope_deltas", None)
+    kept, said = getattr(inner, "rope_deltas", None), logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(said)
         if hasattr(inner, "rope_deltas"):
             inner.rope_deltas = kept

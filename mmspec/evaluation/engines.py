@@ -175,6 +175,9 @@ class TransformersEngine(Engine):
                 f"engine=transformers knows no {type(self.tree).__name__} for drafter "
                 f"{type(self.drafter).__name__}: it drafts chains, with draft models only"
             )
+        if self.target.family.cross_attends:
+            name = type(self.target.model).__name__
+            raise MMSpecError(f"engine=transformers does not ask {name}, an encoder-decoder model: use engine=mmspec")
         sampling = self.sampling
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": sampling.temperature > 0}
         if options["do_sample"]:
