@@ -11,7 +11,16 @@ import pytest
 
 import mmspec
 
-ROOMS = ["commands", "data", "formats", "lesson.py", "speed", "training", "zoo"]
+ROOMS = [
+    "commands",
+    "compressors",
+    "data",
+    "formats",
+    "lesson.py",
+    "speed",
+    "training",
+    "zoo",
+]
 """Modules and packages that follow the rule."""
 
 CONTINUES_THE_NAME = re.compile(r"(Of|What|Whether|Who|How|So|The same|See)\b")

@@ -1,4 +1,4 @@
-"""Visual compressors decide what a drafter sees of the pictures. The target always sees all of them."""
+"""Visual compressors: they decide what a drafter sees of the pictures. The target always sees all of them."""
 
 from .base import Compressed, VisualCompressor, VisualSpan
 from .elastic import Elastic

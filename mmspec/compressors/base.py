@@ -1,4 +1,4 @@
-"""The interface of visual compressors: fewer entries for a picture in the drafter's prompt."""
+"""Base class of visual compressors: they leave fewer entries for a picture in the drafter's prompt."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from .token_assignment import Sources
 
 @dataclass
 class VisualSpan:
-    """One picture, video or sound in a prompt.
+    """A picture, a video or a sound in a prompt.
 
     Args:
-        embeds: `[tokens, hidden]` what the drafter would read of it.
-        grid: times, rows and columns of its tokens, in reading order; None if the model does not say. A picture has one
-            time, and a sound nothing but times.
-        text: `[words, hidden]` embeddings of the prompt's text: what follows the picture, or all of it if nothing does.
-        states: `[words, target hidden]` the target's last states there, which have seen the picture; None for drafters
-            that read no states.
-        attention: `[tokens]` what each token receives in the target's last layer, see
-            `mmspec.attention.received_attention`; None unless the compressor `needs_attention`.
+        embeds: `[tokens, hidden]` embeddings that the drafter would read without a compressor.
+        grid: number of frames, rows and columns of the tokens, in reading order; None if the model does not say. A
+            picture has one frame, and a sound has frames only.
+        text: `[words, hidden]` embeddings of the prompt's text: the text after the picture, or all of it if nothing
+            follows.
+        states: `[words, target hidden]` the target's last hidden states at that text, which have seen the picture; None
+            for drafters that read no states.
+        attention: `[tokens]` attention that each token receives in the target's last layer, see
+            `mmspec.attention.received_attention`; None unless the compressor sets `needs_attention`.
         kind: `"image"`, `"video"` or `"audio"`.
     """
 
@@ -43,13 +44,13 @@ class VisualSpan:
 
 
 class Compressed(NamedTuple):
-    """What is left of a picture.
+    """The entries that are left of a picture.
 
     Args:
-        embeds: `[kept, hidden]`.
-        source: which tokens each entry stands for. The target's states and the positions of the entries follow by the
-            same weights.
-        summary: `[hidden]` a vector for the whole picture, for drafters that want one.
+        embeds: `[kept, hidden]` embeddings of the entries.
+        source: the tokens that each entry stands for, with weights. The target's states and the positions of the
+            entries are averaged with the same weights.
+        summary: `[hidden]` a vector for the whole picture, for drafters that read one.
     """
 
     embeds: Tensor
@@ -58,23 +59,26 @@ class Compressed(NamedTuple):
 
 
 class VisualCompressor(nn.Module, PerRequest):
-    """Makes fewer entries of a picture's tokens. It changes what the drafter sees, nothing else: the target keeps all.
+    """A module that turns the tokens of a picture into fewer entries. It changes only what the drafter sees: the target
+    keeps all tokens.
 
     A subclass implements `forward(span)`; one that learns creates its weights in `attach`. Constructor arguments are
     kept as attributes of the same names, listed in `settings`, so that a drafter can be saved with its compressor.
     """
 
     positions = "original"
-    """Where entries stand: `"original"`, at the (mean) place of the tokens that they stand for; `"gap"`, at the last
-    places of the picture; `"packed"`, right behind what is before them, and so is all that follows."""
+    """Positions of the entries: `"original"`, the (mean) position of the tokens that they stand for; `"gap"`, the last
+    positions of the picture; `"packed"`, directly behind what comes before them, and everything that follows moves up
+    as well."""
 
     margin: tuple[int, int] = (0, 0)
-    """Tokens of text right before and right after a picture that go with it, whatever is left of it."""
+    """Numbers of text tokens directly before and after a picture that are removed with it, whatever is left of the
+    picture."""
 
     settings: tuple[str, ...] = ()
 
     needs_attention = False
-    """Whether it looks at `VisualSpan.attention`, for which the state that enters the last layer is needed."""
+    """True if the compressor reads `VisualSpan.attention`, for which the state that enters the last layer is needed."""
 
     def attach(self, hidden: int, state: int) -> None:
         """Create weights for embeddings of width `hidden` and target states of width `state`."""
@@ -83,24 +87,25 @@ class VisualCompressor(nn.Module, PerRequest):
         """Compress one picture.
 
         Raises:
-            MMSpecError: if the picture does not have what is needed, such as a grid.
+            MMSpecError: if the picture lacks something that the compressor needs, such as a grid.
         """
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """Plain values from which `compressor_of` makes it again, without its weights."""
+        """Return plain values from which `compressor_of` builds the compressor again, without its weights."""
         cls = type(self)
         return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {name: getattr(self, name) for name in self.settings}
 
 
 def compressor_of(config: dict[str, Any] | None) -> VisualCompressor | None:
-    """The compressor that `VisualCompressor.config` describes; None for None.
+    """Build the compressor that `VisualCompressor.config` describes; None gives None.
 
     Args:
-        config: with the path of a class that is mmspec's own or imported already, or with the class itself.
+        config: settings, and under `class` the path of a class that belongs to mmspec or is imported already, or the
+            class itself.
 
     Raises:
-        MMSpecError: if its class may not be named (see `mmspec.trust`) or does not take the settings.
+        MMSpecError: if the class may not be named (see `mmspec.trust`) or does not take the settings.
     """
     if config is None:
         return None
@@ -119,7 +124,7 @@ def compressor_of(config: dict[str, Any] | None) -> VisualCompressor | None:
 
 
 def grid_of(span: VisualSpan, name: str) -> Grid:
-    """Times, rows and columns of a picture, for compressors that need them.
+    """Return the numbers of frames, rows and columns of a picture, for compressors that need them.
 
     Raises:
         MMSpecError: if they are not known.

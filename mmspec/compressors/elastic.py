@@ -1,8 +1,9 @@
-"""Elastic: the question decides how a picture is compressed."""
+"""Elastic: a compressor in which the question decides how a picture is compressed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,15 @@ class Elastic(VisualCompressor):
     size; the entries of all operators stand where their tokens stood, those of the resampler at the last places.
 
     Args:
-        mode: one of the three.
-        size: edge of the windows of Pool and Conv in `fusion` and `selection`; Prune keeps as many entries as they.
-        queries: of the resampler; in `fusion` it is left out, because its entries are of another number.
-        temperature: of the Gumbel-softmax.
+        mode: `"fusion"`, `"concatenation"` or `"selection"`.
+        size: edge of the windows of Pool and Conv in `fusion` and `selection`, in tokens; Prune keeps as many entries
+            as they do.
+        queries: number of queries of the resampler. `fusion` leaves the resampler out, because it gives another number
+            of entries.
+        temperature: temperature of the Gumbel-softmax, above 0.
 
     Raises:
-        MMSpecError: for another mode, or a drafter that reads no states for the gate to look at.
+        MMSpecError: for an unknown mode, or a drafter that reads no states for the gate.
     """
 
     settings = ("mode", "size", "queries", "temperature")
@@ -60,29 +63,37 @@ class Elastic(VisualCompressor):
             branches = [Prune(share, "random"), Pool(size), Conv(size), Resampler(queries), Hide()]
         self.branches = nn.ModuleList(branches)
 
+    @property
+    def operators(self) -> list[VisualCompressor]:
+        """The compressors among which the gate chooses."""
+        return cast(list[VisualCompressor], list(self.branches))
+
     def attach(self, hidden: int, state: int) -> None:
-        for branch in self.branches:
+        """Create the weights of the operators and of the gate."""
+        for branch in self.operators:
             branch.attach(hidden, state)
         if self.mode != "concatenation":
             inner, count = hidden // 4, len(self.branches)
             self.gate = nn.Sequential(nn.Linear(state, inner), nn.SiLU(), nn.Linear(inner, count))
 
     def scores(self, span: VisualSpan) -> Tensor:
-        """`[branches]` what the gate makes of the question."""
+        """Return the gate's scores for the question, `[branches]`."""
         if span.states is None:
             raise MMSpecError("Elastic: its gate reads the target's states, and this drafter has none; use Pool")
-        return self.gate(span.states.to(self.gate[0].weight.dtype).mean(0)).float()
+        return self.gate(span.states.to(next(self.gate.parameters()).dtype).mean(0)).float()
 
     def choice(self, span: VisualSpan) -> int:
-        """The number of the branch that is used, in `selection`."""
+        """Return the number of the branch that `selection` uses."""
         return int(self.scores(span).argmax())
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Compress a picture with one operator or with all of them, as `mode` says."""
         if self.mode == "concatenation":
-            left = [branch(span) for branch in self.branches]
+            left = [branch(span) for branch in self.operators]
             return Compressed(torch.cat([one.embeds for one in left]), Sources.joined([one.source for one in left]))
         if self.mode == "fusion":
-            prune, pool, conv = self.branches
+            prune, pool, conv = self.operators
+            assert isinstance(prune, Prune)
             left = [pool(span), conv(span)]
             index = prune.choose(span, len(left[0].embeds)).sort().values.to(span.embeds.device)
             left.insert(0, Compressed(span.embeds[index], Sources.some(index, len(span))))
@@ -91,10 +102,10 @@ class Elastic(VisualCompressor):
             return Compressed(embeds, Sources.blended([one.source for one in left], shares))
         scores = self.scores(span)
         if not (self.training and torch.is_grad_enabled()):
-            return self.branches[int(scores.argmax())](span)
+            return self.operators[int(scores.argmax())](span)
         # One branch is run; the gradient reaches the gate through its weight, which is 1 in the forward pass.
         soft = functional.gumbel_softmax(scores, self.temperature)
         number = int(soft.argmax())
-        left = self.branches[number](span)
+        left = self.operators[number](span)
         weight = (soft[number] + (1 - soft[number]).detach()).to(span.embeds.dtype)
         return Compressed(left.embeds * weight, left.source, left.summary)

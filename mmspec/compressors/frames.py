@@ -1,4 +1,4 @@
-"""Frames: some of the frames of a video, whole."""
+"""Frames: a compressor that keeps some of the frames of a video, each frame whole."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ WAYS = ("uniform", "change")
 
 
 class Frames(VisualCompressor):
-    """Keeps a share of the frames of a video at their places and drops the rest; pictures and sounds stay whole.
+    """Keeps a share of the frames of a video at their positions and drops the rest; pictures and sounds stay whole.
 
-    A frame is one step in time of the video's tokens: of Qwen-VL, two frames of the file. Our own formulation, and
-    nothing in it is trained.
+    A frame is one time step of the video's tokens; for Qwen-VL it holds two frames of the file. This is our own
+    formulation, and nothing in it is trained.
 
     Args:
         keep: the share to keep, above 0 and at most 1; at least one frame stays.
-        by: `uniform`, evenly spaced; `change`, the first frame and those that differ most from the one before them:
-            smallest mean cosine of the embeddings at the same place.
+        by: `uniform` takes evenly spaced frames; `change` takes the first frame and those that differ most from the
+            frame before them: smallest mean cosine of the embeddings at the same place.
 
     Raises:
-        MMSpecError: for another share or way; in use, for a video whose tokens are no frames.
+        MMSpecError: for a share out of range or an unknown way; in use, for a video whose tokens are not arranged in
+            frames.
     """
 
     settings = ("keep", "by")
@@ -39,6 +40,7 @@ class Frames(VisualCompressor):
         self.keep, self.by = keep, by
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Keep the chosen frames of a video; leave anything else whole."""
         tokens = torch.arange(len(span), device=span.embeds.device)
         if span.kind == "video":
             frames = tokens.view(grid_of(span, "Frames")[0], -1)
@@ -47,7 +49,7 @@ class Frames(VisualCompressor):
         return Compressed(span.embeds[tokens], Sources.some(tokens, len(span)))
 
     def choose(self, frames: Tensor, count: int) -> Tensor:
-        """`[count]` numbers of the frames that stay, in order, of `[frames, tokens, hidden]` embeddings."""
+        """Return the numbers of the frames that stay, `[count]` in order, for `[frames, tokens, hidden]` embeddings."""
         if self.by == "uniform":
             numbers = torch.arange(count, device=frames.device)
             return (2 * numbers + 1) * len(frames) // (2 * count)

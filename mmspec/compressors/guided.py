@@ -1,4 +1,4 @@
-"""FeatureGuided: the tokens that the target itself looks at."""
+"""FeatureGuided: a compressor that keeps the tokens to which the target itself pays attention."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from .token_assignment import Sources
 
 
 class FeatureGuided(VisualCompressor):
-    """Keeps the visual tokens that receive most attention in the target's last layer, at their places (DREAM, arXiv
-    2505.19201).
+    """Keeps the visual tokens that receive the most attention in the target's last layer, at their positions (DREAM,
+    arXiv 2505.19201).
 
-    Faithful: the layer, the mean, the share. Ours: the paper does not say who pays the attention; here it is the text
-    of the prompt behind the picture, mean over heads and tokens, so that training and decoding choose alike.
+    Faithful: the layer, the mean, the share. Ours: the paper does not say which tokens pay the attention; here it is
+    the text of the prompt behind the picture, averaged over heads and tokens, so that training and decoding choose
+    alike.
 
     Args:
         keep: the share to keep, above 0 and at most 1; at least one token stays.
 
     Raises:
-        MMSpecError: for another share; in use, with a drafter that does not read the target's states.
+        MMSpecError: for a share out of range; in use, with a drafter that does not read the target's states.
     """
 
     settings = ("keep",)
@@ -34,6 +35,7 @@ class FeatureGuided(VisualCompressor):
         self.keep = keep
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Keep the tokens with the most attention."""
         if span.attention is None:
             raise MMSpecError(
                 "FeatureGuided needs the target's attention, which this drafter does not read; use Prune, or a drafter "
@@ -44,5 +46,6 @@ class FeatureGuided(VisualCompressor):
 
     @staticmethod
     def choose(attention: Tensor, count: int) -> Tensor:
-        """`[count]` numbers of the tokens with most attention, in reading order; of equals the first."""
+        """Return the numbers of the tokens with the most attention, `[count]` in reading order; among equals the
+        first."""
         return torch.sort(attention, descending=True, stable=True).indices[:count].sort().values

@@ -1,4 +1,4 @@
-"""Hide: the drafter does not see pictures at all."""
+"""Hide: a compressor that keeps pictures from the drafter altogether."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .token_assignment import Sources
 
 
 class Hide(VisualCompressor):
-    """Leaves every visual token out; what the target saw reaches the drafter through the states at the text (HiViS,
-    arXiv 2509.23928, section 3).
+    """Leaves every visual token out. What the target saw reaches the drafter through the hidden states at the text
+    (HiViS, arXiv 2509.23928, section 3).
 
     Args:
-        packed: whether the text closes up (as released for LLaVA) or keeps its places (as released for Qwen2.5-VL).
-        margin: how many tokens of text before and after a picture are hidden with it. The release for Qwen2.5-VL hides
-            the delimiters and one token more, (1, 2).
+        packed: True if the text moves up (as released for LLaVA), False if it keeps its positions (as released for
+            Qwen2.5-VL).
+        margin: numbers of text tokens before and after a picture that are hidden with it. The release for Qwen2.5-VL
+            hides the delimiters and one token more, (1, 2).
 
     Raises:
-        MMSpecError: if the margin is no pair of numbers from 0 on.
+        MMSpecError: if the margin is not a pair of whole numbers of 0 or more.
     """
 
     settings = ("packed", "margin")
@@ -30,9 +31,10 @@ class Hide(VisualCompressor):
         super().__init__()
         if len(margin) != 2 or min(margin) < 0:
             raise MMSpecError(f"Hide: margin={margin} must be two numbers of tokens, before and after a picture")
-        self.packed, self.margin = packed, tuple(margin)
+        self.packed, self.margin = packed, (margin[0], margin[1])
         self.positions = "packed" if packed else "original"
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Return no entries."""
         nothing = torch.zeros(0, dtype=torch.long, device=span.embeds.device)
         return Compressed(span.embeds[:0], Sources.some(nothing, len(span)))

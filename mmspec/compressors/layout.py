@@ -1,4 +1,4 @@
-"""Layout: where the pictures of a batch of prompts stand, and what is said around them."""
+"""Layout: the places of the pictures in a batch of prompts, and the text around them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..inputs import Request
 
 
 class Layout(NamedTuple):
-    """Where the pictures of a right-padded batch are.
+    """The places of the pictures in a right-padded batch.
 
     Args:
-        visual: `[batch, length]` True on the tokens of pictures.
-        spans: per row, where each picture begins and ends.
-        grids: per row, times, rows and columns of each picture; None where it has none.
-        kinds: per row, `"image"`, `"video"` or `"audio"` for each.
-        words: `[batch, length]` True on the text of the prompt: no picture, no padding, no answer.
+        visual: `[batch, length]` True at the tokens of pictures.
+        spans: per row, the begin and the end of each picture.
+        grids: per row, the numbers of frames, rows and columns of each picture; None where a picture has no grid.
+        kinds: per row, `"image"`, `"video"` or `"audio"` for each picture.
+        words: `[batch, length]` True at the text of the prompt: not at pictures, padding or the answer.
     """
 
     visual: Tensor
@@ -32,10 +32,10 @@ class Layout(NamedTuple):
 
 
 def layout_of(family: Family, request: Request, prompt: Request, vision: Vision) -> Layout:
-    """The layout of a request with pictures.
+    """Return the layout of a request with pictures.
 
     Args:
-        family: whose placeholders are in the request.
+        family: model family that knows the placeholders in the request.
         request: the prompt, or the prompt and an answer.
         prompt: the prompt alone.
         vision: the encoded pictures.
@@ -54,11 +54,11 @@ def layout_of(family: Family, request: Request, prompt: Request, vision: Vision)
 def _grids(
     family: Family, request: Request, vision: Vision, spans: Sequence[Sequence[tuple[int, int]]]
 ) -> Iterator[Grid | None]:
-    """The grid of every picture of a batch. What says so is there once for all copies of a row."""
+    """Yield the grid of every picture of a batch. The encoder gives it once for all copies of a row."""
     numbers, rows = iter(range(len(vision.sizes))), []
     for row in spans:
         rows.append([next(numbers) for _ in row])
     once = rows[:: request.copies]
     known = iter(family.grids(request.inputs, vision.picked([number for row in once for number in row])))
-    for row in once:
-        yield from [next(known) for _ in row] * request.copies
+    for pictures in once:
+        yield from [next(known) for _ in pictures] * request.copies

@@ -1,4 +1,4 @@
-"""Pool and Conv: one entry for every window of a picture's grid."""
+"""Pool and Conv: compressors that leave one entry for every window of a picture's grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .token_assignment import Sources
 
 
 def windows(grid: Grid, size: int, device: torch.device) -> Sources:
-    """The mean over every `size` x `size` window of every frame; windows at the edge may be smaller."""
+    """Return the means over every `size` x `size` window of every frame; windows at the edge may be smaller."""
     times = torch.arange(grid[0], device=device)[:, None, None]
     rows, columns = (torch.arange(edge, device=device) // size for edge in grid[1:])
     down, across = (math.ceil(edge / size) for edge in grid[1:])
@@ -24,7 +24,7 @@ def windows(grid: Grid, size: int, device: torch.device) -> Sources:
 
 
 class Pool(VisualCompressor):
-    """The mean of every window of a picture's grid, or of that of every frame of a video.
+    """Replaces every window of a picture's grid by its mean; videos are pooled frame by frame.
 
     Args:
         size: edge of the windows in tokens.
@@ -38,15 +38,17 @@ class Pool(VisualCompressor):
         self.size = size
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Return the mean of every window."""
         source = windows(grid_of(span, "Pool"), self.size, span.embeds.device)
         return Compressed(source.mean(span.embeds), source)
 
 
 class Conv(VisualCompressor):
-    """A learned convolution with windows side by side, which begins as their mean; frame by frame for videos.
+    """Applies a learned convolution to windows side by side, which begins as their mean; videos are compressed frame by
+    frame.
 
     Args:
-        size: edge of the windows in tokens; a picture whose edge is no multiple is padded with zeros.
+        size: edge of the windows in tokens; a picture whose edge is not a multiple of it is padded with zeros.
     """
 
     settings = ("size",)
@@ -57,12 +59,15 @@ class Conv(VisualCompressor):
         self.size = size
 
     def attach(self, hidden: int, state: int) -> None:
+        """Create the convolution's weights, which begin as a mean."""
         self.conv = nn.Conv2d(hidden, hidden, self.size, stride=self.size)
         with torch.no_grad():
-            nn.init.zeros_(self.conv.bias)
+            for weight in self.conv.parameters():
+                nn.init.zeros_(weight)
             self.conv.weight.copy_(torch.eye(hidden)[..., None, None].expand_as(self.conv.weight) / self.size**2)
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Return one entry for every window."""
         times, rows, columns = grid = grid_of(span, "Conv")
         frames = span.embeds.to(self.conv.weight.dtype).reshape(times, rows, columns, -1).permute(0, 3, 1, 2)
         frames = functional.pad(frames, (0, -columns % self.size, 0, -rows % self.size))

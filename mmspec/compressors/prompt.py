@@ -16,18 +16,18 @@ from .layout import Layout
 
 @dataclass
 class DraftPrompt:
-    """Entries of a batch of prompts, right-padded. An entry is a token, or what is left of a picture.
+    """The entries of a batch of prompts, right-padded. An entry is a token, or one of the entries that are left of a
+    picture.
 
     Args:
-        embeds: `[batch, entries, hidden]`.
-        states: `[batch, entries, state]` what the drafter made of the target's states.
+        embeds: `[batch, entries, hidden]` embeddings.
+        states: `[batch, entries, state]` features that the drafter computed from the target's hidden states.
         positions: `[batch, entries]`, or `[axes, batch, entries]` for multi-axis rotary embeddings.
-        visual: `[batch, entries]` True for what is left of a picture.
-        removed: `[batch]` tokens fewer than the target's prompt has.
-        ahead: `[batch]` or `[axes, batch]` by how much the position of what follows exceeds its number in the drafter's
-            sequence.
-        summary: `[batch, entries, hidden]` of the latest picture before or at each entry, 0 before the first; None if
-            the compressor makes none.
+        visual: `[batch, entries]` True at the entries that are left of pictures.
+        removed: `[batch]` number of tokens of the target's prompt that have no entry.
+        ahead: `[batch]` or `[axes, batch]` position of the next token minus its index in the drafter's sequence.
+        summary: `[batch, entries, hidden]` summary of the latest picture before or at each entry, 0 before the first;
+            None if the compressor makes none.
     """
 
     embeds: Tensor
@@ -40,7 +40,7 @@ class DraftPrompt:
 
 
 def whole_prompt(embeds: Tensor, states: Tensor, visual: Tensor) -> DraftPrompt:
-    """The prompt with all of its tokens, whose positions count them; `visual` is `[batch, length]`."""
+    """Return the prompt with all of its tokens and with positions that count them; `visual` is `[batch, length]`."""
     positions = torch.arange(embeds.shape[1], device=embeds.device).expand(embeds.shape[:2])
     none = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
     return DraftPrompt(embeds, states, positions, visual, none, none)
@@ -56,11 +56,12 @@ def compressed_prompt(
     """Compress every picture of every row.
 
     Args:
-        compressor: of the pictures, one at a time.
+        compressor: compressor that is applied to each picture.
         whole: the prompt with all of its tokens.
-        layout: where the pictures are.
-        last: `[batch, length, target hidden]` the target's last states, for compressors that look at the question.
-        attention: `[batch, length]` what every token receives in the target's last layer, for those that look at that.
+        layout: places of the pictures.
+        last: `[batch, length, target hidden]` the target's last hidden states, for compressors that read the question.
+        attention: `[batch, length]` attention that every token receives in the target's last layer, for compressors
+            that need it.
 
     Raises:
         MMSpecError: for a prompt without text.
@@ -84,7 +85,8 @@ def compressed_prompt(
 
 
 def _summaries(rows: Sequence[Tensor | None], width: int) -> Tensor | None:
-    """`[batch, width, hidden]`: rows without pictures are zero, and padding is like the entry before it."""
+    """Return the summaries of all rows, `[batch, width, hidden]`: rows without pictures are zero, and padding repeats
+    the entry before it."""
     made = [row for row in rows if row is not None]
     if not made:
         return None
@@ -93,8 +95,15 @@ def _summaries(rows: Sequence[Tensor | None], width: int) -> Tensor | None:
     return torch.stack([torch.cat([part, part[-1:].expand(width - len(part), -1)]) for part in parts])
 
 
-def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: int) -> DraftPrompt:
-    """One row, without the batch dimension; the padding behind it stays."""
+def _row(
+    compressor: VisualCompressor,
+    whole: DraftPrompt,
+    layout: Layout,
+    last: Tensor | None,
+    attention: Tensor | None,
+    row: int,
+) -> DraftPrompt:
+    """Compress one row, without the batch dimension; the padding behind it stays."""
     embeds, states, places = whole.embeds[row], whole.states[row], whole.positions[..., row, :]
     numbers = torch.arange(len(embeds), device=embeds.device)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -134,8 +143,10 @@ def _row(compressor, whole: DraftPrompt, layout: Layout, last, attention, row: i
     numbers = numbers[: len(embeds)]
     if compressor.positions == "packed":
         positions = numbers.expand_as(positions)
-    summary = embeds.new_zeros(len(embeds), summaries[0][1].shape[-1]) if summaries else None
-    for first, vector in summaries:
-        summary = torch.where((numbers >= first)[:, None], vector.to(summary.dtype), summary)
+    summary = None
+    if summaries:
+        summary = embeds.new_zeros(len(embeds), summaries[0][1].shape[-1])
+        for first, vector in summaries:
+            summary = torch.where((numbers >= first)[:, None], vector.to(summary.dtype), summary)
     none = torch.zeros((), dtype=torch.long, device=embeds.device)
     return DraftPrompt(embeds, states, positions, seen, none, none, summary)

@@ -1,4 +1,4 @@
-"""Prune: some of the visual tokens, as they are."""
+"""Prune: a compressor that keeps some of the visual tokens unchanged."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ WAYS = ("random", "uniform", "similarity")
 
 
 class Prune(VisualCompressor):
-    """Keeps a share of the tokens at their places and drops the rest.
+    """Keeps a share of the tokens at their positions and drops the rest.
 
     Args:
         keep: the share to keep, above 0 and at most 1; at least one token stays.
-        by: `random`, the same choice for every picture of a size (SpecVLM, arXiv 2509.11815, drops at random);
-            `uniform`, evenly spaced; `similarity`, the tokens most like the question: largest cosine of a visual
-            embedding with that of any of its words.
-        seed: of the random choice.
+        by: `random` makes the same choice for every picture of one size (SpecVLM, arXiv 2509.11815, drops at random);
+            `uniform` takes evenly spaced tokens; `similarity` takes the tokens most like the question: largest cosine
+            of a visual embedding with the embedding of any word.
+        seed: seed of the random choice.
 
     Raises:
-        MMSpecError: for another share or way.
+        MMSpecError: for a share out of range or an unknown way.
     """
 
     settings = ("keep", "by", "seed")
@@ -38,12 +38,13 @@ class Prune(VisualCompressor):
         self.keep, self.by, self.seed = keep, by, seed
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Keep the chosen tokens, in reading order."""
         count = max(1, round(self.keep * len(span)))
         index = self.choose(span, count).sort().values.to(span.embeds.device)
         return Compressed(span.embeds[index], Sources.some(index, len(span)))
 
     def choose(self, span: VisualSpan, count: int) -> Tensor:
-        """`[count]` numbers of the tokens that stay, in any order."""
+        """Return the numbers of the tokens that stay, `[count]` in any order."""
         if self.by == "random":
             generator = torch.Generator().manual_seed(self.seed)
             return torch.randperm(len(span), generator=generator, device="cpu")[:count]

@@ -1,4 +1,4 @@
-"""Resampler: a few learned queries look at a picture once."""
+"""Resampler: a compressor in which a few learned queries attend to a picture once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .token_assignment import Sources
 
 
 class Resampler(VisualCompressor):
-    """One cross-attention from learned queries to the visual embeddings: no positions, norms or residual.
+    """One cross-attention from learned queries to the visual embeddings, without positions, norms or residual.
 
     With `summary` the last query's output is not an entry but a vector for the whole picture: ViSpec's image adaptor
     (arXiv 2509.15235, section 3.2), whose parameter names these are. Without, it is the resampler of SpecVLM (arXiv
     2509.11815). The entries stand at the last places of the picture, with the target's states of those places.
 
     Args:
-        queries: learned queries.
-        heads: of the attention.
-        summary: whether the last query gives the summary; then `queries - 1` entries are left.
-        bias: whether the projections of keys and values have biases.
+        queries: number of learned queries.
+        heads: number of attention heads.
+        summary: True if the output of the last query is the summary; then `queries - 1` entries are left.
+        bias: True if the projections of keys and values have biases.
 
     Raises:
-        MMSpecError: if there are no queries or heads, or the width is no multiple of the heads.
+        MMSpecError: if there are no queries or heads, or the width is not a multiple of the heads.
     """
 
     positions = "gap"
@@ -38,6 +38,7 @@ class Resampler(VisualCompressor):
         self.queries, self.heads, self.summary, self.bias = queries, heads, summary, bias
 
     def attach(self, hidden: int, state: int) -> None:
+        """Create the queries and the projections."""
         if hidden % self.heads:
             raise MMSpecError(f"Resampler: heads={self.heads} does not divide the hidden size {hidden}")
         width = hidden // self.heads
@@ -47,6 +48,7 @@ class Resampler(VisualCompressor):
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, span: VisualSpan) -> Compressed:
+        """Return the queries' outputs."""
         seen = span.embeds.to(self.q.dtype)
         projected = (self.k_proj(seen), self.v_proj(seen))
         keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in projected)

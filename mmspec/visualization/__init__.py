@@ -1,4 +1,5 @@
-"""Seeing what happened: the answer coloured by origin, the tree of any round, plots, and what a drafter saw."""
+"""Pictures of what happened: the answer coloured by origin, the tree of any round, plots, and the part of an image that
+a drafter saw."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""The colours of tokens by their origin: Okabe and Ito's, which stay apart for every kind of colour vision."""
+"""Colours of tokens by their origin: the palette of Okabe and Ito, which stays distinct for every kind of colour
+vision."""
 
 ACCEPTED = "#009E73"
-"""Drafted and accepted."""
+"""Colour of tokens that were drafted and accepted."""
 BONUS = "#D55E00"
-"""Supplied by the target."""
+"""Colour of tokens that the target supplied."""
 REJECTED = "#8A8A8A"
-"""Drafted and rejected."""
+"""Colour of tokens that were drafted and rejected."""
 ROOT = "#0072B2"
-"""What a round begins with."""
+"""Colour of the token with which a round begins."""
 INK, PAPER = "#1A1A1A", "#FFFFFF"

@@ -1,4 +1,4 @@
-"""Figures of matplotlib that a notebook shows by itself and that belong to nobody: no pyplot, no screen."""
+"""Matplotlib figures that a notebook shows by itself, without pyplot and without a screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ DPI = 80
 
 
 class Plot(Figure):
-    """What the functions of `mmspec.visualization` return: a matplotlib figure like any other, to change or to save."""
+    """A matplotlib figure, as the functions of `mmspec.visualization` return it: it can be changed and saved like any
+    other."""
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
@@ -20,7 +21,7 @@ class Plot(Figure):
 
 
 def figure(width: float, height: float) -> Plot:
-    """An empty figure of so many inches, for plots of your own: `axes = figure(6, 3).subplots()`."""
+    """Return an empty figure, `width` by `height` inches, for plots of your own: `axes = figure(6, 3).subplots()`."""
     plot = Plot(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(plot)
     return plot

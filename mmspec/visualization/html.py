@@ -1,4 +1,4 @@
-"""An answer as HTML: every token coloured by its origin, with a tooltip of the round that wrote it."""
+"""An answer as HTML: every token coloured by its origin, with a tooltip about the round that wrote it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STYLE = "white-space:pre-wrap;font-family:ui-monospace,monospace;line-height:1.6
 
 
 class Answer(Protocol):
-    """An `mmspec.Output`, as far as it is shown."""
+    """The part of `mmspec.Output` that is shown."""
 
     text: list[str | None]
     token_ids: list[list[int]]
@@ -23,7 +23,7 @@ class Answer(Protocol):
 
 
 def rounds_of(out: Answer, row: int) -> list[int]:
-    """Per token of a row, the round that wrote it; 0 is the prompt's pass."""
+    """Return, for each token of a row, the round that wrote it; 0 is the pass over the prompt."""
     numbers = [0]
     for number, record in enumerate(out.stats.rounds, start=1):
         numbers += [number] * record.emitted[row]
@@ -31,7 +31,7 @@ def rounds_of(out: Answer, row: int) -> list[int]:
 
 
 def answer(out: Answer) -> str:
-    """All rows of an output, with a legend and the figures."""
+    """Return all rows of an output as HTML, with a legend and the figures."""
     stats = out.stats
     figures = f"{stats.origin} | {speed_in_words(stats.tokens_per_second)}"
     figures += "" if stats.lossless else " | NOT lossless, so the text may be another than the target's"
@@ -41,7 +41,7 @@ def answer(out: Answer) -> str:
 
 
 def tokens(out: Answer, row: int) -> str:
-    """One row as marked text; its token ids where the target has no tokenizer."""
+    """Return one row as marked text, or as token ids where the target has no tokenizer."""
     pieces = out.pieces(row) if out.text[row] is not None else [f"{token} " for token in out.token_ids[row]]
     parts = []
     for number, (piece, drafted, written) in enumerate(zip(pieces, out.drafted[row], rounds_of(out, row), strict=True)):
@@ -59,12 +59,12 @@ def tokens(out: Answer, row: int) -> str:
 
 
 def mark(text: str, drafted: bool, tip: str = "") -> str:
-    """Text of one origin."""
+    """Return a text with the mark of its origin."""
     colour = ACCEPTED if drafted else BONUS
     title = f' title="{escape(tip)}"' if tip else ""
     return f'<span{title} style="{style_of(colour)}">{escape(text)}</span>'
 
 
 def style_of(colour: str) -> str:
-    """What text of a colour looks like."""
+    """Return the CSS style of marked text in a colour."""
     return f"background:{colour}22;border-bottom:2px solid {colour}"

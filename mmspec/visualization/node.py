@@ -1,4 +1,4 @@
-"""Node: one token of a tree that was kept to be looked at."""
+"""Node: one token of a tree in a trace."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass
 class Node:
-    """One token of a tree.
+    """One token of a tree in a trace.
 
     Args:
-        token: its id.
-        text: what it says; its number without a tokenizer.
-        parent: the number of the node before it; -1 for the root.
-        depth: levels below the root.
-        drafter: the drafter's probability of it after its parent, as it was proposed: where children are drawn, that is
-            after temperature and the like. None for the root, and where nobody knows.
-        target: the target's own probability of it after its parent, at temperature 1; None for the root.
-        accepted: whether it was kept. The root is what the last round ended with.
-        bonus: whether the target supplied it.
+        token: token id.
+        text: decoded token; the token id in digits where there is no tokenizer.
+        parent: index of the parent node; -1 for the root.
+        depth: number of levels below the root.
+        drafter: the drafter's probability of the token after its parent, as it was proposed; where children are drawn,
+            this is after temperature and the like. None for the root, and where it is not known.
+        target: the target's probability of the token after its parent, at temperature 1; None for the root.
+        accepted: True if the token was kept. The root is the token with which the last round ended.
+        bonus: True if the target supplied the token.
     """
 
     token: int

@@ -1,4 +1,4 @@
-"""What a drafter keeps of a picture: its visual tokens, drawn over it."""
+"""The visual tokens that a drafter keeps of a picture, drawn over it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
     from ..drafters import Drafter
 
 VEIL = (0.45, 0.45, 0.45)
-"""What is left out is grey: white would not show on white paper."""
+"""Colour, red to blue from 0 to 1, that covers what is left out. It is grey because white would not show on white
+paper."""
 TITLE = 32
-"""Letters of a line above a picture."""
+"""Number of letters in a line above a picture."""
 
 
 @dataclass
 class Kept:
-    """What is left of one picture.
+    """The part of one picture that is left for a drafter.
 
     Args:
-        weights: `[rows, columns]` how much of each visual token is in what the drafter reads, the most of any token
-            being 1. Of a resampler it is the attention of its queries.
-        entries: that the drafter reads for the picture.
+        weights: `[rows, columns]` share of each visual token in what the drafter reads, scaled so that the largest is
+            1. For a resampler it is the attention of its queries.
+        entries: number of entries that the drafter reads for the picture.
     """
 
     weights: Tensor
@@ -41,20 +42,22 @@ class Kept:
 
     @property
     def tokens(self) -> int:
+        """Number of visual tokens in the picture."""
         return self.weights.numel()
 
 
 @torch.inference_mode()
 def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
-    """What a drafter reads of the pictures of a prompt.
+    """Return what a drafter reads of the pictures in a prompt.
 
     Args:
-        drafter: of any kind. One without a compressor keeps all, and one that is blind nothing.
-        prompt: the question, at which some compressors look.
+        drafter: a drafter of any kind. One without a compressor keeps all, and one that reads no pictures keeps
+            nothing.
+        prompt: the question, which some compressors read.
         images: the pictures, see `mmspec.generate`.
 
     Raises:
-        MMSpecError: for pictures whose visual tokens are no rectangle.
+        MMSpecError: for pictures whose visual tokens do not form a rectangle.
     """
     target = drafter.target
     request = prepare(target, [prompt], [images if isinstance(images, (list, tuple)) else [images]])
@@ -86,15 +89,15 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
 
 
 def _reads_pictures(drafter: Drafter) -> bool:
-    """Whether the pictures are in the prompt of a drafter without a compressor. Look-up and heads that read one state
-    have no prompt of their own."""
+    """Return True if the prompt of a drafter without a compressor contains the pictures. N-gram look-up and heads that
+    read a single state have no prompt of their own."""
     if isinstance(drafter, DraftModelDrafter):
         return drafter.mode != "text_only"
     return isinstance(drafter, FeatureDrafter)
 
 
 def _weights(compressor: VisualCompressor, span: VisualSpan, left: Compressed) -> Tensor:
-    """`[tokens]` how much of each is left."""
+    """Return the share of each visual token that is left, `[tokens]`."""
     if isinstance(compressor, Elastic) and compressor.mode == "selection":
         compressor = compressor.branches[compressor.choice(span)]
     if isinstance(compressor, Resampler):
@@ -107,12 +110,12 @@ def _weights(compressor: VisualCompressor, span: VisualSpan, left: Compressed) -
 
 
 def draw_kept(drafters: dict[str, Drafter], prompt: str, image) -> Plot:
-    """One picture as several drafters read it: what they keep is clear, what they leave out is veiled.
+    """Draw one picture as several drafters read it: kept parts are clear, and a veil covers the parts left out.
 
     The grid of visual tokens is stretched over the picture, so where a processor crops it the edges are not exact.
 
     Args:
-        drafters: a name to each.
+        drafters: names with their drafters.
         prompt: the question.
         image: a picture, see `mmspec.generate`.
     """

@@ -1,4 +1,4 @@
-"""Plots of one answer or of several side by side, on matplotlib."""
+"""Plots of one answer, or of several answers side by side, with matplotlib."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PHASE_COLOURS = dict(zip(PHASES, (*COLOURS[:7], "#999999"), strict=True))
 
 
 def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
-    """How often the first drafted token is kept, and the second, ...: one line per answer.
+    """Plot the share of passes that keep the first drafted token, the second, and so on: one line per answer.
 
     Args:
-        outs: a name to each answer.
+        outs: names with their answers.
     """
     plot = figure(6.5, 3.2)
     axes = axes_of(plot, SHOWN["acceptance_rate_per_position"])
@@ -35,11 +35,11 @@ def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
 
 
 def acceptance_over_time(outs: Mapping[str, Output], row: int = 0) -> Plot:
-    """Tokens that each pass of the target gave, over the answer.
+    """Plot the tokens that each pass of the target gave, over the answer.
 
     Args:
-        outs: a name to each answer.
-        row: of the batch.
+        outs: names with their answers.
+        row: index of the row in the batch.
     """
     plot = figure(7.5, 3.2)
     axes = axes_of(plot, f"{SHOWN['mean_acceptance_length']}, over the answer")
@@ -60,11 +60,11 @@ def acceptance_over_time(outs: Mapping[str, Output], row: int = 0) -> Plot:
 
 
 def entropy_and_depth(outs: Mapping[str, Output]) -> Plot:
-    """How open the target's choice was at the beginning of each round, against how deep the tree went and what was
-    kept of it: an adaptive tree is deep where there is little to choose.
+    """Plot the depth of each round's tree, and the number of tokens kept, against the target's entropy before the
+    round. An adaptive tree is deep where the entropy is low.
 
     Args:
-        outs: a name to each answer, made with `trace=True`.
+        outs: names with their answers, made with `trace=True`.
 
     Raises:
         MMSpecError: for an answer without a trace.
@@ -89,10 +89,10 @@ def entropy_and_depth(outs: Mapping[str, Output]) -> Plot:
 
 
 def phase_times(outs: Mapping[str, Output]) -> Plot:
-    """Where the time of each answer went: one bar per answer, in milliseconds per token.
+    """Plot the time that each phase of decoding took: one bar per answer, in milliseconds per token.
 
     Args:
-        outs: a name to each answer.
+        outs: names with their answers.
     """
     _looks(outs)  # refuses what is empty
     plot = figure(7.5, 1.2 + 0.4 * len(outs))
@@ -110,8 +110,8 @@ def phase_times(outs: Mapping[str, Output]) -> Plot:
 
 
 def _looks(outs: Mapping[str, Output]) -> list[dict[str, Any]]:
-    """A colour, marker and line for each answer. What comes after the last colour has the first one, and another marker
-    and line."""
+    """Return a colour, a marker and a line style for each answer. After the last colour they begin again with the
+    first, with another marker and line style."""
     if not outs:
         raise MMSpecError("there is nothing to plot: give a dictionary with a name for each answer")
     looks = []

@@ -1,4 +1,4 @@
-"""What a notebook shows below a cell, as files: for scripts."""
+"""Saves to files what a notebook would show below a cell, for scripts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 FORMS = {".svg": "_repr_svg_", ".png": "_repr_png_", ".html": "_repr_html_"}
-"""How objects say that they can be shown: the protocol of notebooks."""
+"""File endings, and the methods by which an object offers that form to a notebook."""
 
 
 def show(thing: Any, name: str | Path) -> Path | None:
-    """Show an object as a notebook would: save a tree as SVG, a figure or a picture as PNG, an answer as HTML, say
-    where, and print everything else.
+    """Save an object in the form that a notebook would show, and print where: a tree as SVG, a figure or a picture as
+    PNG, an answer as HTML. Print everything else.
 
     Args:
-        thing: to be shown.
-        name: of the file, without its ending. Its folder is made.
+        thing: object to show.
+        name: path of the file without its ending. Its folder is created.
 
     Returns:
-        The file, or None for what was printed.
+        The file, or None for an object that was printed.
     """
     for ending, method in FORMS.items():
         shown = getattr(thing, method, None)

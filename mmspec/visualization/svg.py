@@ -10,19 +10,21 @@ from .colours import ACCEPTED, BONUS, INK, PAPER, REJECTED, ROOT
 from .node import Node
 
 HEIGHT, GAP, MARGIN = 26, 34, 12
-"""Pixels: of a node, from the right edge of a level to the next, and around the picture."""
+"""Height of a node, gap between the right edge of a level and the next level, and margin around the picture, in
+pixels."""
 LETTER = 7.3
-"""Width of a letter in pixels; letters are of one width."""
+"""Width of a letter in pixels; the font is monospaced."""
 LONGEST = 16
-"""Letters of a token that are shown."""
+"""Number of letters of a token that are shown."""
 
 
 def draw(nodes: Sequence[Node], title: str) -> str:
-    """Return the picture as text. Levels go from left to right; a node's tooltip says what both models thought of it.
+    """Return the picture as SVG text. Levels go from left to right; the tooltip of a node gives both models'
+    probabilities.
 
     Args:
-        nodes: the root first, parents before children.
-        title: for readers who hear the picture.
+        nodes: nodes with the root first and parents before children.
+        title: description of the picture for screen readers.
     """
     rows = _rows(nodes)
     labels = [_label(node.text) for node in nodes]
@@ -49,7 +51,7 @@ def draw(nodes: Sequence[Node], title: str) -> str:
 
 
 def _rows(nodes: Sequence[Node]) -> list[float]:
-    """The line of every node: leaves below one another, and a parent beside its first child."""
+    """Return the line of every node: leaves stand below one another, and a parent beside its first child."""
     rows: list[float] = [0] * len(nodes)
     free = 0
 
@@ -71,6 +73,8 @@ def _rows(nodes: Sequence[Node]) -> list[float]:
 
 
 def _label(text: str) -> str:
+    """Return the text of a token as it stands in its box: white space as signs, unprintable characters replaced, long
+    text cut."""
     shown = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
     # Bytes that are no text are tokens too, and XML takes no control characters.
     shown = "".join(letter if letter.isprintable() else "�" for letter in shown)
@@ -78,11 +82,12 @@ def _label(text: str) -> str:
 
 
 def _letters(label: str) -> int:
-    """Widths of a letter that a label takes: Chinese ones and their like take two."""
+    """Return the width of a label in letters: wide characters, such as Chinese ones, count twice."""
     return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in label)
 
 
 def _edge(x1: float, y1: float, x2: float, y2: float, node: Node) -> str:
+    """Return the line from a parent to a node."""
     middle, colour = (x1 + x2) / 2, (BONUS if node.bonus else ACCEPTED) if node.accepted else REJECTED
     thick = 1 + 4 * (node.drafter if node.drafter is not None else 0.25)
     dashes = ' stroke-dasharray="4 3"' if node.bonus else ""
@@ -93,6 +98,7 @@ def _edge(x1: float, y1: float, x2: float, y2: float, node: Node) -> str:
 
 
 def _box(x: float, y: float, width: float, label: str, node: Node) -> str:
+    """Return the box of a node with its label and its tooltip."""
     if node.parent < 0:
         colour, said = ROOT, "root: the last token of the round before"
     elif node.bonus:

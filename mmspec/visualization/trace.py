@@ -1,4 +1,4 @@
-"""Trace: what every round drafted, what the target thought of it, and what became of it."""
+"""Trace: the tree that every round drafted, both models' probabilities, and the tokens that were kept."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class RoundTrace:
     """One round of one row.
 
     Args:
-        number: of the round, from 1; round 0 is the prompt's pass, which drafts nothing.
-        row: of the batch.
-        nodes: the drafted tree, the root first, parents before children; then the bonus token, below the last node that
-            was accepted. There is no bonus token where the target was not asked.
-        entropy: of the target after the root, in nats: how open its choice was; NaN where it was not asked.
-        unusable: guesses of the drafter that came from logits which are no distribution, see `DraftTree.unusable`.
-        settled: True if the target was not asked, see `Verifier.skim`. What was kept is then what was emitted unseen.
+        number: number of the round, from 1; round 0 is the pass over the prompt, which drafts nothing.
+        row: index of the row in the batch.
+        nodes: the drafted tree with the root first and parents before children, then the bonus token below the last
+            accepted node. There is no bonus token where the target was not asked.
+        entropy: entropy of the target's distribution after the root, in nats; NaN where the target was not asked.
+        unusable: number of the drafter's guesses from logits that do not form a distribution, see `DraftTree.unusable`.
+        settled: True if the target was not asked, see `Verifier.skim`. The kept tokens were then emitted without its
+            scores.
     """
 
     number: int
@@ -44,30 +45,31 @@ class RoundTrace:
 
     @property
     def accepted(self) -> int:
-        """Drafted tokens that were kept."""
+        """Number of drafted tokens that were kept."""
         return sum(node.accepted and node.parent >= 0 and not node.bonus for node in self.nodes)
 
     @property
     def drafted(self) -> int:
+        """Number of drafted tokens."""
         return sum(node.parent >= 0 and not node.bonus for node in self.nodes)
 
     @property
     def title(self) -> str:
-        """The round in words."""
+        """Sentence that describes the round."""
         unseen = ", without asking the target" if self.settled else ""
         return f"round {self.number}: {self.accepted} of {self.drafted} drafted tokens kept{unseen}"
 
     @property
     def depth(self) -> int:
-        """Levels of the drafted tree."""
+        """Number of levels in the drafted tree."""
         return max(node.depth for node in self.nodes if not node.bonus)
 
     def children(self, parent: int) -> list[int]:
-        """Numbers of the nodes below one, the bonus token last."""
+        """Return the indices of a node's children, the bonus token last."""
         return [number for number, node in enumerate(self.nodes) if node.parent == parent]
 
     def rich(self) -> Tree:
-        """The tree for a terminal: what was kept in bold green, the bonus token in bold, the rest dim."""
+        """Return the tree for a terminal: kept tokens in bold green, the bonus token in bold, the rest dim."""
         from rich.text import Text
         from rich.tree import Tree
 
@@ -97,7 +99,7 @@ class RoundTrace:
         return text.getvalue().rstrip("\n")
 
     def svg(self) -> str:
-        """The tree as an SVG picture, from left to right."""
+        """Return the tree as an SVG picture, from left to right."""
         return draw(self.nodes, self.title)
 
     def _repr_svg_(self) -> str:
@@ -105,12 +107,12 @@ class RoundTrace:
 
 
 class Trace:
-    """All rounds of one call of `generate(trace=True)`.
+    """The rounds of one call of `generate(trace=True)`.
 
     `trace[3]` is the third round of the first row, `trace.row(2)` all rounds of the third row.
 
     Args:
-        tokenizer: of the tokens; None writes their ids.
+        tokenizer: decodes the tokens; None shows their ids.
     """
 
     def __init__(self, tokenizer=None):
@@ -119,12 +121,12 @@ class Trace:
         self._number = 0
 
     def record(self, tree: DraftTree, scores: Scores | None, verdict: Verdict, active: list[bool]) -> None:
-        """Keep a round, before it is committed.
+        """Record a round before it is committed.
 
         Args:
-            tree: what was drafted.
-            scores: the target's logits of it; None if the target was not asked.
-            verdict: what was kept.
+            tree: the drafted tree.
+            scores: the target's scores of the tree; None if the target was not asked.
+            verdict: the verifier's decision.
             active: per row, False once it has finished.
         """
         self._number += 1
@@ -170,11 +172,11 @@ class Trace:
         return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
 
     def row(self, row: int) -> list[RoundTrace]:
-        """All rounds of a row, in order."""
+        """Return all rounds of a row, in order."""
         return [one for one in self._rounds if one.row == row]
 
     def __getitem__(self, number: int) -> RoundTrace:
-        """A round of the first row, counted from 1; -1 is the last one.
+        """Return a round of the first row, counted from 1; -1 is the last one.
 
         Raises:
             MMSpecError: if there is no such round.
@@ -190,7 +192,7 @@ class Trace:
         return iter(self.row(0))
 
     def __len__(self) -> int:
-        """Rounds of the first row."""
+        """Return the number of rounds of the first row."""
         return len(self.row(0))
 
     def __repr__(self) -> str:
