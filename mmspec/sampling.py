@@ -311,8 +311,8 @@ def _usable(processors: list) -> list:
 
 def _merged(own: list, given: list) -> list:
     """As `generate` does it: of two processors of one class the caller's counts."""
-    stands_for = {SuppressedAtFirst: hf.SuppressTokensAtBeginLogitsProcessor}
-    kinds = [stands_for.get(type(mine), type(mine)) for mine in own]
+    stands_for: dict[type, type] = {SuppressedAtFirst: hf.SuppressTokensAtBeginLogitsProcessor}
+    kinds: list[type] = [stands_for.get(type(mine), type(mine)) for mine in own]
     merged = [
         next((processor for processor in given if type(processor) is kind), mine)
         for mine, kind in zip(own, kinds, strict=True)
