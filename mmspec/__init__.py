@@ -16,6 +16,7 @@ from .version import __version__
 
 if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from . import (
+        chains,
         check,
         compressors,
         data,
@@ -52,6 +53,7 @@ _LAZY = {
     "stream": "generation",
 }
 _MODULES = (
+    "chains",
     "check",
     "compressors",
     "data",
