@@ -124,9 +124,9 @@ def test_a_seed_draws_one_picture_whatever_drafts(painter, name):
 
 
 def test_drawn_proposals_and_several_requests_at_once(painter, expected):
-    drafter = EarlyExitDrafter(painter, 2, Chain(3))
-    drawn = mmspec.generate(painter, drafter, inputs=prompts(), temperature=1.0, verifier=RejectionSampling())
-    assert [len(row) for row in drawn.token_ids] == [TOKENS] * 3 and drawn.stats.num_accepted_draft_tokens
+    for drafter in (JacobiDrafter(painter, 4), EarlyExitDrafter(painter, 2, Chain(3))):
+        drawn = mmspec.generate(painter, drafter, inputs=prompts(), temperature=1.0, verifier=RejectionSampling())
+        assert [len(row) for row in drawn.token_ids] == [TOKENS] * 3 and drawn.stats.num_accepted_draft_tokens
     streams = [mmspec.stream(painter, drafter, inputs=prompts(ROWS[row : row + 1])) for row in range(3)]
     written = [[], [], []]
     while any(streams):

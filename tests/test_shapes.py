@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import MODELS, inputs_for, llama, qwen_vl
-from transformers import DynamicCache
+from laws import g_test
+from models import MODELS, VOCAB, inputs_for, llama, qwen_vl
+from transformers import DynamicCache, SuppressTokensLogitsProcessor
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -24,7 +25,7 @@ from mmspec.drafters import (
 )
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
-from mmspec.verifiers import Gated, Greedy, PointMassSampling
+from mmspec.verifiers import Gated, Greedy, PointMassSampling, RejectionSampling
 from mmspec.verifiers.gates import Confident, Every
 
 TREES = [Chain(4), StaticTree(["0", "1", "00", "10", "000"]), DynamicTree(3, 2, 6)]
@@ -221,6 +222,29 @@ def test_the_next_window_is_what_the_target_said_behind_the_last_one(target):
 
     mmspec.generate(target, Noted(target, 5), **ragged())
     assert len(set(seen)) > 1
+
+
+def test_windows_drawn_from_the_target_leave_its_law_alone(target):
+    """Speculative Jacobi decoding: four tokens of a thousand rows of one prompt, each one of three."""
+    rows, prompt, few = 1000, inputs_for("llama", [0], [9])["input_ids"], [5, 6, 7]
+    out = mmspec.generate(
+        target,
+        JacobiDrafter(target, 4),
+        inputs={"input_ids": prompt.expand(rows, -1)},
+        max_new_tokens=4,
+        temperature=1.0,
+        logits_processor=SuppressTokensLogitsProcessor([token for token in range(VOCAB) if token not in few]),
+        verifier=RejectionSampling(),
+        seed=1,
+    )
+    assert out.stats.lossless and out.stats.mean_accepted_draft_tokens > 0.4
+    law, texts = torch.ones(1, dtype=torch.float64), [[]]
+    for _ in range(4):
+        ids = torch.cat([prompt.expand(len(texts), -1), torch.tensor(texts, dtype=torch.long)], 1)
+        with torch.no_grad():
+            law = (law[:, None] * target.model(input_ids=ids).logits[:, -1, few].double().softmax(-1)).flatten()
+        texts = [[*text, token] for text in texts for token in few]
+    assert g_test([tuple(map(few.index, row)) for row in out.token_ids], law.view(3, 3, 3, 3)) > 1e-3
 
 
 # Drafting while the target scores.

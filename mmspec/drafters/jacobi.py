@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import whole_number
-from ..outcome import Scores, Verdict
+from ..outcome import Scores, Verdict, one_hot
 from ..tree import DraftTree
 from .base import Drafter
 
@@ -23,6 +23,11 @@ class JacobiDrafter(Drafter):
 
     After a round, the target's likeliest token behind every node that was not kept becomes the next window, moved to
     where the text ends now. The window begins with the newest token, repeated, and so do the places that move in [OUR].
+
+    Where the verifier asks for drawn proposals (`RejectionSampling`), the next window is drawn from what the target
+    says behind every node, and that is its q: speculative Jacobi decoding (Teng et al., SJD, arXiv 2410.01699), in
+    which every place of a window is drawn anew after each round. Places that move in are certain of the token that they
+    repeat.
 
     Lossless with every lossless verifier. Needs no training.
 
@@ -43,17 +48,33 @@ class JacobiDrafter(Drafter):
         return self.window
 
     def start(self, context: Context) -> None:
+        self.context = context
         self._guesses: Tensor | None = None
+        self._q: Tensor | None = None
 
     def draft(self, root: Tensor) -> DraftTree:
         guesses = root[:, None].expand(-1, self.window) if self._guesses is None else self._guesses
-        return DraftTree.chain(torch.cat([root[:, None], guesses], dim=1))
+        tokens = torch.cat([root[:, None], guesses], dim=1)
+        if self._q is None:
+            return DraftTree.chain(tokens)
+        expansion = torch.arange(self.window + 1, device=root.device).expand_as(tokens)
+        return DraftTree.chain(
+            tokens, expansion=torch.where(expansion < self.window, expansion, -1), draft_probs=self._q
+        )
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
-        self._guesses = None
+        self._guesses = self._q = None
         if scores is None:
             return
-        said = scores.p.argmax(-1)  # behind node i stands what comes i + 1 places after the root
-        places = torch.arange(self.window, device=said.device) + verdict.length[:, None]
-        known = said.gather(1, places.clamp(max=said.shape[1] - 1))
-        self._guesses = torch.where(places < said.shape[1], known, verdict.bonus[:, None])
+        # Behind node i stands what comes i + 1 places after the root.
+        places = torch.arange(self.window, device=verdict.length.device) + verdict.length[:, None]
+        nodes = places.clamp(max=tree.num_nodes - 1)
+        known, repeated = places < tree.num_nodes, verdict.bonus[:, None].expand_as(places)
+        if not self.context.proposals.sampled:
+            self._guesses = torch.where(known, scores.p.argmax(-1).gather(1, nodes), repeated)
+            return
+        p = scores.p.gather(1, nodes[..., None].expand(-1, -1, scores.p.shape[-1]))
+        known &= p.sum(-1) > 0  # in rows that have ended it may be no distribution
+        self._q = torch.where(known[..., None], p, one_hot(repeated, p))
+        drawn = torch.multinomial(self._q.flatten(0, 1), 1, generator=self.context.proposals.generator)
+        self._guesses = drawn.view_as(places)
