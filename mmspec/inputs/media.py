@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from transformers.video_utils import VideoMetadata
 
 from ..chat import Conversation, Medium, Message, media_of, with_media
 from ..errors import MMSpecError
-from ..media import KINDS, Video, load_image, load_sound, load_video
+from ..media import KINDS, Chooser, Video, evenly, load_image, load_sound, load_video
 from .reader import Reader
 
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
@@ -35,7 +37,8 @@ def loaded(reader: Reader, conversation: Conversation) -> Conversation:
         if medium.kind == "image":
             return load_image(medium.value)
         if medium.kind == "video":
-            return load_video(medium.value)
+            in_file = isinstance(medium.value, (str, bytes, bytearray, memoryview, os.PathLike))
+            return load_video(medium.value, choose=_chooser(reader) if in_file else None)
         rate = _rate(reader)
         return load_sound(medium.value, rate), rate
 
@@ -92,7 +95,7 @@ def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
         conversations: whose media are loaded.
 
     Returns:
-        Pictures and videos as one list per row, sounds as a single list, which is how processors take them, each only
+        Pictures as one list per row, videos and sounds as a single list, which is how processors take them, each only
         if there are any; with videos what is known of them, with sounds their rate.
     """
     rows = {kind: [media_of(conversation, kind) for conversation in conversations] for kind in KINDS}
@@ -100,8 +103,10 @@ def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
     if any(rows["image"]):
         arguments["images"] = rows["image"]
     if any(rows["video"]):
-        arguments["videos"] = [[video.frames for video in row] for row in rows["video"]]
-        arguments["video_metadata"] = [[video.metadata() for video in row] for row in rows["video"]]
+        videos = [video for row in rows["video"] for video in row]
+        arguments["videos"] = [video.frames for video in videos]
+        arguments["video_metadata"] = [video.metadata() for video in videos]
+        arguments["do_sample_frames"] = False  # they were chosen when they were read
     if any(rows["audio"]):
         sounds = [sound for row in rows["audio"] for sound in row]
         arguments["audio"] = [samples for samples, _ in sounds]
@@ -114,6 +119,28 @@ def _is_frame(value: Any) -> bool:
     if isinstance(value, (str, bytes, bytearray, os.PathLike, list, tuple, Mapping, Video)):
         return False
     return np.ndim(value) < 4 if hasattr(value, "shape") else True
+
+
+FRAMES = 32
+"""Frames, evenly spaced, that are read of a video file where the processor does not say how many it wants [OUR]."""
+
+
+def _chooser(reader: Reader) -> Chooser:
+    """Which frames of a video file are read: those that the model's own processor would choose."""
+    own = getattr(reader.processor, "video_processor", None)
+
+    def choose(facts: dict[str, Any]) -> list[int]:
+        total = facts["total_num_frames"]
+        wanted, rate = getattr(own, "num_frames", None), getattr(own, "fps", None)
+        if wanted is None and (rate is None or facts["fps"] is None):
+            return evenly(total, FRAMES)
+        if wanted is not None and total <= wanted:
+            return list(range(total))
+        names = [name for name in inspect.signature(own.sample_frames).parameters if name != "metadata"]
+        settings = {name: getattr(own, name, None) for name in names if name != "kwargs"}
+        return own.sample_frames(metadata=VideoMetadata(**facts), **settings)
+
+    return choose
 
 
 def _rate(reader: Reader) -> int:

@@ -2,9 +2,9 @@
 
 from .pictures import load_image
 from .sounds import load_sound
-from .videos import Video, load_video
+from .videos import Chooser, Video, evenly, load_video
 
 KINDS = ("image", "video", "audio")
 """What a model may be shown or told besides text, as transformers names it."""
 
-__all__ = ["KINDS", "Video", "load_image", "load_sound", "load_video"]
+__all__ = ["KINDS", "Chooser", "Video", "evenly", "load_image", "load_sound", "load_video"]

@@ -97,7 +97,7 @@ def load_video(
         if not total:
             raise MMSpecError(f"video {quoted(name)} has no frames")
         if choose is None:
-            return _evenly(total, rate, frames, fps, name)
+            return _spaced(total, rate, frames, fps, name)
         numbers = [int(number) for number in choose(_metadata(total, rate, size))]
         if not numbers or min(numbers) < 0 or max(numbers) >= total or numbers != sorted(numbers):
             raise MMSpecError(
@@ -134,7 +134,7 @@ def _metadata(total: int, fps: float | None, size: tuple[int, int] | None) -> di
     return {"total_num_frames": total, "fps": fps, "height": height, "width": width, "duration": duration}
 
 
-def _evenly(total: int, rate: float | None, frames: int | None, fps: float | None, name: str) -> list[int]:
+def _spaced(total: int, rate: float | None, frames: int | None, fps: float | None, name: str) -> list[int]:
     """Numbers of frames that are evenly spaced."""
     if fps is None:
         if frames is None and total > MOST_FRAMES:
@@ -152,9 +152,13 @@ def _evenly(total: int, rate: float | None, frames: int | None, fps: float | Non
         step = max(rate / fps, 1.0)
         count = int(np.ceil(total / step - 1e-9))
         numbers = [min(int(step * number), total - 1) for number in range(count)]
-    if frames is None or len(numbers) <= frames:
-        return numbers
-    return [numbers[(2 * number + 1) * len(numbers) // (2 * frames)] for number in range(frames)]
+    return numbers if frames is None else [numbers[place] for place in evenly(len(numbers), frames)]
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Return at most `count` of the numbers below `total`, evenly spaced."""
+    count = min(count, total)
+    return [(2 * number + 1) * total // (2 * count) for number in range(count)]
 
 
 def _one_size(pictures: Sequence[Any], indices: Sequence[int], name: str) -> np.ndarray:

@@ -1,0 +1,206 @@
+"""Videos and sounds from files, through prompts: greedy text is that of `model.generate`, token for token."""
+
+from __future__ import annotations
+
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+import watching
+from clips import pictures, write_video, write_wave
+from showing import FAMILIES, target_of
+
+import mmspec
+from mmspec import MMSpecError
+from mmspec.compressors import Frames, Pool
+from mmspec.drafters import EagleDrafter, NGramDrafter
+from mmspec.inputs import prepare
+from mmspec.media import Video
+from mmspec.target import Target
+from mmspec.trees import DynamicTree
+
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Eleven frames of 32 x 16 pixels."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    write_video(path, pictures(11, 32, 16))
+    return path
+
+
+def decoded(path, numbers) -> np.ndarray:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack([frames[number] for number in numbers])
+
+
+def qwen(processor=None) -> Target:
+    return Target(target_of("qwen2_5_vl").model, processor or watching.Patches())
+
+
+def by_itself(target: Target, text: str, videos: list[np.ndarray]) -> list[int]:
+    """What `generate` writes about videos whose frames were read without mmspec."""
+    places = "[<|video_pad|>]" * len(videos)
+    text = f"user: {places}{text} "
+    inputs = target.processor([text], videos, [None] * len(videos), False, return_tensors="pt")
+    ids = inputs["input_ids"]
+    types = 2 * (ids == target.model.config.video_token_id).int()
+    out = target.model.generate(**inputs, mm_token_type_ids=types, max_new_tokens=NEW, do_sample=False)
+    return out[0, ids.shape[1] :].tolist()
+
+
+def test_a_video_file_is_read_as_generate_reads_its_frames(clip):
+    target = qwen()
+    whole, said = decoded(clip, range(11)), by_itself(target, "what?", [decoded(clip, range(11))])
+    eagle = EagleDrafter(target)
+    for drafter, tree in ((None, None), (NGramDrafter(target), None), (eagle, DynamicTree(6, 2, 3))):
+        out = mmspec.generate(target, drafter, prompt="what?", videos=[str(clip)], max_new_tokens=NEW, tree=tree)
+        assert out.token_ids == [said]
+    assert by_itself(target, "what?", [whole[::-1]]) != said, "what is seen is written about"
+    for compressor in (Frames(0.4), Frames(0.4, "change"), Pool(2)):
+        drafter = eagle.with_compressor(compressor)
+        out = mmspec.generate(target, drafter, prompt="what?", videos=[str(clip)], max_new_tokens=NEW)
+        assert out.token_ids == [said]
+
+
+def test_a_ragged_batch_with_videos_in_every_form(clip):
+    """A file, an array, a list of pictures twice, none."""
+    target = qwen()
+    frames = decoded(clip, range(11))
+    rows = [[str(clip)], [frames[:4]], [list(frames[:3]), Video(frames[5:9], fps=2)], []]
+    prompts = ["what?", "who?", "which one?", "why?"]
+    shown = [[frames], [frames[:4]], [frames[:3], frames[5:9]], []]
+    expected = [by_itself(target, text, videos) for text, videos in zip(prompts, shown, strict=True)]
+    out = mmspec.generate(target, NGramDrafter(target), prompt=prompts, videos=rows, max_new_tokens=NEW)
+    assert out.token_ids == expected and len(set(map(tuple, expected))) == 4
+
+
+@pytest.mark.parametrize(
+    ("sampling", "numbers"),
+    [
+        ({"num_frames": 4}, [0, 2, 5, 8]),
+        ({"fps": 5}, [0, 1, 3, 5, 7, 9]),
+        ({"num_frames": 16}, list(range(11))),
+        ({}, list(range(11))),
+    ],
+)
+def test_frames_are_those_that_the_processor_would_choose(clip, sampling, numbers):
+    processor = watching.Patches(num_frames=sampling.get("num_frames"), fps=sampling.get("fps"))
+
+    def sample_frames(metadata, num_frames=None, fps=None, **kwargs):
+        count = num_frames or int(np.ceil(metadata.total_num_frames * fps / metadata.fps))
+        return torch.arange(0, metadata.total_num_frames, metadata.total_num_frames / count).int()
+
+    processor.video_processor.sample_frames = sample_frames
+    request = prepare(qwen(processor), "what?", videos=[clip])
+    (video,) = request.media["video"][0]
+    assert video.indices == numbers and (video.total, video.fps) == (11, 10)
+    expected, _ = watching.Patches.patches(decoded(clip, numbers))
+    assert torch.equal(request.inputs["pixel_values_videos"], expected)
+
+
+def test_a_long_file_is_read_in_32_frames_where_nobody_says(tmp_path):
+    write_video(tmp_path / "long.mp4", pictures(70, 16, 16))
+    (video,) = prepare(qwen(), "what?", videos=[tmp_path / "long.mp4"]).media["video"][0]
+    assert len(video) == 32 and video.indices[:3] == [1, 3, 5] and video.indices[-1] == 68
+
+
+def test_what_takes_no_videos_says_so(clip, monkeypatch):
+    llama = Target(target_of("llama").model, watching.tokenizer())
+    with pytest.raises(MMSpecError, match="1 videos were given but LlamaForCausalLM takes none"):
+        prepare(llama, "what?", videos=[clip])
+    for package in ("av", "torchcodec"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MMSpecError, match="takes PyAV or torchcodec, and neither is installed"):
+        prepare(qwen(), "what?", videos=[clip])
+
+
+# Sounds, through the real processor of Qwen2-Audio.
+
+
+def tone(pitch: float, seconds: float) -> np.ndarray:
+    return (0.5 * np.sin(np.arange(int(seconds * watching.RATE)) * pitch)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def listener():
+    return Target(target_of("qwen2_audio").model, watching.qwen2_audio())
+
+
+def heard(target: Target, text: str, sounds: list[np.ndarray]) -> list[int]:
+    text = f"user: {'[<|AUDIO|>]' * len(sounds)}{text} "
+    inputs = target.processor(text=[text], audio=sounds or None, sampling_rate=watching.RATE, return_tensors="pt")
+    out = target.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_a_sound_file_is_read_as_generate_reads_its_samples(listener, tmp_path):
+    sounds = [tone(0.3, 0.8), tone(0.9, 0.5)]
+    write_wave(tmp_path / "one.wav", sounds[0], watching.RATE, 4)
+    rows = [[tmp_path / "one.wav"], [(sounds[0], watching.RATE), (sounds[1], watching.RATE)], []]
+    prompts = ["what?", "who?", "why?"]
+    expected = [heard(listener, text, own) for text, own in zip(prompts, ([sounds[0]], sounds, []), strict=True)]
+    for drafter, tree in ((NGramDrafter(listener), None), (EagleDrafter(listener), DynamicTree(6, 2, 3))):
+        out = mmspec.generate(listener, drafter, prompt=prompts, audio=rows, max_new_tokens=NEW, tree=tree)
+        assert out.token_ids == expected
+    assert heard(listener, "what?", [sounds[1]]) != expected[0]
+
+
+def test_a_sound_of_another_rate_is_refused(listener):
+    with pytest.raises(MMSpecError, match="has 8000 samples a second, but the model reads 16000: resample it"):
+        prepare(listener, "what?", audio=[(tone(0.3, 0.1), 8000)])
+
+
+def test_a_listener_checks_itself_with_noise(listener):
+    report = listener.check()
+    assert report.ok and report.kinds == {"audio"} and any(f.what.startswith("sounds") for f in report.findings)
+
+
+# The real processors of models that see videos, where torchvision is there.
+
+REAL = {
+    "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_vl": "Qwen3VL",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_processors(name, clip):
+    pytest.importorskip("torchvision")
+    import transformers
+
+    kind = "Qwen3VL" if name == "qwen3_vl" else "Qwen2VL"
+    sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    edges = {"size": {"shortest_edge": 64, "longest_edge": 4096}}
+    processor = getattr(transformers, f"{REAL[name]}Processor")(
+        image_processor=transformers.Qwen2VLImageProcessor(**sizes, **edges),
+        tokenizer=watching.tokenizer(*watching.QWEN),
+        video_processor=getattr(transformers, f"{kind}VideoProcessor")(**sizes, **edges),
+        chat_template=watching.template_of(image="<|image_pad|>", video="<|video_pad|>"),
+    )
+    target = Target(target_of(name).model, processor)
+    frames = decoded(clip, range(11))
+    inputs = processor(
+        text=["user: [<|video_pad|>]what? "],
+        videos=[frames],
+        video_metadata=[Video(frames, fps=10).metadata()],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    out = target.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    drafter = EagleDrafter(target)
+    ours = mmspec.generate(
+        target, drafter, prompt="what?", videos=[clip], max_new_tokens=NEW, tree=DynamicTree(6, 2, 3)
+    )
+    assert ours.token_ids == [out.tolist()]
+    rows = prepare(target, ["what?", "why?"], videos=[[frames[:4]], [clip, frames[2:4]]])
+    assert torch.equal(rows.inputs["video_grid_thw"][:, 0], torch.tensor([2, 6, 1]))
+
+
+def test_families_with_videos_are_listed():
+    assert {name for name, tiny in FAMILIES.items() if "video" in tiny.kinds} >= set(REAL)
