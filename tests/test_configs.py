@@ -6,7 +6,9 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -52,28 +54,49 @@ def commands_with(group: str) -> list[tuple[str, str]]:
     return [(command, name) for command, name in names if name in configuration.settings(command)[0]]
 
 
+PREFERRED = ("generate", *(command for command in COMMANDS if command != "generate"))
+
+
+@cache
+def composed(command: str) -> dict[tuple[str, str], Any]:
+    """What a command makes of each option of the groups that no earlier command has: the options of all groups at once,
+    the first of each, then the second of each."""
+    earlier = PREFERRED[: PREFERRED.index(command)]
+    mine = {}
+    for group, option in OPTIONS:
+        names = dict(commands_with(group))
+        if command in names and not any(other in names for other in earlier):
+            mine.setdefault((group, names[command]), []).append(option)
+    found = {}
+    for place in range(max(map(len, mine.values()), default=0)):
+        chosen = {pair: options[place] for pair, options in mine.items() if place < len(options)}
+        config = configuration.compose(command, [f"{name}={option}" for (_, name), option in chosen.items()])
+        found |= {(group, option): config.get(name) for (group, name), option in chosen.items()}
+    return found
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_fits_its_class(group, option):
-    assert commands_with(group)
-    for command, name in commands_with(group):
-        config = configuration.compose(command, [f"{name}={option}"])
-        if group in NO_KEY:
-            continue
-        if (group, option) in NULL_OPTIONS:
-            assert config[name] is None
-        elif "_target_" in config[name]:
-            values = OmegaConf.to_container(config[name], resolve=True)
-            factory = pkgutil.resolve_name(values.pop("_target_"))
-            inspect.signature(factory).bind(**values, **GIVEN_BY_THE_CALLER.get(group, {}))
+    names = dict(commands_with(group))
+    found = composed(next(command for command in PREFERRED if command in names))[group, option]
+    if group in NO_KEY:
+        return
+    if (group, option) in NULL_OPTIONS:
+        assert found is None
+    elif "_target_" in found:
+        values = OmegaConf.to_container(found, resolve=True)
+        factory = pkgutil.resolve_name(values.pop("_target_"))
+        inspect.signature(factory).bind(**values, **GIVEN_BY_THE_CALLER.get(group, {}))
+    if group in WEIGHTLESS and found is not None:
+        assert isinstance(configuration.build(found), WEIGHTLESS[group])
 
 
-@pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] in WEIGHTLESS and pair not in NULL_OPTIONS]
-)
-def test_what_needs_no_weights_is_built(group, option):
-    config = configuration.compose("generate", [f"{group}={option}"])
-    built = configuration.build(config[group])
-    assert isinstance(built, WEIGHTLESS[group])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_with_an_option_of_each_of_its_groups(command):
+    """The last of each, which is seldom the default; nothing in an option's file depends on the command."""
+    last = {group: option for group, option in OPTIONS if group != "experiment"}
+    chosen = [f"{name}={last[group]}" for group in last for other, name in commands_with(group) if other == command]
+    assert configuration.compose(command, chosen)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -107,7 +130,7 @@ def test_every_setting_of_every_option_is_listed_and_described(command):
 @pytest.mark.parametrize(
     "option",
     [
-        pytest.param(option, marks=[pytest.mark.slow] if option == "full" else [])  # the parts of all the others
+        pytest.param(option, marks=[pytest.mark.slow] if option in ("full", "design_card") else [])  # many parts
         for group, option in OPTIONS
         if group == "experiment"
     ],
@@ -164,18 +187,18 @@ def test_mistakes_are_one_line_that_names_the_way_out(override, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("group", configuration.FOLDER_GROUPS)
 @pytest.mark.parametrize(
     "name", ["plain", "with space", "a=b", "a,b", "it's", 'say "hi"', "${dtype}", "[x]", "ngram.d"]
 )
-def test_a_folder_stands_for_the_pretrained_option(group, name, tmp_path, monkeypatch):
+def test_a_folder_stands_for_the_pretrained_option(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     for value in (tmp_path / name, f"./{name}"):
         monkeypatch.chdir(tmp_path)
-        config = configuration.compose("generate", [f"{group}={value}"])
-        resolved = OmegaConf.to_container(config[group], resolve=True)
-        assert resolved["_target_"] == f"mmspec.load_{group}"
-        assert Path(resolved["name"]).resolve() == tmp_path / name
+        config = configuration.compose("generate", [f"{group}={value}" for group in configuration.FOLDER_GROUPS])
+        for group in configuration.FOLDER_GROUPS:
+            resolved = OmegaConf.to_container(config[group], resolve=True)
+            assert resolved["_target_"] == f"mmspec.load_{group}"
+            assert Path(resolved["name"]).resolve() == tmp_path / name
 
 
 def test_an_option_wins_over_a_folder_of_the_same_name(tmp_path, monkeypatch):
