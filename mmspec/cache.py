@@ -3,16 +3,23 @@
 Every row of the batch owns the slots `0 .. length` of a storage with room to spare. A forward pass writes its new
 entries in place behind the committed ones, each row at its own offset; `commit` keeps the accepted path by moving its
 few entries to the front of that speculative area. The committed prefix is never copied.
+
+A row that has ended leaves: the last row of the storage takes its place, and passes run on the rows that are left. All
+methods but those of the layers go on speaking of the whole batch, in its order.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .rows import Staying
+from .transfer import to_device
 
 CHUNK = 256
 """The storage grows by multiples of this many slots."""
@@ -21,7 +28,7 @@ AHEAD = 1024
 """Slots that are reserved at most for an answer that has not begun, however long it may become."""
 
 WINDOW = 64
-"""Passes of fixed form see a multiple of this many slots."""
+"""Passes of fixed form see a multiple of this many slots, and slots behind a row are numbered so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,15 @@ class TreeCache(Cache):
 
     A round is any number of forward passes, each opened by `begin(new)`, and one `commit`. Between two commits the
     entries of those passes lie behind one another, at slots `length + 0, 1, 2, ...` of each row.
+
+    Attributes:
+        batch: rows at first.
+        lengths: `[batch]` committed entries; of a row that has left, those that it had.
+        lengths_list: the same on the host.
+        present_lengths: of the rows that have not left, in the order of the storage.
+        longest: the largest of these.
+        uniform: True if all of these are the same.
+        commits: how many there were.
     """
 
     def __init__(
@@ -93,31 +109,70 @@ class TreeCache(Cache):
         device: torch.device | None = None,
     ):
         super().__init__(layers=[TreeCacheLayer(self) for _ in shapes])
-        self.rows, self.compiled = batch_size, compiled
+        self.batch, self.compiled = batch_size, compiled
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device or shapes[0][0].device)
         self.lengths_list = [0] * batch_size
-        self.speculative = 0
-        self._pass = 0
-        self.fixed = False
+        self.commits = 0
+        self._staying = Staying(batch_size)
+        self._open()
+        self._look()
         # Layers of one shape share one tensor, so that a commit is one gather and one scatter for all of them.
         members: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
         for layer, pair in enumerate(shapes):
             for name, shape in zip(("keys", "values"), pair, strict=True):
                 members[(shape, layer, name) if compiled else (shape,)].append((layer, name))
         self._members = [(shape, group) for (shape, *_), group in members.items()]
-        self._storage: list[Tensor] = []
+        self._storage: list[Tensor] = [torch.empty(len(group), 0) for _, group in self._members]
         self.capacity = 0
         self.reserve(capacity)
 
-    @property
-    def longest(self) -> int:
-        """Committed entries of the longest row."""
-        return max(self.lengths_list)
+    def _open(self) -> None:
+        """Begin a round."""
+        self.speculative, self._pass, self.fixed = 0, 0, False
+        self._numbered: Tensor | None = None
+
+    # The rows that have not left.
 
     @property
-    def uniform(self) -> bool:
-        """True if all rows have the same length."""
-        return min(self.lengths_list) == self.longest
+    def rows(self) -> int:
+        """Those that have not left. The storage, the layers and the passes have so many."""
+        return len(self._staying)
+
+    @property
+    def rows_present(self) -> list[int]:
+        """Their numbers in the batch, in the order of the storage."""
+        return list(self._staying.rows)
+
+    def present(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Of a tensor about the batch, along `dim`, the rows that passes run on, in the order of the storage."""
+        return self._staying.of(values, dim)
+
+    def whole(self, values: Tensor) -> Tensor:
+        """A tensor about the batch, from one about the rows that passes run on; zeros stand for all others."""
+        return self._staying.among_all(values)
+
+    def leave(self, active: Sequence[bool]) -> None:
+        """Let rows go that have ended. Call it between two rounds.
+
+        Args:
+            active: per row, whether it goes on. One row stays even if none does; two where passes are compiled and two
+                began, as one row would be another program.
+        """
+        least, longest = min(2 if self.compiled else 1, self.batch), self.longest
+        for row in [row for row in self._staying.rows if not active[row]]:
+            if self.rows <= least:
+                break
+            gone, last = self._staying.replace(row)
+            for number, storage in enumerate(self._storage):
+                if gone != last:  # with all that is clean behind a short row, see `reserve`
+                    storage[:, gone, :, :longest] = storage[:, last, :, :longest]
+                self._hold(number, storage[:, : self.rows])
+        self._look()
+
+    def _look(self) -> None:
+        """Note how long the rows are that have not left."""
+        self.present_lengths = [self.lengths_list[row] for row in self._staying.rows]
+        self.longest, self.uniform = max(self.present_lengths), len(set(self.present_lengths)) == 1
 
     @property
     def slots_in_use(self) -> int:
@@ -135,22 +190,26 @@ class TreeCache(Cache):
         if slots <= self.capacity:
             return
         capacity = -(-max(slots, self.capacity + self.capacity // 4) // CHUNK) * CHUNK
-        before, self._storage = self._storage, []
-        for number, (shape, members) in enumerate(self._members):
+        for number, (shape, _) in enumerate(self._members):
             # Attention multiplies masked slots by 0, and 0 * NaN is NaN: ragged rows need clean memory, and so do fixed
             # passes. Else a single row never sees a slot that it did not write.
             allocate = torch.zeros if self.rows > 1 or self.compiled else torch.empty
+            before = self._storage[number]
             grown = allocate(
-                len(members), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
+                len(before), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
             )
             if self.capacity:
                 used = self.longest + self.speculative if used is None else used
-                grown[..., :used, :] = before[number][..., :used, :]
-                before[number] = None
-            self._storage.append(grown)
-            for index, (layer, name) in enumerate(members):
-                setattr(self.layers[layer], name, grown[index])  # the last to hold the old storage lets go of it
+                grown[..., :used, :] = before[..., :used, :]
+            self._hold(number, grown)
+            del before  # nobody else holds it any more
         self.capacity = capacity
+
+    def _hold(self, number: int, storage: Tensor) -> None:
+        """Take a storage, `[members, rows, heads, capacity, dim]`, and show the layers theirs."""
+        self._storage[number] = storage
+        for index, (layer, name) in enumerate(self._members[number][1]):
+            setattr(self.layers[layer], name, storage[index])
 
     def begin(self, new: int, fixed: bool = False) -> None:
         """Open a forward pass that writes `new` entries per row.
@@ -162,12 +221,19 @@ class TreeCache(Cache):
         self.reserve(self.slots_in_use)
         self._start = self.longest + self.speculative
         self._scattered = fixed or not self.uniform
-        device = self.lengths.device
         if fixed:
-            self.window = torch.empty(min(self.capacity, -(-self.slots_in_use // WINDOW) * WINDOW), device=device)
+            slots = min(self.capacity, -(-self.slots_in_use // WINDOW) * WINDOW)
+            self.window = torch.empty(slots, device=self.lengths.device)
         if self._scattered:
-            self._row_index = torch.arange(self.rows, device=device)[:, None]
-            self._slots = self.lengths[:, None] + torch.arange(self.speculative, self.speculative + new, device=device)
+            self._slots = self.slots(self.speculative, self.speculative + new)
+
+    def slots(self, start: int, end: int) -> Tensor:
+        """`[rows, end - start]` the slots of the speculative entries with these numbers, found once a round."""
+        now = self.commits, self.rows
+        if self._numbered is None or self._numbered_for != now or self._numbered.shape[1] < end:
+            numbers = torch.arange(-(-end // WINDOW) * WINDOW, device=self.lengths.device)
+            self._numbered, self._numbered_for = self.present(self.lengths)[:, None] + numbers, now
+        return self._numbered[:, start:end]
 
     def end(self) -> None:
         """Close the pass: its entries are now speculative."""
@@ -188,60 +254,74 @@ class TreeCache(Cache):
         if self._scattered and self.rows == 1:
             storage.index_copy_(2, self._slots[0].to(storage.device), states)
         elif self._scattered:
-            storage[self._row_index.to(storage.device), :, self._slots.to(storage.device)] = states.transpose(1, 2)
+            rows = torch.arange(self.rows, device=storage.device)[:, None]
+            storage[rows, :, self._slots.to(storage.device)] = states.transpose(1, 2)
         else:
             storage[:, :, self._start : self._start + states.shape[2]] = states
 
-    def commit(self, counts: list[int], path: Tensor | None = None) -> None:
+    def commit(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """Keep a path of the speculative entries and drop the rest.
 
         Args:
             counts: per row, how many entries to keep (0 leaves the row as it was).
             path: `[batch, steps]` which speculative entries to keep, in order, `steps >= max(counts)`; entries beyond
                 a row's count are ignored. None keeps the first `counts` entries, which costs nothing.
+            kept: `[batch]` the same counts, where they are on the device already: then nothing has to be copied there.
         """
-        if path is not None and max(counts):
-            path = path[:, : max(counts)]  # padding may reach beyond the storage
-            steps = torch.arange(path.shape[1], device=path.device)
-            keep = steps < torch.tensor(counts, device=path.device)[:, None]
-            base = self.lengths[:, None].to(path.device)
-            # A step that is not kept moves onto itself.
-            destination = base + steps
-            source = base + torch.where(keep, path, steps)
-            rows = torch.arange(self.rows, device=path.device)[:, None]
-            for storage in self._storage:
-                r, s, d = (index.to(storage.device) for index in (rows, source, destination))
-                by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [batch, capacity, members, heads, dim]
-                by_slot[r, d] = by_slot[r, s]
-        if self.rows > 1:
-            self._clear(counts)
-        self.speculative = 0
+        if len(set(counts)) == 1:
+            kept = counts[0]  # a number needs no copy
+        elif kept is None:
+            kept = to_device(counts, self.lengths.device)
+        if max(counts) and path is not None:
+            self._move(self.present(path)[:, : max(counts)])  # padding may reach beyond the storage
+        # Passes of longer rows, and those of fixed form, read what was dropped too: one guess that is NaN would spoil
+        # all that its row reads from then on, see `reserve`.
+        if (self.rows > 1 or self.compiled) and min(counts) < self.speculative:
+            self._clear(kept if isinstance(kept, int) else self.present(kept)[:, None])
         self.lengths_list = [length + count for length, count in zip(self.lengths_list, counts, strict=True)]
-        self.lengths = torch.tensor(self.lengths_list, device=self.lengths.device)
+        if max(counts):
+            self.lengths = self.lengths + kept
+        self.commits += 1
+        self._open()
+        self._look()
 
     def take_back(self, counts: list[int]) -> None:
         """Forget the last committed entries of each row, so many, between two rounds."""
         self.lengths_list = [length - count for length, count in zip(self.lengths_list, counts, strict=True)]
-        self.lengths = torch.tensor(self.lengths_list, device=self.lengths.device)
+        self.lengths = self.lengths - to_device(counts, self.lengths.device)
+        self._open()
+        self._look()
         self.speculative = max(counts)
         self.reserve(self.slots_in_use)
-        self.commit([0] * self.rows)
+        self.commit([0] * self.batch)
 
-    @torch.inference_mode()
-    def _clear(self, counts: list[int]) -> None:
-        """Zero the speculative entries behind the first `counts` of each row. Passes of longer rows read them too:
-        one guess that is NaN would spoil all that its row reads from then on, see `reserve`."""
-        dropped = [
-            (row, slot)
-            for row, (length, count) in enumerate(zip(self.lengths_list, counts, strict=True))
-            for slot in range(length + count, length + self.speculative)
-        ]
-        if not dropped:
-            return
-        rows, slots = torch.tensor(dropped, device=self.lengths.device).unbind(1)
+    def _move(self, path: Tensor) -> None:
+        """Bring the speculative entries of a path to the front, in its order. What then lies behind a row's count means
+        nothing."""
+        destination = self.slots(0, path.shape[1])
+        source = destination[:, :1] + path.to(destination.device)
+        rows = torch.arange(self.rows, device=destination.device)[:, None]
         for storage in self._storage:
+            r, s, d = (index.to(storage.device) for index in (rows, source, destination))
+            by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [rows, capacity, members, heads, dim]
+            by_slot[r, d] = by_slot[r, s]
+
+    def _clear(self, kept: int | Tensor) -> None:
+        """Zero the speculative entries behind the first ones of each row: a number of them, or `[rows, 1]` numbers."""
+        if isinstance(kept, int) and self.uniform:
+            for storage in self._storage:
+                storage[..., self.longest + kept : self.longest + self.speculative, :] = 0
+            return
+        first = kept if isinstance(kept, int) else 0
+        slots = self.slots(first, self.speculative)
+        rows = torch.arange(self.rows, device=slots.device)[:, None]
+        dropped = None
+        if not isinstance(kept, int):
+            dropped = (slots >= slots[:, :1] + kept)[..., None, None, None]
+        for storage in self._storage:
+            r, s = rows.to(storage.device), slots.to(storage.device)
             by_slot = storage.permute(1, 3, 0, 2, 4)
-            by_slot[rows.to(storage.device), slots.to(storage.device)] = 0
+            by_slot[r, s] = 0 if dropped is None else by_slot[r, s].masked_fill(dropped.to(storage.device), 0)
 
     def copy_of(self, entries: list[list[int]]) -> TreeCache:
         """A cache of its own with some of the committed entries.
@@ -255,17 +335,18 @@ class TreeCache(Cache):
         for shape, members in self._members:
             for layer, name in members:
                 shapes[layer][name == "values"] = shape
-        cache = TreeCache(shapes, self.rows, max(width, 1), self.compiled, self.lengths.device)
-        index = torch.tensor([[*row, *[0] * (width - len(row))] for row in entries], device=self.lengths.device)
+        cache = TreeCache(shapes, self.batch, max(width, 1), self.compiled, self.lengths.device)
+        index = to_device([[*row, *[0] * (width - len(row))] for row in entries], self.lengths.device)
         cache.begin(width)
         for layer, own in zip(self.layers, cache.layers, strict=True):
             parts = []
-            for states in (layer.keys, layer.values):
+            for states in (self.whole(layer.keys), self.whole(layer.values)):
                 chosen = index.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
                 parts.append(states.gather(2, chosen))
             own.update(*parts)
         cache.end()
         cache.commit(lengths)
+        cache.leave([row in self._staying.rows for row in range(self.batch)])
         return cache
 
     # What transformers asks of a cache besides its layers.
@@ -294,28 +375,53 @@ class LayersOfCache(TreeCache):
 
     def __init__(self, whole: TreeCache, count: int):
         Cache.__init__(self, layers=[TreeCacheLayer(self) for _ in range(count)])
-        self.whole, self.rows, self.compiled = whole, whole.rows, whole.compiled
-        self.speculative, self._pass, self.fixed = 0, 0, False
+        self.of, self.batch, self.compiled = whole, whole.batch, whole.compiled
+        self._dropped = 0
+        self._open()
 
     @property
     def lengths(self) -> Tensor:
-        return self.whole.lengths
+        return self.of.lengths
 
     @property
     def lengths_list(self) -> list[int]:
-        return self.whole.lengths_list
+        return self.of.lengths_list
+
+    @property
+    def present_lengths(self) -> list[int]:
+        return self.of.present_lengths
+
+    @property
+    def longest(self) -> int:
+        return self.of.longest
+
+    @property
+    def uniform(self) -> bool:
+        return self.of.uniform
+
+    @property
+    def commits(self) -> int:
+        return self.of.commits + self._dropped
+
+    @property
+    def _staying(self) -> Staying:
+        return self.of._staying
+
+    def leave(self, active: Sequence[bool]) -> None:
+        self.of.leave(active)
 
     @property
     def capacity(self) -> int:
-        return self.whole.capacity
+        return self.of.capacity
 
     def reserve(self, slots: int, used: int | None = None) -> None:
-        self.whole.reserve(slots, self.longest + self.speculative if used is None else used)
-        for own, theirs in zip(self.layers, self.whole.layers, strict=False):
+        self.of.reserve(slots, self.longest + self.speculative if used is None else used)
+        for own, theirs in zip(self.layers, self.of.layers, strict=False):
             own.keys, own.values = theirs.keys, theirs.values
 
-    def commit(self, counts: list[int], path: Tensor | None = None) -> None:
+    def commit(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """Forget what was written through it: only the whole cache commits."""
         if any(counts):
             raise ValueError("the first layers of a cache keep nothing by themselves")
-        self.speculative = 0
+        self._dropped += 1
+        self._open()

@@ -17,6 +17,7 @@ from .inputs import Request
 from .model import Model
 from .outcome import Scores, Verdict, after_unread
 from .session import ModelSession
+from .transfer import to_device
 from .tree import DraftTree
 from .trees import Proposals
 from .wellformed import refuse_malformed
@@ -131,17 +132,15 @@ class Context(ModelSession):
         """A block of the unread tokens, right-aligned, and the tree below them: tokens, visible nodes, depths."""
         behind, device = max(unread), tree.tokens.device
         rows = [
-            [0] * (behind - count) + (history[-1 - count : -1] if count else [])
+            [count, *[0] * (behind - count), *(history[-1 - count : -1] if count else [])]
             for history, count in zip(self.history, unread, strict=True)
         ]
-        prefix = torch.tensor(rows, device=device)
-        count = torch.tensor(unread, device=device)[:, None]
+        count, prefix = to_device(rows, device).split([1, behind], dim=1)
+        self._count = count
         column = torch.arange(behind, device=device)
         real = column >= behind - count
         trunk = torch.ones(behind, behind, dtype=torch.bool, device=device).tril() & real[:, None]
-        trunk = trunk | torch.eye(
-            behind, dtype=torch.bool, device=device
-        )  # a node of padding sees itself: nothing gives NaN
+        trunk |= torch.eye(behind, dtype=torch.bool, device=device)  # a node of padding sees itself: nothing gives NaN
         above = real[:, None].expand(-1, tree.num_nodes, -1)
         none = trunk.new_zeros(tree.batch_size, behind, tree.num_nodes)
         visible = torch.cat([torch.cat([trunk, none], 2), torch.cat([above, tree.ancestors], 2)], 1)
@@ -152,14 +151,16 @@ class Context(ModelSession):
     def commit(self, tree: DraftTree, verdict: Verdict) -> list[list[int]]:
         """Keep what the target has read of the accepted path, append what the round emits to the history, and return
         that per row."""
-        counts, emitted = verdict.only(self.active).host(tree)
+        verdict = verdict.only(self.active)
+        counts, emitted = verdict.host(tree)
         if not verdict.settled:
             unread = self._unread()
-            path = None if tree.is_chain else verdict.path
+            path, kept = None if tree.is_chain else verdict.path, verdict.length
             if any(unread):
                 path = after_unread(verdict.path, unread)
                 counts = [count + more if count else 0 for count, more in zip(counts, unread, strict=True)]
-            self.keep(counts, path)
+                kept = kept + self._count[:, 0] * (kept > 0)
+            self.keep(counts, path, kept)
         self.admit(emitted)
         return emitted
 

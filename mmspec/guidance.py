@@ -51,7 +51,11 @@ class Pairs(ModelSession):
 
     @property
     def entries(self) -> list[int]:
-        return self.cache.lengths_list[: self.cache.rows // 2]
+        return self.cache.lengths_list[: self.cache.batch // 2]
+
+    @property
+    def going_on(self) -> list[bool]:
+        return [*self.active, *self.active]
 
     def prefill(self, *arguments, **named) -> Pass:
         return self._judged(super().prefill(*arguments, **named))
@@ -60,8 +64,9 @@ class Pairs(ModelSession):
         both = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
         return self._judged(super().read(*both, sees_all))
 
-    def keep(self, counts: list[int], path: Tensor | None = None) -> None:
-        super().keep([*counts, *counts], None if path is None else path.repeat(2, 1))
+    def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
+        path, kept = None if path is None else path.repeat(2, 1), None if kept is None else kept.repeat(2)
+        super().keep([*counts, *counts], path, kept)
 
     def _judged(self, read: Pass) -> Pass:
         features = {layer: states.chunk(2)[0] for layer, states in read.features.items()}
@@ -70,7 +75,7 @@ class Pairs(ModelSession):
     def branch(self, layers: int | None = None, entries: list[list[int]] | None = None) -> ModelSession:
         """As of any session; of the other prompts every entry is seen, for `entries` is about the text."""
         if entries is not None:
-            others = self.cache.lengths_list[self.cache.rows // 2 :]
+            others = self.cache.lengths_list[self.cache.batch // 2 :]
             entries = [*entries, *(list(range(length)) for length in others)]
         return super().branch(layers, entries)
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from .cache import TreeCache
+from .cache import WINDOW, TreeCache
+from .transfer import to_device
 
 
 class MaskForm(Enum):
@@ -47,21 +48,22 @@ class TreeMask:
     def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
         self.cache, self.windows, self.form, self.dtype = cache, windows, form, dtype
         self._seen = torch.zeros(cache.rows, 0, 0, dtype=torch.bool, device=cache.lengths.device)
-        self._lengths = [0] * cache.rows
-        self._written = 0
+        # At the last refresh: how much was committed, and which columns each row's speculative entries have since then.
+        self._commits, self._lengths, self._written = -1, [0] * cache.rows, 0
+        self._columns = torch.zeros(cache.rows, 0, dtype=torch.long, device=cache.lengths.device)
 
     def build(self, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Mask | dict[str, Mask] | None:
         """The mask of a pass; call it between `cache.begin` and the forward pass.
 
         Args:
-            visible: `[batch, new, speculative + new]`, which speculative entries (earlier passes of this round, then
-                this one) each new node sees, itself included.
-            depth: `[batch, speculative + new]` distance of every speculative entry from the last committed token, minus
+            visible: `[rows, new, speculative + new]`, which speculative entries (earlier passes of this round, then
+                this one) each new node sees, itself included; of the rows that have not left the cache.
+            depth: `[rows, speculative + new]` distance of every speculative entry from the last committed token, minus
                 one: what comes right after it has depth 0.
             sees_all: True for a single new node that is known to see all speculative entries.
 
         Returns:
-            `[batch, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
+            `[rows, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
             the same: a single new node that sees all, in rows of equal length. In passes of fixed form it is
             never None, and as wide as the cache's window. Nor is it None for flex attention: transformers would compile
             a block mask of its own anew for every length.
@@ -71,7 +73,7 @@ class TreeMask:
         if free and (sees_all or total == 1):
             self._written = max(self._written, total)
             return None
-        self._refresh(new, first=new == total)
+        self._refresh(new, total)
         self._put(self._seen[:, :new], visible)
         self._written = max(self._written, total)
         slots = len(self.cache.window) if self.cache.fixed else self.cache.slots_in_use
@@ -80,35 +82,39 @@ class TreeMask:
         masks = {name: self._finish(mask[:, None]) for name, mask in masks.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _refresh(self, new: int, first: bool) -> None:
-        """Bring the prefix part of the buffer up to what is committed now; `first` pass of a round or not."""
-        rows, capacity = self._seen.shape[1:]
-        lengths = self.cache.lengths_list
-        if new > rows or self.cache.capacity > capacity:
-            columns = torch.arange(self.cache.capacity, device=self._seen.device)
-            prefix = columns < self.cache.lengths[:, None]
-            self._seen = prefix[:, None].repeat(1, max(new, rows), 1)
-        elif first or lengths != self._lengths:
-            # Columns written by the last round are visible from now on if they were committed, else to nobody.
-            # Lengths alone do not tell that a round is over: it may have committed nothing.
-            kept = [now - old for now, old in zip(lengths, self._lengths, strict=True)]
-            column = torch.arange(max(self._written, *kept), device=self._seen.device)
-            values = column < torch.tensor(kept, device=column.device)[:, None]
-            self._put(self._seen, values[:, None].expand(-1, rows, -1), self._lengths)
-        else:
-            return
-        self._lengths, self._written = list(lengths), 0
+    def _refresh(self, new: int, total: int) -> None:
+        """Bring the prefix part of the buffer up to what is committed now."""
+        cache, (held, rows, capacity) = self.cache, self._seen.shape
+        small = held != cache.rows or new > rows or cache.capacity > capacity
+        if small or cache.commits != self._commits:
+            lengths = cache.present_lengths
+            # Passes without a mask may have come between: then there is more to show than was written.
+            behind = 0 if small else max(now - old for now, old in zip(lengths, self._lengths, strict=True))
+            behind = max(behind, self._written)
+            if small or behind > self._columns.shape[1]:
+                columns = torch.arange(cache.capacity, device=self._seen.device)
+                self._seen = (columns < self._committed())[:, None].repeat(1, max(new, rows), 1)
+            elif behind:
+                # What was committed is visible from now on, and what was dropped is so to nobody.
+                values = self._columns[:, :behind] < self._committed()
+                self._put(self._seen, values[:, None].expand(-1, rows, -1))
+            self._commits, self._lengths, self._written = cache.commits, lengths, 0
+            self._columns = self._columns[:, :0]
+        if total > self._columns.shape[1]:
+            self._columns = cache.slots(0, -(-total // WINDOW) * WINDOW)
 
-    def _put(self, rows: Tensor, values: Tensor, lengths: list[int] | None = None) -> None:
-        """Write `[batch, queries, width]` values into columns `length ...` of each row."""
-        lengths = self.cache.lengths_list if lengths is None else lengths
-        width = min(values.shape[-1], rows.shape[-1] - max(lengths))
+    def _committed(self) -> Tensor:
+        """`[rows, 1]` how many entries are committed."""
+        return self.cache.present(self.cache.lengths)[:, None]
+
+    def _put(self, seen: Tensor, values: Tensor) -> None:
+        """Write `[rows, queries, width]` values into the columns of this round's entries."""
+        width = min(values.shape[-1], seen.shape[-1] - max(self._lengths))
         values = values[..., :width]
-        if min(lengths) == max(lengths):
-            rows[..., lengths[0] : lengths[0] + width] = values
+        if len(set(self._lengths)) == 1:
+            seen[..., self._lengths[0] : self._lengths[0] + width] = values
         else:
-            start = torch.tensor(lengths, device=rows.device)[:, None, None]
-            rows.scatter_(2, (start + torch.arange(width, device=rows.device)).expand(values.shape), values)
+            seen.scatter_(2, self._columns[:, None, :width].expand(values.shape), values)
 
     def _window(self, full: Tensor, window: int | None, depth: Tensor, new: int) -> Tensor:
         """Hide what lies a sliding window or more before each node.
@@ -118,7 +124,7 @@ class TreeMask:
         slots = full.shape[-1]
         if window is None or slots <= window:
             return full
-        lengths = self.cache.lengths[:, None]
+        lengths = self._committed()
         position = torch.arange(slots, device=full.device).expand(full.shape[0], slots).clone()
         speculative = lengths + torch.arange(depth.shape[1], device=full.device)
         position.scatter_(1, speculative, lengths + depth)
@@ -126,7 +132,7 @@ class TreeMask:
         return full & (query[..., None] - position[:, None] < window)
 
     def _finish(self, mask: Tensor) -> Mask:
-        """`[batch, 1, new, slots]`, True where a node sees a slot, in the form that the back end reads."""
+        """`[rows, 1, new, slots]`, True where a node sees a slot, in the form that the back end reads."""
         if self.form is MaskForm.BOOLEAN:
             return mask
         if self.form is MaskForm.BLOCK:
@@ -141,7 +147,7 @@ def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor
     """`[batch, width]` ones on the tokens of right-padded rows; None where nothing is padded."""
     if min(lengths) == width:
         return None
-    return (torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]).long()
+    return (torch.arange(width, device=device) < to_device(lengths, device)[:, None]).long()
 
 
 def kernels(attention: str, device: torch.device) -> AbstractContextManager:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .transfer import flags
 from .tree import DraftTree
 
 
@@ -34,9 +35,16 @@ class Scores:
     unread: Sequence[int] = ()
     read: dict[int, Tensor] = field(default_factory=dict)
 
-    def features_along(self, path: Tensor) -> dict[int, Tensor]:
+    def features_along(self, path: Tensor, first: bool = False) -> dict[int, Tensor]:
         """Features of what the pass has made certain, layer to `[batch, steps, hidden]`: in each row of the tokens that
-        it read before the tree, and then of a path. Where a row has fewer of them, the rest means nothing."""
+        it read before the tree, and then of a path. Where a row has fewer of them, the rest means nothing.
+
+        Args:
+            path: `[batch, steps]` nodes.
+            first: True if they are known to be the first ones, in their order, which needs no gathering.
+        """
+        if first and not self.unread:
+            return {layer: states[:, : path.shape[1]] for layer, states in self.features.items()}
         features, columns = self.features, path.clamp(min=0)
         if self.unread:
             features, columns = self.read, after_unread(columns, self.unread)
@@ -64,6 +72,7 @@ class Verdict:
             padded with -1 on the right; None for nothing. The next pass of the target reads it first.
         settled: True if the target was not asked. Nothing of the path is in its cache then, and the bonus is the last
             node of the path itself.
+        limited: True once it is a verdict on active rows, see `only`.
     """
 
     path: Tensor
@@ -71,26 +80,56 @@ class Verdict:
     bonus: Tensor
     tail: Tensor | None = None
     settled: bool = False
+    limited: bool = False
 
     def only(self, active: list[bool]) -> Verdict:
         """The verdict on the rows that have not ended: of the others nothing is kept or emitted."""
-        if all(active):
+        if self.limited or all(active):
             return self
-        return replace(self, length=self.length * torch.tensor(active, device=self.length.device))
+        return replace(self, length=self.length * flags(tuple(active), self.length.device), limited=True)
 
     def host(self, tree: DraftTree) -> tuple[list[int], list[list[int]]]:
-        """Path lengths and emitted tokens per row, in one transfer from the device: accepted tokens, the tail, and the
-        bonus."""
-        tokens = tree.tokens.gather(1, self.path.clamp(min=0))
-        parts = [self.length[:, None], self.bonus[:, None], tokens]
-        width = tokens.shape[1]
-        table = torch.cat(parts if self.tail is None else [*parts, self.tail], dim=1).tolist()
-        lengths, emitted = [row[0] for row in table], []
-        for length, bonus, _, *rest in table:
-            tail = [token for token in rest[width - 1 :] if token >= 0]
-            accepted = rest[: max(length - 1, 0)]
-            emitted.append([*(accepted[:-1] if self.settled else accepted), *tail, bonus] if length else [])
+        """Path lengths and emitted tokens per row: accepted tokens, the tail, and the bonus.
+
+        All that the host wants to know of a round comes with the same transfer from the device, for which it waits:
+        also what the tree has to say of itself (`DraftTree.account`), and how much of the path the drafter had read
+        already (`DraftTree.read`).
+        """
+        steps = self.path.shape[1] - 1
+        path = None if tree.is_chain else self.path[:, 1:].clamp(min=0)
+        tokens = tree.tokens[:, 1 : steps + 1] if path is None else tree.tokens.gather(1, path)
+        parts = {"length": self.length[:, None], "bonus": self.bonus[:, None], "tokens": tokens}
+        if self.tail is not None:
+            parts["tail"] = self.tail
+        if path is not None and tree.expansion is not None:
+            parts["entries"] = tree.expansion.gather(1, path)
+        parts["facts"] = tree.facts()
+        widths = [part.shape[1] for part in parts.values()]
+        table = torch.cat(list(parts.values()), dim=1).tolist()
+        starts = [sum(widths[:number]) for number in range(len(widths))]
+        rows = {
+            name: [row[start : start + width] for row in table]
+            for name, start, width in zip(parts, starts, widths, strict=True)
+        }
+        lengths = [length for (length,) in rows["length"]]
+        tree.known("account", lambda: tree.told(rows["facts"]))
+        tree.read = _read(tree, [length - self.settled for length in lengths], rows.get("entries"))
+        emitted = []
+        for row, length in enumerate(lengths):
+            accepted = rows["tokens"][row][: max(length - 1, 0)]
+            tail = [token for token in rows["tail"][row] if token >= 0] if self.tail is not None else []
+            bonus = rows["bonus"][row]
+            emitted.append([*(accepted[:-1] if self.settled else accepted), *tail, *bonus] if length else [])
         return lengths, emitted
+
+
+def _read(tree: DraftTree, lengths: list[int], entries: list[list[int]] | None) -> list[int]:
+    """Per row, how many of the accepted nodes the drafter has read itself, of which it knows `entries` in its cache."""
+    if entries is None:
+        return [max(min(length, tree.num_nodes - 1) - 1, 0) for length in lengths]
+    return [
+        sum(entry >= 0 for entry in row[: max(length - 1, 0)]) for length, row in zip(lengths, entries, strict=True)
+    ]
 
 
 def after_unread(path: Tensor, unread: Sequence[int]) -> Tensor:
@@ -107,7 +146,7 @@ def after_unread(path: Tensor, unread: Sequence[int]) -> Tensor:
     longest = max(unread)
     steps = torch.arange(longest, device=path.device)
     columns = torch.cat([steps.expand(len(path), -1), path + longest], 1)
-    first = torch.tensor([longest - count for count in unread], device=path.device)[:, None]
+    first = fixed(tuple(longest - count for count in unread), path.device)[:, None]
     places = torch.arange(columns.shape[1], device=path.device) + first
     return columns.gather(1, places.clamp(max=columns.shape[1] - 1))
 

@@ -20,6 +20,7 @@ from .compat import CACHE
 from .errors import MMSpecError
 from .masks import Mask, MaskForm, TreeMask, padding_mask
 from .states import capture
+from .transfer import to_device
 
 if TYPE_CHECKING:
     from .model import Model
@@ -55,7 +56,10 @@ class Session:
         self.cache = cache
         self.masks = TreeMask(cache, windows, form, dtype)
         self.offset = torch.zeros_like(cache.lengths)
-        self._depth = cache.lengths.new_zeros(cache.rows, 0)
+        self.history: list[list[int]] | None = None
+        self._windows = any(window is not None for window in windows.values())
+        self._depth: Tensor | None = None
+        self._begun: tuple | None = None
 
     def follow(self, history: list[list[int]], active: list[bool], pending: int = 1) -> None:
         """From now on `pending` tells how far this session is behind a text that grows.
@@ -85,24 +89,58 @@ class Session:
     ) -> Iterator[tuple[Mask | dict[str, Mask] | None, Tensor]]:
         """Around the pass that writes a block of speculative nodes into the cache.
 
+        Rows that have ended leave before the first block of a round: the pass runs on `present` rows only.
+
         Args:
             visible: `[batch, new, speculative + new]`, the speculative nodes that each new one sees, itself included.
             depth: `[batch, new]` distance from the last committed token, minus one.
             sees_all: True for a single node that is known to see all earlier ones.
 
         Yields:
-            The mask of the pass, see `TreeMask.build`, and the positions of the nodes, `[batch, new]` or
-            `[axes, batch, new]`.
+            The mask of the pass, see `TreeMask.build`, and the positions of the nodes, `[rows, new]` or
+            `[axes, rows, new]`.
         """
+        if self.cache.speculative == 0:
+            self._depth = None
+            if self.history is not None:
+                self.leave()
+        visible, depth = self.present(visible), self.present(depth)
         self.cache.begin(visible.shape[1], fixed=self.cache.compiled)
-        self._depth = torch.cat([self._depth, depth], dim=1) if self._depth.shape[1] else depth
+        if self._windows:  # for which distances count
+            self._depth = depth if self._depth is None else torch.cat([self._depth, depth], dim=1)
         mask = self.masks.build(visible, self._depth, sees_all)
-        yield mask, self.positions(self.cache.lengths[:, None] + depth)
+        yield mask, self.positions(depth)
         self.cache.end()
 
-    def positions(self, index: Tensor) -> Tensor:
-        """The positions of tokens, `[batch, new]` or `[axes, batch, new]`, from the indices of entries."""
-        return index + self.offset[..., None]
+    def leave(self) -> None:
+        """Let rows go that have ended. Nothing is read for them any more."""
+        self.cache.leave(self.going_on)
+
+    @property
+    def going_on(self) -> list[bool]:
+        """Per row of the cache, whether its text goes on."""
+        return self.active
+
+    def present(self, values: Tensor) -> Tensor:
+        """Of a `[batch, ...]` tensor, the rows that a pass runs on."""
+        return self.cache.present(values)
+
+    def whole(self, values: Tensor) -> Tensor:
+        """A `[batch, ...]` tensor from one of a pass; zeros stand in rows that have left."""
+        return self.cache.whole(values)
+
+    def positions(self, depth: Tensor) -> Tensor:
+        """The positions, `[rows, new]` or `[axes, rows, new]`, of nodes that are `[rows, new]` tokens behind the last
+        committed one, minus one."""
+        return self._first() + depth
+
+    def _first(self) -> Tensor:
+        """The position of what follows the last committed token: `[rows, 1]` or `[axes, rows, 1]`, once a round."""
+        now = self.cache.commits, self.cache.rows, id(self.offset)
+        if self._begun is None or self._begun[0] != now:
+            first = self.cache.present(self.cache.lengths + self.offset, dim=-1)
+            self._begun = now, first[..., None]
+        return self._begun[1]
 
     def enter(self, layers: list[tuple[Tensor, Tensor]], counts: list[int]) -> None:
         """Take the keys and values of a prompt, `[batch, heads, length, dim]` of every layer; keep so many per row."""
@@ -112,10 +150,9 @@ class Session:
         self.cache.end()
         self.keep(counts)
 
-    def keep(self, counts: list[int], path: Tensor | None = None) -> None:
+    def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """End a round: keep a path of its nodes, drop the rest; see `TreeCache.commit`."""
-        self.cache.commit(counts, path)
-        self._depth = self._depth[:, :0]
+        self.cache.commit(counts, path, kept)
 
     def drop(self) -> None:
         """End a round and forget its nodes."""
@@ -126,10 +163,10 @@ class Session:
         self.cache.take_back(counts)
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They are views;
-        what lies behind the length of a shorter row means nothing."""
+        """Keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They are views
+        until a row has left; what lies behind the length of a shorter row means nothing."""
         entries, end = self.cache.layers[layer], self.cache.longest
-        return entries.keys[:, :, :end], entries.values[:, :, :end]
+        return self.whole(entries.keys[:, :, :end]), self.whole(entries.values[:, :, :end])
 
 
 class ModelSession(Session):
@@ -143,7 +180,8 @@ class ModelSession(Session):
         cache: instead of a new one.
 
     Attributes:
-        extra: arguments of every pass: what the layers attend to beside the text, such as the states of an encoder.
+        extra: arguments of every pass, `[batch, ...]`: what the layers attend to beside the text, such as the states of
+            an encoder.
         beside: keys and values of these states, computed by the prompt's pass once and for all; None for models without
             cross-attention. Nothing is ever pruned in it.
     """
@@ -162,8 +200,10 @@ class ModelSession(Session):
         super().__init__(cache, model.windows, MaskForm(model.attention), model.dtype)
         self.model, self.feature_layers = model, tuple(feature_layers)
         self._ceilings: list[int] | None = None  # see `mmspec.families.frequencies`
+        self._highest: Tensor | None = None  # the same on the device
         self.extra: dict[str, Any] = {}
         self.beside: Cache | None = DynamicCache() if model.family.cross_attends else None
+        self._beside_rows = self.cache.rows_present
 
     def prefill(
         self,
@@ -193,12 +233,12 @@ class ModelSession(Session):
             inputs_embeds=embeds,
             attention_mask=padding_mask(lengths, length, embeds.device),
             position_ids=position_ids,
-            logits_to_keep=torch.tensor(columns, device=embeds.device),
+            logits_to_keep=to_device(columns, embeds.device),
             **once,
         )
         self.cache.end()
         self.cache.commit(lengths)
-        index = torch.tensor([columns.index(n - 1) for n in lengths], device=device)
+        index = to_device([columns.index(n - 1) for n in lengths], device)
         return Pass(logits[torch.arange(len(lengths), device=device), index], features)
 
     def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
@@ -209,12 +249,22 @@ class ModelSession(Session):
             visible, depth, sees_all: see `Session.block`.
         """
         with self.block(visible, depth, sees_all) as (mask, positions):
+            tokens = self.present(tokens)
             if self.model.compiled is not None:
-                return Pass(*self.model.compiled(tokens, mask, positions, self.cache, self.feature_layers))
-            return self._run(input_ids=tokens, attention_mask=mask, position_ids=positions)
+                logits, features = self.model.compiled(tokens, mask, positions, self.cache, self.feature_layers)
+            else:
+                logits, features = self._run(input_ids=tokens, attention_mask=mask, position_ids=positions)
+        return Pass(self.whole(logits), {layer: self.whole(states) for layer, states in features.items()})
 
-    def positions(self, index: Tensor) -> Tensor:
-        """As in `Session`, but indices beyond a row's ceiling are on it: nodes that no answer can reach must not change
+    def leave(self) -> None:
+        super().leave()
+        rows = self.cache.rows_present
+        if self.beside is not None and self._beside_rows != rows:
+            self.beside = rows_of(self.beside, [self._beside_rows.index(row) for row in rows])
+            self._beside_rows = rows
+
+    def positions(self, depth: Tensor) -> Tensor:
+        """As in `Session`, but nodes beyond a row's ceiling are on it: those that no answer can reach must not change
         the rotary frequencies of those that it can.
 
         Raises:
@@ -227,14 +277,17 @@ class ModelSession(Session):
                     f"a row has {max(lengths)} tokens, and {type(self.model.model).__name__} has other rotary "
                     f"frequencies beyond {min(self._ceilings) + 1}; begin anew with the whole text as the prompt"
                 )
-            index = index.minimum(torch.tensor(self._ceilings, device=index.device)[:, None])
-        return super().positions(index)
+            if self._highest is None:
+                self._highest = to_device(self._ceilings, depth.device)
+            depth = depth.minimum(self.present(self._highest - self.cache.lengths)[:, None])
+        return super().positions(depth)
 
     def _run(self, **arguments: Any) -> Pass:
         """A pass of the model, with results on the device where drafters read them."""
         device = self.model.device
         cache = self.cache if self.beside is None else EncoderDecoderCache(self.cache, self.beside)
-        arguments |= self.extra | {"use_cache": True, CACHE: cache}
+        extra = {name: self.present(value) for name, value in self.extra.items()}
+        arguments |= extra | {"use_cache": True, CACHE: cache}
         if not self.feature_layers:
             return Pass(self.model.family.run(**arguments).to(device), {})
         with capture(self.model.family, self.feature_layers) as features:
@@ -258,7 +311,7 @@ class ModelSession(Session):
             raise MMSpecError("branch: give layers= or entries=, and not both")
         if layers is not None:
             model = self.model.first_layers(layers)
-            branch = self.sibling(model, self.cache.rows, cache=LayersOfCache(self.cache, layers))
+            branch = self.sibling(model, self.cache.batch, cache=LayersOfCache(self.cache, layers))
             branch.offset, branch._ceilings = self.offset, self._ceilings
         else:
             if any(window is not None for window in self.model.windows.values()):
@@ -266,9 +319,9 @@ class ModelSession(Session):
                     f"branch(entries=): {type(self.model.model).__name__} has sliding windows, whose distances are "
                     "counted in entries, so none may be left out; use branch(layers=)"
                 )
-            branch = self.sibling(self.model, self.cache.rows, cache=self.cache.copy_of(entries))
+            branch = self.sibling(self.model, self.cache.batch, cache=self.cache.copy_of(entries))
             branch.offset = self.offset + self.cache.lengths - branch.cache.lengths
-        branch.extra, branch.beside = self.extra, self.beside
+        branch.extra, branch.beside, branch._beside_rows = self.extra, self.beside, self._beside_rows
         branch.history, branch.active = self.history, self.active
         rows = zip(self._ahead, self.entries, branch.entries, strict=True)
         branch._ahead = [ahead + all_of_them - seen for ahead, all_of_them, seen in rows]
@@ -277,3 +330,12 @@ class ModelSession(Session):
     def sibling(self, *arguments: Any, **named: Any) -> ModelSession:
         """A session that reads as this one does, from arguments of `ModelSession`; for `branch`."""
         return ModelSession(*arguments, **named)
+
+
+def rows_of(cache: Cache, places: list[int]) -> DynamicCache:
+    """A cache of some rows of another one, by their places in it."""
+    chosen = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        index = to_device(places, layer.keys.device)
+        chosen.update(layer.keys[index], layer.values[index], number)
+    return chosen

@@ -31,11 +31,14 @@ class DraftTree:
         draft_probs: `[batch, expansions, vocab]` the distribution from which the children of each expanded node were
             drawn without replacement, in order. None marks point proposals (a deterministic choice of the drafter).
         is_chain: True if every row is a chain, known without looking at the tensors.
-        unusable: gives `[batch]`, how many guesses of the round came from logits that are no distribution (NaN, +inf,
-            or nothing but -inf) or hang below such a guess, whether they are in the tree or not; None for none.
+        unusable: gives `[batch, guesses]`, True for each guess of the round that came from logits that are no
+            distribution (NaN, +inf, or nothing but -inf) or hangs below such a guess, whether it is in the tree or not;
+            None if there can be none.
         grown: True for the trees of `Growth`, which chooses tokens and places itself, and for the root alone. The loop
             looks at all others, see `mmspec.wellformed`.
         lost: `[batch, nodes]` True where a grown tree lacks the parent of a node; None where that cannot be.
+        read: per row, how many nodes of the accepted path (the root not counted) its drafter had expanded, and so read;
+            None until the host has heard the verdict.
     """
 
     tokens: Tensor
@@ -49,6 +52,7 @@ class DraftTree:
     unusable: Callable[[], Tensor] | None = None
     grown: bool = False
     lost: Tensor | None = None
+    read: list[int] | None = None
     _cache: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -95,23 +99,34 @@ class DraftTree:
         return self.valid.sum(-1) - 1
 
     def account(self) -> list[tuple[int, int]]:
-        """Per row, how many nodes were drafted and how many guesses unusable, in one transfer from the device.
+        """Per row, how many nodes were drafted and how many guesses unusable.
 
         Raises:
             MMSpecError: if a builder has kept a node without its parent.
         """
-        none = torch.zeros_like(self.drafted)
-        lost = none if self.lost is None else self.lost.any(-1)
-        unusable = none if self.unusable is None else self.unusable()
-        table = torch.stack([self.drafted, unusable, lost], dim=1).tolist()
-        for row, (*_, without) in enumerate(table):
-            if without:
+        return self.known("account", lambda: self.told(self.facts().tolist()))
+
+    def facts(self) -> Tensor:
+        """`[batch, columns]` what `account` says, for a transfer from the device in which other things go along."""
+        rows = [self.tokens[:, :0]]
+        rows += [] if self.valid is None else [self.drafted[:, None]]
+        rows += [] if self.lost is None else [self.lost.any(-1, keepdim=True)]
+        rows += [] if self.unusable is None else [self.unusable()]
+        return torch.cat(rows, dim=1)
+
+    def told(self, facts: list[list[int]]) -> list[tuple[int, int]]:
+        """The account, from `facts` on the host; see `account`."""
+        found = []
+        for row, (*values,) in enumerate(facts):
+            drafted = self.num_nodes - 1 if self.valid is None else values.pop(0)
+            if self.lost is not None and values.pop(0):
                 node = self.lost[row].tolist().index(True)
                 raise MMSpecError(
                     f"tree row {row}: node {node} was kept, but its parent was not, or stands behind it; a builder "
                     "gives Growth.keep ascending numbers, the root's and those of all ancestors among them"
                 )
-        return [(drafted, guesses) for drafted, guesses, _ in table]
+            found.append((drafted, sum(values)))
+        return found
 
     def known(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """What follows from the tree, computed once."""

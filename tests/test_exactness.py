@@ -206,7 +206,7 @@ def window_in_slots(monkeypatch, target):
 def path_not_compacted(monkeypatch, target):
     """As many entries as were accepted are kept, but the first ones instead of the accepted ones."""
     commit = TreeCache.commit
-    monkeypatch.setattr(TreeCache, "commit", lambda self, counts, path=None: commit(self, counts))
+    monkeypatch.setattr(TreeCache, "commit", lambda self, counts, path=None, kept=None: commit(self, counts))
 
 
 def picture_dropped(monkeypatch, target):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ..compressors import DraftPrompt, VisualCompressor
 from ..errors import MMSpecError, did_you_mean
@@ -20,7 +19,7 @@ from ..trees import TreeBuilder
 from ..trees.growth import Block
 from .feature import FeatureDrafter
 from .head_config import initialise
-from .layer import DraftAttention, DraftLayer, Rope, attend, attend_unrolled
+from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_unrolled
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -90,8 +89,8 @@ class DreamDrafter(FeatureDrafter):
         self.cross_attention = cross_attention
         middle = CrossLayer(self.head) if cross_attention else nn.Identity()
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden), middle, DraftLayer(self.head, hidden)])
-        self.layers[2].input_layernorm = LlamaRMSNorm(hidden, eps=eps)
-        self.norm = LlamaRMSNorm(hidden, eps=eps)
+        self.layers[2].input_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.norm = nn.RMSNorm(hidden, eps=eps)
         initialise(self)
 
     @property
@@ -122,7 +121,9 @@ class DreamDrafter(FeatureDrafter):
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         embeds = self._token_embeds(block.tokens)
         with self.session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
-            return self.norm(self._layers(embeds, states, mask, self._rope(embeds, positions)))
+            embeds, states = self.session.present(embeds), self.session.present(states)
+            output = self.norm(self._layers(embeds, states, mask, self._rope(embeds, positions)))
+        return self.session.whole(output)
 
     def _layers(self, embeds: Tensor, states: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
         """The three layers inside an open block: `[batch, new, hidden]` of tokens and of states to outputs."""
@@ -130,8 +131,8 @@ class DreamDrafter(FeatureDrafter):
         first, middle, last = self.layers
 
         def attended(layer: DraftLayer, number: int, mixed: Tensor) -> Tensor:
-            keys, values = entries[number].update(*layer.self_attn.keys_values(mixed, rope))
-            return attend(layer.self_attn.queries(mixed, rope), keys, values, mask)
+            queries, *own = layer.self_attn.project(mixed, rope)
+            return attend(queries, *entries[number].update(*own), mask)
 
         hidden = first.finish(embeds, attended(first, 0, embeds))
         if self.cross_attention:
@@ -146,7 +147,7 @@ class DreamDrafter(FeatureDrafter):
         """A mask like this one by which every node of the open block sees all slots before it, and its own."""
         cache, (new, slots) = self.session.cache, mask.shape[2:]
         columns, own = torch.arange(slots, device=mask.device), torch.arange(new, device=mask.device)
-        own = own + cache.lengths[:, None] + cache.speculative
+        own = own + cache.present(cache.lengths)[:, None] + cache.speculative
         return (columns <= own[..., None])[:, None]
 
     # Training.
@@ -158,7 +159,7 @@ class DreamDrafter(FeatureDrafter):
         The first layer reads tokens only, and a chain of right guesses is the answer itself: its output at every depth
         of every chain is that of the answer's own slots.
         """
-        self._head_rows = self._rows()
+        self._prepare()
         prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
         blocks, crossed, _, memory, prefix = self._read_all(prompt)
         slots = lesson.root_slots - prompt.removed[:, None] + 1
@@ -238,11 +239,11 @@ class CrossLayer(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.cross_attn = CrossAttention(config)
         self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
     def queries(self, states: Tensor) -> Tensor:
@@ -264,8 +265,8 @@ class CrossAttention(DraftAttention):
 
     def __init__(self, config: LlamaConfig):
         super().__init__(config, config.hidden_size)
-        self.q_norm = LlamaRMSNorm(config.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = LlamaRMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def queries(self, states: Tensor, rope: Rope | None = None) -> Tensor:
         return self.q_norm(self._heads(self.q_proj(states)))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ..compressors import VisualCompressor
 from ..states import LAST
@@ -65,7 +64,7 @@ class EagleDrafter(FeatureDrafter):
         self.fc = nn.Linear(self.fused * hidden, hidden, bias=bias)
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden)])
         if input_norm:
-            self.layer.input_layernorm = LlamaRMSNorm(hidden, eps=self.head.rms_norm_eps)
+            self.layer.input_layernorm = nn.RMSNorm(hidden, eps=self.head.rms_norm_eps)
         initialise(self)
 
     @property

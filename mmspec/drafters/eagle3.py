@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ..arguments import as_int
 from ..compressors import VisualCompressor
@@ -97,8 +96,8 @@ class Eagle3Drafter(FeatureDrafter):
             raise MMSpecError("fc_norm and norm_before_fc are two ways of doing the same: choose one")
         self.norm_output, self.norm_before_residual = norm_output, norm_before_residual
 
-        def norm(width: int) -> LlamaRMSNorm:
-            return LlamaRMSNorm(width, eps=eps)
+        def norm(width: int) -> nn.RMSNorm:
+            return nn.RMSNorm(width, eps=eps)
 
         self.fc = nn.Linear(3 * state, hidden, bias=False)
         self.fc_norm = nn.ModuleList([norm(state) for _ in range(3)]) if fc_norm else None

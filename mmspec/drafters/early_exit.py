@@ -11,7 +11,7 @@ from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
-from .step import StepDrafter, last_of
+from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -47,17 +47,19 @@ class EarlyExitDrafter(StepDrafter):
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what the target has not read yet, the root last. Nothing of it is kept: the target will do that."""
-        self._trunk = self.session.pending
-        block = self.newest(root, self._trunk)
-        return last_of(self.session.read(block.tokens, block.visible, block.depth).logits, self._trunk)
+        self._trunk = trunk = self.newest(root, self.session.pending)
+        return trunk.last_of(self.session.read(trunk.tokens, trunk.visible, trunk.depth).logits)
 
     def expand(self, block: Block) -> Tensor:
         """The same for drafted nodes, which see what was read above the root, too."""
-        width, device = max(self._trunk), block.tokens.device
-        counts = torch.tensor(self._trunk, device=device)[:, None]
-        trunk = torch.arange(width, device=device) < counts
-        visible = torch.cat([trunk[:, None].expand(-1, block.tokens.shape[1], -1), block.visible], dim=2)
-        sees_all = block.sees_all and min(self._trunk) == width
+        width, device = self._trunk.tokens.shape[1], block.tokens.device
+        if min(self._trunk.counts) == width:
+            counts, real = width, torch.ones(len(block.tokens), width, dtype=torch.bool, device=device)
+        else:
+            counts = self._trunk.kept[:, None]
+            real = torch.arange(width, device=device) < counts
+        visible = torch.cat([real[:, None].expand(-1, block.tokens.shape[1], -1), block.visible], dim=2)
+        sees_all = block.sees_all and min(self._trunk.counts) == width
         return self.session.read(block.tokens, visible, block.depth + counts, sees_all).logits
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:

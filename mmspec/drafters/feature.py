@@ -23,8 +23,8 @@ from ..trees.growth import Block
 from .head_config import HEAD_SETTINGS, head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .reading import PromptReader
-from .rope import rope_of_axes, rotary_of
-from .step import StepDrafter, last_of
+from .rope import Turning, rotary_of
+from .step import StepDrafter
 from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     rope = "1d"
     """How positions are counted, see `mmspec.drafters.rope`."""
+
+    axes: Tensor | None = None
+    """Of positions that have several, see `mmspec.drafters.rope.axes_of`."""
 
     guesses_features = True
     """Whether the layer's output stands for a state of the target, with which a loss can compare it."""
@@ -152,7 +155,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         lengths = context.request.lengths
         parameter = self.layer.self_attn.k_proj.weight
         slot = SlotShape(self.head.num_key_value_heads, self.head.head_dim, parameter.dtype, parameter.device)
-        self._head_rows = self._rows()
+        self._prepare()
         prompt = self.read(context.request, context.request, context.embeds, context.features, context.vision)
         last = torch.tensor(lengths, device=prompt.removed.device) - 1 - prompt.removed
         # Nothing is asked of the prompt's slots but what later ones see of them: keys and values.
@@ -177,21 +180,20 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
-        counts = self.session.pending
-        width, steps = max(counts), self._steps
-        guessed = isinstance(steps, Tensor)
-        output = self._run(self.newest(root, counts), self._states[:, :width], steps[:, :width] if guessed else steps)
-        self.session.keep(counts)
+        trunk, steps = self.newest(root, self.session.pending), self._steps
+        width, guessed = trunk.tokens.shape[1], isinstance(steps, Tensor)
+        output = self._run(trunk, self._states[:, :width], steps[:, :width] if guessed else steps)
+        self.session.keep(trunk.counts, kept=trunk.kept)
         if guessed:
-            self._guessed = [before + count for before, count in zip(self._guessed, counts, strict=True)]
-        output = last_of(output, counts)[:, None]
-        self._drafted = self.recur(output)
+            self._guessed = [before + count for before, count in zip(self._guessed, trunk.counts, strict=True)]
+        output = trunk.last_of(output)[:, None]
+        self._drafted = [self.recur(output)]
         return self.logits(self.read_out(output))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
-        states = self._drafted[:, -1:] if block.sees_all else pick(self._drafted, block.parents)
-        output = self._run(block, states, block.depth[..., None] + 1)
-        self._drafted = torch.cat([self._drafted, self.recur(output)], dim=1)
+        states = self._drafted[-1] if block.sees_all else pick(torch.cat(self._drafted, dim=1), block.parents)
+        output = self._run(block, states, block.step)
+        self._drafted.append(self.recur(output))
         return self.logits(self.read_out(output))
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
@@ -208,12 +210,12 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
             return
         if any(self._guessed):
             self._take_back()
-        self._states, self._steps = self.absorb(scores.features_along(path)), 0
+        self._states, self._steps = self.absorb(scores.features_along(path, first=tree.is_chain)), 0
 
     def _go_on(self, expanded: Tensor) -> None:
         """Let the states that the draft went on with, `[batch, new]` of its expansions, stand for those of tokens that
         are emitted but unread by the target [OUR]."""
-        self._states = pick(self._drafted, expanded)
+        self._states = pick(torch.cat(self._drafted, dim=1), expanded)
         self._steps = torch.arange(1, expanded.shape[1] + 1, device=expanded.device)[None, :, None]
 
     def _take_back(self) -> None:
@@ -223,12 +225,13 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         """One pass of the layer: nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
-        attention = self.layer.self_attn
+        session, attention = self.session, self.layer.self_attn
         mixed, residual = self.mix(self._token_embeds(block.tokens), states, step)
-        with self.session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
-            rope = self._rope(mixed, positions)
-            keys, values = self.session.cache.layers[0].update(*attention.keys_values(mixed, rope))
-        return self.layer.finish(residual, attend(attention.queries(mixed, rope), keys, values, mask))
+        with session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
+            mixed, residual = session.present(mixed), session.present(residual)
+            queries, *own = attention.project(mixed, self._rope(mixed, positions))
+            keys, values = session.cache.layers[0].update(*own)
+        return session.whole(self.layer.finish(residual, attend(queries, keys, values, mask)))
 
     # Training.
 
@@ -239,7 +242,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         All queries that matter stand in the answers, so the layer's queries and its MLP run on those slots only; the
         prompt contributes keys and values.
         """
-        self._head_rows = self._rows()
+        self._prepare()
         prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
         attention, slots = self.layer.self_attn, lesson.root_slots - prompt.removed[:, None]
         mixed, residual = self.mix_prompt(prompt)
@@ -270,7 +273,12 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     # Small parts.
 
     def _rope(self, like: Tensor, slots: Tensor) -> Rope:
-        return self.rotary(like, slots) if slots.ndim == 2 else rope_of_axes(self.rotary, self.axes, slots)
+        return self._turning.at(slots, like.dtype)
+
+    def _prepare(self) -> None:
+        """Look up what stays the same for a request, or for a batch of lessons."""
+        self._head_rows = self._rows()
+        self._turning = Turning(self.rotary, self.axes)
 
     def _rows(self) -> tuple[Tensor, Tensor | None] | None:
         return self.target.family.head_rows(self.draft_vocabulary)

@@ -6,18 +6,20 @@ of its parameters are those of the published checkpoints.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, rotate_half
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, `[batch, length, head_dim]`."""
+"""Cosines and signed sines, `[batch, length, head_dim]`, see `mmspec.drafters.rope`."""
 
 
 class DraftAttention(nn.Module):
-    """Rotary attention with grouped queries, as four steps: `queries`, `keys_values`, attend, `merge`.
+    """Rotary attention with grouped queries: `project` (or `queries` and `keys_values`), attend, `merge`.
 
     Args:
         config: of the layer.
@@ -32,6 +34,14 @@ class DraftAttention(nn.Module):
         self.k_proj = nn.Linear(width, shared, bias=config.attention_bias)
         self.v_proj = nn.Linear(width, shared, bias=config.attention_bias)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """`[batch, length, width]` to queries, keys and values, each `[batch, heads, length, head_dim]`: what `queries`
+        and `keys_values` give, in one product and one rotation. Gradients do not flow."""
+        joined = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
+        queries, shared = (map.out_features // self.head_dim for map in (self.q_proj, self.k_proj))
+        turned = rotate(joined[:, : queries + shared], rope)
+        return turned[:, :queries], turned[:, queries:], joined[:, queries + shared :]
 
     def queries(self, states: Tensor, rope: Rope) -> Tensor:
         """`[batch, length, width]` to `[batch, heads, length, head_dim]`."""
@@ -49,6 +59,17 @@ class DraftAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
+class GatedMLP(LlamaMLP):
+    """SwiGLU, whose gate and input take one product where no gradient is wanted."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[..., hidden]` to the same."""
+        if torch.is_grad_enabled():
+            return super().forward(states)
+        gate, up = side_by_side(states, self.gate_proj, self.up_proj).chunk(2, dim=-1)
+        return self.down_proj(self.act_fn(gate) * up)
+
+
 class DraftLayer(nn.Module):
     """Attention and MLP around a residual stream; what enters the attention is the business of the drafter.
 
@@ -60,8 +81,8 @@ class DraftLayer(nn.Module):
     def __init__(self, config: LlamaConfig, width: int):
         super().__init__()
         self.self_attn = DraftAttention(config, width)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
         """The layer's output from `[batch, length, hidden]` and `[batch, heads, length, head_dim]`."""
@@ -69,10 +90,43 @@ class DraftLayer(nn.Module):
         return states + self.mlp(self.post_attention_layernorm(states))
 
 
+def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
+    """What several linear maps make of `[..., width]` states, side by side, `[..., sum of widths]`. No gradients.
+
+    The first call moves the weights of the maps next to each other in memory, where they stay parameters of their own,
+    under their own names; from then on all maps take one product.
+    """
+    if any(type(map) is not nn.Linear for map in maps):  # quantised, say, or with an adapter
+        return torch.cat([map(states) for map in maps], dim=-1)
+    weight = _joined([map.weight for map in maps])
+    bias = None if maps[0].bias is None else _joined([map.bias for map in maps])
+    return functional.linear(states, weight, bias)
+
+
+def _joined(parameters: list[nn.Parameter]) -> Tensor:
+    """Parameters as one tensor, stacked along their first dimension, without a copy of them."""
+    places = [(parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes) for parameter in parameters]
+    adjacent = all(end == start for (_, end), (start, _) in pairwise(places))
+    first = parameters[0]
+    if not (adjacent and all(part.is_contiguous() and _together(part, first) for part in parameters)):
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter, part in zip(
+                parameters, torch.cat([p.data for p in parameters]).split([len(p) for p in parameters]), strict=True
+            ):
+                parameter.data = part
+    rows = sum(len(parameter) for parameter in parameters)
+    return first.data.as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def _together(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
 def rotate(states: Tensor, rope: Rope) -> Tensor:
     """Apply a rotary embedding to `[batch, heads, length, head_dim]`."""
     cos, sin = (part[:, None].to(states.dtype) for part in rope)
-    return states * cos + rotate_half(states) * sin
+    # The two halves of a head turn against each other: the sines of the first one are negative.
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), sin)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -56,14 +56,33 @@ def rotary_of(head: LlamaConfig) -> LlamaRotaryEmbedding:
         ) from error
 
 
-def rope_of_axes(rotary: nn.Module, axes: Tensor, positions: Tensor) -> Rope:
-    """Cosines and sines `[batch, length, head_dim]`.
+class Turning:
+    """Rotary positions in the form that `mmspec.drafters.layer.rotate` reads, on the device of the frequencies.
 
     Args:
         rotary: transformers' rotary embedding, whose frequencies are taken.
-        axes: see `axes_of`.
-        positions: `[3, batch, length]`.
+        axes: see `axes_of`; None for positions of one axis.
     """
-    angles = positions[axes.to(positions.device)].permute(1, 2, 0).float() * rotary.inv_freq.float()
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+
+    def __init__(self, rotary: nn.Module, axes: Tensor | None = None):
+        # The two halves of a head turn against each other, so the sines of the first one are negative.
+        self._frequencies = torch.cat([-rotary.inv_freq, rotary.inv_freq]).float()
+        self._scaling = rotary.attention_scaling
+        self._axes = None if axes is None else axes.repeat(2).to(self._frequencies.device)
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> Rope:
+        """Cosines and signed sines, `[batch, length, head_dim]`, computed in float32.
+
+        Args:
+            positions: `[batch, length]`, or `[3, batch, length]` with axes.
+            dtype: of the result.
+        """
+        if positions.ndim == 3:
+            positions = positions[self._axes].permute(1, 2, 0)
+        else:
+            positions = positions[..., None]
+        angles = positions * self._frequencies
+        cos, sin = angles.cos(), angles.sin()
+        if self._scaling != 1:
+            cos, sin = cos * self._scaling, sin * self._scaling
+        return cos.to(dtype), sin.to(dtype)

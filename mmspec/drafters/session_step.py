@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
 from ..session import ModelSession
 from ..tree import DraftTree
 from ..trees.growth import Block
-from .step import StepDrafter, last_of
+from .step import StepDrafter
 
 
 class SessionDrafter(StepDrafter):
@@ -23,20 +22,18 @@ class SessionDrafter(StepDrafter):
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what is still unread, then the root; both are certain, so they are kept at once."""
-        pending = self.session.pending
-        logits = self.expand(self.newest(root, pending))
-        self.session.keep(pending)
-        return last_of(logits, pending)
+        trunk = self.newest(root, self.session.pending)
+        logits = self.expand(trunk)
+        self.session.keep(trunk.counts, kept=trunk.kept)
+        return trunk.last_of(logits)
 
     def expand(self, block: Block) -> Tensor:
         return self.session.read(block.tokens, block.visible, block.depth, block.sees_all).logits
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)
-        # Entry 0 of the expansions is the root, which is kept already.
-        entries = tree.expansion.gather(1, verdict.path.clamp(min=0))[:, 1:] - 1
         # The newest token is read again if it was drafted, for what comes after it is asked then.
-        kept = verdict.length[:, None] - int(verdict.settled)
-        on_path = torch.arange(1, entries.shape[1] + 1, device=entries.device) < kept
-        read = ((entries >= 0) & on_path).sum(-1).tolist()
-        self.session.keep(read, None if tree.is_chain else entries)
+        path = None
+        if not tree.is_chain:  # entry 0 of the expansions is the root, which is kept already
+            path = tree.expansion.gather(1, verdict.path.clamp(min=0))[:, 1:] - 1
+        self.session.keep(tree.read, path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
+from ..transfer import to_device
 from ..tree import DraftTree
 from ..trees import Chain, Growth, TreeBuilder
 from ..trees.growth import Block
@@ -50,7 +52,7 @@ class StepDrafter(Drafter):
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         self.tree.observe(tree, scores, verdict)
 
-    def newest(self, root: Tensor, counts: list[int]) -> Block:
+    def newest(self, root: Tensor, counts: list[int]) -> Trunk:
         """The last tokens of every row as a chain, for drafters that read some only after the verdict.
 
         Args:
@@ -58,13 +60,15 @@ class StepDrafter(Drafter):
             counts: tokens per row, the root included; 0 for a row that has ended. Shorter rows are right-padded.
         """
         width, device = max(counts), root.device
-        tokens = root[:, None]
-        if width > 1:
+        if min(counts) == width == 1:
+            tokens, kept = root[:, None], None
+        else:  # in one copy to the device
             rows = [history[len(history) - n :] for history, n in zip(self.context.history, counts, strict=True)]
-            tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+            rows = [[n, *row, *[0] * (width - n)] for n, row in zip(counts, rows, strict=True)]
+            kept, tokens = to_device(rows, device).split([1, width], dim=1)
         depth = torch.arange(width, device=device).expand_as(tokens)
         visible = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(root), -1, -1)
-        return Block(tokens, depth, visible, depth)
+        return Trunk(tokens, depth, visible, depth, counts=counts, kept=None if kept is None else kept[:, 0])
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Bring the drafter's state up to the root, `[batch]`; return `[batch, vocab]` logits after it."""
@@ -75,9 +79,21 @@ class StepDrafter(Drafter):
         raise NotImplementedError
 
 
-def last_of(states: Tensor, counts: list[int]) -> Tensor:
-    """The last entry of every row, `[batch, size]`, of `[batch, width, size]` with so many entries per row."""
-    if states.shape[1] == 1:
-        return states[:, 0]
-    last = (torch.tensor(counts, device=states.device) - 1).clamp(min=0)
-    return states[torch.arange(len(counts), device=states.device), last]
+@dataclass
+class Trunk(Block):
+    """Tokens that are certain, and that a drafter has yet to read.
+
+    Args:
+        counts: per row, how many of them there are.
+        kept: `[batch]` the same on the device; None if there is one in every row.
+    """
+
+    counts: list[int] = field(default_factory=list)
+    kept: Tensor | None = None
+
+    def last_of(self, states: Tensor) -> Tensor:
+        """The last one's of `[batch, width, size]`, `[batch, size]`; of a row without any, anything."""
+        if min(self.counts) == states.shape[1]:
+            return states[:, -1]
+        last = (self.kept - 1).clamp(min=0)
+        return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]

@@ -34,12 +34,13 @@ class DynamicTree(TreeBuilder):
         return self.total - 1
 
     def build(self, growth: Growth) -> DraftTree:
-        frontier = growth.expand(growth.root, self.top_k)
+        children = growth.expand(growth.root, self.top_k)
+        places = children - 1  # all of them go on; deeper down, the likeliest
         for _ in range(growth.reach(self.depth) - 1):
-            children = growth.expand(frontier, self.top_k)
+            children = growth.expand(children.gather(1, places), self.top_k, places)
             # The order is that of the release: a drafter may see what is expanded before (`DreamDrafter`).
-            best = growth.path_log_probs.gather(1, children).sort(dim=1, descending=True, stable=True).indices
-            frontier = children.gather(1, best[:, : self.top_k])
+            order = growth.newest_path_log_probs.sort(dim=1, descending=True, stable=True).indices
+            places = order[:, : self.top_k]
         scores = growth.path_log_probs[:, 1:]
         # A stable sort puts a parent before a child of equal probability (one that the drafter is certain of).
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.total - 1]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import MMSpecError
 from ..tree import DraftTree
-from .proposals import IMPOSSIBLE, Children, Proposals
+from .proposals import IMPOSSIBLE, Children, Proposals, doubt
 
 
 class Expander(Protocol):
@@ -33,6 +35,7 @@ class Block:
             itself. The root is not counted: it is committed.
         depth: `[batch, new]` distance from the root, minus one.
         sees_all: True where a single node goes on with a chain, known without looking at the tensors.
+        level: the depth of all nodes, if it is known without looking at the tensors.
     """
 
     tokens: Tensor
@@ -40,6 +43,68 @@ class Block:
     visible: Tensor
     depth: Tensor
     sees_all: bool = False
+    level: int | None = None
+
+    @property
+    def step(self) -> int | Tensor:
+        """The distance from the root: a number, or `[batch, new, 1]`."""
+        return self.depth[..., None] + 1 if self.level is None else self.level + 1
+
+
+class Level:
+    """What one call of `Growth.expand` has added.
+
+    Args:
+        first: number of the first new node.
+        nodes: `[batch, n]` the nodes that were expanded.
+        visible: `[batch, n, expanded]`, which expanded nodes (the root not counted) each of them sees.
+        below: how deep all new nodes are; None if that is not known without looking at tensors.
+        depth: `[batch, n]` how deep the new nodes are.
+        children: who they are.
+        above: gives `[batch, n]` log-probabilities of the whole paths to the expanded nodes.
+    """
+
+    def __init__(
+        self,
+        first: int,
+        nodes: Tensor,
+        visible: Tensor,
+        below: int | None,
+        depth: Tensor,
+        children: Children,
+        above: Callable[[], Tensor],
+    ):
+        self.first, self.nodes, self.visible, self.below, self.children = first, nodes, visible, below, children
+        self.tokens, self.count = children.tokens.flatten(1), children.tokens.shape[-1]
+        self.depth = depth[..., None].expand(-1, -1, self.count).flatten(1)
+        self._above = above
+
+    @property
+    def end(self) -> int:
+        return self.first + self.tokens.shape[1]
+
+    @property
+    def parents(self) -> Tensor:
+        return self.nodes.repeat_interleave(self.count, dim=1)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """`[batch, nodes]` given the parents."""
+        return cleaned(self._log_probs).flatten(1)
+
+    @cached_property
+    def path_log_probs(self) -> Tensor:
+        """`[batch, nodes]` of the whole paths."""
+        return cleaned(self.path)
+
+    @cached_property
+    def path(self) -> Tensor:
+        """The same, but NaN where a distribution on the path is none."""
+        return (self._above()[..., None] + self._log_probs).flatten(1)
+
+    @cached_property
+    def _log_probs(self) -> Tensor:
+        return self.children.log_probs()
 
 
 class Growth:
@@ -68,58 +133,165 @@ class Growth:
         self.drafter = drafter
         self._expand_root, self._expand, self._proposals = expand_root, expand, proposals
         self._vocabulary, self._vocab_size = vocabulary, vocab_size
-        zero = torch.zeros_like(root)[:, None]
-        self.root = zero
-        self.tokens = root[:, None]
-        self.parents = zero - 1
-        self.depth = zero
-        self._log_probs = torch.zeros(zero.shape, dtype=torch.float32, device=root.device)
-        self._path_log_probs = self._log_probs
-        self._unasked: list[tuple[Tensor, Callable[[], Tensor]]] = []  # parents of new nodes, and their log_probs
-        self._expansions: list[tuple[Tensor, int, Callable[[], Tensor]]] = []  # nodes, children of each, `unusable`
-        self.expansion = zero - 1
-        self.levels = 0
+        self._root = root[:, None]
+        self._grown: list[Level] = []
+        self._known: dict[str, tuple[int, Tensor]] = {}
         self.logits: Tensor | None = None
         """`[batch, nodes, vocab]` of the last expansion, for builders that look at entropy or confidence (over the
         drafter's own vocabulary if that is smaller)."""
-        self._expanded = 0
-        self._visible = torch.zeros(len(root), 0, 0, dtype=torch.bool, device=root.device)
-        self._draft_probs: list[Tensor] = []
+        self._eyes: dict[int, Tensor] = {}
+        self._numbers = torch.zeros(0)
+
+    @property
+    def levels(self) -> int:
+        """How often nodes were expanded."""
+        return len(self._grown)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """`[batch, 1]` its number, 0."""
+        return torch.zeros_like(self._root)
+
+    # All nodes, `[batch, nodes]`; put together when somebody asks.
+
+    @property
+    def tokens(self) -> Tensor:
+        return self._all("tokens", self._root, lambda level: level.tokens)
+
+    @property
+    def parents(self) -> Tensor:
+        return self._all("parents", self.root - 1, lambda level: level.parents)
+
+    @property
+    def depth(self) -> Tensor:
+        return self._all("depth", self.root, lambda level: level.depth)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """`[batch, nodes]` log-probability of each node given its parent."""
+        return self._all("log_probs", self._certain, lambda level: level.log_probs)
+
+    @property
+    def path_log_probs(self) -> Tensor:
+        """`[batch, nodes]` log-probability of the whole path to each node."""
+        return self._all("path_log_probs", self._certain, lambda level: level.path_log_probs)
+
+    @property
+    def newest_path_log_probs(self) -> Tensor:
+        """The same of the nodes that the last call of `expand` has added."""
+        return self._grown[-1].path_log_probs
+
+    @property
+    def expansion(self) -> Tensor:
+        """`[batch, nodes]` the serial number of each node that was expanded, -1 of all others."""
+        none = torch.full_like(self.tokens, -1)
+        if not self._grown:
+            return none
+        expanded = torch.cat([level.nodes for level in self._grown], dim=1)
+        return none.scatter_(1, expanded, torch.arange(expanded.shape[1], device=none.device).expand_as(expanded))
+
+    @cached_property
+    def _certain(self) -> Tensor:
+        return torch.zeros(self._root.shape, dtype=torch.float32, device=self._root.device)
+
+    def _all(self, name: str, first: Tensor, of: Callable[[Level], Tensor], levels: int | None = None) -> Tensor:
+        """What is asked of the root and of every level (or of so many at least), along the nodes."""
+        levels = self.levels if levels is None else levels
+        count, values = self._known.get(name, (0, first))
+        if count < levels:
+            values = torch.cat([values, *map(of, self._grown[count:levels])], dim=1)
+            self._known[name] = levels, values
+        return values
 
     def reach(self, depth: int) -> int:
         """How many of `depth` levels the drafter can draft (`Drafter.max_depth`). Builders stop there."""
         limit = None if self.drafter is None else self.drafter.max_depth
         return depth if limit is None else min(depth, limit)
 
-    def expand(self, nodes: Tensor, count: int) -> Tensor:
+    def expand(self, nodes: Tensor, count: int, places: Tensor | None = None) -> Tensor:
         """Run the drafter on `[batch, n]` nodes and add `count` children to each.
 
         The root comes first, alone; after that any nodes whose parents were expanded, no deeper than `reach`.
 
+        Args:
+            nodes: to expand.
+            count: of children.
+            places: `[batch, n]` where the nodes stand among those that the last call has added, if all of them do:
+                less has to be looked up then.
+
         Returns:
             `[batch, n * count]` numbers of the new nodes, those of one parent side by side, the best first.
         """
-        batch, n = nodes.shape
         if self.reach(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
             self._check_reach(nodes)
-        self.logits = self._run(nodes)
-        tokens, log_probs, probs, unusable = self._choose(self.logits, count, lambda: self._paths(nodes))
-        if probs is not None:
-            self._draft_probs.append(probs)
-        count = tokens.shape[-1]
-        self._expansions.append((nodes, count, unusable))
-        serial = torch.arange(self._expanded, self._expanded + n, device=nodes.device).expand(batch, n)
-        self.expansion = self.expansion.scatter(1, nodes, serial)
-        self._expanded += n
-        first = self.tokens.shape[1]
-        parents = nodes.repeat_interleave(count, dim=1)
-        self._unasked.append((parents, log_probs))
-        self.tokens = torch.cat([self.tokens, tokens.flatten(1)], dim=1)
-        self.parents = torch.cat([self.parents, parents], dim=1)
-        self.depth = torch.cat([self.depth, self.depth.gather(1, parents) + 1], dim=1)
-        self.expansion = torch.cat([self.expansion, torch.full_like(parents, -1)], dim=1)
-        self.levels += 1
-        return torch.arange(first, first + n * count, device=nodes.device).expand(batch, n * count)
+        first, levels = (self._grown[-1].end, self.levels) if self._grown else (1, 0)
+        if not self._grown:
+            logits, below, above = self._expand_root()[:, None], 1, lambda: self._certain
+            visible, depth = (
+                torch.zeros(len(nodes), 1, 0, dtype=torch.bool, device=nodes.device),
+                self._number(1, nodes),
+            )
+        elif places is not None:
+            last = self._grown[-1]
+            block = self._block_below(last, places)
+            logits, visible = self._expand(block), block.visible
+            below = None if block.level is None else block.level + 2
+            depth = block.depth + 2 if below is None else self._number(below, nodes)
+            above = lambda: last.path.gather(1, places)  # noqa: E731
+        else:
+            block = self._block_of(nodes)
+            logits, visible, below, depth = self._expand(block), block.visible, None, block.depth + 2
+            paths = lambda level: level.path  # noqa: E731
+            above = lambda: self._all("path", self._certain, paths, levels).gather(1, nodes)  # noqa: E731
+        self.logits = logits
+        children = self._choose(logits, count, lambda: self._paths(nodes))
+        self._grown.append(Level(first, nodes, visible, below, depth, children, above))
+        return torch.arange(first, self._grown[-1].end, device=nodes.device).expand(len(nodes), -1)
+
+    def _block_below(self, last: Level, places: Tensor) -> Block:
+        """Some of the nodes that were added last."""
+        parents = places // last.count
+        inherited = last.visible.gather(1, parents[..., None].expand(-1, -1, last.visible.shape[2]))
+        level = None if last.below is None else last.below - 1
+        depth = last.depth.gather(1, places) - 1 if level is None else self._number(level, places)
+        serial = sum(one.nodes.shape[1] for one in self._grown[:-1])
+        return Block(
+            last.tokens.gather(1, places),
+            parents + serial if serial else parents,
+            torch.cat([inherited, self._itself(places)], dim=2),
+            depth,
+            level=level,
+        )
+
+    def _block_of(self, nodes: Tensor) -> Block:
+        """Any nodes whose parents were expanded."""
+        parents = self.expansion.gather(1, self.parents.gather(1, nodes))
+        # A node sees what its parent sees, and itself; children of the root (number 0) see only themselves.
+        earlier = self._visible
+        inherited = earlier.gather(1, parents[..., None].expand(-1, -1, earlier.shape[2]))
+        visible = torch.cat([inherited, self._itself(nodes)], dim=2)
+        return Block(self.tokens.gather(1, nodes), parents, visible, self.depth.gather(1, nodes) - 1)
+
+    @property
+    def _visible(self) -> Tensor:
+        """`[batch, expanded, expanded - 1]`, which expanded nodes (the root not counted) each of them sees."""
+        count, seen = self._known.get("visible", (1, self._grown[0].visible))
+        for level in self._grown[count:]:
+            seen = torch.cat([functional.pad(seen, (0, level.nodes.shape[1])), level.visible], dim=1)
+        self._known["visible"] = self.levels, seen
+        return seen
+
+    def _itself(self, nodes: Tensor) -> Tensor:
+        batch, n = nodes.shape
+        if n not in self._eyes:
+            self._eyes[n] = torch.eye(n, dtype=torch.bool, device=nodes.device)
+        return self._eyes[n].expand(batch, n, n)
+
+    def _number(self, number: int, like: Tensor) -> Tensor:
+        """A number everywhere."""
+        if len(self._numbers) <= number:
+            self._numbers = torch.arange(2 * number + 16, device=like.device)
+        return self._numbers[number].expand_as(like)
 
     def chain(self, length: int) -> DraftTree:
         """The tree of `length` nodes (or as many as `reach` allows), each the best (or the one drawn) child of the one
@@ -128,29 +300,27 @@ class Growth:
         What `expand` does for any tree is done here with less: of a chain everything but the tokens is known.
         """
         length = self.reach(length)
-        batch, device = len(self.root), self.root.device
-        tokens, likelihoods, probs, unusable = [self.tokens], [self._log_probs], [], []
+        batch, device = len(self._root), self._root.device
+        steps = torch.arange(length + 1, device=device)
+        everything = torch.ones(batch, 1, length, dtype=torch.bool, device=device)
+        tokens, chosen = [self._root], []
         logits = self._expand_root()[:, None]
         for level in range(length):
             if level:
-                past = torch.full_like(self.root, level - 1)
-                visible = torch.ones(batch, 1, level, dtype=torch.bool, device=device)
-                logits = self._expand(Block(tokens[-1], past, visible, past, sees_all=True))
+                past = steps[level - 1].expand(batch, 1)
+                block = Block(tokens[-1], past, everything[..., :level], past, sees_all=True, level=level - 1)
+                logits = self._expand(block)
             child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
             tokens.append(child.tokens[:, 0])
-            likelihoods.append(child.log_probs)
-            unusable.append(child.unusable)
-            if child.probs is not None:
-                probs.append(child.probs)
-        self.logits, self.levels = logits, length
-        steps = torch.arange(length + 1, device=device)
+            chosen.append(child)
+        self.logits = logits
         return DraftTree.chain(
             torch.cat(tokens, dim=1),
-            likelihood=lambda: torch.cat([likelihoods[0], *(one()[:, 0] for one in likelihoods[1:])], dim=1),
+            likelihood=lambda: torch.cat([self._certain, *(cleaned(one.log_probs()[:, 0]) for one in chosen)], dim=1),
             expansion=torch.where(steps < length, steps, -1).expand(batch, -1),
-            draft_probs=torch.cat(probs, dim=1) if probs else None,
+            draft_probs=torch.cat([one.probs for one in chosen], dim=1) if chosen[0].probs is not None else None,
             # What stands behind an unusable guess is none either.
-            unusable=lambda: (torch.cat([one() for one in unusable], dim=1).cumsum(-1) > 0).sum(-1),
+            unusable=lambda: doubt(torch.cat([one.best for one in chosen], dim=1)).cumsum(-1).isnan(),
             grown=True,
         )
 
@@ -163,34 +333,18 @@ class Growth:
         children = self._proposals.choose(logits, count, paths, vocabulary)
         return children if vocabulary is None else children._replace(tokens=vocabulary[children.tokens])
 
-    @property
-    def log_probs(self) -> Tensor:
-        """`[batch, nodes]` log-probability of each node given its parent."""
-        self._ask()
-        return self._log_probs
-
-    @property
-    def path_log_probs(self) -> Tensor:
-        """`[batch, nodes]` log-probability of the whole path to each node."""
-        self._ask()
-        return self._path_log_probs
-
-    def _ask(self) -> None:
-        """Normalise the logits of all nodes of which that was not asked yet."""
-        for parents, log_probs in self._unasked:
-            new = log_probs().flatten(1)
-            path = self._path_log_probs.gather(1, parents) + new
-            self._log_probs = torch.cat([self._log_probs, new], dim=1)
-            self._path_log_probs = torch.cat([self._path_log_probs, path], dim=1)
-        self._unasked.clear()
-
     def _unusable(self) -> Tensor:
-        """`[batch]` candidates whose own logits, or those of an ancestor, are no distribution."""
-        found = torch.zeros_like(self.root, dtype=torch.bool)
-        for nodes, count, unusable in self._expansions:
-            spoilt = found.gather(1, nodes) | unusable()
-            found = torch.cat([found, spoilt.repeat_interleave(count, dim=1)], dim=1)
-        return found.sum(-1)
+        """`[batch, candidates]`, True where the logits that a candidate, or an ancestor of it, was chosen from are no
+        distribution."""
+        if "path" in vars(self._grown[-1]):  # then those of all levels are known
+            return torch.cat([level.path for level in self._grown], dim=1).isnan()
+        own = doubt(torch.cat([level.children.best for level in self._grown], dim=1))
+        spoilt = (own[:, :1] + torch.where(self._visible, own[:, None, 1:], 0.0).sum(-1)).isnan()
+        parts = spoilt.split([level.nodes.shape[1] for level in self._grown], dim=1)
+        counts = (level.count for level in self._grown)
+        return torch.cat(
+            [part.repeat_interleave(count, dim=1) for part, count in zip(parts, counts, strict=True)], dim=1
+        )
 
     def keep(self, nodes: Tensor, valid: Tensor | None = None) -> DraftTree:
         """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included).
@@ -198,59 +352,46 @@ class Growth:
         Rows may keep different numbers of nodes: `valid`, `[batch, n]`, is then False behind a row's own, whatever
         numbers stand there.
         """
-        place = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
+        steps = torch.arange(nodes.shape[1], device=nodes.device)
+        place = steps.expand_as(nodes)
         if valid is not None:  # padding repeats the root, below the root
             nodes, place = nodes.masked_fill(~valid, 0), place.masked_fill(~valid, 0)
-        new_index = torch.full_like(self.tokens, -1).scatter_(1, nodes, place)
-        parents = new_index.gather(1, self.parents.gather(1, nodes).clamp(min=0))
+        table = torch.stack([self.tokens, self.parents, self.depth, self.expansion])
+        tokens, parents, depth, expansion = table.gather(2, nodes.expand(4, -1, -1))
+        parents = torch.full_like(self.tokens, -1).scatter_(1, nodes, place).gather(1, parents.clamp(min=0))
         # A builder of somebody's may have cut the parent of what it keeps. To ask here would wait for the device.
-        lost = (parents < 0) | (parents >= torch.arange(nodes.shape[1], device=nodes.device))
+        lost = (parents < 0) | (parents >= steps)
         lost[:, 0] = nodes[:, 0] != 0
         parents[:, 0] = -1
-        depth, fields = self.depth.gather(1, nodes), self._fields(nodes)
         if valid is not None:
-            depth = depth.masked_fill(~valid, 1)
+            depth, expansion = depth.masked_fill(~valid, 1), expansion.masked_fill(~valid, -1)
             lost &= valid
-            fields["expansion"] = fields["expansion"].masked_fill(~valid, -1)
         return DraftTree(
-            tokens=self.tokens.gather(1, nodes),
-            parents=parents,
+            tokens,
+            parents,
             max_depth=self.levels,
             valid=valid,
             lost=lost,
             _cache={"depth": depth},
-            **fields,
+            **self._fields(nodes, expansion),
         )
 
     def keep_all(self) -> DraftTree:
         """The tree of all nodes."""
         nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
         if nodes.shape[1] == self.levels + 1:  # one node per level
-            return DraftTree.chain(self.tokens, **self._fields(nodes))
+            return DraftTree.chain(self.tokens, **self._fields(nodes, self.expansion))
         return self.keep(nodes)
 
-    def _fields(self, nodes: Tensor) -> dict:
+    def _fields(self, nodes: Tensor, expansion: Tensor) -> dict:
+        probs = [level.children.probs for level in self._grown]
         return {
             "likelihood": lambda: self.log_probs.gather(1, nodes),
-            "expansion": self.expansion.gather(1, nodes),
-            "draft_probs": torch.cat(self._draft_probs, dim=1) if self._draft_probs else None,
-            "unusable": self._unusable,
+            "expansion": expansion,
+            "draft_probs": torch.cat(probs, dim=1) if probs and probs[0] is not None else None,
+            "unusable": self._unusable if probs else None,
             "grown": True,
         }
-
-    def _run(self, nodes: Tensor) -> Tensor:
-        if self._expanded == 0:
-            return self._expand_root()[:, None]
-        batch, n = nodes.shape
-        parents = self.expansion.gather(1, self.parents.gather(1, nodes))
-        # A node sees what its parent sees, and itself; children of the root (number 0) see only themselves.
-        earlier = torch.cat([self._visible.new_zeros(batch, 1, self._visible.shape[2]), self._visible], dim=1)
-        inherited = earlier.gather(1, parents[..., None].expand(-1, -1, earlier.shape[2]))
-        itself = torch.eye(n, dtype=torch.bool, device=nodes.device).expand(batch, n, n)
-        visible = torch.cat([inherited, itself], dim=2)
-        older = torch.cat([self._visible, self._visible.new_zeros(batch, self._visible.shape[1], n)], dim=2)
-        self._visible = torch.cat([older, visible], dim=1)
-        return self._expand(Block(self.tokens.gather(1, nodes), parents, visible, self.depth.gather(1, nodes) - 1))
 
     def _check_reach(self, nodes: Tensor) -> None:
         deepest = int(self.depth.gather(1, nodes).max())
@@ -273,3 +414,8 @@ class Growth:
                 row.append(path[::-1])
             result.append(row)
         return result
+
+
+def cleaned(log_probs: Tensor) -> Tensor:
+    """Log-probabilities with -inf in place of NaN."""
+    return log_probs.nan_to_num(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)

@@ -18,19 +18,20 @@ class Children(NamedTuple):
     """Children of some nodes.
 
     Logits that hold NaN or +inf, or nothing but -inf, are no distribution. Children have to be named all the same, for
-    all rows of a batch go on together; they get the log-probability -inf, never NaN, and nothing is drawn from q.
+    all rows of a batch go on together; builders see the log-probability -inf, and nothing is drawn from q.
 
     Args:
         tokens: `[batch, nodes, count]`, the best (or first drawn) child first.
-        log_probs: gives the `[batch, nodes, count]` log-probabilities; chains never ask for them.
+        log_probs: gives the `[batch, nodes, count]` log-probabilities, NaN where a node's logits are no distribution;
+            chains never ask for them.
         probs: `[batch, nodes, vocab]` q if children were drawn, else None.
-        unusable: gives `[batch, nodes]`, True where a node's logits are no distribution.
+        best: `[batch, nodes]`, a finite number where a node's logits are a distribution.
     """
 
     tokens: Tensor
     log_probs: Callable[[], Tensor]
     probs: Tensor | None
-    unusable: Callable[[], Tensor]
+    best: Tensor
 
 
 @dataclass
@@ -71,23 +72,31 @@ class Proposals:
             if self.barred is not None:
                 tokens = torch.arange(logits.shape[-1], device=logits.device) if vocabulary is None else vocabulary
                 logits = logits.masked_fill(torch.isin(tokens, self.barred), IMPOSSIBLE)
-            top = logits.topk(count, dim=-1)
+            # One child needs no selection, which costs more than a maximum.
+            top = logits.max(-1, keepdim=True) if count == 1 else logits.topk(count, dim=-1)
 
             def log_probs() -> Tensor:
+                total = logits.float().logsumexp(-1, keepdim=True)
+                total = total.sub(total, alpha=0)  # NaN if it is infinite, for all children alike
                 # Rounding must not make a child likelier than its parent: ancestors are kept first.
-                known = (top.values.float() - logits.float().logsumexp(-1, keepdim=True)).clamp(max=0.0)
-                return known.nan_to_num(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)
+                return (top.values - total).clamp(max=0.0)
 
             # NaN counts as the largest of all: where there is one among the logits, it is the first of these.
-            return Children(top.indices, log_probs, None, lambda: ~top.values[..., 0].isfinite())
+            return Children(top.indices, log_probs, None, top.values[..., 0])
         processed = self.pipeline(
             logits,
             lambda: [[past + path for path in row] for past, row in zip(self.history, paths(), strict=True)],
         )
         log_q = processed.log_softmax(-1)
-        broken = log_q[..., 0].isnan()  # log-softmax makes NaN of all logits that are no distribution
+        # Log-softmax makes NaN of all logits that are no distribution; -inf is the number of what is impossible.
+        best = log_q[..., 0].nan_to_num(nan=float("nan"), neginf=0.0)
         log_q = log_q.nan_to_num_(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)
         noise = torch.empty_like(log_q).exponential_(generator=self.generator).log()
         # The k largest of log q + Gumbel noise are k draws without replacement, in order.
         tokens = (log_q - noise).topk(count, dim=-1).indices
-        return Children(tokens, lambda: log_q.gather(-1, tokens), log_q.exp(), lambda: broken)
+        return Children(tokens, lambda: log_q.gather(-1, tokens) + doubt(best)[..., None], log_q.exp(), best)
+
+
+def doubt(best: Tensor) -> Tensor:
+    """NaN where the best logit of a node is NaN or infinite, 0 elsewhere: what makes NaN of a sum over a path."""
+    return best - best

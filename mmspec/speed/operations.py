@@ -1,0 +1,135 @@
+"""What a round costs on any device: operations that are launched, values that the host waits for, and copies to the
+device, counted by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..loop import Run
+from ..stats import PHASES, PhaseClock
+
+MEMORY_ONLY = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"),
+    *("_unsafe_view", "lift_fresh", "detach_"),
+}
+"""Operations that launch nothing, besides views: they reserve memory, or say how to look at it."""
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal"}
+"""Operations after which the host has to know a value, or a size, before it can go on."""
+
+FUSED = {"rms_norm"}
+"""Operations that are one kernel on an accelerator and several on a processor."""
+
+
+@dataclass
+class Counts:
+    """What was done.
+
+    Args:
+        operations: that launch a kernel on an accelerator. Views and reservations of memory are none.
+        reads: of values by the host, each of which waits for the device.
+        copies: of values from the host to the device.
+    """
+
+    operations: int = 0
+    reads: int = 0
+    copies: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations of this thread as they are dispatched, and composite ones by their parts.
+
+    Args:
+        counts: to add to.
+    """
+
+    def __init__(self, counts: Counts):
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name not in FUSED and func._can_decompose():
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        if name in WAITING or _chosen_by_mask(name, args):
+            self.counts.reads += 1
+        if name != "_local_scalar_dense" and name not in MEMORY_ONLY and not func.is_view:
+            self.counts.operations += 1
+        return func(*args, **kwargs)
+
+
+def _chosen_by_mask(name: str, args: tuple) -> bool:
+    """Whether entries are looked up by a boolean mask, whose true ones have to be counted first."""
+    if name not in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """Count what is done inside."""
+    counts = Counts()
+
+    def reads(function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            counts.reads += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def copies(function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            counts.copies += not isinstance(kwargs.get("device"), str)  # who says "cpu" means to stay there
+            return function(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as patches:
+        for name in ("tolist", "numpy"):
+            patches.enter_context(patch.object(Tensor, name, reads(getattr(Tensor, name))))
+        for name in ("tensor", "as_tensor", "from_numpy"):
+            patches.enter_context(patch.object(torch, name, copies(getattr(torch, name))))
+        patches.enter_context(OperationCounter(counts))
+        yield counts
+
+
+def count_rounds(pieces: Iterable) -> list[dict[str, Counts]]:
+    """Run a request to its end, and count what every round does in each phase.
+
+    Args:
+        pieces: what `mmspec.stream` returned, not begun.
+    """
+    rounds: list[dict[str, Counts]] = []
+    plain, lap = Run.round, PhaseClock.lap
+
+    def counted(run: Run) -> list:
+        phases = dict.fromkeys(PHASES, Counts())
+        rounds.append(phases)
+        with counting() as counts:
+
+            def booked(clock: PhaseClock, phase: str) -> Any:
+                phases[phase] = phases[phase] + Counts(*astuple(counts))
+                counts.operations = counts.reads = counts.copies = 0
+                return lap(clock, phase)
+
+            with patch.object(PhaseClock, "lap", booked):
+                return plain(run)
+
+    with patch.object(Run, "round", counted):
+        for _ in pieces:
+            pass
+    return rounds
