@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .anticipation import score_while
-from .stats import PhaseClock
+from .clock import PhaseClock, time_of
 
 
 class Run:
@@ -38,7 +38,7 @@ class Run:
     trace: Any = None
 
     def __init__(self, device: torch.device):
-        self.clock = PhaseClock(torch.cuda.synchronize if device.type == "cuda" else None)
+        self.clock = PhaseClock(time_of(device))
 
     def begin(self) -> list:
         """Read what was given, set the attributes, and return what is there before the first round.
@@ -53,12 +53,13 @@ class Run:
         while any(self.context.active):
             self.clock.resume()
             yield self.round()
+        self.clock.settle()
 
     @torch.inference_mode()
     def round(self) -> list:
         """One round of every row that is still active."""
         context, drafter, verifier, clock = self.context, self.drafter, self.verifier, self.clock
-        before, anticipated = dict(clock.seconds), 0.0
+        seconds, anticipated = clock.begin_round(), 0.0
         draft, scores = drafter.draft(self.root), None
         context.check(draft, self.root, by=drafter)
         clock.lap("draft")
@@ -80,12 +81,11 @@ class Run:
         self.root = verdict.bonus
         pieces = self.closed(self.transcript.add(emitted, draft, verdict.settled))
         record = self.transcript.stats.rounds[-1]
-        record.seconds = {name: clock.seconds[name] - before[name] for name in before}
-        record.anticipated = anticipated
+        record.seconds, record.anticipated = seconds, anticipated
         return pieces
 
     def closed(self, pieces: list) -> list:
         """The same pieces, once the time until now is booked."""
         self.clock.lap("other")
-        self.transcript.stats.seconds = dict(self.clock.seconds)
+        self.transcript.stats.seconds = self.clock.seconds
         return pieces

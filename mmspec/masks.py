@@ -85,13 +85,13 @@ class TreeMask:
     def _refresh(self, new: int, total: int) -> None:
         """Bring the prefix part of the buffer up to what is committed now."""
         cache, (held, rows, capacity) = self.cache, self._seen.shape
-        small = held != cache.rows or new > rows or cache.capacity > capacity
-        if small or cache.commits != self._commits:
+        anew = held != cache.rows or new > rows or cache.capacity > capacity
+        if anew or cache.commits != self._commits:
             lengths = cache.present_lengths
+            grown = [0] if anew else [now - old for now, old in zip(lengths, self._lengths, strict=True)]
             # Passes without a mask may have come between: then there is more to show than was written.
-            behind = 0 if small else max(now - old for now, old in zip(lengths, self._lengths, strict=True))
-            behind = max(behind, self._written)
-            if small or behind > self._columns.shape[1]:
+            behind = max(*grown, self._written)
+            if anew or behind > self._columns.shape[1] or min(grown) < 0:
                 columns = torch.arange(cache.capacity, device=self._seen.device)
                 self._seen = (columns < self._committed())[:, None].repeat(1, max(new, rows), 1)
             elif behind:

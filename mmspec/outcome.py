@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .transfer import flags
+from .transfer import fixed
 from .tree import DraftTree
 
 
@@ -86,7 +86,7 @@ class Verdict:
         """The verdict on the rows that have not ended: of the others nothing is kept or emitted."""
         if self.limited or all(active):
             return self
-        return replace(self, length=self.length * flags(tuple(active), self.length.device), limited=True)
+        return replace(self, length=self.length * fixed(tuple(active), self.length.device), limited=True)
 
     def host(self, tree: DraftTree) -> tuple[list[int], list[list[int]]]:
         """Path lengths and emitted tokens per row: accepted tokens, the tail, and the bonus.

@@ -5,49 +5,10 @@ The names and meanings are vLLM's; where the literature has synonyms, the docstr
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-PHASES = ("vision", "prefill", "draft", "score", "verify", "commit", "observe", "other")
-PROMPT_PHASES = ("vision", "prefill")
-
-
-class PhaseClock:
-    """Cuts time into phases without gaps: each lap ends where the next begins, so the phases add up to the total.
-
-    Args:
-        synchronize: called before each reading; pass `torch.cuda.synchronize` to attribute queued GPU work to the phase
-            that queued it, at the price of the overlap that it prevents.
-    """
-
-    def __init__(self, synchronize: Callable[[], None] | None = None):
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._synchronize = synchronize
-        self._last = self._start = self._now()
-
-    def _now(self) -> float:
-        if self._synchronize is not None:
-            self._synchronize()
-        return time.perf_counter()
-
-    def lap(self, phase: str) -> float:
-        """Book the time since the last lap to `phase`; return it."""
-        now = self._now()
-        spent, self._last = now - self._last, now
-        self.seconds[phase] += spent
-        return spent
-
-    def resume(self) -> None:
-        """Leave out the time since the last lap: the consumer of a stream had it."""
-        now = self._now()
-        self._start += now - self._last
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        return self._last - self._start
+from .clock import PROMPT_PHASES
 
 
 @dataclass
@@ -86,7 +47,8 @@ class Stats:
         rounds: one record per round.
         prompt_tokens: per row, visual tokens included.
         new_tokens: per row, the first token (which the prefill pass gives) and the end token included.
-        seconds: time by phase over the whole call; its values add up to `total_seconds`.
+        seconds: time by phase over the whole call; its values add up to `total_seconds`. On a GPU they are complete
+            when the call is, see `mmspec.clock`.
         lossless: what the verifier says of itself.
     """
 

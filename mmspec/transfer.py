@@ -23,6 +23,6 @@ def to_device(values: Sequence, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def flags(values: tuple[bool, ...], device: torch.device) -> Tensor:
-    """Truth values on a device, to be read only. They are copied there once, however often they are asked for."""
+def fixed(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """A few numbers or truth values on a device, to be read only; copied there once, however often they are asked for."""
     return to_device(values, device)

@@ -96,7 +96,7 @@ def test_a_planted_mistake_shows(painter, expected, mistake, monkeypatch):
     def shifted(self, index):
         return positions(self, index) + (torch.arange(len(index)) >= len(index) // 2)[:, None]
 
-    def keep_wrong(self, counts, path=None):
+    def keep_wrong(self, counts, path=None, kept=None):
         keep(self, [*counts, *counts], None if path is None else torch.cat([path, path.clamp(max=1)]))
 
     if mistake == "positions":

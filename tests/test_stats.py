@@ -11,9 +11,10 @@ from models import inputs_for, llama, llava
 from toys import Scripted
 
 import mmspec
-from mmspec import Target, stats
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
-from mmspec.stats import PHASES, PhaseClock, Round, Stats, speed_in_words, tokens_by_origin
+from mmspec import Target, clock, loop
+from mmspec.clock import PHASES, HostTime, PhaseClock
+from mmspec.drafters import DraftModelDrafter, EagleDrafter, NGramDrafter
+from mmspec.stats import Round, Stats, speed_in_words, tokens_by_origin
 from mmspec.trees import Chain, DynamicTree
 
 
@@ -128,19 +129,83 @@ class Ticks:
 
 def test_phase_clock_has_no_gaps(monkeypatch):
     ticks = Ticks()
-    monkeypatch.setattr(stats.time, "perf_counter", ticks)
-    synchronized = []
-    clock = PhaseClock(lambda: synchronized.append(ticks.now))
+    monkeypatch.setattr(clock.time, "perf_counter", ticks)
+    watch = PhaseClock()
     for phase, seconds in (("vision", 2.0), ("draft", 0.5), ("score", 1.0), ("draft", 0.25)):
         ticks.now += seconds
-        assert clock.lap(phase) == seconds
+        before = watch.seconds[phase]
+        watch.lap(phase)
+        assert watch.seconds[phase] - before == seconds
     ticks.now += 50.0  # a consumer of the stream takes its time
-    clock.resume()
+    watch.resume()
+    of_round = watch.begin_round()
     ticks.now += 4.0
-    clock.lap("other")
+    watch.lap("other")
     want = {**dict.fromkeys(PHASES, 0.0), "vision": 2.0, "draft": 0.75, "score": 1.0, "other": 4.0}
-    assert clock.seconds == want and clock.total == sum(want.values()) == 7.75
-    assert len(synchronized) == 7, "the device must be waited for before each reading"
+    assert watch.seconds == want and watch.total == sum(want.values()) == 7.75
+    assert of_round == {**dict.fromkeys(PHASES, 0.0), "other": 4.0}
+
+
+class Queue:
+    """A device that works behind the host: what it is asked takes it a second a mark, and nobody sees that a mark has
+    passed before the host has waited for something behind it."""
+
+    def __init__(self):
+        self.now = self.done = self.waits = 0
+
+    def catch_up(self) -> None:
+        self.waits += 1
+        self.done = self.now
+
+    def mark(self) -> int:
+        self.now += 1
+        return self.now
+
+    def passed(self, mark: int) -> bool:
+        return mark <= self.done
+
+    def wait(self, mark: int) -> None:
+        self.catch_up()
+
+    between = HostTime.between
+
+
+@pytest.mark.parametrize("tree", [Chain(3), DynamicTree(3, 3, 10)])
+def test_the_device_is_waited_for_once_a_round_and_its_time_is_booked_later(monkeypatch, tree):
+    """The host waits where it reads the verdict, and nowhere else: passes can be queued one behind the other."""
+    target, queue, seen = Target(llama()), Queue(), []
+    monkeypatch.setattr(loop, "time_of", lambda device: queue)
+    drafter = EagleDrafter(target, tree=tree)
+    stream = mmspec.stream(target, drafter, inputs=inputs_for("llama", [0, 0], [9, 4]), max_new_tokens=12)
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: queue.catch_up() or tolist(tensor))
+    plain = loop.Run.round
+
+    def counted(run):
+        before = queue.waits
+        pieces = plain(run)
+        seen.append((queue.waits - before, dict(run.transcript.stats.rounds[-1].seconds)))
+        return pieces
+
+    monkeypatch.setattr(loop.Run, "round", counted)
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            record = end.value.stats
+            break
+    assert len(seen) > 2 and [waits for waits, _ in seen] == [1] * len(seen)
+    # What lies behind the verdict is not over when a round's pieces are handed out, and is booked later.
+    laps = {"draft": 1, "score": 1, "verify": 2, "commit": 1, "observe": 1, "other": 1}
+    for (_, then), of_round in zip(seen, record.rounds, strict=True):
+        assert of_round.seconds == {**dict.fromkeys(PHASES, 0.0), **laps}
+        assert then == {**dict.fromkeys(PHASES, 0.0), "draft": 1, "score": 1, "verify": 2}
+    assert record.seconds == {
+        **{name: n * len(seen) for name, n in laps.items()},
+        "vision": 1,
+        "prefill": 1,
+        "other": len(seen) + 1,
+    }
 
 
 def test_time_is_accounted_for():

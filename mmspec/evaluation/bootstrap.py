@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..stats import PROMPT_PHASES, Round, Stats
+from ..clock import PROMPT_PHASES
+from ..stats import Round, Stats
 from .grouping import Answer, Run
 
 RESAMPLES, SEED, INTERVAL = 2000, 0, (2.5, 97.5)

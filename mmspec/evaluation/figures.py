@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..stats import PROMPT_PHASES, Stats
+from ..clock import PROMPT_PHASES
+from ..stats import Stats
 from .bootstrap import Estimate, Measured, Sample, Totals, ratio, spread, together
 from .grouping import PLAIN, Group, Method
 

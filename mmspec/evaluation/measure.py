@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from ..clock import PHASES, PhaseClock
 from ..data import Source
 from ..errors import MMSpecError, cut
 from ..exactness import TIE, Divergence, complaint_of, divergences
 from ..inputs import Request
 from ..similarity import similarity
-from ..stats import PHASES, PhaseClock, Round
+from ..stats import Round
 from ..target import Target
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
 from .engines import Answer, texts
@@ -304,11 +305,10 @@ def booking_seconds(rounds: int = 2000) -> float:
     clock, phases, entries = PhaseClock(), PHASES[2:], []
     started = time.perf_counter()
     for _ in range(rounds):
-        before = dict(clock.seconds)
+        seconds = clock.begin_round()
         for phase in phases:
             clock.lap(phase)
         entry = Round([0], [0], [0], 0)
-        entry.seconds = {name: clock.seconds[name] - before[name] for name in before}
+        entry.seconds = seconds
         entries.append(entry)
-        dict(clock.seconds)
     return (time.perf_counter() - started) / rounds

@@ -210,6 +210,7 @@ def _round(run: TokenRun, shape: Shape | None, accept: int, timings: Timings, co
     run.verifier.accept = accept
     run.clock.resume()
     run.round()
+    run.clock.settle()
     record = run.transcript.stats.rounds[-1]
     seconds = dict(record.seconds)
     seconds["verify"] = max(0.0, seconds["verify"] - run.verifier.extra)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..clock import PHASES, PhaseClock
 from ..loop import Run
-from ..stats import PHASES, PhaseClock
 
 MEMORY_ONLY = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..clock import PHASES
 from ..errors import MMSpecError
 from ..evaluation.style import COLOURS, LINES, MARKERS, axes_of, legend
 from ..metrics import SHOWN
-from ..stats import PHASES
 from .figures import Plot, figure
 
 if TYPE_CHECKING:
