@@ -262,7 +262,7 @@ def has_true_features_only(script, drafter, inputs: dict) -> list[int]:
         assert ours.lengths_list[row] == theirs.lengths_list[row] == length
         for number, layer in enumerate(ours.layers):
             for kind in ("keys", "values"):
-                kept, wanted = getattr(layer, kind), getattr(theirs.layers[number], kind)
+                kept, wanted = ours.whole(getattr(layer, kind)), getattr(theirs.layers[number], kind)
                 assert error(kept[row, :, :length], wanted[row, :, :length]) < TOLERANCE, (number, kind)
         assert error(script.session.tree.logits[0][row, 0], logits[row]) < TOLERANCE
     return removed
