@@ -99,7 +99,7 @@ class EveryDraw(Proposals):
     index: Tensor | None = None
     weight: Tensor | None = None
 
-    def choose(self, logits: Tensor, count: int, paths: Callable):
+    def choose(self, logits: Tensor, count: int, paths: Callable, vocabulary: Tensor | None = None):
         rows, nodes, vocab = logits.shape
         q = self.pipeline(logits, lambda: []).softmax(-1)
         orders = torch.tensor(list(itertools.permutations(range(vocab), count)))
@@ -113,7 +113,7 @@ class EveryDraw(Proposals):
             self.weight = self.weight * draw_probability(q[:, node], chosen)
             tokens.append(chosen)
         tokens = torch.stack(tokens, dim=1)
-        return Children(tokens, lambda: q.gather(-1, tokens).log(), q, lambda: q[..., 0] < 0)
+        return Children(tokens, lambda: q.gather(-1, tokens).log(), q, q[..., 0])
 
 
 def draw_probability(q: Tensor, tokens: Tensor) -> Tensor:
