@@ -6,7 +6,7 @@ import pytest
 import torch
 from janus import CODES, START, TOKENS, janus, processor
 from models import PAD, VISION_START, inputs_for, llama, one_row, reference
-from toys import Scripted
+from toys import Scripted, cut
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -230,6 +230,14 @@ def test_guided_text_is_that_of_generate(writer):
         out = mmspec.generate(writer, make(writer), inputs=inputs, max_new_tokens=16, guidance_scale=1.7)
         assert out.token_ids == theirs, name
         assert out.stats.mean_acceptance_length > 4 or name != "whole model, chain"
+    ends = [theirs[0][5], theirs[2][9]]  # rows that have ended leave the passes, both of a pair
+    cut_off = [cut(row, 16, ends) for row in theirs]
+    assert len({len(row) for row in cut_off}) > 1
+    for name in ("none", "whole model, tree", "a head"):
+        out = mmspec.generate(
+            writer, DRAFTERS[name](writer), inputs=inputs, max_new_tokens=16, guidance_scale=1.7, eos_token_id=ends
+        )
+        assert out.token_ids == cut_off, name
 
 
 def test_guided_text_away_from_prompts_of_another_length(writer):
