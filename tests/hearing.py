@@ -79,6 +79,7 @@ def whisper(attention="sdpa", seed=0, layers=3, bins=BINS) -> WhisperForConditio
         decoder_start_token_id=ID["<|startoftranscript|>"],
         max_length=64,
         return_timestamps=False,
+        _from_model_config=False,  # else transformers forgets all of it where it loads the model
     )
     for name, value in settings.items():
         setattr(model.generation_config, name, value)

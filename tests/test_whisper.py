@@ -335,6 +335,7 @@ def test_models_are_loaded_by_name(tmp_path):
     processor().save_pretrained(tmp_path)
     target = mmspec.load_target(str(tmp_path), device="cpu")
     assert type(target.model) is type(target_of().model) and target.processor.feature_extractor.sampling_rate == RATE
+    assert prepare(target, audio=(sound(1), RATE), chat_template_kwargs={"language": "en"}).token_ids() == [START]
     drafter = mmspec.load_drafter(str(tmp_path), target)
     assert drafter.mode == "shared_encoder"
     out = mmspec.generate(target, drafter, inputs=inputs_for(), max_new_tokens=NEW)
