@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from .cache import SlotShape
 from .compiled import CompiledModel
@@ -39,7 +39,7 @@ class Model:
             a vision-language model without the parts that are read.
     """
 
-    def __init__(self, model: nn.Module, processor: Any = None, compile: bool = False, writes: str = "text"):
+    def __init__(self, model: PreTrainedModel, processor: Any = None, compile: bool = False, writes: str = "text"):
         if getattr(model, "_is_stateful", False):
             raise MMSpecError(
                 f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "

@@ -73,10 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         made = report(bundles, baseline=arguments.baseline, mixed=arguments.mixed, partial=arguments.partial)
         output = None if arguments.output is None else Path(arguments.output) / name
         written: list[Path] = []
-        if arguments.export is not None:
-            written += made.export(output)
-        elif output is not None:
-            written += made.save(output, arguments.limits)
+        if output is not None:
+            exported = arguments.export is not None
+            written += made.export(output) if exported else made.save(output, arguments.limits)
         if arguments.into is not None:
             written += made.put_into(arguments.into, name or arguments.section, arguments.limits)
         if name:

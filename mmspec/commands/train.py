@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     drafter = configuration.build(config.recipe.drafter, target=target)
     if config.start is not None:
         drafter = go_on_from(config.start, drafter)
-    chosen = OmegaConf.to_container(config, resolve=True)
+    chosen: Any = OmegaConf.to_container(config, resolve=True)
     chosen["target"].pop("device", None)  # a training may go on elsewhere
     recipe = chosen["recipe"] | {"target": chosen["target"], "mixed_precision": config.mixed_precision}
     if config.start is not None:

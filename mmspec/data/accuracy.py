@@ -108,11 +108,11 @@ METRICS: dict[str, Metric] = {
 """Metrics that a configuration may name."""
 
 
-MetricSetting = str | Metric | Mapping[str, "str | Metric"] | None
+MetricSetting = str | Metric | Mapping[str, "str | Metric | None"] | None
 """Types that the setting `metric` of a task may have."""
 
 
-def metrics_of(metric: MetricSetting) -> Metric | dict[str, Metric] | None:
+def metrics_of(metric: MetricSetting) -> Metric | dict[str, Metric | None] | None:
     """Return the metric that a setting names: one metric for all questions, one for each task, or None.
 
     Args:
@@ -122,7 +122,11 @@ def metrics_of(metric: MetricSetting) -> Metric | dict[str, Metric] | None:
         MMSpecError: for a name that is none, or a value of another kind.
     """
     if isinstance(metric, Mapping):
-        return {str(task): metrics_of(one) for task, one in metric.items()}
+        return {str(task): _metric_of(one) for task, one in metric.items()}
+    return _metric_of(metric)
+
+
+def _metric_of(metric: str | Metric | None) -> Metric | None:
     if metric is None or isinstance(metric, Metric):
         return metric
     if isinstance(metric, str) and metric in METRICS:

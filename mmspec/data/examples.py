@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Example:
     references: tuple[str, ...] = ()
 
 
-class Source(Sequence[Example]):
+class Source(ABC):
     """A sequence of examples. The parts of an example are read when it is asked for.
 
     A subclass writes `__len__`, `__getitem__` and `describe`.
@@ -54,9 +55,25 @@ class Source(Sequence[Example]):
     folder: Path | None = None
     """Folder that relative references to pictures start from; None is the current folder."""
 
-    metric: Metric | Mapping[str, Metric] | None = None
+    metric: Metric | Mapping[str, Metric | None] | None = None
     """Metric that compares answers with the references of an example, or one for each task; None if accuracy is not
     measured."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """Read an example.
+
+        Raises:
+            IndexError: if there is none with that index.
+        """
+
+    def __iter__(self) -> Iterator[Example]:
+        """Yield all examples in order."""
+        return (self[index] for index in range(len(self)))
 
     def metric_of(self, task: str) -> Metric | None:
         """Return the metric for the answers of a task; None if there is none."""
@@ -133,7 +150,14 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
     Raises:
         MMSpecError: if an entry is missing or has a wrong type; it names the entry.
     """
-    values = {"images": [], "task": "", "answer": None, "answer_ids": None, "follow_ups": [], "references": []}
+    values: dict[str, Any] = {
+        "images": [],
+        "task": "",
+        "answer": None,
+        "answer_ids": None,
+        "follow_ups": [],
+        "references": [],
+    }
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
     values |= {key: value for key, value in record.items() if value is not None}
     for key in ("id", "prompt"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..chat import MARKERS, Medium, parts_of, source_of
 from ..errors import MMSpecError, shown
@@ -132,7 +132,7 @@ def questions_of(
             else:
                 text = text.removesuffix(" ")  # of a marker that stands for nothing
         text = text.strip()
-        leading = LEADING.match(text)[0]
+        leading = found[0] if (found := LEADING.match(text)) else ""
         first_of_all = leading.count(MARKER) == len(seen) - before
         asked.append((text.removeprefix(leading) if first_of_all else MARKER * before + text, tuple(seen), turn.answer))
     return asked
@@ -192,11 +192,12 @@ def _parts(content: Any, where: str) -> list[str | Place]:
 
 def _text(content: Any, where: str) -> str:
     """Return the text of a message that has no pictures."""
-    parts = parts_of(content, where)
-    for part in parts:
+    texts = []
+    for part in parts_of(content, where):
         if isinstance(part, Medium):
             _not_read(part, where)
-    return " ".join(parts)
+        texts.append(part)
+    return " ".join(texts)
 
 
 def _expect_picture(medium: Medium, where: str) -> None:
@@ -204,5 +205,5 @@ def _expect_picture(medium: Medium, where: str) -> None:
         _not_read(medium, where)
 
 
-def _not_read(medium: Medium, where: str) -> None:
+def _not_read(medium: Medium, where: str) -> NoReturn:
     raise MMSpecError(f"{where}: a message has a part of type {medium.kind!r}, which is not read here")

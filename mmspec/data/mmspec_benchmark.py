@@ -43,6 +43,8 @@ class MMSpecBenchmark(Source):
             is asked for, if it is malformed. A missing picture raises an error only when it is opened.
     """
 
+    folder: Path
+
     def __init__(
         self,
         folder: str | Path,
@@ -105,7 +107,7 @@ class MMSpecBenchmark(Source):
         images = [] if images is None else [images] if isinstance(images, str) else images
         record = {"id": _row_id(row, number), "prompt": turns[0], "follow_ups": turns[1:], "task": self._tasks[number]}
         example = from_record({**record, "images": images}, where)
-        return replace(example, images=tuple(map(self._place, example.images)))
+        return replace(example, images=tuple(map(self._place, images)))
 
     def _place(self, name: str) -> str:
         """Return a picture's path relative to the split's folder; in `images` if the file is missing, so that an error

@@ -32,6 +32,8 @@ class PicturePrompts(Source):
             it is opened.
     """
 
+    folder: Path
+
     def __init__(self, folder: str | Path, prompt: str | None = None):
         self.folder = Path(folder)
         if prompt is not None and not prompt.strip():

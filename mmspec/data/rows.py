@@ -34,7 +34,7 @@ def open_rows(path: str | Path) -> JsonRows | ParquetRows:
     raise MMSpecError(f"data {str(path)!r} is none of {', '.join(JSON + PARQUET)}: convert or unpack it")
 
 
-class JsonRows(Sequence[Row]):
+class JsonRows:
     """A file of JSON lines, or one with a JSON array.
 
     Only the places where each row begins and ends are kept in memory. That needs no copy in a cache, and lets every row
@@ -129,7 +129,7 @@ class JsonRows(Sequence[Row]):
         return row
 
 
-class ParquetRows(Sequence[Row]):
+class ParquetRows:
     """A Parquet file, memory-mapped by Hugging Face `datasets` (whose cache holds it in Arrow format).
 
     Pictures within the file come as they are stored, `{"bytes", "path"}`.

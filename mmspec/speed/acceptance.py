@@ -90,7 +90,7 @@ class Acceptance:
             width: largest number of children per node.
         """
         nodes: list[Node] = []
-        waiting = [(-self.chance(1, 0), (0,))]
+        waiting: list[tuple[float, Ranks]] = [(-self.chance(1, 0), (0,))]
         while waiting and len(nodes) < count:
             negative, path = heapq.heappop(waiting)
             if negative == 0:

@@ -15,6 +15,7 @@ from ..inputs import Request
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
+from ..trees.growth import Expander
 from . import store
 from .acceptance import Acceptance
 from .calibration import describe, measure_costs
@@ -108,7 +109,6 @@ class AutoTree(TreeBuilder):
         self._reset()
 
     def _reset(self) -> None:
-        self._tracker: AcceptanceTracker | None = None
         self._builder: TreeBuilder | None = None
         self._rounds = 0
 
@@ -133,9 +133,8 @@ class AutoTree(TreeBuilder):
 
     def build(self, growth: Growth) -> DraftTree:
         """Grow the tree that is chosen at present."""
-        if self._builder is None:
-            self._begin(growth)
-        return self._builder.build(growth)
+        builder = self._builder or self._begin(growth)
+        return builder.build(growth)
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
         """Update the acceptance from the verdict, and choose again when it is time."""
@@ -146,7 +145,7 @@ class AutoTree(TreeBuilder):
         for row in rows:
             path = [node for node in paths[row] if node >= 0]
             self._tracker.add(parents[row], path)
-            if self.chosen.shape.kind == "dynamic":
+            if self.chosen is not None and self.chosen.shape.kind == "dynamic":
                 self._gains[0] += len(path) - 1
                 self._gains[1] += self.chosen.ranked
         self._rounds += 1
@@ -161,22 +160,27 @@ class AutoTree(TreeBuilder):
         accepted, ranked = self._gains
         return (accepted + GAIN_ROUNDS * GAIN) / (ranked + GAIN_ROUNDS)
 
-    def _begin(self, growth: Growth) -> None:
+    def _begin(self, growth: Growth) -> TreeBuilder:
         """Get the costs and make the first choice."""
         drafter = growth.drafter
-        if drafter is None and self.costs is None:
+        request: Any = None if drafter is None else drafter.context.request
+        if self.costs is not None:
+            self._costs = self.costs
+        elif isinstance(drafter, Drafter):
+            self._costs = self._measure(drafter, request)
+        else:
             raise MMSpecError("AutoTree cannot tell whose tree it grows: pass costs= (mmspec.speed.measure_costs)")
-        self._costs = self.costs or self._measure(drafter, drafter.context.request)
         self._reach = growth.reach(self.max_depth)
         self._tracker = AcceptanceTracker(self.prior, self._reach, self.decay, self.weight)
         self._gains = [0.0, 0.0]
         if self.remember:
-            self._tracker, self._gains = self._learnt.setdefault(_name(drafter), (self._tracker, self._gains))
-        self._choose()
+            name = _name(drafter, request) if isinstance(drafter, Drafter) else ""
+            self._tracker, self._gains = self._learnt.setdefault(name, (self._tracker, self._gains))
+        return self._choose()
 
-    def calibrate(self, drafter: Drafter, request: Request) -> None:
+    def calibrate(self, drafter: Expander, request: Request) -> None:
         """Measure the costs for a request in advance."""
-        if self.costs is None:
+        if self.costs is None and isinstance(drafter, Drafter):
             self._measure(drafter, request)
 
     def _measure(self, drafter: Drafter, request: Request) -> Costs:
@@ -194,7 +198,8 @@ class AutoTree(TreeBuilder):
                 self._measured[name] = costs
             return self._measured[name]
 
-    def _choose(self) -> None:
+    def _choose(self) -> TreeBuilder:
+        """Change to the fastest shape if it is faster by the margin, and return the builder to use."""
         found = candidates(
             self._costs,
             self._tracker.acceptance(),
@@ -204,18 +209,19 @@ class AutoTree(TreeBuilder):
             gain=self.gain,
         )
         best = fastest(found)
-        if self.chosen is not None:
-            present = self._again(found)
+        if self.chosen is not None and self._builder is not None:
+            present = self._again(self.chosen, found)
             # Static trees are made of the likeliest nodes, so the present one is as good as its size allows.
             threshold = present.prediction.tokens_per_second * (1 + self.margin)
             if best.prediction.tokens_per_second <= threshold:
                 self.chosen = present
-                return
-        self.chosen, self._builder = best, _builder(best)
+                return self._builder
+        self.chosen = best
+        self._builder = _builder(best)
+        return self._builder
 
-    def _again(self, found: Sequence[Candidate]) -> Candidate:
+    def _again(self, present: Candidate, found: Sequence[Candidate]) -> Candidate:
         """Return the present shape with its present prediction."""
-        present = self.chosen
         for one in found:
             if (one.shape, one.settings, one.paths) == (present.shape, present.settings, present.paths):
                 return one
@@ -229,9 +235,9 @@ def _builder(candidate: Candidate) -> TreeBuilder:
     return StaticTree(candidate.paths) if candidate.paths else Chain(int(candidate.shape.nodes))
 
 
-def _name(drafter: Drafter | None) -> str:
+def _name(drafter: Drafter, request: Request) -> str:
     """Return a text that tells a drafter and its target from others: their classes, settings and sizes."""
-    return "" if drafter is None else store.file_of(describe(drafter.target, drafter, drafter.context.request)).name
+    return store.file_of(describe(drafter.target, drafter, request)).name
 
 
 def _plain_tree(drafter: Drafter) -> Drafter:

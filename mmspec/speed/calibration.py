@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .costs import Costs, Curve, Line
 from .shapes import Shape
 
 if TYPE_CHECKING:
+    from ..context import Context
     from ..target import Target
 
 ACCEPTED = (0, 2)
@@ -39,7 +41,7 @@ WIDE = [(r,) for r in range(4)] + [(r, s) for r in range(4) for s in range(3)] +
 def shapes_to_time(max_nodes: int) -> list[Chain | StaticTree | DynamicTree]:
     """Return chains and trees that draft at most `max_nodes` nodes, few enough to be timed in a second or two."""
     chains = [Chain(length) for length in (1, 2, 4, 8) if length <= max_nodes]
-    statics = [StaticTree([(0,), (1,), (0, 0)]), StaticTree(WIDE), StaticTree("eagle1")]
+    statics: list[StaticTree | DynamicTree] = [StaticTree([(0,), (1,), (0, 0)]), StaticTree(WIDE), StaticTree("eagle1")]
     dynamics = [DynamicTree(2, 2, 5), DynamicTree(3, 4, 13), DynamicTree(5, 4, 17), DynamicTree(4, 8, 33)]
     dynamics += [DynamicTree(6, 8, size + 1) for size in (48, 64) if size <= max_nodes]
     return [*chains, *(tree for tree in [*statics, *dynamics] if tree.max_nodes <= max_nodes)]
@@ -69,13 +71,56 @@ class _Forced(Greedy):
 class _Filler(Drafter):
     """Proposes a chain of `length` copies of the newest token, for timing the target alone."""
 
-    length = 1
+    def __init__(self, target: Target, length: int = 1):
+        super().__init__(target)
+        self.length = length
 
-    def start(self, context) -> None:
+    def start(self, context: Context) -> None:
         pass
 
     def draft(self, root: Tensor) -> DraftTree:
         return DraftTree.chain(root[:, None].expand(-1, self.length + 1).contiguous())
+
+
+class _TimedRun:
+    """A request whose prompt was run and whose rounds are timed.
+
+    Attributes:
+        confirmed: number of tokens that the last round confirmed.
+    """
+
+    def __init__(self, target: Target, drafter: Drafter | None, request: Request, room: int):
+        if drafter is not None:
+            drafter = drafter.fork()
+        self.run = TokenRun(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
+        self.run.begin()
+        assert isinstance(self.run.verifier, _Forced)
+        self.verifier = self.run.verifier  # the copy for this request
+        self.confirmed = 1
+
+    @property
+    def drafter(self) -> Drafter:
+        """Drafter of the next round."""
+        return self.run.drafter
+
+    @drafter.setter
+    def drafter(self, drafter: Drafter) -> None:
+        self.run.drafter = drafter
+
+    def round(self, shape: Shape | None, accept: int, timings: Timings | None = None) -> None:
+        """Run one round, with as many tokens accepted as the tree has levels, `accept` at most."""
+        self.verifier.accept = accept
+        self.run.clock.resume()
+        self.run.round()
+        self.run.clock.settle()
+        record = self.run.transcript.stats.rounds[-1]
+        seconds = dict(record.seconds)
+        seconds["verify"] = max(0.0, seconds["verify"] - self.verifier.extra)
+        if shape is None:
+            shape = Shape("block", (), max(record.drafted), record.depth)
+        if timings is not None:
+            timings.add(shape, self.confirmed, seconds)
+        self.confirmed = max(record.emitted)
 
 
 class Timings:
@@ -139,21 +184,21 @@ def measure_costs(
     rounds = (warmup + repeats) * len(ACCEPTED) * each
     room = 2 + rounds * (1 + max(ACCEPTED))
     plain, filled, drafted = Timings(), Timings(), Timings()
-    alone = _begin(target, None, request, room)
-    ours = _begin(target, drafter, request, room)
-    filler = _begin(target, _Filler(target), request, room) if fillers else None
+    alone = _TimedRun(target, None, request, room)
+    ours = _TimedRun(target, drafter, request, room)
+    other = _TimedRun(target, _Filler(target), request, room) if fillers else ours
     for number in range(warmup + repeats):
         counts = number >= warmup
         for accept in ACCEPTED:
-            _round(alone, Shape.chain(0), 0, plain, counts)
+            alone.round(Shape.chain(0), 0, plain if counts else None)
             for shape in fillers:
-                filler.drafter.length = int(shape.nodes)
-                _round(filler, shape, accept, filled, counts)
+                other.drafter = _Filler(target, int(shape.nodes))
+                other.round(shape, accept, filled if counts else None)
             for builder in builders:
                 ours.drafter.tree = builder.fork()
-                _round(ours, Shape.of(builder), accept, drafted, counts)
+                ours.round(Shape.of(builder), accept, drafted if counts else None)
             if not grows:
-                _round(ours, None, accept, drafted, counts)
+                ours.round(None, accept, drafted if counts else None)
             _catch_up(alone, ours)
     conditions = describe(target, drafter, request) | {"prefix": request.max_length + room // 2, "repeats": repeats}
     return _fit(plain, filled, drafted, grows, conditions)
@@ -195,40 +240,15 @@ def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _begin(target: Target, drafter: Drafter | None, request: Request, room: int) -> TokenRun:
-    """Start a request and run its prompt."""
-    if drafter is not None:
-        drafter = drafter.fork()
-    run = TokenRun(target, drafter, _Forced(), LogitsPipeline(), request, Stopping(room), 0)
-    run.begin()
-    run.confirmed = 1
-    return run
-
-
-def _round(run: TokenRun, shape: Shape | None, accept: int, timings: Timings, counts: bool) -> None:
-    """Run one round, with as many tokens accepted as the tree has levels, `accept` at most."""
-    run.verifier.accept = accept
-    run.clock.resume()
-    run.round()
-    run.clock.settle()
-    record = run.transcript.stats.rounds[-1]
-    seconds = dict(record.seconds)
-    seconds["verify"] = max(0.0, seconds["verify"] - run.verifier.extra)
-    if shape is None:
-        shape = Shape("block", (), max(record.drafted), record.depth)
-    if counts:
-        timings.add(shape, run.confirmed, seconds)
-    run.confirmed = max(record.emitted)
-
-
-def _catch_up(alone: TokenRun, ours: TokenRun) -> None:
+def _catch_up(alone: _TimedRun, ours: _TimedRun) -> None:
     """Make the text of the plain run as long as the other, so that both read as many tokens from the cache."""
-    behind = len(ours.context.history[0]) - len(alone.context.history[0]) - 1
+    behind = len(ours.run.context.history[0]) - len(alone.run.context.history[0]) - 1
     if behind > 0:
-        alone.drafter = _Filler(alone.target)
-        alone.drafter.length = alone.verifier.accept = behind
-        alone.round()
-        alone.drafter = NoDrafter(alone.target)
+        target = alone.run.target
+        alone.drafter = _Filler(target, behind)
+        alone.verifier.accept = behind
+        alone.run.round()
+        alone.drafter = NoDrafter(target)
 
 
 def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditions: dict[str, Any]) -> Costs:
@@ -244,10 +264,16 @@ def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditi
         [(1.0, shape.nodes, float(shape.kind not in ("chain", "block"))) for shape, _, _ in rest],
         [seconds for *_, seconds in rest],
     )
-    costs = {"score": score, "plain_overhead": alone, "overhead": Line(base, slope), "branching": branching}
+    common = Costs(
+        score=score,
+        plain_overhead=alone,
+        overhead=Line(base, slope),
+        branching=branching,
+        conditions=conditions,
+    )
     drafting = drafted.rows(["draft"])
     if not grows:
-        return Costs(**costs, block=statistics.median(seconds for *_, seconds in drafting), conditions=conditions)
+        return replace(common, block=statistics.median(seconds for *_, seconds in drafting))
     rows = []
     for shape, confirmed, _ in drafting:
         static, dynamic, further = shape.kind == "static", shape.kind == "dynamic", shape.passes - 1
@@ -255,9 +281,8 @@ def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditi
             (1.0, confirmed, further, sum(shape.levels[1:]), static, static * further, dynamic, dynamic * further)
         )
     fitted = _least_squares(rows, [seconds for *_, seconds in drafting])
-    names = ("first", "level", "static", "dynamic")
-    lines = {name: Line(*fitted[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
-    return Costs(**costs, **lines, conditions=conditions)
+    first, level, static_line, dynamic_line = (Line(*fitted[place : place + 2]) for place in range(0, 8, 2))
+    return replace(common, first=first, level=level, static=static_line, dynamic=dynamic_line)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:

@@ -70,7 +70,7 @@ class Curve:
                 last[0] = (last[0] * last[1] + mean * weight) / (last[1] + weight)
                 last[1] += weight
                 last[2] += size
-        return cls(tuple(sorted(by_count)), tuple(mean for mean, _, size in pools for _ in range(size)))
+        return cls(tuple(sorted(by_count)), tuple(mean for mean, _, size in pools for _ in range(int(size))))
 
     def __call__(self, count: float) -> float:
         """Return the seconds for a count."""

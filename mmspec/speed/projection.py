@@ -113,8 +113,15 @@ class Setting:
 
     def seconds(self, model: Architecture, nodes: float) -> float:
         """Return the seconds of a pass."""
-        options = {"prefix": self.prefix, "batch": self.batch, "width": self.width, "launch": self.launch}
-        return pass_seconds(model, self.device, nodes, **options)
+        return pass_seconds(
+            model,
+            self.device,
+            nodes,
+            prefix=self.prefix,
+            batch=self.batch,
+            width=self.width,
+            launch=self.launch,
+        )
 
     def gigabytes(self, model: Architecture) -> float:
         """Return the gigabytes of the weights (the embeddings included) and the cache."""

@@ -41,14 +41,16 @@ def load(key: Mapping[str, Any]) -> Costs | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        return _unreadable(path, error)
+        _warn(path, error)
+        return None
     try:
         held = json.loads(text)
-        if held["format"] != FORMAT:
-            return _unreadable(path, f"it has format {held['format']!r}, and this version reads {FORMAT}")
-        return Costs.from_dict(held["costs"])
+        if held["format"] == FORMAT:
+            return Costs.from_dict(held["costs"])
+        _warn(path, f"it has format {held['format']!r}, and this version reads {FORMAT}")
     except (KeyError, TypeError, ValueError, MMSpecError) as error:
-        return _unreadable(path, error)
+        _warn(path, error)
+    return None
 
 
 def store(key: Mapping[str, Any], costs: Costs) -> Path | None:
@@ -75,5 +77,5 @@ def store(key: Mapping[str, Any], costs: Costs) -> Path | None:
     return path
 
 
-def _unreadable(path: Path, reason: object) -> None:
+def _warn(path: Path, reason: object) -> None:
     warnings.warn(f"the measured costs in {path} cannot be read ({reason}); measuring again", stacklevel=3)

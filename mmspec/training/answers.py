@@ -49,8 +49,11 @@ class Answers(Source):
 
     def __init__(self, folder: str | Path, images: str | Path | None = None, partial: bool = False):
         self.answers_folder = Path(folder).resolve()
-        files = {path: SHARD.fullmatch(path.name) for path in sorted(self.answers_folder.glob("answers-*.jsonl"))}
-        files = {path: tuple(map(int, match.groups())) for path, match in files.items() if match}
+        files = {
+            path: (int(match[1]), int(match[2]))
+            for path in sorted(self.answers_folder.glob("answers-*.jsonl"))
+            if (match := SHARD.fullmatch(path.name))
+        }
         if not files:
             missing = "" if self.answers_folder.is_dir() else ", which does not exist"
             raise MMSpecError(f"no answers in {str(folder)!r}{missing}: run `mmspec distill --output {folder}` first")
@@ -85,7 +88,8 @@ class Answers(Source):
         )
 
     def _index(self) -> None:
-        order, seen = [], {}
+        order: list[tuple[int, int, int]] = []
+        seen: dict[str, Path] = {}
         for number, rows in enumerate(self._files):
             for row, record in enumerate(rows.scan()):
                 example = from_record(record, f"{rows.path}, row {row + 1}")

@@ -87,7 +87,7 @@ def _same_weights(theirs: dict, rounded: dict, ours: dict, target: Target) -> bo
     if "float32" not in dtypes:  # two ways of rounding, from neither of which the other follows
         return None
     narrow = dtypes[1] if dtypes[0] == "float32" else dtypes[0]
-    if narrow not in rounded:  # of an older version of mmspec
+    if narrow is None or narrow not in rounded:  # of an older version of mmspec
         return None
     return rounded[narrow] == describe_target(target, getattr(torch, narrow))["weights"]
 

@@ -39,7 +39,8 @@ def cut_from_target(
         raise MMSpecError(
             f"mode='shared_vision': {type(target.model).__name__} takes no pictures; use mode='text_only'"
         )
-    if mode == "shared_vision" and target.family.vision_projector is None:
+    theirs = target.family.vision_projector if mode == "shared_vision" else None
+    if mode == "shared_vision" and theirs is None:
         raise MMSpecError(
             f"mode='shared_vision': what the tower of {type(target.model).__name__} saw is not known, for it is of no "
             "listed family; use mode='text_only'"
@@ -78,21 +79,27 @@ def cut_from_target(
     ]
     if not tied:
         pairs.append((model.get_output_embeddings(), head))
-    for ours, theirs in pairs:
-        ours.load_state_dict(theirs.state_dict())
-    return DraftModelDrafter(target, model, mode, _projector(target) if mode == "shared_vision" else None, tree=tree)
+    for copy, original in pairs:
+        copy.load_state_dict(original.state_dict())
+    projector = None if theirs is None else _projector(theirs, target.hidden_size)
+    return DraftModelDrafter(target, model, mode, projector, tree=tree)
 
 
-def _projector(target: Target) -> VisualProjector:
-    theirs = target.family.vision_projector
+def _projector(theirs: nn.Module, hidden: int) -> VisualProjector:
+    """Return a projector of the target's sizes, with a copy of its weights if it has two linear layers.
+
+    Args:
+        theirs: the target's projector.
+        hidden: the target's hidden size.
+    """
     linears = [part for part in theirs.modules() if isinstance(part, nn.Linear)]
-    seen = linears[0].in_features if linears else theirs.weight.shape[0]  # Gemma 3: a norm
-    projector = VisualProjector(seen, target.hidden_size)
+    seen = linears[0].in_features if linears else theirs.get_parameter("weight").shape[0]  # Gemma 3: a norm
+    projector = VisualProjector(seen, hidden)
     ours = [projector.inner, projector.outer]
     if [part.weight.shape for part in linears] == [part.weight.shape for part in ours]:
-        for own, theirs in zip(ours, linears, strict=True):
+        for own, original in zip(ours, linears, strict=True):
             nn.init.zeros_(own.bias)  # the target's may have none
-            own.load_state_dict(theirs.state_dict(), strict=False)
+            own.load_state_dict(original.state_dict(), strict=False)
     return projector
 
 

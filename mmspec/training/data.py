@@ -16,6 +16,8 @@ from ..inputs import Request, end_of_answer, prepare
 from ..storage import append, drop_torn_line, whole_lines
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..target import Target
 
 
@@ -75,7 +77,7 @@ class Loader:
         self.skipped: dict[int, str] = {}
         self._sound: set[int] = set()
         self._failures = 0
-        self._reported = None if report is None else _reported(report)
+        self._reported = set() if report is None else _reported(report)
 
     def passes(self, numbers: Sequence[int], rows: int, process: int = 0, processes: int = 1) -> Iterator[Pass]:
         """Yield the passes of one process over a step's examples.
@@ -93,16 +95,18 @@ class Loader:
         numbers = [self._usable(number) for number in numbers]
         while True:
             examples = [self.examples[number] for number in numbers]
-            pictures, spoilt = [], {}
+            pictures: list[list[Image]] = []
+            spoilt: dict[int, str] = {}
             for number, example in zip(numbers, examples, strict=True):
                 try:
                     pictures.append([open_image(image, self.examples.folder) for image in example.images])
                 except MMSpecError as error:
                     spoilt[number] = str(error)
                     self._count_failure(error)
+            request = None
             if not spoilt:
                 request, spoilt = self._request(numbers, examples, pictures)
-            if not spoilt:
+            if request is not None and not spoilt:
                 answers = [self.answer(example) for example in examples]
                 return Pass(request, answers, [e.task for e in examples], [e.id for e in examples], numbers)
             for number, reason in spoilt.items():
@@ -145,14 +149,16 @@ class Loader:
         self._sound.add(number)
         return None
 
-    def _request(self, numbers, examples, pictures) -> tuple[Request | None, dict[int, str]]:
+    def _request(
+        self, numbers: Sequence[int], examples: Sequence[Example], pictures: list[list[Image]]
+    ) -> tuple[Request | None, dict[int, str]]:
         """Return the prepared prompts, or the reasons why some of them cannot be used."""
         try:
             request = prepare(self.target, [example.prompt for example in examples], pictures)
         except MMSpecError as error:
             if len(numbers) == 1:
                 return None, {numbers[0]: str(error)}
-            spoilt = {}
+            spoilt: dict[int, str] = {}
             for number, example, images in zip(numbers, examples, pictures, strict=True):
                 spoilt |= self._request([number], [example], [images])[1]
             if not spoilt:
@@ -215,7 +221,7 @@ class Loader:
 def _reported(report: Path) -> set[int]:
     """Return the numbers of the examples that an earlier run of the same training has reported."""
     drop_torn_line(report)
-    numbers = set()
+    numbers: set[int] = set()
     for line in whole_lines(report):
         try:
             numbers.add(json.loads(line)["number"])

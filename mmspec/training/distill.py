@@ -174,6 +174,8 @@ class Asking:
         last bits of the logits depend on the batch's shape.
         """
         questions, out = self._answered(list(self._opened(batch)), _seed(self.options.get("seed", 0), batch[0]))
+        if out is None:
+            return []
         return [
             self._record(question, out, row)
             for row, question in enumerate(questions)

@@ -95,9 +95,11 @@ class CachedTeacher(Teacher):
             wanted = numbers[start : start + rows]
             batch = self.loader.prepare(wanted)
             lesson = super().lesson_of(batch)
-            pictures = iter([] if lesson.vision is None else lesson.vision.features)
+            features = None if lesson.vision is None else lesson.vision.features
+            images = None if features is None else batch.prompt.images
+            pictures = iter(features or ())
             for row, (number, length) in enumerate(zip(batch.numbers, lesson.request.lengths, strict=True)):
-                seen = [next(pictures) for _ in batch.prompt.images[row]]
+                seen = [] if images is None else [next(pictures) for _ in images[row]]
                 states = {f"layer {layer}": part[row, :length] for layer, part in lesson.features.items()}
                 states["embeds"] = lesson.embeds[row, :length]
                 if seen:

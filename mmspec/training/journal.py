@@ -49,7 +49,8 @@ class Sums:
     """Computes means over several steps, weighted by their drafted tokens."""
 
     def __init__(self, names: list[str]):
-        self.names, self.total = names, None
+        self.names = names
+        self.total: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
         """Add the sums of one step, as `Trainer.train_step` returns them."""

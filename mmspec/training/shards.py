@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..data.rows import JsonRows
 from ..errors import MMSpecError
@@ -39,7 +39,7 @@ class ShardWriter:
         self.answered: set[int] = set()
         self.skipped: set[int] = set()
         self.tokens = 0
-        self._file = None
+        self._file: BinaryIO | None = None
         self.complete = False
         """True when no example of the shard is left; set by the caller."""
 
@@ -94,6 +94,7 @@ class ShardWriter:
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
         """Write the records of finished answers."""
+        assert self._file is not None, "enter the writer first"
         records = list(records)
         with _writing(self.answers_file):
             append(self._file, _encoded(records))

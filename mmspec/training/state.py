@@ -71,7 +71,7 @@ def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -
     return json.loads(metadata["progress"])
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Replace a folder by what `write` puts into an empty one.
 
     Raises:

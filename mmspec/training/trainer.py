@@ -264,6 +264,7 @@ class Trainer:
             if score > self.best:
                 self.best = score
                 replace_folder(self.output / BEST, lambda folder: drafter.save_pretrained(folder, **metadata))
+            assert self.journal is not None  # as in every main process
             self.journal.validation({"step": self.step, **report})
             flat = {f"acceptance/{name}": part["mean_acceptance_length"] for name, part in report["tasks"].items()}
             self.accelerator.log({"mean_acceptance_length": score, **flat}, step=self.step)

@@ -6,6 +6,8 @@ parameters; 192 wide, so that two CPU cores can train it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import (
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from mmspec.zoo.drawing import GRID, PATCH, SIZE
+from mmspec.zoo.vocabulary import token_id
 
 LAYERS, WIDTH, HEADS, INNER = 16, 192, 6, 512
 VISION_LAYERS, VISION_WIDTH = 4, 192
@@ -25,6 +28,11 @@ VISUAL_TOKENS = GRID**2
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """Return the configuration of the model for a given tokenizer."""
+    special: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -35,9 +43,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         head_dim=WIDTH // HEADS,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     vision = CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
@@ -52,14 +58,12 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     return LlavaConfig(
         text_config=text,
         vision_config=vision,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=token_id(tokenizer, "<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=VISUAL_TOKENS,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
+        **special,
     )
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec.zoo.architecture import VISUAL_TOKENS
 from mmspec.zoo.data import TASKS, Conversation, conversation
+from mmspec.zoo.vocabulary import token_id
 
 IGNORE = -100
 IMAGE_START = 2  # the image stands behind <s> and <|user|>
@@ -53,7 +54,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
 def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """Return token ids and labels of a conversation; the labels are the ids in the answers and `IGNORE` elsewhere."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    image, user, assistant = tokenizer.convert_tokens_to_ids(["<image>", "<|user|>", "<|assistant|>"])
+    image, user, assistant = (token_id(tokenizer, token) for token in ("<image>", "<|user|>", "<|assistant|>"))
     ids = [bos, user] + [image] * VISUAL_TOKENS
     labels = [IGNORE] * len(ids)
     for turn, (prompt, answer) in enumerate(example.turns):

@@ -60,6 +60,7 @@ def draw_subject(task: str, split: str, rng: random.Random, difficulty: float = 
 
     if task == "questions":
         task = rng.choice(("scenes", "charts"))
+    subject: Subject
     while True:
         if task == "scenes":
             subject = scenes.draw_scene(rng, most=most(2, 5), allow_held_out=split == "test")
@@ -103,8 +104,9 @@ def sample(task: str, split: str, index: int) -> Sample:
     rng = random.Random(f"mmspec/{task}/{split}/{index}")
     subject = draw_subject(task, split, rng)
     image = _render(subject, rng)
-    turn = questions.ask(subject, rng) if task == "questions" else _long_turn(subject, rng)
-    return Sample(image, *turn)
+    if task == "questions" and not isinstance(subject, documents.Document):
+        return Sample(image, *questions.ask(subject, rng))
+    return Sample(image, *_long_turn(subject, rng))
 
 
 def conversation(task: str, index: int, difficulty: float = 1.0) -> Conversation:

@@ -70,7 +70,7 @@ def render(document: Document) -> Image.Image:
 
 def patch_words(document: Document) -> dict[int, str]:
     """Return the word that each patch shows: both patches of a cell show its character."""
-    words = {}
+    words: dict[int, str] = {}
     for row, line in enumerate(document.lines):
         for column, character in enumerate(line):
             corner = GRID * 2 * row + column

@@ -71,9 +71,9 @@ def draw_shape(image: Image.Image, shape: str, centre: tuple[float, float], size
         draw.rectangle((0, third, end, end - third), fill=255)
     elif shape == "star":
         points = []
-        for corner in range(10):
-            radius = end / 2 * (1.0 if corner % 2 == 0 else 0.42)
-            angle = math.pi * (corner / 5 - 0.5)
+        for tip in range(10):
+            radius = end / 2 * (1.0 if tip % 2 == 0 else 0.42)
+            angle = math.pi * (tip / 5 - 0.5)
             points.append((end / 2 + radius * math.cos(angle), end / 2 + radius * math.sin(angle)))
         draw.polygon(points, fill=255)
     elif shape == "ring":
@@ -101,7 +101,7 @@ def glyph(character: str, font: str, points: int) -> Image.Image:
     face = ImageFont.truetype(str(font_folder() / font), points * OVERSAMPLE)
     width, height = CELL[0] * OVERSAMPLE, CELL[1] * OVERSAMPLE
     left, _, right, _ = face.getbbox(character, anchor="ls")
-    wide = Image.new("L", (max(right - left, 1), height), 0)
+    wide = Image.new("L", (max(int(right - left), 1), height), 0)
     ImageDraw.Draw(wide).text((-left, int(height * 0.78)), character, font=face, fill=255, anchor="ls")
     room = width - OVERSAMPLE  # half a pixel of air on both sides
     if wide.width > room:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,8 +17,10 @@ LONGEST_ANSWER = 192
 
 def chat(processor: LlavaProcessor, prompt: str, pictures: int = 1) -> str:
     """Return the text of a user turn with pictures, ready for the processor."""
-    content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    content: list[dict[str, str]] = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
+    # The annotation knows of no content in parts, which is what processors of vision-language models take.
+    conversation: list[Any] = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(conversation, add_generation_prompt=True)
 
 
 @torch.inference_mode()

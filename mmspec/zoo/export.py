@@ -31,7 +31,7 @@ def export(checkpoint: Path, destination: Path = DESTINATION) -> Path:
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-    model.to(torch.bfloat16)
+    model.bfloat16()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

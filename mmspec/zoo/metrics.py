@@ -37,7 +37,7 @@ def parse_scene(text: str) -> dict[str, tuple[str, str, str]]:
     for sentence in text.split("."):
         place, thing = _PLACE.search(sentence), _THING.search(sentence)
         if place and thing:
-            found.setdefault(place[1], thing.groups())
+            found.setdefault(place[1], (thing[1], thing[2], thing[3]))
     return found
 
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -68,9 +69,10 @@ class MasterWeights:
     def __init__(self, model: LlavaForConditionalGeneration, settings: Settings):
         self.settings = settings
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in model.named_parameters()}
-        self.model = model.to(torch.bfloat16)
+        self.model = model.bfloat16()
         self.parameters = dict(self.model.named_parameters())
-        hidden, other = [], []
+        hidden: list[nn.Parameter] = []
+        other: list[nn.Parameter] = []
         for name, parameter in self.masters.items():
             matrix = parameter.dim() == 2 and "embed" not in name and "lm_head" not in name
             (hidden if matrix and settings.optimizer == "muon" else other).append(parameter)
@@ -204,7 +206,7 @@ def _run(rank: int, settings: Settings) -> None:
     model.set_attn_implementation("mmspec_dense")
     weights = MasterWeights(model, settings)
     path = settings.output / CHECKPOINT
-    state = read_checkpoint(path, weights) if path.exists() else {"step": 0, "seconds": 0.0}
+    state: dict[str, Any] = read_checkpoint(path, weights) if path.exists() else {"step": 0, "seconds": 0.0}
     model.train()
     journal = Journal(settings, tokenizer, weights) if rank == 0 else None
     stream = Conversations(tokenizer, settings.pictures, settings.rows)

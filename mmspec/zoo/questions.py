@@ -146,4 +146,6 @@ CHART_QUESTIONS = (_highest, _value_of, _bar_colour, _difference, _count_bars)
 
 def ask(subject: Scene | Chart, rng: random.Random) -> tuple[str, str]:
     """Make a question about the scene or chart, and its answer with reasons."""
-    return rng.choice(SCENE_QUESTIONS if isinstance(subject, Scene) else CHART_QUESTIONS)(subject, rng)
+    if isinstance(subject, Scene):
+        return rng.choice(SCENE_QUESTIONS)(subject, rng)
+    return rng.choice(CHART_QUESTIONS)(subject, rng)

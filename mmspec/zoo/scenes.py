@@ -79,7 +79,7 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
 def patch_words(scene: Scene) -> dict[int, str]:
     """Return the words that the four patches in the middle of every shape show: its colour in the upper two, its kind
     in the lower."""
-    words = {}
+    words: dict[int, str] = {}
     for thing in scene.things:
         row, column = divmod(thing.cell, 3)
         corner = GRID * (4 * row + 1) + 4 * column + 1

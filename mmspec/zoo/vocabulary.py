@@ -82,6 +82,13 @@ def kept_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Return the id of one token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)  # a list belongs to a list of tokens
+    return found
+
+
 def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> LlavaProcessor:
     """Return the processor that a user calls: it turns text and pictures into model inputs."""
     image_processor = CLIPImageProcessorPil(
