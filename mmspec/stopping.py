@@ -23,7 +23,7 @@ class Stopping:
         criteria: called with `[1, length]` ids and None for the scores; a single one may stand for a list of one.
         stop: a text or several: a row ends with the token that completes one of them, which may have begun in the
             prompt, as in `generate(stop_strings=..., tokenizer=...)`.
-        tokenizer: of the target, for `stop`.
+        tokenizer: the target's, for `stop`.
 
     Raises:
         MMSpecError: naming what is not of these types, and for `stop` without a tokenizer.
@@ -52,7 +52,7 @@ class Stopping:
         self.stop = StopStringCriteria(tokenizer, texts) if texts else None
 
     def cut(self, history: list[int], so_far: list[int], emitted: list[int]) -> tuple[list[int], str | None]:
-        """The part of `emitted` that stands, and why the row ends with it (None if it goes on).
+        """Return the part of `emitted` that stands, and why the row ends with it (None if it goes on).
 
         Args:
             history: all ids of the row, `emitted` included at the end.
@@ -75,7 +75,7 @@ class Stopping:
 
 
 def _met(criterion: Callable, ids: torch.Tensor) -> bool:
-    """Whether a criterion holds for one row, `[1, length]`."""
+    """Return whether a criterion holds for one row, `[1, length]`."""
     answer = torch.as_tensor(criterion(ids, None), device="cpu")
     if answer.numel() != 1:
         name = getattr(criterion, "__name__", type(criterion).__name__)
@@ -87,7 +87,7 @@ def _met(criterion: Callable, ids: torch.Tensor) -> bool:
 
 
 def _ids(given) -> set[int]:
-    """One token id or several, as a set."""
+    """Return one token id or several, as a set."""
     try:
         ids = [as_int(given)] if as_int(given) is not None or isinstance(given, str) else [as_int(one) for one in given]
     except TypeError:
@@ -98,7 +98,7 @@ def _ids(given) -> set[int]:
 
 
 def _texts(given) -> list[str]:
-    """One text or several, as a list."""
+    """Return one text or several, as a list."""
     texts = [] if given is None else [given] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
     for text in texts:
         if not isinstance(text, str) or not text:

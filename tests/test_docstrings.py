@@ -12,10 +12,12 @@ import pytest
 import mmspec
 
 ROOMS = [
+    "chat",
     "commands",
     "compressors",
     "data",
     "formats",
+    "inputs",
     "lesson.py",
     "speed",
     "training",

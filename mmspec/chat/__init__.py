@@ -1,4 +1,4 @@
-"""What is said: messages of texts and media, and the layouts in which users and files have them."""
+"""Conversations: messages of texts and media, and the layouts in which users and files have them."""
 
 from .conversation import MARKERS, Conversation, Medium, Message, Part, media_of, with_media
 from .messages import parts_of, read_messages, source_of

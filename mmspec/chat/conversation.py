@@ -33,7 +33,7 @@ Part = str | Medium
 
 @dataclass(frozen=True)
 class Message:
-    """What one side says.
+    """A turn of a conversation: texts and media that one side says.
 
     Args:
         role: `"system"`, `"user"`, `"assistant"`, or whatever else the chat template knows.
@@ -49,6 +49,7 @@ class Message:
 
     @property
     def texts(self) -> list[str]:
+        """The parts that are texts, in order."""
         return [part for part in self.parts if isinstance(part, str)]
 
 
@@ -57,7 +58,7 @@ Conversation = list[Message]
 
 
 def media_of(conversation: Conversation, kind: str) -> list[Any]:
-    """The media of one kind, in order."""
+    """Return the media of one kind, in order."""
     return [
         part.value
         for message in conversation
@@ -67,7 +68,7 @@ def media_of(conversation: Conversation, kind: str) -> list[Any]:
 
 
 def with_media(conversation: Conversation, change: Callable[[Medium], Any]) -> Conversation:
-    """The same conversation with other values of its media."""
+    """Return the same conversation with other values of its media."""
     return [
         replace(
             message,

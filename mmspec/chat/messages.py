@@ -24,7 +24,7 @@ IDLE = ("type", "detail", "cache_control", "id", "text")
 
 
 def read_messages(messages: Any) -> list[Conversation]:
-    """The conversations in `messages=`.
+    """Return the conversations in `messages=`.
 
     Args:
         messages: a list of messages, `{"role": ..., "content": ...}`, or a list of such lists, one per row.
@@ -76,7 +76,7 @@ def _message(message: Any, where: str) -> Message:
 
 
 def parts_of(content: Any, where: str) -> list[Part]:
-    """The texts and media of a message.
+    """Return the texts and media of a message.
 
     Args:
         content: a text, or a list of parts.
@@ -118,12 +118,12 @@ def _part(part: Any, where: str) -> Part:
 
 
 def source_of(value: Any, kind: str, where: str, base64: bool = False) -> Any:
-    """What the loader of a kind reads, out of what a part or a row has.
+    """Return what the loader of a kind reads, out of what a part or a row has.
 
     Args:
         value: a path, a URL, a medium in memory, or a mapping that has one: `{"url"}`, `{"path"}`, `{"bytes"}`, or
             `{"data"}` in base64.
-        kind: of the medium.
+        kind: the kind of the medium.
         where: names the message in errors.
         base64: whether a text is the file itself.
 

@@ -60,7 +60,7 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _messages(path: Path) -> list[Any]:
-    """The conversation in a file, whose relative paths begin at its folder."""
+    """Return the conversation in a file, whose relative paths begin at its folder."""
     from ..chat import read_messages, with_media
 
     try:

@@ -1,4 +1,4 @@
-"""What is asked, as users have it: prompts, conversations and media; and the requests that targets read."""
+"""Requests that targets read, and how they are made of prompts, conversations and media."""
 
 from ..chat import MARKERS, Conversation, Medium, Message
 from ..media import KINDS, load_image

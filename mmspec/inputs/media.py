@@ -18,11 +18,11 @@ from .reader import Reader
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
 """Kind to the argument that gives media of the kind, of `generate` and of processors alike."""
 PLURALS = {"image": "images", "video": "videos", "audio": "sounds"}
-"""What errors call several of a kind."""
+"""Kind to the word for several of it in errors."""
 
 
 def loaded(reader: Reader, conversation: Conversation) -> Conversation:
-    """The same conversation with its media loaded: pictures as PIL images, videos as `Video`, sounds as
+    """Return the same conversation with its media loaded: pictures as PIL images, videos as `Video`, sounds as
     `(samples, rate)`.
 
     Args:
@@ -46,7 +46,7 @@ def loaded(reader: Reader, conversation: Conversation) -> Conversation:
 
 
 def is_one(kind: str, value: Any) -> bool:
-    """Whether a value is a single medium and not a list of several.
+    """Return whether a value is a single medium and not a list of several.
 
     A list of pictures in memory is one video, and `(samples, rate)` is one sound.
     """
@@ -58,12 +58,12 @@ def is_one(kind: str, value: Any) -> bool:
 
 
 def rows_of(kind: str, given: Any, rows: int, single: bool) -> list[list[Any]]:
-    """The media of each row.
+    """Return the media of each row.
 
     Args:
-        kind: of the media.
+        kind: the kind of the media.
         given: for a single prompt one medium or a list of them; for a list of prompts one such entry per row.
-        rows: of the batch.
+        rows: how many the batch has.
         single: whether the prompt was a single one, and no list.
 
     Raises:
@@ -89,7 +89,7 @@ def unasked(audio: Any) -> list[Conversation]:
 
 
 def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
-    """What a processor is called with besides the texts.
+    """Return what a processor is called with besides the texts.
 
     Args:
         conversations: whose media are loaded.
@@ -115,7 +115,7 @@ def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether a value is a picture in memory, and no place of a file."""
+    """Return whether a value is a picture in memory, and no place of a file."""
     if isinstance(value, (str, bytes, bytearray, os.PathLike, list, tuple, Mapping, Video)):
         return False
     return np.ndim(value) < 4 if hasattr(value, "shape") else True
@@ -144,7 +144,7 @@ def _chooser(reader: Reader) -> Chooser:
 
 
 def _rate(reader: Reader) -> int:
-    """Samples a second that the processor reads."""
+    """Return the samples a second that the processor reads."""
     extractor = getattr(reader.processor, "feature_extractor", None)
     rate = getattr(extractor, "sampling_rate", None)
     if rate is None:

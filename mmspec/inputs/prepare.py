@@ -90,7 +90,7 @@ PROCESSED = {"images": "pixel_values", "videos": "pixel_values_videos", "audio":
 
 
 def _given(target: Reader, inputs, media: Mapping[str, Any], system, settings) -> Request:
-    """The request of `inputs=`."""
+    """Return the request of `inputs=`."""
     if name := next((ARGUMENTS[kind] for kind in KINDS if media[kind] is not None), None):
         raise MMSpecError(f"{name}= goes with prompt=; with inputs= pass the processor's {PROCESSED[name]} instead")
     for name, value in (("system", system), ("chat_template_kwargs", settings)):
@@ -100,7 +100,7 @@ def _given(target: Reader, inputs, media: Mapping[str, Any], system, settings) -
 
 
 def _messages(target: Reader, messages: Any, media: Mapping[str, Any], system) -> list[Conversation]:
-    """The conversations of `messages=`, their media loaded."""
+    """Return the conversations of `messages=`, their media loaded."""
     if name := next((ARGUMENTS[kind] for kind in KINDS if media[kind] is not None), None):
         raise MMSpecError(f"{name}= goes with prompt=; in messages= media are parts of the messages")
     if system is not None:
@@ -114,7 +114,7 @@ def _messages(target: Reader, messages: Any, media: Mapping[str, Any], system) -
 
 
 def _asked(target: Reader, prompt: Any, media: Mapping[str, Any], system) -> list[Conversation]:
-    """The conversations of `prompt=` and the media beside it, loaded."""
+    """Return the conversations of `prompt=` with the media beside it, loaded."""
     prompts = prompts_of(prompt)
     count, single = len(prompts), isinstance(prompt, str)
     columns = {kind: rows_of(kind, media[kind], count, single) for kind in KINDS}
@@ -146,7 +146,7 @@ def _refuse_unseen(target: Reader, conversations: list[Conversation]) -> None:
 
 
 def _written(target: Reader, conversations: list[Conversation], settings: Mapping[str, Any] | None) -> Request:
-    """The request of conversations, every medium of which has arrived."""
+    """Return the request of conversations, once every medium of theirs has arrived."""
     if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings)):
         raise MMSpecError(
             f'chat_template_kwargs={shown(settings, 60)} must be a dict of names, such as {{"enable_thinking": False}}'
@@ -155,13 +155,13 @@ def _written(target: Reader, conversations: list[Conversation], settings: Mappin
     request = _right_pad(target, written or apply_template(target, conversations, settings))
     request.conversations, request.template = conversations, dict(settings or {})
     if written is None:
-        _refuse_swallowed(target, request)
+        _refuse_swallowed(target, request, conversations)
     return request
 
 
-def _refuse_swallowed(target: Reader, request: Request) -> None:
+def _refuse_swallowed(target: Reader, request: Request, conversations: list[Conversation]) -> None:
     """Refuse a row of whose media of a kind no token has arrived: its template or its processor has left them out."""
-    for row, (ids, conversation) in enumerate(zip(request.token_ids(), request.conversations, strict=True)):
+    for row, (ids, conversation) in enumerate(zip(request.token_ids(), conversations, strict=True)):
         arrived = {target.family.placeholders.get(token) for token in set(ids)} - {None}
         for kind in KINDS:
             count = len(media_of(conversation, kind))
@@ -175,7 +175,7 @@ def _refuse_swallowed(target: Reader, request: Request) -> None:
 
 
 def _readable(target: Reader, request: Request) -> Request:
-    """A request that was prepared before, unless it was for a model that reads other things."""
+    """Return a request that was prepared before, unless it was for a model that reads other things."""
     for name, value in request.inputs.items():
         if not isinstance(value, Tensor):
             continue
@@ -244,7 +244,7 @@ def _refuse_unread(target: Reader, inputs: Iterable[str]) -> None:
 
 
 def _integers(name: str, value, device: torch.device) -> Tensor:
-    """A per-token input as a tensor of whole numbers, or of flags."""
+    """Return a per-token input as a tensor of whole numbers, or of flags."""
     try:
         tensor = torch.as_tensor(value, device=device)
     except (TypeError, ValueError):
@@ -255,7 +255,7 @@ def _integers(name: str, value, device: torch.device) -> Tensor:
 
 
 def _known(target: Reader, ids: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
-    """The ids, known to be in the vocabulary but for image placeholders, which some models put outside it."""
+    """Return the ids, known to be in the vocabulary but for placeholders, which some models put outside it."""
     strange = (ids < 0) | (ids >= vocabulary)
     strange &= ~target.family.is_visual(ids)
     if (strange & mask).any():

@@ -13,13 +13,13 @@ from ..media import KINDS
 from .media import ARGUMENTS
 
 Prompt = str | tuple[str, ...]
-"""What one row asks: a question, or a conversation `(question, answer, question, ...)` that ends with a question."""
+"""A row of `prompt=`: a question, or a conversation `(question, answer, question, ...)` that ends with a question."""
 
 NAMES = {"image": "picture", "video": "video", "audio": "sound"}
 
 
 def prompts_of(given: Any) -> list[Prompt]:
-    """The rows of `prompt=`.
+    """Return the rows of `prompt=`.
 
     Raises:
         MMSpecError: for what is neither a text nor a list of texts and tuples of texts, and for an empty one.
@@ -40,11 +40,11 @@ def prompts_of(given: Any) -> list[Prompt]:
 
 
 def systems_of(given: Any, rows: int) -> list[str | None]:
-    """The system prompt of each row.
+    """Return the system prompt of each row.
 
     Args:
         given: a text for all rows, or a list with a text or None per row.
-        rows: of the batch.
+        rows: how many the batch has.
 
     Raises:
         MMSpecError: for anything else, and for an empty text.
@@ -65,7 +65,7 @@ def conversation_of(
     reserved: Collection[str] = (),
     system: str | None = None,
 ) -> Conversation:
-    """A prompt as a conversation, with its media where the markers are, or first.
+    """Return a prompt as a conversation, with its media where the markers are, or first.
 
     Args:
         where: names the row in errors.
@@ -136,12 +136,12 @@ def _check(row: int, asked: Any) -> None:
 
 
 def _marked(texts: Sequence[str], kind: str) -> int:
-    """The markers of a kind in the questions of a conversation."""
+    """Return the number of markers of a kind in the questions of a conversation."""
     return sum(text.count(MARKERS[kind]) for text in texts[::2])
 
 
 def _split(text: str, kinds: Collection[str]) -> list[Part]:
-    """A text cut at its markers; spaces and line breaks around media at its ends are left out."""
+    """Return a text cut at its markers; spaces and line breaks around media at its ends are left out."""
     pieces: list[Part] = [text.strip()]
     for kind in kinds:
         cut: list[Part] = []

@@ -23,13 +23,17 @@ class Reader(Protocol):
     processor: Any
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, or the processor if it is one."""
 
     @property
-    def family(self) -> Any: ...
+    def family(self) -> Any:
+        """The family of the model."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device of its inputs."""
 
     @property
-    def eos_token_ids(self) -> tuple[int, ...]: ...
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens at which its own `generate` stops."""

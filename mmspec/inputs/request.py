@@ -47,10 +47,12 @@ class Request:
 
     @property
     def batch_size(self) -> int:
+        """The number of rows."""
         return len(self.lengths)
 
     @property
     def max_length(self) -> int:
+        """The tokens of the longest row."""
         return max(self.lengths)
 
     @property
@@ -66,7 +68,7 @@ class Request:
         return self.media.get("image")
 
     def token_ids(self) -> list[list[int]]:
-        """The prompts as lists, without padding."""
+        """Return the prompts as lists, without padding."""
         return [ids[:n] for ids, n in zip(self.inputs["input_ids"].tolist(), self.lengths, strict=True)]
 
     @property
@@ -75,12 +77,12 @@ class Request:
         return self.once or self
 
     def showing(self, media: Mapping[str, Any]) -> Request:
-        """The same prompts with other inputs of media, of every distinct row."""
+        """Return the same prompts with other inputs of media, of every distinct row."""
         once = None if self.once is None else self.once.showing(media)
         return replace(self, inputs={**self.inputs, **media}, once=once)
 
     def repeated(self, copies: int) -> Request:
-        """A request in which every row stands so many times in succession, for independent answers to each."""
+        """Return a request in which every row stands so many times in succession, for independent answers to each."""
         if copies == 1:
             return self
         inputs = {
@@ -100,7 +102,7 @@ class Request:
 
 
 def append(request: Request, answers: Sequence[Sequence[int]], multiple: int = 1) -> Request:
-    """A request whose rows go on with an answer each, for the same media, right-padded again.
+    """Return a request whose rows go on with an answer each, for the same media, right-padded again.
 
     Args:
         request: the prompts, whose conversations are not in the result.
@@ -130,7 +132,7 @@ def _each(entries: Sequence[Any], copies: int) -> list[Any]:
 
 
 def stack(first: Request, second: Request) -> Request:
-    """One request of the rows of two, right-padded to one length. The pictures, if any, are the first one's.
+    """Return one request of the rows of two, right-padded to one length. The pictures, if any, are the first one's.
 
     Raises:
         MMSpecError: if positions were given with one of them.
@@ -154,11 +156,11 @@ def stack(first: Request, second: Request) -> Request:
 
 
 def extras_of(given: Mapping[str, Sequence[Any]] | None, rows: int) -> dict[str, list[Any]]:
-    """What drafters are told per row.
+    """Return what drafters are told per row.
 
     Args:
         given: name to one entry per row.
-        rows: of the batch.
+        rows: how many the batch has.
 
     Raises:
         MMSpecError: for anything else.

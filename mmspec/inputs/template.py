@@ -1,4 +1,4 @@
-"""How conversations are written down for a model: by its chat template where it has one, and then by its processor."""
+"""Conversations written down for a model: by its chat template where it has one, and then by its processor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THOUGHT = "</think>"
 def apply_template(
     reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any] | None = None
 ) -> Mapping[str, Any]:
-    """What the processor makes of conversations: written by the chat template where there is one, else the bare text
+    """Return what the processor makes of conversations: written by the chat template where there is one, else the bare text
     with the placeholders of its media in it.
 
     Args:
@@ -41,7 +41,7 @@ def apply_template(
 
 
 def reserved_texts(reader: Reader) -> set[str]:
-    """The texts that the processor takes for media."""
+    """Return the texts that the processor takes for media."""
     if reader.processor is reader.tokenizer:
         return set()
     ids = [token for token in reader.family.placeholders if token < len(reader.tokenizer)]
@@ -51,7 +51,7 @@ def reserved_texts(reader: Reader) -> set[str]:
 
 
 def end_of_answer(reader: Reader) -> int | None:
-    """The token with which the model ends what it says; None if it has none.
+    """Return the token with which the model ends what it says; None if it has none.
 
     That is one at which its own `generate` stops: of several the one that its chat template writes behind an answer,
     else the tokenizer's own end token, else the first.
@@ -73,10 +73,10 @@ def end_of_answer(reader: Reader) -> int | None:
 
 
 def writer_of(processor, tokenizer, settings: Mapping[str, Any] | None = None, whole: bool = True) -> Write | None:
-    """What writes a conversation down; None where neither the processor nor its tokenizer has a chat template.
+    """Return what writes a conversation down; None where neither the processor nor its tokenizer has a chat template.
 
     Args:
-        processor, tokenizer: of the model.
+        processor, tokenizer: those of the model.
         settings: further arguments of the template.
         whole: whether it is an error if the template leaves out a part.
     """
@@ -100,13 +100,13 @@ def writer_of(processor, tokenizer, settings: Mapping[str, Any] | None = None, w
             if lost is None:
                 return text
             failure = failure or ValueError(f"what it writes leaves out {lost}")
-        raise failure
+        raise failure or ValueError("it has nothing to write")
 
     return write
 
 
 def template_holder(processor, tokenizer) -> Any:
-    """Which of the two has a chat template; None for neither."""
+    """Return which of the two has a chat template; None for neither."""
     return next((one for one in (processor, tokenizer) if getattr(one, "chat_template", None) is not None), None)
 
 
@@ -160,7 +160,7 @@ def _refuse_unknown(processor, tokenizer, settings: Mapping[str, Any]) -> None:
     from jinja2 import Environment, TemplateError, meta
 
     by = template_holder(processor, tokenizer)
-    template = settings.get("chat_template", by.chat_template)
+    template: Any = settings.get("chat_template", by.chat_template)
     template = template.get("default") if isinstance(template, Mapping) else template
     try:
         known = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
@@ -175,7 +175,7 @@ def _refuse_unknown(processor, tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _bare(where: str, conversation: Conversation, processor, settings: Mapping[str, Any]) -> str:
-    """The one text of a conversation, for a processor without a chat template."""
+    """Return the one text of a conversation, for a processor without a chat template."""
     name = type(processor).__name__
     if len(conversation) > 1:
         raise MMSpecError(
@@ -191,7 +191,7 @@ def _bare(where: str, conversation: Conversation, processor, settings: Mapping[s
 
 
 def _contents(conversation: Conversation, processor, in_parts: bool) -> Iterator[list[Any]]:
-    """What may stand as the content of every message, the likeliest first.
+    """Yield what may stand as the content of every message, the likeliest first.
 
     Most templates know parts, some texts alone, and some parts for users and texts for the system.
 
@@ -224,7 +224,7 @@ def _contents(conversation: Conversation, processor, in_parts: bool) -> Iterator
 
 
 def _left_out(text: str, conversation: Conversation, processor, sure: bool) -> str | None:
-    """What of a conversation is missing in the text that a template has written; None if nothing is.
+    """Return what of a conversation is missing in the text that a template has written; None if nothing is.
 
     Args:
         text: written.
@@ -248,19 +248,19 @@ def _left_out(text: str, conversation: Conversation, processor, sure: bool) -> s
 
 
 def _words(text: str) -> str:
-    """A text whose white space says nothing."""
+    """Return a text whose white space says nothing."""
     return " ".join(text.split())
 
 
 def _tokens(processor, kind: str) -> list[str]:
-    """A processor's own tokens for media of a kind, as templates and prompts have them."""
+    """Return a processor's own tokens for media of a kind, as templates and prompts have them."""
     names = (f"{kind}_token", "boi_token") if kind == "image" else (f"{kind}_token",)
     tokens = [getattr(processor, name, None) for name in names]
     return [token for token in tokens if isinstance(token, str) and token]
 
 
 def _inline(message: Message, processor) -> str:
-    """A message as one text, with the processor's own token for every medium."""
+    """Return a message as one text, with the processor's own token for every medium."""
     tokens = {kind: next(iter(_tokens(processor, kind)), "") for kind in KINDS}
     return "".join(tokens[part.kind] if isinstance(part, Medium) else part for part in message.parts)
 
@@ -276,7 +276,7 @@ def refuse_tokens(reader: Reader, conversation: Conversation, where: str) -> Non
 def _refusal(
     processor, texts: list[str], conversations: Sequence[Conversation], options: dict, error: Exception
 ) -> MMSpecError:
-    """What a processor says of a batch, with the row that it is about."""
+    """Return what a processor says of a batch, with the row that it is about."""
     name, where = type(processor).__name__, "the prompts"
     for row, (text, conversation) in enumerate(zip(texts, conversations, strict=True)):
         try:
