@@ -92,7 +92,7 @@ def test_a_conversation_is_written_by_the_chat_template(tiny, count):
 def test_a_tokenizer_writes_conversations_as_plain_text(tiny):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }} {% endfor %}"
-    bare = SimpleNamespace(processor=tokenizer, tokenizer=tokenizer)
+    bare = SimpleNamespace(processor=tokenizer, tokenizer=tokenizer, family=tiny.family)
     (ids,) = apply_template(bare, [conversation_of("prompt 0", TALK, {})])["input_ids"].tolist()
     assert ids == tokenizer("user: What is this? assistant: A red square. user: And below it? ")["input_ids"]
 

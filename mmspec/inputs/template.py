@@ -25,8 +25,8 @@ THOUGHT = "</think>"
 def apply_template(
     reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any] | None = None
 ) -> Mapping[str, Any]:
-    """Return what the processor makes of conversations: written by the chat template where there is one, else the bare text
-    with the placeholders of its media in it.
+    """Return what the processor makes of conversations: written by the chat template where there is one, else the bare
+    text with the placeholders of its media in it.
 
     Args:
         reader: whose processor it is.
