@@ -3,11 +3,13 @@ need, and the real one of Qwen2-Audio."""
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import transformers
 from models import IMAGE, VIDEO, VISION_END, VISION_START
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor
@@ -66,8 +68,8 @@ class Patches:
         return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
 
     def __call__(self, text, videos=(), video_metadata=(), do_sample_frames=None, **options):
-        assert len(videos) == len(video_metadata) and (do_sample_frames is False or not videos)
-        made = [self.patches(frames) for frames in videos]
+        assert list(map(len, videos)) == list(map(len, video_metadata)) and (do_sample_frames is False or not videos)
+        made = [self.patches(frames) for row in videos for frames in row]
         tokens = iter(patches.shape[0] // 4 for patches, _ in made)
         texts = []
         for row in text:
@@ -89,6 +91,54 @@ class Patches:
         # time, rows of squares, columns of squares, row and column within, then channel, frame, pixels
         cut = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
         return cut.reshape(times * height * width, -1), [times, height, width]
+
+
+SMOL = (
+    ("<image>", IMAGE),
+    ("<video>", VIDEO),
+    ("<fake_token_around_image>", VISION_START),
+    ("<end_of_utterance>", VISION_END),
+)
+
+
+def real(name: str):
+    """A family's own processor, which takes torchvision. None of the letters that it writes matters."""
+    picture, video = "<|image_pad|>", "<|video_pad|>"
+    words = copy.deepcopy(tokenizer(*QWEN))
+    square = {"size": {"height": 16, "width": 16}}
+    settings = {"tokenizer": words, "chat_template": template_of(image=picture, video=video)}
+    if name.startswith("qwen"):
+        sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+        sizes["size"] = {"shortest_edge": 64, "longest_edge": 4096}
+        kind = "Qwen3VL" if name == "qwen3_vl" else "Qwen2VL"
+        image = transformers.Qwen2VLImageProcessor(**sizes)
+        frames = getattr(transformers, f"{kind}VideoProcessor")(**sizes)
+        kind = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[name]
+        return getattr(transformers, f"{kind}Processor")(image, video_processor=frames, **settings)
+    if name == "internvl":
+        tokens = {"start_image": "<|vision_start|>", "end_image": "<|vision_end|>", "context_image": picture}
+        for place, token in tokens.items():
+            setattr(words, f"{place}_token", token)
+            setattr(words, f"{place}_token_id", words.convert_tokens_to_ids(token))
+        words.video_token = video
+        image, frames = transformers.GotOcr2ImageProcessor(**square), transformers.InternVLVideoProcessor(**square)
+        return transformers.InternVLProcessor(image, video_processor=frames, image_seq_length=4, **settings)
+    if name == "smolvlm":
+        settings["tokenizer"] = tokenizer(*SMOL)  # the processor has a template of its own for videos
+        edges = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}}
+        frames = transformers.SmolVLMVideoProcessor(video_sampling={"max_frames": 64, "fps": 3}, **edges)
+        image = transformers.SmolVLMImageProcessor(do_image_splitting=False, **edges)
+        return transformers.SmolVLMProcessor(image, video_processor=frames, image_seq_len=4, **settings)
+    frames = transformers.LlavaOnevisionVideoProcessor(**square)
+    return transformers.LlavaOnevisionProcessor(
+        transformers.LlavaOnevisionImageProcessor(image_grid_pinpoints=[[16, 32]], **square),
+        video_processor=frames,
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        image_token=picture,
+        video_token=video,
+        **settings,
+    )
 
 
 AUDIO = (("<|AUDIO|>", IMAGE), ("<|audio_bos|>", VISION_START), ("<|audio_eos|>", VISION_END))

@@ -95,7 +95,7 @@ def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
         conversations: whose media are loaded.
 
     Returns:
-        Pictures as one list per row, videos and sounds as a single list, which is how processors take them, each only
+        Pictures and videos as one list per row, sounds as a single list, which is how processors take them, each only
         if there are any; with videos what is known of them, with sounds their rate.
     """
     rows = {kind: [media_of(conversation, kind) for conversation in conversations] for kind in KINDS}
@@ -103,9 +103,8 @@ def arguments_of(conversations: Iterable[Conversation]) -> dict[str, Any]:
     if any(rows["image"]):
         arguments["images"] = rows["image"]
     if any(rows["video"]):
-        videos = [video for row in rows["video"] for video in row]
-        arguments["videos"] = [video.frames for video in videos]
-        arguments["video_metadata"] = [video.metadata() for video in videos]
+        arguments["videos"] = [[video.frames for video in row] for row in rows["video"]]
+        arguments["video_metadata"] = [[video.metadata() for video in row] for row in rows["video"]]
         arguments["do_sample_frames"] = False  # they were chosen when they were read
     if any(rows["audio"]):
         sounds = [sound for row in rows["audio"] for sound in row]
@@ -134,10 +133,10 @@ def _chooser(reader: Reader) -> Chooser:
         wanted, rate = getattr(own, "num_frames", None), getattr(own, "fps", None)
         if wanted is None and (rate is None or facts["fps"] is None):
             return evenly(total, FRAMES)
-        if wanted is not None and total <= wanted:
+        if rate is None and total <= wanted:
             return list(range(total))
-        names = [name for name in inspect.signature(own.sample_frames).parameters if name != "metadata"]
-        settings = {name: getattr(own, name, None) for name in names if name != "kwargs"}
+        settings = {name: getattr(own, name, None) for name in inspect.signature(own.sample_frames).parameters}
+        settings = {name: value for name, value in settings.items() if value is not None}
         return own.sample_frames(metadata=VideoMetadata(**facts), **settings)
 
     return choose

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, first_line
 from .arrays import as_array
 from .pictures import load_image
 from .places import located, quoted
@@ -98,7 +98,10 @@ def load_video(
             raise MMSpecError(f"video {quoted(name)} has no frames")
         if choose is None:
             return _spaced(total, rate, frames, fps, name)
-        numbers = [int(number) for number in choose(_metadata(total, rate, size))]
+        try:
+            numbers = [int(number) for number in choose(_metadata(total, rate, size))]
+        except Exception as error:  # of a processor, which may want to know more
+            raise MMSpecError(f"video {quoted(name)}: no frames were chosen: {first_line(error)}") from error
         if not numbers or min(numbers) < 0 or max(numbers) >= total or numbers != sorted(numbers):
             raise MMSpecError(
                 f"video {quoted(name)}: of its {total} frames {numbers[:8]}... were chosen: choose at least "

@@ -10,7 +10,7 @@ import pytest
 import torch
 import watching
 from clips import pictures, write_video, write_wave
-from showing import FAMILIES, target_of
+from showing import target_of
 
 import mmspec
 from mmspec import MMSpecError
@@ -46,7 +46,7 @@ def by_itself(target: Target, text: str, videos: list[np.ndarray]) -> list[int]:
     """What `generate` writes about videos whose frames were read without mmspec."""
     places = "[<|video_pad|>]" * len(videos)
     text = f"user: {places}{text} "
-    inputs = target.processor([text], videos, [None] * len(videos), False, return_tensors="pt")
+    inputs = target.processor([text], [videos], [[None] * len(videos)], False, return_tensors="pt")
     ids = inputs["input_ids"]
     types = 2 * (ids == target.model.config.video_token_id).int()
     out = target.model.generate(**inputs, mm_token_type_ids=types, max_new_tokens=NEW, do_sample=False)
@@ -162,45 +162,28 @@ def test_a_listener_checks_itself_with_noise(listener):
 
 # The real processors of models that see videos, where torchvision is there.
 
-REAL = {
-    "qwen2_vl": "Qwen2VL",
-    "qwen2_5_vl": "Qwen2_5_VL",
-    "qwen3_vl": "Qwen3VL",
-}
 
-
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm"])
 def test_real_processors(name, clip):
     pytest.importorskip("torchvision")
-    import transformers
-
-    kind = "Qwen3VL" if name == "qwen3_vl" else "Qwen2VL"
-    sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    edges = {"size": {"shortest_edge": 64, "longest_edge": 4096}}
-    processor = getattr(transformers, f"{REAL[name]}Processor")(
-        image_processor=transformers.Qwen2VLImageProcessor(**sizes, **edges),
-        tokenizer=watching.tokenizer(*watching.QWEN),
-        video_processor=getattr(transformers, f"{kind}VideoProcessor")(**sizes, **edges),
-        chat_template=watching.template_of(image="<|image_pad|>", video="<|video_pad|>"),
-    )
-    target = Target(target_of(name).model, processor)
-    frames = decoded(clip, range(11))
-    inputs = processor(
-        text=["user: [<|video_pad|>]what? "],
-        videos=[frames],
-        video_metadata=[Video(frames, fps=10).metadata()],
+    if name == "smolvlm":
+        pytest.importorskip("num2words")
+    target = Target(target_of(name).model, watching.real(name))
+    (video,) = prepare(target, "what?", videos=[clip]).media["video"][0]
+    parts = [{"type": "video"}, {"type": "text", "text": "what?"}]
+    asked = [{"role": "user", "content": parts}]
+    inputs = target.processor(
+        text=[target.processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)],
+        videos=[[decoded(clip, video.indices)]],
+        video_metadata=[[video.metadata()]],
         do_sample_frames=False,
         return_tensors="pt",
     )
     out = target.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    drafter = EagleDrafter(target)
-    ours = mmspec.generate(
-        target, drafter, prompt="what?", videos=[clip], max_new_tokens=NEW, tree=DynamicTree(6, 2, 3)
-    )
+    drafter, shape = EagleDrafter(target), {"max_new_tokens": NEW, "tree": DynamicTree(6, 2, 3)}
+    ours = mmspec.generate(target, drafter, prompt="what?", videos=[clip], **shape)
     assert ours.token_ids == [out.tolist()]
-    rows = prepare(target, ["what?", "why?"], videos=[[frames[:4]], [clip, frames[2:4]]])
-    assert torch.equal(rows.inputs["video_grid_thw"][:, 0], torch.tensor([2, 6, 1]))
-
-
-def test_families_with_videos_are_listed():
-    assert {name for name, tiny in FAMILIES.items() if "video" in tiny.kinds} >= set(REAL)
+    backwards = Video(video.frames[::-1].copy(), video.fps)
+    batch = prepare(target, ["what?", "what?"], videos=[[clip], [backwards]])
+    first, second = target.prefill(batch, target.encode(batch)).logits
+    assert (first - second).abs().max() > 1e-2, "what is seen matters"

@@ -176,6 +176,7 @@ def test_what_is_no_video_is_refused_in_one_line(source, message):
         ({"fps": 2}, "has no known frame rate, so fps=2 says nothing"),
         ({"choose": lambda facts: [5]}, r"of its 4 frames \[5\]"),
         ({"choose": lambda facts: []}, "choose at least one"),
+        ({"choose": lambda facts: [facts["gone"]]}, "no frames were chosen: KeyError: 'gone'"),
         ({"choose": lambda facts: [2, 1]}, "in order"),
     ],
 )
