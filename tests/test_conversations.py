@@ -9,12 +9,16 @@ import io
 
 import numpy as np
 import pytest
+import tiny_families
 import torch
-from models import llama
+import watching
+from models import VIDEO, llama
+from PIL import Image
 
 import mmspec
 from mmspec import MMSpecError, Target, zoo
 from mmspec.chat import Medium, Message, read_messages
+from mmspec.drafters import NGramDrafter
 from mmspec.inputs import prepare
 
 NEW = 12
@@ -285,3 +289,50 @@ def test_messages_keep_what_only_templates_know():
     assert read_messages([{"role": "user", "content": [IMAGE, "What?"]}])[0][0].parts[0] == Medium(
         "image", IMAGE["image"]
     )
+
+
+# Sounds and videos in any turn
+
+
+def test_sounds_in_any_turn_are_read_as_transformers_reads_them():
+    """By a real processor, in a batch with a row without a sound."""
+    target = Target(tiny_families.FAMILIES["qwen2_audio"].build("sdpa"), watching.qwen2_audio())
+    generator = np.random.default_rng(0)
+    sounds = [generator.normal(0, 0.3, size).astype(np.float32) for size in (watching.RATE, 9000)]
+
+    def talk(*held) -> list[dict]:
+        first, second = ({"type": "audio", "audio": sound} for sound in held)
+        what, dog = ({"type": "text", "text": text} for text in ("what is this?", "a dog."))
+        turns = [[what, first], [dog], [second, what]]
+        return [
+            {"role": role, "content": said} for role, said in zip(["user", "assistant", "user"], turns, strict=True)
+        ]
+
+    prompt, answer = own_answer(target, talk(*sounds))
+    held = [(sound, watching.RATE) for sound in sounds]
+    alone = [{"role": "user", "content": "why?"}]
+    out = mmspec.generate(target, NGramDrafter(target), messages=[alone, talk(*held)], max_new_tokens=NEW)
+    assert out.token_ids[1] == answer
+    marked = ("what is this?<audio>", "a dog.", "<audio>what is this?")
+    request = prepare(target, [marked], audio=[held])
+    assert request.token_ids() == [prompt] == prepare(target, messages=request.conversations).token_ids()
+    other = prepare(target, [marked], audio=[held[::-1]])
+    assert not torch.equal(other.inputs["input_features"], request.inputs["input_features"]), "in order"
+
+
+def test_videos_stand_where_they_are_said_to_be():
+    target = Target(tiny_families.FAMILIES["qwen2_5_vl"].build("sdpa"), watching.Patches())
+    clips = [np.random.default_rng(n).integers(0, 255, (2 * n, 16, 16, 3), np.uint8) for n in (1, 2)]
+    request = prepare(target, ["is <video> a <video>", "why?"], videos=[clips, None])
+    ids = request.token_ids()[0]
+    assert [place for place, token in enumerate(ids) if token == VIDEO] == [*range(10, 14), *range(18, 26)]
+    frames = [Image.fromarray(frame) for frame in clips[0]]
+    content = [{"type": "text", "text": "is "}, {"type": "video", "video": frames}, {"type": "text", "text": " a"}]
+    messages = [{"role": "user", "content": [*content, {"type": "video", "video": clips[1]}]}]
+    by_messages = prepare(target, messages=messages)
+    assert by_messages.token_ids() == [ids] and [len(video) for video in by_messages.media["video"][0]] == [2, 4]
+    assert torch.equal(by_messages.inputs["pixel_values_videos"], request.inputs["pixel_values_videos"])
+    single = prepare(target, "why?", videos=frames)
+    assert single.token_ids() == prepare(target, "why?", videos=[clips[0]]).token_ids()
+    with pytest.raises(MMSpecError, match="prompt 0 has 2 <video> but 1 videos: give as many videos as markers"):
+        prepare(target, "is <video> a <video>", videos=clips[0])
