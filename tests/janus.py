@@ -18,7 +18,7 @@ CODES, TOKENS, START = 40, 16, 1
 """Codes of the quantiser, tokens of a picture, and the token with which prompts begin."""
 
 
-def janus(attention: str = "sdpa", seed: int = 0) -> JanusForConditionalGeneration:
+def janus(attention: str = "sdpa", seed: int = 0, codes: int = CODES) -> JanusForConditionalGeneration:
     vision = JanusVisionConfig(
         hidden_size=16,
         num_hidden_layers=1,
@@ -30,9 +30,9 @@ def janus(attention: str = "sdpa", seed: int = 0) -> JanusForConditionalGenerati
         num_image_tokens=TOKENS,
         depth=1,
     )
-    codes = JanusVQVAEConfig(
+    quantiser = JanusVQVAEConfig(
         embed_dim=8,
-        num_embeddings=CODES,
+        num_embeddings=codes,
         latent_channels=8,
         base_channels=32,
         channel_multiplier=[1, 1],
@@ -40,7 +40,9 @@ def janus(attention: str = "sdpa", seed: int = 0) -> JanusForConditionalGenerati
         projection_dim=32,
         image_token_embed_dim=32,
     )
-    config = JanusConfig(text_config=LlamaConfig(**TEXT), vision_config=vision, vq_config=codes, image_token_id=IMAGE)
+    config = JanusConfig(
+        text_config=LlamaConfig(**TEXT), vision_config=vision, vq_config=quantiser, image_token_id=IMAGE
+    )
     config._attn_implementation = attention
     model = redraw(JanusForConditionalGeneration._from_config(config), seed).eval()
     model.get_output_embeddings().weight.data[IMAGE:VOCAB] = 0

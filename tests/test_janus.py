@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from janus import CODES, START, TOKENS, janus, processor
-from models import PAD, VISION_START, inputs_for, llama, one_row, reference
+from models import PAD, VISION_START, blurred, inputs_for, llama, one_row, reference
 from toys import Scripted, cut
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.drafters import EagleDrafter, EarlyExitDrafter, JacobiDrafter, NGramDrafter
+from mmspec.drafters import DraftModelDrafter, EagleDrafter, EarlyExitDrafter, JacobiDrafter, NGramDrafter
 from mmspec.guidance import Guidance, Pairs
 from mmspec.inputs import prepare
 from mmspec.session import ModelSession
@@ -54,6 +54,11 @@ def expected(painter) -> list[list[int]]:
     return own_loop(painter.model, prompts())
 
 
+@pytest.fixture(scope="module")
+def writer() -> Target:
+    return Target(llama())
+
+
 DRAFTERS = {
     "none": lambda target: None,
     "ngram": lambda target: NGramDrafter(target, length=4),
@@ -61,6 +66,7 @@ DRAFTERS = {
     "whole model, chain": lambda target: EarlyExitDrafter(target, 3, Chain(4)),
     "whole model, tree": lambda target: EarlyExitDrafter(target, 3, DynamicTree(3, 2, 6)),
     "two layers, tree": lambda target: EarlyExitDrafter(target, 2, DynamicTree(3, 2, 6)),
+    "a draft model": lambda target: DraftModelDrafter(target, blurred(target.model, 0.1), "text_only", tree=Chain(4)),
     "a head": lambda target: EagleDrafter(target, tree=DynamicTree(3, 2, 6)),
 }
 
@@ -72,6 +78,20 @@ def test_pictures_are_those_of_the_models_own_loop(painter, expected, name):
     assert all(len(row) == TOKENS and max(row) < CODES for row in out.token_ids) and out.text == [None] * 3
     if name == "whole model, chain":  # a wrong mask, position or entry of either half would show
         assert out.stats.mean_acceptance_length == 5
+
+
+def test_a_draft_model_is_led_as_the_target_is(painter, writer, expected):
+    """A copy of the target as its own draft model is always right, away from the same other prompts."""
+    out = mmspec.generate(
+        painter, DraftModelDrafter(painter, painter.model, "text_only", tree=Chain(4)), inputs=prompts()
+    )
+    assert out.token_ids == expected and out.stats.mean_acceptance_length == 5
+    options = {"inputs": inputs_for("llama", [0, 0], [9, 4]), "guidance_scale": 1.7, "max_new_tokens": 16}
+    drafter = DraftModelDrafter(writer, writer.model, "text_only", tree=Chain(4))
+    led = mmspec.generate(writer, drafter, **options, negative_prompt=padded([[1, 2], [3, 4, 5, 6]]))
+    assert led.stats.mean_acceptance_length == 5
+    with pytest.raises(MMSpecError, match="target vocab is 40 but the drafter's is 32"):
+        DraftModelDrafter(painter, janus(codes=32), "text_only")
 
 
 def test_the_scale_and_the_attention_matter(painter, expected):
@@ -215,11 +235,6 @@ def test_janus_reads_pictures_and_writes_text_without_guidance():
 
 
 # Text under guidance.
-
-
-@pytest.fixture(scope="module")
-def writer() -> Target:
-    return Target(llama())
 
 
 def test_guided_text_is_that_of_generate(writer):

@@ -17,7 +17,6 @@ from ..folders import stored
 from ..inputs import Request, append, prepare
 from ..lesson import WIDTHS, Guess, Lesson
 from ..masks import padding_mask
-from ..session import ModelSession
 from ..states import LAST, capture
 from ..trees import TreeBuilder
 from ..trees.growth import Block
@@ -81,11 +80,12 @@ class DraftModelDrafter(SessionDrafter):
             raise MMSpecError(f"DraftModelDrafter mode {mode!r} is unknown.{did_you_mean(mode, MODES)}")
         if (projector is not None) != (mode == "shared_vision"):
             raise MMSpecError("DraftModelDrafter: a projector belongs to mode='shared_vision', and to no other")
-        _check_mode(mode, family_of(model), target.family)
+        writes = target.family.writes
+        _check_mode(mode, family_of(model, writes), target.family)
         self.mode = mode
         self.model = model
         self.projector = projector
-        self.draft_target = Target(model, processor, target.compile)
+        self.draft_target = Target(model, processor, target.compile, writes=writes)
         _check_vocabulary(target, self.draft_target)
         if compressor is not None:
             self.take_compressor(compressor)
@@ -102,8 +102,9 @@ class DraftModelDrafter(SessionDrafter):
     def start(self, context: Context) -> None:
         super().start(context)
         request, vision = self._prompt(context.request, context.vision)
-        self.session = ModelSession(self.draft_target, request.batch_size, request.max_length + context.room)
-        self.session.prefill(*self._read(request, request, vision))
+        read = context.rows_of(request)  # under guidance the other prompts too: it is led as the target is
+        self.session = context.sibling(self.draft_target, read.batch_size, read.max_length + context.room)
+        self.session.prefill(*self._read(read, read, vision))
         self.session.follow(context.history, context.active)
 
     def expand(self, block: Block) -> Tensor:
@@ -240,7 +241,7 @@ class DraftModelDrafter(SessionDrafter):
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens that this model can read. What only the target's padded table holds is read as token 0: the target may
         emit it all the same, and a guess after it may be wrong."""
-        return tokens.masked_fill(tokens >= self.draft_target.vocab_size, 0)
+        return tokens.masked_fill(tokens >= self.draft_target.family.known_ids, 0)
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Logits over the target's vocabulary: models pad their embedding tables differently."""
@@ -362,13 +363,13 @@ def _check_mode(mode: str, draft: Family, target: Family) -> None:
 def _check_vocabulary(target: Target, draft: Target) -> None:
     """Token ids must mean the same to both; embedding tables may be padded to different sizes."""
     ours, theirs = target.tokenizer, draft.tokenizer
-    if ours is not None and theirs is not None and ours is not theirs:
-        if ours.get_vocab() != theirs.get_vocab():
-            raise MMSpecError(
-                f"the draft model's tokenizer ({len(theirs.get_vocab())} tokens) is not the target's "
-                f"({len(ours.get_vocab())} tokens): they must share one; choose a draft model of the target's family"
-            )
-    elif target.vocab_size != draft.vocab_size:
+    apart = ours is not None and theirs is not None and ours is not theirs
+    if apart and ours.get_vocab() != theirs.get_vocab():
+        raise MMSpecError(
+            f"the draft model's tokenizer ({len(theirs.get_vocab())} tokens) is not the target's "
+            f"({len(ours.get_vocab())} tokens): they must share one; choose a draft model of the target's family"
+        )
+    if target.vocab_size != draft.vocab_size and (not apart or target.family.writes != "text"):
         raise MMSpecError(
             f"target vocab is {target.vocab_size} but the drafter's is {draft.vocab_size}: they must share a "
             "tokenizer; if they do and only their padding differs, give both models their processor to compare"

@@ -69,9 +69,8 @@ class JanusImages(Family):
         codebook = self.model.model.vqmodel.quantize.embedding.weight
         return TokenSpace(codes=(0, self.vocab_size - 1), codebook=codebook, grid=(side, side))
 
-    def complete(self, inputs: dict[str, Any]) -> None:
-        """Move the ids of the text behind the codes."""
-        inputs["input_ids"] = inputs["input_ids"] + self.vocab_size
+    def ids_of_text(self, ids: Tensor) -> Tensor:
+        return ids + self.vocab_size
 
     def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
         codes = input_ids < self.vocab_size

@@ -39,6 +39,10 @@ class Writing:
         """How many ids can be read, from 0; placeholders of media may lie beyond them."""
         return len(self.model.get_input_embeddings().weight)
 
+    def ids_of_text(self, ids: Tensor) -> Tensor:
+        """The ids under which the tokens of a text are read, from the tokenizer's: the same, where text is written."""
+        return ids
+
     @property
     def token_space(self) -> TokenSpace:
         """What the ids mean; nothing special for text."""

@@ -220,7 +220,8 @@ def _right_pad(target: Reader, inputs: Mapping[str, Any]) -> Request:
     lengths = mask.sum(-1).tolist()
     if ids.shape[0] == 0 or min(lengths) == 0:
         raise MMSpecError(f"inputs must hold at least one token per row, the rows' lengths are {lengths}")
-    per_token["input_ids"] = _known(target, ids, mask, len(target.model.get_input_embeddings().weight))
+    ids = _known(target, ids, mask, len(target.model.get_input_embeddings().weight))
+    per_token["input_ids"] = target.family.ids_of_text(ids)
     # A stable sort of the padding flags keeps the order of the tokens.
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
     for name, value in per_token.items():
