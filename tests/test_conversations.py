@@ -206,6 +206,19 @@ def test_a_template_that_wants_texts_gets_texts(tiny, pictures):
     assert target.tokenizer.decode([i for i in ids if i != target.family.image_token_id]) == "Be brief. user: What? "
 
 
+def test_parts_are_not_written_as_they_are(tiny):
+    """A template that knows texts alone writes a list of parts as Python shows it, if it is let."""
+    target = with_template(tiny, "{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    assert target.tokenizer.decode(prepare(target, "What?", system="Be brief.").token_ids()[0]) == "Be brief. What? "
+
+
+def test_switches_in_a_text_may_be_taken_out(tiny):
+    template = SPEAKING.replace("p['text']", "p['text'].replace('/no_think', '')")
+    target = with_template(tiny, template)
+    text = target.tokenizer.decode(prepare(target, "What?", system="/no_think Be brief.").token_ids()[0])
+    assert "Be brief." in text and "think" not in text
+
+
 def test_thoughts_of_earlier_turns_may_be_left_out(tiny):
     target = with_template(tiny, SPEAKING.replace("p['text']", "p['text'].split('</think>')[-1]"))
     messages = [said("user", "What?"), said("assistant", "<think>Hm.</think>That."), said("user", "Why?")]

@@ -15,8 +15,8 @@ import mmspec
 from mmspec import Target, zoo
 from mmspec.errors import MMSpecError
 from mmspec.inputs import Request, prepare
+from mmspec.inputs.processing import apply_template
 from mmspec.inputs.prompts import conversation_of
-from mmspec.inputs.template import apply_template
 from mmspec.media import load_image
 
 TALK = ("What is this?", "A red square.", "And below it?")

@@ -13,10 +13,10 @@ from ..chat import Conversation, media_of, read_messages
 from ..errors import MMSpecError, shown
 from ..media import KINDS
 from .media import ARGUMENTS, PLURALS, loaded, rows_of, unasked
+from .processing import apply_template, refuse_tokens, reserved_texts
 from .prompts import conversation_of, prompts_of, systems_of
 from .reader import Reader
 from .request import PER_TOKEN, Request, extras_of
-from .template import apply_template, refuse_tokens, reserved_texts
 
 
 def prepare(

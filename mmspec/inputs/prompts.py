@@ -71,7 +71,7 @@ def conversation_of(
         where: names the row in errors.
         asked: the prompt.
         media: kind to the row's media of it.
-        reserved: texts that the processor takes for media, see `template.reserved_texts`.
+        reserved: texts that the processor takes for media, see `reserved_texts`.
         system: what is said before it.
 
     Raises:
