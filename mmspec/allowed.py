@@ -1,4 +1,5 @@
-"""`prefix_allowed_tokens_fn` for trees: asked about any node, in the words of `generate`."""
+"""`prefix_allowed_tokens_fn` for trees: the function is called for every node, with the arguments that `generate` gives
+it."""
 
 from __future__ import annotations
 
@@ -14,16 +15,16 @@ from .errors import MMSpecError
 
 
 class AllowedTokens(ByRow):
-    """A `PrefixConstrainedLogitsProcessor` that knows of which row of the batch a node is.
+    """A `PrefixConstrainedLogitsProcessor` that knows the row of the batch to which each node belongs.
 
-    transformers numbers the rows of the scores, which here are the nodes of trees. The function is asked about guesses
-    too that no text will go through: behind an end token, say, or after a token that it does not allow. Where it fails
-    there, nobody need know. So a failure is kept until the text has come that way, see `settle`.
+    transformers numbers the rows of the scores, which here are the nodes of trees. The function is also called for
+    guesses that never become text, for example behind an end token or after a token that it does not allow. If it fails
+    there, nobody needs to know. So an error is kept until the text has reached that place, see `settle`.
 
     Args:
-        function: from the number of a row and its tokens so far, `[length]`, to the tokens allowed next.
-        prompts: `[batch, width]` the prompts as the function knows them, padding included; None for no padding.
-        lengths: tokens per row without padding; needed with `prompts`.
+        function: maps the number of a row and its tokens so far, `[length]`, to the tokens allowed next.
+        prompts: `[batch, width]` the prompts as the function expects them, padding included; None for no padding.
+        lengths: number of tokens per row without padding; needed with `prompts`.
     """
 
     def __init__(
@@ -37,14 +38,15 @@ class AllowedTokens(ByRow):
         self._ended: set[int] = set()
 
     def __call__(self, input_ids: Tensor, scores: Tensor, rows: Sequence[int]) -> Tensor:
-        """Process `[nodes, vocab]` scores after `[nodes, length]` tokens, which belong to these rows of the batch."""
+        """Process `[nodes, vocab]` scores after `[nodes, length]` tokens, where `rows` gives each node's row of the
+        batch."""
         everything = range(scores.shape[-1])
         allowed = [self._allowed(row, ids) or everything for row, ids in zip(rows, input_ids, strict=True)]
         # Its own arithmetic, which differs between versions, with answers that are known.
         return PrefixConstrainedLogitsProcessor(lambda node, _: list(allowed[node]), 1)(input_ids, scores)
 
     def _allowed(self, row: int, ids: Tensor) -> Sequence[int] | None:
-        """What the function says, or None if it fails."""
+        """Return the tokens that the function allows, or None if it fails."""
         if row in self._ended:
             return None
         told = ids
@@ -64,17 +66,17 @@ class AllowedTokens(ByRow):
         return None
 
     def settle(self, row: int, history: list[int], start: int, count: int, ended: bool) -> None:
-        """Hear how far a row has come.
+        """Update how far a row has come, and raise what failed on the way of its text.
 
         Args:
-            row: of the batch.
-            history: its tokens, prompt included.
-            start: how many of them there were before this round.
-            count: how many of the round's tokens are in the text.
-            ended: whether the row ends with them; it is asked about no more.
+            row: index of the row in the batch.
+            history: tokens of the row, prompt included.
+            start: length of the history before this round.
+            count: number of the round's tokens that are in the text.
+            ended: True if the row ends with them; the function is not called for it again.
 
         Raises:
-            Exception: what the function raised, or an `MMSpecError` if it allowed nothing, on the way of the text.
+            Exception: any error of the function on the way of the text; an `MMSpecError` if it allowed nothing there.
         """
         failed = self._failed.pop(row, {})
         if ended:

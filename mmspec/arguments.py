@@ -1,4 +1,4 @@
-"""Checks of arguments: a value that is out of range is an error that names the owner, the argument and the range."""
+"""Checks of arguments: a value out of range raises an error that names the owner, the argument and the range."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def number(
     highest: float | None = None,
     **argument: float,
 ) -> float:
-    """Return a finite number, given as one keyword argument, as a float.
+    """Return a finite number as a float. It is given as one keyword argument.
 
     Args:
-        owner: the object whose argument it is.
-        lowest, above, highest: the range; `above` is the bound that does not belong to it.
-        argument: its name and value.
+        owner: object that takes the argument.
+        lowest, above, highest: bounds of the range; `above` itself is outside.
+        argument: name and value of the argument.
 
     Raises:
-        MMSpecError: for anything else.
+        MMSpecError: for any other value.
     """
     ((name, value),) = argument.items()
     ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -38,10 +38,10 @@ def number(
 
 
 def whole_number(owner: object, *, lowest: int, **argument: int) -> int:
-    """Return a whole number that is at least `lowest`, given as one keyword argument.
+    """Return a whole number that is at least `lowest`. It is given as one keyword argument.
 
     Raises:
-        MMSpecError: for anything else.
+        MMSpecError: for any other value.
     """
     ((name, value),) = argument.items()
     found = as_int(value)
@@ -60,14 +60,15 @@ def _range(lowest: float | None, above: float | None, highest: float | None) -> 
 
 
 def positive(owner: object, **values: int) -> None:
-    """Check that constructor arguments are positive integers."""
+    """Refuse constructor arguments that are not whole numbers of 1 or more."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a positive integer")
 
 
 def as_int(value: Any) -> int | None:
-    """A whole number of any type (Python's, NumPy's, a tensor with one element) as an int; None for anything else."""
+    """Return a whole number of any type (Python's, NumPy's, a tensor with one element) as an int; None for anything
+    else."""
     if isinstance(value, bool):
         return None
     try:
@@ -77,7 +78,7 @@ def as_int(value: Any) -> int | None:
 
 
 def callables(name: str, value: Any) -> list[Callable]:
-    """What was given as a list of functions or as a single one."""
+    """Return functions as a list, given as a list or as a single function."""
     if value is None:
         return []
     items = list(value) if isinstance(value, Iterable) else [value]

@@ -1,8 +1,8 @@
-"""The target's attention, recomputed for one layer from the state that enters it.
+"""The target's attention weights, computed again for one layer from the state that enters it.
 
-The fast back ends never write attention weights down. Here a layer's own norm and projections run once more, on the
-eager back end, so that nothing about a family's attention has to be known. The model and its configuration are not
-changed: a shallow copy of the attention module, which shares its weights, has a configuration of its own.
+Fast attention back ends do not return attention weights. Here a layer's own norm and projections run once more on the
+eager back end, so nothing about a family's attention has to be known. The model and its configuration do not change: a
+shallow copy of the attention module shares its weights and has a configuration of its own.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
 def attention_weights(
     target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None = None
 ) -> Tensor:
-    """What tokens of right-padded prompts attend to in one layer.
+    """Return the attention weights of right-padded prompts in one layer.
 
     Args:
         target: the model.
-        layer: its number.
-        states: `[batch, length, hidden]` that enter it, a feature of that number (see `mmspec.states.capture`).
-        inputs: of the request.
-        queries: `[batch, count]` the tokens whose attention is wanted; all by default, which takes memory for
-            `heads * length ** 2` numbers.
+        layer: number of the layer.
+        states: `[batch, length, hidden]` states that enter the layer: the feature with the layer's number (see
+            `mmspec.states.capture`).
+        inputs: inputs of the request.
+        queries: `[batch, count]` indices of the tokens whose attention is wanted; by default all, which takes memory
+            for `heads * length ** 2` numbers.
 
     Returns:
-        `[batch, heads, count, length]` weights; every row sums to one. Padding's own rows mean nothing.
+        `[batch, heads, count, length]` weights; every row sums to one. Rows of padding have no meaning.
 
     Raises:
         MMSpecError: if the heads are divided among processes.
@@ -80,17 +81,17 @@ def _attention_weights(
 
 
 def received_attention(target: Target, layer: int, states: Tensor, inputs: dict[str, Any], words: Tensor) -> Tensor:
-    """How much every token is attended to in one layer, on average over its heads and over some words.
+    """Return the attention that every token receives in one layer, averaged over the heads and over some words.
 
-    Words before a token pay it no attention, so for the tokens of one picture this is, but for a common factor, the
-    mean over the words behind it.
+    Words before a token pay it no attention. So for the tokens of one picture this is the mean over the words behind
+    it, up to a common factor.
 
     Args:
         target, layer, states, inputs: see `attention_weights`.
-        words: `[batch, length]` True on the tokens that are asked.
+        words: `[batch, length]` True at the tokens whose attention is averaged.
 
     Returns:
-        `[batch, length]`.
+        `[batch, length]` mean weights.
     """
     counts = words.sum(1)
     queries = words.long().argsort(dim=1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
@@ -101,7 +102,7 @@ def received_attention(target: Target, layer: int, states: Tensor, inputs: dict[
 
 @torch.no_grad()
 def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float]:
-    """The mean entropy of attention rows, in nats, of every layer: AE(l) of DREAM (arXiv 2505.19201).
+    """Return the mean entropy of attention rows, in nats, for every layer: AE(l) of DREAM (arXiv 2505.19201).
 
     The mean is over all heads and all tokens of all requests.
 
@@ -137,7 +138,7 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
 
 
 def _eager(attention: nn.Module) -> nn.Module:
-    """The same module, with the same weights, on the back end that returns attention weights."""
+    """Return a copy of an attention module that shares its weights and returns attention weights."""
     module = copy.copy(attention)
     module.config = copy.copy(attention.config)
     module.config._attn_implementation = "eager"
@@ -145,7 +146,7 @@ def _eager(attention: nn.Module) -> nn.Module:
 
 
 def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Cosines and sines of every token, `[batch, length, head_dim]`, perhaps with axes before them."""
+    """Return cosines and sines of every token, `[batch, length, head_dim]`, possibly with axes before them."""
     rotary, config = target.family.decoder.rotary_emb, target.family.text_config
     positions, _ = target.family.positions(inputs)
     positions = positions[..., : states.shape[1]]
@@ -157,9 +158,9 @@ def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) ->
 
 
 def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: dict[str, Any]) -> Tensor:
-    """`[batch, count, length]`, which tokens each of `[batch, count]` places sees in a layer.
+    """Return which tokens each of `[batch, count]` places sees in a layer, `[batch, count, length]`.
 
-    Nothing has to be done about padding on the right, which is behind everything.
+    Padding needs no care: it is on the right, behind everything.
     """
     family = target.family
     windows, kinds = family.attention_windows(), getattr(family.text_config, "layer_types", None)

@@ -1,4 +1,4 @@
-"""Build what a configuration says: the class that `_target_` names, with the settings beside it."""
+"""Builds objects from configurations: calls the class that `_target_` names with the settings beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .wording import at_place
 
 
 def build_drafter(config: Any, target: Any) -> Any:
-    """Build a configuration's drafter with its compressor; None if it has none.
+    """Build the drafter of a configuration with its compressor; return None if there is none.
 
     Raises:
         MMSpecError: for a compressor without a drafter, or one that does not fit the drafter.
@@ -23,7 +23,7 @@ def build_drafter(config: Any, target: Any) -> Any:
 
 
 def check_method(config: Any) -> None:
-    """Refuse groups that do not go together, before anything is loaded.
+    """Refuse groups of a configuration that do not fit together, before anything is loaded.
 
     Raises:
         MMSpecError: for a compressor or a tree without a drafter.
@@ -37,7 +37,7 @@ def build(node: Any, **arguments: Any) -> Any:
     """Call the `_target_` of a configuration with the settings beside it and `arguments`, which win; None builds None.
 
     The call is made here and not by `hydra.utils.instantiate`, which copies what it is given into a configuration and
-    wraps every error; the settings are instantiated by hydra, so they may themselves hold `_target_`.
+    wraps every error. Hydra instantiates the settings, so they may hold `_target_` themselves.
     """
     if node is None:
         return None
@@ -79,7 +79,7 @@ def build(node: Any, **arguments: Any) -> Any:
 
 
 def _base_of(place: str) -> type | None:
-    """What is to be built at a place of a configuration; None if that may be anything."""
+    """Return the class that is expected at a place of a configuration; None if any is allowed."""
     group = place.rpartition(".")[2]
     if group == "drafter":
         from .drafters import Drafter as base
@@ -95,7 +95,7 @@ def _base_of(place: str) -> type | None:
 
 
 def _check_settings(factory: Any, path: str, place: str, values: Mapping[str, Any]) -> None:
-    """Refuse settings that a class or function does not take, or lacks."""
+    """Refuse settings that a class or function does not take, and settings that are missing."""
     parameters = inspect.signature(factory).parameters
     unknown = [key for key in values if key not in parameters]
     if unknown and place and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):

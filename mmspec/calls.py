@@ -1,4 +1,4 @@
-"""Calls of the public functions: names of arguments that do not exist."""
+"""Errors for calls of the public functions with names of arguments that do not exist."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ R = TypeVar("R")
 def named_arguments(
     name: str, like: Callable | None = None, others: Collection[str] = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function say which arguments it has when it is called with one that it has not.
+    """Decorate a function so that a call with an unknown argument raises an error that lists the arguments it has.
 
     Args:
-        name: of the function, as users call it.
-        like: whose arguments it takes, where it hands them on.
-        others: further ones.
+        name: name of the function as users call it.
+        like: function whose arguments it also takes, because it passes them on.
+        others: names of further arguments.
 
     Raises:
-        MMSpecError: when the function is called, for a name that it does not take.
+        MMSpecError: when the function is called with a name that it does not take.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,4 @@
-"""Drafters on disk: `config.json` with everything needed to rebuild one, and `model.safetensors`."""
+"""Drafters on disk: `config.json` with everything needed to build one again, and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ if TYPE_CHECKING:
     from .target import Target
 
 INDEX, SHARDS = "model.safetensors.index.json", "model-*-of-*.safetensors"
-"""Where large weights are split, as only others do."""
+"""Names of the index and of the files into which other libraries split large weights."""
 HEADS = "medusa_lm_head.safetensors"
-"""As Medusa's training names what it writes."""
+"""Name of the file that Medusa's own training writes."""
 PICKLES = (".bin", ".pt", ".pth")
-"""Files that run whatever code they contain when they are opened carelessly; here they are not opened at all."""
+"""Endings of files that can run code when they are opened; they are never opened here."""
 
 logger = logging.getLogger(__name__)
 
 
 FETCHED = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
-"""What may be said about where on the hub a drafter is."""
+"""Arguments that say where on the hub a drafter is."""
 
 
 def fetch_drafter(repository: str, subfolder: str = "", **where: Any) -> Path | None:
-    """The local copy of a repository on the hub: its `config.json` and its safetensors; None if it cannot be read.
+    """Return the local copy of a repository on the hub, its `config.json` and its safetensors; None if it cannot be
+    read.
 
     Args:
         repository: `owner/name`.
-        subfolder: in which the files are.
-        where: the others of `FETCHED`, for `huggingface_hub`.
+        subfolder: folder in the repository that holds the files.
+        where: other arguments of `FETCHED`, for `huggingface_hub`.
 
     Raises:
-        MMSpecError: if its weights are there as a pickle only.
+        MMSpecError: if the repository has its weights only as a pickle.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -72,16 +73,16 @@ def fetch_drafter(repository: str, subfolder: str = "", **where: Any) -> Path | 
 def load_saved_drafter(
     folder: str | Path, target: Target, classes: Iterable[type] = (), trusted: str | Collection[str] = ()
 ) -> Drafter:
-    """Rebuild a drafter that `Drafter.save_pretrained` wrote.
+    """Build a drafter again that `Drafter.save_pretrained` wrote.
 
     Args:
-        folder: where it is.
+        folder: folder of the drafter.
         target: the model to draft for.
-        classes, trusted: whose code the folder may name, see `mmspec.trust.named_class`.
+        classes, trusted: code that the folder may name, see `mmspec.trust.named_class`.
 
     Raises:
-        MMSpecError: for a class that may not be named or cannot be imported, a drafter of another target, a corrupt or
-            mismatched weights file (the keys are listed).
+        MMSpecError: for a class that may not be named or cannot be imported, a drafter of another target, or a weights
+            file that is corrupt or does not match (the error lists the keys).
     """
     from .compressors import VisualCompressor
     from .drafters import Drafter
@@ -119,20 +120,20 @@ def load_saved_drafter(
 
 
 def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]], source: str) -> None:
-    """Give a drafter its weights, one after the other, so that no two copies of all of them are in memory at once.
+    """Load the weights of a drafter one after the other, so that memory never holds two copies of all of them.
 
-    Numbers that are not finite are said in a warning: a drafter with them guesses nothing, or nothing good, which costs
-    time and no text.
+    Numbers that are not finite cause a warning: a drafter with such weights guesses nothing, or nothing good. This
+    costs time and changes no text.
 
     Args:
-        drafter: from `Drafter.empty`. What is on the meta device goes to the target's; numbers are cast to the dtype
-            that it has there.
-        tensors: name to a function that gives the tensor, memory of its own. Names left out must not be on the meta
-            device.
-        source: where they come from, as a message calls it.
+        drafter: drafter from `Drafter.empty`. Tensors on the meta device go to the target's device; numbers are cast to
+            the dtype that they have there.
+        tensors: names with functions that return the tensor, in memory of its own. Tensors that are left out must not
+            be on the meta device.
+        source: name of the place that the weights come from, for messages.
 
     Raises:
-        MMSpecError: if the tokens that can be drafted are none of the target's.
+        MMSpecError: if the tokens that can be drafted do not belong to the target's vocabulary.
     """
     from .drafters.vocabulary import ReducedVocabulary
 

@@ -1,14 +1,14 @@
-"""The command line: `mmspec COMMAND [flags] [group=option] [key=value]`.
+"""Command line: `mmspec COMMAND [flags] [group=option] [key=value]`.
 
-Free text and paths are ordinary flags; everything else is a hydra override, composed by `mmspec.configuration`. Every
-command is a module in `mmspec.commands` that offers `add_flags(parser)` and `run(arguments)`, which returns the exit
-code; one whose defaults depend on what is typed offers `completed(overrides)`. What is no flag is in
-`arguments.overrides`; a command without a configuration says in `ARGUMENTS` what it takes instead, and one that takes
-more than a configuration's settings says so in `TAKES`. A command of two words is in the module that its second word
-names. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+Free text and paths are ordinary flags. Everything else is a hydra override, composed by `mmspec.configuration`. Every
+command is a module in `mmspec.commands` with `add_flags(parser)` and `run(arguments)`, which returns the exit code. A
+command whose defaults depend on what is typed also has `completed(overrides)`. Words that are not flags are in
+`arguments.overrides`. A command without a configuration says in `ARGUMENTS` what it takes instead, and one that takes
+more than the settings of a configuration says so in `TAKES`. A command of two words is in the module that its second
+word names. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
 
-`--output` is, in every command that writes something, where it goes: a folder where a command writes several files, and
-a file for the one result of `generate` and `check`.
+`--output` is the place of the result in every command that writes one: a folder where a command writes several files,
+and a file for the single result of `generate` and `check`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are one line like all others."""
+    """An argparse parser whose errors are one line like all others."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise an `MMSpecError` instead of printing the usage."""
         raise MMSpecError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 where a check failed, 2 for what the user can put right, 130 when
-    interrupted."""
+    """Run one command and return its exit code: 0, 1 where a check failed, 2 for errors that the user can correct, 130
+    when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
@@ -114,7 +115,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _command(title: str) -> tuple[ModuleType, Parser]:
-    """Return the module of a command and what reads its flags."""
+    """Return the module of a command and the parser of its flags."""
     command = importlib.import_module(f".commands.{title.rpartition(' ')[2]}", __package__)
     parser = Parser(prog=f"mmspec {title}", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
@@ -127,7 +128,7 @@ def _command(title: str) -> tuple[ModuleType, Parser]:
 
 
 def _keys(title: str) -> dict[str, tuple[str, str]]:
-    """The keys of a command's configuration, if it has one."""
+    """Return the keys of a command's configuration, if it has one."""
     name = title.rpartition(" ")[2]
     return configuration.settings(name)[1] if configuration.is_command(name) else {}
 
@@ -158,7 +159,7 @@ def _overview() -> str:
 
 
 def _command_help(name: str, parser: argparse.ArgumentParser, takes: str | None) -> str:
-    """Return the help of a command: what it takes and its flags."""
+    """Return the help of a command: its arguments and its flags."""
     usage = f"usage: mmspec {name} [flags] {takes or '[group=option] [key=value]'}"
     flags = {
         ", ".join(action.option_strings) + (f" {action.metavar}" if action.metavar else ""): action.help or ""
@@ -168,11 +169,11 @@ def _command_help(name: str, parser: argparse.ArgumentParser, takes: str | None)
 
 
 def _configuration_help(name: str, typed: list[str], completed: list[str], config_dir: str | None) -> str:
-    """Return what a command's configuration offers, the settings of the options that were chosen among it.
+    """Return what a command's configuration offers, including the settings of the chosen options.
 
     Args:
-        typed: overrides.
-        completed: the same with what the command adds to them, which are defaults too.
+        typed: overrides that the user typed.
+        completed: the same with the overrides that the command adds, which are defaults too.
     """
     found, (chosen, keys) = configuration.groups(config_dir), configuration.settings(name)
     added = dict(override.split("=", 1) for override in completed if override not in typed)
@@ -198,7 +199,7 @@ def _named(inside: Iterable[tuple[str, str]]) -> str:
 
 
 def _title(name: str) -> str:
-    """Return a command as it is typed."""
+    """Return the name of a command as it is typed."""
     return next(title for title in COMMANDS if title.rpartition(" ")[2] == name)
 
 

@@ -1,4 +1,4 @@
-"""What differs between the versions of transformers that mmspec runs with. No other module knows it."""
+"""Differences between the versions of transformers that mmspec supports. No other module knows them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from transformers import GenerationMixin
 logger = logging.getLogger(__name__)
 
 OLDEST, NEWEST = "5.17.0", "5.24.0"
-"""The versions of transformers that the test suite was last run with; `docs/changelog.md` says so too."""
+"""Versions of transformers with which the test suite was last run; `docs/changelog.md` names them too."""
 
 CACHE = (
     "cache"
     if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
     else ("past_key_values")
 )
-"""The argument by which models and their layers take a KV cache: `past_key_values` before transformers 5.24."""
+"""Name of the argument by which models and their layers take a KV cache: `past_key_values` before transformers 5.24."""
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""Every name that a caller may use: `generate` takes the old one until transformers 6."""
+"""Names that a caller may use for it: `generate` takes the old one until transformers 6."""
 
 
 @cache
 def warn_if_untested() -> None:
-    """Say in one line, once per process, that this transformers is newer than any that was tested."""
+    """Warn in one line, once per process, that this transformers is newer than any tested version."""
     if Version(transformers.__version__) > Version(NEWEST):
         logger.warning(
             "transformers %s is newer than %s, the newest that mmspec was tested with; should anything fail, "

@@ -1,4 +1,4 @@
-"""Find and compose configurations, hydra underneath, one-line errors on top; `mmspec.building` builds them.
+"""Find and compose configurations with hydra, with errors of one line; `mmspec.building` builds them.
 
     config = compose("generate", ["drafter=ngram", "tree=chain", "tree.length=3"])
     target = build(config.target)
@@ -69,7 +69,7 @@ def search_folders(config_dir: str | Path | None = None) -> list[Path]:
 
 
 def groups(config_dir: str | Path | None = None) -> dict[str, dict[str, str]]:
-    """Return what can be chosen: `{group: {option: its first line of comment}}`, groups by their paths."""
+    """Return the groups of options: `{group: {option: its first line of comment}}`, groups by their paths."""
     found: dict[str, dict[str, str]] = {}
     for folder in search_folders(config_dir):
         for file in sorted(folder.glob("*/**/*.yaml")):
@@ -79,12 +79,12 @@ def groups(config_dir: str | Path | None = None) -> dict[str, dict[str, str]]:
 
 
 def options_of(name: str, group: str, found: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Return the options of what command `name` calls `group`, those in subfolders too: `{option: comment}`.
+    """Return the options of the group that command `name` calls `group`, also those in subfolders: `{option: comment}`.
 
     Args:
-        name: of the command.
-        group: as it is typed, `recipe` for `train/recipe`.
-        found: what `groups` returned.
+        name: name of the command.
+        group: name of the group as it is typed, `recipe` for `train/recipe`.
+        found: result of `groups`.
     """
     path = f"{name}/{group}" if f"{name}/{group}" in found else group
     below = {other.removeprefix(path).lstrip("/"): other for other in found if f"{other}/".startswith(f"{path}/")}
@@ -101,8 +101,8 @@ def chosen_settings(
     """Return the settings inside the options that a command line chooses: `{(group, option): {key: setting}}`.
 
     Args:
-        name: of the command.
-        overrides: what was typed; a choice of a group counts, everything else is passed over.
+        name: name of the command.
+        overrides: overrides that the user typed; choices of groups count, everything else is ignored.
 
     Raises:
         MMSpecError: for an option that does not exist.
@@ -119,7 +119,7 @@ def chosen_settings(
 
 
 def option_files(name: str, group: str, config_dir: str | Path | None = None) -> dict[str, Path]:
-    """Return the files of the options of what command `name` calls `group`."""
+    """Return the files of the options of the group that command `name` calls `group`."""
     found = {}
     for folder in search_folders(config_dir):
         inside = folder / name / group if (folder / name / group).is_dir() else folder / group
@@ -128,7 +128,7 @@ def option_files(name: str, group: str, config_dir: str | Path | None = None) ->
 
 
 def class_names(name: str, config_dir: str | Path | None = None) -> dict[str, str]:
-    """Return the classes that the options of a command stand for, as `{"DynamicTree": "tree=dynamic"}`."""
+    """Return the classes that the options of a command build, as `{"DynamicTree": "tree=dynamic"}`."""
     if not is_command(name):
         return {}
     found: dict[str, str] = {}
@@ -148,7 +148,7 @@ def _summary(file: Path) -> str:
 def settings(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
     """Return the groups and the keys of a command's configuration, each as `{name: (default, comment)}`.
 
-    Groups are called what the user types, `recipe` for `train/recipe`.
+    Groups have the name that the user types, `recipe` for `train/recipe`.
     """
     chosen, keys = {}, {}
     for line in _lines(name):
@@ -158,7 +158,7 @@ def settings(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str
 
 
 def is_command(name: str) -> bool:
-    """Whether a command has a configuration."""
+    """Return True if a command has a configuration."""
     return (shipped_folder() / f"{name}.yaml").is_file()
 
 
@@ -170,8 +170,8 @@ def _lines(name: str) -> list[re.Match[str]]:
 def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Any:
     """Compose the configuration of command `name` with hydra overrides such as `drafter=ngram` or `tree.length=3`.
 
-    A value that is the path of an existing file or folder is taken as it is, whatever characters are in it. Whatever is
-    wrong with the overrides is raised as an `MMSpecError` that names the nearest thing that exists.
+    A value that is the path of an existing file or folder is taken as it is, whatever characters it contains. Any
+    mistake in the overrides raises an `MMSpecError` that names the nearest thing that exists.
     """
     folders, found, (chosen, keys) = search_folders(config_dir), groups(config_dir), settings(name)
     choices, values, names, literals = {}, [], {}, {}
@@ -212,7 +212,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
 
 
 def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return the option that `group=value` chooses and, where the value stands for a folder or a hub id, that name."""
+    """Return the option that `group=value` chooses, and the value itself where it is a folder or a hub id."""
     if value in options:
         return value, None
     if group in FOLDER_GROUPS:
@@ -228,18 +228,18 @@ def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, st
 
 
 def _pairs(name: str, choices: dict[str, str]) -> list[str]:
-    """Return the choices as hydra wants them, with the groups as the command's list of defaults has them."""
+    """Return the choices in hydra's form, with the names of groups from the command's list of defaults."""
     paths = {line["group"]: line["group"] + (line["package"] or "") for line in _lines(name) if line["group"]}
     listed = paths | {path.removeprefix(f"{name}/"): full for path, full in paths.items()}
     return [f"{listed.get(group, group)}={option}" for group, option in choices.items()]
 
 
 _COMPOSING = threading.Lock()
-"""Hydra's state is one of the process."""
+"""Lock for hydra's state, which belongs to the whole process."""
 
 
 def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
-    """Compose with hydra's own errors, leaving hydra's global state as it was."""
+    """Compose with hydra's own errors, and restore hydra's global state."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.initialize import get_gh_backup, restore_gh_from_backup
@@ -258,7 +258,7 @@ def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
 
 
 def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], folders: list[Path]) -> str | None:
-    """Say which of the overrides names a key that does not exist, or return None where that is not what is wrong."""
+    """Return an error text about the override that names an unknown key, or None if no override does."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -287,7 +287,7 @@ def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], f
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Return the dotted names of everything in a configuration, without hydra's own such as `_target_`."""
+    """Return the dotted names of all keys in a configuration, without hydra's own such as `_target_`."""
     from omegaconf import OmegaConf
 
     found = set()
@@ -303,7 +303,7 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
 
 
 def typed(config: Any, schema: type[Settings]) -> Settings:
-    """Return the top-level keys of a configuration as an instance of a dataclass, with their types checked."""
+    """Return the top-level keys of a configuration as an instance of a dataclass, and check their types."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read, and what its messages are made of."""
+"""The exception that users read, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 LONGEST = 2000
-"""Characters of a message. What comes from a file may be of any length."""
+"""Number of characters of a message at most. Text from a file may be of any length."""
 
 MOST_OPTIONS = 32
-"""Names that `did_you_mean` lists at most."""
+"""Number of names that `did_you_mean` lists at most."""
 
 
 class MMSpecError(ValueError):
-    """Something the caller can put right. The message names the thing, the value, and the way out.
+    """An error that the caller can correct. The message names the thing, the value, and the way out.
 
-    The command line prints the message alone, without a traceback, and exits with code 2. It is one line of at most
-    `LONGEST` printable characters, whatever was put into it: line breaks become spaces, control characters are
-    escaped, and of one that is longer the middle is left out.
+    The command line prints the message alone, without a traceback, and exits with code 2. The message is one line of at
+    most `LONGEST` printable characters, whatever was put into it: line breaks become spaces, control characters are
+    escaped, and a longer message loses its middle.
     """
 
     def __init__(self, message: object = ""):
@@ -26,7 +26,7 @@ class MMSpecError(ValueError):
 
 
 def cut(text: str, longest: int) -> str:
-    """Return a text of at most so many characters: the middle of a longer one is left out."""
+    """Return a text of at most `longest` characters: a longer one loses its middle."""
     if len(text) <= longest:
         return text
     mark = f" [{len(text) - longest} characters left out] "
@@ -35,7 +35,7 @@ def cut(text: str, longest: int) -> str:
 
 
 def shown(value: Any, longest: int = 200) -> str:
-    """Return a value from a file as an error shows it: its `repr`, of bounded length."""
+    """Return the `repr` of a value from a file for an error, with bounded length."""
     try:
         return cut(repr(value), longest)
     except (ValueError, RecursionError):  # an integer of too many digits; nested too deeply
@@ -43,7 +43,7 @@ def shown(value: Any, longest: int = 200) -> str:
 
 
 def listed(names: Collection[Any], most: int = 8) -> str:
-    """Return names as a list of at most so many, and how many there are besides; `none` for none."""
+    """Return names as a list of at most `most`, and the number of the others; `none` for none."""
     if not names:
         return "none"
     first = [cut(str(name), 200) for name in sorted(names, key=str)[:most]]
@@ -51,9 +51,9 @@ def listed(names: Collection[Any], most: int = 8) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of another library says, in one line; its type's name if it says nothing.
+    """Return the message of another library's error in one line, or its type's name if it has no message.
 
-    A line that ends with a colon announces what follows it: the next line then belongs to it.
+    A line that ends with a colon announces the next line, which is then added.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
@@ -71,7 +71,7 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """A text in one line, in which nothing moves a terminal's cursor or changes its colours."""
+    """Return a text in one line, without characters that move a terminal's cursor or change its colours."""
     if text.isprintable():
         return text
     text = " ".join(text.splitlines())

@@ -1,7 +1,7 @@
-"""Where an answer differs from plain decoding, and by how little the target preferred the other token.
+"""Differences between an answer and plain decoding, with the margin by which the target preferred the plain token.
 
-In half precision passes of different shapes round differently, so a method that is lossless may write another text
-than plain decoding, but only from a place on where the target is undecided: a near-tie. In float32 there is no excuse.
+In half precision, passes of different shapes round differently. So a lossless method may write another text than plain
+decoding, but only from a place on where the target is undecided: a near-tie. In float32 there is no such excuse.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from .tree import DraftTree
 from .verifiers import Greedy
 
 TIE = 2.0
-"""Steps of the number format, at the size of the larger of two logits, within which they count as a near-tie."""
+"""Largest distance of two logits that counts as a near-tie, in steps of the number format at the size of the larger
+one."""
 
 
 class Divergence(MMSpecError):
-    """A method that claims to be lossless wrote another text than plain decoding."""
+    """An error: a method that claims to be lossless wrote another text than plain decoding."""
 
     exit_code = 1
 
@@ -37,22 +38,23 @@ def divergences(
     seed: int = 0,
     tie: float = TIE,
 ) -> list[dict[str, Any]]:
-    """The first difference of every row that has one.
+    """Return the first difference of every row that has one.
 
     Args:
-        target: who wrote both.
-        request: what was asked.
+        target: model that wrote both texts.
+        request: request that was answered.
         plain: token ids of plain decoding, per row.
-        found: token ids of the method.
-        sampling, seed: how both were drawn; greedily by default.
-        tie: a difference is a near-tie if the scores of the two tokens lie within so many steps of the target's number
-            format, at the size of the larger one. Passes of different shapes round differently, by about as much.
+        found: token ids of the method, per row.
+        sampling, seed: settings and seed with which both were drawn; greedy by default.
+        tie: a difference is a near-tie if the scores of the two tokens are at most so many steps apart, in steps of the
+            target's number format at the size of the larger one. Passes of different shapes round differently by about
+            as much.
 
     Returns:
-        Per row: `row`, `position` among the new tokens, `token`, `plain` (None where that answer had ended), `margin`
-        (by how much the target's score of the plain token is above that of the other: in logits, over the temperature
-        and with the same noise if it was sampled), `top2` (by how much its best score is above the second best) and
-        `tie`. The scores are those of decoding token by token.
+        Per row: `row`, `position` among the new tokens, `token`, `plain` (None where the plain answer had ended),
+            `margin` (score of the plain token minus score of the other: in logits, or over the temperature and with the
+            same noise if it was sampled), `top2` (best score minus second best) and `tie`. The scores are those of
+            decoding token by token.
     """
     sampling = sampling or Sampling()
     differences = []
@@ -81,10 +83,10 @@ def explained(
     found: list[list[int]],
     sampling: Sampling | None = None,
 ) -> dict[str, Any] | None:
-    """The first difference of two greedy answers to one prompt, None if there is none.
+    """Return the first difference of two greedy answers to one prompt; None if there is none.
 
     Returns:
-        Of the difference what `divergences` says, whether rounding excuses it (`excused`), and both in words (`text`).
+        The fields of `divergences`, whether rounding explains the difference (`excused`), and both in words (`text`).
     """
     for one in divergences(target, request, plain, found, sampling):
         return one | {"excused": excused(target, one), "text": described(target, one)}
@@ -92,13 +94,13 @@ def explained(
 
 
 def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
-    """What is wrong with the answer of a method that is lossless, or None.
+    """Return what is wrong with the answer of a lossless method, or None.
 
-    In float32 every difference is wrong, and so is a repeat that differs; in half precision near-ties are not.
+    In float32 every difference is wrong, and so is a repetition that differs; in half precision near-ties are not.
 
     Args:
-        target: who answered.
-        record: of the bundle, with `ids`, `repeat`, `repeatable` and `divergence`.
+        target: model that answered.
+        record: record of the result bundle with `ids`, `repeat`, `repeatable` and `divergence`.
     """
     if target.arithmetic == torch.float32 and not record["repeatable"]:
         return f"answered {record['ids'][0]!r} differently in repeat {record['repeat'] + 1} with the same seed"
@@ -110,13 +112,12 @@ def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
 
 
 def excused(target: Target, difference: dict[str, Any]) -> bool:
-    """Whether a difference is no more than rounding: a near-tie in half precision, of the weights or of
-    autocast."""
+    """Return True if a difference is only rounding: a near-tie in half precision, of the weights or of autocast."""
     return difference["tie"] and torch.finfo(target.arithmetic).bits < 32
 
 
 def described(target: Target, difference: dict[str, Any]) -> str:
-    """A difference in words."""
+    """Return a difference in words."""
     ours, theirs = (_shown(target, difference[name]) for name in ("token", "plain"))
     margin, dtype = difference["margin"], str(target.arithmetic).removeprefix("torch.")
     margin = "one of the two had ended" if margin is None else f"the target prefers the latter by {margin:.3g}"
@@ -136,10 +137,10 @@ def _shown(target: Target, token: int | None) -> str:
 def next_scores(
     target: Target, request: Request, row: int, written: list[int], sampling: Sampling, seed: int
 ) -> Tensor:
-    """`[vocab]` the target's scores of what follows some new tokens of a row, as the loop compares them.
+    """Return the target's scores, `[vocab]`, of the token after some new tokens of a row, as the loop compares them.
 
-    The row is decoded token by token, as plain decoding did it; the others stand still. Truncation (top-k, top-p,
-    min-p) is left out: both tokens passed.
+    The row is decoded token by token, as in plain decoding; the other rows do not move. Truncation (top-k, top-p,
+    min-p) is left out: both tokens passed it.
     """
     context = target.prefill(request, target.encode(request), request.max_length + len(written))
     pipeline = LogitsPipeline(

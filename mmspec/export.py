@@ -1,7 +1,7 @@
-"""EAGLE-3 drafters in the format of `speculators`, which vLLM serves.
+"""Writes EAGLE-3 drafters in the format of `speculators`, which vLLM serves.
 
 The fields of `config.json` and the names of the weights are those of speculators 0.9.0; the library itself is not
-needed. Both sides count features by the layer that a state enters, so the numbers are handed over as they are.
+needed. Both sides number features by the layer that a state enters, so the numbers are written unchanged.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .drafters.head_config import HEAD_SETTINGS, MROPE_SETTINGS
 from .errors import MMSpecError
 
 FORMAT = "0.9.0"
-"""The version of speculators whose format is written."""
+"""Version of speculators whose format is written."""
 
 SERVED_ACTIVATION = "silu"
-"""The only one that vLLM's Llama layer computes."""
+"""Activation function that vLLM's Llama layer computes; it has no other."""
 
 
 def export_speculators(
@@ -31,17 +31,17 @@ def export_speculators(
 ) -> Path:
     """Write an EAGLE-3 drafter as speculators and vLLM read it: `config.json` and `model.safetensors`.
 
-    What is written drafts the same chains as the drafter; trees are none of the format's.
+    The files draft the same chains as the drafter; the format has no trees.
 
     Args:
-        drafter: an `Eagle3Drafter`, EAGLE-3.1's switches included.
-        folder: made if missing.
-        verifier_name: the target, as the serving machine will find it: a hub id or a folder there. By default the name
-            that the target was loaded by.
-        speculative_tokens: length of the chain that vLLM drafts unless it is told another.
+        drafter: an `Eagle3Drafter`, with the switches of EAGLE-3.1 or without.
+        folder: folder to write to, created if missing.
+        verifier_name: the target's name on the serving machine: a hub id or a folder there. By default the name by
+            which the target was loaded.
+        speculative_tokens: length of the chain that vLLM drafts by default.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
         MMSpecError: for a drafter that the format cannot express, or a target without a name.
@@ -64,16 +64,17 @@ def export_speculators(
 
 
 def check_length(speculative_tokens: int) -> None:
-    """
+    """Refuse a value that is not the length of a chain.
+
     Raises:
-        MMSpecError: for what is no length of a chain.
+        MMSpecError: for such a value.
     """
     if not isinstance(speculative_tokens, int) or isinstance(speculative_tokens, bool) or speculative_tokens < 1:
         raise MMSpecError(f"speculative_tokens={speculative_tokens!r} must be a positive integer")
 
 
 def _check(drafter: Drafter) -> None:
-    """Refuse what would be served as something else than it is."""
+    """Refuse a drafter that vLLM would serve differently."""
     name = type(drafter).__name__
     if type(drafter) is not Eagle3Drafter:
         raise MMSpecError(
@@ -161,7 +162,7 @@ def _weights(drafter: Eagle3Drafter) -> dict[str, Tensor]:
 
 
 def _ascending(drafter: Eagle3Drafter, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights on the three features, in the order of their layers: vLLM gathers them as the pass goes by."""
+    """Return the weights on the three features in the order of their layers: vLLM collects features in that order."""
     order = sorted(range(3), key=lambda number: drafter.fused[number])
     sorted_weights = {}
     for name in ("fc.weight", "input_norm.weight"):

@@ -1,4 +1,4 @@
-"""What is not installed by itself: the packages of each extra in `pyproject.toml`, and how a message names them."""
+"""Optional packages: the packages of each extra in `pyproject.toml`, and how a message names them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXTRAS = {
     "video": ("av",),
     "vision": ("torchvision",),
 }
-"""An extra to the packages that it installs and that mmspec, or transformers for it, may ask for."""
+"""Extras with the packages that they install and that mmspec, or transformers for it, may need."""
 
 
 def how_to_install(extra: str) -> str:
@@ -22,11 +22,11 @@ def how_to_install(extra: str) -> str:
 
 
 def missing(what: str, package: str) -> str:
-    """Return the line that says what a package that is not installed is needed for, and how to install it.
+    """Return the line that says what needs a package that is not installed, and how to install it.
 
     Args:
-        what: needs the package, such as `"mmspec demo"`.
-        package: as it is imported or installed, such as `"gradio"`.
+        what: the part that needs the package, such as `"mmspec demo"`.
+        package: name by which the package is imported or installed, such as `"gradio"`.
     """
     extra = extra_of(package)
     way = f"pip install {package}" if extra is None else how_to_install(extra)
@@ -34,14 +34,14 @@ def missing(what: str, package: str) -> str:
 
 
 def extra_of(package: str) -> str | None:
-    """Return the extra that installs a package, None if there is none."""
+    """Return the extra that installs a package; None if there is none."""
     name = package.partition(".")[0].lower()
     return next((extra for extra, packages in EXTRAS.items() if name in packages), None)
 
 
 def wanted_by(error: BaseException) -> str | None:
-    """Return the package whose absence an error is about: that of an `ImportError`, or the package of an extra that
-    its words call missing; None if it is about something else."""
+    """Return the package whose absence caused an error: that of an `ImportError`, or the package of an extra that its
+    text calls missing; None for any other error."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name.partition(".")[0]
     said = str(error).lower()

@@ -1,4 +1,5 @@
-"""Files of a folder that may come from anybody: looked at before they are read, and bounded by what is there."""
+"""Files of a folder of unknown origin: they are checked before they are read, and size limits follow from what is
+there."""
 
 from __future__ import annotations
 
@@ -18,32 +19,32 @@ from .errors import MMSpecError, first_line, listed, shown
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 LARGEST_JSON = 64 * 2**20
-"""Bytes. The index of a model with a hundred thousand tensors has some 10 MB."""
+"""Largest JSON file, in bytes. The index of a model with a hundred thousand tensors has some 10 MB."""
 
 DEEPEST_JSON = 40
-"""Objects and lists in one another. Real configurations have five or six."""
+"""Deepest nesting of objects and lists. Real configurations have five or six levels."""
 
 DIGITS = 19
-"""Of the largest integer of 64 bits, which is the largest that any tensor, size or seed can be."""
+"""Digits of the largest integer of 64 bits, which is the largest that any tensor, size or seed can be."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Kinds of numbers that weights are read from, as safetensors calls them. Others are quantised, or are no weights."""
+"""Number formats that weights are read from, by their names in safetensors. Others are quantised or are not weights."""
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 
 COUNTS = re.compile(r"(num_(\w+_)?layers|n_layers?|depths?|(en|de)coder_layers)")
-"""Settings of a model that say how often something with weights is repeated."""
+"""Names of a model's settings that say how often something with weights is repeated."""
 
 BLOB = re.compile(r"(models--[^/]+|models)/blobs/[^/]+$")
-"""Where the hub's cache keeps the files to which those of its snapshots are links."""
+"""Path at which the hub's cache keeps the files to which those of its snapshots link."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        MMSpecError: if it is no regular file, holds anything else or too much of it, or holds integers of more than 64
-            bits.
+        MMSpecError: if it is not a regular file, is too large or too deeply nested, holds anything but an object, or
+            holds integers of more than 64 bits.
     """
     check_regular(path)
     try:
@@ -66,10 +67,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `config.json` of a folder.
+    """Return the `config.json` of a folder.
 
     Raises:
-        MMSpecError: if it is missing or is no JSON object; see `read_json`.
+        MMSpecError: if it is missing or does not hold a JSON object; see `read_json`.
     """
     path = Path(folder) / CONFIG
     if not path.exists():
@@ -78,7 +79,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse to open what is no file: a pipe would be waited for, a device may have no end.
+    """Refuse to open anything but a file: a pipe would block, and a device may have no end.
 
     Raises:
         MMSpecError: for anything but a regular file, or a link to one.
@@ -95,15 +96,16 @@ def check_regular(path: Path) -> None:
 
 
 def named_file(folder: Path, name: Any, source: str) -> Path:
-    """Return a file of a folder that another file of it names.
+    """Return the path of a file that another file of the same folder names.
 
     Args:
-        folder: where it must be.
-        name: what the other file says.
-        source: that file, as an error calls it.
+        folder: folder that must contain the file.
+        name: name in the other file.
+        source: the other file, as an error names it.
 
     Raises:
-        MMSpecError: for a name that leads out of the folder, by itself or through a link that is not the hub cache's.
+        MMSpecError: for a name that leads out of the folder, by itself or through a link that does not belong to the
+            hub's cache.
     """
     plain = isinstance(name, str) and 0 < len(name) < 256 and "\0" not in name and "\\" not in name
     if not plain or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
@@ -122,7 +124,7 @@ def named_file(folder: Path, name: Any, source: str) -> Path:
 
 
 def opened(path: Path) -> safe_open:
-    """A safetensors file, as a context.
+    """Open a safetensors file as a context.
 
     Raises:
         MMSpecError: if it is missing or corrupt.
@@ -142,9 +144,9 @@ def opened(path: Path) -> safe_open:
 
 
 def read_tensor(path: Path, name: str, start: int | None = None, end: int | None = None) -> Tensor:
-    """A tensor of a safetensors file, or the rows `start` to `end` of one, in memory of its own.
+    """Read a tensor of a safetensors file, or its rows `start` to `end`, into memory of its own.
 
-    The file is closed again at once: what was read of an open one counts as memory in use.
+    The file is closed again at once, because what was read of an open file counts as memory in use.
     """
     with opened(path) as file:
         return file.get_slice(name)[start:end].clone() if start is not None else file.get_tensor(name).clone()
@@ -152,13 +154,13 @@ def read_tensor(path: Path, name: str, start: int | None = None, end: int | None
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a safetensors file, as its header has it.
+    """A tensor of a safetensors file, as the file's header describes it.
 
     Args:
-        path: of the file.
-        key: its name there.
-        shape: its sizes.
-        kind: of its numbers, such as `BF16`.
+        path: path of the file.
+        key: name of the tensor in the file.
+        shape: sizes of the tensor.
+        kind: number format of the tensor, such as `BF16`.
     """
 
     path: Path
@@ -168,15 +170,15 @@ class Entry:
 
 
 class Header(Mapping[str, Entry]):
-    """The tensors of one or several safetensors files: what there is, before any of it is read.
+    """The tensors of one or several safetensors files, known before any of them is read.
 
     Args:
-        source: the files, as an error calls them.
-        paths: the files.
-        prefix: a beginning of names that is taken off.
+        source: the files, as an error names them.
+        paths: paths of the files.
+        prefix: beginning of the names that is removed.
 
     Raises:
-        MMSpecError: if a file is missing or corrupt, or two tensors have one name.
+        MMSpecError: if a file is missing or corrupt, or two tensors have the same name.
     """
 
     def __init__(self, source: str, *paths: Path, prefix: str = ""):
@@ -203,18 +205,18 @@ class Header(Mapping[str, Entry]):
         return len(self._entries)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> Tensor:
-        """A tensor, or rows of one, in memory of its own and as it was saved."""
+        """Read a tensor, or some of its rows, into memory of its own, as it was saved."""
         return read_tensor(self[name].path, self[name].key, start, end)
 
     def check_counts(self, settings: Any, name: str = "") -> None:
-        """Refuse a model that is said to have more layers than there are tensors, before it is built.
+        """Refuse a configuration with more layers than there are tensors, before the model is built.
 
         Args:
-            settings: of the model, nested as they are.
-            name: under which the settings stand.
+            settings: settings of the model, nested as in its configuration.
+            name: name under which the settings stand.
 
         Raises:
-            MMSpecError: with the setting.
+            MMSpecError: naming the setting.
         """
         if isinstance(settings, Mapping):
             for key, value in settings.items():
@@ -226,10 +228,10 @@ class Header(Mapping[str, Entry]):
             self.check_count(name, settings)
 
     def check_count(self, name: str, value: Any) -> None:
-        """Refuse a setting that says how many of something with weights there are, if there are fewer tensors.
+        """Refuse a setting that counts something with weights if there are fewer tensors.
 
         Raises:
-            MMSpecError: with the setting.
+            MMSpecError: naming the setting.
         """
         if isinstance(value, int | float) and not value <= len(self):
             raise MMSpecError(
@@ -238,14 +240,14 @@ class Header(Mapping[str, Entry]):
             )
 
     def check_kind(self, name: str, floating: bool) -> None:
-        """Refuse numbers of a kind that cannot be what is wanted.
+        """Refuse a number format that does not fit.
 
         Args:
-            name: of the tensor.
-            floating: whether weights are wanted, and not whole numbers or marks.
+            name: name of the tensor.
+            floating: True if weights are wanted, False for whole numbers or masks.
 
         Raises:
-            MMSpecError: with the kinds that would do.
+            MMSpecError: naming the formats that would fit.
         """
         kind, wanted = self[name].kind, FLOATS if floating else (*INTEGERS, "BOOL")
         if kind not in wanted:
@@ -256,15 +258,15 @@ class Header(Mapping[str, Entry]):
             )
 
     def check_fits(self, expected: Mapping[str, Tensor], name: str, keys: Mapping[str, str] | None = None) -> None:
-        """Refuse tensors that are not those of a module, one for one.
+        """Refuse tensors that do not match those of a module, one for one.
 
         Args:
-            expected: the module's, which may be on the meta device.
-            name: of the module.
-            keys: names here by names there, where they differ.
+            expected: the module's tensors, which may be on the meta device.
+            name: name of the module.
+            keys: names in the files by the module's names, where they differ.
 
         Raises:
-            MMSpecError: with what is missing, unexpected, or of another shape or kind.
+            MMSpecError: naming what is missing, unexpected, or of another shape or number format.
         """
         keys = keys or {there: there for there in expected}
         missing, unexpected = set(keys.values()) - set(self), set(self) - set(keys.values())
@@ -283,7 +285,7 @@ class Header(Mapping[str, Entry]):
 
 
 def stored(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module, tied tensors once, under the first of their names."""
+    """Return the state of a module, with tied tensors once, under the first of their names."""
     seen, weights = set(), {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         place = id(tensor) if tensor.is_meta else tensor.data_ptr()

@@ -32,44 +32,44 @@ from .verifiers import Verifier
 DECODED = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 UNFILLED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-"""Parts of `return_dict_in_generate` that are not kept."""
+"""Parts of the result of `return_dict_in_generate` that are not recorded."""
 
 OF_THE_LOOP = (*UNFILLED, *CACHE_NAMES, "use_cache", "logits_to_keep", "position_ids", "mm_encoder_outputs")
-"""What `generate` says to a decoding loop. All else is an input, which is read or refused."""
+"""Arguments that `generate` passes to a decoding loop. All others are inputs, which are read or refused."""
 
 OWN = (MaxLengthCriteria, EosTokenCriteria)
-"""Criteria that the loop has itself; `generate` has put a caller's in the place of its own."""
+"""Criteria that the loop implements itself; `generate` has replaced its own by a caller's where given."""
 
 
 @named_arguments("custom_generate")
 def custom_generate(
     drafter: Drafter, *, tree: TreeBuilder | None = None, verifier: Verifier | None = None, seed: int | None = None
 ) -> Callable[..., Tensor | GenerateDecoderOnlyOutput]:
-    """A callable for `generate(custom_generate=...)`: the same loop, with generate's own settings.
+    """Return a callable for `generate(custom_generate=...)`: mmspec's loop with the settings of `generate`.
 
     Logits processors, stopping criteria, streamer, `max_new_tokens`, `do_sample` and the sampling parameters are those
-    of the call; the drafter's target must be the model that is called. Criteria of your own are called row by row, with
-    the row's tokens and no padding, and processors with nodes of trees as rows, see `LogitsPipeline`;
-    `prefix_allowed_tokens_fn` hears what it does in `generate`, the number of the row and its tokens with padding. In a
-    pipeline: `generate_kwargs={"custom_generate": ...}`.
+    of the call; the drafter's target must be the model that is called. Your own criteria are called row by row, with
+    the row's tokens and no padding. Your own processors are called with nodes of trees as rows, see `LogitsPipeline`.
+    `prefix_allowed_tokens_fn` receives the same as in `generate`: the number of the row and its tokens with padding. In
+    a pipeline: `generate_kwargs={"custom_generate": ...}`.
 
     transformers takes pictures out of the inputs and encodes them, unless a callable has parameters of their names, as
     this one does: drafters and compressors see pixels and grids as in `mmspec.generate`.
 
     Args:
-        drafter: made for this model.
+        drafter: drafter that was made for this model.
         tree, verifier: as in `mmspec.generate`.
-        seed: of the draws; by default it is drawn from torch's global generator, which `set_seed` governs.
+        seed: seed of the draws; by default it is drawn from torch's global generator, which `set_seed` controls.
 
     Returns:
-        a callable whose result is what `generate` returns: `[batch, length]` ids, prompt included, padded on the right
-        with the pad token, or with `return_dict_in_generate` an object that holds them as `sequences`.
-        `drafter.last_output` holds the full `mmspec.Output` of the latest call.
+        A callable whose result is that of `generate`: `[batch, length]` ids, prompt included, padded on the right with
+            the pad token, or with `return_dict_in_generate` an object that holds them as `sequences`.
+            `drafter.last_output` holds the full `mmspec.Output` of the latest call.
 
     Raises:
-        MMSpecError: for what is no drafter; when called, for another model than the drafter's target and for what this
-            loop does not do: beams, several sequences per row, another assistant, scores and states in the result, a
-            cache that holds tokens.
+        MMSpecError: for anything but a drafter; when called, for another model than the drafter's target and for what
+            this loop does not do: beams, several sequences per row, another assistant, scores and states in the result,
+            a cache that holds tokens.
     """
     expect_drafter(drafter, "custom_generate")
 
@@ -120,15 +120,15 @@ def custom_generate(
 
 
 def _call() -> dict[str, Any]:
-    """The arguments of the `generate` that calls, as far as it is one: transformers 5.23 hands neither the streamer nor
-    the assistant of a call to a callable, which would be lost without a word."""
+    """Return the arguments of the calling `generate`, if there is one. transformers 5.23 passes neither the streamer
+    nor the assistant of a call to a callable; without this they would be lost silently."""
     frame = inspect.currentframe().f_back.f_back
     ours = frame is not None and frame.f_code is inspect.unwrap(GenerationMixin.generate).__code__
     return frame.f_locals if ours else {}
 
 
 def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse a call that asks for something else than one sequence per row by this drafter."""
+    """Refuse a call that asks for anything but one sequence per row by this drafter."""
     mode = config.get_generation_mode(call.get("assistant_model"))
     if mode == GenerationMode.ASSISTED_GENERATION:
         raise MMSpecError(
@@ -154,7 +154,7 @@ def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def _inputs(input_ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-    """What is to be read besides the tokens."""
+    """Return the inputs other than the tokens."""
     inputs = {name: value for name, value in given.items() if value is not None and name not in OF_THE_LOOP}
     if given.get("mm_encoder_outputs"):  # pictures that the caller has encoded
         inputs["mm_encoder_outputs"] = given["mm_encoder_outputs"]
@@ -168,26 +168,27 @@ def _inputs(input_ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _length(criteria, config) -> int:
-    """At which length the rows end, padding included."""
+    """Return the length at which the rows end, padding included."""
     return min([c.max_length for c in criteria or () if isinstance(c, MaxLengthCriteria)], default=config.max_length)
 
 
 def _ends(criteria) -> list[int]:
-    """The end tokens."""
+    """Return the end tokens."""
     return [token for c in criteria or () if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()]
 
 
 def _pad(config) -> int | None:
-    """What follows the end of a row. Where no pad token is set, `generate` has put an end token in its place."""
+    """Return the token that follows the end of a row. Where no pad token is set, `generate` has put an end token
+    there."""
     token = config._pad_token_tensor
     return None if token is None else int(token)
 
 
 def _processors(processors, input_ids: Tensor, mask: Tensor | None) -> list:
-    """The processors, for rows without padding.
+    """Return the processors, adapted to rows without padding.
 
     Raises:
-        MMSpecError: for one that was made for another length of the prompt.
+        MMSpecError: for a processor that was made for another length of the prompt.
     """
     width = input_ids.shape[1]
     lengths = [width] * len(input_ids) if mask is None else mask.sum(-1).tolist()
@@ -202,8 +203,8 @@ def _processors(processors, input_ids: Tensor, mask: Tensor | None) -> list:
 
 
 def _unpadded(processor, input_ids: Tensor, lengths: list[int]):
-    """A repetition penalty that skips every row's padding is a plain one here: the loop's rows have none. A function
-    that expects padding, as it may count from the end of the prompt, is told it."""
+    """Adapt one processor to rows without padding. A repetition penalty that skips every row's padding becomes a plain
+    one; a function that expects padding, because it may count from the end of the prompt, receives it."""
     if type(processor) is PrefixConstrainedLogitsProcessor:
         return AllowedTokens(processor._prefix_allowed_tokens_fn, input_ids, lengths)
     if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
@@ -212,10 +213,10 @@ def _unpadded(processor, input_ids: Tensor, lengths: list[int]):
 
 
 class _AfterPrompt:
-    """A streamer that `generate` has shown the prompt already.
+    """A streamer to which `generate` has already shown the prompt.
 
     Args:
-        streamer: the caller's.
+        streamer: the caller's streamer.
     """
 
     def __init__(self, streamer):

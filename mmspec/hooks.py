@@ -1,8 +1,8 @@
-"""Listening to the modules of a model during a pass, whoever else runs the same model at the same time.
+"""Observes the modules of a model during a pass, also while other threads run the same model.
 
-A hook of PyTorch belongs to its module, so it hears the passes of all threads, and to add or remove one while another
-thread is inside the module breaks that thread's pass. Here one pair of hooks per module is added at first use and
-stays. It tells only those who listen in the thread, or task, that runs the pass.
+A hook of PyTorch belongs to its module, so it is called in the passes of all threads, and to add or remove one while
+another thread is inside the module breaks that thread's pass. Here each module gets one pair of hooks at first use,
+which stays. The hooks call only the observers of the thread, or task, that runs the pass.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Ear:
-    """Who listens to a module.
+    """An observer of one module.
 
     Args:
-        module: whose passes are heard.
-        before: called with the arguments of a pass, `(args, kwargs)`; what it returns, if not None, takes their place.
+        module: module whose passes are observed.
+        before: called with the arguments of a pass, `(args, kwargs)`; a result other than None replaces them.
         after: called with `(args, output)`.
     """
 
@@ -34,13 +34,13 @@ class Ear:
 
 
 LISTENING: ContextVar[tuple[Ear, ...]] = ContextVar("mmspec_listening", default=())
-"""Who listens at present, in this thread."""
+"""Observers that are active at present, in this thread."""
 _ADDING = threading.Lock()
 
 
 @contextmanager
 def listening(ears: Iterable[Ear]) -> Iterator[None]:
-    """Hear the passes inside that are run by this thread. What torch.compile has translated is not heard."""
+    """Observe the passes that this thread runs inside the block. Modules compiled by torch.compile are not observed."""
     ears = tuple(ears)
     with _ADDING:
         for ear in ears:
@@ -53,7 +53,7 @@ def listening(ears: Iterable[Ear]) -> Iterator[None]:
 
 
 def _add_hooks(module: nn.Module) -> None:
-    """Add the hooks that stay, unless they are there; a copy of a module has them already."""
+    """Add the permanent hooks to a module that has none; a copy of a module has them already."""
     if _before not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_before, with_kwargs=True)
     if _after not in module._forward_hooks.values():
@@ -61,6 +61,7 @@ def _add_hooks(module: nn.Module) -> None:
 
 
 def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None):
+    """Call the observers before a pass; their results replace the arguments."""
     # PyTorch may call without `kwargs` in a thread that runs the module while another one adds the hook.
     if torch.compiler.is_compiling() or kwargs is None:
         return None
@@ -74,6 +75,7 @@ def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
 
 
 def _after(module: nn.Module, args: tuple, output: Any) -> None:
+    """Call the observers after a pass."""
     if torch.compiler.is_compiling():
         return
     for ear in LISTENING.get():
@@ -82,4 +84,4 @@ def _after(module: nn.Module, args: tuple, output: Any) -> None:
 
 
 QUIET = (_before, _after)
-"""The hooks that stay on modules."""
+"""The permanent hooks of modules."""

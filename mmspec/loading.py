@@ -1,4 +1,4 @@
-"""Targets and drafters by name: embedded ones, local folders, hub ids."""
+"""Loads targets and drafters by name: embedded ones, local folders, hub ids."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OF_THE_HUB = (
     "trust_remote_code",
     "code_revision",
 )
-"""Arguments that say where files come from, and so hold for all files of a model."""
+"""Arguments that say where files come from, and so apply to all files of a model."""
 
 
 def load_target(
@@ -58,15 +58,15 @@ def load_target(
     """Load a target with its processor.
 
     Args:
-        name: `"tiny"` (the embedded model), a local folder, or a hub id; also of an adapter that peft wrote, which is
-            put on its base model.
+        name: `"tiny"` (the embedded model), a local folder, or a hub id; also that of an adapter written by peft, which
+            is put on its base model.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
-        device: where to put it; by default a GPU if there is one. Not with `device_map` or `tp_plan`.
+        device: device to load to; by default a GPU if there is one. Not with `device_map` or `tp_plan`.
         compile, check, writes: see `Target`.
-        kwargs: for `from_pretrained`, such as `attn_implementation`, `device_map`, `tp_plan`, `quantization_config`.
-            Those of `OF_THE_HUB`, such as `revision`, hold for the configuration and the processor as well. Code of the
-            repository is run with `trust_remote_code=True` only, and weights are read from safetensors unless
-            `use_safetensors=False`, for a pickle may run code.
+        kwargs: arguments of `from_pretrained`, such as `attn_implementation`, `device_map`, `tp_plan`,
+            `quantization_config`. Those of `OF_THE_HUB`, such as `revision`, apply to the configuration and the
+            processor as well. Code of the repository is run with `trust_remote_code=True` only, and weights are read
+            from safetensors unless `use_safetensors=False`, because a pickle may run code.
 
     Raises:
         MMSpecError: if there is no such model, its files are damaged, or it cannot be decoded speculatively.
@@ -86,14 +86,14 @@ def _load(
     kwargs: dict[str, Any],
     adapters: tuple[str, ...] = (),
 ) -> tuple[nn.Module, Any]:
-    """A model with its processor.
+    """Load a model with its processor.
 
     Args:
-        name: as the user gave it.
+        name: name that the user gave.
         source: folder or hub id.
-        kind: what it is to be, in words.
+        kind: description of the expected model.
         dtype, device, kwargs: see `load_target`.
-        adapters: folders and hub ids of those that are to be put on it.
+        adapters: folders and hub ids of the adapters to put on it.
     """
     placed = [key for key in ("device_map", "tp_plan") if kwargs.get(key) is not None]
     if placed and device is not None:
@@ -151,10 +151,10 @@ def _load(
 
 
 def _read_processor(what: str, source: str, multimodal: bool, hub: dict[str, Any]):
-    """The processor or the tokenizer that belongs to a model.
+    """Return the processor or the tokenizer of a model.
 
     Raises:
-        MMSpecError: if it is not there, or cannot be read.
+        MMSpecError: if it does not exist or cannot be read.
     """
     try:
         return (AutoProcessor if multimodal else AutoTokenizer).from_pretrained(source, **hub)
@@ -180,22 +180,23 @@ def load_drafter(
     """Load a drafter for a target.
 
     Args:
-        name: an embedded one (`"tiny/eagle3"`); or a folder or hub id that `save_pretrained` or `push_to_hub` wrote;
-            or one that the authors of a method published, see docs/checkpoint_formats.md; or one of a small Hugging
-            Face model of the target's family, which then drafts as it is: with its own vision tower if it has one,
-            blind otherwise.
+        name: an embedded drafter (`"tiny/eagle3"`); or a folder or hub id of a drafter that `save_pretrained` or
+            `push_to_hub` wrote; or one that the authors of a method published, see docs/checkpoint_formats.md; or a
+            small Hugging Face model of the target's family, which then drafts as it is: with its own vision tower if it
+            has one, without pictures otherwise.
         target: the model to draft for.
-        format: of a published checkpoint, where its keys and configuration do not tell, or tell wrongly.
-        classes: drafters and compressors of your own that the folder may be of. Those that are imported already need
-            not be named.
-        trusted: modules or packages of your own, whose drafters and compressors may be imported. Nothing else is
-            imported because a folder says so, but what is mmspec's.
-        kwargs: where the files come from, see `OF_THE_HUB`: `revision`, `token`, `cache_dir` and the like. Code of a
-            repository is run with `trust_remote_code=True` only, which concerns small models that draft as they are.
+        format: format of a published checkpoint, where its keys and configuration do not show it or show the wrong one.
+        classes: your own drafters and compressors that the folder may name. Classes that are imported already need not
+            be given.
+        trusted: your own modules or packages whose drafters and compressors may be imported. Apart from mmspec's own,
+            nothing else is imported because a folder names it.
+        kwargs: arguments that say where the files come from, see `OF_THE_HUB`: `revision`, `token`, `cache_dir` and the
+            like. Code of a repository is run with `trust_remote_code=True` only, which matters for small models that
+            draft as they are.
 
     Raises:
-        MMSpecError: if there is no such drafter, it is of a class that nobody named, its files are damaged, or it does
-            not fit the target.
+        MMSpecError: if there is no such drafter, its class was not allowed, its files are damaged, or it does not fit
+            the target.
     """
     expect_target(target, "mmspec.load_drafter(name, target)")
     if not isinstance(name, str | Path):
@@ -224,7 +225,7 @@ def load_drafter(
 
 
 def _resolve(name: str, kind: str) -> str:
-    """A folder or hub id for what the user typed."""
+    """Return the folder or hub id for the name that the user typed."""
     folders = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()) if EMBEDDED.is_dir() else []
     if name == EMBEDDED_TARGET and kind == "target":
         if not (EMBEDDED / "target").is_dir():
@@ -251,7 +252,7 @@ def _resolve(name: str, kind: str) -> str:
 
 
 def _reach(device) -> None:
-    """Refuse a device that is not there before anything is loaded for it."""
+    """Refuse a device that does not exist, before anything is loaded for it."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or no such accelerator
@@ -260,7 +261,7 @@ def _reach(device) -> None:
 
 @contextmanager
 def _quiet(source: str) -> Iterator[None]:
-    """Without transformers' progress bar for what ships with mmspec, which is loaded in a blink."""
+    """Turn off transformers' progress bar for models that ship with mmspec, which load in a moment."""
     logging = transformers.utils.logging
     if not (Path(source).is_relative_to(EMBEDDED) and logging.is_progress_bar_enabled()):
         yield

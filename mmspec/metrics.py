@@ -1,8 +1,8 @@
-"""What every figure is called where people read it; `docs/metrics.md` defines each of them.
+"""Names of all figures as people read them; `docs/metrics.md` defines each figure.
 
 One figure has one name in code (`out.stats`, `table.csv`, `report.json`, `json=true`) and one in words (tables, plots,
-the demo, the line under an answer). Two figures never share a name: what is timed end to end says so, and so does what
-leaves the prompt out.
+the demo, the line under an answer). Two figures never share a name: the name says whether a figure is timed end to end
+or without the prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHOWN = {
     "free_drafting": "free drafting",
     "perfect_acceptance": "perfect acceptance",
 }
-"""Names in code to names in words."""
+"""Names in code with their names in words."""
 
 SPEEDUPS = {"tokens_per_second": "speedup_decode", "tokens_per_second_end_to_end": "speedup"}
-"""Each speed with what it gives over plain decoding's, in code."""
+"""Names in code of each speed, with the name of its ratio to plain decoding."""

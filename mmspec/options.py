@@ -1,8 +1,8 @@
-"""What is inside the files of options: their settings with defaults and comments, and the classes that they name.
+"""Contents of the files of options: their settings with defaults and comments, and the classes that they name.
 
-Read from the YAML text, without hydra, so that `--help` and the Tab key answer at once. A setting is described by the
-comment at the end of its line. Where an option has none, the setting of the same class in another file of its group
-describes it, so that what several options share is described once.
+They are read from the YAML text, without hydra, so that `--help` and the Tab key answer at once. The comment at the end
+of its line describes a setting. If an option has none, the setting of the same class in another file of its group
+describes it; so what several options share is described once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DIRECTIVE = "# @package _global_"
 
 
 def shipped_folder() -> Path:
-    """Return the folder of mmspec's own configurations: inside an installed package, beside it in a checkout."""
+    """Return the folder of mmspec's own configurations: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / "generate.yaml").is_file():
@@ -36,10 +36,10 @@ class Setting:
     """One setting of an option.
 
     Args:
-        key: as it is typed, such as `tree.depth`.
-        default: as the file writes it.
-        comment: what it means; empty if the file does not say.
-        owner: the class that takes it, by its full name, and the name that it has there.
+        key: name as it is typed, such as `tree.depth`.
+        default: default value as the file writes it.
+        comment: description of the setting; empty if the file has none.
+        owner: full name of the class that takes the setting, and the argument's name there.
     """
 
     key: str
@@ -49,16 +49,16 @@ class Setting:
 
     @property
     def own(self) -> bool:
-        """Whether it has a value of its own and does not just take that of another key."""
+        """True if the setting has a value of its own, and not only that of another key."""
         return not self.default.startswith("${")
 
 
 def read(file: Path, group: str) -> dict[str, Setting]:
-    """Return the settings of an option by their keys, with those of the options that it builds on.
+    """Return the settings of an option by their keys, including those of the options that it builds on.
 
     Args:
-        file: of the option.
-        group: as it is typed, such as `recipe`.
+        file: file of the option.
+        group: name of the group as it is typed, such as `recipe`.
     """
     text = file.read_text(encoding="utf-8")
     try:
@@ -81,7 +81,7 @@ def read(file: Path, group: str) -> dict[str, Setting]:
 
 
 def _described(setting: Setting, before: Setting | None) -> Setting:
-    """A setting that replaces another keeps its comment and its class, where it has none of its own."""
+    """Return a setting that replaces another, with the other's comment and class where it has none."""
     if before is None:
         return setting
     owner = setting.owner if setting.owner[0] else before.owner
@@ -89,7 +89,7 @@ def _described(setting: Setting, before: Setting | None) -> Setting:
 
 
 def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator[Setting]:
-    """Every value in a mapping, those in lists of classes by their numbers."""
+    """Yield every value in a mapping; lists of classes are numbered."""
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
             yield from _walk(item, f"{prefix}{number}.", lines, text)
@@ -114,19 +114,19 @@ def _classes(node: yaml.Node) -> bool:
 
 
 def class_of(node: yaml.Node) -> str:
-    """Return the `_target_` of a mapping, or nothing."""
+    """Return the `_target_` of a mapping, or an empty text."""
     if not isinstance(node, yaml.MappingNode):
         return ""
     return next((value.value for key, value in node.value if key.value == "_target_"), "")
 
 
 def settings_of(files: Mapping[str, Path], option: str, group: str) -> dict[str, Setting]:
-    """Return the settings of an option, described by the other options of its group where it does not say itself.
+    """Return the settings of an option; where it has no comments, other options of its group describe them.
 
     Args:
-        files: of all options of the group.
-        option: one of them.
-        group: as it is typed.
+        files: files of all options of the group.
+        option: name of the option.
+        group: name of the group as it is typed.
     """
     found = {key: setting for key, setting in read(files[option], group).items() if setting.own}
     if all(setting.comment for setting in found.values()):
@@ -137,9 +137,9 @@ def settings_of(files: Mapping[str, Path], option: str, group: str) -> dict[str,
 
 
 def class_names(files: Mapping[str, Path], group: str) -> dict[str, str]:
-    """Return the classes that options stand for, by their last names: `{"DynamicTree": "tree=dynamic"}`.
+    """Return the classes that options build, by their last names: `{"DynamicTree": "tree=dynamic"}`.
 
-    A class or function that several options name stands for none of them.
+    A class or function that several options name is left out.
     """
     named: dict[str, list[str]] = {}
     for option, file in files.items():

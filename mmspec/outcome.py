@@ -1,4 +1,4 @@
-"""What a round yields: the target's scores of a tree, and the verifier's verdict on it."""
+"""Results of a round: the target's scores of a tree, and the verifier's decision."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .tree import DraftTree
 
 @dataclass
 class Scores:
-    """What the target says about a tree.
+    """The target's scores of a tree.
 
     Args:
-        logits: `[batch, nodes, vocab]`, raw, for the token after each node.
-        features: layer to `[batch, nodes, hidden]`, see `Drafter.feature_layers`.
-        processed: `[batch, nodes, vocab]`, the logits behind the logits pipeline, each node judged with its own prefix;
-            None until the verifier has asked for them (`Verifier.processed`).
-        greedy: whether the target takes the argmax of `processed`.
-        unread: per row, how many tokens the same pass read before the tree, because they were emitted unread; empty
-            for none.
-        read: the features of the whole pass, those of the unread tokens first, see `after_unread`.
+        logits: `[batch, nodes, vocab]` raw logits for the token after each node.
+        features: layers with their `[batch, nodes, hidden]` states, see `Drafter.feature_layers`.
+        processed: `[batch, nodes, vocab]` logits behind the logits pipeline, each node judged with its own prefix; None
+            until the verifier has computed them (`Verifier.processed`).
+        greedy: True if the target takes the argmax of `processed`.
+        unread: per row, number of tokens that the same pass read before the tree because they were emitted unread;
+            empty for none.
+        read: features of the whole pass, beginning with those of the unread tokens, see `after_unread`.
     """
 
     logits: Tensor
@@ -36,12 +36,13 @@ class Scores:
     read: dict[int, Tensor] = field(default_factory=dict)
 
     def features_along(self, path: Tensor, first: bool = False) -> dict[int, Tensor]:
-        """Features of what the pass has made certain, layer to `[batch, steps, hidden]`: in each row of the tokens that
-        it read before the tree, and then of a path. Where a row has fewer of them, the rest means nothing.
+        """Return features of the tokens that the pass has made certain, as a dict from layer to `[batch, steps,
+        hidden]`: in each row those of the tokens that it read before the tree, and then those of a path. Where a row
+        has fewer of them, the rest has no meaning.
 
         Args:
-            path: `[batch, steps]` nodes.
-            first: True if they are known to be the first ones, in their order, which needs no gathering.
+            path: `[batch, steps]` indices of nodes.
+            first: True if these nodes are known to be the first ones, in their order, which needs no gathering.
         """
         if first and not self.unread:
             return {layer: states[:, : path.shape[1]] for layer, states in self.features.items()}
@@ -52,8 +53,8 @@ class Scores:
 
     @cached_property
     def p(self) -> Tensor:
-        """`[batch, nodes, vocab]` the distribution of the token after each node, behind the pipeline: what the target
-        draws from. At temperature 0 it is certain of the argmax. Drafters may read it in `observe`, at every node."""
+        """Distribution of the token after each node, `[batch, nodes, vocab]`, behind the pipeline: the target draws
+        from it. At temperature 0 the argmax has probability 1. Drafters may read it in `observe`, at every node."""
         if self.greedy:
             return one_hot(self.processed.argmax(-1), self.processed)
         return self.processed.softmax(-1)
@@ -61,18 +62,17 @@ class Scores:
 
 @dataclass
 class Verdict:
-    """What the verifier decided about a tree.
+    """The verifier's decision about a tree.
 
     Args:
-        path: `[batch, steps]` nodes of the accepted path, the root first, padded with -1.
-        length: `[batch]` nodes on the path; 0 for a row that has finished.
-        bonus: `[batch]` the last token that the round emits, which is the next root: what the target supplies after the
-            path.
-        tail: `[batch, tokens]` what is emitted between the path and the bonus although the target has not read it,
-            padded with -1 on the right; None for nothing. The next pass of the target reads it first.
-        settled: True if the target was not asked. Nothing of the path is in its cache then, and the bonus is the last
+        path: `[batch, steps]` indices of the nodes on the accepted path, the root first, padded with -1.
+        length: `[batch]` number of nodes on the path; 0 for a row that has finished.
+        bonus: `[batch]` last token that the round emits, which is the next root: the target's token after the path.
+        tail: `[batch, tokens]` tokens that are emitted between the path and the bonus although the target has not read
+            them, padded with -1 on the right; None for none. The next pass of the target reads them first.
+        settled: True if the target was not asked. Its cache then holds nothing of the path, and the bonus is the last
             node of the path itself.
-        limited: True once it is a verdict on active rows, see `only`.
+        limited: True for a verdict that holds for active rows only, see `only`.
     """
 
     path: Tensor
@@ -83,17 +83,17 @@ class Verdict:
     limited: bool = False
 
     def only(self, active: list[bool]) -> Verdict:
-        """The verdict on the rows that have not ended: of the others nothing is kept or emitted."""
+        """Return the verdict on the active rows: rows that have ended keep and emit nothing."""
         if self.limited or all(active):
             return self
         return replace(self, length=self.length * fixed(tuple(active), self.length.device), limited=True)
 
     def host(self, tree: DraftTree) -> tuple[list[int], list[list[int]]]:
-        """Path lengths and emitted tokens per row: accepted tokens, the tail, and the bonus.
+        """Return path lengths and emitted tokens per row: accepted tokens, the tail, and the bonus.
 
-        All that the host wants to know of a round comes with the same transfer from the device, for which it waits:
-        also what the tree has to say of itself (`DraftTree.account`), and how much of the path the drafter had read
-        already (`DraftTree.read`).
+        Everything that the host needs of a round comes in the same transfer from the device, for which it waits: also
+        the tree's account of itself (`DraftTree.account`), and how much of the path the drafter had read already
+        (`DraftTree.read`).
         """
         steps = self.path.shape[1] - 1
         path = None if tree.is_chain else self.path[:, 1:].clamp(min=0)
@@ -124,7 +124,8 @@ class Verdict:
 
 
 def _read(tree: DraftTree, lengths: list[int], entries: list[list[int]] | None) -> list[int]:
-    """Per row, how many of the accepted nodes the drafter has read itself, of which it knows `entries` in its cache."""
+    """Return, per row, how many of the accepted nodes the drafter has read itself; `entries` are its cache's entries of
+    them."""
     if entries is None:
         return [max(min(length, tree.num_nodes - 1) - 1, 0) for length in lengths]
     return [
@@ -133,11 +134,11 @@ def _read(tree: DraftTree, lengths: list[int], entries: list[list[int]] | None) 
 
 
 def after_unread(path: Tensor, unread: Sequence[int]) -> Tensor:
-    """Where the tokens of each row stand in a block that has unread ones, right-aligned, before its tree.
+    """Return the columns of each row's tokens in a block that holds unread tokens, right-aligned, before its tree.
 
     Args:
-        path: `[batch, steps]` nodes of the tree.
-        unread: per row.
+        path: `[batch, steps]` indices of the tree's nodes.
+        unread: number of unread tokens per row.
 
     Returns:
         `[batch, longest + steps]` columns of the block: the unread tokens of a row, then its path. The last ones of a
@@ -152,10 +153,12 @@ def after_unread(path: Tensor, unread: Sequence[int]) -> Tensor:
 
 
 def pick(states: Tensor, columns: Tensor) -> Tensor:
-    """`[batch, length, hidden]` at `[batch, count]` columns."""
+    """Return the states at some columns, `[batch, count, hidden]`, of `[batch, length, hidden]` states; columns are
+    `[batch, count]`."""
     return states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def one_hot(token: Tensor, like: Tensor) -> Tensor:
-    """`[..., vocab]` distributions, shaped and typed like another one, that are certain of `[...]` tokens."""
+    """Return distributions, `[..., vocab]`, that give probability 1 to the tokens `[...]`, with shape and dtype of
+    `like`."""
     return torch.zeros_like(like).scatter_(-1, token[..., None], 1.0)

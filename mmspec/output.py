@@ -1,4 +1,4 @@
-"""Where `--output FILE` of a command goes: looked at before anything is loaded, written when the result is there."""
+"""Result file of a command, `--output FILE`: checked before anything is loaded, written when the result is there."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .errors import MMSpecError
 from .storage import atomic_write_text
 
 HELP = "also write {what} there: as JSON with all figures if it ends in .json, else as text"
-"""What `--help` says of it."""
+"""Text of `--help` about the flag."""
 
 
 def output_file(given: str | None) -> Path | None:
-    """Return the path of a result, None where none is wanted.
+    """Return the path of a result; None where none is wanted.
 
     Raises:
         MMSpecError: if nothing can be written there.
@@ -33,12 +33,12 @@ def output_file(given: str | None) -> Path | None:
 
 
 def write_result(path: Path | None, text: str, values: Any) -> None:
-    """Write a result as a whole file, and make the folder that it goes to.
+    """Write a result as a whole file, and create its folder.
 
     Args:
-        path: what `output_file` returned; None writes nothing.
-        text: of the result.
-        values: the same with all figures, for a file that ends in `.json`.
+        path: result of `output_file`; None writes nothing.
+        text: the result as text.
+        values: the result with all figures, for a file that ends in `.json`.
 
     Raises:
         MMSpecError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""One meaning of "a copy for one request": weights are shared, and everything that a request changes is copied."""
+"""Copies of objects for one request: weights are shared, and everything that a request changes is copied."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ CONTAINERS = (list, tuple, dict, OrderedDict, defaultdict, set, deque)
 
 
 class PerRequest:
-    """What the loop copies for every request: drafters, tree builders, verifiers, their rules, and compressors.
+    """An object that the loop copies for every request: drafters, tree builders, verifiers, their rules, and
+    compressors.
 
-    A copy shares tensors, weights, modules, models and all objects of other classes. It has copies of its own of lists,
+    A copy shares tensors, weights, modules, models and all objects of other classes. It has its own copies of lists,
     tuples, dicts, sets and deques, of random generators, and of every other `PerRequest` that it holds, at any depth:
     the members of a mixture, the tree builder of a member, an adaptive rule in a list. An object that is held twice is
     copied once.
@@ -26,18 +27,19 @@ class PerRequest:
 
     shared: tuple[str, ...] = ()
     """Names of attributes that all copies share although they could be copied: a large table that is only read, or what
-    one request is to teach the next."""
+    one request teaches the next."""
 
     def fork(self: Self) -> Self:
         """Return a copy for one request."""
         return _Forking().copy_of(self)
 
     def renew(self) -> None:
-        """Forget, in a fresh copy, what an earlier request may have left in the original. Nothing by default."""
+        """Reset, in a fresh copy, the state that an earlier request may have left in the original. Does nothing by
+        default."""
 
 
 class _Forking:
-    """One fork: what was copied already is not copied again."""
+    """The state of one fork, in which no object is copied twice."""
 
     def __init__(self) -> None:
         self._copies: dict[int, Any] = {}
@@ -86,5 +88,5 @@ class _Forking:
 
 
 def _holds_some(module: nn.Module) -> bool:
-    """Whether a module, such as a ModuleList of drafters, has members that are copied for every request."""
+    """Return True if a module, such as a ModuleList of drafters, holds members that are copied for every request."""
     return any(isinstance(part, PerRequest) for part in module.modules())

@@ -1,4 +1,4 @@
-"""The logits pipeline: one chain of processors for the target, and for the drafter where its probabilities matter."""
+"""Logits pipeline: one chain of processors for the target, and for the drafter where its probabilities matter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PREFIX_FREE = (
     hf.InfNanRemoveLogitsProcessor,
     hf.SuppressTokensLogitsProcessor,
 )
-"""Processors that look at the scores alone; any other one is called with each node's own prefix."""
+"""Processors that read the scores alone; all others are called with each node's own prefix."""
 
 UNUSABLE = (
     hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
@@ -44,7 +44,7 @@ UNUSABLE = (
     hf.DiaEOSDelayPatternLogitsProcessor,
     hf.WhisperNoSpeechDetection,
 )
-"""Processors that keep state from token to token, or take the n-th row of scores for the n-th row of the batch, or
+"""Processors that keep state from token to token, that take row n of the scores for row n of the batch, or that need
 several rows for one."""
 
 FOR_ONE_ROW = (hf.EncoderNoRepeatNGramLogitsProcessor,)
@@ -56,7 +56,7 @@ FOR_ONE_LENGTH = (
     hf.ForcedEOSTokenLogitsProcessor,
     hf.ExponentialDecayLengthPenalty,
 )
-"""Processors that were given the length of the prompt, which here is each row's own, without padding."""
+"""Processors that were given the length of the prompt, which here is each row's own length without padding."""
 
 NOT_TAKEN_OVER: dict[str, tuple[Any, type | None]] = {
     "min_length": (0, hf.MinLengthLogitsProcessor),
@@ -76,37 +76,38 @@ NOT_TAKEN_OVER: dict[str, tuple[Any, type | None]] = {
     "stop_strings": (None, StopStringCriteria),
     "max_time": (None, MaxTimeCriteria),
 }
-"""Settings of a generation config that change the text and that nothing here applies: the value that does nothing, and
-what a caller can pass to the same effect."""
+"""Settings of a generation config that change the text and that this pipeline does not apply: the value that has no
+effect, and the class that a caller can pass for the same effect."""
 
 Prefixes = Callable[[], list[list[list[int]]]]
-"""Called only when needed: per row and node, the tokens up to and including that node."""
+"""Function that returns, per row and node, the tokens up to and including that node. It is called only when needed."""
 
 
 class SuppressedAtFirst(hf.SuppressTokensLogitsProcessor):
-    """Tokens with which no answer begins (`begin_suppress_tokens`): asked about the first token only, so that nobody
-    has to tell where the prompts of a batch end."""
+    """Suppresses tokens with which no answer begins (`begin_suppress_tokens`). It is called for the first token only,
+    so the ends of a batch's prompts need not be known."""
 
 
 class LogitsPipeline:
-    """What stands between the model's logits and the distribution to draw from.
+    """The processors between the model's logits and the distribution to draw from.
 
     Args:
         temperature: 0 for greedy decoding (the argmax of the processed logits), else a divisor of the logits.
-        top_k, top_p, min_p: keep the k likeliest tokens / the likeliest of total probability p / those above p times
-            the likeliest. Without effect on greedy decoding.
-        repetition_penalty: divisor of the positive (factor of the negative) logits of tokens already in the sequence.
-        logits_processor: further Hugging Face processors or functions, or a single one. The rows that they are called
-            with are nodes of trees, any number in any order and without padding: they must not keep state between
-            calls, nor go by the number of a row. Those of `prefix_allowed_tokens_fn` are asked with the number of the
-            row of the batch. The order is that of `generate`: what the model asks for and the penalty, these,
-            temperature, top-k, top-p, min-p. As there, a processor of a class that one of the first group has takes its
-            place.
-        generation_config: a model's, whose repetition penalty applies if none is given here, and whose sequence_bias,
-            no_repeat_ngram_size, bad_words_ids, remove_invalid_values, begin_suppress_tokens, suppress_tokens and
-            renormalize_logits do.
-        eos_token_ids: are never bad words.
-        of_family: what the model's own `generate` has besides, behind the settings above; see `Family.processors`.
+        top_k, top_p, min_p: keep the k likeliest tokens, the likeliest with total probability p, and those above p
+            times the likeliest. Without effect on greedy decoding.
+        repetition_penalty: divisor of the positive (factor of the negative) logits of tokens that are already in the
+            sequence.
+        logits_processor: further Hugging Face processors or functions, or a single one. They are called with nodes of
+            trees as rows, any number in any order and without padding: they must not keep state between calls, nor
+            depend on the number of a row. Processors of `prefix_allowed_tokens_fn` receive the number of the row in the
+            batch. The order is that of `generate`: the model's own processors and the penalty, these, temperature,
+            top-k, top-p, min-p. As in `generate`, a processor replaces one of the same class in the first group.
+        generation_config: generation config of a model. Its repetition penalty applies if none is given here, and its
+            sequence_bias, no_repeat_ngram_size, bad_words_ids, remove_invalid_values, begin_suppress_tokens,
+            suppress_tokens and renormalize_logits apply.
+        eos_token_ids: end tokens, which are never bad words.
+        of_family: further processors of the model's own `generate`, which run behind those settings; see
+            `Family.processors`.
 
     Raises:
         MMSpecError: naming a value out of range.
@@ -154,6 +155,7 @@ class LogitsPipeline:
 
     @property
     def greedy(self) -> bool:
+        """True at temperature 0."""
         return self.temperature == 0.0
 
     @property
@@ -169,15 +171,17 @@ class LogitsPipeline:
 
     @property
     def prefix_free(self) -> bool:
+        """True if no processor reads the tokens so far."""
         return not self.looking_back
 
     def __call__(self, logits: Tensor, prefixes: Prefixes, first: bool = False) -> Tensor:
-        """Process `[batch, nodes, vocab]` logits, in float32 as `generate` does (float64 stays); same shape out.
+        """Process `[batch, nodes, vocab]` logits in float32, as `generate` does (float64 stays); the result has the
+        same shape.
 
         Args:
-            logits: for the token after each node.
-            prefixes: called if some processor depends on the tokens so far.
-            first: whether these are the logits behind the prompts.
+            logits: logits for the token after each node.
+            prefixes: called if a processor reads the tokens so far.
+            first: True if the logits follow the prompts.
         """
         dtype = torch.promote_types(logits.dtype, torch.float32)
         processors = self.processors if first else self._later
@@ -203,13 +207,13 @@ class LogitsPipeline:
         return flat.view(batch, nodes, vocab)
 
     def settle(self, row: int, history: list[int], start: int, count: int, ended: bool) -> None:
-        """Hear how far a row has come, for processors that failed on its way; see `AllowedTokens.settle`."""
+        """Update how far a row has come, for processors that failed on its way; see `AllowedTokens.settle`."""
         for processor in self.processors:
             if isinstance(processor, ByRow):
                 processor.settle(row, history, start, count, ended)
 
     def begin(self, lengths: list[int]) -> None:
-        """Hear how many tokens the prompts of a batch have.
+        """Check the numbers of tokens in the prompts of a batch.
 
         Raises:
             MMSpecError: for processors that were made for other prompts.
@@ -232,7 +236,7 @@ class LogitsPipeline:
 
 @dataclass
 class Sampling:
-    """How the next token is chosen: the same for all sides of a comparison; see `mmspec.stream`."""
+    """Settings by which the next token is chosen, equal for all sides of a comparison; see `mmspec.stream`."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -245,13 +249,13 @@ class Sampling:
 
 
 def refuse_settings(config: GenerationConfig, given: Iterable, of_family: Mapping[str, Any]) -> None:
-    """Refuse a model whose own `generate` writes another text than the loop would: because of a setting that
-    `LogitsPipeline` does not take over, and for which the caller has given no processor or criterion either.
+    """Refuse a model whose own `generate` writes another text than the loop would because of a setting that
+    `LogitsPipeline` does not apply, and for which the caller has given no processor or criterion.
 
     Args:
-        config: of the model.
-        given: processors and criteria.
-        of_family: see `Family.settings_not_applied`.
+        config: generation config of the model.
+        given: processors and criteria of the caller.
+        of_family: settings of the family, see `Family.settings_not_applied`.
     """
     given = list(given)
     settings = NOT_TAKEN_OVER | {name: (neutral, None) for name, neutral in of_family.items()}
@@ -270,7 +274,7 @@ def refuse_settings(config: GenerationConfig, given: Iterable, of_family: Mappin
 
 
 def _of_model(config: GenerationConfig, penalty: float, eos: list[int]) -> list:
-    """The processors of a generation config, in the order of `generate`."""
+    """Return the processors of a generation config, in the order of `generate`."""
     wanted = {
         "sequence_bias": (hf.SequenceBiasLogitsProcessor, config.sequence_bias),
         "repetition_penalty": (hf.RepetitionPenaltyLogitsProcessor, penalty if penalty != 1.0 else None),
@@ -290,7 +294,7 @@ def _of_model(config: GenerationConfig, penalty: float, eos: list[int]) -> list:
 
 
 def _usable(processors: list) -> list:
-    """Processors that can judge any node of any row, in any order."""
+    """Refuse processors that cannot judge any node of any row, in any order; return the others."""
     usable = []
     for processor in processors:
         if type(processor) is hf.PrefixConstrainedLogitsProcessor:
@@ -310,7 +314,7 @@ def _usable(processors: list) -> list:
 
 
 def _merged(own: list, given: list) -> list:
-    """As `generate` does it: of two processors of one class the caller's counts."""
+    """Merge two lists of processors as `generate` does: of two with the same class, the caller's stays."""
     stands_for: dict[type, type] = {SuppressedAtFirst: hf.SuppressTokensAtBeginLogitsProcessor}
     kinds: list[type] = [stands_for.get(type(mine), type(mine)) for mine in own]
     merged = [
@@ -324,8 +328,9 @@ def _merged(own: list, given: list) -> list:
 
 
 def random_stream(device: torch.device, seed: int, purpose: str) -> torch.Generator:
-    """A generator for one purpose within a request. Streams of different purposes or seeds share no draws; with plain
-    seeds such as `seed + row` the noise of one would be that of another, and draws that must be independent equal."""
+    """Return a random generator for one purpose within a request. Streams of different purposes or seeds share no
+    draws. With plain seeds such as `seed + row`, the noise of one stream would be that of another, and draws that must
+    be independent would be equal."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 
@@ -336,9 +341,9 @@ class NoiseTape:
     The argmax of logits plus Gumbel noise is a sample of their softmax (Gumbel-max). With one noise vector per
     *position*, a sampled text does not depend on how many tokens each round drafts or accepts, so any deterministic
     drafter reproduces plain sampling token for token. Siblings share a vector, which is sound: at most one node per
-    depth is on the path, and which nodes are drafted does not depend on noise ahead of them.
+    depth is on the path, and the choice of drafted nodes does not depend on noise ahead of them.
 
-    Rows are told apart by their number in the batch, not by their prompts: rows of one prompt must be independent
+    Rows are identified by their number in the batch, not by their prompts: rows of one prompt must be independent
     samples, and rows of one question about different pictures have the same token ids.
     """
 
@@ -349,7 +354,7 @@ class NoiseTape:
         self.device = device
 
     def peek(self, count: int) -> Tensor:
-        """`[batch, count, vocab]` noise for each row's next `count` tokens."""
+        """Return noise for each row's next `count` tokens, `[batch, count, vocab]`."""
         for generator, ahead in zip(self.generators, self.ahead, strict=True):
             while len(ahead) < count:
                 exponential = torch.empty(self.vocab_size, dtype=torch.float32, device=self.device)
@@ -357,7 +362,7 @@ class NoiseTape:
         return torch.stack([torch.stack([ahead[i] for i in range(count)]) for ahead in self.ahead])
 
     def consume(self, counts: list[int]) -> None:
-        """Move on by `counts` tokens per row."""
+        """Advance by `counts` tokens per row."""
         for ahead, count in zip(self.ahead, counts, strict=True):
             for _ in range(count):
                 ahead.popleft()

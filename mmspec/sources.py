@@ -1,4 +1,4 @@
-"""What a folder or repository holds, looked at before anything is built of it: weights, adapters of other models."""
+"""Checks of a folder or repository before anything is built from it: weights, and adapters of other models."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 OF_ADAPTERS = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
-"""What may be said about where an adapter comes from."""
+"""Arguments that say where an adapter comes from."""
 
 FEWEST = 1 / 16
-"""The least share of a model's numbers that its files may hold: those of quantised weights are packed."""
+"""Smallest share of a model's numbers that its files may hold: numbers of quantised weights are packed."""
 
 
 def check_weights(what: str, source: str, loader: type, config: PreTrainedConfig, hub: Mapping[str, Any]) -> None:
-    """Make sure that a folder has the weights of the model that its configuration describes, before that is built.
+    """Refuse a folder that lacks the weights of the model in its configuration, before the model is built.
 
-    transformers fills what is missing with random numbers first, in memory, and says so afterwards.
+    transformers would first fill missing weights with random numbers, in memory, and report it afterwards.
 
     Args:
-        what: is loaded, in words.
+        what: description of what is loaded.
         source: folder or hub id.
         loader: the class whose `from_config` builds the model.
-        config: of the model.
-        hub: where the files come from.
+        config: configuration of the model.
+        hub: arguments that say where the files come from.
 
     Raises:
-        MMSpecError: if there are no safetensors, or far less than the model needs.
+        MMSpecError: if there are no safetensors, or far fewer numbers than the model needs.
     """
     files = _safetensors(source, hub)
     if files is None:
@@ -77,7 +77,7 @@ def check_weights(what: str, source: str, loader: type, config: PreTrainedConfig
 
 
 def _safetensors(source: str, hub: Mapping[str, Any]) -> list[Path] | None:
-    """The weights of a folder, or of a repository as far as it was fetched; None where that cannot be told."""
+    """Return the weights of a folder, or those of a repository that were fetched; None where they cannot be known."""
     folder = Path(source, hub.get("subfolder") or "")
     if folder.is_dir():
         return sorted(folder.glob("*.safetensors"))
@@ -97,7 +97,8 @@ def _shapes(what: str, path: Path) -> list[list[int]]:
 
 
 def base_of_adapter(what: str, source: str, hub: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The base model of an adapter, and its own revision; None for a folder or repository that holds a model.
+    """Return the base model of an adapter with the base model's own revision; None for a folder or repository of a
+    model.
 
     Raises:
         MMSpecError: for an adapter that cannot be read here.
@@ -123,10 +124,10 @@ def base_of_adapter(what: str, source: str, hub: Mapping[str, Any]) -> tuple[str
 
 
 def put_on(what: str, model: PreTrainedModel, source: str, hub: Mapping[str, Any]) -> nn.Module:
-    """Put an adapter on its base model; returns peft's model.
+    """Put an adapter on its base model and return peft's model.
 
     Raises:
-        MMSpecError: if its weights are not there as safetensors, or are not those that it needs.
+        MMSpecError: if its weights are not there as safetensors, or do not match the adapter.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -149,7 +150,7 @@ def put_on(what: str, model: PreTrainedModel, source: str, hub: Mapping[str, Any
 
 
 def own_processor(source: str, hub: Mapping[str, Any]) -> Any:
-    """The processor that was saved beside an adapter; None if there is none."""
+    """Return the processor that was saved beside an adapter; None if there is none."""
     for loader, name in ((AutoProcessor, "preprocessor_config.json"), (AutoTokenizer, "tokenizer_config.json")):
         where = {key: value for key, value in hub.items() if key not in ("trust_remote_code", "code_revision")}
         if cached_file(source, name, **where, _raise_exceptions_for_missing_entries=False) is not None:

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from .families import Family
 
 LAST = -1
-"""The feature after the final norm, what the head reads. Other features are numbered by the layer they enter."""
+"""Number of the feature after the final norm, which the head reads. Other features have the number of the layer they
+enter."""
 
 
 @contextmanager
 def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep hidden states of the forward pass inside: layer (or `LAST`) to `[batch, length, hidden]`.
+    """Keep hidden states of the forward pass inside the block, as a dict from layer (or `LAST`) to `[batch, length,
+    hidden]`.
 
-    Passes of other threads over the same model are not heard.
+    Passes of other threads over the same model are not recorded.
 
     Raises:
-        MMSpecError: if a state did not come by, as in a model that the caller has compiled.
+        MMSpecError: if a state was not observed, for example in a model that the caller has compiled.
     """
     layers, features = tuple(layers), {}
 

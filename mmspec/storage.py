@@ -1,7 +1,8 @@
-"""Files that survive a kill and a full disk: replaced whole or not at all, read up to a torn end, held by one writer.
+"""Files that survive a kill and a full disk: replaced whole or not at all, read up to an incomplete end, held by one
+writer.
 
-A file that is written at once is written beside its place and then renamed. A file that grows by lines may end with a
-part of one, which readers leave out and the next writer cuts off.
+A file that is written at once is written beside its place and then renamed. A file that grows by lines may end with an
+incomplete line, which readers ignore and the next writer cuts off.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from filelock import FileLock, Timeout
 from .errors import MMSpecError
 
 UNFINISHED = ".unfinished"
-"""Ends the name of a file that is being written; one that is left behind belongs to a process that was killed."""
+"""Ending of the name of a file that is being written; a file left behind belongs to a process that was killed."""
 
 LOCK = ".lock"
-"""The file in a folder by which one process at a time holds it."""
+"""Name of the file in a folder by which one process at a time holds the folder."""
 
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Give a path to write to, which takes the place of `path` at the end; after an error the old file still stands.
+    """Yield a path to write to, whose file replaces `path` at the end; after an error the old file remains.
 
     Args:
-        path: of the file.
-        shared: whether several processes or threads may write this file at the same moment.
+        path: path of the file.
+        shared: True if several processes or threads may write this file at the same moment.
 
     Raises:
         OSError: if it cannot be written.
@@ -56,12 +57,12 @@ def atomic_write_text(path: Path, text: str, shared: bool = False) -> None:
 
 
 def atomic_write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write a value as the one JSON value of a file, see `replacing`."""
+    """Write a value as the only JSON value of a file, see `replacing`."""
     atomic_write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where the file does not hold a whole one (a writer was killed in it).
+    """Return the JSON object in a file, or None where the file does not hold a whole one (a writer was killed).
 
     Raises:
         OSError: if it cannot be read.
@@ -74,7 +75,8 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file with their line breaks, without a last one that was torn; none if there is no file.
+    """Return the lines of a file with their line breaks, without an incomplete last line; an empty list if there is no
+    file.
 
     Raises:
         OSError: if it cannot be read.
@@ -86,7 +88,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off what follows the last line break of a file, if there is one, so that it can be added to.
+    """Cut off an incomplete last line of a file, if there is one, so that lines can be appended.
 
     Raises:
         OSError: if it cannot be written.
@@ -98,18 +100,18 @@ def drop_torn_line(path: Path) -> None:
 
 
 def append(file: BinaryIO, data: bytes) -> None:
-    """Add to a file that was opened without a buffer, of which a disk may take a part only."""
+    """Append to a file that was opened without a buffer; a full disk may accept only a part."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
 def hold_folder(folder: Path, way_out: str) -> FileLock:
-    """Keep other processes from writing to a folder, until the lock's `release()` or the end of the process.
+    """Keep other processes from writing to a folder until the lock's `release()` or the end of the process.
 
     Args:
-        folder: which exists.
-        way_out: what a second process is told to do.
+        folder: folder, which must exist.
+        way_out: advice for a second process, in its error.
 
     Raises:
         MMSpecError: if another process (or another writer in this one) holds the folder.
@@ -119,7 +121,8 @@ def hold_folder(folder: Path, way_out: str) -> FileLock:
 
 
 def hold_file(path: Path, way_out: str) -> FileLock:
-    """The same for a file, in a folder in which other processes may write other files."""
+    """Keep other processes from writing to a file, as `hold_folder` does for a folder; other files of its folder stay
+    free."""
     return _hold(path.with_name(f".{path.name}{LOCK}"), path, way_out)
 
 

@@ -1,4 +1,4 @@
-"""For authors of drafters, trees, verifiers and compressors: does the text stay that of the target?
+"""Tests for authors of drafters, trees, verifiers and compressors: is the text still that of the target?
 
 from mmspec.testing import check_lossless
 
@@ -35,17 +35,17 @@ QUESTIONS = (
     ("Describe the first picture, then read out the second one, line by line.", ("scenes", "documents")),
     ("Say what there is to say without a picture.", ()),
 )
-"""What is asked, and the kinds of the pictures that it is asked about."""
+"""Questions that are asked, each with the kinds of its pictures."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a passed check has seen. With `accepted == 0` it says little: no drafted token ever got into the text.
+    """The numbers of a check that passed. With `accepted == 0` it proves little: no drafted token was in the text.
 
     Args:
-        tokens: new tokens that were compared with those of plain decoding.
-        drafted: nodes that the drafter proposed.
-        accepted: of those, the ones that are in the text.
+        tokens: number of new tokens that were compared with plain decoding.
+        drafted: number of nodes that the drafter proposed.
+        accepted: number of drafted nodes that are in the text.
     """
 
     tokens: int
@@ -62,26 +62,26 @@ def check_lossless(
     max_new_tokens: int = 24,
     temperatures: Sequence[float] = (0.0, 0.7),
 ) -> Checked:
-    """Compare the text of a combination with that of plain decoding, token by token, and look at every drafted tree.
+    """Compare the text of a combination with plain decoding, token by token, and check every drafted tree.
 
-    Asked are a question about one picture, one about two and one about none (three without pictures if the target takes
-    none): alone, and as the rows of one ragged batch, each at every temperature. Sampled text can be compared because
-    the default verifier ties its draws to a seed and a position. A rule of your own that samples is compared only if it
-    asks for point proposals, and has to tie its draws as `mmspec.sampling.NoiseTape` does; `temperatures=[0.0]` leaves
-    sampling out.
+    Three questions are asked: about one picture, about two and about none (all three without pictures if the target
+    takes none). They are asked alone and as the rows of one ragged batch, each at every temperature. Sampled text can
+    be compared because the default verifier ties its draws to a seed and a position. Your own rule that samples is
+    compared only if it asks for point proposals, and it has to tie its draws as `mmspec.sampling.NoiseTape` does;
+    `temperatures=[0.0]` leaves sampling out.
 
     Args:
-        drafter: made for the target that is to answer, which must be in float32 and have a processor.
-        tree: how it grows its trees; by default as it does by itself.
-        verifier: the rule that keeps or rejects; by default the lossless one of each temperature.
-        compressor: what the drafter sees of the pictures; by default what it was made with.
-        max_new_tokens: length of each text.
-        temperatures: 0 is greedy decoding.
+        drafter: drafter made for the target that answers. The target must be in float32 and have a processor.
+        tree: tree builder; by default the drafter's own.
+        verifier: verifier; by default the lossless one of each temperature.
+        compressor: visual compressor of the drafter; by default its own.
+        max_new_tokens: number of new tokens in each text.
+        temperatures: temperatures to check; 0 is greedy decoding.
 
     Raises:
         AssertionError: at the first token that differs, naming the prompt, the position and both tokens.
-        MMSpecError: for a tree that is not well formed, see `watched`, and where the check would say nothing: half
-            precision, a verifier that does not claim to be lossless or whose text is exact in law only, a drafter that
+        MMSpecError: for a tree that is not well formed, see `watched`, and where the check would prove nothing: half
+            precision, a verifier that does not claim to be lossless or is exact in distribution only, a drafter that
             drafts nothing.
     """
     if not isinstance(drafter, Drafter):
@@ -123,12 +123,11 @@ def check_lossless(
 
 
 def watched(drafter: Drafter) -> Drafter:
-    """The same drafter, but every tree that it proposes is looked at before the target sees it.
+    """Return the same drafter with a check of every tree that it proposes, before the target sees the tree.
 
-    Drafting then raises an `MMSpecError` for a tree that breaks an invariant of `DraftTree`, is not rooted in the
-    newest token, holds a token outside the target's vocabulary, has probabilities that are none, or says of its own
-    shape what its parents do not. `generate` itself asks this, but for the last part, of trees that `Growth` did not
-    make.
+    Drafting then raises an `MMSpecError` for a tree that breaks an invariant of `DraftTree`, does not have the newest
+    token as root, holds a token outside the target's vocabulary, has invalid probabilities, or states a shape that its
+    parents do not have. `generate` itself checks all but the last of these, for trees that `Growth` did not make.
     """
 
     class Watched(type(drafter)):
@@ -148,7 +147,7 @@ def watched(drafter: Drafter) -> Drafter:
 
 
 def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int, own: str) -> None:
-    """Raise an `MMSpecError` for the first thing that is wrong with a tree below `root`, `[batch]`."""
+    """Raise an `MMSpecError` for the first fault of a tree below `root`, `[batch]`."""
     refuse_malformed(tree, root, active, vocabulary, own)
     tree.account()
     nodes = torch.ones_like(tree.tokens, dtype=torch.bool) if tree.valid is None else tree.valid
@@ -164,7 +163,7 @@ def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int,
 
 
 def _comparable(target: Target, verifier: Verifier | None, temperatures: Sequence[float]) -> list[float]:
-    """The temperatures at which a rule's text can be compared token by token."""
+    """Return the temperatures at which a rule's text can be compared token by token."""
     if verifier is None:
         return list(temperatures)
     name = type(verifier).__name__
@@ -188,7 +187,7 @@ def _comparable(target: Target, verifier: Verifier | None, temperatures: Sequenc
 
 
 def _requests(target: Target) -> list[Request]:
-    """The questions alone, then all of them as a batch."""
+    """Return the questions as requests: each alone, then all of them as a batch."""
     prompts = [prompt for prompt, _ in QUESTIONS]
     rows = [[zoo.sample(kind, "test", number).image for number, kind in enumerate(kinds)] for _, kinds in QUESTIONS]
     if "image" not in target.family.encoders:

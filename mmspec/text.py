@@ -1,4 +1,4 @@
-"""Text from tokens as they come."""
+"""Turns tokens into text as they arrive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from __future__ import annotations
 class TextStream:
     """Turns a growing list of token ids into text, piece by piece.
 
-    A token may hold half a character, and some tokenizers write a token differently after another one; so each piece is
+    A token may hold half a character, and some tokenizers write a token differently after another one. So each piece is
     the difference of two decodings of a short window, and is held back while it ends in the middle of a character.
-    Nothing is decoded before somebody asks.
+    Nothing is decoded before it is asked for.
 
     Args:
-        tokenizer: of the tokens; without one there is no text.
+        tokenizer: decodes the tokens; without one there is no text.
     """
 
     def __init__(self, tokenizer):
@@ -22,13 +22,13 @@ class TextStream:
         self._done = 0
 
     def text(self, number: int) -> str:
-        """The text that token `number` completes (possibly none)."""
+        """Return the text that token `number` completes (possibly none)."""
         while len(self._texts) <= number:
             self._texts.append(self._next(len(self._texts) + 1))
         return self._texts[number]
 
     def rest(self) -> str:
-        """The text held back, once all tokens are there."""
+        """Return the text that was held back, once all tokens are there."""
         if self.tokenizer is None or not self.ids:
             return ""
         self.text(len(self.ids) - 1)
@@ -49,8 +49,8 @@ class TextStream:
 
 
 def whole_text(tokenizer, ids: list[int]) -> str | None:
-    """The text of all tokens at once: the same as the pieces, so without the clean-up of spaces that a tokenizer may
-    do afterwards, when a stream has printed them already. None without a tokenizer."""
+    """Return the text of all tokens at once; None without a tokenizer. It equals the joined pieces: a tokenizer's
+    clean-up of spaces is left out, because a stream has printed them already."""
     if tokenizer is None:
         return None
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,7 +1,7 @@
-"""Which code a file may name: mmspec's own, what the caller names, and classes that are in this process already.
+"""Code that a file may name: mmspec's own, what the caller allows, and classes that this process has imported already.
 
-A configuration that was downloaded says of which class a drafter is, or what a benchmark is made of. To import what it
-names is to run it, so a name alone is never enough.
+A configuration that was downloaded names the class of a drafter or the parts of a benchmark. To import what it names is
+to run it, so a name alone is never enough.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATH = re.compile(r"([^\W\d]\w*)(\.[^\W\d]\w*)+")
 TARGET = re.compile(r"^\s*(?:- )?_target_: *([\w.]+)", re.MULTILINE)
 
 PERMISSIONS = ("trust_remote_code", "trusted", "classes")
-"""Settings by which a caller allows code to be run. Nobody else's file may."""
+"""Settings by which a caller allows code to be run. No file may set them."""
 
 Kind = TypeVar("Kind")
 
@@ -36,21 +36,21 @@ def named_class(
     trusted: str | Collection[str] = (),
     folder: Path | None = None,
 ) -> type[Kind]:
-    """Return the class that a file names, if it may.
+    """Return the class that a file names, if it is allowed.
 
     It may be one of `classes`; one that this process has imported already; one from the package of `base`; or one from
-    a module that the caller trusts. Nothing else is imported, and nothing at all from the file's own surroundings.
+    a module that the caller trusts. Nothing else is imported, and nothing at all from the file's own folder.
 
     Args:
-        path: what the file says, such as `mmspec.drafters.eagle.EagleDrafter`.
-        base: what the class must be derived from.
-        source: the file, as it is called in an error.
-        classes: classes of the caller's own. One is meant if the path is its own, or ends with its name.
-        trusted: modules and packages of the caller's own, whose classes may be imported.
-        folder: of the file. A module in it or beside it is not imported, even if the caller trusts its name.
+        path: path of the class in the file, such as `mmspec.drafters.eagle.EagleDrafter`.
+        base: required base class.
+        source: the file, as an error names it.
+        classes: the caller's own classes. A class matches if the path is its own, or ends with its name.
+        trusted: the caller's own modules and packages, whose classes may be imported.
+        folder: folder of the file. A module in it or beside it is not imported, even if the caller trusts its name.
 
     Raises:
-        MMSpecError: for a class that may not be named, cannot be imported, or is none of the expected kind.
+        MMSpecError: for a class that may not be named, cannot be imported, or is not of the expected kind.
     """
     kind, named = base.__name__, f"{source} names the class {shown(path)}"
     cls = _of_caller(str(path), classes)
@@ -84,14 +84,14 @@ def named_class(
 
 
 def unshipped(node: Any, trusted: str | Collection[str] = ()) -> list[str]:
-    """Return what a configuration from elsewhere may not have built: an empty list if it may be.
+    """Return the parts of a configuration from elsewhere that may not be built: an empty list if it may be built.
 
     Classes and functions (`_target_`, at any depth) must be those of mmspec's own options, or from modules that the
     caller trusts; and the configuration may not allow code itself (`PERMISSIONS`).
 
     Args:
         node: plain values, or an OmegaConf configuration.
-        trusted: modules and packages of the caller's own.
+        trusted: the caller's own modules and packages.
     """
     trusted = [trusted] if isinstance(trusted, str) else list(trusted)
     found = []
@@ -106,7 +106,7 @@ def unshipped(node: Any, trusted: str | Collection[str] = ()) -> list[str]:
 
 
 def permission(*parts: object) -> str:
-    """Return what to add to a command line, so that it loads a drafter and a compressor of these classes again."""
+    """Return the text to add to a command line, so that it loads a drafter and a compressor of these classes again."""
     modules = {type(part).__module__ for part in parts if part is not None}
     others = sorted(module for module in modules if not _within(module, ["mmspec"]))
     return f"drafter.trusted=[{','.join(others)}]" if others else ""
@@ -120,7 +120,7 @@ def shipped_targets() -> frozenset[str]:
 
 
 def _settings(node: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and values of nested mappings and sequences."""
+    """Yield all keys and values of nested mappings and sequences."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield str(key), value
@@ -131,14 +131,15 @@ def _settings(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _of_caller(path: str, classes: Iterable[type]) -> type | None:
-    """The class of the caller's that a path means: a script's own is saved as `__main__.Name`."""
+    """Return the caller's class that a path names; None if there is none. A class of a script is saved as
+    `__main__.Name`."""
     classes = list(classes)
     exact = [cls for cls in classes if f"{cls.__module__}.{cls.__qualname__}" == path]
     return next(iter(exact or [cls for cls in classes if cls.__name__ == path.rpartition(".")[2]]), None)
 
 
 def _already_here(path: str) -> Any:
-    """What a path means in the modules that are imported; None if that is nothing. Runs no code."""
+    """Return the object that a path names in the imported modules; None if there is none. Runs no code."""
     names = path.split(".")
     for count in range(len(names) - 1, 0, -1):
         found: Any = sys.modules.get(".".join(names[:count]))
@@ -150,13 +151,14 @@ def _already_here(path: str) -> Any:
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:
-    """Whether a module is one of these, or in one of these packages; `__main__` of a package is a program."""
+    """Return True if a module is one of these packages or inside one; `__main__` of a package is a program and is
+    not."""
     inside = any(module == package or module.startswith(f"{package}.") for package in packages if package)
     return inside and "__main__" not in module.split(".")
 
 
 def _is_near(module: str, folder: Path) -> bool:
-    """Whether a module, not imported yet, would come from a folder or from the one that this is in."""
+    """Return True if a module that is not imported yet would come from a folder or from the folder around it."""
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError):

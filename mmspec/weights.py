@@ -1,6 +1,6 @@
-"""Reading weights that are not plain numbers in place: quantised ones, and ones that accelerate keeps elsewhere.
+"""Reads weights that are not plain numbers in place: quantised ones, and ones that accelerate stores elsewhere.
 
-With `device_map`, modules compute on devices of their own, and what does not fit stays on the processor or on disk
+With `device_map`, modules compute on devices of their own, and weights that do not fit stay in main memory or on disk
 between passes; PyTorch then sees an empty ("meta") parameter.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 _READ: WeakKeyDictionary[nn.Module, tuple[tuple, Tensor, list[nn.Parameter]]] = WeakKeyDictionary()
-"""What `linear_weight` has read: of which state of the layer, and the numbers; and the layer's parameters, because no
-other may come to have the identity of one of them."""
+"""Cache of `linear_weight`, by layer: the state of the layer that was read, the numbers, and the layer's parameters,
+which are kept so that no other object can get their identity."""
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module with a weight computes."""
+    """Return the device on which a module with a weight computes."""
     for hook in _hooks(module):
         if getattr(hook, "execution_device", None) is not None:
             device = torch.device(hook.execution_device)
@@ -30,17 +30,18 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Whether a parameter holds the numbers that it stands for."""
+    """Return True if a parameter holds the numbers that it stands for."""
     return type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta
 
 
 def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`[out, in]` weight of a linear layer, on a device. A copy of what is stored in another way or place is kept.
+    """Return the weight of a linear layer, `[out, in]`, on a device. A copy is kept if it is stored in another form or
+    place.
 
     Args:
-        layer: of any library for quantisation.
-        dtype: in which a quantised layer computes.
-        device: where the weight is needed.
+        layer: linear layer of any quantisation library.
+        dtype: dtype in which a quantised layer computes.
+        device: device on which the weight is needed.
     """
     plain = is_plain(layer.weight) and not is_adapted(layer)
     if plain and layer.weight.device == device:
@@ -61,21 +62,21 @@ def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) ->
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Whether peft has put an adapter around a layer, whose `weight` is then that of the layer without it."""
+    """Return True if peft has put an adapter around a layer, whose `weight` is then that of the layer without it."""
     return hasattr(module, "base_layer")
 
 
 def _state(layer: nn.Module) -> tuple:
-    """What changes with the numbers that a layer multiplies by: its parameters, how often they were written, and which
-    of its adapters are in use."""
+    """Return values that change with the numbers that a layer multiplies by: its parameters, how often they were
+    written, and its active adapters."""
     parameters = [(id(one), None if one.is_inference() else one._version) for one in layer.parameters()]
     settings = [repr(getattr(layer, name, None)) for name in ("active_adapters", "disable_adapters", "merged_adapters")]
     return tuple(parameters), tuple(settings), repr(getattr(layer, "scaling", None))
 
 
 def changes_while_running(model: nn.Module) -> bool:
-    """Whether a pass changes modules that another pass at the same time would read: weights that accelerate fetches for
-    it, rotary frequencies that follow the length of the text."""
+    """Return True if a pass changes modules that another pass at the same time would read: weights that accelerate
+    fetches for it, or rotary frequencies that depend on the length of the text."""
     fetched = any(getattr(hook, "offload", False) for module in model.modules() for hook in _hooks(module))
     ropes = [getattr(module, "rope_type", None) for module in model.modules()]
     kinds = [kind for rope in ropes for kind in (rope.values() if isinstance(rope, dict) else [rope])]
@@ -83,9 +84,8 @@ def changes_while_running(model: nn.Module) -> bool:
 
 
 def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """The weights and buffers that a model would save, as they are stored, on any device, or fetched from where
-    accelerate keeps them, one at a time. Of a quantised weight, the tensors that it consists of.
-    """
+    """Yield the weights and buffers that a model would save, as they are stored, on any device, or fetched from where
+    accelerate stores them, one at a time. A quantised weight gives the tensors that it consists of."""
     kept = {}
     for path, module in model.named_modules():
         for hook in _hooks(module):
@@ -102,7 +102,7 @@ def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors of which another one is made."""
+    """Yield the plain tensors of which a tensor consists."""
     if hasattr(tensor, "full_tensor"):  # divided among processes
         tensor = tensor.full_tensor()
     if hasattr(tensor, "__tensor_flatten__"):
@@ -113,13 +113,13 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 COLUMNS = 1021
-"""A prime number, so that rows of a weight that change places begin at other columns."""
+"""Prime number of columns, so that rows of a weight that change places begin at other columns."""
 
 
 @torch.no_grad()
 def digest(tensor: Tensor) -> bytes:
-    """Bytes that change when a number of a tensor does or moves: of its shape, and of the sums of its bits by column,
-    for the tensor as a table of eight bytes an entry.
+    """Return bytes that change when a number of a tensor changes or moves. They are made of its shape and of the sums
+    of its bits by column, where the tensor is a table with eight bytes per entry.
 
     The sums are of integers, so they are the same on every device and for every number of threads.
     """
@@ -135,6 +135,6 @@ def digest(tensor: Tensor) -> bytes:
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """Accelerate's hooks on a module."""
+    """Yield accelerate's hooks on a module."""
     hook = getattr(module, "_hf_hook", None)
     yield from getattr(hook, "hooks", [hook])

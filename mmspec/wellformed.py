@@ -1,4 +1,4 @@
-"""Whether what a drafter proposes is a tree that the target can be asked about."""
+"""Checks that a drafter's proposal is a tree that the target can score."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from .errors import MMSpecError
 from .tree import DraftTree, ancestor_mask
 
 SLACK = 1e-2
-"""By which rounding, in half precision too, may lift the sum of a distribution above one."""
+"""Largest excess of a distribution's sum over one that rounding may cause, in half precision too."""
 
 
 def refuse_malformed(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int, own: str) -> None:
     """Refuse a tree that would crash a pass or change the text.
 
-    All that needs a look at the tensors is asked of the device at once and read in one transfer.
+    All checks that read the tensors run on the device and are read in one transfer.
 
     Args:
-        tree: as drafted.
-        root: `[batch]`, the newest tokens.
+        tree: the drafted tree.
+        root: `[batch]` newest tokens.
         active: per row, False once it has finished: its root does not matter.
-        vocabulary: of the target.
-        own: what to call the drafter in a message.
+        vocabulary: size of the target's vocabulary.
+        own: name of the drafter in a message.
 
     Raises:
-        MMSpecError: naming the first row and node that break one of the rules in `DraftTree`.
+        MMSpecError: naming the first row and node that break a rule in `DraftTree`.
     """
     if not isinstance(tree, DraftTree):
         raise MMSpecError(f"{own}.draft returned a {type(tree).__name__}; it must return a DraftTree")
@@ -62,7 +62,7 @@ def refuse_malformed(tree: DraftTree, root: Tensor, active: list[bool], vocabula
 
 
 def _refuse_shapes(tree: DraftTree, root: Tensor, own: str) -> None:
-    """What can be said without a look at the tensors."""
+    """Refuse wrong shapes and types, which show without reading the tensors."""
     batch, shape = len(root), tuple(tree.tokens.shape)
     if len(shape) != 2 or shape[0] != batch or not shape[1]:
         raise MMSpecError(
@@ -83,6 +83,6 @@ def _refuse_shapes(tree: DraftTree, root: Tensor, own: str) -> None:
 
 
 def _at_nodes(tree: DraftTree, wrong: Tensor) -> Tensor:
-    """`[batch, nodes]`, True at a node whose expansion is wrong, `[batch, expansions]`, or is not among these."""
+    """Return True at nodes, `[batch, nodes]`, whose expansion is wrong, `[batch, expansions]`, or out of range."""
     last = wrong.shape[1] - 1
     return (tree.expansion > last) | ((tree.expansion >= 0) & wrong.gather(1, tree.expansion.clamp(min=0, max=last)))

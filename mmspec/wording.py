@@ -1,8 +1,8 @@
-"""The words of a command: what a class says about its arguments, said about the options that were typed.
+"""Words of a command's errors: the arguments of a class are renamed to the options that the user typed.
 
-A class raises `"AutoTree: decay=2 must be above 0"`, which is right in Python. On the command line the same thing is
-called `tree.decay`, and the class `tree=auto`. Which is which is known from where in the configuration a class stands,
-and from the files of options; no class is named here.
+A class raises `"AutoTree: decay=2 must be above 0"`, which is right in Python. On the command line the same setting is
+`tree.decay`, and the class is `tree=auto`. The place of a class in the configuration and the files of options give the
+names; this module names no class.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ ASSIGNED = re.compile(rf"\b([\w.]+)=({'|'.join(CONSTANTS)})\b")
 
 
 def in_options(message: str, classes: Mapping[str, str], constants: bool = True) -> str:
-    """Name options in place of classes.
+    """Replace the names of classes in a message by options.
 
     Args:
-        message: of an error.
-        classes: to options, `{"AutoTree": "tree=auto"}`, see `mmspec.options.class_names`.
-        constants: whether Python's True, False and None are written as a command line has them, too.
+        message: text of an error.
+        classes: names of classes with their options, `{"AutoTree": "tree=auto"}`, see `mmspec.options.class_names`.
+        constants: True if Python's True, False and None are replaced by the command line's words too.
     """
     for name, option in classes.items():
         group = option.partition("=")[0]
@@ -35,13 +35,14 @@ def in_options(message: str, classes: Mapping[str, str], constants: bool = True)
 
 
 def at_place(message: str, place: str, values: Mapping[str, Any]) -> str:
-    """Name the full keys of the settings that a message is about.
+    """Replace the settings that a message names by their full keys.
 
     Args:
-        message: of an error that was raised while the class of a configuration was made.
-        place: of the class in the configuration, such as `tree`; empty for one that stands alone, which keeps Python's
-            names.
-        values: its settings, `_target_` and those of classes inside among them, before interpolations are resolved.
+        message: text of an error that was raised while the class of a configuration was built.
+        place: place of the class in the configuration, such as `tree`; empty for a class that stands alone, which keeps
+            Python's names.
+        values: settings of the class, including `_target_` and those of classes inside, before interpolations are
+            resolved.
     """
     if not place:
         return message
@@ -57,7 +58,7 @@ def at_place(message: str, place: str, values: Mapping[str, Any]) -> str:
 
 
 def _places(values: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Classes inside a configuration before the one around them: `(name, place, settings of its own)`."""
+    """Yield the classes inside a configuration before the one around them: `(name, place, its own settings)`."""
     for key, value in values.items():
         for number, item in enumerate(value) if isinstance(value, list) else [("", value)]:
             if isinstance(item, Mapping):

@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from ..demo.limits import Limits
-    from ..demo.line import Line
+    from ..demo.limits import PageLimits
+    from ..demo.line import WaitingLine
     from ..demo.session import Desk
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        limits = Limits(settings.upload_mb, settings.megapixels, settings.characters, settings.longest)
-        desk = Desk(choices, limits, Line(settings.at_once, settings.waiting))
+        limits = PageLimits(settings.upload_mb, settings.megapixels, settings.characters, settings.longest)
+        desk = Desk(choices, limits, WaitingLine(settings.at_once, settings.waiting))
         # What the page begins with has to fit together; the first question would come too late to say so.
         desk.models.method({name: group.start for name, group in choices.groups.items()})
         start = {name: getattr(settings, name) for name in ("temperature", "max_new_tokens", "seed")}

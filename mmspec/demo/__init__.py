@@ -1,5 +1,5 @@
-"""The page of `mmspec demo`: plain and speculative decoding of one question, side by side.
+"""The page of `mmspec demo`, which shows plain and speculative decoding of one question side by side.
 
-What happens is in `session`, without a page: a generator of views, one of each moment. `rendering` turns a view into
-HTML, and `page` alone knows Gradio, the optional extra `demo`.
+`session` produces views, each of one moment, and knows nothing of the page. `rendering` turns a view into HTML. Only
+`page` knows Gradio, the optional extra `demo`.
 """

@@ -1,8 +1,8 @@
-"""What can be chosen on the page: the options of the groups of configs/demo.yaml, by name, and nothing else.
+"""The choices on the page: the options of the groups of configs/demo.yaml, by name, and nothing else.
 
-The command line may name folders, hub ids and settings (`tree.length=3`); the page may not, because whoever reaches it
-would then say what is loaded and run here. What the command line chose is an option of the page as well, with its
-settings.
+The command line may name folders, hub ids and settings (`tree.length=3`). The page may not, because then any visitor
+would decide what is loaded and run on this machine. What the command line chose is an option on the page as well, with
+its settings.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ COMMAND = "demo"
 
 
 @dataclass
-class Group:
-    """One choice.
+class ChoiceGroup:
+    """A group of options, of which the user chooses one.
 
     Args:
-        purpose: of the group, in words.
-        options: a name to what it is, in words.
-        start: the option that the page begins with.
+        purpose: description of the group.
+        options: names of the options with their descriptions.
+        start: the option that is selected at first.
     """
 
     purpose: str
@@ -35,14 +35,14 @@ class Group:
 
 
 class Choices:
-    """The groups, and the configuration of what was chosen in them.
+    """The groups of options, and the configuration of a chosen option.
 
     Args:
-        overrides: of the command line.
-        config_dir: the user's own configurations.
+        overrides: overrides from the command line.
+        config_dir: folder of the user's own configurations.
 
     Raises:
-        MMSpecError: for whatever is wrong with the overrides.
+        MMSpecError: for invalid overrides.
     """
 
     def __init__(self, overrides: Sequence[str] = (), config_dir: str | None = None):
@@ -51,8 +51,8 @@ class Choices:
         self._nodes: dict[tuple[str, str], Any] = {}
 
     @cached_property
-    def groups(self) -> dict[str, Group]:
-        """What can be chosen, by group, in the order of configs/demo.yaml."""
+    def groups(self) -> dict[str, ChoiceGroup]:
+        """Groups by name, in the order of configs/demo.yaml."""
         found = configuration.groups(self._config_dir)
         given = dict(override.partition("=")[::2] for override in self._overrides)
         groups = {}
@@ -60,20 +60,20 @@ class Choices:
             every, start = configuration.options_of(COMMAND, name, found), given.get(name, default)
             options = {option: about for option, about in every.items() if not self._open(name, option)}
             options.setdefault(start, every.get(start, "what the page was started with"))
-            groups[name] = Group(purpose, options, start)
+            groups[name] = ChoiceGroup(purpose, options, start)
         return groups
 
     def _open(self, group: str, option: str) -> bool:
-        """Whether an option needs a value that only the command line can give."""
+        """Return True if an option needs a value that only the command line can give."""
         files = [folder / group / f"{option}.yaml" for folder in configuration.search_folders(self._config_dir)]
         return any("???" in file.read_text(encoding="utf-8") for file in files if file.is_file())
 
     def in_words(self, error: MMSpecError) -> str:
-        """What an error says, about the options on the page instead of classes."""
+        """Return the text of an error, in which the options on the page replace the names of classes."""
         return in_options(str(error), configuration.class_names(COMMAND, self._config_dir), constants=False)
 
     def check(self, chosen: Mapping[str, str]) -> None:
-        """Refuse what is not on offer.
+        """Refuse an option that is not offered.
 
         Raises:
             MMSpecError: naming the group and the nearest option.
@@ -85,7 +85,7 @@ class Choices:
                 raise MMSpecError(f"{name} {shown(option, 60)} is not offered here.{hint}")
 
     def node(self, group: str, option: str) -> Any:
-        """The configuration of an option; None for one that stands for nothing."""
+        """Return the configuration of an option; None for an option that builds nothing."""
         if option == self.groups[group].start:
             return self.config[group]
         if (group, option) not in self._nodes:

@@ -1,7 +1,7 @@
-"""The door of the page: what comes over the network is bounded and looked through before Gradio unfolds it.
+"""Checks of network requests: they are limited in size and inspected before Gradio reads them.
 
-An ASGI middleware. It knows no more of Gradio than this: uploads are multipart, and whatever else is posted is JSON, in
-which `fn_index` names what is called and `data` has its values.
+This is an ASGI middleware. It knows only this of Gradio: uploads are multipart, and everything else that is posted is
+JSON, in which `fn_index` is the number of the function to call and `data` holds its arguments.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from typing import Any
 
 PICTURE, VALUE, STATE = "picture", "value", "state"
-"""Kinds of values: a file that was uploaded before, or nothing; a text, a number or nothing; nothing, as it is kept
-here."""
+"""Kinds of arguments. A picture is a file that was uploaded before, or null; a value is a text, a number or null; a
+state is null, because it is kept on the server."""
 
 DEEPEST, MOST = 16, 1000
-"""Levels and values of a request."""
+"""Largest depth, and largest number of values, of a JSON request."""
 
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Refusal(Exception):
-    """A request that goes no further: the status of HTTP, and a line that says why."""
+    """A request that is refused, with an HTTP status and the reason in one line."""
 
     def __init__(self, status: int, words: str):
         super().__init__(words)
         self.status = status
 
 
-class Gate:
-    """Refuses what is too large, what is nested too deeply, what calls nothing of the page, values of a wrong kind, and
-    files that were not uploaded.
+class RequestGate:
+    """Refuses requests that are too large, too deeply nested, call no function of the page, or hold arguments of a
+    wrong kind or files that were not uploaded.
 
     Args:
-        app: what is behind the door.
-        kinds: the number of everything that can be called, to the kinds of its values.
-        folder: where uploads are.
-        request, upload: bytes that a request and an upload may have.
+        app: application that receives the accepted requests.
+        kinds: numbers of the functions that can be called, with the kinds of their arguments.
+        folder: folder of the uploads.
+        request, upload: largest size of a request and of an upload, in bytes.
     """
 
     def __init__(self, app: App, kinds: Mapping[int, Sequence[str]], folder: str, request: int, upload: int):
@@ -47,6 +48,7 @@ class Gate:
         self._request, self._upload = request, upload
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on to the application, or answer with a refusal."""
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             try:
                 receive = await self._admit(scope, receive)
@@ -56,7 +58,7 @@ class Gate:
         await self._app(scope, receive, send)
 
     async def _admit(self, scope: Message, receive: Receive) -> Receive:
-        """What the application reads from, after a look at it."""
+        """Check a request, and return the function from which the application reads it."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         if b"transfer-encoding" in headers:
             await _drop(receive)
@@ -74,6 +76,7 @@ class Gate:
         return _replay(body, receive)
 
     def _look_through(self, body: bytes) -> None:
+        """Refuse a body whose JSON does not call a function of the page with arguments of the right kinds."""
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError):  # no text, no JSON, too many digits, too deep
@@ -100,7 +103,8 @@ class Gate:
                 raise Refusal(400, f"data[{place}] must be a picture that was uploaded here before")
 
     def _uploaded(self, value: Any) -> bool:
-        """Whether a value is a file in the folder of uploads. An address would be fetched, a path be read."""
+        """Return True if a value is a file in the folder of uploads. Gradio would fetch an address and read any
+        path."""
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or "\0" in path or not os.path.isabs(path):
             return False
@@ -108,7 +112,7 @@ class Gate:
 
 
 def _bounded(asked: Any) -> None:
-    """Refuse what is nested too deeply or has too many values."""
+    """Refuse a value that is nested too deeply or holds too many values."""
     level, count = [asked], 0
     for _ in range(DEEPEST):
         below: list[Any] = []
@@ -124,7 +128,7 @@ def _bounded(asked: Any) -> None:
 
 
 async def _read(receive: Receive) -> bytes:
-    """The whole body: the server hands over no more of it than its length says."""
+    """Read the whole body. The server delivers no more of it than its stated length."""
     parts, more = [], True
     while more:
         message = await receive()
@@ -136,13 +140,13 @@ async def _read(receive: Receive) -> bytes:
 
 
 async def _drop(receive: Receive) -> None:
-    """Read a body and keep nothing of it: a sender who is cut off does not hear why."""
+    """Read a body and discard it: a sender who is cut off would not receive the reason."""
     while (await receive()).get("more_body", False):
         pass
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, to be read once more; after it whatever comes."""
+    """Return a function that yields a body again that was read, and afterwards what `receive` yields."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -152,6 +156,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _answer(send: Send, refusal: Refusal) -> None:
+    """Answer a request with a refusal, as JSON."""
     body = json.dumps({"detail": str(refusal)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})

@@ -1,4 +1,4 @@
-"""What the page takes from those who reach it."""
+"""Limits of what a visitor may send to the page."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
-    """
+class PageLimits:
+    """Limits of what a visitor may send to the page.
+
     Args:
-        megabytes: of a picture's file.
-        megapixels: of the picture, which a small file can unfold to very many of.
-        characters: of a question.
-        longest: tokens that an answer may have.
+        megabytes: largest size of a picture's file, in MB.
+        megapixels: largest size of a picture, in millions of pixels; a small file can hold very many of them.
+        characters: longest question, in characters.
+        longest: longest answer, in tokens.
     """
 
     megabytes: float = 10

@@ -1,4 +1,5 @@
-"""The models of the page: each is loaded once, by whoever asks first, and shared: all state is the request's."""
+"""Models of the page: the first question that needs a model loads it, and all questions share it. State belongs to a
+request."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Method:
-    """What answers a question speculatively."""
+class LoadedMethod:
+    """A target with the drafter, the tree and the verifier that answer a question."""
 
     target: Target
     drafter: Drafter | None
@@ -29,7 +30,7 @@ class Method:
 
 
 class Models:
-    """Targets and drafters by the names of their options."""
+    """Loaded targets and drafters, by the names of their options."""
 
     def __init__(self, choices: Choices):
         self._choices = choices
@@ -38,11 +39,11 @@ class Models:
         self._lock = threading.Lock()  # two that ask for one model at once must not load it twice
 
     def loaded(self, chosen: Mapping[str, str]) -> bool:
-        """Whether a choice needs no loading."""
+        """Return True if all models of a choice are loaded."""
         return self._key(chosen) in self._drafters
 
-    def method(self, chosen: Mapping[str, str]) -> Method:
-        """Build what was chosen, from models that are loaded already where they are.
+    def method(self, chosen: Mapping[str, str]) -> LoadedMethod:
+        """Build what was chosen; models that are loaded are used again.
 
         Raises:
             MMSpecError: for what cannot be loaded or does not go together.
@@ -55,9 +56,10 @@ class Models:
             if key not in self._drafters:
                 self._drafters[key] = self._drafter(chosen, target)
         tree, verifier = (configuration.build(self._node(chosen, group)) for group in ("tree", "verifier"))
-        return Method(target, self._drafters[key], tree, verifier)
+        return LoadedMethod(target, self._drafters[key], tree, verifier)
 
     def _drafter(self, chosen: Mapping[str, str], target: Target) -> Drafter | None:
+        """Load the drafter that was chosen, with its compressor."""
         from omegaconf import OmegaConf
 
         nodes = {group: self._node(chosen, group) for group in ("drafter", "compressor")}
@@ -69,8 +71,10 @@ class Models:
             raise MMSpecError(f"drafter {chosen['drafter']!r} cannot be loaded: {error}") from error
 
     def _node(self, chosen: Mapping[str, str], group: str):
+        """Return the configuration of what was chosen in a group."""
         return self._choices.node(group, chosen[group])
 
     @staticmethod
     def _key(chosen: Mapping[str, str]) -> tuple[str, str, str]:
+        """Return the options that decide which drafter is loaded."""
         return chosen["target"], chosen["drafter"], chosen["compressor"]

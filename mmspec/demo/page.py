@@ -1,4 +1,4 @@
-"""The page itself: the only module that knows Gradio."""
+"""The page itself: the only module that imports Gradio."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from starlette.middleware import Middleware
 from .. import zoo
 from ..errors import MMSpecError
 from . import picture, rendering
-from .gate import PICTURE, STATE, VALUE, Gate
-from .question import Question
-from .session import Desk, Session, View
+from .gate import PICTURE, STATE, VALUE, RequestGate
+from .question import PageQuestion
+from .session import Desk, QuestionSession, View
 
 STYLE = Path(__file__).parent / "style.css"
 EXAMPLES = (("scenes", 100), ("charts", 101), ("documents", 100), ("questions", 102))
 HARD_LIMIT = 8
-"""The server drops uploads of so many times the limit while they come in; those between are refused in words."""
+"""Factor on the limit of uploads. The server cuts off an upload beyond limit times factor while it comes in; one
+between the two is refused with a message."""
 HOUR = 3600
 FRAME, LETTER = 16_384, 12
-"""Bytes of a request beside the question, and of a letter of it at most: JSON may write one as two escapes."""
+"""Bytes of a request beside the question, and largest number of bytes per letter of the question: JSON may write a
+letter as two escapes."""
 QUEUED = 100
-"""Calls that Gradio may hold; the line of `mmspec.demo.line` is much shorter."""
+"""Number of calls that Gradio may hold; the line of `mmspec.demo.line` is much shorter."""
 NUMBERS: dict[str, dict[str, Any]] = {
     "temperature": {"minimum": 0, "step": 0.1},
     "max_new_tokens": {"minimum": 1, "precision": 0},
@@ -39,22 +41,23 @@ NUMBERS: dict[str, dict[str, Any]] = {
 
 
 class Page:
-    """The components of the page and what they call.
+    """The components of the page and the functions that they call.
 
     Args:
-        desk: what answers.
-        start: the first values of temperature, max_new_tokens and seed.
+        desk: answers the questions.
+        start: first values of temperature, max_new_tokens and seed.
     """
 
     def __init__(self, desk: Desk, start: dict[str, float]):
         self.desk = desk
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, QuestionSession] = {}
         self.blocks = gr.Blocks(title="mmspec demo", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR))
         with self.blocks:
             self._lay_out(start)
             self._connect()
 
     def _lay_out(self, start: dict[str, float]) -> None:
+        """Create the components of the page."""
         gr.HTML(
             "<h1>mmspec</h1><p>A picture, a question, and two ways to the answer: the model alone, one token per pass, "
             "and the same model with a drafter that guesses ahead.</p>",
@@ -74,6 +77,7 @@ class Page:
         self.rounds = gr.State(list, time_to_live=HOUR)
 
     def _lay_out_question(self) -> None:
+        """Create the components for the picture, the question and the examples."""
         self.drawn = _examples()
         path, prompt = self.drawn[0]
         self.picture = gr.Image(
@@ -105,6 +109,7 @@ class Page:
             self.stop = gr.Button("Stop", min_width=80, interactive=False, elem_id="stop")
 
     def _lay_out_choices(self, start: dict[str, float]) -> None:
+        """Create the components for the options and the numbers."""
         groups = self.desk.choices.groups
         with gr.Row():
             self.choices = {
@@ -123,6 +128,7 @@ class Page:
             }
 
     def _connect(self) -> None:
+        """Connect the components with the functions that they call."""
         # Values come as the browser sent them: what is wrong with them is said here, in words, and not by Gradio.
         quiet: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
         chosen = list(self.choices.values())
@@ -153,12 +159,12 @@ class Page:
         )
 
     def _example(self, number: Any) -> list[Any]:
-        """One of the pictures that mmspec draws itself, with its question."""
+        """Return a picture that mmspec draws itself, with its question."""
         known = type(number) is int and 0 <= number < len(self.drawn)
         return self.drawn[number] if known else [gr.skip(), gr.skip()]
 
     def _look_at(self, upload: dict[str, Any] | None):
-        """Say at once what is wrong with a picture, and take it away again."""
+        """Show at once what is wrong with a picture, and remove it."""
         try:
             if upload is not None:
                 picture.read(upload["path"], self.desk.limits, upload.get("orig_name"))
@@ -167,11 +173,13 @@ class Page:
         return gr.skip(), rendering.status(None)
 
     def _answer(self, request: gr.Request, upload: dict[str, Any] | None, prompt: Any, *values: Any) -> Iterator[list]:
-        """Ask, and show every view. Gradio closes this generator when the tab is closed or loaded anew."""
+        """Ask a question and yield every view. Gradio closes this generator when the tab is closed or reloaded."""
         chosen = dict(zip(self.choices, values, strict=False))
         numbers = dict(zip(self.numbers, values[len(chosen) :], strict=True))
         image, name = (upload["path"], upload.get("orig_name")) if upload else (None, None)
-        session = self.desk.ask(Question("" if prompt is None else prompt, image, chosen, **numbers, image_name=name))
+        session = self.desk.ask(
+            PageQuestion("" if prompt is None else prompt, image, chosen, **numbers, image_name=name)
+        )
         tab = request.session_hash
         if tab in self._sessions:
             self._sessions[tab].stop()
@@ -190,26 +198,27 @@ class Page:
                 del self._sessions[tab]
 
     def _trees(self, view: View) -> list:
-        """The trees of an answer, with the slider at the first of them."""
+        """Return the trees of an answer, with the slider at the first one."""
         out = view.speculative.out
         rounds = [] if out is None else list(out.trace)
         slider = gr.Slider(maximum=max(2, len(rounds)), value=1, visible=len(rounds) > 1)
         return [slider, rendering.tree(rounds, 1), rounds]
 
     def _stop(self, request: gr.Request) -> None:
+        """Stop the answer that is being written for a tab."""
         if session := self._sessions.get(request.session_hash):
             session.stop()
 
     def launch(self, host: str, port: int) -> str:
-        """Serve the page from another thread; returns its address.
+        """Serve the page from another thread, and return its address.
 
         Raises:
-            MMSpecError: if the port is taken, or the address is not this machine's.
+            MMSpecError: if the port is taken, or the address does not belong to this machine.
         """
         limits = self.desk.limits
         upload = int(limits.megabytes * 1e6 * HARD_LIMIT)
         gate = Middleware(
-            Gate,
+            RequestGate,
             kinds={number: [_kind(one) for one in called.inputs] for number, called in self.blocks.fns.items()},
             folder=get_upload_folder(),
             request=FRAME + LETTER * limits.characters,
@@ -249,18 +258,19 @@ class Page:
         return address
 
     def close(self) -> None:
+        """Stop serving the page."""
         self.blocks.close(verbose=False)
 
 
 def _kind(component: Any) -> str:
-    """What the gate lets through for a component."""
+    """Return the kind of argument that the gate accepts for a component."""
     if isinstance(component, gr.State):
         return STATE
     return PICTURE if isinstance(component, gr.Image) else VALUE
 
 
 def _examples() -> list[list[str]]:
-    """Pictures with their questions, the one of `mmspec generate` first."""
+    """Return pictures with their questions, beginning with the one of `mmspec generate`."""
     folder = Path(tempfile.mkdtemp(prefix="mmspec-demo-"))
     drawn = [("demo", zoo.demo_image(), zoo.DEMO_PROMPT)]
     for task, index in EXAMPLES:

@@ -1,4 +1,4 @@
-"""What is uploaded: held against the limits before it is decoded, and refused in words."""
+"""Reads uploaded pictures: they are checked against the limits before they are decoded, and refused with a reason."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING
 
 from ..errors import MMSpecError, cut
 from ..media import load_image
-from .limits import Limits
+from .limits import PageLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is taken from a stranger. Pillow reads far more, some of it with the help of other programs."""
+"""Formats that are accepted from a visitor. Pillow reads many more, some of them with the help of other programs."""
 NAME = 100
-"""Characters of a picture's name that are shown."""
+"""Number of characters of a picture's name that are shown."""
 
 
-def read(path: str | Path, limits: Limits, name: str | None = None) -> Image:
-    """An uploaded picture in RGB.
+def read(path: str | Path, limits: PageLimits, name: str | None = None) -> Image:
+    """Return an uploaded picture in RGB.
 
     Args:
-        path: of the file.
-        limits: to keep to.
-        name: that the file had where it came from, which is the only one that its owner knows.
+        path: path of the file.
+        limits: limits to check.
+        name: name of the file on the visitor's machine, which is the only one that the visitor knows.
 
     Raises:
-        MMSpecError: if it is too large, or no picture.
+        MMSpecError: if the file is too large or is not a picture.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -65,7 +65,7 @@ def read(path: str | Path, limits: Limits, name: str | None = None) -> Image:
     return load_image(path, name)
 
 
-def _too_many(name: str, pixels: str, limits: Limits) -> str:
+def _too_many(name: str, pixels: str, limits: PageLimits) -> str:
     return (
         f"image {name!r} has {pixels}, but this page takes {limits.megapixels:g} million at most: scale it down, or "
         f"start the page with a larger megapixels= than {limits.megapixels:g}"

@@ -1,6 +1,6 @@
-"""What somebody asks, and what is refused before any work is done for it.
+"""A question to the page, and the checks before any work is done for it.
 
-A page's values come over the network: whoever reaches it may send anything in place of a text or a number.
+The values of a page come over the network: a sender may put anything in place of a text or a number.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import MMSpecError, cut, shown
-from .limits import Limits
+from .limits import PageLimits
 
 LARGEST_SEED = 2**63
 WORDS = 60
-"""Characters of a wrong value that its refusal repeats."""
+"""Number of characters of a wrong value that an error repeats."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What somebody asks.
+class PageQuestion:
+    """A question to the page.
 
     Args:
-        prompt: the question in words.
-        image: the path of a picture, or None.
-        chosen: a group to its option.
+        prompt: text of the question.
+        image: path of a picture, or None.
+        chosen: names of groups with the chosen options.
         temperature, max_new_tokens, seed: see `mmspec.stream`.
-        image_name: what the picture is called where it came from.
+        image_name: name of the picture's file on the visitor's machine.
     """
 
     prompt: str
@@ -37,8 +37,8 @@ class Question:
     seed: int = 0
     image_name: str | None = None
 
-    def check(self, limits: Limits) -> None:
-        """Refuse what is of a wrong type or beyond the limits. What is chosen is looked at by `Choices.check`.
+    def check(self, limits: PageLimits) -> None:
+        """Refuse values of a wrong type or beyond the limits. `Choices.check` checks the chosen options.
 
         Raises:
             MMSpecError: naming the field, its value and what may stand there.
@@ -67,7 +67,7 @@ class Question:
 
 
 def _small(value: float) -> float:
-    """A number as a float; one that is too large for a float as infinity."""
+    """Return a number as a float, and infinity for one that is too large."""
     try:
         return float(value)
     except OverflowError:

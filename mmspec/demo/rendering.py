@@ -1,4 +1,4 @@
-"""Views and trees as HTML. Everything that a user or a model wrote is escaped."""
+"""Views and trees as HTML. All text from a user or a model is escaped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..visualization.colours import ACCEPTED, BONUS, REJECTED, ROOT
 
 if TYPE_CHECKING:
     from ..visualization.trace import RoundTrace
-    from .choices import Group
-    from .session import Side, View
+    from .choices import ChoiceGroup
+    from .session import SideState, View
 
 CLOCK = (
     "Both sides decode on the same machine, so they take turns: the side that had less time so far goes next. Each is "
     "timed by its own clock, which stands while the other works. The speculative side's time includes keeping its "
     "trees."
 )
-"""How the two are timed, as the page says it."""
+"""Sentence on the page that says how the two sides are timed."""
 
 FIGURES = {
     SHOWN["mean_acceptance_length"]: "of the target: of each pass that verifies a draft, the bonus included",
@@ -29,13 +29,14 @@ FIGURES = {
     SHOWN["new_tokens"]: "new ones, the one by the prompt's pass included",
     "seconds": "by its own clock, the prompt's time included",
 }
-"""What a side shows, with what it means: `docs/metrics.md` in short. 1 + tokens per pass x passes are the tokens."""
+"""Names of the figures that each side shows, with their meaning: a short form of `docs/metrics.md`. The number of
+tokens is 1 + tokens per pass x passes."""
 
 BUSY = "Other questions were answered at the same time, so these are the times of a shared machine."
 
 
 def status(view: View | None) -> str:
-    """The line above the answers: what is going on, or what is wrong."""
+    """Return the line above the answers, which says what is going on or what is wrong."""
     if view is None:
         return _status("idle", "Ask a question to see plain and speculative decoding side by side.")
     said = {
@@ -61,16 +62,18 @@ def _questions(count: int) -> str:
 
 
 def _verdict(view: View) -> str:
-    """What came out, in a sentence or two."""
+    """Return the comparison of both sides in one or two sentences."""
     faster = [
         f"{SHOWN[name]}: {ours / theirs:.2f}"
         for speed, name in SPEEDUPS.items()
         if (ours := getattr(view.speculative, speed)) and (theirs := getattr(view.plain, speed))
     ]
     speedups = f"{'; '.join(faster)}. ".capitalize() if faster else ""
+    out = view.speculative.out
+    assert out is not None  # both have answered
     if view.same:
         text = "Both wrote the same text, token for token."
-    elif not view.speculative.out.stats.lossless:
+    elif not out.stats.lossless:
         text = "This verifier does not preserve the target's text."
     elif not view.exact:
         text = "The texts are sampled, so they may differ."
@@ -79,8 +82,8 @@ def _verdict(view: View) -> str:
     return speedups + text
 
 
-def chosen(groups: Mapping[str, Group], options: Sequence[str]) -> str:
-    """What is chosen in each group, in words."""
+def chosen(groups: Mapping[str, ChoiceGroup], options: Sequence[str]) -> str:
+    """Return the description of the option that is chosen in each group."""
     rows = [
         f"<div><dt>{escape(name)}</dt><dd>{escape(group.options.get(option, ''))}</dd></div>"
         for (name, group), option in zip(groups.items(), options, strict=True)
@@ -89,7 +92,7 @@ def chosen(groups: Mapping[str, Group], options: Sequence[str]) -> str:
 
 
 def answers(view: View | None) -> str:
-    """Both answers, side by side where there is room."""
+    """Return both answers, side by side where there is room."""
     plain, speculative = (None, None) if view is None else (view.plain, view.speculative)
     ended = view is None or view.ended
     kinds = {"drafted and accepted": ACCEPTED, "bonus: the target's own": BONUS}
@@ -101,7 +104,8 @@ def answers(view: View | None) -> str:
     )
 
 
-def _card(name: str, kind: str, side: Side | None, text: str, ended: bool, legend: str = "") -> str:
+def _card(name: str, kind: str, side: SideState | None, text: str, ended: bool, legend: str = "") -> str:
+    """Return one side with its figures and its text."""
     values, speed, origin = ["–"] * len(FIGURES), "<b>–</b> tokens/s", ""
     if side is not None and side.tokens:
         values = [f"{side.mean_acceptance_length:.2f}", str(side.rounds), str(side.tokens), f"{side.seconds:.2f}"]
@@ -120,18 +124,19 @@ def _card(name: str, kind: str, side: Side | None, text: str, ended: bool, legen
 
 
 def _speed(tokens_per_second: float) -> str:
-    """A speed with its number set apart; what stands for one that could not be measured has none."""
+    """Return a speed with its number in bold; a speed that could not be measured has no number."""
     said = speed_in_words(tokens_per_second)
     number, _, unit = said.partition(" ")
     return f"<b>{number}</b> {unit}" if tokens_per_second else escape(said)
 
 
-def _bare(side: Side) -> str:
+def _bare(side: SideState) -> str:
+    """Return the text without marks."""
     return escape("".join(text for text, *_ in side.spans))
 
 
-def _coloured(side: Side | None) -> str:
-    """The text by origin; once it is whole, token by token, with what became of each round in the tooltips."""
+def _coloured(side: SideState | None) -> str:
+    """Return the text coloured by origin; once the answer is complete, token by token with the rounds in tooltips."""
     if side is None:
         return ""
     if side.out is not None:
@@ -141,6 +146,7 @@ def _coloured(side: Side | None) -> str:
 
 
 def _legend(kinds: dict[str, str]) -> str:
+    """Return names with their colours."""
     marks = "".join(
         f'<span><i style="{answers_html.style_of(colour)}">&nbsp;</i> {escape(name)}</span>'
         for name, colour in kinds.items()
@@ -149,11 +155,11 @@ def _legend(kinds: dict[str, str]) -> str:
 
 
 def tree(rounds: Sequence[RoundTrace], number: Any) -> str:
-    """The tree of one round.
+    """Return the tree of one round.
 
     Args:
-        rounds: of the answer; none of them for an answer without a round.
-        number: of the round, from 1; what lies outside is the nearest that exists, and what is no number the first.
+        rounds: rounds of the answer; empty where there is no answer yet.
+        number: number of the round, from 1. A number out of range gives the nearest round, anything else the first.
     """
     if not rounds:
         return '<div class="mm-note">The trees of the speculative side are here once it has answered.</div>'

@@ -1,8 +1,8 @@
-"""One question on its way: waiting, loading, and then plain and speculative decoding in turns, as a generator of views.
+"""A question on its way: it waits, loads models, and is then decoded plainly and speculatively in turns. Yields views.
 
-Both sides decode on one machine, so they must not run at the same time. The one that had less time so far goes next, by
-its own clock, which stands while the other works. So at any moment both have had the same time, up to one round, and
-what is on the page is what each would have written by then with the machine to itself.
+Both sides decode on one machine, so they must not run at the same time. The side with less time on its own clock goes
+next; the clock stands while the other side works. So at any moment both have had the same time, up to one round, and
+the page shows what each would have written by then with the machine to itself.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..generation import stream
 from ..inputs import prepare
 from . import picture
 from .choices import Choices
-from .limits import Limits
-from .line import Line
-from .models import Method, Models
-from .question import Question
+from .limits import PageLimits
+from .line import WaitingLine
+from .models import LoadedMethod, Models
+from .question import PageQuestion
 
 if TYPE_CHECKING:
     from ..generation import Output, Piece
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 FRAME = 0.1
 """Seconds between two views: to show every round would cost more than to decode it."""
 PATIENCE = 0.5
-"""Seconds between two views of one who waits, who may have left."""
+"""Seconds between two views of a visitor who waits, and who may have left."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One way of decoding at one moment.
+class SideState:
+    """State of one side, plain or speculative, at one moment.
 
     Args:
-        spans: the text, `(text, drafted, round)`, a new one for every round and every change of origin.
-        tokens: new ones.
-        rounds: passes of the target after the prompt's.
-        seconds, prompt_seconds: by its own clock; the second of them for the prompt and the first token.
-        out: the result, once there is one.
+        spans: the text as `(text, drafted, round)`, a new span for every round and every change of origin.
+        tokens: number of new tokens.
+        rounds: number of passes of the target after the pass over the prompt.
+        seconds, prompt_seconds: time on the side's own clock; the second is the time for the prompt and the first
+            token.
+        out: the result, once the answer is complete.
     """
 
     spans: tuple[tuple[str, bool, int], ...] = ()
@@ -54,7 +55,8 @@ class Side:
 
     @property
     def tokens_per_second(self) -> float:
-        """As `Stats` has it, the prompt's time and token not counted; 0 before the second token."""
+        """Decoding speed as in `Stats`, without the time and the token of the prompt's pass; 0 before the second
+        token."""
         if self.out is not None:
             return self.out.stats.tokens_per_second
         spent = self.seconds - self.prompt_seconds
@@ -62,14 +64,14 @@ class Side:
 
     @property
     def tokens_per_second_end_to_end(self) -> float:
-        """As `Stats` has it, the prompt's time and token counted; 0 before the first token."""
+        """Speed as in `Stats`, with the time and the token of the prompt's pass; 0 before the first token."""
         if self.out is not None:
             return self.out.stats.tokens_per_second_end_to_end
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens per pass of the target, the prompt's pass and its token not counted; 1 before the first round."""
+        """Tokens per pass of the target, without the prompt's pass and its token; 1 before the first round."""
         if self.out is not None:
             return self.out.stats.mean_acceptance_length
         return (self.tokens - 1) / self.rounds if self.rounds else 1.0
@@ -77,35 +79,36 @@ class Side:
 
 @dataclass(frozen=True)
 class View:
-    """What there is to see at one moment.
+    """The state of a question at one moment, as the page shows it.
 
     Args:
-        state: `"waiting"`, `"loading"`, `"answering"`, and at the end `"done"`, `"stopped"`, `"refused"` (for what the
-            user can put right) or `"failed"` (for what only the owner of the page can).
-        message: what is wrong, in words; once done, where the texts differ though they should not.
-        before: while waiting, the questions that come first.
-        plain, speculative: both sides.
-        same: once done, whether both wrote the same tokens.
-        exact: whether they have to.
-        shared: whether others were answered at the same time.
+        state: `"waiting"`, `"loading"`, `"answering"`, and at the end `"done"`, `"stopped"`, `"refused"` (the user can
+            correct the question) or `"failed"` (only the owner of the page can help).
+        message: description of what is wrong; in state `"done"`, of where the texts differ although they should not.
+        before: in state `"waiting"`, the number of questions that come first.
+        plain, speculative: the two sides.
+        same: in state `"done"`, True if both wrote the same tokens.
+        exact: True if both have to write the same tokens.
+        shared: True if other questions were answered at the same time.
     """
 
     state: str
     message: str = ""
     before: int = 0
-    plain: Side = field(default_factory=Side)
-    speculative: Side = field(default_factory=Side)
+    plain: SideState = field(default_factory=SideState)
+    speculative: SideState = field(default_factory=SideState)
     same: bool | None = None
     exact: bool = False
     shared: bool = False
 
     @property
     def ended(self) -> bool:
+        """True in a final state."""
         return self.state not in ("waiting", "loading", "answering")
 
 
 class Lane:
-    """A side that decodes: a stream and the clock of its steps."""
+    """A side that decodes: a stream, and the clock of its steps."""
 
     def __init__(self, pieces: Generator[Piece, None, Output]):
         self._pieces = pieces
@@ -130,49 +133,53 @@ class Lane:
         self.rounds = piece.round
 
     def close(self) -> None:
+        """End the stream."""
         self._pieces.close()
 
     @property
-    def side(self) -> Side:
-        return Side(tuple(self.spans), self.tokens, self.rounds, self.seconds, self.prompt_seconds, self.out)
+    def side(self) -> SideState:
+        """State of the side at this moment."""
+        return SideState(tuple(self.spans), self.tokens, self.rounds, self.seconds, self.prompt_seconds, self.out)
 
 
 class Desk:
-    """What all questions share: the models, the line, the limits.
+    """The models, the waiting line and the limits, which all questions share.
 
     Args:
-        choices: what may be chosen.
-        limits: of what is asked and of what it is asked about.
-        line: where questions wait.
+        choices: options that may be chosen.
+        limits: limits of questions and pictures.
+        line: line in which questions wait.
     """
 
-    def __init__(self, choices: Choices, limits: Limits | None = None, line: Line | None = None):
+    def __init__(self, choices: Choices, limits: PageLimits | None = None, line: WaitingLine | None = None):
         self.choices = choices
-        self.limits = Limits() if limits is None else limits
-        self.line = Line() if line is None else line  # an empty line is false
+        self.limits = PageLimits() if limits is None else limits
+        self.line = WaitingLine() if line is None else line  # an empty line is false
         self.models = Models(choices)
         self.steps = 0
-        """Rounds that were decoded for anybody since the page was started; it stands still when nobody asks."""
+        """Number of rounds that were decoded for any question since the page was started; it does not grow when nobody
+        asks."""
 
-    def ask(self, question: Question) -> Session:
-        return Session(self, question)
+    def ask(self, question: PageQuestion) -> QuestionSession:
+        """Return the session of a question."""
+        return QuestionSession(self, question)
 
 
-class Session:
-    """One question, all of whose state is its own."""
+class QuestionSession:
+    """One question with all of its state."""
 
-    def __init__(self, desk: Desk, question: Question):
+    def __init__(self, desk: Desk, question: PageQuestion):
         self.desk, self.question = desk, question
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End after the round that is being decoded, and keep what is there; from any thread."""
+        """End the answer after the current round and keep what is there; any thread may call this."""
         self._stopped.set()
 
-    def views(self) -> Iterator[View]:
-        """What there is to see, until the answer ends. Closing the generator ends the work.
+    def views(self) -> Generator[View, None, None]:
+        """Yield views until the answer ends. Closing the generator ends the work.
 
-        It raises nothing that the user or the owner of the machine could have brought about: that is a view as well.
+        An error that the user or the owner of the machine can cause is a view, and is not raised.
         """
         try:
             # First of all: what is refused neither waits nor keeps others waiting.
@@ -197,6 +204,7 @@ class Session:
             yield View("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     def _answer(self) -> Iterator[View]:
+        """Load the models, decode both sides in turns, and yield views."""
         question, desk = self.question, self.desk
         if not desk.models.loaded(question.chosen):
             yield View("loading")
@@ -216,17 +224,18 @@ class Session:
         finally:
             for lane in lanes:
                 lane.close()
-        sides = {"plain": plain.side, "speculative": speculative.side}
         if self._stopped.is_set():
-            yield View("stopped", **sides)
+            yield View("stopped", plain=plain.side, speculative=speculative.side)
             return
-        exact = question.temperature == 0 and speculative.out.stats.lossless
-        same = plain.out.token_ids == speculative.out.token_ids
-        message = "" if same or not exact else _difference(method, request, plain.out, speculative.out)
-        yield View("done", message, **sides, same=same, exact=exact)
+        own, other = plain.out, speculative.out
+        assert own is not None and other is not None  # no side runs any more
+        exact = question.temperature == 0 and other.stats.lossless
+        same = own.token_ids == other.token_ids
+        message = "" if same or not exact else _difference(method, request, own, other)
+        yield View("done", message, plain=plain.side, speculative=speculative.side, same=same, exact=exact)
 
-    def _streams(self, method: Method, request: Request) -> list[Generator[Piece, None, Output]]:
-        """Plain and speculative decoding of the question; what does not go together is refused here."""
+    def _streams(self, method: LoadedMethod, request: Request) -> list[Generator[Piece, None, Output]]:
+        """Return plain and speculative decoding of the question; a combination that does not fit is refused here."""
         question = self.question
         shared: dict[str, Any] = {
             "inputs": request,
@@ -236,16 +245,16 @@ class Session:
             # Ends a stream with its result, unlike closing it, so that one who stops may look at the trees so far.
             "stopping_criteria": [lambda ids, scores: self._stopped.is_set()],
         }
-        shape = {"tree": method.tree, "verifier": method.verifier}
         return [
             stream(method.target, None, **shared),
-            stream(method.target, method.drafter, **shared, **shape, trace=True),
+            stream(method.target, method.drafter, tree=method.tree, verifier=method.verifier, trace=True, **shared),
         ]
 
 
-def _difference(method: Method, request: Request, plain: Output, speculative: Output) -> str:
-    """Where two texts that should be one differ first, and whether rounding explains it."""
+def _difference(method: LoadedMethod, request: Request, plain: Output, speculative: Output) -> str:
+    """Return where two texts that should be equal first differ, and whether rounding explains it."""
     from ..exactness import explained
 
     found = explained(method.target, request, plain.token_ids, speculative.token_ids)
+    assert found is not None  # they differ
     return f"{'by rounding' if found['excused'] else 'not by rounding'}: {found['text']}"

@@ -1,4 +1,4 @@
-"""Verifiers decide which drafted path is kept and which token the target adds."""
+"""Verifiers: they decide which drafted path is kept and which token the target adds."""
 
 from .base import Verifier
 from .gates import Gated

@@ -1,4 +1,4 @@
-"""The interface of verifiers."""
+"""Base class of verifiers."""
 
 from __future__ import annotations
 
@@ -17,64 +17,69 @@ if TYPE_CHECKING:
 
 
 class Verifier(PerRequest):
-    """Decides how much of a tree is kept. One instance serves any number of requests: `fork` gives each its own state.
+    """Decides how much of a tree is kept. One instance serves any number of requests: `fork` gives each request its own
+    state.
 
-    Subclasses implement `first_token` and `verify`, and say in `lossless` whether the emitted text follows the
+    Subclasses implement `first_token` and `verify`, and state in `lossless` whether the emitted text follows the
     target's own distribution; that must follow from their parameters.
     """
 
     proposal = "point"
-    """How drafters should choose children: `"point"` (the likeliest) or `"sampled"` (drawn, with their q)."""
+    """The way in which drafters should choose children: `"point"` (the likeliest) or `"sampled"` (drawn, with their
+    q)."""
 
     @property
     def lossless(self) -> bool:
+        """True if the emitted text follows the target's own distribution."""
         raise NotImplementedError
 
     def fork(self, context: Context, pipeline: LogitsPipeline, seed: int) -> Verifier:
-        """A copy for one request, ready to verify."""
+        """Return a copy for one request, ready to verify."""
         verifier = super().fork()
         verifier.context, verifier.pipeline = context, pipeline
         verifier.start(seed)
         return verifier
 
     def start(self, seed: int) -> None:
-        """Set up per-request state; `self.context` and `self.pipeline` are there."""
+        """Set up the state of a request; `self.context` and `self.pipeline` are set already."""
 
     def check(self, target: Target, pipeline: LogitsPipeline) -> None:
         """Refuse a request that this verifier cannot serve, before anything is run.
 
         Raises:
-            MMSpecError: for the wrong temperature, say, or a target that lacks what the verifier goes by.
+            MMSpecError: for example for a temperature that does not fit, or a target that lacks what the verifier
+                needs.
         """
         self.check_sampling(pipeline)
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:
-        """The part of `check` that needs no target, so that it can be made before one is loaded."""
+        """Refuse sampling settings that do not fit: the part of `check` that needs no target, so that it can run before
+        one is loaded."""
 
     def proposal_under(self, pipeline: LogitsPipeline) -> str:
-        """How drafters should choose children in a request with these settings, see `proposal`."""
+        """Return how drafters should choose children in a request with these settings, see `proposal`."""
         return self.proposal
 
     def first_token(self, context: Context) -> Tensor:
-        """The first root, `[batch]`, from the logits after the prompt."""
+        """Return the first root, `[batch]`, from the logits after the prompt."""
         raise NotImplementedError
 
     may_settle = False
-    """Whether `skim` may ever settle a round. The drafter must then be able to go on without the target's scores."""
+    """True if `skim` may settle a round. The drafter must then be able to continue without the target's scores."""
 
     def skim(self, tree: DraftTree) -> Verdict | None:
         """Settle a round without the target, or return None to have the tree scored and verified.
 
-        A verdict must be `settled`; what it emits is read by the target in its next pass.
+        The verdict must be `settled`; the target reads the emitted tokens in its next pass.
         """
         return None
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
-        """The accepted path of each row and its bonus token."""
+        """Return the accepted path of each row and its bonus token."""
         raise NotImplementedError
 
     def processed(self, tree: DraftTree, scores: Scores) -> Tensor:
-        """`[batch, nodes, vocab]` scores after the logits pipeline, each node judged with its own prefix.
+        """Return the scores after the logits pipeline, `[batch, nodes, vocab]`, each node judged with its own prefix.
 
         They are computed once and stay on `scores`, where drafters may read them and p (`Scores.p`).
         """
@@ -84,12 +89,12 @@ class Verifier(PerRequest):
         return scores.processed
 
     def processed_first(self, context: Context) -> Tensor:
-        """`[batch, vocab]` scores of the first token, after the logits pipeline."""
+        """Return the scores of the first token after the logits pipeline, `[batch, vocab]`."""
         return self.pipeline(context.logits[:, None], lambda: [[ids] for ids in context.history], first=True)[:, 0]
 
 
 def node_prefixes(history: list[list[int]], tree: DraftTree) -> list[list[list[int]]]:
-    """Per row and node: the tokens of the sequence up to and including that node. The root ends the history."""
+    """Return, per row and node, the tokens of the sequence up to and including that node. The root ends the history."""
     rows = []
     for past, tokens, parents in zip(history, tree.tokens.tolist(), tree.parents.tolist(), strict=True):
         prefixes = [past]

@@ -1,4 +1,4 @@
-"""Greedy verification: keep what the target's argmax would have written."""
+"""Greedy verification: keeps the tokens that the target's argmax would have written."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Greedy(TreeWalk):
         super().__init__(Match())
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:
+        """Refuse a temperature above 0."""
         if not pipeline.greedy:
             raise MMSpecError(
                 f"Greedy verifies at temperature 0 only, not {pipeline.temperature}; "

@@ -1,4 +1,4 @@
-"""Sampling with deterministic drafts: the target draws, and the draft is kept where it guessed the draw."""
+"""Sampling with deterministic drafts: the target draws, and a drafted token is kept where it equals the draw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PointMassSampling(TreeWalk):
     parallel; this is what is done here. The draws are tied to positions (see `NoiseTape`): with the same seed every
     drafter, and no drafter, gives the same text.
 
-    The noise of a row is that of its number in the batch. So equal prompts in a batch give independent samples, and the
+    The noise of a row depends on its number in the batch. So equal prompts in a batch give independent samples, and the
     first row's text is that of its prompt alone; but a prompt in another row samples another text than it does alone
     with the same seed.
     """
@@ -34,9 +34,11 @@ class PointMassSampling(TreeWalk):
         super().__init__(Match())
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:
+        """Refuse temperature 0."""
         refuse_greedy(self, pipeline)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        """Return the path on which every token equals the target's draw."""
         if tree.proposal != "point":
             raise MMSpecError(
                 f"{type(self).__name__} needs point proposals, the tree was sampled; use RejectionSampling"

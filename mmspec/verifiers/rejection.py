@@ -1,4 +1,4 @@
-"""Speculative sampling proper: drafts are drawn from q and kept with probability min(1, p/q)."""
+"""Speculative sampling: drafts are drawn from q and kept with probability min(1, p/q)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ class RejectionSampling(TreeWalk):
         super().__init__(Rejection())
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:
+        """Refuse temperature 0."""
         refuse_greedy(self, pipeline)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        """Return the accepted path; a tree of point proposals is verified as by `PointMassSampling`."""
         if tree.proposal == "point":
             return self._by_choice(Match(), tree, scores)
         return super().verify(tree, scores)

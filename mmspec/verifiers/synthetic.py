@@ -1,4 +1,4 @@
-"""Forced acceptance: measure what a method costs, apart from how good its drafts are."""
+"""Synthetic acceptance: measures the cost of a method independently of the quality of its drafts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .walk import TreeWalk
 class Synthetic(TreeWalk):
     """Accepts each drafted token of the first-child path with a given probability, whatever the target says.
 
-    NOT lossless: the text is the drafter's. The work done per round is that of a real verifier.
+    NOT lossless: the text is the drafter's. The work per round is that of a real verifier.
 
     Args:
         acceptance_rate: probability that a drafted token is kept, given that its parent was; from 0 to 1.
@@ -24,7 +24,7 @@ class Synthetic(TreeWalk):
 
 
 class _Draws(ChoiceRule):
-    """Accepts first children at a rate."""
+    """Accepts first children with a given probability."""
 
     def __init__(self, rate: float):
         self.rate = rate

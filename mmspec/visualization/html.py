@@ -19,7 +19,9 @@ class Answer(Protocol):
     drafted: list[list[bool]]
     stats: Stats
 
-    def pieces(self, row: int) -> list[str]: ...
+    def pieces(self, row: int) -> list[str]:
+        """Return the text of each token of a row."""
+        ...
 
 
 def rounds_of(out: Answer, row: int) -> list[int]:

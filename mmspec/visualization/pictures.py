@@ -64,21 +64,23 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
     vision = target.encode(request)
     if vision is None or not vision.sizes:
         raise MMSpecError("the prompt has no pictures, of which something could be kept")
-    grids = target.family.grids(request.inputs, vision)
-    if None in grids or any(grid[0] > 1 for grid in grids):
+    known = target.family.grids(request.inputs, vision)
+    grids = [grid for grid in known if grid is not None and grid[0] == 1]
+    if len(grids) < len(known):
         raise MMSpecError(
             f"the visual tokens of {type(target.model).__name__} are no rectangle, so they cannot be drawn"
         )
     drafter = drafter.fork()
-    if drafter.compressor is None:
+    compressor = drafter.compressor
+    if compressor is None:
         share = 1.0 if _reads_pictures(drafter) else 0.0
         return [Kept(torch.full(grid[1:], share), round(share * grid[1] * grid[2])) for grid in grids]
     seen = []
 
     def look(spans: tuple[VisualSpan], left: Compressed) -> None:
-        seen.append((_weights(drafter.compressor, spans[0], left), len(left.embeds)))
+        seen.append((_weights(compressor, spans[0], left), len(left.embeds)))
 
-    with listening([Ear(drafter.compressor, after=look)]):
+    with listening([Ear(compressor, after=look)]):
         context = target.prefill(request, vision, request.max_length + 1, drafter.feature_layers)
         context.admit(context.logits.argmax(-1)[:, None].tolist())
         drafter.start(context)
@@ -99,7 +101,7 @@ def _reads_pictures(drafter: Drafter) -> bool:
 def _weights(compressor: VisualCompressor, span: VisualSpan, left: Compressed) -> Tensor:
     """Return the share of each visual token that is left, `[tokens]`."""
     if isinstance(compressor, Elastic) and compressor.mode == "selection":
-        compressor = compressor.branches[compressor.choice(span)]
+        compressor = compressor.operators[compressor.choice(span)]
     if isinstance(compressor, Resampler):
         keys = compressor.k_proj(span.embeds.to(compressor.q.dtype)).unflatten(-1, (compressor.heads, -1))
         scores = torch.einsum("qhd,thd->qht", compressor.q, keys) / keys.shape[-1] ** 0.5

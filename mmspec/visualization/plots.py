@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.axis import Axis
+from matplotlib.ticker import AutoLocator
+
 from ..clock import PHASES
 from ..errors import MMSpecError
 from ..evaluation.style import COLOURS, LINES, MARKERS, axes_of, legend
@@ -29,7 +32,7 @@ def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
         rates = out.stats.acceptance_rate_per_position
         axes.plot(range(1, len(rates) + 1), rates, label=name, **look)
     axes.set(xlabel="position in the draft", ylabel="share of passes", ylim=(0, 1.02))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes.xaxis)
     legend(axes)
     return plot
 
@@ -54,7 +57,7 @@ def acceptance_over_time(outs: Mapping[str, Output], row: int = 0) -> Plot:
             **look | {"ms": 3},
         )
     axes.set(xlabel="token of the answer", ylabel=SHOWN["mean_acceptance_length"], ylim=(0, None))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes.yaxis)
     legend(axes)
     return plot
 
@@ -75,7 +78,7 @@ def entropy_and_depth(outs: Mapping[str, Output]) -> Plot:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title, fontsize=11, loc="left")
         axes.set_xlabel("entropy of the target (nats)")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes.yaxis)
     for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
         rounds = list(out.trace)
         entropy = [one.entropy for one in rounds]
@@ -107,6 +110,13 @@ def phase_times(outs: Mapping[str, Output]) -> Plot:
     axes.set_xlabel("ms per token")
     legend(axes)
     return plot
+
+
+def _whole_numbers(axis: Axis) -> None:
+    """Put the ticks of an axis on whole numbers only."""
+    locator = AutoLocator()
+    locator.set_params(integer=True)
+    axis.set_major_locator(locator)
 
 
 def _looks(outs: Mapping[str, Output]) -> list[dict[str, Any]]:

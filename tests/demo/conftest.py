@@ -6,7 +6,7 @@ import pytest
 
 from mmspec import zoo
 from mmspec.demo.choices import Choices
-from mmspec.demo.session import Desk, Question
+from mmspec.demo.session import Desk, PageQuestion
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,6 @@ def ask(desk, picture_path):
     def session(at: Desk = desk, image=picture_path, prompt="Describe the picture.", **values):
         chosen = {name: values.pop(name, group.start) for name, group in at.choices.groups.items()}
         image = None if image is None else str(image)
-        return at.ask(Question(prompt, image, chosen, **{"max_new_tokens": 12} | values))
+        return at.ask(PageQuestion(prompt, image, chosen, **{"max_new_tokens": 12} | values))
 
     return session

@@ -16,7 +16,7 @@ pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
 from mmspec.demo.choices import Choices  # noqa: E402
-from mmspec.demo.limits import Limits  # noqa: E402
+from mmspec.demo.limits import PageLimits  # noqa: E402
 from mmspec.demo.page import Page  # noqa: E402
 from mmspec.demo.session import Desk  # noqa: E402
 
@@ -45,7 +45,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def desk():
-    return Desk(Choices(), Limits(longest=4000))
+    return Desk(Choices(), PageLimits(longest=4000))
 
 
 @pytest.fixture(scope="module")

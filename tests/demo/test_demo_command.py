@@ -10,7 +10,7 @@ import pytest
 
 from mmspec import cli, configuration
 from mmspec.commands import demo as command
-from mmspec.demo.limits import Limits
+from mmspec.demo.limits import PageLimits
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_settings_reach_the_page(served, capsys):
     page = Served.last
     assert (page.host, page.port, page.closed) == ("127.0.0.1", 7999, True)
     assert page.start == {"temperature": 0.0, "max_new_tokens": 50, "seed": 4}
-    assert page.desk.limits == Limits(megabytes=3, megapixels=40, characters=4000, longest=99)
+    assert page.desk.limits == PageLimits(megabytes=3, megapixels=40, characters=4000, longest=99)
     assert (page.desk.line.at_once, page.desk.line.waiting) == (2, 5)
     shown = capsys.readouterr()
     assert shown.out == "the page is at http://127.0.0.1:7999/ (Ctrl+C ends it)\n"

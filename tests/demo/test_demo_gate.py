@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mmspec.demo.gate import DEEPEST, MOST, PICTURE, STATE, VALUE, Gate
+from mmspec.demo.gate import DEEPEST, MOST, PICTURE, STATE, VALUE, RequestGate
 
 LIMIT = 20_000
 
@@ -17,7 +17,7 @@ class Door:
 
     def __init__(self, folder):
         self.read: list[bytes] = []
-        self.gate = Gate(self._app, {3: [PICTURE, VALUE, STATE], 4: []}, str(folder), LIMIT, 10 * LIMIT)
+        self.gate = RequestGate(self._app, {3: [PICTURE, VALUE, STATE], 4: []}, str(folder), LIMIT, 10 * LIMIT)
 
     async def _app(self, scope, receive, send):
         body, more = b"", True

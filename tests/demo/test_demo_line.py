@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from mmspec.demo.line import Line
+from mmspec.demo.line import WaitingLine
 from mmspec.errors import MMSpecError
 
 
 def test_places_move_up():
-    line = Line(at_once=1, waiting=2)
+    line = WaitingLine(at_once=1, waiting=2)
     first, second, third = (line.place() for _ in range(3))
     a, b, c = first.__enter__(), second.__enter__(), third.__enter__()
     assert [place.before for place in (a, b, c)] == [0, 1, 2] and len(line) == 3
@@ -24,7 +24,7 @@ def test_places_move_up():
 
 
 def test_a_full_line_says_so():
-    line = Line(at_once=1, waiting=0)
+    line = WaitingLine(at_once=1, waiting=0)
     with line.place(), pytest.raises(MMSpecError, match="0 questions are waiting already"), line.place():
         pass
     with line.place() as place:
@@ -32,7 +32,7 @@ def test_a_full_line_says_so():
 
 
 def test_those_who_are_served_together_know_it():
-    line = Line(at_once=2, waiting=1)
+    line = WaitingLine(at_once=2, waiting=1)
     with line.place() as a:
         assert not a.shared
         with line.place() as b, line.place() as c:
@@ -41,7 +41,7 @@ def test_those_who_are_served_together_know_it():
 
 
 def test_waiting_ends_when_it_is_ones_turn():
-    line = Line()
+    line = WaitingLine()
     first = line.place()
     first.__enter__()
     with line.place() as place:
@@ -54,4 +54,4 @@ def test_waiting_ends_when_it_is_ones_turn():
 @pytest.mark.parametrize("values", [{"at_once": 0}, {"waiting": -1}])
 def test_nonsense_is_refused(values):
     with pytest.raises(MMSpecError, match="must be"):
-        Line(**values)
+        WaitingLine(**values)

@@ -8,13 +8,13 @@ import zlib
 import pytest
 from PIL import Image
 
-from mmspec.demo.picture import Limits, read
+from mmspec.demo.picture import PageLimits, read
 from mmspec.errors import MMSpecError
 
 
 def refused(path, name="holiday.png", limits=None) -> str:
     with pytest.raises(MMSpecError) as caught:
-        read(path, limits or Limits(), name)
+        read(path, limits or PageLimits(), name)
     message = str(caught.value)
     assert str(path) not in message and "\n" not in message
     return message
@@ -35,7 +35,7 @@ def png(path, width: int, height: int):
 def test_pictures_are_read_as_rgb(kind, tmp_path):
     path = tmp_path / "x"  # what it is called says nothing
     Image.new("L", (8, 4), 200).save(path, format=kind)
-    image = read(path, Limits())
+    image = read(path, PageLimits())
     assert (image.mode, image.size) == ("RGB", (8, 4))
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmspec.demo import rendering
-from mmspec.demo.session import Side, View
+from mmspec.demo.session import SideState, View
 from mmspec.visualization import Node, RoundTrace
 from mmspec.visualization.colours import ACCEPTED, BONUS
 
@@ -42,7 +42,7 @@ def said(html: str) -> str:
 
 def done(plain: float, speculative: float, lossless: bool = True, **values) -> View:
     sides = [
-        Side(out=SimpleNamespace(stats=SimpleNamespace(**speeds, lossless=lossless)))
+        SideState(out=SimpleNamespace(stats=SimpleNamespace(**speeds, lossless=lossless)))
         for speed in (plain, speculative)
         for speeds in [{"tokens_per_second": speed, "tokens_per_second_end_to_end": speed + 5}]
     ]
@@ -75,7 +75,7 @@ def test_the_status_says_what_is_going_on(view, words):
 
 def test_nothing_that_was_written_becomes_markup():
     nasty = "<script>alert(1)</script> ${x} {{y}} \"' &amp;"
-    side = Side(((nasty, True, 1), (nasty, False, 2)), 4, 2, 1.0, 0.1)
+    side = SideState(((nasty, True, 1), (nasty, False, 2)), 4, 2, 1.0, 0.1)
     html = rendering.answers(View("answering", plain=side, speculative=side))
     assert "<script>" not in html and said(html).count(nasty) == 4
     nodes = [Node(1, nasty, -1, 0), Node(2, nasty, 0, 1, None, 0.5, True, bonus=True)]
@@ -83,14 +83,14 @@ def test_nothing_that_was_written_becomes_markup():
 
 
 def test_tokens_on_the_way_are_coloured_by_origin():
-    side = Side((("drafted", True, 3), ("own", False, 3)), 2, 3, 1.0, 0.1)
+    side = SideState((("drafted", True, 3), ("own", False, 3)), 2, 3, 1.0, 0.1)
     html = rendering.answers(View("answering", speculative=side))
     assert f'title="round 3" style="background:{ACCEPTED}22;border-bottom:2px solid {ACCEPTED}">drafted' in html
     assert f'title="round 3" style="background:{BONUS}22;border-bottom:2px solid {BONUS}">own' in html
 
 
 def test_the_cards_hold_the_figures():
-    side = Side((("x", False, 0),), 61, 20, 2.5, 0.5)
+    side = SideState((("x", False, 0),), 61, 20, 2.5, 0.5)
     text = said(rendering.answers(View("answering", plain=side, speculative=side)))
     assert text.count("30.0 tokens/s, decoding") == 2  # sixty tokens in two seconds: the prompt's are not counted
     assert text.count("61 tokens = 1 from the prompt + 3.00 tokens per pass x 20 passes") == 2

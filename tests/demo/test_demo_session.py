@@ -10,7 +10,7 @@ import pytest
 import mmspec
 from mmspec.demo import session as module
 from mmspec.demo.choices import Choices
-from mmspec.demo.line import Line
+from mmspec.demo.line import WaitingLine
 from mmspec.demo.session import Desk, Lane
 
 
@@ -195,7 +195,7 @@ def test_a_picture_is_a_path(ask, tmp_path):
 
 
 def test_what_is_refused_does_not_wait(ask, desk):
-    at = Desk(desk.choices, line=Line(waiting=0))
+    at = Desk(desk.choices, line=WaitingLine(waiting=0))
     at.models = desk.models
     with at.line.place():
         (view,) = ask(at, prompt=["hi"]).views()
@@ -275,7 +275,7 @@ def test_stopping_before_it_begins(ask, desk):
 
 
 def test_two_questions_in_turns_do_not_mix(ask, desk, every_round):
-    at = Desk(desk.choices, line=Line(at_once=2))
+    at = Desk(desk.choices, line=WaitingLine(at_once=2))
     at.models = desk.models
     alone = [list(ask(prompt=prompt).views())[-1] for prompt in ("Describe the picture.", "What is red?")]
     a, b = (ask(at, prompt=prompt).views() for prompt in ("Describe the picture.", "What is red?"))
@@ -289,7 +289,7 @@ def test_two_questions_in_turns_do_not_mix(ask, desk, every_round):
 
 def test_questions_that_are_answered_at_once_do_not_mix(ask, desk):
     """In threads, as the page has it, with passes that overlap, and options that nobody chose before."""
-    at = Desk(Choices(), line=Line(at_once=2))
+    at = Desk(Choices(), line=WaitingLine(at_once=2))
     asked = [{"prompt": "What is red?", "tree": "chain"}, {"prompt": "Describe the picture.", "tree": "static"}]
     alone = [list(ask(**one).views())[-1] for one in asked]
     list(ask(at).views())  # what loads the models
@@ -322,7 +322,7 @@ def test_who_waits_sees_the_place_and_may_leave(ask, desk, monkeypatch):
 
 
 def test_a_full_line_is_a_view(ask, desk):
-    at = Desk(desk.choices, line=Line(waiting=0))
+    at = Desk(desk.choices, line=WaitingLine(waiting=0))
     at.models = desk.models
     one, two = ask(at).views(), ask(at).views()
     next(one)

@@ -1,4 +1,4 @@
-"""Gates, for `Gated`: when the target is asked. One a file."""
+"""Gates for `Gated`: they decide when the target is asked. Each file holds one."""
 
 from .base import Gate, Gated
 from .confident import Confident

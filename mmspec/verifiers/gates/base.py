@@ -1,4 +1,4 @@
-"""Gates: rounds that are settled without the target."""
+"""Base class of gates, and the verifier that settles rounds without the target."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Gate(PerRequest):
-    """Decides, once a draft is there, whether the target is asked about it.
+    """Decides whether the target is asked about a draft.
 
-    A subclass implements `settle`. What it learns is kept in attributes: every request works on a copy.
+    A subclass implements `settle`. It keeps what it learns in attributes: every request works on a copy.
     """
 
     @property
     def lossless(self) -> bool:
-        """Whether it never settles a round. It follows from the parameters."""
+        """True if the gate never settles a round. This follows from the parameters."""
         raise NotImplementedError
 
     def settle(self, tree: DraftTree, context: Context) -> Tensor | None:
@@ -34,28 +34,28 @@ class Gate(PerRequest):
 
         Args:
             tree: the draft.
-            context: the request; `context.pending` tells how many tokens of each row the target has not read.
+            context: the request; `context.pending` is the number of tokens of each row that the target has not read.
 
         Returns:
             `[batch]` the nodes at which the emitted paths end, or None to ask the target. A row that has not ended must
-            emit something: where a path is the root alone, the target is asked.
+                emit something: where a path is the root alone, the target is asked.
         """
         raise NotImplementedError
 
     def observe(self, tree: DraftTree, verdict: Verdict) -> None:
-        """Update what the gate knows from a round that the target was asked about."""
+        """Update the gate's state from a round that the target was asked about."""
 
 
 class Gated(Verifier):
-    """A verifier behind a gate: where the gate settles a round, the target does not read it now; it reads the emitted
-    tokens in its next pass, and judges what comes after them.
+    """A verifier behind a gate. Where the gate settles a round, the target does not read it at once; it reads the
+    emitted tokens in its next pass, and judges what comes after them.
 
-    NOT lossless, unless the gate never opens. The drafter must be able to go on where the target has not read yet
-    (`Drafter.drafts_unread`).
+    NOT lossless, unless the gate never settles a round. The drafter must be able to continue without the target's
+    hidden states.
 
     Args:
-        inner: verifies what the gate lets through.
-        gate: who decides.
+        inner: verifier of the rounds that the gate does not settle.
+        gate: decides which rounds are settled without the target.
     """
 
     def __init__(self, inner: Verifier, gate: Gate):
@@ -63,30 +63,38 @@ class Gated(Verifier):
 
     @property
     def lossless(self) -> bool:
+        """True if both the gate and the inner verifier are lossless."""
         return self.inner.lossless and self.gate.lossless
 
     @property
     def proposal(self) -> str:
+        """The way in which the inner verifier wants children to be chosen."""
         return self.inner.proposal
 
     @property
     def may_settle(self) -> bool:
+        """True unless the gate never settles a round."""
         return not self.gate.lossless
 
     def proposal_under(self, pipeline: LogitsPipeline) -> str:
+        """Return how the inner verifier wants children to be chosen."""
         return self.inner.proposal_under(pipeline)
 
     def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        """Refuse a request that the inner verifier cannot serve."""
         self.inner.check(target, pipeline)
 
     def start(self, seed: int) -> None:
+        """Start the inner verifier."""
         self.inner.context, self.inner.pipeline = self.context, self.pipeline
         self.inner.start(seed)
 
     def first_token(self, context: Context) -> Tensor:
+        """Return the inner verifier's first token."""
         return self.inner.first_token(context)
 
     def skim(self, tree: DraftTree) -> Verdict | None:
+        """Settle the round if the gate chooses to."""
         ends = self.gate.settle(tree, self.context) if self.may_settle else None
         if ends is None:
             return None
@@ -97,6 +105,7 @@ class Gated(Verifier):
         return Verdict(path, length, tree.tokens.gather(1, ends[:, None])[:, 0], settled=True)
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        """Return the inner verifier's verdict, and update the gate."""
         verdict = self.inner.verify(tree, scores)
         self.gate.observe(tree, verdict)
         return verdict

@@ -1,4 +1,4 @@
-"""A gate by the drafter's own confidence."""
+"""Confident: a gate by the drafter's own confidence."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class Confident(Gate):
-    """Settles a round without the target where the drafter is sure of what it drafted, and asks the target otherwise.
+    """Settles a round without the target where the drafter is sure of its draft, and asks the target otherwise.
 
     UGSD (arXiv 2603.11397) escalates a block from the edge to the cloud if its most uncertain token has an entropy
-    above a threshold. Here it is the probability that the drafter gives to its path of first children: as much of that
-    path is emitted as keeps the product of probabilities above `threshold` [OUR].
+    above a threshold. Here the criterion is the probability that the drafter gives to its path of first children: the
+    longest beginning of that path whose product of probabilities stays above `threshold` is emitted [OUR].
 
     Args:
-        threshold: above 0 and at most 1; at 1 no round is ever settled.
-        unread: how many tokens of a row the target may be behind at most, the root included.
+        threshold: bound on the product, above 0 and at most 1; at 1 no round is ever settled.
+        unread: largest number of tokens of a row that the target has not read, the root included.
 
     Raises:
-        MMSpecError: for a value out of range, and for a drafter that does not tell its probabilities.
+        MMSpecError: for a value out of range, and for a drafter that does not give its probabilities.
     """
 
     def __init__(self, threshold: float = 0.9, unread: int = 16):
@@ -39,9 +39,11 @@ class Confident(Gate):
 
     @property
     def lossless(self) -> bool:
+        """True at `threshold=1`."""
         return self.threshold == 1
 
     def settle(self, tree: DraftTree, context: Context) -> Tensor | None:
+        """Choose the beginning of the path of first children whose probability stays above the threshold."""
         if tree.log_probs is None:
             raise MMSpecError(
                 "Confident goes by the probabilities of a draft, and this drafter gives none: use the gate Every, or a "

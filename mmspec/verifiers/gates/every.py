@@ -1,4 +1,4 @@
-"""A gate by the clock."""
+"""Every: a gate that settles rounds at a fixed interval."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .base import Gate
 class Every(Gate):
     """Settles every n-th round without the target: the uniform scheduler of VVS (CVPR 2026, arXiv 2511.13587).
 
-    Of the draft, the path of first children is emitted, the likeliest by the drafter's own word; the original takes a
-    random path of the tree [OUR]. It never settles the first round, nor two in a row.
+    The path of first children is emitted, which the drafter finds likeliest; the original takes a random path of the
+    tree [OUR]. The gate never settles the first round, nor two in a row.
 
     Args:
-        rounds: n, at least 2; 0 never settles any.
-        depth: drafted tokens to emit in such a round, at most; None for the whole path.
+        rounds: interval n, at least 2; 0 never settles a round.
+        depth: largest number of drafted tokens to emit in such a round; None for the whole path.
 
     Raises:
         MMSpecError: for a value out of range.
@@ -32,9 +32,11 @@ class Every(Gate):
 
     @property
     def lossless(self) -> bool:
+        """True at `rounds=0`."""
         return self.rounds == 0
 
     def settle(self, tree: DraftTree, context) -> Tensor | None:
+        """Choose the path of first children in every n-th round."""
         self.count += 1
         if self.count % self.rounds:
             return None
@@ -42,7 +44,7 @@ class Every(Gate):
 
 
 def first_path(tree: DraftTree, depth: int | None = None) -> Tensor:
-    """`[batch]` the last node of the path of first children, down to a depth."""
+    """Return the last node of the path of first children, `[batch]`, at most `depth` levels down."""
     on_path = reached(tree, tree.first_children)
     if depth is not None:
         on_path = on_path & (tree.depth <= depth)

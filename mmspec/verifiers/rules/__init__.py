@@ -1,4 +1,4 @@
-"""Acceptance rules for `TreeWalk`: how a drafted token is judged. One a file."""
+"""Acceptance rules for `TreeWalk`: they judge drafted tokens. Each file holds one rule or a few related ones."""
 
 from .additive import Additive
 from .base import ChoiceRule, CoinRule, Judged, Rule

@@ -1,4 +1,4 @@
-"""A constant added to the chance of acceptance."""
+"""Additive: a rule that adds a constant to the probability of acceptance."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .base import CoinRule, of_token
 
 
 class Additive(CoinRule):
-    """x is accepted with probability min(1, p(x) / q(x) + tolerance) (SSD, arXiv 2505.15380).
+    """Accepts x with probability min(1, p(x) / q(x) + tolerance) (SSD, arXiv 2505.15380).
 
     After a refusal p becomes norm(max(p - q, 0)), as in exact sampling. The paper does not state its tolerance; ours is
     a default [OUR]. At temperature 0 a guess that is not the argmax is kept with the probability `tolerance`.
 
-    NOT lossless, but at `tolerance=0`: the law then is the target's. Above it, the law of a token differs by at most
-    `tolerance` in total variation. Needs no training.
+    NOT lossless, except at `tolerance=0`, where the law is the target's. Above it, the law of a token differs by at
+    most `tolerance` in total variation. Needs no training.
 
     Args:
-        tolerance: what is added (beta), from 0 to 1.
+        tolerance: constant that is added (beta), from 0 to 1.
 
     Raises:
         MMSpecError: for a value out of range.
@@ -29,8 +29,10 @@ class Additive(CoinRule):
 
     @property
     def lossless(self) -> bool:
+        """True at `tolerance=0`."""
         return self.tolerance == 0
 
     def accept(self, p: Tensor, q: Tensor, token: Tensor, u: Tensor) -> Tensor:
+        """Accept with probability min(1, p / q + tolerance)."""
         own = of_token(q, token)
         return u * own < of_token(p, token) + self.tolerance * own

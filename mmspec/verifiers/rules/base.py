@@ -1,4 +1,4 @@
-"""What a rule is: how a drafted token is judged, and what is left of the target's distribution after a refusal."""
+"""Base classes of acceptance rules: they judge drafted tokens, and reduce the target's distribution after a refusal."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 
 class Rule(PerRequest):
-    """An acceptance rule, for `TreeWalk`. It has parameters; what it learns in a request is that request's own.
+    """An acceptance rule for `TreeWalk`. It has parameters; what it learns in a request stays with that request.
 
     There are two kinds, and a rule derives from one of them:
 
     - a `ChoiceRule` lets the target choose a token after every node (the argmax, or a draw at a temperature above 0)
-      and says which drafted tokens may stand in the place of that choice;
-    - a `CoinRule` accepts a drafted token with a probability that depends on p and q, and says what is left of p after
-      a refusal.
+      and states which drafted tokens may replace that choice;
+    - a `CoinRule` accepts a drafted token with a probability that depends on p and q, and states what is left of p
+      after a refusal.
     """
 
     proposal = "point"
-    """How drafters should choose children at a temperature above 0, see `Verifier.proposal`."""
+    """The way in which drafters should choose children at a temperature above 0, see `Verifier.proposal`."""
 
     @property
     def lossless(self) -> bool:
-        """Whether the emitted text follows the target's own distribution. It follows from the parameters."""
+        """True if the emitted text follows the target's own distribution. This follows from the parameters."""
         raise NotImplementedError
 
     def check(self, target: Target) -> None:
-        """Refuse a target that lacks what the rule goes by.
+        """Refuse a target that lacks what the rule needs.
 
         Raises:
             MMSpecError: naming what is missing, and the way out.
@@ -45,15 +45,15 @@ class Rule(PerRequest):
 
 
 class Judged:
-    """Every drafted node of a tree beside what the target says of its place, for a `ChoiceRule`.
+    """The drafted nodes of a tree with the target's scores for their places, for a `ChoiceRule`.
 
     Args:
-        tree: the candidates.
-        scores: `[batch, nodes, vocab]` the target's scores after each node, behind the logits pipeline.
-        choices: `[batch, nodes]` the token that the target chose after each node.
-        uniform: gives `[batch, nodes]` random numbers from 0 to 1, one draw for each node.
-        written: gives, for each row, how many tokens of the answer stand before the root.
-        space: what the ids mean.
+        tree: the draft.
+        scores: `[batch, nodes, vocab]` target's scores after each node, behind the logits pipeline.
+        choices: `[batch, nodes]` token that the target chose after each node.
+        uniform: returns `[batch, nodes]` random numbers from 0 to 1, one draw for each node.
+        written: returns, for each row, the number of tokens of the answer before the root.
+        space: meaning of the token ids.
     """
 
     def __init__(
@@ -71,47 +71,47 @@ class Judged:
 
     @cached_property
     def choice(self) -> Tensor:
-        """`[batch, nodes]` what the target chose in the place of each node; of the root, anything."""
+        """The target's choice in the place of each node, `[batch, nodes]`; any value at the root."""
         return self._choices.gather(1, self.tree.parents.clamp(min=0))
 
     @cached_property
     def scores(self) -> Tensor:
-        """`[batch, nodes, vocab]` the target's scores for the place of each node; of the root, anything."""
+        """The target's scores for the place of each node, `[batch, nodes, vocab]`; any values at the root."""
         parents = self.tree.parents.clamp(min=0)[..., None].expand_as(self._after)
         return self._after.gather(1, parents)
 
     @cached_property
     def position(self) -> Tensor:
-        """`[batch, nodes]` the index of each node's token in the answer, beginning with 0."""
+        """Index of each node's token in the answer, `[batch, nodes]`, beginning with 0."""
         return self.tree.depth + torch.tensor(self._written(), device=self.tokens.device)[:, None]
 
     def of_token(self, values: Tensor) -> Tensor:
-        """The entries of `[batch, nodes, vocab]` values that belong to the nodes' own tokens, `[batch, nodes]`."""
+        """Return the values of the nodes' own tokens, `[batch, nodes]`, from `[batch, nodes, vocab]` values."""
         return values.gather(-1, self.tokens[..., None])[..., 0]
 
 
 class ChoiceRule(Rule):
-    """A rule by which all nodes are judged at once. The longest allowed path wins; the target's own choice follows it.
+    """A rule that judges all nodes at once. The longest allowed path wins; the target's own choice follows it.
 
-    A rule that judges tokens one by one implements `accept`; one that judges groups of them, `allow`.
+    A rule that judges tokens one by one implements `accept`; one that judges groups of tokens implements `allow`.
     """
 
     def accept(self, at: Judged) -> Tensor:
-        """`[batch, nodes]`, True where the drafted token may be emitted, given that its parent was."""
+        """Return True where the drafted token may be emitted, `[batch, nodes]`, given that its parent was."""
         raise NotImplementedError
 
     def allow(self, at: Judged) -> Tensor:
-        """`[batch, nodes]`, True where the path from the root to a node may be emitted. Says so of the root, whatever
-        `accept` does, and of no padding."""
+        """Return True where the path from the root to a node may be emitted, `[batch, nodes]`. The root is always True,
+        whatever `accept` returns, and padding never is."""
         return reached(at.tree, self.accept(at))
 
 
 class CoinRule(Rule):
-    """A rule by which siblings are tried in the order of their draw. The first accepted one wins; if none is, the next
+    """A rule that tries siblings in the order of their draw. The first accepted one wins; if none is accepted, the next
     token is drawn from what is left of p.
 
-    At temperature 0, p is certain of the target's argmax. A point proposal (a deterministic choice of the drafter) has
-    a q that is certain of it.
+    At temperature 0, p gives probability 1 to the target's argmax. The q of a point proposal (a deterministic choice of
+    the drafter) gives probability 1 to the proposed token.
     """
 
     proposal = "sampled"
@@ -121,9 +121,9 @@ class CoinRule(Rule):
 
         Args:
             p: `[batch, vocab]` what is left of the target's distribution.
-            q: `[batch, vocab]` what is left of the drafter's, from which the token was drawn.
-            token: `[batch]`.
-            u: `[batch]` a fresh random number from 0 to 1.
+            q: `[batch, vocab]` what is left of the drafter's distribution, from which the token was drawn.
+            token: `[batch]` drafted tokens.
+            u: `[batch]` fresh random numbers from 0 to 1.
 
         Returns:
             `[batch]`, True where the token is accepted.
@@ -131,7 +131,8 @@ class CoinRule(Rule):
         raise NotImplementedError
 
     def residual(self, p: Tensor, q: Tensor, token: Tensor) -> Tensor:
-        """`[batch, vocab]` what is left of p after a refusal: norm(max(p - q, 0)) unless a rule says otherwise.
+        """Return what is left of p after a refusal, `[batch, vocab]`: norm(max(p - q, 0)) unless a rule defines it
+        otherwise.
 
         Where p equals q to the last bit nothing is left, and p itself is returned: a refusal then has probability zero.
         """
@@ -141,13 +142,13 @@ class CoinRule(Rule):
 
 
 def of_token(probabilities: Tensor, token: Tensor) -> Tensor:
-    """The entries of `[batch, vocab]` probabilities that belong to `[batch]` tokens, `[batch]`."""
+    """Return the probabilities of tokens, `[batch]`, from `[batch, vocab]` probabilities."""
     return probabilities.gather(-1, token[:, None])[:, 0]
 
 
 def reached(tree: DraftTree, accepted: Tensor) -> Tensor:
-    """`[batch, nodes]`, True where every node on the path to a node is accepted: `[batch, nodes]`, of which the root
-    always is and padding never."""
+    """Return True where every node on the path to a node is accepted, `[batch, nodes]`. The root always counts as
+    accepted, and padding never."""
     accepted = accepted.clone()
     accepted[:, 0] = True
     if tree.valid is not None:

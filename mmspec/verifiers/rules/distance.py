@@ -1,4 +1,4 @@
-"""Tokens that stand for nearly the same number."""
+"""Distance: a rule for tokens that stand for numbers, and accepts those that are close."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Binned(ChoiceRule):
         self.bins = bins
 
     def check(self, target: Target) -> None:
+        """Refuse a target whose bins are unknown or outside the vocabulary."""
         if self.lossless:
             return
         name, bins = type(self).__name__, self.bins or target.space.bins
@@ -47,8 +48,8 @@ class Binned(ChoiceRule):
             raise MMSpecError(f"{name}: bins={bins!r} reach beyond the target's {target.vocab_size} tokens")
 
     def distances(self, at: Judged) -> Tensor:
-        """`[batch, nodes]` how many bins each drafted token is away from the target's choice in its place; the size of
-        the vocabulary where one of them is no bin and they differ."""
+        """Return the distance of each drafted token from the target's choice, `[batch, nodes]`, in bins; it is the size
+        of the vocabulary where they differ and one of them is not a bin."""
         distance = (at.tokens - at.choice).abs()
         bins = self.bins or at.space.bins
         if bins is None:
@@ -59,17 +60,17 @@ class Binned(ChoiceRule):
 
 
 class Distance(Binned):
-    """A drafted token is kept if its bin is at most `radius` away from the bin that the target chose (Spec-VLA, arXiv
+    """Accepts a drafted token if its bin is at most `radius` away from the bin that the target chose (Spec-VLA, arXiv
     2507.22424): |x - argmax p| <= radius.
 
-    Policies of robots write numbers as tokens: OpenVLA has 256 equal bins of every dimension of an action on the last
-    256 token ids, so the distance of ids is that of bins. Tokens outside the bins must match exactly. Above
+    Policies of robots write numbers as tokens: OpenVLA has 256 equal bins for every dimension of an action, on the last
+    256 token ids, so the distance of ids is the distance of bins. Tokens outside the bins must match exactly. Above
     temperature 0, where the original is not relaxed, the distance is to the token that the target drew [OUR].
 
-    NOT lossless, but at `radius=0`. Needs no training.
+    NOT lossless, except at `radius=0`. Needs no training.
 
     Args:
-        radius: in bins (r), at least 0; the paper's is 9.
+        radius: largest distance in bins (r), at least 0; the paper's is 9.
         bins: the first and the last token id that are bins, `(31744, 31999)` for OpenVLA; by default the target's.
 
     Raises:
@@ -82,7 +83,9 @@ class Distance(Binned):
 
     @property
     def lossless(self) -> bool:
+        """True at `radius=0`."""
         return self.radius == 0
 
     def accept(self, at: Judged) -> Tensor:
+        """Accept tokens within the radius."""
         return self.distances(at) <= self.radius

@@ -1,4 +1,4 @@
-"""Tokens whose logit is nearly the best."""
+"""LogitRatio: a rule that accepts tokens whose logit is close to the best."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .base import ChoiceRule, Judged
 
 
 class LogitRatio(ChoiceRule):
-    """A drafted token is kept if its logit is at least `ratio` times the best one, where that is positive: the
+    """Accepts a drafted token if its logit is at least `ratio` times the best one, where that is positive: the
     tau-matching of HSD (arXiv 2602.12957), as its code has it: logit(x) / logit(argmax) >= ratio.
 
     Logits are those behind the logits pipeline. The original is greedy; above temperature 0 the target's own draw is
-    kept too [OUR]. (A survey describes the tolerance as an edit distance, which code and paper contradict.)
+    accepted too [OUR]. (A survey describes the tolerance as an edit distance, which code and paper contradict.)
 
-    NOT lossless, but at `ratio=1`. Needs no training.
+    NOT lossless, except at `ratio=1`. Needs no training.
 
     Args:
-        ratio: tau, above 0 and at most 1.
+        ratio: smallest ratio (tau), above 0 and at most 1.
 
     Raises:
         MMSpecError: for a value out of range.
@@ -29,9 +29,11 @@ class LogitRatio(ChoiceRule):
 
     @property
     def lossless(self) -> bool:
+        """True at `ratio=1`."""
         return self.ratio == 1
 
     def accept(self, at: Judged) -> Tensor:
+        """Accept tokens whose logit is at least `ratio` times the best."""
         matches = at.tokens == at.choice
         if self.lossless:
             return matches

@@ -1,4 +1,4 @@
-"""A mixture of target and drafter."""
+"""Mixture: a rule whose law is a mixture of target and drafter."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .base import CoinRule, of_token
 
 
 class Mixture(CoinRule):
-    """x is accepted with probability min(1, 1 - weight + weight * p(x) / q(x)); the rule of transformers'
+    """Accepts x with probability min(1, 1 - weight + weight * p(x) / q(x)); the rule of transformers'
     `assistant_ensemble_weight`.
 
-    After a refusal p becomes norm(max(p - q, 0)), which for any weight is also what is left of the mixture
-    `weight * p + (1 - weight) * q`. So the law of a token after a chain is that mixture. At temperature 0 a guess that
-    is not the argmax is kept with the probability `1 - weight`.
+    After a refusal p becomes norm(max(p - q, 0)), which for any weight is also what is left of the mixture `weight * p
+    + (1 - weight) * q`. So the law of a token after a chain is that mixture. At temperature 0 a guess that is not the
+    argmax is kept with the probability `1 - weight`.
 
-    NOT lossless, but at `weight=1`. Needs no training.
+    NOT lossless, except at `weight=1`. Needs no training.
 
     Args:
-        weight: the share of the target, above 0 and at most 1.
+        weight: share of the target, above 0 and at most 1.
 
     Raises:
         MMSpecError: for a value out of range.
@@ -30,8 +30,10 @@ class Mixture(CoinRule):
 
     @property
     def lossless(self) -> bool:
+        """True at `weight=1`."""
         return self.weight == 1
 
     def accept(self, p: Tensor, q: Tensor, token: Tensor, u: Tensor) -> Tensor:
+        """Accept with probability min(1, 1 - weight + weight * p / q)."""
         own = of_token(q, token)
         return u * own < self.weight * of_token(p, token) + (1 - self.weight) * own

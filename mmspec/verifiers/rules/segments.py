@@ -1,4 +1,4 @@
-"""Groups of tokens that stand or fall together."""
+"""Segments: a rule that accepts or refuses groups of tokens as a whole."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from .distance import Binned
 
 
 class Segments(Binned):
-    """A segment of an answer is kept as a whole if its bins are close enough to those that the target chose (HeiSD,
+    """Accepts a segment of an answer as a whole if its bins are close enough to those that the target chose (HeiSD,
     arXiv 2603.17573).
 
-    An action of a robot is a row of segments: where to move, how to turn, the gripper. A drafted segment is kept if no
-    token of it is more than `each` bins away from the target's choice, and all of them together no more than `total`;
-    a public note of the paper gives 15 and 30, and none for the gripper. That "together" is the sum of the distances is
-    our reading [OUR]. A segment that the tree does not draft to its end must match exactly, token by token [OUR].
+    An action of a robot is a row of segments: where to move, how to turn, the gripper. A drafted segment is accepted if
+    no token of it is more than `each` bins away from the target's choice, and all of them together no more than
+    `total`; a public note of the paper gives 15 and 30, and none for the gripper. That "together" is the sum of the
+    distances is our reading [OUR]. A segment that the tree does not draft to its end must match exactly, token by token
+    [OUR].
 
-    NOT lossless, but where all tolerances are 0. Needs no training.
+    NOT lossless, except where all tolerances are 0. Needs no training.
 
     Args:
-        lengths: tokens of each segment; the answer repeats them.
+        lengths: number of tokens of each segment; the answer repeats the segments.
         each: per segment, the largest distance of a token, in bins.
         total: per segment, the largest sum of distances.
         bins: the first and the last token id that are bins, see `Distance`.
@@ -54,9 +55,11 @@ class Segments(Binned):
 
     @property
     def lossless(self) -> bool:
+        """True where all tolerances are 0."""
         return all(min(bounds) == 0 for bounds in zip(self.each, self.total, strict=True))
 
     def allow(self, at: Judged) -> Tensor:
+        """Allow paths on which every whole segment is close enough and every unfinished one is exact."""
         distance = self.distances(at)
         exact = distance == 0
         if self.lossless:
@@ -76,8 +79,8 @@ class Segments(Binned):
         return whole & open_exact & reached(at.tree, torch.ones_like(exact))  # no padding
 
     def _places(self, at: Judged) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each node, `[batch, nodes]`: the number of its segment, the serial number of that occurrence, and whether
-        it ends there."""
+        """Return for each node, `[batch, nodes]`, the number of its segment, the serial number of that occurrence, and
+        whether the segment ends there."""
         ends = list(accumulate(self.lengths))
         number = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor(self.lengths)).to(at.tokens.device)
         place = at.position % ends[-1]

@@ -1,4 +1,4 @@
-"""Tokens among the likeliest."""
+"""TopRank: a rule that accepts tokens among the likeliest."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .base import ChoiceRule, Judged
 
 
 class TopRank(ChoiceRule):
-    """A drafted token is kept if it is among the `rank` tokens that the target finds likeliest (UGSD, arXiv
+    """Accepts a drafted token if it is among the `rank` tokens that the target finds likeliest (UGSD, arXiv
     2603.11397).
 
-    The paper verifies greedily. Above temperature 0 the target's own draw is kept too, and at `rank=1` it alone [OUR],
-    so that the exact rule is the limit at every temperature. Tokens of equal score share the better rank.
+    The paper verifies greedily. Above temperature 0 the target's own draw is accepted too, and at `rank=1` only that
+    draw [OUR], so that the exact rule is the limit at every temperature. Tokens of equal score share the better rank.
 
-    NOT lossless, but at `rank=1`. Needs no training.
+    NOT lossless, except at `rank=1`. Needs no training.
 
     Args:
-        rank: the last rank that is accepted (R), at least 1.
+        rank: last rank that is accepted (R), at least 1.
 
     Raises:
         MMSpecError: for a value out of range.
@@ -29,9 +29,11 @@ class TopRank(ChoiceRule):
 
     @property
     def lossless(self) -> bool:
+        """True at `rank=1`."""
         return self.rank == 1
 
     def accept(self, at: Judged) -> Tensor:
+        """Accept tokens of a rank up to `rank`."""
         matches = at.tokens == at.choice
         if self.lossless:
             return matches
