@@ -81,18 +81,19 @@ def custom_generate(
             raise MMSpecError("custom_generate: the drafter was made for another model than the one that is called")
         _refuse(generation_config, call, given)
         width, config = input_ids.shape[1], generation_config
+        tokens, mask = drafter.target.family.token_inputs
         streamer = streamer if streamer is not None else call.get("streamer")
         decode = partial(
             generate,
             drafter.target,
             drafter,
-            inputs={"input_ids": input_ids} | _inputs(input_ids, given),
+            inputs={tokens: input_ids} | _inputs(input_ids, given),
             tree=tree,
             verifier=verifier,
             # generate has already put the temperature and all the model's other settings among the processors.
             temperature=1.0 if config.do_sample else 0.0,
             model_settings=False,
-            logits_processor=_processors(logits_processor, input_ids, given.get("attention_mask")),
+            logits_processor=_processors(logits_processor, input_ids, given.get(mask)),
             streamer=None if streamer is None else _AfterPrompt(streamer),
             eos_token_id=_ends(stopping_criteria),
             seed=int(torch.randint(2**31, ())) if seed is None else seed,

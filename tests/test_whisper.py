@@ -272,8 +272,10 @@ def test_sounds_are_asked_about_as_generate_does(options):
     assert request.token_ids() == out[:, :start].tolist()
     assert mmspec.generate(target_of(), inputs=request, max_new_tokens=8).token_ids == out[:, start:].tolist()
     if not options:
-        alone = prepare(target_of(), inputs={"input_features": features((1, 2, 3))})
-        assert alone.token_ids() == request.token_ids()
+        mask = torch.ones(3, features((1,)).shape[-1], dtype=torch.long)
+        for more in ({}, {"attention_mask": mask}, {"input_ids": out[:, :start], "attention_mask": mask}):
+            alone = prepare(target_of(), inputs={"input_features": features((1, 2, 3)), **more})
+            assert alone.token_ids() == request.token_ids()
 
 
 def test_a_text_that_came_before_is_the_prompt():
@@ -310,11 +312,12 @@ def test_a_draft_model_may_hear_with_another_extractor():
 
 
 def test_from_inside_transformers():
+    mask = torch.ones(2, features((1,)).shape[-1], dtype=torch.long)  # of the sound, as the extractor may return it
     options = {"language": "fr", "max_new_tokens": NEW, "do_sample": False}
     want = target_of().model.generate(features((1, 2)), **options)
-    for name in ("ngram", "shared"):
+    for name, more in (("ngram", {}), ("shared", {"attention_mask": mask})):
         drafter = DRAFTERS[name](target_of())
-        out = target_of().model.generate(features((1, 2)), **options, custom_generate=custom_generate(drafter))
+        out = target_of().model.generate(features((1, 2)), **options, **more, custom_generate=custom_generate(drafter))
         assert torch.equal(out, want) and len(drafter.last_output.stats.rounds) < NEW
     with pytest.raises(MMSpecError, match="passed encoded and without input_features"):
         own = DRAFTERS["own"](target_of())

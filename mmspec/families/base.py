@@ -143,6 +143,8 @@ class Family(Media, Head, Writing):
         `attention_mask`."""
         return inputs
 
+    token_inputs = ("input_ids", "attention_mask")
+    """What the model's own `generate` calls the tokens that the language model reads, and their mask."""
     prompt_optional = False
     """Whether media alone are a prompt."""
 
@@ -164,8 +166,9 @@ class Family(Media, Head, Writing):
         return {}
 
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs of a request as the model's own `generate` names them."""
-        return dict(inputs)
+        """The inputs of a request as arguments of the model's own `generate`."""
+        names = dict(zip(("input_ids", "attention_mask"), self.token_inputs, strict=True))
+        return {names.get(name, name): value for name, value in inputs.items()}
 
     def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
         """Arguments of every pass of a request, see `Session.extra`: what its layers attend to beside the text.

@@ -48,6 +48,7 @@ class Whisper(Family):
     model_types = ("whisper",)
     final_norm_name = "layer_norm"
     cross_attends = True
+    token_inputs = ("decoder_input_ids", "decoder_attention_mask")
     prompt_optional = True
     settings_not_applied = {"no_speech_threshold": None}
 
@@ -78,10 +79,11 @@ class Whisper(Family):
         The mask of the sound, which the feature extractor may add, is left out: the model reads the whole window.
         """
         inputs = dict(inputs)
-        tokens, mask = inputs.pop("decoder_input_ids", None), inputs.pop("decoder_attention_mask", None)
+        tokens, mask = (inputs.pop(name, None) for name in self.token_inputs)
         if tokens is not None or inputs.get("input_ids") is None:
-            inputs.pop("attention_mask", None)
             inputs["input_ids"], inputs["attention_mask"] = tokens, mask
+        elif (mask := inputs.get("attention_mask")) is not None and len(mask[0]) == self.frames:
+            inputs["attention_mask"] = None
         if self.encoder is not None and inputs.get(HEARD) is None:
             self._check(inputs.get(SOUND), None if inputs["input_ids"] is None else len(inputs["input_ids"]))
         if inputs["input_ids"] is None and inputs.get(SOUND) is not None:
@@ -138,9 +140,7 @@ class Whisper(Family):
         return {SOUND: features[SOUND]}
 
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        names = {"input_ids": "decoder_input_ids", "attention_mask": "decoder_attention_mask"}
-        one_window = {"force_unique_generate_call": True, "return_timestamps": False}
-        return {names.get(name, name): value for name, value in inputs.items()} | one_window
+        return super().as_arguments(inputs) | {"force_unique_generate_call": True, "return_timestamps": False}
 
     def noise(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {SOUND: torch.randn(1, self.model.config.num_mel_bins, self.frames, generator=generator)}
