@@ -68,8 +68,7 @@ def custom_generate(
 
     Raises:
         MMSpecError: for anything but a drafter; when called, for another model than the drafter's target and for what
-            this loop does not do: beams, several sequences per row, another assistant, scores and states in the result,
-            a cache that holds tokens.
+            this loop does not do: beams, another assistant, scores and states in the result, a cache that holds tokens.
     """
     expect_drafter(drafter, "custom_generate")
 
@@ -129,17 +128,16 @@ def _call() -> dict[str, Any]:
 
 
 def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse a call that asks for anything but one sequence per row by this drafter."""
+    """Refuse a call that asks for anything but greedy or sampled sequences by this drafter."""
     mode = config.get_generation_mode(call.get("assistant_model"))
     if mode == GenerationMode.ASSISTED_GENERATION:
         raise MMSpecError(
             "custom_generate: the drafter is the assistant; leave out assistant_model, prompt_lookup_num_tokens, "
             "assistant_early_exit and use_mtp"
         )
-    if mode not in DECODED or config.num_return_sequences > 1:
+    if mode not in DECODED:
         raise MMSpecError(
-            f"custom_generate decodes one sequence per row, greedily or by sampling, and not {mode.value} with "
-            f"num_beams={config.num_beams}, num_return_sequences={config.num_return_sequences}"
+            f"custom_generate decodes greedily or by sampling, and not {mode.value} with num_beams={config.num_beams}"
         )
     if asked := [name for name in UNFILLED if config.return_dict_in_generate and getattr(config, name)]:
         raise MMSpecError(

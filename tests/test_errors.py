@@ -157,7 +157,7 @@ def test_a_draft_model_shares_the_vocabulary(text_target):
 @pytest.mark.parametrize(
     ("mode", "projector", "message"),
     [
-        ("blind", None, "mode 'blind' is unknown.*Available: own_vision, shared_vision, text_only"),
+        ("blind", None, "mode 'blind' is unknown.*Available: own_vision, shared_encoder, shared_vision, text_only"),
         ("text_onyl", None, r"mode 'text_onyl' is unknown\. Did you mean 'text_only'\?"),
         ("shared_vision", None, "a projector belongs to mode='shared_vision'"),
         ("text_only", torch.nn.Identity(), "a projector belongs to mode='shared_vision'"),
@@ -212,10 +212,7 @@ def _written(path: Path, data: bytes) -> Path:
         (np.zeros((4, 4), np.int64), "image in an array has int64 values, whose black and white are unknown"),
         (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\); arrays are read as .*\[height, width, channels\]"),
         (np.zeros((0, 4, 3), np.uint8), r"with shape \(0, 4, 3\);"),
-        (
-            torch.zeros(3, 4, 4),
-            "an image is a Tensor; pass a PIL image, a path, a data: URL, the bytes of a picture file",
-        ),
+        (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\); arrays are read as .*\[height, width, channels\]"),
         (b"\x89PNG", "image in bytes is not in a picture format"),
         (5, "an image is a int; pass a PIL image"),
         ("a\0b", "image 'a.x00b' cannot be read: "),
