@@ -16,7 +16,7 @@ from .check.prompts import NAMES
 from .compat import warn_if_untested
 from .context import Context
 from .errors import MMSpecError, first_line, shown
-from .families import Vision
+from .families import Vision, family_of
 from .guidance import Guidance, GuidedContext
 from .inputs import Request
 from .model import Model
@@ -37,9 +37,10 @@ def unwrapped(model: Any) -> PreTrainedModel:
                 f"{name}: its adapter writes virtual tokens into the prompt, which no drafter could see; give a model "
                 "whose adapter acts inside layers, such as LoRA"
             )
-        token = torch.zeros(1, 3, dtype=torch.long, device=device_of(model.get_input_embeddings()))
+        tokens = torch.zeros(1, 3, dtype=torch.long, device=device_of(model.get_input_embeddings()))
+        arguments = family_of(model).example(tokens)
         with torch.inference_mode():
-            outer, inner = (one(input_ids=token).logits for one in (wrapped, model))
+            outer, inner = (one(**arguments).logits for one in (wrapped, model))
         if not torch.equal(outer, inner):
             raise MMSpecError(
                 f"{name}: its adapter does more than to change layers: the model inside writes something else; merge "

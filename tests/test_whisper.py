@@ -383,6 +383,17 @@ def test_models_are_loaded_by_name(tmp_path, capsys):
     assert "sounds: a tree of 7 nodes" in capsys.readouterr().out
 
 
+def test_an_adapter_of_peft_may_be_on_it():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    target = Target(peft.get_peft_model(whisper(), config))
+    want = reference(target.model, NEW)
+    assert want != expected()
+    out = mmspec.generate(target, DRAFTERS["shared"](target), inputs=inputs_for(), max_new_tokens=NEW)
+    assert out.token_ids == want
+
+
 # Errors.
 
 
@@ -412,7 +423,7 @@ def test_what_cannot_be_heard_is_refused(options, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 1500
 
 
-def test_what_does_not_fit_a_whisper_is_refused():
+def test_what_does_not_fit_a_whisper_is_refused(tmp_path):
     listening = {"inputs": inputs_for()}
     model = target_of().model
     cases = [
@@ -438,5 +449,7 @@ def test_what_does_not_fit_a_whisper_is_refused():
     with pytest.raises(MMSpecError, match=r"no_speech_threshold=0\.5, which mmspec does not apply"):
         mmspec.generate(Target(deaf), **listening)
     text = T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=9))
-    with pytest.raises(MMSpecError, match="model type 't5' is an encoder-decoder model, .* of type whisper only"):
-        Target(text)
+    text.save_pretrained(tmp_path)
+    for load in (lambda: Target(text), lambda: mmspec.load_target(str(tmp_path), device="cpu")):
+        with pytest.raises(MMSpecError, match="model type 't5' is an encoder-decoder model, .* of type whisper only"):
+            load()

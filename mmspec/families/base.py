@@ -182,6 +182,10 @@ class Family(Media, Head, Writing):
         """Whether another model's encoder makes the states that this one attends to, see `cross_attends`."""
         return False
 
+    def example(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Arguments of the model's own outermost forward pass over `[batch, length]` tokens and whatever else."""
+        return {"input_ids": tokens}
+
     def probe(self, token: Tensor, cache: Cache) -> Tensor:
         """`[1, 1, vocab]` logits of a single token, `[1, 1]`, by the model's own outermost forward pass.
 

@@ -246,10 +246,11 @@ class Whisper(Family):
         # Nodes that no text can reach may lie behind the table; for a draft model with a shorter one, so may the text.
         return self.forward_decoder(position_ids=position_ids.clamp(max=self.longest - 1), **arguments)
 
+    def example(self, tokens: Tensor) -> dict[str, Tensor]:
+        states = self.model.get_output_embeddings().weight.new_zeros(len(tokens), 1, self.text_config.hidden_size)
+        ids = {"input_ids" if self.encoder is None else "decoder_input_ids": tokens}
+        return ids | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+
     def probe(self, token: Tensor, cache: Cache) -> Tensor:
-        states = self.model.get_output_embeddings().weight.new_zeros(1, 1, self.text_config.hidden_size)
-        arguments = {"use_cache": True, CACHE: EncoderDecoderCache(cache, DynamicCache())}
-        if self.encoder is None:
-            return self.model(input_ids=token, encoder_outputs=(states,), **arguments).logits
-        heard = BaseModelOutput(last_hidden_state=states)
-        return self.model(encoder_outputs=heard, decoder_input_ids=token, **arguments).logits
+        both = EncoderDecoderCache(cache, DynamicCache())
+        return self.model(**self.example(token), use_cache=True, **{CACHE: both}).logits
