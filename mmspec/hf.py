@@ -25,6 +25,7 @@ from .drafters import Drafter
 from .drafters.base import expect_drafter
 from .errors import MMSpecError
 from .generation import generate
+from .inputs import PER_TOKEN
 from .sampling import FOR_ONE_LENGTH
 from .trees import TreeBuilder
 from .verifiers import Verifier
@@ -79,14 +80,20 @@ def custom_generate(
         if model is not drafter.target.model:
             raise MMSpecError("custom_generate: the drafter was made for another model than the one that is called")
         _refuse(generation_config, call, given)
-        width, config = input_ids.shape[1], generation_config
+        width, config, copies = input_ids.shape[1], generation_config, generation_config.num_return_sequences
+        if copies > 1 and drafter.target.family.cross_attends:
+            raise MMSpecError(
+                f"custom_generate: num_return_sequences={copies} of a {type(model).__name__}, whose encoder transformers "
+                "runs by itself: call mmspec.generate(num_return_sequences=...)"
+            )
         tokens, mask = drafter.target.family.token_inputs
         streamer = streamer if streamer is not None else call.get("streamer")
         decode = partial(
             generate,
             drafter.target,
             drafter,
-            inputs={tokens: input_ids} | _inputs(input_ids, given),
+            inputs=_once({tokens: input_ids} | _inputs(input_ids, given), copies),
+            num_return_sequences=copies,
             tree=tree,
             verifier=verifier,
             # generate has already put the temperature and all the model's other settings among the processors.
@@ -164,6 +171,12 @@ def _inputs(input_ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         if not torch.where(real.bool(), positions == counted, True).all():  # the caller's, not those of generate
             inputs["position_ids"] = positions.expand(*positions.shape[:-2], *input_ids.shape)
     return inputs
+
+
+def _once(inputs: dict[str, Any], copies: int) -> dict[str, Any]:
+    """Return the inputs with every row once. transformers repeats the rows for `num_return_sequences`, and leaves media
+    as they are."""
+    return {name: value[..., ::copies, :] if name in PER_TOKEN else value for name, value in inputs.items()}
 
 
 def _length(criteria, config) -> int:
