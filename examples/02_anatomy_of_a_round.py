@@ -46,7 +46,7 @@ show({layer: tuple(states.shape) for layer, states in context.features.items()},
 # The prefill also says what the first token is. It becomes the **root** of the first tree: written, but not yet in the
 # target's cache.
 
-verifier = Greedy().fork(context, LogitsPipeline(), seed=0)
+verifier = Greedy().fork_for(context, LogitsPipeline(), seed=0)
 root = verifier.first_token(context)
 context.history[0].append(int(root))
 context.proposals = Proposals()

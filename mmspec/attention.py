@@ -59,7 +59,8 @@ def attention_weights(
 def _attention_weights(
     target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None
 ) -> Tensor:
-    block, length = target.family.layers[layer], states.shape[1]
+    block: Any = target.family.layers[layer]  # its parts have the same names in all families
+    length = states.shape[1]
     normed, rope = block.input_layernorm(states), _rope(target, layer, states, inputs)
     if queries is None:
         places, cache = torch.arange(length, device=states.device).expand(states.shape[:2]), None
@@ -68,14 +69,15 @@ def _attention_weights(
         # there itself is hidden.
         places, cache = queries, DynamicCache()
         block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **{CACHE: cache})
-        normed, *rope = (part.take_along_dim(queries[..., None], dim=-2) for part in (normed, *rope))
+        normed = normed.take_along_dim(queries[..., None], dim=-2)
+        rope = tuple(part.take_along_dim(queries[..., None], dim=-2) for part in rope)
     visible = _visible(target, layer, places, length, inputs)
     if queries is not None:
         visible = torch.cat([visible, visible.new_zeros(*queries.shape, queries.shape[1])], dim=-1)
     mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
     _, weights = _eager(block.self_attn)(
-        hidden_states=normed, position_embeddings=tuple(rope), attention_mask=mask, **{CACHE: cache}
+        hidden_states=normed, position_embeddings=rope, attention_mask=mask, **{CACHE: cache}
     )
     return weights[..., :length]
 
@@ -139,8 +141,8 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
 
 def _eager(attention: nn.Module) -> nn.Module:
     """Return a copy of an attention module that shares its weights and returns attention weights."""
-    module = copy.copy(attention)
-    module.config = copy.copy(attention.config)
+    module: Any = copy.copy(attention)
+    module.config = copy.copy(module.config)
     module.config._attn_implementation = "eager"
     return module
 

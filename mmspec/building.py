@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from .errors import MMSpecError, did_you_mean
 from .wording import at_place
@@ -46,7 +46,7 @@ def build(node: Any, **arguments: Any) -> Any:
     from omegaconf import OmegaConf
 
     place = node._get_full_key("") if OmegaConf.is_config(node) else ""
-    written, values = (OmegaConf.to_container(node, resolve=resolve) for resolve in (False, True))
+    written, values = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=each)) for each in (False, True))
     path = values.pop("_target_", None)
     if path is None:
         raise MMSpecError(f"a configuration has no _target_ that names a class: {values}")
@@ -58,6 +58,8 @@ def build(node: Any, **arguments: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}") from error
     base = _base_of(place)
+    wrong: MMSpecError
+    cause: BaseException | None
     # A function is judged by what it returns, but none that is built into Python returns any of these.
     if base and (inspect.isbuiltin(factory) or (isinstance(factory, type) and not issubclass(factory, base))):
         raise MMSpecError(f"{place}._target_={path} is no {base.__name__}, and nothing that makes one")
@@ -82,16 +84,22 @@ def _base_of(place: str) -> type | None:
     """Return the class that is expected at a place of a configuration; None if any is allowed."""
     group = place.rpartition(".")[2]
     if group == "drafter":
-        from .drafters import Drafter as base
-    elif group == "tree":
-        from .trees import TreeBuilder as base
-    elif group == "verifier":
-        from .verifiers import Verifier as base
-    elif group == "compressor":
-        from .compressors import VisualCompressor as base
-    else:
-        return None
-    return base
+        from .drafters import Drafter
+
+        return Drafter
+    if group == "tree":
+        from .trees import TreeBuilder
+
+        return TreeBuilder
+    if group == "verifier":
+        from .verifiers import Verifier
+
+        return Verifier
+    if group == "compressor":
+        from .compressors import VisualCompressor
+
+        return VisualCompressor
+    return None
 
 
 def _check_settings(factory: Any, path: str, place: str, values: Mapping[str, Any]) -> None:

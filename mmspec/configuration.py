@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from . import options
 from .building import build, build_drafter, check_method
@@ -120,7 +120,7 @@ def chosen_settings(
 
 def option_files(name: str, group: str, config_dir: str | Path | None = None) -> dict[str, Path]:
     """Return the files of the options of the group that command `name` calls `group`."""
-    found = {}
+    found: dict[str, Path] = {}
     for folder in search_folders(config_dir):
         inside = folder / name / group if (folder / name / group).is_dir() else folder / group
         found |= {file.relative_to(inside).with_suffix("").as_posix(): file for file in sorted(inside.rglob("*.yaml"))}
@@ -150,7 +150,8 @@ def settings(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str
 
     Groups have the name that the user types, `recipe` for `train/recipe`.
     """
-    chosen, keys = {}, {}
+    chosen: dict[str, tuple[str, str]] = {}
+    keys: dict[str, tuple[str, str]] = {}
     for line in _lines(name):
         target, key = (keys, line["key"]) if line["key"] else (chosen, line["group"].removeprefix(f"{name}/"))
         target[key] = (line["default"], line["comment"] or "")
@@ -291,7 +292,8 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
     from omegaconf import OmegaConf
 
     found = set()
-    for key, value in OmegaConf.to_container(config).items() if OmegaConf.is_config(config) else config.items():
+    plain = cast(dict[str, Any], OmegaConf.to_container(config)) if OmegaConf.is_config(config) else config
+    for key, value in plain.items():
         if not str(key).startswith("_"):
             found.add(f"{prefix}{key}")
             if isinstance(value, Mapping):
@@ -314,4 +316,4 @@ def typed(config: Any, schema: type[Settings]) -> Settings:
         except OmegaConfBaseException as error:
             wanted = str(schema.__annotations__[key]).replace("| None", "or null")
             raise MMSpecError(f"{key}={config[key]} is not valid: it must be of type {wanted}") from error
-    return OmegaConf.to_object(result)
+    return cast(Settings, OmegaConf.to_object(result))

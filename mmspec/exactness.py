@@ -64,7 +64,7 @@ def divergences(
         common = zip(ours, theirs, strict=False)
         position = next((i for i, (a, b) in enumerate(common) if a != b), min(len(ours), len(theirs)))
         a, b = (ids[position] if position < len(ids) else None for ids in (ours, theirs))
-        difference = {"row": row, "position": position, "token": b, "plain": a}
+        difference: dict[str, Any] = {"row": row, "position": position, "token": b, "plain": a}
         difference |= {"margin": None, "top2": None, "tie": False}
         if a is not None and b is not None:
             scores = next_scores(target, request, row, ours[:position], sampling, seed)
@@ -151,7 +151,7 @@ def next_scores(
         of_family=target.family.processors(target.model.generation_config),
     )
     pipeline.begin(request.lengths)
-    judge = Greedy().fork(context, pipeline, seed)
+    judge = Greedy().fork_for(context, pipeline, seed)
     scores = judge.processed_first(context)
     kept = [int(index == row) for index in range(request.batch_size)]
     for token in written:

@@ -46,7 +46,7 @@ def export_speculators(
     Raises:
         MMSpecError: for a drafter that the format cannot express, or a target without a name.
     """
-    _check(drafter)
+    drafter = _check(drafter)
     check_length(speculative_tokens)
     model = drafter.target.model
     verifier_name = verifier_name or model.config.name_or_path
@@ -73,10 +73,10 @@ def check_length(speculative_tokens: int) -> None:
         raise MMSpecError(f"speculative_tokens={speculative_tokens!r} must be a positive integer")
 
 
-def _check(drafter: Drafter) -> None:
-    """Refuse a drafter that vLLM would serve differently."""
+def _check(drafter: Drafter) -> Eagle3Drafter:
+    """Return the drafter; refuse one that vLLM would serve differently."""
     name = type(drafter).__name__
-    if type(drafter) is not Eagle3Drafter:
+    if not isinstance(drafter, Eagle3Drafter) or type(drafter) is not Eagle3Drafter:
         raise MMSpecError(
             f"{name} has no counterpart in speculators {FORMAT}: of mmspec's drafters only Eagle3Drafter can be "
             "exported"
@@ -97,11 +97,12 @@ def _check(drafter: Drafter) -> None:
             f"this {name} has hidden_act={drafter.head.hidden_act!r}, but vLLM's layer computes {SERVED_ACTIVATION!r} "
             f"alone: train one with +recipe.drafter.head.hidden_act={SERVED_ACTIVATION}"
         )
+    return drafter
 
 
 def _config(drafter: Eagle3Drafter, verifier_name: str, speculative_tokens: int) -> dict[str, Any]:
     model, head = drafter.target.model, drafter.head
-    rope = dict(head.rope_parameters)
+    rope: dict[str, Any] = dict(head.rope_parameters or {})
     if drafter.rope != "mrope":  # vLLM goes by what it finds
         rope = {name: value for name, value in rope.items() if name not in MROPE_SETTINGS}
     layer = {name: getattr(head, name) for name in HEAD_SETTINGS} | {
@@ -164,7 +165,7 @@ def _weights(drafter: Eagle3Drafter) -> dict[str, Tensor]:
 def _ascending(drafter: Eagle3Drafter, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights on the three features in the order of their layers: vLLM collects features in that order."""
     order = sorted(range(3), key=lambda number: drafter.fused[number])
-    sorted_weights = {}
+    sorted_weights: dict[str, Tensor] = {}
     for name in ("fc.weight", "input_norm.weight"):
         if name in weights:
             parts = weights[name].chunk(3, dim=-1)

@@ -122,16 +122,20 @@ def custom_generate(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
         for name in drafter.target.family.media_inputs
     ]
-    run.__signature__ = signature.replace(parameters=[*usual, *pictures, others])
-    return run
+    named: Any = run
+    named.__signature__ = signature.replace(parameters=[*usual, *pictures, others])
+    return named
 
 
 def _call() -> dict[str, Any]:
     """Return the arguments of the calling `generate`, if there is one. transformers 5.23 passes neither the streamer
     nor the assistant of a call to a callable; without this they would be lost silently."""
-    frame = inspect.currentframe().f_back.f_back
-    ours = frame is not None and frame.f_code is inspect.unwrap(GenerationMixin.generate).__code__
-    return frame.f_locals if ours else {}
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = None if frame is None else frame.f_back
+    if frame is None or frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
+        return {}
+    return frame.f_locals
 
 
 def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ def _load(
         if not placed and (kwargs.get("quantization_config") or getattr(config, "quantization_config", None)):
             kwargs = {**kwargs, "device_map": {"": device}}  # quantised weights cannot all be moved afterwards
             placed = ["device_map"]
-        loader = class_for(config)
+        loader: Any = class_for(config)  # the auto classes of transformers share no public type
         kwargs = {"use_safetensors": True} | kwargs | hub
         if kwargs["use_safetensors"] and not kwargs.get("gguf_file"):
             check_weights(what, source, loader, config, hub)
@@ -203,7 +203,7 @@ def load_drafter(
         raise MMSpecError(f"load_drafter takes a name first, and this is a {type(name).__name__}")
     source = _resolve(name, "drafter")
     if Path(source).is_dir():
-        folder = Path(source, kwargs.get("subfolder") or "")
+        folder: Path | None = Path(source, kwargs.get("subfolder") or "")
     else:
         folder = fetch_drafter(source, **{key: value for key, value in kwargs.items() if key in FETCHED})
     if folder is not None and "mmspec_drafter" in read_config(folder):

@@ -55,9 +55,9 @@ class Scores:
     def p(self) -> Tensor:
         """Distribution of the token after each node, `[batch, nodes, vocab]`, behind the pipeline: the target draws
         from it. At temperature 0 the argmax has probability 1. Drafters may read it in `observe`, at every node."""
-        if self.greedy:
-            return one_hot(self.processed.argmax(-1), self.processed)
-        return self.processed.softmax(-1)
+        processed = self.processed
+        assert processed is not None  # the verifier has computed them
+        return one_hot(processed.argmax(-1), processed) if self.greedy else processed.softmax(-1)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numbers
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class LogitsPipeline:
             repetition_penalty = config.repetition_penalty
         self.temperature = _number("temperature", temperature, lambda t: 0 <= t < math.inf, "0 (greedy) or more")
         if top_k is not None:
-            top_k = _number("top_k", top_k, lambda k: k > 0 and as_int(k) is not None, "a positive integer")
+            top_k = int(_number("top_k", top_k, lambda k: k > 0 and as_int(k) is not None, "a positive integer"))
         if top_p is not None:
             top_p = _number("top_p", top_p, lambda p: 0 < p <= 1, "above 0 and at most 1")
         if min_p is not None:
@@ -143,7 +143,7 @@ class LogitsPipeline:
             if self.temperature != 1.0:
                 processors.append(hf.TemperatureLogitsWarper(self.temperature))
             if top_k is not None:
-                processors.append(hf.TopKLogitsWarper(int(top_k)))
+                processors.append(hf.TopKLogitsWarper(top_k))
             if top_p is not None and top_p < 1.0:
                 processors.append(hf.TopPLogitsWarper(top_p))
             if min_p:
@@ -191,11 +191,11 @@ class LogitsPipeline:
         flat = logits.reshape(-1, vocab).to(dtype, copy=True)
         if self.prefix_free:
             dummy = torch.zeros(flat.shape[0], 0, dtype=torch.long, device=flat.device)
-            return processors(dummy, flat).view(batch, nodes, vocab)
+            return processors(cast(torch.LongTensor, dummy), cast(torch.FloatTensor, flat)).view(batch, nodes, vocab)
         # Processors take rectangular batches: nodes with prefixes of one length go together.
         by_length = defaultdict(list)
-        for index, prefix in enumerate(prefix for row in prefixes() for prefix in row):
-            by_length[len(prefix)].append((index, prefix))
+        for node, prefix in enumerate(prefix for row in prefixes() for prefix in row):
+            by_length[len(prefix)].append((node, prefix))
         for group in by_length.values():
             index = torch.tensor([i for i, _ in group], device=flat.device)
             ids = torch.tensor([prefix for _, prefix in group], device=flat.device)
@@ -275,7 +275,7 @@ def refuse_settings(config: GenerationConfig, given: Iterable, of_family: Mappin
 
 def _of_model(config: GenerationConfig, penalty: float, eos: list[int]) -> list:
     """Return the processors of a generation config, in the order of `generate`."""
-    wanted = {
+    wanted: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "sequence_bias": (hf.SequenceBiasLogitsProcessor, config.sequence_bias),
         "repetition_penalty": (hf.RepetitionPenaltyLogitsProcessor, penalty if penalty != 1.0 else None),
         "no_repeat_ngram_size": (hf.NoRepeatNGramLogitsProcessor, config.no_repeat_ngram_size),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
 from . import extras
@@ -27,7 +27,7 @@ FEWEST = 1 / 16
 """Smallest share of a model's numbers that its files may hold: numbers of quantised weights are packed."""
 
 
-def check_weights(what: str, source: str, loader: type, config: PreTrainedConfig, hub: Mapping[str, Any]) -> None:
+def check_weights(what: str, source: str, loader: Any, config: PreTrainedConfig, hub: Mapping[str, Any]) -> None:
     """Refuse a folder that lacks the weights of the model in its configuration, before the model is built.
 
     transformers would first fill missing weights with random numbers, in memory, and report it afterwards.
@@ -123,7 +123,7 @@ def base_of_adapter(what: str, source: str, hub: Mapping[str, Any]) -> tuple[str
     return base, {"revision": revision if isinstance(revision, str) else None, "subfolder": ""}
 
 
-def put_on(what: str, model: PreTrainedModel, source: str, hub: Mapping[str, Any]) -> nn.Module:
+def put_on(what: str, model: nn.Module, source: str, hub: Mapping[str, Any]) -> nn.Module:
     """Put an adapter on its base model and return peft's model.
 
     Raises:

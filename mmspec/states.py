@@ -30,7 +30,8 @@ def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]
     Raises:
         MMSpecError: if a state was not observed, for example in a model that the caller has compiled.
     """
-    layers, features = tuple(layers), {}
+    layers = tuple(layers)
+    features: dict[int, Tensor] = {}
 
     def ear(layer: int) -> Ear:
         if layer == LAST:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,11 +100,12 @@ def check_lossless(
     tokens = drafted = accepted = 0
     for request in _requests(target):
         for temperature in temperatures:
-            options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": SEED}
+            options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": SEED}
             plain = generate(target, None, inputs=request, **options).token_ids
             out = generate(target, drafter, inputs=request, tree=tree, verifier=verifier, **options)
             if out.token_ids != plain:
                 sampling = Sampling(temperature)
+                assert request.conversations is not None  # see `_requests`
                 differences = divergences(target, request, plain, out.token_ids, sampling, SEED, tie=0.0)
                 record = {
                     "ids": [row[-1].texts[-1] for row in request.conversations],
@@ -129,21 +131,23 @@ def watched(drafter: Drafter) -> Drafter:
     token as root, holds a token outside the target's vocabulary, has invalid probabilities, or states a shape that its
     parents do not have. `generate` itself checks all but the last of these, for trees that `Growth` did not make.
     """
-
-    class Watched(type(drafter)):
-        def start(self, context):
-            self._watched = context
-            super().start(context)
-
-        def draft(self, root):
-            tree = super().draft(root)
-            _inspect(tree, root, self._watched.active, self.target.vocab_size, Watched.__name__)
-            return tree
-
-    Watched.__name__ = type(drafter).__name__  # what errors call it
     drafter = drafter.fork()
-    drafter.__class__ = Watched
+    own = type(drafter)
+    drafter.__class__ = type(own.__name__, (_Watched, own), {})  # errors name it as before
     return drafter
+
+
+class _Watched(Drafter):
+    """Checks the trees of the drafter's own class, which comes next in the order of base classes."""
+
+    def start(self, context):
+        self._watched = context
+        super().start(context)
+
+    def draft(self, root):
+        tree = super().draft(root)
+        _inspect(tree, root, self._watched.active, self.target.vocab_size, type(self).__name__)
+        return tree
 
 
 def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int, own: str) -> None:

@@ -45,12 +45,14 @@ class TextStream:
         return after[len(before) :]
 
     def _decode(self, start: int, end: int) -> str:
-        return whole_text(self.tokenizer, self.ids[start:end])
+        return _decoded(self.tokenizer, self.ids[start:end])
 
 
 def whole_text(tokenizer, ids: list[int]) -> str | None:
     """Return the text of all tokens at once; None without a tokenizer. It equals the joined pieces: a tokenizer's
     clean-up of spaces is left out, because a stream has printed them already."""
-    if tokenizer is None:
-        return None
+    return None if tokenizer is None else _decoded(tokenizer, ids)
+
+
+def _decoded(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,7 +26,7 @@ def device_of(module: nn.Module) -> torch.device:
             device = torch.device(hook.execution_device)
             numbered = device.index is not None or device.type == "cpu"
             return device if numbered else torch.empty(0, device=device).device  # "cuda" is one GPU, as tensors say
-    return module.weight.device
+    return cast(Tensor, module.weight).device
 
 
 def is_plain(weight: Tensor) -> bool:
@@ -47,17 +47,18 @@ def linear_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) ->
     if plain and layer.weight.device == device:
         return layer.weight
     state = _state(layer)
-    read, copied, _ = _READ.get(layer, (None, None, None))
-    if read != state or copied.device != device:
-        with torch.inference_mode(False), torch.no_grad():  # training reads it too
-            if plain:
-                copied = layer.weight.to(device)
-            else:
-                # A unit vector is mapped to a column of the weight, in whatever form that is stored.
-                units = torch.eye(layer.in_features + 1, layer.in_features, dtype=dtype, device=device_of(layer))
-                columns = layer(units)
-                copied = (columns[:-1] - columns[-1]).T.contiguous().to(device)  # the last row is the bias alone
-        _READ[layer] = state, copied, list(layer.parameters())
+    read = _READ.get(layer)
+    if read is not None and read[0] == state and read[1].device == device:
+        return read[1]
+    with torch.inference_mode(False), torch.no_grad():  # training reads it too
+        if plain:
+            copied = layer.weight.to(device)
+        else:
+            # A unit vector is mapped to a column of the weight, in whatever form that is stored.
+            units = torch.eye(layer.in_features + 1, layer.in_features, dtype=dtype, device=device_of(layer))
+            columns = layer(units)
+            copied = (columns[:-1] - columns[-1]).T.contiguous().to(device)  # the last row is the bias alone
+    _READ[layer] = state, copied, list(layer.parameters())
     return copied
 
 

@@ -47,10 +47,10 @@ def refuse_malformed(tree: DraftTree, root: Tensor, active: list[bool], vocabula
         "is no valid root": ~valid & is_root,
         "is not below the node before it, though is_chain says so": valid & (inside != number - 1) & tree.is_chain,
     }
-    if tree.draft_probs is not None:
+    if tree.draft_probs is not None and tree.expansion is not None:
         total, low = tree.draft_probs.sum(-1), tree.draft_probs.amin(-1)  # both are NaN where one entry is
         rules["was expanded to draft_probs that are no distribution"] = _at_nodes(
-            tree, ~((low >= 0) & (total <= 1 + SLACK))
+            tree.expansion, ~((low >= 0) & (total <= 1 + SLACK))
         )
     wrong = torch.stack(list(rules.values()))
     if not wrong.any():
@@ -82,7 +82,7 @@ def _refuse_shapes(tree: DraftTree, root: Tensor, own: str) -> None:
         raise MMSpecError(f"{own} drafted draft_probs, which must be [batch, expansions, vocab] and need expansion")
 
 
-def _at_nodes(tree: DraftTree, wrong: Tensor) -> Tensor:
+def _at_nodes(expansion: Tensor, wrong: Tensor) -> Tensor:
     """Return True at nodes, `[batch, nodes]`, whose expansion is wrong, `[batch, expansions]`, or out of range."""
     last = wrong.shape[1] - 1
-    return (tree.expansion > last) | ((tree.expansion >= 0) & wrong.gather(1, tree.expansion.clamp(min=0, max=last)))
+    return (expansion > last) | ((expansion >= 0) & wrong.gather(1, expansion.clamp(min=0, max=last)))

@@ -170,7 +170,7 @@ class Enumeration:
         self.weight = draws.weight
         outcomes = [(index >> slot) % 2 == 1 for slot in range(coins)]
         context = SimpleNamespace(logits=torch.zeros(rows, self.vocab, dtype=torch.float64), history=[[0]] * rows)
-        verifier = verifier.fork(context, self.pipeline, seed=0)
+        verifier = verifier.fork_for(context, self.pipeline, seed=0)
         verifier._uniform = lambda like: Coin(outcomes.pop(0), self._weigh)
         verifier._draw = self._draw
         verdict = verifier.verify(self.tree, TableModel(target, rows).score(self.tree))

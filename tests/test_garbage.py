@@ -105,7 +105,7 @@ def test_nothing_is_drawn_from_logits_that_are_no_distribution(kind):
     logits = torch.randn(ROWS, tree.num_nodes, 8, generator=torch.Generator().manual_seed(1))
     context = mmspec.target.Context.__new__(mmspec.target.Context)
     context.logits, context.history = logits[:, 0], [[9]] * ROWS
-    verifier = Seen().fork(context, LogitsPipeline(1.0), 0)
+    verifier = Seen().fork_for(context, LogitsPipeline(1.0), 0)
     verdict = verifier.verify(tree, mmspec.outcome.Scores(logits))
     assert verdict.length[0] == 1
     torch.testing.assert_close(verifier.bonus[0], logits[0, 0].softmax(-1), rtol=1e-6, atol=0)

@@ -131,7 +131,7 @@ def test_first_token_is_drawn_from_the_processed_law():
     logits = random_tables(5, 0, seed=3)[0].log()[None]
     pipeline = LogitsPipeline(temperature=0.7, top_k=3)
     context = SimpleNamespace(logits=logits, history=[[0]])
-    verifier = RejectionSampling().fork(context, pipeline, seed=0)
+    verifier = RejectionSampling().fork_for(context, pipeline, seed=0)
     seen = []
     verifier._draw = lambda probs: seen.append(probs) or probs.argmax(-1)
     verifier.first_token(context)

@@ -89,7 +89,7 @@ def test_adaptive_rules_and_compressors_are_the_requests_own():
     walk = TreeWalk(Counting())
     target = Target(llama())
     mmspec.generate(target, verifier=walk, inputs=inputs_for("llama", [0]), max_new_tokens=2)
-    one = PerRequest.fork(walk)
+    one = walk.fork()
     one.rule.counts["x"] = 1
     assert not walk.rule.counts
     compressor = mmspec.compressors.Prune()

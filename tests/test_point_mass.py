@@ -56,7 +56,7 @@ def emitted_by_point_mass(tree: DraftTree, target) -> dict[tuple[int, ...], floa
     sequences = torch.cartesian_prod(*[torch.arange(vocab)] * depth).view(-1, depth)
     rows = len(sequences)
     context = SimpleNamespace(logits=torch.zeros(rows, vocab), history=[[0]] * rows)
-    verifier = PointMassSampling().fork(context, LogitsPipeline(1.0), seed=0)
+    verifier = PointMassSampling().fork_for(context, LogitsPipeline(1.0), seed=0)
     verifier.noise = ForcedNoise(sequences, vocab)
     verdict = verifier.verify(tree, TableModel(target, rows).score(tree))
     lengths, emitted = verdict.host(tree)
@@ -129,7 +129,7 @@ def test_rejection_sampling_treats_point_trees_as_point_mass_sampling_does():
     scores = TableModel(target, 27).score(tree)
     verdicts = []
     for verifier in (PointMassSampling(), RejectionSampling()):
-        verifier = verifier.fork(context, LogitsPipeline(1.0), seed=5)
+        verifier = verifier.fork_for(context, LogitsPipeline(1.0), seed=5)
         verdicts.append(verifier.verify(tree, scores))
     assert verdicts[0].host(tree) == verdicts[1].host(tree)
 
@@ -140,7 +140,7 @@ def test_greedy_emits_the_argmax_path_whatever_is_drafted():
     for depth in (1, 2):
         best.append(int(target[depth][tuple(best)].argmax()))
     context = SimpleNamespace(logits=torch.zeros(1, 3), history=[[0]])
-    verifier = Greedy().fork(context, LogitsPipeline(), seed=0)
+    verifier = Greedy().fork_for(context, LogitsPipeline(), seed=0)
     for tokens in torch.cartesian_prod(*[torch.arange(3)] * 5).tolist():
         paths = dict(zip([(0,), (1,), (0, 0), (0, 1), (1, 0)], tokens, strict=True))
         tree = point_tree(paths, paths, rows=1)

@@ -63,7 +63,7 @@ def forked(verifier, rows: int, vocab: int, temperature: float, seed: int = 0, w
         request=SimpleNamespace(lengths=[1] * rows),
         target=SimpleNamespace(space=TEXT),
     )
-    return verifier.fork(context, LogitsPipeline(temperature), seed)
+    return verifier.fork_for(context, LogitsPipeline(temperature), seed)
 
 
 # The law of rules that flip coins.

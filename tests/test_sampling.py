@@ -208,6 +208,6 @@ def test_first_and_second_token_of_one_row_are_independent(seed):
     shared draw at once: both would be the same token."""
     vocab = 5000
     context = type("Context", (), {"logits": torch.zeros(1, vocab), "history": [[0]]})
-    verifier = RejectionSampling().fork(context, LogitsPipeline(1.0), seed)
+    verifier = RejectionSampling().fork_for(context, LogitsPipeline(1.0), seed)
     first = verifier.first_token(context)
     assert first.item() != verifier.noise.peek(1)[0, 0].argmax().item()

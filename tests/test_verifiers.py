@@ -40,7 +40,7 @@ def decided(choices: list[list[int]]) -> Scores:
 
 def forked(verifier, rows: int, temperature: float = 0.0):
     context = SimpleNamespace(logits=torch.zeros(rows, V), history=[[0]] * rows)
-    return verifier.fork(context, LogitsPipeline(temperature), seed=0)
+    return verifier.fork_for(context, LogitsPipeline(temperature), seed=0)
 
 
 # choices after the nodes 0..6, and what must be emitted: accepted tokens, then the bonus

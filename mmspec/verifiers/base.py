@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
@@ -17,25 +17,32 @@ if TYPE_CHECKING:
 
 
 class Verifier(PerRequest):
-    """Decides how much of a tree is kept. One instance serves any number of requests: `fork` gives each request its own
-    state.
+    """Decides how much of a tree is kept. One instance serves any number of requests: `fork_for` gives each request its
+    own state.
 
     Subclasses implement `first_token` and `verify`, and state in `lossless` whether the emitted text follows the
     target's own distribution; that must follow from their parameters.
     """
 
-    proposal = "point"
-    """The way in which drafters should choose children: `"point"` (the likeliest) or `"sampled"` (drawn, with their
-    q)."""
+    context: Context
+    """The request that a copy serves."""
+    pipeline: LogitsPipeline
+    """The request's logits pipeline."""
+
+    @property
+    def proposal(self) -> str:
+        """The way in which drafters should choose children: `"point"` (the likeliest) or `"sampled"` (drawn, with their
+        q)."""
+        return "point"
 
     @property
     def lossless(self) -> bool:
         """True if the emitted text follows the target's own distribution."""
         raise NotImplementedError
 
-    def fork(self, context: Context, pipeline: LogitsPipeline, seed: int) -> Verifier:
+    def fork_for(self, context: Context, pipeline: LogitsPipeline, seed: int) -> Self:
         """Return a copy for one request, ready to verify."""
-        verifier = super().fork()
+        verifier = self.fork()
         verifier.context, verifier.pipeline = context, pipeline
         verifier.start(seed)
         return verifier
@@ -64,8 +71,10 @@ class Verifier(PerRequest):
         """Return the first root, `[batch]`, from the logits after the prompt."""
         raise NotImplementedError
 
-    may_settle = False
-    """True if `skim` may settle a round. The drafter must then be able to continue without the target's scores."""
+    @property
+    def may_settle(self) -> bool:
+        """True if `skim` may settle a round. The drafter must then be able to continue without the target's scores."""
+        return False
 
     def skim(self, tree: DraftTree) -> Verdict | None:
         """Settle a round without the target, or return None to have the tree scored and verified.
