@@ -67,7 +67,9 @@ class Patches:
     def apply_chat_template(self, messages, **options) -> str:
         return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
 
-    def __call__(self, text, videos=(), video_metadata=(), do_sample_frames=None, **options):
+    def __call__(self, text, videos=(), video_metadata=(), do_sample_frames=None, images=None, **options):
+        if images is not None:
+            raise ValueError("it reads videos alone")
         assert list(map(len, videos)) == list(map(len, video_metadata)) and (do_sample_frames is False or not videos)
         made = [self.patches(frames) for row in videos for frames in row]
         tokens = iter(patches.shape[0] // 4 for patches, _ in made)

@@ -1,26 +1,28 @@
-"""Prompts with pictures and where they come from: what is answered, measured and trained on.
+"""Prompts with media and where they come from: what is answered, measured and trained on.
 
 Importing this package loads neither torch nor transformers, nor any file of data.
 """
 
 from .accuracy import METRICS, Metric
 from .conversations import ConversationFile
-from .examples import Example, Source, from_record, open_image, to_record
+from .examples import Example, Source, from_record, to_record
+from .folder_prompts import FolderPrompts
 from .mmspec_benchmark import MMSpecBenchmark
-from .picture_prompts import PicturePrompts
-from .sources import EmbeddedSource, ImageFolder
+from .opening import open_image, open_media
+from .sources import EmbeddedSource, MediaFolder
 
 __all__ = [
     "METRICS",
     "ConversationFile",
     "EmbeddedSource",
     "Example",
-    "ImageFolder",
+    "FolderPrompts",
     "MMSpecBenchmark",
+    "MediaFolder",
     "Metric",
-    "PicturePrompts",
     "Source",
     "from_record",
     "open_image",
+    "open_media",
     "to_record",
 ]

@@ -1,4 +1,5 @@
-"""Questions from files of conversations about pictures, in the layout of LLaVA's training data or in our own."""
+"""Questions from files of conversations about pictures, videos and sounds, in the layout of LLaVA's training data or
+in our own."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
+from ..media import KINDS
 from .accuracy import MetricSetting, metrics_of
 from .examples import Example, Source, from_record
-from .messages import ASKING, first, picture, question, questions_of, role_of, turns_of
+from .messages import ASKING, first, medium, question, questions_of, role_of, turns_of
 from .rows import Row, open_rows
 
-CONVERSATIONS, PROMPTS, IMAGES = ("conversations", "messages"), ("prompt", "question"), ("images", "image")
+CONVERSATIONS, PROMPTS = ("conversations", "messages"), ("prompt", "question")
+NAMED = {"image": ("images", "image"), "video": ("videos", "video"), "audio": ("audio", "audios", "sound", "sounds")}
+"""Kind of medium to the entries of a row that may name such media."""
 ANSWERS = "answers"
-OTHER_MEDIA = ("video", "videos", "audio", "audios", "sound")
 
 
 class ConversationFile(Source):
@@ -30,18 +33,19 @@ class ConversationFile(Source):
 
         {"id": "7", "prompt": "What is this?", "images": ["a.jpg"]}
 
-    The pictures of a conversation may also stand among its texts, see `mmspec.data.messages`. `<image>` in a text is
-    the place of a picture; a single one is put before the text, as LLaVA does.
+    `video` or `videos` and `audio` name videos and sounds in the same way. A video may be a list of the paths of its
+    frames in `videos`. The media of a conversation may also stand among its texts, see `mmspec.data.messages`.
+    `<image>`, `<video>` or `<audio>` in a text is the place of one; a single one is put before the text, as LLaVA does.
 
-    Every human turn becomes an example of its own about the pictures shown so far, asked without the turns before it:
+    Every human turn becomes an example of its own about the media shown so far, asked without the turns before it:
     those hold answers that somebody else wrote, and a drafter has to learn what the target says after its own answers.
     The first turn has the id of its row, the others `ID#2`, `ID#3` and so on. A row without an id gets `row-N`, counted
     from 1, and one whose id an earlier row has too gets `ID@N`. System messages are left out.
 
     Args:
         path: where the file is.
-        images: folder of its pictures; by default the one that the file is in. A Parquet file may also hold the
-            pictures themselves.
+        images: folder of its pictures, videos and sounds; by default the one that the file is in. A Parquet file may
+            also hold them itself.
         count: number of questions to use, from the first; None uses all.
         metric: metric for the answers, see `mmspec.data.accuracy`. A single question is judged by the `answers` of its
             row, a list of texts that are all right, or by its `answer`; a conversation by the answers in it. None
@@ -49,7 +53,7 @@ class ConversationFile(Source):
 
     Raises:
         MMSpecError: if the file cannot be read or has no question; later, when a row is asked for, if it is malformed,
-            has a place for a picture but no picture, or is about a video.
+            has a place for a medium but no such medium.
     """
 
     def __init__(
@@ -89,18 +93,24 @@ class ConversationFile(Source):
         number, turn = self._row[index], self._turn[index]
         row, where = self.rows[number], f"{self.path}, row {number + 1}"
         name = _row_id(row, number) + (f"@{number + 1}" if number in self._repeated else "")
-        if medium := next((key for key in OTHER_MEDIA if row.get(key)), None):
-            raise MMSpecError(f"{where}: it is about its {medium!r}, and only text and pictures are read")
-        named = [picture(value, where) for value in _listed(first(row, IMAGES))]
+        named = {
+            kind: [medium(value, kind, where) for value in _listed(first(row, names))] for kind, names in NAMED.items()
+        }
+        row = {key: value for key, value in row.items() if not any(key in names for names in NAMED.values())}
         messages = first(row, CONVERSATIONS)
         if messages is None:
-            asked = from_record({**row, "id": name, "prompt": first(row, PROMPTS), "images": []}, where)
-            ((prompt, pictures, _),) = questions_of([question(asked.prompt, where)], named, where)
-            return replace(asked, prompt=prompt, images=pictures, references=self._references(row, asked, where))
-        prompt, pictures, answer = questions_of(turns_of(messages, where), named, where)[turn]
+            asked = from_record({**row, "id": name, "prompt": first(row, PROMPTS)}, where)
+            ((prompt, shown, _),) = questions_of([question(asked.prompt, where)], named, where)
+            return self._example(replace(asked, prompt=prompt), shown, row, where)
+        prompt, shown, answer = questions_of(turns_of(messages, where), named, where)[turn]
         name += f"#{turn + 1}" if turn else ""
-        example = from_record({**row, "id": name, "prompt": prompt, "images": [], "answer": answer}, where)
-        return replace(example, images=pictures, references=self._references(row, example, where))
+        example = from_record({**row, "id": name, "prompt": prompt, "answer": answer}, where)
+        return self._example(example, shown, row, where)
+
+    def _example(self, example: Example, media: dict[str, tuple], row: Row, where: str) -> Example:
+        images, videos, audio = (media[kind] for kind in KINDS)
+        references = self._references(row, example, where)
+        return replace(example, images=images, videos=videos, audio=audio, references=references)
 
     def _references(self, row: Row, example: Example, where: str) -> tuple[str, ...]:
         """Return the right answers. Other people's files use many names for them, so they are read only if a metric
@@ -118,7 +128,7 @@ class ConversationFile(Source):
         return {"source": "conversations", "file": self.path.name, "bytes": self.path.stat().st_size}
 
 
-def _listed(value: Any) -> list:
+def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -1,4 +1,4 @@
-"""One example of a data set: a prompt, its pictures and, once there is one, the answer."""
+"""One example of a data set: a prompt, its pictures, videos and sounds and, once there is one, the answer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 EMBEDDED = "tiny:"
 """Prefix of a reference to a picture that the embedded generator draws: `tiny:TASK/SPLIT/INDEX`."""
 
+MEDIA = ("images", "videos", "audio")
+"""Fields of an example that hold media, in the order of `mmspec.media.KINDS`."""
+
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with its pictures.
+    """A prompt with its media.
 
     Args:
         id: name of the example, unique within its data set.
-        prompt: the question. It has a marker, `<image>`, for every picture, or none: then the pictures come before the
-            text.
+        prompt: the question. It has a marker, `<image>`, `<video>` or `<audio>`, for every medium, or none: then they
+            come before the text, pictures first, then videos, then sounds.
         images: pictures or references to them: a path, absolute or relative to the `folder` of the source, or
             `tiny:scenes/train/12`, which the embedded generator draws.
         task: label by which reports group examples.
@@ -34,6 +37,8 @@ class Example:
         follow_ups: further questions of the same conversation, each asked after the answer to the one before. `answer`
             answers `prompt` alone.
         references: texts that are right answers to `prompt`, whoever answers; accuracy is measured with them.
+        videos: paths of videos, or of the frames of a video, a tuple of paths.
+        audio: paths of sounds.
     """
 
     id: str
@@ -44,6 +49,8 @@ class Example:
     answer_ids: tuple[int, ...] | None = None
     follow_ups: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    videos: tuple[Any, ...] = ()
+    audio: tuple[Any, ...] = ()
 
 
 class Source(ABC):
@@ -53,7 +60,7 @@ class Source(ABC):
     """
 
     folder: Path | None = None
-    """Folder that relative references to pictures start from; None is the current folder."""
+    """Folder that relative references to media start from; None is the current folder."""
 
     metric: Metric | Mapping[str, Metric | None] | None = None
     """Metric that compares answers with the references of an example, or one for each task; None if accuracy is not
@@ -88,46 +95,15 @@ class Source(ABC):
         raise NotImplementedError
 
 
-def open_image(reference: str | Image, folder: str | Path | None = None) -> Image:
-    """Open the picture that an example refers to, in RGB, as `mmspec.media.load_image` reads all pictures.
-
-    Args:
-        reference: an entry of `Example.images`.
-        folder: folder that relative paths start from.
-
-    Raises:
-        MMSpecError: if there is no such picture or it cannot be read.
-    """
-    from ..media import load_image
-    from ..media.places import data_url
-
-    if not isinstance(reference, str):
-        return load_image(reference)
-    if reference.startswith(EMBEDDED):
-        return _drawn(reference)
-    if data_url(reference) or "://" in reference:
-        return load_image(reference)
-    return load_image(Path(folder or "", reference))
-
-
-def _drawn(reference: str) -> Image:
-    from ..zoo import sample
-
-    try:
-        task, split, index = reference.removeprefix(EMBEDDED).split("/")
-        return sample(task, split, int(index)).image
-    except ValueError as error:
-        raise MMSpecError(f"image {reference!r} is not of the form {EMBEDDED}TASK/SPLIT/INDEX: {error}") from None
-
-
 def to_record(example: Example) -> dict[str, Any]:
     """Return the example as plain JSON values.
 
     Raises:
-        MMSpecError: if a picture is in memory, so that there is nothing to refer to.
+        MMSpecError: if a medium is in memory, so that there is nothing to refer to.
     """
-    if not all(isinstance(image, str) for image in example.images):
-        raise MMSpecError(f"example {example.id!r} has a picture in memory: save it to a file and refer to that")
+    for name, what in zip(MEDIA, ("a picture", "a video", "a sound"), strict=True):
+        if not all(_is_text(one) or _are_texts(one) for one in getattr(example, name)):
+            raise MMSpecError(f"example {example.id!r} has {what} in memory: save it to a file and refer to that")
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -137,6 +113,9 @@ def to_record(example: Example) -> dict[str, Any]:
         "answer_ids": None if example.answer_ids is None else list(example.answer_ids),
         "follow_ups": list(example.follow_ups),
         "references": list(example.references),
+        # Only where there are any: most data has pictures alone.
+        **({"videos": [list(v) if isinstance(v, tuple) else v for v in example.videos]} if example.videos else {}),
+        **({"audio": list(example.audio)} if example.audio else {}),
     }
 
 
@@ -157,6 +136,8 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         "answer_ids": None,
         "follow_ups": [],
         "references": [],
+        "videos": [],
+        "audio": [],
     }
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
     values |= {key: value for key, value in record.items() if value is not None}
@@ -172,6 +153,8 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         ("answer_ids", "a list of token ids or null", lambda value: value is None or _are_ids(value)),
         ("follow_ups", "a list of texts", _are_texts),
         ("references", "a list of texts", _are_texts),
+        ("videos", "a list of paths, or of lists of paths", _are_videos),
+        ("audio", "a list of paths", _are_texts),
     ):
         if not fits(values[key]):
             raise MMSpecError(f"{where}: {key} must be {wanted}, not {_short(values[key])}")
@@ -185,6 +168,8 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         None if ids is None else tuple(ids),
         tuple(values["follow_ups"]),
         tuple(values["references"]),
+        tuple(video if _is_text(video) else tuple(video) for video in values["videos"]),
+        tuple(values["audio"]),
     )
 
 
@@ -198,6 +183,10 @@ def _is_list(value: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return _is_list(value) and all(map(_is_text, value))
+
+
+def _are_videos(value: Any) -> bool:
+    return _is_list(value) and all(_is_text(video) or (_are_texts(video) and len(video) > 0) for video in value)
 
 
 def _are_ids(value: Any) -> bool:

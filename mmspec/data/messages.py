@@ -1,20 +1,21 @@
-"""Parse a conversation in a data file turn by turn: texts, pictures at their places in them, answers.
+"""Parse a conversation in a data file turn by turn: texts, media at their places in them, answers.
 
-A message's text may say `<image>` where a picture stands. Or it comes in parts, in the layouts of transformers
-(`{"type": "image", "url": ...}`, also `path`, `base64` or `image`), of Qwen (`{"type": "image", "image": ...}`), or of
-OpenAI (`{"type": "image_url", "image_url": {"url": ...}}`). Pictures that the row names beside its conversation belong
-to the places that have none of their own.
+A message's text may say `<image>`, `<video>` or `<audio>` where a medium stands. Or it comes in parts, in the layouts
+of transformers (`{"type": "image", "url": ...}`, also `path`, `base64` or `image`), of Qwen (`{"type": "image",
+"image": ...}`), or of OpenAI (`{"type": "image_url", "image_url": {"url": ...}}`). Media that the row names beside its
+conversation belong to the places that have none of their own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..chat import MARKERS, Medium, parts_of, source_of
 from ..errors import MMSpecError, shown
+from ..media import KINDS
 from ..media.pictures import held_image
 from ..media.places import data_url, decoded
 
@@ -24,38 +25,45 @@ if TYPE_CHECKING:
     Reference = str | Image
 
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
-MARKER = MARKERS["image"]
-LEADING = re.compile(rf"(?:{MARKER}\s*)*")
-OTHER_MARKERS = re.compile("<(video|audio|speech|sound)>")
+KIND_OF = {marker: kind for kind, marker in MARKERS.items()}
+MARKER = re.compile("|".join(map(re.escape, KIND_OF)))
+LEADING = re.compile(rf"(?:(?:{MARKER.pattern})\s*)*")
+OTHER_MARKERS = re.compile("<(speech|sound)>")
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 LONGEST_NAME = 255
 """Longest name of a file in characters. A longer text without a dot is a picture in base64."""
+PLURALS = {"image": "pictures", "video": "videos", "audio": "sounds"}
+
+Media = Mapping[str, Sequence[Any]]
+"""Kind to media or references to them."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a picture in a text.
+    """The place of a medium in a text.
 
     Args:
-        picture: the picture or a reference to it; None for a picture that the row names elsewhere.
+        kind: `"image"`, `"video"` or `"audio"`.
+        medium: the medium or a reference to it; None for one that the row names elsewhere.
         marker: True if the place is a marker in a text.
     """
 
-    picture: Reference | None = None
+    kind: str
+    medium: Any = None
     marker: bool = False
 
 
 @dataclass
 class Turn:
-    """A question, its texts and places of pictures in order, and the text of the answer if there is one."""
+    """A question, its texts and places of media in order, and the text of the answer if there is one."""
 
     parts: list[str | Place]
     answer: str | None = None
 
-    @property
-    def empty(self) -> list[Place]:
-        """Places whose picture the row names elsewhere."""
-        return [part for part in self.parts if isinstance(part, Place) and part.picture is None]
+    def empty(self, kind: str) -> list[Place]:
+        """Return the places of a kind whose medium the row names elsewhere."""
+        places = (part for part in self.parts if isinstance(part, Place))
+        return [place for place in places if place.kind == kind and place.medium is None]
 
 
 def first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -94,54 +102,89 @@ def turns_of(messages: Any, where: str) -> list[Turn]:
     return turns
 
 
-def questions_of(
-    turns: Sequence[Turn], pictures: Sequence[Reference], where: str
-) -> list[tuple[str, tuple[Reference, ...], str | None]]:
-    """Make every turn a question of its own: its text, all pictures shown so far, and the answer.
+def questions_of(turns: Sequence[Turn], named: Media, where: str) -> list[tuple[str, dict[str, tuple], str | None]]:
+    """Make every turn a question of its own: its text, all media shown so far by kind, and the answer.
 
-    The text has a marker for every picture, or none where all pictures come before the text.
+    The text has a marker for every medium, or none where all media come before the text, in the order of the kinds.
 
     Args:
         turns: the turns of one conversation.
-        pictures: pictures that the row names beside the conversation.
+        named: media that the row names beside the conversation.
         where: name of the row in errors.
 
     Raises:
-        MMSpecError: if there are more places than pictures.
+        MMSpecError: if there are more places than media.
     """
-    places = [place for turn in turns for place in turn.empty]
-    # One picture is the subject of the whole conversation, wherever its marker is, as in LLaVA's own training.
-    subject = len(pictures) == 1 and all(place.marker for place in places) and all(len(t.empty) < 2 for t in turns)
-    if len(places) > len(pictures) and not subject:
-        raise MMSpecError(
-            f"{where}: the text has {len(places)} places for pictures ({MARKER}) but the row names {len(pictures)}: "
-            "name the files, or leave the row out"
-        )
-    in_place = len(places) == len(pictures) and not subject
-    waiting = iter(pictures if in_place else ())
-    seen: list[Reference] = [] if in_place else list(pictures)
+    waiting, first_shown = {}, []
+    for kind in KINDS:
+        media = list(named.get(kind, ()))
+        in_place = _in_place(turns, kind, media, where)
+        waiting[kind] = iter(media if in_place else ())
+        first_shown += [] if in_place else [(kind, medium) for medium in media]
+    seen: list[tuple[str, Any]] = first_shown
     asked = []
     for turn in turns:
-        before, text = len(seen), ""
+        before, text = "".join(MARKERS[kind] for kind, _ in seen), ""
         for part in turn.parts:
             if isinstance(part, str):
                 text += part
-            elif (picture := part.picture if part.picture is not None else next(waiting, None)) is not None:
-                seen.append(picture)
-                text += MARKER
+                continue
+            medium = part.medium if part.medium is not None else next(waiting[part.kind], None)
+            if medium is not None:
+                seen.append((part.kind, medium))
+                text += MARKERS[part.kind]
             else:
                 text = text.removesuffix(" ")  # of a marker that stands for nothing
         text = text.strip()
         leading = found[0] if (found := LEADING.match(text)) else ""
-        first_of_all = leading.count(MARKER) == len(seen) - before
-        asked.append((text.removeprefix(leading) if first_of_all else MARKER * before + text, tuple(seen), turn.answer))
+        order = [KINDS.index(kind) for kind, _ in seen]
+        first_of_all = MARKER.findall(before + leading) == [MARKERS[kind] for kind, _ in seen] and order == sorted(
+            order
+        )
+        text = text.removeprefix(leading) if first_of_all else before + text
+        asked.append((text, {kind: tuple(one for k, one in seen if k == kind) for kind in KINDS}, turn.answer))
     return asked
 
 
+def _in_place(turns: Sequence[Turn], kind: str, media: Sequence[Any], where: str) -> bool:
+    """Return True if the media of a kind belong to the places in the texts, and False if they come before them."""
+    places = [place for turn in turns for place in turn.empty(kind)]
+    # One picture is the subject of the whole conversation, wherever its marker is, as in LLaVA's own training.
+    subject = len(media) == 1 and all(place.marker for place in places) and all(len(t.empty(kind)) < 2 for t in turns)
+    if len(places) > len(media) and not subject:
+        raise MMSpecError(
+            f"{where}: the text has {len(places)} places for {PLURALS[kind]} ({MARKERS[kind]}) but the row names "
+            f"{len(media)}: name the files, or leave the row out"
+        )
+    return len(places) == len(media) and not subject
+
+
 def question(text: Any, where: str) -> Turn:
-    """Return the turn of a question that stands alone; the markers in it are the places of its pictures."""
-    parts = _parts(text, where)
-    return Turn([Place(part.picture) if isinstance(part, Place) else part for part in parts])
+    """Return the turn of a question that stands alone; the markers in it are the places of its media."""
+    return Turn([replace(part, marker=False) if isinstance(part, Place) else part for part in _parts(text, where)])
+
+
+def medium(value: Any, kind: str, where: str) -> Any:
+    """Return a reference to a medium, or the medium itself where the row holds it.
+
+    Args:
+        value: a path, a URL, the bytes of a file, or `{"bytes", "path"}` or `{"url"}`; of a picture also base64, of a
+            video also a list of paths of its frames, of a sound also `{"array", "sampling_rate"}`.
+        kind: of the medium.
+        where: name of the row in errors.
+
+    Raises:
+        MMSpecError: for anything else.
+    """
+    if kind == "image":
+        return picture(value, where)
+    value = source_of(value, kind, where)
+    if kind == "video" and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    held = isinstance(value, Mapping) and "array" in value if kind == "audio" else False
+    if held or isinstance(value, bytes) or (isinstance(value, str) and value):
+        return value
+    raise MMSpecError(f"{where}: {'a sound' if kind == 'audio' else 'a video'} must be a path, not {shown(value, 60)}")
 
 
 def picture(value: Any, where: str) -> Reference:
@@ -176,34 +219,24 @@ def _parts(content: Any, where: str) -> list[str | Place]:
     parts: list[str | Place] = []
     for part in parts_of(content, where):
         if isinstance(part, Medium):
-            _expect_picture(part, where)
-            parts.append(Place(None if part.value is None else picture(part.value, where)))
+            parts.append(Place(part.kind, None if part.value is None else medium(part.value, part.kind, where)))
             continue
         if found := OTHER_MARKERS.search(part):
-            raise MMSpecError(f"{where}: the text has {found[0]!r}, and only text and pictures are read")
+            raise MMSpecError(f"{where}: the text has {found[0]!r}; a sound stands at {MARKERS['audio']}")
         if parts and isinstance(parts[-1], str):
             parts.append(" ")
-        head, *others = part.split(MARKER)
-        parts.append(head)
-        for other in others:
-            parts += [Place(marker=True), other]
+        texts, markers = MARKER.split(part), MARKER.findall(part)
+        parts.append(texts[0])
+        for marker, text in zip(markers, texts[1:], strict=True):
+            parts += [Place(KIND_OF[marker], marker=True), text]
     return parts
 
 
 def _text(content: Any, where: str) -> str:
-    """Return the text of a message that has no pictures."""
+    """Return the text of a message that has no media."""
     texts = []
     for part in parts_of(content, where):
         if isinstance(part, Medium):
-            _not_read(part, where)
+            raise MMSpecError(f"{where}: a message has a part of type {part.kind!r}, which is not read here")
         texts.append(part)
     return " ".join(texts)
-
-
-def _expect_picture(medium: Medium, where: str) -> None:
-    if medium.kind != "image":
-        _not_read(medium, where)
-
-
-def _not_read(medium: Medium, where: str) -> NoReturn:
-    raise MMSpecError(f"{where}: a message has a part of type {medium.kind!r}, which is not read here")

@@ -1,4 +1,4 @@
-"""Prompts with pictures from the embedded generator and from folders of pictures."""
+"""Prompts with media from the embedded generator and from folders."""
 
 from __future__ import annotations
 
@@ -60,57 +60,70 @@ class EmbeddedSource(Source):
         return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start}
 
 
-class ImageFolder(Source):
-    """Every picture in a folder and the folders below it, in the order of their paths, with every prompt in turn.
+class MediaFolder(Source):
+    """Every picture, video and sound in a folder and the folders below it, in the order of their paths, with every
+    prompt in turn.
 
     Args:
-        folder: where the pictures are: all files that Pillow can open by their suffix, but no hidden ones.
-        prompts: questions about each picture.
+        folder: where the media are: all files of a kind by their suffix, but no hidden ones, see `media_in`.
+        prompts: questions about each.
 
     Raises:
-        MMSpecError: if there is no such folder, no picture in it, or no prompt.
+        MMSpecError: if there is no such folder, no medium in it, or no prompt.
     """
 
     def __init__(self, folder: str | Path, prompts: Sequence[str] = (zoo.DEMO_PROMPT,)):
         self.folder, self.prompts = Path(folder), list(prompts)
         if not self.prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
             raise MMSpecError(f"prompts={self.prompts} must be a list of texts, at least one")
-        self.pictures = pictures_in(self.folder)
+        self.media = media_in(self.folder)
 
     def __len__(self) -> int:
-        return len(self.pictures) * len(self.prompts)
+        return len(self.media) * len(self.prompts)
 
     def __getitem__(self, index: int) -> Example:
         number, which = divmod(range(len(self))[index], len(self.prompts))
-        picture = self.pictures[number]
-        return Example(picture + (f"#{which + 1}" if which else ""), self.prompts[which], (picture,))
+        medium = list(self.media)[number]
+        name = medium + (f"#{which + 1}" if which else "")
+        return Example(name, self.prompts[which], **{self.media[medium]: (medium,)})
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
-        names = hashlib.blake2b("\n".join(self.pictures).encode("utf-8", "surrogateescape"), digest_size=8)
+        names = hashlib.blake2b("\n".join(self.media).encode("utf-8", "surrogateescape"), digest_size=8)
         return {
             "source": "images",
-            "pictures": len(self.pictures),
+            "pictures": len(self.media),
             "names": names.hexdigest(),
             "prompts": self.prompts,
         }
 
 
-def pictures_in(folder: Path) -> list[str]:
-    """List the pictures in a folder and the folders below it, but no hidden ones: relative paths in the order of the
-    names.
+VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"}
+SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"}
+
+
+def media_in(folder: Path) -> dict[str, str]:
+    """List the pictures, videos and sounds in a folder and the folders below it, but no hidden ones.
+
+    A picture is what Pillow opens by its suffix; videos and sounds have one of a few usual suffixes.
+
+    Returns:
+        Relative paths in the order of the names, to the field of `Example` for their kind.
 
     Raises:
-        MMSpecError: if there is no such folder or no picture in it.
+        MMSpecError: if there is no such folder or no medium in it.
     """
     from PIL import Image
 
     if not folder.is_dir():
         raise MMSpecError(f"the folder of pictures {str(folder)!r} does not exist")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    fields = {suffix: "images" for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    fields |= dict.fromkeys(VIDEOS, "videos") | dict.fromkeys(SOUNDS, "audio")
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in fields and path.is_file())
     names = (path.relative_to(folder) for path in files)
-    pictures = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    if not pictures:
-        raise MMSpecError(f"{str(folder)!r} holds no picture that Pillow opens: {', '.join(sorted(suffixes))}")
-    return pictures
+    media = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    if not media:
+        raise MMSpecError(
+            f"{str(folder)!r} holds no picture, video or sound whose suffix is known: {', '.join(sorted(fields))}"
+        )
+    return {name: fields[Path(name).suffix.lower()] for name in media}

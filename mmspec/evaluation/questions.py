@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data import Example, Source, open_image
+from ..data import Example, Source, open_media
+from ..data.opening import batched
 from ..errors import MMSpecError
 from ..inputs import Prompt, Request, prepare
 from ..target import Target
@@ -84,23 +85,25 @@ class Questions:
     def request(self, group: Group, turn: int) -> tuple[Request | None, list[Example]]:
         """A group's questions of one turn, prepared, and the examples that they are of.
 
-        A question whose picture or text cannot be read is noted in `skipped` and left out, in all of its turns.
+        A question whose media or text cannot be read is noted in `skipped` and left out, in all of its turns.
         """
-        asked, prompts, pictures, prepared = [], [], [], []
+        asked: list[Example] = []
+        prepared: list[Request] = []
         for example in group.examples:
             if turn > len(example.follow_ups) or example.id in self.skipped:
                 continue
             prompt = group.prompt(example, turn)
             try:
-                images = [open_image(image, self.folder) for image in example.images]
-                prepared.append(prepare(self.target, [prompt], [images] if images else None))
+                media = batched([open_media(example, self.folder)])
+                prepared.append(prepare(self.target, [prompt], **media))
             except MMSpecError as error:
                 self.skipped[example.id] = str(error)
                 continue
-            asked, prompts, pictures = [*asked, example], [*prompts, prompt], [*pictures, images]
+            asked.append(example)
         if len(asked) < 2:
             return (prepared[0] if prepared else None), asked
-        return prepare(self.target, prompts, pictures if any(pictures) else None), asked
+        # The media are in the conversations, so that no file is read twice.
+        return prepare(self.target, messages=[one.conversations[0] for one in prepared]), asked
 
     def judged(self, group: Group, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
         """How right answers are, as a record has it: the metric's name, and for each prompt points and their limit.

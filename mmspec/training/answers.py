@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.conversations import ConversationFile
-from ..data.examples import EMBEDDED, Example, Source, from_record
+from ..data.examples import EMBEDDED, MEDIA, Example, Source, from_record
 from ..data.rows import JsonRows
 from ..errors import MMSpecError
 
@@ -110,11 +110,14 @@ class Answers(Source):
         number, row = self._places[index]
         rows = self._files[number]
         record = rows[row]
-        record["images"] = [self._resolved(reference) for reference in record.get("images") or []]
+        for name in MEDIA:
+            record[name] = [self._resolved(reference) for reference in record.get(name) or []]
         return from_record(record, f"{rows.path}, row {row + 1}")
 
-    def _resolved(self, reference: str) -> str:
-        if reference.startswith(EMBEDDED):
+    def _resolved(self, reference: Any) -> Any:
+        if isinstance(reference, list):  # the frames of a video
+            return [self._resolved(frame) for frame in reference]
+        if reference.startswith(EMBEDDED) or "://" in reference:
             return reference
         if reference.startswith(SAVED):
             return str(self.answers_folder / PICTURES / reference.removeprefix(SAVED))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from ..data.examples import Source
+from ..data.examples import MEDIA, Source
 from ..errors import MMSpecError
 from .settings import Settings
 
@@ -139,6 +139,6 @@ def order_of(examples: Source, numbers: Sequence[int], settings: Settings) -> Or
 def _sees(examples: Source, number: int) -> bool:
     """Return True if an example has pictures. One that cannot be read is dropped later, whichever kind it counts as."""
     try:
-        return bool(examples[number].images)
+        return any(getattr(examples[number], name) for name in MEDIA)
     except MMSpecError:
         return False

@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..data.examples import Example, Source, open_image
+from ..data.examples import Example, Source
+from ..data.opening import batched, open_media
 from ..errors import MMSpecError
 from ..inputs import Request, end_of_answer, prepare
 from ..storage import append, drop_torn_line, whole_lines
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..target import Target
 
 
@@ -95,17 +94,17 @@ class Loader:
         numbers = [self._usable(number) for number in numbers]
         while True:
             examples = [self.examples[number] for number in numbers]
-            pictures: list[list[Image]] = []
+            media: list[dict[str, list[Any]]] = []
             spoilt: dict[int, str] = {}
             for number, example in zip(numbers, examples, strict=True):
                 try:
-                    pictures.append([open_image(image, self.examples.folder) for image in example.images])
+                    media.append(open_media(example, self.examples.folder))
                 except MMSpecError as error:
                     spoilt[number] = str(error)
                     self._count_failure(error)
             request = None
             if not spoilt:
-                request, spoilt = self._request(numbers, examples, pictures)
+                request, spoilt = self._request(numbers, examples, media)
             if request is not None and not spoilt:
                 answers = [self.answer(example) for example in examples]
                 return Pass(request, answers, [e.task for e in examples], [e.id for e in examples], numbers)
@@ -150,17 +149,17 @@ class Loader:
         return None
 
     def _request(
-        self, numbers: Sequence[int], examples: Sequence[Example], pictures: list[list[Image]]
+        self, numbers: Sequence[int], examples: Sequence[Example], media: Sequence[dict[str, list[Any]]]
     ) -> tuple[Request | None, dict[int, str]]:
         """Return the prepared prompts, or the reasons why some of them cannot be used."""
         try:
-            request = prepare(self.target, [example.prompt for example in examples], pictures)
+            request = prepare(self.target, [example.prompt for example in examples], **batched(media))
         except MMSpecError as error:
             if len(numbers) == 1:
                 return None, {numbers[0]: str(error)}
             spoilt: dict[int, str] = {}
-            for number, example, images in zip(numbers, examples, pictures, strict=True):
-                spoilt |= self._request([number], [example], [images])[1]
+            for number, example, own in zip(numbers, examples, media, strict=True):
+                spoilt |= self._request([number], [example], [own])[1]
             if not spoilt:
                 raise
             return None, spoilt

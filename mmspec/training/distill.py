@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ..data.examples import Example, open_image, to_record
+from ..data.examples import Example, to_record
+from ..data.opening import batched, open_media
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..generation import Output, generate
@@ -26,9 +27,6 @@ from ..target import Target
 from ..version import __version__
 from .author import describe_target, rounded_weights
 from .shards import ShardWriter
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Question:
-    """An example that is ready to be asked: number `index` of its source, with its pictures opened."""
+    """An example that is ready to be asked: number `index` of its source, with its media opened."""
 
     index: int
     example: Example
-    pictures: list[Image]
+    media: dict[str, list[Any]]
 
 
 def distill(
@@ -163,8 +161,8 @@ def distill(
 class Asking:
     """Asks one batch of a source after the other; the arguments are those of `distill`."""
 
-    def __init__(self, target, drafter, source, pictures, writer, options, max_failures):
-        self.target, self.drafter, self.source, self.pictures = target, drafter, source, pictures
+    def __init__(self, target, drafter, source, folder, writer, options, max_failures):
+        self.target, self.drafter, self.source, self.folder = target, drafter, source, folder
         self.writer, self.options, self.max_failures = writer, options, max_failures
 
     def records(self, batch: Sequence[int]) -> list[dict[str, Any]]:
@@ -199,7 +197,7 @@ class Asking:
             try:
                 example = self.source[index]
                 name = example.id
-                yield Question(index, example, [open_image(image, self.pictures) for image in example.images])
+                yield Question(index, example, open_media(example, self.folder))
             except MMSpecError as error:
                 self._skip(index, name, error)
 
@@ -211,7 +209,7 @@ class Asking:
                     self.target,
                     self.drafter,
                     [question.example.prompt for question in questions],
-                    [question.pictures for question in questions],
+                    **batched([question.media for question in questions]),
                     **self.options | {"seed": seed},
                 )
             except (ValueError, IndexError):  # processors raise the latter for a picture's marker in the text
@@ -229,7 +227,7 @@ class Asking:
     def _readable(self, question: Question) -> bool:
         """Return True if the target can read a question; otherwise skip it."""
         try:
-            self.target.encode(prepare(self.target, question.example.prompt, question.pictures or None))
+            self.target.encode(prepare(self.target, question.example.prompt, **question.media))
         except (ValueError, IndexError) as error:
             self._skip(question.index, question.example.id, error)
             return False
@@ -243,11 +241,14 @@ class Asking:
     def _record(self, question: Question, out: Output, row: int) -> dict[str, Any]:
         references = [
             image if isinstance(image, str) else self.writer.save_picture(picture)
-            for image, picture in zip(question.example.images, question.pictures, strict=True)
+            for image, picture in zip(question.example.images, question.media.get("images", ()), strict=True)
         ]
-        example = replace(
-            question.example, images=tuple(references), answer=out.text[row], answer_ids=tuple(out.token_ids[row])
-        )
+        others = {
+            name: tuple(self.writer.save_file(one) if isinstance(one, bytes) else one for one in media)
+            for name, media in (("videos", question.example.videos), ("audio", question.example.audio))
+        }
+        answer, answer_ids = out.text[row], tuple(out.token_ids[row])
+        example = replace(question.example, images=tuple(references), answer=answer, answer_ids=answer_ids, **others)
         return {"index": question.index, **to_record(example), "finish_reason": out.finish_reason[row]}
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import MMSpecError, shown
-from ..families import Vision
+from ..families import Vision, visual_spans
 from ..inputs import append
 from ..lesson import WIDTHS, Lesson
 from ..states import LAST
@@ -79,15 +79,26 @@ class CachedTeacher(Teacher):
         request = append(batch.prompt, batch.answers, WIDTHS)
         longest = request.inputs["input_ids"].shape[1]
         features = {layer: _stack([row[f"layer {layer}"] for row in rows], longest) for layer in self.feature_layers}
-        spans = [row["vision"].split(row["tokens"].tolist()) for row in rows if "vision" in row]
         device = self.target.device
-        vision = None
-        if spans:
-            seen = [part.to(device) for span in spans for part in span]
-            vision = Vision([], seen)  # what the language model read of them is in `embeds`
         embeds = _stack([row["embeds"] for row in rows], longest).to(device)
+        vision = self._vision(batch, rows, embeds)
         features = {layer: states.to(device) for layer, states in features.items()}
         return Lesson(self.target, batch.prompt, batch.answers, request, vision, embeds, features, batch.tasks)
+
+    def _vision(self, batch: Pass, rows: Sequence[dict[str, Tensor]], embeds: Tensor) -> Vision | None:
+        """Return the media of a batch, of which the language model read what stands at their places in `embeds`."""
+        family, seen, shown, kinds = self.target.family, [], [], []
+        for number, (row, ids) in enumerate(zip(rows, batch.prompt.token_ids(), strict=True)):
+            if "tokens" not in row:
+                continue
+            sizes = row["tokens"].tolist()
+            (spans,) = visual_spans([ids], family.placeholders, sizes)
+            kinds += [family.placeholders[ids[start]] for start, _ in spans]
+            places = family.is_visual(torch.tensor(ids, device=embeds.device))
+            shown += embeds[number, : len(ids)][places].split(sizes)
+            if "vision" in row:
+                seen += row["vision"].to(embeds.device).split(sizes)
+        return Vision(shown, seen or None, kinds) if shown else None
 
     def _write(self, shard: int, numbers: Sequence[int], rows: int) -> None:
         tensors: dict[str, Tensor] = {}
@@ -95,16 +106,16 @@ class CachedTeacher(Teacher):
             wanted = numbers[start : start + rows]
             batch = self.loader.prepare(wanted)
             lesson = super().lesson_of(batch)
-            features = None if lesson.vision is None else lesson.vision.features
-            images = None if features is None else batch.prompt.images
-            pictures = iter(features or ())
+            sizes, features = ([], None) if lesson.vision is None else (lesson.vision.sizes, lesson.vision.features)
+            spans = visual_spans(batch.prompt.token_ids(), self.target.family.placeholders, sizes)
+            sizes_left, features_left = iter(sizes), iter(features or ())
             for row, (number, length) in enumerate(zip(batch.numbers, lesson.request.lengths, strict=True)):
-                seen = [] if images is None else [next(pictures) for _ in images[row]]
                 states = {f"layer {layer}": part[row, :length] for layer, part in lesson.features.items()}
                 states["embeds"] = lesson.embeds[row, :length]
-                if seen:
-                    states["vision"] = torch.cat(seen)
-                    states["tokens"] = torch.tensor([len(part) for part in seen])
+                if spans[row]:
+                    states["tokens"] = torch.tensor([next(sizes_left) for _ in spans[row]])
+                    if features is not None:
+                        states["vision"] = torch.cat([next(features_left) for _ in spans[row]])
                 # Where another example took the place of a spoilt one, it is that one's states that are kept.
                 tensors |= {f"{number}/{name}": part.cpu().contiguous() for name, part in states.items()}
         with replacing(self._path(shard)) as unfinished:

@@ -118,6 +118,17 @@ class ShardWriter:
                     image.save(unfinished, format="PNG")
         return f"{SAVED}{name}"
 
+    def save_file(self, content: bytes) -> str:
+        """Save the bytes of a video or a sound that is no file, and return the reference to it."""
+        name = hashlib.blake2b(content, digest_size=12).hexdigest()
+        path = self.folder / PICTURES / name
+        if not path.exists():
+            with _writing(path):
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path, shared=True) as unfinished:
+                    unfinished.write_bytes(content)
+        return f"{SAVED}{name}"
+
     def _write_info(self) -> None:
         counts = {"answers": len(self.answered), "skipped": len(self.skipped), "tokens": self.tokens}
         info = {**self.facts, "settings": self.settings, **counts, "complete": self.complete}

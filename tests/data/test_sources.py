@@ -12,7 +12,7 @@ from PIL import Image
 from test_examples import jpeg
 
 from mmspec import zoo
-from mmspec.data import ConversationFile, EmbeddedSource, Example, ImageFolder, open_image
+from mmspec.data import ConversationFile, EmbeddedSource, Example, MediaFolder, open_image
 from mmspec.errors import MMSpecError
 from mmspec.media.pictures import load_image
 from mmspec.training.answers import open_source
@@ -189,9 +189,11 @@ def test_pictures_that_datasets_wrote_are_read(tmp_path):
         ({"prompt": "<image> What?"}, "row 2: the text has 1 places for pictures (<image>) but the row names 0: name"),
         ({"prompt": "Is <image> <image>?", "image": "a.jpg"}, "2 places for pictures (<image>) but the row names 1"),
         ({"conversations": [turn("human", "<image>\nWhat?")]}, "1 places for pictures (<image>) but the row names 0"),
-        ({"prompt": "?", "video": "a.mp4"}, "row 2: it is about its 'video', and only text and pictures are read"),
-        ({"conversations": [turn("human", "<video>\nWhat?")]}, "the text has '<video>', and only text and pictures"),
-        ({"messages": [said({"type": "video", "video": "a.mp4"})]}, "a part of type 'video', which is not read here"),
+        ({"prompt": "?", "video": 3}, "row 2: a video must be a path, not 3"),
+        ({"prompt": "?", "audio": [{"path": ""}]}, "row 2: a sound must be a path, not ''"),
+        ({"conversations": [turn("human", "<video>\nWhat?")]}, "1 places for videos (<video>) but the row names 0"),
+        ({"conversations": [turn("human", "<sound>\nWhat?")]}, "the text has '<sound>'; a sound stands at <audio>"),
+        ({"prompt": "<audio> or <audio>?", "audio": "a.wav"}, "2 places for sounds (<audio>) but the row names 1"),
         ({"messages": [said({"type": "image"})]}, "1 places for pictures (<image>) but the row names 0"),
         ({"messages": [said({"type": "image", "base64": "*"})]}, "row 2: image in a message is not base64"),
         ({"messages": [said({"type": "image", "image": "data:image/png;base64,AA=="})]}, "not in a picture format"),
@@ -376,7 +378,7 @@ def test_every_picture_is_asked_every_prompt(tmp_path):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
-    source = ImageFolder(tmp_path, ["What?", "Why?"])
+    source = MediaFolder(tmp_path, ["What?", "Why?"])
     assert [example.id for example in source] == [
         "a.jpg",
         "a.jpg#2",
@@ -389,16 +391,16 @@ def test_every_picture_is_asked_every_prompt(tmp_path):
     assert open_image(source[5].images[0], source.folder).size == (2, 2)
     before = source.describe()
     Image.new("RGB", (2, 2)).save(tmp_path / "aa.png")
-    assert ImageFolder(tmp_path, ["What?", "Why?"]).describe() != before
+    assert MediaFolder(tmp_path, ["What?", "Why?"]).describe() != before
 
 
 def test_an_image_folder_needs_pictures_and_prompts(tmp_path):
-    with pytest.raises(MMSpecError, match="holds no picture that Pillow opens: .*\\.png"):
-        ImageFolder(tmp_path)
+    with pytest.raises(MMSpecError, match="holds no picture, video or sound whose suffix is known: .*\\.png"):
+        MediaFolder(tmp_path)
     with pytest.raises(MMSpecError, match="absent' does not exist"):
-        ImageFolder(tmp_path / "absent")
+        MediaFolder(tmp_path / "absent")
     with pytest.raises(MMSpecError, match="must be a list of texts, at least one"):
-        ImageFolder(tmp_path, [" "])
+        MediaFolder(tmp_path, [" "])
 
 
 # What a path holds

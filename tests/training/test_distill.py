@@ -13,7 +13,7 @@ from school import small_model
 
 import mmspec
 from mmspec import Target, zoo
-from mmspec.data import ConversationFile, Example, ImageFolder, open_image
+from mmspec.data import ConversationFile, Example, MediaFolder, open_image
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.training.answers import Answers, open_source
@@ -157,7 +157,7 @@ def test_a_data_set_moves_together_with_its_pictures(target, tmp_path):
     here, there, elsewhere = tmp_path / "here", tmp_path / "there", tmp_path / "elsewhere"
     (here / "pictures").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(here / "pictures" / "a.png")
-    distill(target, ImageFolder(here / "pictures"), here / "answers", **OPTIONS)
+    distill(target, MediaFolder(here / "pictures"), here / "answers", **OPTIONS)
     assert lines(here / "answers")[0]["images"] == ["a.png"]
     here.rename(there)
     (example,) = Answers(there / "answers")

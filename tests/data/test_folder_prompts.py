@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmspec.data import Example, PicturePrompts, open_image
+from mmspec.data import Example, FolderPrompts, open_image
 from mmspec.errors import MMSpecError
 
 
@@ -24,7 +24,7 @@ def test_every_picture_is_asked_its_own_question(tmp_path):
     picture(tmp_path / "charts" / "c.1.webp", "How many?")
     (tmp_path / "notes.txt").write_text("no picture")
     picture(tmp_path / ".hidden" / "d.png", "Why?")
-    source = PicturePrompts(tmp_path)
+    source = FolderPrompts(tmp_path)
     assert list(source) == [
         Example("b.PNG", "What is\nthis? 漢", ("b.PNG",)),
         Example("charts/c.1.webp", "How many?", ("charts/c.1.webp",), "charts"),
@@ -37,25 +37,25 @@ def test_every_picture_is_asked_its_own_question(tmp_path):
 def test_a_picture_without_a_question_gets_the_default_or_is_named(tmp_path):
     picture(tmp_path / "a.png", "What?")
     picture(tmp_path / "b.png")
-    assert [example.prompt for example in PicturePrompts(tmp_path, "Describe it.")] == ["What?", "Describe it."]
-    with pytest.raises(MMSpecError, match=r"picture 'b\.png' has no question: write it to '.*b\.txt', or set prompt="):
-        PicturePrompts(tmp_path)
+    assert [example.prompt for example in FolderPrompts(tmp_path, "Describe it.")] == ["What?", "Describe it."]
+    with pytest.raises(MMSpecError, match=r"'b\.png' has no question: write it to '.*b\.txt', or set prompt="):
+        FolderPrompts(tmp_path)
     with pytest.raises(MMSpecError, match="prompt=' ' is empty"):
-        PicturePrompts(tmp_path, " ")
+        FolderPrompts(tmp_path, " ")
 
 
 @pytest.mark.parametrize(("text", "message"), [(" \n", "a.txt' is empty: write"), (b"\xff", "cannot be read: 'utf-8'")])
 def test_a_question_that_cannot_be_read_is_named(text, message, tmp_path):
     picture(tmp_path / "a.png", text)
     with pytest.raises(MMSpecError) as caught:
-        PicturePrompts(tmp_path, "Describe it.")
+        FolderPrompts(tmp_path, "Describe it.")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_picture_that_cannot_be_read_is_no_matter_until_it_is_opened(tmp_path):
     for name in ("a", "b"):
         picture(tmp_path / f"{name}.png", "What?")
-    source = PicturePrompts(tmp_path)
+    source = FolderPrompts(tmp_path)
     (tmp_path / "a.png").write_text("no picture")
     (tmp_path / "b.png").unlink()
     examples = list(source)
@@ -67,14 +67,14 @@ def test_a_picture_that_cannot_be_read_is_no_matter_until_it_is_opened(tmp_path)
 def test_the_description_changes_with_the_questions_and_not_with_the_place(tmp_path):
     for folder in ("one", "two"):
         picture(tmp_path / folder / "a.png", "What?")
-    described = PicturePrompts(tmp_path / "one").describe()
-    assert PicturePrompts(tmp_path / "two").describe() == described
+    described = FolderPrompts(tmp_path / "one").describe()
+    assert FolderPrompts(tmp_path / "two").describe() == described
     picture(tmp_path / "two" / "a.png", "Why?")
-    assert PicturePrompts(tmp_path / "two").describe() != described
+    assert FolderPrompts(tmp_path / "two").describe() != described
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(MMSpecError, match="holds no picture that Pillow opens"):
-        PicturePrompts(tmp_path)
+    with pytest.raises(MMSpecError, match="holds no picture, video or sound whose suffix is known"):
+        FolderPrompts(tmp_path)
     with pytest.raises(MMSpecError, match="absent' does not exist"):
-        PicturePrompts(tmp_path / "absent")
+        FolderPrompts(tmp_path / "absent")
