@@ -138,7 +138,8 @@ def paths_of(tree: DraftTree, row: int) -> list[list[int]]:
 
 
 def tree_error(context: Context, inputs: dict, tree: DraftTree, scores: Scores, layers: dict | None = None) -> float:
-    """The largest difference of a tree's logits, at any node of any row, from a full recompute of the node's path.
+    """The largest difference of a tree's logits, at any node of any row that goes on, from a full recompute of the
+    node's path.
 
     Args:
         context: the request, before it commits anything of the tree.
@@ -146,7 +147,7 @@ def tree_error(context: Context, inputs: dict, tree: DraftTree, scores: Scores, 
         layers: features to compare instead of the logits: feature layer to the index in `hidden_states`.
     """
     worst = 0.0
-    for row in range(context.batch_size):
+    for row in (row for row in range(context.batch_size) if context.active[row]):
         single = models.one_row(inputs, row)
         prompt = single["input_ids"].shape[1]
         emitted = context.history[row][prompt:]
