@@ -83,7 +83,7 @@ def custom_generate(
         width, config, copies = input_ids.shape[1], generation_config, generation_config.num_return_sequences
         if copies > 1 and drafter.target.family.cross_attends:
             raise MMSpecError(
-                f"custom_generate: num_return_sequences={copies} of a {type(model).__name__}, whose encoder transformers "
+                f"custom_generate: num_return_sequences={copies} of a {type(model).__name__}, whose encoder generate "
                 "runs by itself: call mmspec.generate(num_return_sequences=...)"
             )
         tokens, mask = drafter.target.family.token_inputs

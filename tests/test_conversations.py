@@ -157,7 +157,7 @@ def test_arguments_of_the_chat_template_arrive(tiny):
     )
     assert hushed == plain + "done"
     request = prepare(thinking, "What?", chat_template_kwargs={"enable_thinking": False})
-    assert request.template == {"enable_thinking": False}
+    assert request.template_settings == {"enable_thinking": False}
     with pytest.raises(MMSpecError, match="has no variable 'enable_thinkin'. Did you mean 'enable_thinking'?"):
         prepare(thinking, "What?", chat_template_kwargs={"enable_thinkin": False})
 
@@ -299,6 +299,8 @@ def test_messages_keep_what_only_templates_know():
         [*USER, {"role": "assistant", "content": None, "tool_calls": call}, {"role": "tool", "content": "5"}]
     )
     assert row[1] == Message("assistant", (), True, {"tool_calls": call}) and row[2] == Message("tool", ("5",), True)
+    sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}
+    assert read_messages([{"role": "user", "content": [sound]}])[0][0].parts == (Medium("audio", b"RIFF"),)
     assert read_messages([{"role": "user", "content": [IMAGE, "What?"]}])[0][0].parts[0] == Medium(
         "image", IMAGE["image"]
     )

@@ -188,7 +188,10 @@ class DraftModelDrafter(SessionDrafter):
             inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
             request = request.showing({name: value.to(own.device) for name, value in inputs.items()})
         else:
-            asked = {"messages": request.distinct.conversations, "chat_template_kwargs": request.template or None}
+            asked = {
+                "messages": request.distinct.conversations,
+                "chat_template_kwargs": request.template_settings or None,
+            }
             request = own.repeat(prepare(own, **asked), request.copies)
         return request, own.encode(request)
 

@@ -41,9 +41,9 @@ def prepare(
             user has the first and the last word. An answer may be empty, a question may not. (A tuple outside a list is
             taken for a list.) `<image>`, `<video>` and `<audio>` in a question say where a medium stands, see
             `mmspec.chat.MARKERS`.
-        images, videos, audio: the media of the prompt (see `mmspec.media`); for a list of prompts one
-            medium or list per row. Without markers those of a conversation belong to its first question, before the
-            text: pictures, then videos, then sounds.
+        images, videos, audio: the media of the prompt (see `mmspec.media`); for a list of prompts one medium or list
+            per row. Without markers those of a conversation belong to its first question, before the text: pictures,
+            then videos, then sounds.
         system: what the model is told before the prompt: a text, or a list with a text or None per row.
         inputs: a processor's output: at least `input_ids`, `[batch, length]`; or a request that was prepared for this
             target before, which is returned as it is.
@@ -153,7 +153,7 @@ def _written(target: Reader, conversations: list[Conversation], settings: Mappin
         )
     written = target.family.write(target, conversations, settings or {})
     request = _right_pad(target, written or apply_template(target, conversations, settings))
-    request.conversations, request.template = conversations, dict(settings or {})
+    request.conversations, request.template_settings = conversations, dict(settings or {})
     if written is None:
         _refuse_swallowed(target, request, conversations)
     return request

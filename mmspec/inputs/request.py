@@ -27,7 +27,7 @@ class Request:
         lengths: tokens per row.
         conversations: what was asked per row, its media loaded; None for a request that was made from `inputs=`.
         extras: whatever else drafters want to know, such as a reference text: name to one entry per row.
-        template: further arguments that the chat template was given.
+        template_settings: further arguments that the chat template was given.
         appended_type: see `Family.appended_type`.
         copies: so many rows in succession are the same.
         once: where there are copies, the request in which every row stands once. What `inputs` has of media is that
@@ -40,7 +40,7 @@ class Request:
     lengths: list[int]
     conversations: list[Conversation] | None = None
     extras: dict[str, list[Any]] = field(default_factory=dict)
-    template: dict[str, Any] = field(default_factory=dict)
+    template_settings: dict[str, Any] = field(default_factory=dict)
     appended_type: int = 0
     copies: int = 1
     once: Request | None = None

@@ -34,7 +34,7 @@ class ChatTemplate:
     def __init__(self, processor: Any, tokenizer: Any, settings: Mapping[str, Any] | None = None):
         self.processor, self.settings = processor, dict(settings or {})
         holders = [one for one in (processor, tokenizer) if getattr(one, "chat_template", None) is not None]
-        self.holder = holders[0] if holders else None
+        self.holder: Any = holders[0] if holders else None
         self.of_tokenizer = self.holder is tokenizer
         if self.holder is not None and self.settings:
             self._refuse_unknown()
