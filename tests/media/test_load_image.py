@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mmspec.data import open_image
-from mmspec.demo.picture import Limits, read
+from mmspec.demo.limits import PageLimits
+from mmspec.demo.picture import read
 from mmspec.errors import MMSpecError
 from mmspec.media.pictures import load_image
 
@@ -116,7 +117,7 @@ def test_a_photograph_is_turned_upright_at_every_door(tmp_path):
         open_image("a b.jpg", tmp_path),
         open_image(path.as_uri(), "/elsewhere"),
         open_image(Image.open(io.BytesIO(content))),
-        read(path, Limits()),
+        read(path, PageLimits()),
     ):
         assert got.size == (8, 16) and np.array_equal(np.asarray(got), upright)
 
