@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch  # here alone: what prints figures needs no torch
 
 PHASES = ("vision", "prefill", "draft", "score", "verify", "commit", "observe", "other")
 PROMPT_PHASES = ("vision", "prefill")
@@ -54,6 +55,8 @@ class CudaTime:
         self.device = device
 
     def mark(self) -> torch.cuda.Event:
+        import torch
+
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
