@@ -49,8 +49,8 @@ def attention_weights(
     """
     if (getattr(target.model, "tp_size", None) or 1) > 1:
         raise MMSpecError(
-            "attention weights are wanted of all heads, and under tensor parallelism every process has only its own: "
-            "use device_map, or a drafter and a compressor that do not look at attention"
+            "the attention weights of all heads are needed, but under tensor parallelism each process has only its "
+            "own: use device_map, or a drafter and a compressor that do not look at attention"
         )
     with target.family.passing():
         return _attention_weights(target, layer, states, inputs, queries)

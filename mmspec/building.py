@@ -62,7 +62,7 @@ def build(node: Any, **arguments: Any) -> Any:
     cause: BaseException | None
     # A function is judged by what it returns, but none that is built into Python returns any of these.
     if base and (inspect.isbuiltin(factory) or (isinstance(factory, type) and not issubclass(factory, base))):
-        raise MMSpecError(f"{place}._target_={path} is no {base.__name__}, and nothing that makes one")
+        raise MMSpecError(f"{place}._target_={path} is no {base.__name__}, and does not build one")
     try:
         values = instantiate(values, _convert_="all") | arguments
         _check_settings(factory, path, place, values)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 from . import options
 from .building import build, build_drafter, check_method
 from .errors import MMSpecError, did_you_mean
-from .options import Setting, shipped_folder
+from .options import OptionSetting, shipped_folder
 
 __all__ = [
     "build",
@@ -97,7 +97,7 @@ def options_of(name: str, group: str, found: Mapping[str, Mapping[str, str]]) ->
 
 def chosen_settings(
     name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
-) -> dict[tuple[str, str], dict[str, Setting]]:
+) -> dict[tuple[str, str], dict[str, OptionSetting]]:
     """Return the settings inside the options that a command line chooses: `{(group, option): {key: setting}}`.
 
     Args:

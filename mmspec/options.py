@@ -32,7 +32,7 @@ def shipped_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Setting:
+class OptionSetting:
     """One setting of an option.
 
     Args:
@@ -53,7 +53,7 @@ class Setting:
         return not self.default.startswith("${")
 
 
-def read(file: Path, group: str) -> dict[str, Setting]:
+def read(file: Path, group: str) -> dict[str, OptionSetting]:
     """Return the settings of an option by their keys, including those of the options that it builds on.
 
     Args:
@@ -67,7 +67,7 @@ def read(file: Path, group: str) -> dict[str, Setting]:
         return {}  # what is wrong is said when the option is composed
     if not isinstance(root, yaml.MappingNode):
         return {}
-    found: dict[str, Setting] = {}
+    found: dict[str, OptionSetting] = {}
     for key, value in root.value:
         if key.value == "defaults" and isinstance(value, yaml.SequenceNode):
             names = [item.value for item in value.value if isinstance(item, yaml.ScalarNode)]
@@ -80,7 +80,7 @@ def read(file: Path, group: str) -> dict[str, Setting]:
     return found | {key: _described(setting, found.get(key)) for key, setting in own.items()}
 
 
-def _described(setting: Setting, before: Setting | None) -> Setting:
+def _described(setting: OptionSetting, before: OptionSetting | None) -> OptionSetting:
     """Return a setting that replaces another, with the other's comment and class where it has none."""
     if before is None:
         return setting
@@ -88,7 +88,7 @@ def _described(setting: Setting, before: Setting | None) -> Setting:
     return replace(setting, comment=setting.comment or before.comment, owner=owner)
 
 
-def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator[Setting]:
+def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator[OptionSetting]:
     """Yield every value in a mapping; lists of classes are numbered."""
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -106,7 +106,7 @@ def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator
             continue
         written = " ".join(text[value.start_mark.index : value.end_mark.index].split())
         said = COMMENT.fullmatch(lines[key.start_mark.line])
-        yield Setting(name, written, said[1] if said else "", (target, key.value))
+        yield OptionSetting(name, written, said[1] if said else "", (target, key.value))
 
 
 def _classes(node: yaml.Node) -> bool:
@@ -120,7 +120,7 @@ def class_of(node: yaml.Node) -> str:
     return next((value.value for key, value in node.value if key.value == "_target_"), "")
 
 
-def settings_of(files: Mapping[str, Path], option: str, group: str) -> dict[str, Setting]:
+def settings_of(files: Mapping[str, Path], option: str, group: str) -> dict[str, OptionSetting]:
     """Return the settings of an option; where it has no comments, other options of its group describe them.
 
     Args:

@@ -163,7 +163,7 @@ def _inspect(tree: DraftTree, root: Tensor, active: list[bool], vocabulary: int,
         if (wrong & nodes).any():
             row, node = (wrong & nodes).nonzero()[0].tolist()
             why = "is NaN" if name == "log_probs" else "is not what the parents say"
-            raise MMSpecError(f"{own} drafted no tree: in row {row} its {name} {why} at node {node}")
+            raise MMSpecError(f"{own} drafted an invalid tree: in row {row} its {name} {why} at node {node}")
 
 
 def _comparable(target: Target, verifier: Verifier | None, temperatures: Sequence[float]) -> list[float]:
@@ -175,8 +175,8 @@ def _comparable(target: Target, verifier: Verifier | None, temperatures: Sequenc
         raise MMSpecError(f"{name} does not claim to be lossless, so it may change the text: there is nothing to check")
     if verifier.proposal != "point":
         raise MMSpecError(
-            f"{name} draws its proposals: its text has the target's law but is another text, so comparing tokens says "
-            "nothing; leave verifier out to check the drafter, the tree and the compressor"
+            f"{name} draws its proposals: its text follows the target's distribution but is another text, so comparing "
+            "tokens proves nothing; leave verifier out to check the drafter, the tree and the compressor"
         )
     fitting = []
     for temperature in temperatures:

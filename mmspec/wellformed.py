@@ -58,7 +58,7 @@ def refuse_malformed(tree: DraftTree, root: Tensor, active: list[bool], vocabula
     kind, row, node = wrong.nonzero()[0].tolist()
     token, parent = int(tree.tokens[row, node]), int(tree.parents[row, node])
     what = list(rules)[kind].format(token=token, parent=parent, root=int(root[row]))
-    raise MMSpecError(f"{own} drafted no tree: in row {row} node {node} {what}")
+    raise MMSpecError(f"{own} drafted an invalid tree: in row {row} node {node} {what}")
 
 
 def _refuse_shapes(tree: DraftTree, root: Tensor, own: str) -> None:

@@ -191,7 +191,7 @@ def test_bad_gates(target):
     }.items():
         with pytest.raises(MMSpecError, match=message):
             make()
-    with pytest.raises(MMSpecError, match="Confident goes by the probabilities of a draft"):
+    with pytest.raises(MMSpecError, match="Confident reads the probabilities of a draft"):
         mmspec.generate(target, NGramDrafter(target), verifier=Gated(Greedy(), Confident()), **ragged())
 
 

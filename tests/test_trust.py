@@ -157,12 +157,12 @@ def test_only_drafters_are_drafters(path, reason):
 @pytest.mark.parametrize(
     ("group", "path", "message"),
     [
-        ("drafter", "os.system", "drafter._target_=os.system is no Drafter, and nothing that makes one"),
-        ("drafter", "mmspec.trees.Chain", "is no Drafter, and nothing"),
+        ("drafter", "os.system", "drafter._target_=os.system is no Drafter, and does not build one"),
+        ("drafter", "mmspec.trees.Chain", "is no Drafter, and does not build one"),
         ("drafter", "mmspec.errors.listed", "made a str, which is no Drafter"),
-        ("tree", "mmspec.verifiers.Greedy", "is no TreeBuilder, and nothing"),
-        ("verifier", "builtins.print", "is no Verifier, and nothing"),
-        ("compressor", "builtins.dict", "is no VisualCompressor, and nothing"),
+        ("tree", "mmspec.verifiers.Greedy", "is no TreeBuilder, and does not build one"),
+        ("verifier", "builtins.print", "is no Verifier, and does not build one"),
+        ("compressor", "builtins.dict", "is no VisualCompressor, and does not build one"),
     ],
 )
 def test_what_is_built_is_what_the_group_is_for(group, path, message):

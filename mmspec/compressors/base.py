@@ -132,6 +132,6 @@ def grid_of(span: VisualSpan, name: str) -> Grid:
     if span.kind == "audio" or span.grid is None or math.prod(span.grid) != len(span):
         raise MMSpecError(
             f"{name} works on the frames, rows and columns of a picture or a video, but these {len(span)} tokens of "
-            f"kind {span.kind} have none (they are no rectangle); use Prune, Resampler or Hide"
+            f"kind {span.kind} have none (they do not form a rectangle); use Prune, Resampler or Hide"
         )
     return span.grid

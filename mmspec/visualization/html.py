@@ -11,7 +11,7 @@ from .colours import ACCEPTED, BONUS
 STYLE = "white-space:pre-wrap;font-family:ui-monospace,monospace;line-height:1.6;max-width:60em"
 
 
-class Answer(Protocol):
+class ShownOutput(Protocol):
     """The part of `mmspec.Output` that is shown."""
 
     text: list[str | None]
@@ -24,7 +24,7 @@ class Answer(Protocol):
         ...
 
 
-def rounds_of(out: Answer, row: int) -> list[int]:
+def rounds_of(out: ShownOutput, row: int) -> list[int]:
     """Return, for each token of a row, the round that wrote it; 0 is the pass over the prompt."""
     numbers = [0]
     for number, record in enumerate(out.stats.rounds, start=1):
@@ -32,7 +32,7 @@ def rounds_of(out: Answer, row: int) -> list[int]:
     return numbers[: len(out.token_ids[row])]
 
 
-def answer(out: Answer) -> str:
+def answer(out: ShownOutput) -> str:
     """Return all rows of an output as HTML, with a legend and the figures."""
     stats = out.stats
     figures = f"{stats.origin} | {speed_in_words(stats.tokens_per_second)}"
@@ -42,7 +42,7 @@ def answer(out: Answer) -> str:
     return f'<div>{rows}<div style="font-size:small;margin-top:.5em">{legend} &nbsp; {escape(figures)}</div></div>'
 
 
-def tokens(out: Answer, row: int) -> str:
+def tokens(out: ShownOutput, row: int) -> str:
     """Return one row as marked text, or as token ids where the target has no tokenizer."""
     pieces = out.pieces(row) if out.text[row] is not None else [f"{token} " for token in out.token_ids[row]]
     parts = []

@@ -63,12 +63,12 @@ def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
     request = prepare(target, [prompt], [images if isinstance(images, (list, tuple)) else [images]])
     vision = target.encode(request)
     if vision is None or not vision.sizes:
-        raise MMSpecError("the prompt has no pictures, of which something could be kept")
+        raise MMSpecError("the prompt has no pictures: give at least one in images")
     known = target.family.grids(request.inputs, vision)
     grids = [grid for grid in known if grid is not None and grid[0] == 1]
     if len(grids) < len(known):
         raise MMSpecError(
-            f"the visual tokens of {type(target.model).__name__} are no rectangle, so they cannot be drawn"
+            f"the visual tokens of {type(target.model).__name__} do not form a rectangle, so they cannot be drawn"
         )
     drafter = drafter.fork()
     compressor = drafter.compressor

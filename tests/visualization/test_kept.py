@@ -138,7 +138,7 @@ def test_what_cannot_be_drawn_is_refused(monkeypatch):
     with pytest.raises(MMSpecError, match="the prompt has no pictures"):
         kept(embedded("dream"), images=[])
     monkeypatch.setattr(type(target().family), "grids", lambda self, inputs, vision: [None] * len(vision.sizes))
-    with pytest.raises(MMSpecError, match="visual tokens of LlavaForConditionalGeneration are no rectangle"):
+    with pytest.raises(MMSpecError, match="visual tokens of LlavaForConditionalGeneration do not form a rectangle"):
         kept(embedded("dream"))
 
 

@@ -46,7 +46,7 @@ class Confident(Gate):
         """Choose the beginning of the path of first children whose probability stays above the threshold."""
         if tree.log_probs is None:
             raise MMSpecError(
-                "Confident goes by the probabilities of a draft, and this drafter gives none: use the gate Every, or a "
+                "Confident reads the probabilities of a draft, and this drafter gives none: use the gate Every, or a "
                 "drafter with a model, such as DraftModelDrafter"
             )
         room = self.unread - max(context.pending)

@@ -1,4 +1,4 @@
-"""Distance: a rule for tokens that stand for numbers, and accepts those that are close."""
+"""Distance: a rule that accepts tokens which stand for nearly the same number."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class Binned(ChoiceRule):
         name, bins = type(self).__name__, self.bins or target.space.bins
         if bins is None:
             raise MMSpecError(
-                f"{name} needs to know which tokens of {type(target.model).__name__} are bins, for a distance of words "
-                "means nothing: give bins=(first, last), two token ids, or set target.space = TokenSpace(bins=...)"
+                f"{name} needs to know which tokens of {type(target.model).__name__} are bins, because a distance "
+                "between words has no meaning: give bins=(first, last), two token ids, or set target.space = "
+                "TokenSpace(bins=...)"
             )
         if bins[1] >= target.vocab_size:
             raise MMSpecError(f"{name}: bins={bins!r} reach beyond the target's {target.vocab_size} tokens")
