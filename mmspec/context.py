@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .families import Vision, visual_spans
+from .families import Family, Vision, visual_spans
 from .families.frequencies import ceilings
 from .inputs import Request
 from .model import Model
@@ -54,7 +54,7 @@ class Context(ModelSession):
         capacity: int = 0,
         feature_layers: Iterable[int] = (),
     ):
-        read = self.rows_of(request)
+        read = self.rows_of(request, target.family)
         super().__init__(target, read.batch_size, max(capacity, read.max_length), feature_layers)
         self.target, self.request, self.vision = target, request, vision
         inputs, family = read.inputs, target.family
@@ -68,8 +68,8 @@ class Context(ModelSession):
         self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
         self.proposals = Proposals()
 
-    def rows_of(self, request: Request) -> Request:
-        """The batch that is read for a request."""
+    def rows_of(self, request: Request, family: Family) -> Request:
+        """Return the batch that is read for a request, by a model of this family."""
         return request
 
     @property

@@ -8,13 +8,14 @@ pair get the same tokens, so their entries are kept together; their prompts may 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .context import Context
+from .families import Family
 from .inputs import Request, stack
 from .session import ModelSession, Pass
 
@@ -108,8 +109,13 @@ class GuidedContext(Pairs, Context):
         self.guidance = guidance
         super().__init__(*arguments)
 
-    def rows_of(self, request: Request) -> Request:
-        return stack(request, self.guidance.other)
+    def rows_of(self, request: Request, family: Family) -> Request:
+        both = [request, self.guidance.other]
+        if any("position_ids" in one.inputs for one in both):
+            both = [
+                replace(one, inputs={**one.inputs, "position_ids": family.positions(one.inputs)[0]}) for one in both
+            ]
+        return stack(*both)
 
     @property
     def room(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from janus import CODES, START, TOKENS, janus, processor
-from models import PAD, VISION_START, blurred, inputs_for, llama, one_row, reference
+from models import MODELS, PAD, VISION_START, blurred, inputs_for, llama, one_row, reference
 from toys import Scripted, cut
 
 import mmspec
@@ -13,9 +13,11 @@ from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter, EagleDrafter, EarlyExitDrafter, JacobiDrafter, NGramDrafter
 from mmspec.guidance import Guidance, Pairs
 from mmspec.inputs import prepare
+from mmspec.negative_prompts import guidance_of
 from mmspec.session import ModelSession
 from mmspec.target import Context
 from mmspec.token_space import TokenSpace
+from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree
 from mmspec.verifiers import RejectionSampling, TreeWalk
 from mmspec.verifiers.rules import Distance
@@ -267,6 +269,33 @@ def test_guided_text_away_from_prompts_of_another_length(writer):
     for drafter in (None, EarlyExitDrafter(writer, 2, DynamicTree(3, 2, 6)), EagleDrafter(writer, tree=Chain(3))):
         options = {"inputs": inputs, "max_new_tokens": 12, "guidance_scale": 2.0, "negative_prompt": negative}
         assert mmspec.generate(writer, drafter, **options).token_ids == theirs
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen_vl"])
+def test_guided_text_about_pictures(name):
+    """The pictures are the prompt's, and the other prompts see none. (Of Qwen-VL, `generate` is not guided itself.)"""
+    target, inputs = Target(MODELS[name]()), inputs_for(name, [1, 0], [9, 4])
+    options = {"inputs": inputs, "max_new_tokens": 8, "guidance_scale": 1.7}
+    plain = mmspec.generate(target, **options).token_ids
+    if name == "llava":
+        assert plain == reference(target.model, inputs, 8, guidance_scale=1.7)
+    request = prepare(target, inputs=inputs)
+    vision, guidance = target.encode(request), guidance_of(target, request, 1.7, None, None)
+    both = target.prefill(request, vision, guidance=guidance)
+    apart = [target.prefill(request, vision), target.prefill(guidance.other)]  # as if there were two models
+    torch.testing.assert_close(both.logits, guidance.combine(torch.cat([one.logits for one in apart])))
+    root = both.logits.argmax(-1)
+    assert root.tolist() == [row[0] for row in plain]
+    for context in (both, *apart):
+        context.admit(root[:, None].tolist())
+    tree = DraftTree.root_only(root)
+    theirs = guidance.combine(torch.cat([one.score(tree).logits for one in apart]))
+    torch.testing.assert_close(both.score(tree).logits, theirs)
+    drafter = EarlyExitDrafter(target, len(target.family.layers), Chain(3))
+    out = mmspec.generate(target, drafter, **options)
+    assert out.token_ids == plain and out.stats.mean_acceptance_length > 3
+    sampled = {"temperature": 1e-4, "num_return_sequences": 2}
+    assert mmspec.generate(target, drafter, **options, **sampled).token_ids == [row for row in plain for _ in range(2)]
 
 
 def test_no_guidance_is_the_usual_path(writer, monkeypatch):

@@ -102,7 +102,8 @@ class DraftModelDrafter(SessionDrafter):
     def start(self, context: Context) -> None:
         super().start(context)
         request, vision = self._prompt(context.request, context.vision)
-        read = context.rows_of(request)  # under guidance the other prompts too: it is led as the target is
+        # Under guidance it reads the other prompts too, and is led as the target is.
+        read = context.rows_of(request, self.draft_target.family)
         self.session = context.sibling(self.draft_target, read.batch_size, read.max_length + context.room)
         self.session.prefill(*self._read(read, read, vision))
         self.session.follow(context.history, context.active)

@@ -132,27 +132,24 @@ def _each(entries: Sequence[Any], copies: int) -> list[Any]:
 
 
 def stack(first: Request, second: Request) -> Request:
-    """Return one request of the rows of two, right-padded to one length. The pictures, if any, are the first one's.
+    """Return one request of the rows of two, right-padded to one length. The media, if any, are the first one's.
 
-    Raises:
-        MMSpecError: if positions were given with one of them.
+    Positions must be given with both or with neither.
     """
     width = max(first.max_length, second.max_length)
-    lengths = first.lengths + second.lengths
     inputs = {name: value for name, value in first.inputs.items() if name not in PER_TOKEN}
     for name in PER_TOKEN:
-        parts = [request.inputs.get(name) for request in (first, second)]
-        if all(part is None for part in parts):
-            continue
-        if name == "position_ids":
-            raise MMSpecError("inputs has position_ids, which pairs of prompts number by themselves: leave them out")
-        like = next(part for part in parts if part is not None)
-        table = like.new_zeros(len(lengths), width)
-        for start, part in zip((0, first.batch_size), parts, strict=True):
-            if part is not None:
-                table[start : start + len(part), : part.shape[1]] = part
-        inputs[name] = table
-    return Request(inputs, lengths, appended_type=first.appended_type)
+        given = [request.inputs.get(name) for request in (first, second)]
+        if like := [part for part in given if part is not None]:
+            axes = max((part.shape[:-2] for part in like), key=len)
+            parts = []
+            for part, request in zip(given, (first, second), strict=True):
+                table = like[0].new_zeros(*axes, request.batch_size, width)
+                if part is not None:
+                    table[..., : part.shape[-1]] = part
+                parts.append(table)
+            inputs[name] = torch.cat(parts, dim=-2)
+    return Request(inputs, first.lengths + second.lengths, appended_type=first.appended_type)
 
 
 def extras_of(given: Mapping[str, Sequence[Any]] | None, rows: int) -> dict[str, list[Any]]:
