@@ -80,12 +80,11 @@ class DraftModelDrafter(SessionDrafter):
             raise MMSpecError(f"DraftModelDrafter mode {mode!r} is unknown.{did_you_mean(mode, MODES)}")
         if (projector is not None) != (mode == "shared_vision"):
             raise MMSpecError("DraftModelDrafter: a projector belongs to mode='shared_vision', and to no other")
-        writes = target.family.writes
-        _check_mode(mode, family_of(model, writes), target.family)
         self.mode = mode
         self.model = model
         self.projector = projector
-        self.draft_target = Target(model, processor, target.compile, writes=writes)
+        self.draft_target = Target(model, processor, target.compile, writes=target.family.writes)
+        _check_mode(mode, self.draft_target.family, target.family)
         _check_vocabulary(target, self.draft_target)
         if compressor is not None:
             self.take_compressor(compressor)
