@@ -282,7 +282,9 @@ def test_pictures_that_the_caller_encoded_mean_nothing_to_another_model(label):
         out = model.generate(**inputs, mm_encoder_outputs=encoded, **options)
         assert out[:, -NEW:].tolist() == expected
     else:
-        with pytest.raises(MMSpecError, match=f"(?s)mode='{drafter.mode}' reads; pass them as"):
+        with pytest.raises(
+            MMSpecError, match=f"(?s)mode='{drafter.mode}' reads.*(pass them as|instead of mm_encoder_outputs)"
+        ):
             model.generate(**inputs, mm_encoder_outputs=encoded, **options)
 
 
