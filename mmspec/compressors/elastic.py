@@ -65,7 +65,7 @@ class Elastic(VisualCompressor):
 
     @property
     def operators(self) -> list[VisualCompressor]:
-        """The compressors among which the gate chooses."""
+        """The compressors that are combined, or among which the gate chooses."""
         return cast(list[VisualCompressor], list(self.branches))
 
     def attach(self, hidden: int, state: int) -> None:

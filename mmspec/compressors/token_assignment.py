@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Sources(NamedTuple):
-    """A weighted list of (entry, token) pairs. Its length is the number of tokens, however many entries there are.
+    """A weighted list of (entry, token) pairs. It grows with the number of tokens, not with entries times tokens.
 
     Args:
         entries: `[pairs]` numbers of the entries.
