@@ -299,6 +299,10 @@ def test_a_text_that_came_before_is_the_prompt():
     ]
     again = prepare(target_of(), messages=said, chat_template_kwargs={"language": "en"})
     assert again.token_ids() == request.token_ids()
+    none = prepare(
+        target_of(), ["", "<audio>"], audio=[(sound(1), RATE)] * 2, chat_template_kwargs={"language": "en"}
+    )  # as a data set has them
+    assert none.token_ids() == [START, START]
 
 
 def test_a_draft_model_may_hear_with_another_extractor():

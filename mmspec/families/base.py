@@ -146,7 +146,7 @@ class Family(Media, Head, Writing):
     token_inputs = ("input_ids", "attention_mask")
     """What the model's own `generate` calls the tokens that the language model reads, and their mask."""
     prompt_optional = False
-    """Whether media alone are a prompt."""
+    """Whether media alone are a prompt: without one, an empty one, or one of markers."""
 
     def write(
         self, reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any]

@@ -115,7 +115,8 @@ def _messages(target: Reader, messages: Any, media: Mapping[str, Any], system) -
 
 def _asked(target: Reader, prompt: Any, media: Mapping[str, Any], system) -> list[Conversation]:
     """Return the conversations of `prompt=` with the media beside it, loaded."""
-    prompts = prompts_of(prompt)
+    alone = target.family.prompt_optional
+    prompts = prompts_of(prompt, alone)
     count, single = len(prompts), isinstance(prompt, str)
     columns = {kind: rows_of(kind, media[kind], count, single) for kind in KINDS}
     systems = systems_of(system, count)
@@ -124,7 +125,7 @@ def _asked(target: Reader, prompt: Any, media: Mapping[str, Any], system) -> lis
     conversations = []
     for row, asked in enumerate(prompts):
         own = {kind: columns[kind][row] for kind in KINDS}
-        conversations.append(conversation_of(f"prompt {row}", asked, own, reserved, systems[row]))
+        conversations.append(conversation_of(f"prompt {row}", asked, own, reserved, systems[row], alone))
     _refuse_unseen(target, conversations)
     return [loaded(target, conversation) for conversation in conversations]
 

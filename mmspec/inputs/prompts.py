@@ -18,8 +18,12 @@ Prompt = str | tuple[str, ...]
 NAMES = {"image": "picture", "video": "video", "audio": "sound"}
 
 
-def prompts_of(given: Any) -> list[Prompt]:
+def prompts_of(given: Any, may_be_empty: bool = False) -> list[Prompt]:
     """Return the rows of `prompt=`.
+
+    Args:
+        given: what the caller passed.
+        may_be_empty: whether media may be shown without a word, see `Family.prompt_optional`.
 
     Raises:
         MMSpecError: for what is neither a text nor a list of texts and tuples of texts, and for an empty one.
@@ -35,7 +39,7 @@ def prompts_of(given: Any) -> list[Prompt]:
     for row, asked in enumerate(prompts):
         if isinstance(asked, Mapping):
             raise MMSpecError(f"prompt {row} is {shown(asked, 60)}, which is no text; messages go into messages=")
-        _check(row, asked)
+        _check(row, asked, may_be_empty)
     return prompts
 
 
@@ -64,6 +68,7 @@ def conversation_of(
     media: Mapping[str, Sequence[Any]],
     reserved: Collection[str] = (),
     system: str | None = None,
+    media_alone: bool = False,
 ) -> Conversation:
     """Return a prompt as a conversation, with its media where the markers are, or first.
 
@@ -73,6 +78,7 @@ def conversation_of(
         media: kind to the row's media of it.
         reserved: texts that the processor takes for media, see `reserved_texts`.
         system: what is said before it.
+        media_alone: whether a question may consist of media, see `Family.prompt_optional`.
 
     Raises:
         MMSpecError: if markers and media differ in number, or a text has a token of the processor's.
@@ -98,7 +104,7 @@ def conversation_of(
             conversation.append(Message("assistant", (text,)))
             continue
         parts = _split(text, placed) if placed else [text]
-        if not any(isinstance(part, str) for part in parts):
+        if not media_alone and not any(isinstance(part, str) for part in parts):
             raise MMSpecError(f"{where} has a question of pictures alone: say what you want to know")
         parts = [Medium(p.kind, next(waiting[p.kind])) if isinstance(p, Medium) else p for p in parts]
         conversation.append(Message("user", (*first, *parts)))
@@ -115,7 +121,7 @@ def refuse_reserved(where: str, what: str, text: str, reserved: Collection[str])
         )
 
 
-def _check(row: int, asked: Any) -> None:
+def _check(row: int, asked: Any, may_be_empty: bool) -> None:
     """Refuse what is neither a question nor a conversation."""
     if not isinstance(asked, (str, tuple)):
         raise MMSpecError(
@@ -131,7 +137,9 @@ def _check(row: int, asked: Any) -> None:
         where = f"prompt {row}" if isinstance(asked, str) else f"prompt {row}, text {turn + 1} of {len(asked)}"
         if not isinstance(text, str):
             raise MMSpecError(f"{where} is {text!r}, which is no text; a conversation is a tuple of str")
-        if not text.strip() and turn % 2 == 0:  # a model may have had nothing to say, a user must ask something
+        if (
+            not text.strip() and turn % 2 == 0 and not may_be_empty
+        ):  # a model may have had nothing to say, a user must ask something
             raise MMSpecError(f"{where} is empty: {text!r}; say what you want to know")
 
 
