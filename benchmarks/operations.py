@@ -3,8 +3,8 @@
     python benchmarks/operations.py
     python benchmarks/operations.py --drafter tiny/eagle --trees chain8 dynamic --rows 1 4
 
-Views are no operations, for they launch nothing. The numbers are those of a steady round: the median of a request's
-rounds without the first two and the last. Drafting is also given per level. Prints a Markdown table.
+Views are no operations, for they launch nothing. The numbers are those of a steady round, in which no row has ended;
+rows have prompts and answers of different lengths. Drafting is also given per level. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ DECODING = [phase for phase in PHASES if phase not in PROMPT_PHASES]
 
 
 def steady(rounds: list[dict[str, Counts]]) -> dict[str, Counts]:
-    """The median of every count over the rounds, by phase; of the second half of the rounds, when rows are ragged."""
-    rounds = rounds[2:-1] or rounds
+    """The median of every count, by phase, over the rounds of the first half but the first two: no row has ended then,
+    and rows are ragged."""
+    rounds = rounds[2 : max(3, len(rounds) // 2)]
 
     def median(phase: str, kind: str) -> int:
         return round(statistics.median(getattr(counts[phase], kind) for counts in rounds))
@@ -53,7 +54,7 @@ def main() -> None:
         for rows in options.rows:
             samples = [mmspec.zoo.sample(mmspec.zoo.TASKS[i % len(mmspec.zoo.TASKS)], "test", i) for i in range(rows)]
             request = prepare(target, [one.prompt for one in samples], [[one.image] for one in samples])
-            stream = mmspec.stream(target, drafter, inputs=request, max_new_tokens=40, tree=tree(), eos_token_id=[])
+            stream = mmspec.stream(target, drafter, inputs=request, max_new_tokens=64, tree=tree(), eos_token_id=[])
             counts = steady(count_rounds(stream))
             launched = {phase: counts[phase].operations for phase in DECODING}
             elsewhere = sum(launched.values()) - launched["draft"] - launched["score"]

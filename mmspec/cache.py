@@ -151,6 +151,7 @@ class TreeCache(Cache):
         """A tensor about the batch, from one about the rows that passes run on; zeros stand for all others."""
         return self._staying.among_all(values)
 
+    @torch.inference_mode()
     def leave(self, active: Sequence[bool]) -> None:
         """Let rows go that have ended. Call it between two rounds.
 
@@ -231,7 +232,9 @@ class TreeCache(Cache):
         """`[rows, end - start]` the slots of the speculative entries with these numbers, found once a round."""
         now = self.commits, self.rows
         if self._numbered is None or self._numbered_for != now or self._numbered.shape[1] < end:
-            numbers = torch.arange(-(-end // WINDOW) * WINDOW, device=self.lengths.device)
+            device = self.lengths.device
+            numbers = torch.arange(-(-end // WINDOW) * WINDOW, device=device)
+            self._row_numbers = torch.arange(self.rows, device=device)[:, None]
             self._numbered, self._numbered_for = self.present(self.lengths)[:, None] + numbers, now
         return self._numbered[:, start:end]
 
@@ -254,8 +257,8 @@ class TreeCache(Cache):
         if self._scattered and self.rows == 1:
             storage.index_copy_(2, self._slots[0].to(storage.device), states)
         elif self._scattered:
-            rows = torch.arange(self.rows, device=storage.device)[:, None]
-            storage[rows, :, self._slots.to(storage.device)] = states.transpose(1, 2)
+            rows, slots = self._row_numbers.to(storage.device), self._slots.to(storage.device)
+            storage[rows, :, slots] = states.transpose(1, 2)
         else:
             storage[:, :, self._start : self._start + states.shape[2]] = states
 
@@ -300,9 +303,8 @@ class TreeCache(Cache):
         nothing."""
         destination = self.slots(0, path.shape[1])
         source = destination[:, :1] + path.to(destination.device)
-        rows = torch.arange(self.rows, device=destination.device)[:, None]
         for storage in self._storage:
-            r, s, d = (index.to(storage.device) for index in (rows, source, destination))
+            r, s, d = (index.to(storage.device) for index in (self._row_numbers, source, destination))
             by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [rows, capacity, members, heads, dim]
             by_slot[r, d] = by_slot[r, s]
 
@@ -314,12 +316,11 @@ class TreeCache(Cache):
             return
         first = kept if isinstance(kept, int) else 0
         slots = self.slots(first, self.speculative)
-        rows = torch.arange(self.rows, device=slots.device)[:, None]
         dropped = None
         if not isinstance(kept, int):
             dropped = (slots >= slots[:, :1] + kept)[..., None, None, None]
         for storage in self._storage:
-            r, s = rows.to(storage.device), slots.to(storage.device)
+            r, s = self._row_numbers.to(storage.device), slots.to(storage.device)
             by_slot = storage.permute(1, 3, 0, 2, 4)
             by_slot[r, s] = 0 if dropped is None else by_slot[r, s].masked_fill(dropped.to(storage.device), 0)
 

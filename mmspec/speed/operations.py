@@ -107,11 +107,12 @@ def counting() -> Iterator[Counts]:
         yield counts
 
 
-def count_rounds(pieces: Iterable) -> list[dict[str, Counts]]:
-    """Run a request to its end, and count what every round does in each phase.
+def count_rounds(pieces: Iterable, most: int | None = None) -> list[dict[str, Counts]]:
+    """Run a request, and count what every round does in each phase.
 
     Args:
         pieces: what `mmspec.stream` returned, not begun.
+        most: rounds, after which the request is left; None for all.
     """
     rounds: list[dict[str, Counts]] = []
     plain, lap = Run.round, PhaseClock.lap
@@ -131,5 +132,6 @@ def count_rounds(pieces: Iterable) -> list[dict[str, Counts]]:
 
     with patch.object(Run, "round", counted):
         for _ in pieces:
-            pass
+            if len(rounds) == most:
+                break
     return rounds
