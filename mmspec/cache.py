@@ -262,6 +262,7 @@ class TreeCache(Cache):
         else:
             storage[:, :, self._start : self._start + states.shape[2]] = states
 
+    @torch.inference_mode()
     def commit(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """Keep a path of the speculative entries and drop the rest.
 
