@@ -11,7 +11,7 @@ import torch
 
 
 def score_while(context: Any, drafter: Any, draft: Any) -> tuple[Any, float]:
-    """The target's scores of a draft; meanwhile the drafter works on what it expects to come after it.
+    """Return the target's scores of a draft; meanwhile let the drafter work on what it expects to come after it.
 
     The drafter works in a thread of its own, beside the target's pass, if it `anticipates`. What it raises is
     raised here, once the pass is over.

@@ -74,6 +74,7 @@ class Context(ModelSession):
 
     @property
     def batch_size(self) -> int:
+        """The rows of the request."""
         return self.request.batch_size
 
     @property
@@ -111,7 +112,7 @@ class Context(ModelSession):
 
     @torch.inference_mode()
     def score(self, tree: DraftTree) -> Scores:
-        """The target's logits (and features) at every node of the tree, in one pass.
+        """Return the target's logits (and features) at every node of the tree, in one pass.
 
         Tokens that were emitted unread (see `Verdict`) are read by the same pass, before the tree.
         """
@@ -129,7 +130,7 @@ class Context(ModelSession):
         return [max(count - 1, 0) for count in self.pending]
 
     def _with_unread(self, tree: DraftTree, unread: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """A block of the unread tokens, right-aligned, and the tree below them: tokens, visible nodes, depths."""
+        """Return a block of the unread tokens, right-aligned, with the tree below: tokens, visible nodes, depths."""
         behind, device = max(unread), tree.tokens.device
         rows = [
             [count, *[0] * (behind - count), *(history[-1 - count : -1] if count else [])]

@@ -165,7 +165,8 @@ def stream(
     guidance = guidance_of(target, request, guidance_scale, negative_prompt, settings, copies)
     request = target.repeat(request, copies)
     pipeline.begin(request.lengths)
-    target.family.check_reach(request.inputs, stopping.max_new_tokens)
+    for read in [request] if guidance is None else [request, guidance.other]:
+        target.family.check_reach(read.inputs, stopping.max_new_tokens)
     if drafter is not None and drafter.tree is not None:
         drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:

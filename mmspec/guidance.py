@@ -22,21 +22,21 @@ from .session import ModelSession, Pass
 
 @dataclass(frozen=True)
 class Guidance:
-    """What the text is led away from, and how far.
+    """A direction for a text: what it is led away from, and how far.
 
     Args:
         scale: 1 is no guidance, 0 follows the other prompts alone.
         other: the other prompts, one per row.
-        prepared: what is done to the logits of both sides before they are combined, see `Family.guided_logits`.
+        normalised: what is made of the logits of both sides before they are combined, see `Family.guided_logits`.
     """
 
     scale: float
     other: Request
-    prepared: Callable[[Tensor], Tensor]
+    normalised: Callable[[Tensor], Tensor]
 
     def combine(self, logits: Tensor) -> Tensor:
-        """`[batch, ...]` logits from `[2 * batch, ...]`, in float32: those of the prompts stand before the others."""
-        prompt, other = self.prepared(logits.to(torch.promote_types(logits.dtype, torch.float32))).chunk(2)
+        """Return `[batch, ...]` logits from `[2 * batch, ...]`, in float32; those of the prompts stand first."""
+        prompt, other = self.normalised(logits.to(torch.promote_types(logits.dtype, torch.float32))).chunk(2)
         return other + (prompt - other) * self.scale
 
 
@@ -52,20 +52,25 @@ class Pairs(ModelSession):
 
     @property
     def entries(self) -> list[int]:
+        """The entries of the prompts' rows, which stand for both."""
         return self.cache.lengths_list[: self.cache.batch // 2]
 
     @property
     def going_on(self) -> list[bool]:
+        """One flag per row of the cache, True while its text goes on: both rows of a pair end together."""
         return [*self.active, *self.active]
 
     def prefill(self, *arguments, **named) -> Pass:
+        """Read the prompts and the others; see `ModelSession.prefill`."""
         return self._judged(super().prefill(*arguments, **named))
 
     def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
+        """Read a block behind both rows of every pair; see `ModelSession.read`."""
         both = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
         return self._judged(super().read(*both, sees_all))
 
     def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
+        """End a round for both rows of every pair; see `Session.keep`."""
         path, kept = None if path is None else path.repeat(2, 1), None if kept is None else kept.repeat(2)
         super().keep([*counts, *counts], path, kept)
 
@@ -74,13 +79,15 @@ class Pairs(ModelSession):
         return Pass(self.guidance.combine(read.logits), features)
 
     def branch(self, layers: int | None = None, entries: list[list[int]] | None = None) -> ModelSession:
-        """As of any session; of the other prompts every entry is seen, for `entries` is about the text."""
+        """Return a branch as every session does. It sees all entries of the other prompts, for `entries` is about the
+        text."""
         if entries is not None:
             others = self.cache.lengths_list[self.cache.batch // 2 :]
             entries = [*entries, *(list(range(length)) for length in others)]
         return super().branch(layers, entries)
 
     def sibling(self, *arguments, **named) -> GuidedSession:
+        """Make a session of pairs under the same guidance."""
         return GuidedSession(self.guidance, *arguments, **named)
 
 
@@ -88,8 +95,8 @@ class GuidedSession(Pairs):
     """A branch of a session of pairs.
 
     Args:
-        guidance: of the session that it was taken from.
-        arguments, named: of `ModelSession`.
+        guidance: the other prompts, and how far to go.
+        arguments, named: see `ModelSession`.
     """
 
     def __init__(self, guidance: Guidance, *arguments, **named):
@@ -110,6 +117,7 @@ class GuidedContext(Pairs, Context):
         super().__init__(*arguments)
 
     def rows_of(self, request: Request, family: Family) -> Request:
+        """Return the prompts with the others below them."""
         both = [request, self.guidance.other]
         if any("position_ids" in one.inputs for one in both):
             both = [
@@ -119,8 +127,10 @@ class GuidedContext(Pairs, Context):
 
     @property
     def room(self) -> int:
+        """The tokens per row that fit into the cache before it must grow."""
         return self.cache.capacity - max(self.request.max_length, self.guidance.other.max_length)
 
     @property
     def lengths(self) -> Tensor:
+        """The committed tokens in the prompts' rows of the cache, `[batch]`."""
         return self.cache.lengths[: self.batch_size]

@@ -27,7 +27,7 @@ class Run:
         root: the newest state of every row, `[batch, ...]`.
 
     Args:
-        device: of the target.
+        device: where the target is.
     """
 
     context: Any
@@ -48,7 +48,7 @@ class Run:
         raise NotImplementedError
 
     def rounds(self) -> Iterator[list]:
-        """What the beginning and then every round add, until all rows have ended."""
+        """Yield what the beginning and then every round add, until all rows have ended."""
         yield self.begin()
         while any(self.context.active):
             self.clock.resume()
@@ -57,7 +57,7 @@ class Run:
 
     @torch.inference_mode()
     def round(self) -> list:
-        """One round of every row that is still active."""
+        """Do one round of every row that is still active."""
         context, drafter, verifier, clock = self.context, self.drafter, self.verifier, self.clock
         seconds, anticipated = clock.begin_round(), 0.0
         draft, scores = drafter.draft(self.root), None
@@ -85,7 +85,7 @@ class Run:
         return pieces
 
     def closed(self, pieces: list) -> list:
-        """The same pieces, once the time until now is booked."""
+        """Book the time until now, and return the same pieces."""
         self.clock.lap("other")
         self.transcript.stats.seconds = self.clock.seconds
         return pieces

@@ -1,4 +1,4 @@
-"""What a text is to be led away from: the arguments of guidance."""
+"""Negative prompts: the arguments that say what a text is to be led away from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .target import Target
 def guidance_of(
     target: Target, request: Request, scale: Any, negative: Any, settings: Any, copies: int = 1
 ) -> Guidance | None:
-    """The guidance that the arguments of `generate` ask for; None for none.
+    """Return the guidance that the arguments of `generate` ask for, or None.
 
     Args:
         target: whose family says what the other prompts are where none are given.
@@ -24,7 +24,7 @@ def guidance_of(
         scale: `guidance_scale`; None for the model's own, if its settings apply.
         negative: `negative_prompt`, None, a text for all rows, a list of one per row, or a processor's output.
         settings: the model's generation config, or None.
-        copies: of every row that will be read.
+        copies: how many answers there are to every row.
 
     Raises:
         MMSpecError: for a scale that is no number, another number of prompts, prompts without a scale.

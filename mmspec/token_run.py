@@ -24,10 +24,10 @@ class TokenRun(Run):
         target: the model whose output is preserved.
         drafter: a fork for this request, or None for `NoDrafter`.
         verifier: what is forked for this request.
-        pipeline: of the logits.
+        pipeline: what stands between logits and tokens.
         request: the prompt.
         stopping: what ends a row.
-        seed: of all draws.
+        seed: what all draws follow from.
         trace: whether to keep the trees.
         guidance: what the text is led away from, or None.
     """

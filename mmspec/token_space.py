@@ -1,4 +1,4 @@
-"""What the ids of a target's tokens mean, where they are more than pieces of text."""
+"""The meaning of the ids of a target's tokens, where they are more than pieces of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenSpace:
-    """What acceptance rules and drafters may know of the tokens that a target writes; `Target.space` holds it.
+    """The meaning of the tokens that a target writes, for acceptance rules and drafters; `Target.space` holds it.
 
     Families of models that write pictures fill it in. It may be set on a target, too: that of a robot's policy knows
     its bins by `target.space = TokenSpace(bins=(31744, 31999))`.
@@ -29,7 +29,7 @@ class TokenSpace:
 
     @property
     def length(self) -> int | None:
-        """Tokens of an answer, where it has always as many."""
+        """The number of tokens of an answer, where it has always as many."""
         return None if self.grid is None else self.grid[0] * self.grid[1]
 
 

@@ -25,7 +25,7 @@ class ChainContext:
     Args:
         chain: the target.
         batch_size: rows.
-        seed: of all draws.
+        seed: what all draws follow from.
     """
 
     def __init__(self, chain: GaussianChain, batch_size: int, seed: int):
@@ -42,22 +42,22 @@ class ChainContext:
         return [min(count, left - 1) if active else 0 for left, active in zip(self.left, self.active, strict=True)]
 
     def steps(self, ahead: int = 0) -> Tensor:
-        """`[batch]` the transitions behind the state that is `ahead` of the newest one, within the chain."""
+        """Return the transitions behind the state that is `ahead` of a row's newest one, `[batch]`, the last at most."""
         last = self.chain.steps - 1
         return torch.tensor([min(done + ahead, last) for done in self.done], device=self.chain.device)
 
     def streams(self, purpose: str) -> list[torch.Generator]:
-        """A random generator per row: what a row draws does not depend on the others."""
+        """Make a random generator per row: what a row draws does not depend on the others."""
         return [random_stream(self.chain.device, self.seed, f"{purpose} {row}") for row in range(self.batch_size)]
 
     def draws(self, streams: list[torch.Generator], counts: list[int], of: Callable, *shape: int) -> Tensor:
-        """`[batch, longest, *shape]` random numbers, as many as each row needs; zeros behind them.
+        """Draw random numbers, `[batch, longest, *shape]`, as many as each row needs; zeros stand behind them.
 
         Args:
             streams: one per row.
             counts: per row. As long as they depend on the row alone, so do its numbers.
             of: `torch.randn` or `torch.rand`.
-            shape: of one draw.
+            shape: the shape of one draw.
         """
         chain, longest = self.chain, max(counts)
         table = torch.zeros(len(counts), longest, *shape, device=chain.device, dtype=chain.dtype)
@@ -91,11 +91,11 @@ class ChainContext:
             )
 
     def score(self, draft: StateDraft) -> StateScores:
-        """The law of the next state after every node, in one call. Rows that have ended, and nodes behind the end of a
-        chain, are not asked about.
+        """Ask the target for the law of the next state after every node, in one call. Rows that have ended, and nodes
+        behind the end of a chain, are left out.
 
         Raises:
-            MMSpecError: for means that are no numbers.
+            MMSpecError: if the chain gives means or standard deviations of another shape.
         """
         chain, nodes = self.chain, draft.states.shape[1]
         asked = [

@@ -1,4 +1,4 @@
-"""What goes through the loop where states are vectors: a draft, and what the target says of it."""
+"""Drafts and scores where states are vectors: what is proposed, and what the target says of it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ class StateDraft:
 
     @property
     def max_depth(self) -> int:
+        """The number of drafted states."""
         return self.means.shape[1]
 
 
 @dataclass
 class StateScores:
-    """What the target says of the next state after every node of a draft. Behind the end of a row it says nothing.
+    """The target's law of the next state after every node of a draft; zeros behind the end of a row.
 
     Args:
         mean: `[batch, nodes, *shape]`.

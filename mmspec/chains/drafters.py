@@ -36,11 +36,11 @@ class StateDrafter(PerRequest):
         self.context, self.streams = context, context.streams("drafts of chain")
 
     def mean(self, states: Tensor, steps: Tensor) -> Tensor:
-        """`[batch, *shape]` the guessed means of the states after `[batch, *shape]` ones with `[batch]` transitions
-        behind them."""
+        """Guess the means, `[batch, *shape]`, of the states after others with `[batch]` transitions behind them."""
         raise NotImplementedError
 
     def draft(self, root: Tensor) -> StateDraft:
+        """Propose states below `[batch, *shape]` roots."""
         return self.chain_below(root, self.length)
 
     def chain_below(self, root: Tensor, length: int) -> StateDraft:
@@ -58,7 +58,7 @@ class StateDrafter(PerRequest):
         return StateDraft(torch.stack(states, 1), torch.stack(means, 1) if means else nothing, usable)
 
     def anticipate(self, draft: StateDraft) -> None:
-        """Nothing to do while the target works."""
+        """Do nothing while the target works."""
 
     def observe(self, draft: StateDraft, scores: StateScores, verdict: Verdict) -> None:
         """Hear what became of the last draft."""
@@ -80,6 +80,7 @@ class ChainDrafter(StateDrafter):
         self.chain = chain
 
     def start(self, context: ChainContext) -> None:
+        """Take up a batch of chains, if they are like the drafter's."""
         super().start(context)
         ours, theirs = ((chain.shape, chain.steps) for chain in (self.chain, context.chain))
         if ours != theirs:
@@ -89,6 +90,7 @@ class ChainDrafter(StateDrafter):
             )
 
     def mean(self, states: Tensor, steps: Tensor) -> Tensor:
+        """Return the other chain's means."""
         return self.chain.mean(states, steps, self.chain.predict(states, steps))
 
 
@@ -115,17 +117,21 @@ class FrozenDrafter(StateDrafter):
         self.fresh = fresh
 
     def start(self, context: ChainContext) -> None:
+        """Take up a batch of chains, of which nothing is known yet."""
         super().start(context)
         self._prediction: Tensor | None = None
 
     def draft(self, root: Tensor) -> StateDraft:
+        """Propose states below `[batch, *shape]` roots; none before there is a prediction."""
         if self.fresh and max(self.context.usable(1)):
             self._prediction = self.context.predict(root, self.context.steps())
         return self.chain_below(root, 0 if self._prediction is None else self.length)
 
     def mean(self, states: Tensor, steps: Tensor) -> Tensor:
+        """Return the means that follow from the prediction that is held still."""
         return self.context.chain.mean(states, steps, self._prediction)
 
     def observe(self, draft: StateDraft, scores: StateScores, verdict: Verdict) -> None:
+        """Take over what the target said of the last state that was kept."""
         rows = torch.arange(len(verdict.length), device=verdict.length.device)
         self._prediction = scores.prediction[rows, (verdict.length - 1).clamp(min=0)]

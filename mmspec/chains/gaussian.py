@@ -19,9 +19,9 @@ class GaussianChain:
     and the mean that follows from it is cheap. A subclass implements `predict`, `mean` and `std`.
 
     Args:
-        shape: of a state.
+        shape: the shape of a state.
         steps: transitions from the first state to the result, at least 1.
-        device, dtype: of the states.
+        device, dtype: where the states are, and their dtype.
 
     Raises:
         MMSpecError: for a value out of range.
@@ -39,7 +39,7 @@ class GaussianChain:
         self.device, self.dtype = torch.device(device), dtype
 
     def predict(self, states: Tensor, steps: Tensor) -> Tensor:
-        """The dear part: what the model says of states, one call for any number of them.
+        """Return what the model says of states, any number of them in one call: the dear part.
 
         Args:
             states: `[count, *shape]`.
@@ -51,15 +51,16 @@ class GaussianChain:
         raise NotImplementedError
 
     def mean(self, states: Tensor, steps: Tensor, prediction: Tensor) -> Tensor:
-        """`[count, *shape]` means of the next states; cheap, for drafters call it with predictions for other states."""
+        """Return the means of the next states, `[count, *shape]`: the cheap part, which drafters call with predictions
+        for other states."""
         raise NotImplementedError
 
     def std(self, steps: Tensor) -> Tensor:
-        """`[count]` standard deviations of the next states, 0 or more; the same for every state."""
+        """Return the standard deviations of the next states, `[count]`, 0 or more: the same for every state."""
         raise NotImplementedError
 
     def first(self, generator: torch.Generator) -> Tensor:
-        """`[*shape]` the first state of one chain: standard normal, unless a chain says otherwise."""
+        """Draw the first state of one chain, `[*shape]`: standard normal, unless a chain says otherwise."""
         return torch.randn(self.shape, generator=generator, device=self.device, dtype=self.dtype)
 
 
@@ -70,7 +71,7 @@ class AncestralChain(GaussianChain):
     Args:
         noise: `noise(states, times)`, the model: the noise in `[count, *shape]` states at `[count]` times, which go
             down from `len(betas) - 1` to 0.
-        betas: of the forward process, ascending in time, each between 0 and 1.
+        betas: the variances of the forward process, in the order of time, each between 0 and 1.
         shape, device, dtype: see `GaussianChain`.
 
     Raises:
@@ -98,17 +99,20 @@ class AncestralChain(GaussianChain):
         self._std = self._by_step((beta * (1 - before) / (1 - alpha_bar)).sqrt())
 
     def _by_step(self, by_time: Tensor) -> Tensor:
-        """A coefficient by the number of transitions done: time goes down."""
+        """Return a coefficient by the number of transitions that are done: time goes down."""
         return by_time.flip(0).to(self.device, self.dtype)
 
     def _of(self, coefficient: Tensor, steps: Tensor) -> Tensor:
         return coefficient[steps].view(-1, *[1] * len(self.shape))
 
     def predict(self, states: Tensor, steps: Tensor) -> Tensor:
+        """Return the noise that the model sees in states."""
         return self.noise(states, self.steps - 1 - steps)
 
     def mean(self, states: Tensor, steps: Tensor, prediction: Tensor) -> Tensor:
+        """Return the means of the next states, by equation 11."""
         return self._of(self._scale, steps) * (states - self._of(self._weight, steps) * prediction)
 
     def std(self, steps: Tensor) -> Tensor:
+        """Return the square roots of beta-tilde, of which the last one is 0."""
         return self._std[steps]

@@ -13,8 +13,9 @@ from .draft import StateDraft, StateScores
 
 
 def acceptance(z: Tensor, d: Tensor) -> Tensor:
-    """`[...]` the chance that a drafted state is kept: min(1, exp(-z.d - |d|^2 / 2)), which is min(1, p/q) of the two
-    normal densities.
+    """Return the chance that a drafted state is kept, `[...]`: min(1, exp(-z.d - |d|^2 / 2)).
+
+    That is min(1, p/q) for the two normal densities.
 
     Args:
         z: `[..., dim]` the noise that the state was drafted with.
@@ -24,7 +25,7 @@ def acceptance(z: Tensor, d: Tensor) -> Tensor:
 
 
 def reflected(z: Tensor, d: Tensor) -> Tensor:
-    """`[..., dim]` noise mirrored in the plane half-way between the two means; `z` itself where they are equal."""
+    """Return noise mirrored along the line between the two means, `[..., dim]`; `z` itself where they are equal."""
     norm = d.norm(dim=-1, keepdim=True)
     e = d / norm.clamp(min=torch.finfo(d.dtype).tiny)
     return z - 2 * (z * e).sum(-1, keepdim=True) * e
@@ -54,7 +55,7 @@ class Reflection(PerRequest):
         """Settle nothing without the target."""
 
     def verify(self, draft: StateDraft, scores: StateScores) -> Verdict:
-        """The drafted states that are kept, in a row, and the state behind them.
+        """Decide which drafted states are kept, one behind the other, and which state comes behind them.
 
         Raises:
             MMSpecError: for means that are no numbers.
@@ -83,7 +84,7 @@ class Reflection(PerRequest):
         return Verdict(path, length, bonus.view(-1, *chain.shape))
 
     def replacement(self, z: Tensor, d: Tensor, fresh: Tensor) -> Tensor:
-        """`[batch, dim]` the noise of the state that stands for a refused one.
+        """Return the noise of the states that stand for refused ones, `[batch, dim]`.
 
         Args:
             z: `[batch, dim]` the noise that the refused one was drafted with.

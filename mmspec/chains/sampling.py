@@ -20,10 +20,10 @@ from .reflection import Reflection
 
 @dataclass
 class StatePiece:
-    """What one round adds to one row.
+    """The states that one round adds to one row.
 
     Args:
-        row: of the batch.
+        row: its number in the batch.
         states: `[count, *shape]` the new states.
         drafted: per state, whether the drafter proposed it.
         round: its number; 0 is the beginning, which gives the first state.
@@ -67,6 +67,7 @@ class StateTranscript:
         self.drafted: list[list[bool]] = [[] for _ in range(batch)]
 
     def begin(self, root: Tensor) -> list[StatePiece]:
+        """Write the first state of every row."""
         return [self._write(row, state[None], [False]) for row, state in enumerate(root)]
 
     def add(self, emitted: list[Tensor], draft: StateDraft, settled: bool = False) -> list[StatePiece]:
@@ -88,6 +89,7 @@ class StateTranscript:
         return StatePiece(row, states, drafted, len(self.stats.rounds), not self.context.active[row])
 
     def output(self) -> Samples:
+        """Return the chains as a whole."""
         path = torch.stack([torch.cat(states) for states in self.states])
         return Samples(path[:, -1], path, self.drafted, self.context.calls, self.stats)
 
@@ -101,7 +103,7 @@ class ChainRun(Run):
         verifier: one too.
         first: `[batch, *shape]` the first states, or None to draw them.
         batch_size: rows.
-        seed: of all draws.
+        seed: what all draws follow from.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class ChainRun(Run):
 
     @torch.inference_mode()
     def begin(self) -> list[StatePiece]:
+        """Draw the first states, or take those that were given."""
         self.clock.resume()
         context = self.context
         if self._first is None:
@@ -149,7 +152,7 @@ def sample(
         batch_size: chains, each of which keeps as many states as it can; by default 1, or the rows of `first`.
         first: `[batch, *shape]` the first states; by default they are drawn.
         verifier: by default `Reflection()`, which is lossless.
-        seed: of all draws, an integer. The draws of a row do not depend on the other rows.
+        seed: an integer from which all draws follow. Those of a row do not depend on the other rows.
 
     Raises:
         MMSpecError: for anything the caller can put right.

@@ -45,14 +45,17 @@ class JacobiDrafter(Drafter):
 
     @property
     def max_nodes(self) -> int:
+        """The window."""
         return self.window
 
     def start(self, context: Context) -> None:
+        """Take up a request, of which nothing was guessed yet."""
         self.context = context
         self._guesses: Tensor | None = None
         self._q: Tensor | None = None
 
     def draft(self, root: Tensor) -> DraftTree:
+        """Propose the window below `[batch]` roots."""
         guesses = root[:, None].expand(-1, self.window) if self._guesses is None else self._guesses
         tokens = torch.cat([root[:, None], guesses], dim=1)
         if self._q is None:
@@ -63,6 +66,7 @@ class JacobiDrafter(Drafter):
         )
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Read the next window off what the target says behind every node."""
         self._guesses = self._q = None
         if scores is None:
             return

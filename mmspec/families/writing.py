@@ -1,4 +1,4 @@
-"""What a family's model writes: text, or the tokens of pictures; and how guidance works on it."""
+"""Writing: text, or the tokens of pictures, and how guidance works on them."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ class Writing:
 
     Attributes:
         model: the whole model.
-        text_config: of its language model.
+        text_config: the configuration of its language model.
     """
 
     model: nn.Module
     text_config: Any
 
     writes = "text"
-    """What its tokens make: `"text"` or `"image"`. A model that can write both has a family for each."""
+    """Its tokens make `"text"` or an `"image"`. A model that can write both has a family for each."""
     template_options: Mapping[str, Any] = MappingProxyType({})
-    """What its processor is to be told besides the texts."""
+    """Further arguments of its processor, besides the texts."""
 
     @property
     def vocab_size(self) -> int:
-        """Of what is written: the logits are about so many tokens."""
+        """The number of tokens that can be written: the logits are about so many."""
         return self.text_config.vocab_size
 
     @property
     def known_ids(self) -> int:
-        """How many ids can be read, from 0; placeholders of media may lie beyond them."""
+        """The number of ids that can be read, from 0; placeholders of media may lie beyond them."""
         return len(self.model.get_input_embeddings().weight)
 
     def ids_of_text(self, ids: Tensor) -> Tensor:
-        """The ids under which the tokens of a text are read, from the tokenizer's: the same, where text is written."""
+        """Return the ids under which the tokens of a text are read: the tokenizer's own, where text is written."""
         return ids
 
     @property
     def token_space(self) -> TokenSpace:
-        """What the ids mean; nothing special for text."""
+        """The meaning of the ids; nothing special for text."""
         return TEXT
 
     def own_guidance(self, scale: float | None) -> float | None:
-        """The scale of guidance with which the model's own `generate` writes, given that of its configuration."""
+        """Return the scale with which the model's own `generate` is guided, given that of its configuration."""
         return scale
 
     def unguided(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The prompts that guidance leads away from where no others are given, from those of a request: the last token
-        alone, as in transformers."""
+        """Return the prompts that guidance leads away from where no others are given, from those of a request: the last
+        token alone, as in transformers."""
         lengths = inputs["attention_mask"].long().sum(-1, keepdim=True)
         last = inputs["input_ids"].gather(1, lengths - 1)
         other = {"input_ids": last, "attention_mask": torch.ones_like(last)}
@@ -62,11 +62,11 @@ class Writing:
         return other
 
     def guided_logits(self, logits: Tensor) -> Tensor:
-        """What is done to logits before guidance combines two of them: for text they are log-probabilities."""
+        """Return what guidance combines, made from logits: for text, log-probabilities."""
         return logits.log_softmax(-1)
 
     def pixels(self, codes: Tensor) -> Tensor:
-        """Pictures `[batch, height, width, channels]` from `[batch, tokens]` tokens, as the model decodes them.
+        """Decode `[batch, tokens]` tokens to pictures, `[batch, height, width, channels]`.
 
         Raises:
             MMSpecError: if its tokens are text.
