@@ -42,7 +42,7 @@ class ChainContext:
         return [min(count, left - 1) if active else 0 for left, active in zip(self.left, self.active, strict=True)]
 
     def steps(self, ahead: int = 0) -> Tensor:
-        """Return the transitions behind the state that is `ahead` of a row's newest one, `[batch]`, the last at most."""
+        """Return the transitions behind a row's state `ahead` of its newest one, `[batch]`, within the chain."""
         last = self.chain.steps - 1
         return torch.tensor([min(done + ahead, last) for done in self.done], device=self.chain.device)
 
