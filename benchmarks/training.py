@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from mmspec import configuration
 from mmspec.loading import load_target
 from mmspec.training.answers import open_source
-from mmspec.training.settings import Settings
+from mmspec.training.settings import TrainingSettings
 from mmspec.training.trainer import Trainer
 
 
@@ -50,7 +50,7 @@ def bare_passes(trainer: Trainer, passes: list, lessons: list) -> tuple[float, f
     return middle - start, time.perf_counter() - middle
 
 
-def measure(recipe: str, answers: str, repeats: int, settings: Settings) -> dict:
+def measure(recipe: str, answers: str, repeats: int, settings: TrainingSettings) -> dict:
     """One recipe: medians of both sides, their ratio, and the growth of memory over the steps."""
     config = configuration.compose("train", [f"train/recipe={recipe}"])
     target = load_target("tiny", "bfloat16")
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=16)
     options = parser.parse_args()
-    settings = Settings(batch_size=options.batch_size, held_out=1)
+    settings = TrainingSettings(batch_size=options.batch_size, held_out=1)
     report = {name: measure(name, options.answers, options.repeats, settings) for name in options.recipes}
     print(json.dumps({"threads": torch.get_num_threads(), **report}, indent=1))
 

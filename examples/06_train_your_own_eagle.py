@@ -24,7 +24,7 @@ from mmspec.data import EmbeddedSource
 from mmspec.training import Objective, UniformNoise, losses
 from mmspec.training.answers import open_source
 from mmspec.training.distill import distill
-from mmspec.training.settings import Settings
+from mmspec.training.settings import TrainingSettings
 from mmspec.training.trainer import Trainer
 from mmspec.trees import Chain
 
@@ -57,7 +57,7 @@ print(f"{ours / 1e6:.2f} million weights to learn, for a target of {theirs / 1e6
 # target finds them. A little noise on the states makes the head robust against its own mistakes, from which it goes on in use.
 
 objective = Objective([losses.SmoothL1Features(), losses.SoftCrossEntropy(0.1)], noise=UniformNoise(0.2))
-settings = Settings(
+settings = TrainingSettings(
     steps=STEPS,
     batch_size=16,
     rows=8,

@@ -16,18 +16,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the script also runs without installing
 
-from mmspec.zoo.pretraining import Settings, train
+from mmspec.zoo.pretraining import PretrainingSettings, train
 
 
 def main() -> None:
-    """Every field of `Settings` is an option."""
+    """Every field of `PretrainingSettings` is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = {"minutes": float, "output": Path}
-    for field in fields(Settings):
+    for field in fields(PretrainingSettings):
         kind = kinds.get(field.name) or type(field.default)
         default = Path("runs/target") if field.name == "output" else field.default
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=default, help=f"default: {default}")
-    print(f"last checkpoint: {train(Settings(**vars(parser.parse_args())))}")
+    print(f"last checkpoint: {train(PretrainingSettings(**vars(parser.parse_args())))}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmspec import configuration, options
-from mmspec.commands.generate import Settings
+from mmspec.commands.generate import GenerateSettings
 from mmspec.compressors import VisualCompressor
 from mmspec.drafters import Drafter
 from mmspec.errors import MMSpecError
@@ -313,11 +313,11 @@ def test_composing_leaves_no_global_state():
 
 
 def test_types_of_keys_are_checked():
-    settings = configuration.typed(configuration.compose("generate", ["temperature=1", "top_k=null"]), Settings)
+    settings = configuration.typed(configuration.compose("generate", ["temperature=1", "top_k=null"]), GenerateSettings)
     assert settings.temperature == 1.0 and settings.top_k is None
     for override in ("max_new_tokens=abc", "max_new_tokens=3.5", "temperature=null", "top_k=[1]", "json=maybe"):
         with pytest.raises(MMSpecError, match="is not valid: it must be of type"):
-            configuration.typed(configuration.compose("generate", [override]), Settings)
+            configuration.typed(configuration.compose("generate", [override]), GenerateSettings)
 
 
 def test_build_passes_objects_through_and_builds_what_is_inside():

@@ -6,6 +6,7 @@ import argparse
 import sys
 import threading
 from dataclasses import dataclass
+from types import ModuleType
 
 from .. import configuration, extras
 from ..errors import MMSpecError
@@ -15,7 +16,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass
-class Settings:
+class DemoSettings:
     """Top-level keys of `configs/demo.yaml`, where their defaults and meanings are."""
 
     host: str
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..demo.choices import Choices
 
     choices = Choices(completed(arguments.overrides), arguments.config_dir)
-    settings = configuration.typed(choices.config, Settings)
+    settings = configuration.typed(choices.config, DemoSettings)
     _check(settings)
     page = _page()
     if note := note_on_drafter(arguments.overrides):
@@ -88,7 +89,7 @@ def _wait() -> None:
     threading.Event().wait()
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: DemoSettings) -> None:
     """Refuse settings with which no page can be served."""
     if not 1 <= settings.port <= 65535:
         raise MMSpecError(f"port={settings.port} must be from 1 to 65535, such as 7860")
@@ -101,7 +102,7 @@ def _check(settings: Settings) -> None:
         )
 
 
-def _page():
+def _page() -> ModuleType:
     """Import the module that needs Gradio."""
     try:
         from ..demo import page

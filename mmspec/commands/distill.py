@@ -21,7 +21,7 @@ DEFAULT_OUTPUT = "runs/answers"
 
 
 @dataclass
-class Settings:
+class DistillSettings:
     """Top-level keys of `configs/distill.yaml`, where their defaults and meanings are."""
 
     batch_size: int
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compose the configuration, load the models, ask the questions and report."""
     chosen, flags = source_settings(arguments)
     config = configuration.compose("distill", [*chosen, *arguments.overrides], arguments.config_dir)
-    settings = configuration.typed(config, Settings)
+    settings = configuration.typed(config, DistillSettings)
     for key, (flag, _) in flags.items():
         if key not in (known := list(config.source)):  # a value that is still missing is not "in" a configuration
             has = ", ".join(name for name in known if name != "_target_")
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = {name: value for name, value in vars(settings).items() if name != "json"}
     display = Display("answers", console)
-    report = Report(display, arguments.output)
+    report = ProgressReport(display, arguments.output)
     try:
         with display:
             result = distill(target, source, arguments.output, drafter=drafter, progress=report, **options)
@@ -115,7 +115,7 @@ def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str,
     return chosen, flags
 
 
-class Report:
+class ProgressReport:
     """Shows the progress of a distillation, and keeps its last state."""
 
     def __init__(self, display: Display, folder: str):

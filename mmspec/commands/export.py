@@ -12,7 +12,7 @@ from .generate import completed
 
 
 @dataclass
-class Settings:
+class ExportSettings:
     """Top-level keys of `configs/export.yaml`, where their defaults and meanings are."""
 
     output: str
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.compose("export", arguments.overrides, arguments.config_dir)
     if arguments.output is not None:
         config.output = arguments.output.replace("${", r"\${")  # a path is never an interpolation
-    settings = configuration.typed(config, Settings)
+    settings = configuration.typed(config, ExportSettings)
     if completed(arguments.overrides) != arguments.overrides:
         raise MMSpecError("the drafter to export is not named, and eagle3 is for target=tiny: add drafter=FOLDER")
     if Path(settings.output).is_file():

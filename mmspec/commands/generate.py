@@ -1,4 +1,4 @@
-"""`mmspec generate`: one answer, printed as it comes, with the drafted tokens set apart."""
+"""`mmspec generate`: print one answer as it comes, with the drafted tokens set apart."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from . import question
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..target import Target
+
 DRAFTED, OWN = "green", "bold"  # styles of the text that was drafted, and of the text that the target supplied itself
 
 COMPARED_RUNS = 3  # the median of three, taken in turns, so that a busy machine slows both sides alike
 
 
 @dataclass
-class Settings:
-    """The top-level keys of `configs/generate.yaml`, where their defaults and meanings are."""
+class GenerateSettings:
+    """Top-level keys of `configs/generate.yaml`, where their defaults and meanings are."""
 
     temperature: float
     top_k: int | None
@@ -44,12 +46,12 @@ class Settings:
     json: bool
 
     def sampling(self) -> dict[str, Any]:
-        """Return what both speculative and plain decoding are called with."""
+        """Return the arguments that speculative and plain decoding share."""
         given = {name: value for name, value in vars(self).items() if name not in ("compare", "json")}
         return given | {"chat_template_kwargs": self.chat_template_kwargs or None}
 
     def check(self, verifier: Any) -> None:
-        """Refuse numbers that are out of range, and what the verifier does not go with, before anything is loaded."""
+        """Refuse numbers that are out of range or do not suit the verifier, before anything is loaded."""
         from ..generation import answers_per_row
         from ..sampling import LogitsPipeline
         from ..stopping import Stopping
@@ -69,10 +71,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compose, load, decode and print."""
+    """Compose the configuration, load the models, decode and print."""
     overrides = completed(arguments.overrides)
     config = configuration.compose("generate", overrides, arguments.config_dir)
-    settings = configuration.typed(config, Settings)
+    settings = configuration.typed(config, GenerateSettings)
     configuration.check_method(config)
     place = output.output_file(arguments.output)
     if note := note_on_drafter(arguments.overrides):
@@ -120,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def completed(overrides: list[str]) -> list[str]:
-    """Return overrides with `drafter=ngram` for a target of the user's own: the configured one fits the embedded
+    """Return overrides with `drafter=ngram` for a target of the user's own: the configured drafter fits the embedded
     target only."""
     chosen = dict(override.partition("=")[::2] for override in overrides)
     own = chosen.get("target", "tiny") != "tiny" and "drafter" not in chosen
@@ -156,7 +158,8 @@ def show(pieces: Iterator[Any], console: Console) -> Any:
 
 
 def show_several(pieces: Iterator[Any]) -> Any:
-    """Print the answers of a stream one behind the other, once they are all there, and return what it returns."""
+    """Print the answers of a stream one after the other, once they are all there, and return what the stream
+    returns."""
     while True:
         try:
             next(pieces)
@@ -166,12 +169,16 @@ def show_several(pieces: Iterator[Any]) -> Any:
             return stop.value
 
 
-def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Time both ways of decoding in turns: median speeds, both speed-ups, whether the ids agree, and else how nearly.
+def compare(
+    speculative: Any, plain: Any, explain: Callable[..., dict[str, Any] | None] | None = None
+) -> dict[str, Any]:
+    """Time both ways of decoding in turns; return median speeds, both speed-ups, whether the ids agree, and their
+    similarity if not.
 
     Args:
-        speculative, plain: decode once.
-        explain: says of the ids of plain decoding and of the other where they differ first, if they should not.
+        speculative, plain: functions that decode once.
+        explain: function that takes the ids of plain decoding and the other ids and returns where they differ first;
+            None if they may differ.
     """
     ours, theirs = [], []
     for _ in range(COMPARED_RUNS):
@@ -189,7 +196,9 @@ def compare(speculative: Any, plain: Any, explain: Callable[..., dict[str, Any]]
     return result
 
 
-def difference(target, asked: dict[str, Any], settings: Settings, plain: list, found: list) -> dict[str, Any] | None:
+def difference(
+    target: Target, asked: dict[str, Any], settings: GenerateSettings, plain: list, found: list
+) -> dict[str, Any] | None:
     """Return where the ids of two answers to a question differ first; see `mmspec.exactness.explained`."""
     from mmspec.exactness import explained
     from mmspec.inputs import prepare

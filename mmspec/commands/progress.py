@@ -32,7 +32,7 @@ class Display:
         self._bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def say(self, line: str) -> None:

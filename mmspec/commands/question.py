@@ -1,4 +1,4 @@
-"""The flags of `mmspec generate` that say what is asked, and what they ask."""
+"""Flags of `mmspec generate` that say what is asked, and the arguments that follow from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import MMSpecError, first_line
 
 MEDIA = {"image": "images", "video": "videos", "audio": "audio"}
-"""Flag to the argument of `mmspec.generate`."""
+"""Names of the flags, mapped to the arguments of `mmspec.generate`."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what `mmspec.generate` is called with: the question of the flags, or the one that ships with mmspec.
+    """Return the arguments of `mmspec.generate`: the question of the flags, or the one that ships with mmspec.
 
     Raises:
         MMSpecError: for flags that exclude one another, and for a picture or a file that cannot be read.

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import configuration
 from ..errors import MMSpecError
 from ..metrics import SHOWN
 from ..storage import atomic_write_text
+
+if TYPE_CHECKING:
+    from ..evaluation.reporting import Report
+    from ..speed.prediction import Prediction
+    from ..speed.projection import Deployment, MeasuredMethod
+    from ..speed.roofline import Architecture, Device
 
 TAKES = "BUNDLE [BUNDLE ...] [key=value]"
 
@@ -38,7 +45,7 @@ LEFT_OUT = "Left out, because they failed or did not answer every task: {names}.
 
 
 @dataclass
-class Settings:
+class SimulateSettings:
     """Top-level keys of `configs/simulate.yaml`, where their defaults and meanings are."""
 
     models: list[str]
@@ -73,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = [word for word in arguments.overrides if word not in folders]
     if gone := [word for word in overrides if "=" not in word]:
         raise MMSpecError(f"{gone[0]}: there is no such folder; {_usage()}")
-    settings = configuration.typed(configuration.compose("simulate", overrides, arguments.config_dir), Settings)
+    settings = configuration.typed(configuration.compose("simulate", overrides, arguments.config_dir), SimulateSettings)
     if not folders:
         raise MMSpecError(f"name the bundles whose acceptance is to be projected: {_usage()}")
 
@@ -83,11 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.reporting import report
     from ..evaluation.table import WIDTH
     from ..evaluation.tables import markdown_table, markdown_text, terminal_tables
-    from ..speed.projection import Setting, methods_of, project_all
+    from ..speed.projection import Deployment, methods_of, project_all
     from ..speed.roofline import device_of, model_of
 
     device = device_of(settings.device, settings.bandwidth, settings.compute, settings.gpus)
-    setting = Setting(
+    setting = Deployment(
         device, settings.prefix, settings.batch, settings.bytes, settings.launch * 1e-6, settings.overhead * 1e-3
     )
     made = report(folders, partial=arguments.partial, mixed=True)
@@ -133,7 +140,7 @@ def _usage() -> str:
     return f"mmspec bench simulate {TAKES}"
 
 
-def _cells(methods, predictions) -> list[list[str]]:
+def _cells(methods: Sequence[MeasuredMethod], predictions: Sequence[Prediction]) -> list[list[str]]:
     rows = []
     for method, one in zip(methods, predictions, strict=True):
         times = [f"{1e3 * value:.1f}" for value in (one.draft, one.score, one.seconds)]
@@ -142,11 +149,11 @@ def _cells(methods, predictions) -> list[list[str]]:
     return rows
 
 
-def _title(name: str, one) -> str:
+def _title(name: str, one: Prediction) -> str:
     return f"PROJECTION to {name}: plain decoding {1e3 * one.plain:.1f} ms a token, {one.rows / one.plain:.0f} tokens/s"
 
 
-def _note(settings: Settings, device, made) -> str:
+def _note(settings: SimulateSettings, device: Device, made: Report) -> str:
     measured = "; ".join(dict.fromkeys(f"{g.conditions['target']} in {g.conditions['dtype']}" for g in made.groups))
     return NOTE.format(
         measured=measured,
@@ -162,7 +169,7 @@ def _note(settings: Settings, device, made) -> str:
     )
 
 
-def _room(name: str, model, setting) -> str | None:
+def _room(name: str, model: Architecture, setting: Deployment) -> str | None:
     needed = setting.gigabytes(model)
     if needed <= setting.device.memory:
         return None

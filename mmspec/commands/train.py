@@ -48,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from ..training.answers import open_source
-    from ..training.settings import Settings
+    from ..training.settings import TrainingSettings
     from ..training.trainer import Trainer
 
     transformers.utils.logging.disable_progress_bar()
-    settings = configuration.typed(config, Settings)
+    settings = configuration.typed(config, TrainingSettings)
     if config.mixed_precision not in PRECISIONS:
         raise MMSpecError(f"mixed_precision={config.mixed_precision} must be one of {', '.join(PRECISIONS)}")
     examples = open_source(config.answers, images=config.images)

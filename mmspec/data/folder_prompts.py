@@ -66,7 +66,8 @@ class FolderPrompts(Source):
     def __getitem__(self, index: int) -> Example:
         medium = list(self.media)[index]
         folder, slash, _ = medium.partition("/")
-        return Example(medium, self.prompts[index], task=folder if slash else "", **{self.media[medium]: (medium,)})
+        media: dict[str, Any] = {self.media[medium]: (medium,)}
+        return Example(medium, self.prompts[index], task=folder if slash else "", **media)
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""

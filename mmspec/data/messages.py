@@ -170,7 +170,7 @@ def medium(value: Any, kind: str, where: str) -> Any:
     Args:
         value: a path, a URL, the bytes of a file, or `{"bytes", "path"}` or `{"url"}`; of a picture also base64, of a
             video also a list of paths of its frames, of a sound also `{"array", "sampling_rate"}`.
-        kind: of the medium.
+        kind: `image`, `video` or `audio`.
         where: name of the row in errors.
 
     Raises:

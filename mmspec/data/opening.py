@@ -30,11 +30,11 @@ def open_image(reference: str | Image, folder: str | Path | None = None) -> Imag
     return load_image(located(reference, folder))
 
 
-def open_media(example: Example, folder: str | Path | None = None) -> dict[str, list[Any]]:
-    """Return the media of an example as `mmspec.inputs.prepare` takes them for one prompt, of the kinds that it has.
+def open_media(example: Example, folder: str | Path | None = None) -> dict[str, Any]:
+    """Return the media of an example as lists by kind, as `mmspec.inputs.prepare` takes them for one prompt.
 
-    Pictures are opened here. Videos and sounds are files still: which frames, and which rate, the processor of the
-    model decides that reads them.
+    Only the kinds that the example has are there. Pictures are opened here. Videos and sounds stay files: the processor
+    of the model that reads them decides about frames and sampling rate.
 
     Args:
         example: the example.
@@ -48,13 +48,14 @@ def open_media(example: Example, folder: str | Path | None = None) -> dict[str, 
     return {name: media for name, media in opened.items() if media}
 
 
-def batched(rows: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[list[Any]]]:
-    """Return the media of several examples, see `open_media`, as `prepare` takes them for a list of prompts."""
+def batched(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the media of several examples, see `open_media`, as `prepare` takes them for a list of prompts: by kind, a
+    list per example."""
     return {name: [list(row.get(name, ())) for row in rows] for name in MEDIA if any(name in row for row in rows)}
 
 
 def located(reference: Any, folder: str | Path | None) -> Any:
-    """Return a reference with a relative path joined to its folder; of the frames of a video, every one of them."""
+    """Return a reference with a relative path joined to its folder; for a list of frames, each of them."""
     if isinstance(reference, (list, tuple)) and all(isinstance(frame, str) for frame in reference):
         return [located(frame, folder) for frame in reference]
     if not isinstance(reference, str) or data_url(reference) or "://" in reference:

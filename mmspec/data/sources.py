@@ -85,7 +85,8 @@ class MediaFolder(Source):
         number, which = divmod(range(len(self))[index], len(self.prompts))
         medium = list(self.media)[number]
         name = medium + (f"#{which + 1}" if which else "")
-        return Example(name, self.prompts[which], **{self.media[medium]: (medium,)})
+        media: dict[str, Any] = {self.media[medium]: (medium,)}
+        return Example(name, self.prompts[which], **media)
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""

@@ -12,7 +12,7 @@ from ..errors import MMSpecError
 from .shapes import Ranks
 
 
-class Node(NamedTuple):
+class RankNode(NamedTuple):
     """A candidate node of a rank tree: the probability that the accepted path reaches it, and its path."""
 
     probability: float
@@ -38,7 +38,7 @@ class Acceptance:
 
     chances: tuple[tuple[float, ...], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.chances or not all(self.chances):
             raise MMSpecError("Acceptance needs the chances of one level at least, such as Acceptance(((0.8, 0.1),))")
         for level, ranks in enumerate(self.chances):
@@ -78,7 +78,7 @@ class Acceptance:
             expected += reached
         return expected
 
-    def likeliest(self, count: int, depth: int, width: int) -> list[Node]:
+    def likeliest(self, count: int, depth: int, width: int) -> list[RankNode]:
         """Return the `count` nodes that the accepted path most likely reaches, the likeliest first.
 
         A child is no likelier than its parent, so every prefix of the list is a tree, and it has the largest expected
@@ -89,13 +89,13 @@ class Acceptance:
             depth: largest number of levels.
             width: largest number of children per node.
         """
-        nodes: list[Node] = []
+        nodes: list[RankNode] = []
         waiting: list[tuple[float, Ranks]] = [(-self.chance(1, 0), (0,))]
         while waiting and len(nodes) < count:
             negative, path = heapq.heappop(waiting)
             if negative == 0:
                 break  # what is never reached is not worth a node
-            nodes.append(Node(-negative, path))
+            nodes.append(RankNode(-negative, path))
             level, rank = len(path), path[-1]
             if level < depth:
                 heapq.heappush(waiting, (negative * self.chance(level + 1, 0), (*path, 0)))

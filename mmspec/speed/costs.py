@@ -40,7 +40,7 @@ class Curve:
     counts: tuple[float, ...]
     seconds: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts, seconds = self.counts, self.seconds
         if not counts or len(counts) != len(seconds):
             raise MMSpecError(f"a Curve needs as many seconds as counts, not {len(seconds)} and {len(counts)}")

@@ -1,5 +1,5 @@
-"""What a round costs on any device: operations that are launched, values that the host waits for, and copies to the
-device, counted by phase."""
+"""Count the cost of a round on any device by phase: operations that are launched, values that the host waits for, and
+copies to the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY_ONLY = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"),
     *("_unsafe_view", "lift_fresh", "detach_"),
 }
-"""Operations that launch nothing, besides views: they reserve memory, or say how to look at it."""
+"""Operations that launch nothing, besides views: they reserve memory, or say how to read it."""
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal"}
 """Operations after which the host has to know a value, or a size, before it can go on."""
@@ -31,12 +31,13 @@ FUSED = {"rms_norm"}
 
 @dataclass
 class Counts:
-    """What was done.
+    """Numbers of operations, reads and copies.
 
     Args:
-        operations: that launch a kernel on an accelerator. Views and reservations of memory are none.
-        reads: of values by the host, each of which waits for the device.
-        copies: of values from the host to the device.
+        operations: number of operations that launch a kernel on an accelerator. Views and reservations of memory are
+            none.
+        reads: number of values that the host reads, each of which waits for the device.
+        copies: number of values that are copied from the host to the device.
     """
 
     operations: int = 0
@@ -51,14 +52,16 @@ class OperationCounter(TorchDispatchMode):
     """Counts the operations of this thread as they are dispatched, and composite ones by their parts.
 
     Args:
-        counts: to add to.
+        counts: counts to add to.
     """
 
     def __init__(self, counts: Counts):
         super().__init__()
         self.counts = counts
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         if name not in FUSED and func._can_decompose():
             with self:
@@ -73,7 +76,7 @@ class OperationCounter(TorchDispatchMode):
 
 
 def _chosen_by_mask(name: str, args: tuple) -> bool:
-    """Whether entries are looked up by a boolean mask, whose true ones have to be counted first."""
+    """Return True if entries are looked up by a boolean mask, whose true values have to be counted first."""
     if name not in ("index", "index_put", "index_put_", "_index_put_impl_"):
         return False
     return any(index is not None and index.dtype == torch.bool for index in args[1])
@@ -81,18 +84,18 @@ def _chosen_by_mask(name: str, args: tuple) -> bool:
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Count what is done inside."""
+    """Count operations, reads and copies inside."""
     counts = Counts()
 
     def reads(function: Callable) -> Callable:
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             counts.reads += 1
             return function(*args, **kwargs)
 
         return call
 
     def copies(function: Callable) -> Callable:
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             counts.copies += not isinstance(kwargs.get("device"), str)  # who says "cpu" means to stay there
             return function(*args, **kwargs)
 
@@ -111,8 +114,8 @@ def count_rounds(pieces: Iterable, most: int | None = None) -> list[dict[str, Co
     """Run a request, and count what every round does in each phase.
 
     Args:
-        pieces: what `mmspec.stream` returned, not begun.
-        most: rounds, after which the request is left; None for all.
+        pieces: generator that `mmspec.stream` returned, not begun.
+        most: number of rounds after which the request is left; None for all.
     """
     rounds: list[dict[str, Counts]] = []
     plain, lap = Run.round, PhaseClock.lap

@@ -64,7 +64,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Method:
+class MeasuredMethod:
     """A measured method, as a bundle describes it.
 
     Args:
@@ -85,7 +85,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Deployment:
     """Conditions to project to.
 
     Args:
@@ -104,7 +104,7 @@ class Setting:
     launch: float = 1e-5
     overhead: float = 1e-3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("prefix", 0), ("batch", 1), ("launch", 0), ("overhead", 0)):
             if getattr(self, name) < least:
                 raise MMSpecError(f"{name}={getattr(self, name)} must be {least} or more")
@@ -129,7 +129,7 @@ class Setting:
         return self.width * (weights + self.batch * self.prefix * model.cached) / 1e9
 
 
-def project(method: Method, target: Architecture, setting: Setting) -> Prediction:
+def project(method: MeasuredMethod, target: Architecture, setting: Deployment) -> Prediction:
     """Predict the mean round of a method on a target of that size."""
     drafter, step = method.structure.sized(target), setting.seconds(target, 1)
     draft = 0.0
@@ -148,7 +148,7 @@ def project(method: Method, target: Architecture, setting: Setting) -> Predictio
     )
 
 
-def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float | None = None) -> list[Method]:
+def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float | None = None) -> list[MeasuredMethod]:
     """Return the methods that a report's rows describe, with the same weight for each task as in the table.
 
     The baseline, transformers' own methods and methods that did not answer every task are left out.
@@ -175,7 +175,7 @@ def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float 
             width = max(1.0, figures.nodes / levels) if levels else 1.0
         structure = _structure(row, structures, share)
         tokens = figures.mean_acceptance_length.value
-        found.append(Method(row.method, tokens, figures.nodes, levels, float(width), structure))
+        found.append(MeasuredMethod(row.method, tokens, figures.nodes, levels, float(width), structure))
     if not found:
         raise MMSpecError(
             "the bundles hold no method of mmspec's own loop that drafts: measure one, such as mmspec bench "
@@ -203,6 +203,8 @@ def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> 
     return structure
 
 
-def project_all(methods: Sequence[Method], models: Sequence[str], setting: Setting) -> dict[str, list[Prediction]]:
+def project_all(
+    methods: Sequence[MeasuredMethod], models: Sequence[str], setting: Deployment
+) -> dict[str, list[Prediction]]:
     """Project every method to every model; the result is by the model's name."""
     return {name: [project(method, model_of(name), setting) for method in methods] for name in models}

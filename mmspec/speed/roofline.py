@@ -21,7 +21,7 @@ class Device:
     compute: float
     memory: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
                 raise MMSpecError(f"a device's {name}={value!r} must be above 0")

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from ..data.examples import MEDIA, Source
 from ..errors import MMSpecError
-from .settings import Settings
+from .settings import TrainingSettings
 
 LEAST, MOST = 0.05, 0.95
 """The chance of a picture when a curriculum begins to mix, and when it ends to."""
@@ -119,7 +119,7 @@ class Curriculum(Order):
         ]
 
 
-def order_of(examples: Source, numbers: Sequence[int], settings: Settings) -> Order:
+def order_of(examples: Source, numbers: Sequence[int], settings: TrainingSettings) -> Order:
     """Make the order that the settings ask for, over the given examples."""
     if not settings.text_steps and not settings.picture_steps:
         return Order(numbers, settings.batch_size, settings.seed)

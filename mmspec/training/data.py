@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Pass:
+class TrainingPass:
     """A prepared forward pass: prompts, answers, and where they are from.
 
     Args:
@@ -78,7 +78,7 @@ class Loader:
         self._failures = 0
         self._reported = set() if report is None else _reported(report)
 
-    def passes(self, numbers: Sequence[int], rows: int, process: int = 0, processes: int = 1) -> Iterator[Pass]:
+    def passes(self, numbers: Sequence[int], rows: int, process: int = 0, processes: int = 1) -> Iterator[TrainingPass]:
         """Yield the passes of one process over a step's examples.
 
         Rows with answers of similar length share a pass, so little is padded; the passes are dealt to the processes in
@@ -89,7 +89,7 @@ class Loader:
         for start in range(process * rows, len(ordered), processes * rows):
             yield self.prepare(ordered[start : start + rows])
 
-    def prepare(self, numbers: Sequence[int]) -> Pass:
+    def prepare(self, numbers: Sequence[int]) -> TrainingPass:
         """Prepare one pass over these examples, or over those that take their place."""
         numbers = [self._usable(number) for number in numbers]
         while True:
@@ -107,7 +107,7 @@ class Loader:
                 request, spoilt = self._request(numbers, examples, media)
             if request is not None and not spoilt:
                 answers = [self.answer(example) for example in examples]
-                return Pass(request, answers, [e.task for e in examples], [e.id for e in examples], numbers)
+                return TrainingPass(request, answers, [e.task for e in examples], [e.id for e in examples], numbers)
             for number, reason in spoilt.items():
                 self._skip(number, reason)
             numbers = [self._usable(number) for number in numbers]
@@ -149,7 +149,7 @@ class Loader:
         return None
 
     def _request(
-        self, numbers: Sequence[int], examples: Sequence[Example], media: Sequence[dict[str, list[Any]]]
+        self, numbers: Sequence[int], examples: Sequence[Example], media: Sequence[dict[str, Any]]
     ) -> tuple[Request | None, dict[int, str]]:
         """Return the prepared prompts, or the reasons why some of them cannot be used."""
         try:
@@ -167,12 +167,12 @@ class Loader:
             number: length + len(self.answer(example))
             for number, length, example in zip(numbers, request.lengths, examples, strict=True)
         }
-        own = self.target.family.longest or self.max_length
-        limit = f"max_length={self.max_length}" if self.max_length <= own else f"the {own} that the target reads"
+        most = self.target.family.longest or self.max_length
+        limit = f"max_length={self.max_length}" if self.max_length <= most else f"the {most} that the target reads"
         return request, {
             number: f"prompt and answer have {length} tokens, more than {limit}"
             for number, length in lengths.items()
-            if length > min(self.max_length, own)
+            if length > min(self.max_length, most)
         }
 
     def _answer_length(self, number: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..data.examples import Example, to_record
+from ..data.examples import Example, Source, to_record
 from ..data.opening import batched, open_media
 from ..drafters import Drafter
 from ..errors import MMSpecError
@@ -65,12 +65,12 @@ class Question:
 
     index: int
     example: Example
-    media: dict[str, list[Any]]
+    media: dict[str, Any]
 
 
 def distill(
     target: Target,
-    source: Sequence[Example],
+    source: Source | Sequence[Example],
     folder: str | Path,
     *,
     batch_size: int = 32,
@@ -161,7 +161,16 @@ def distill(
 class Asking:
     """Asks one batch of a source after the other; the arguments are those of `distill`."""
 
-    def __init__(self, target, drafter, source, folder, writer, options, max_failures):
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        source: Source | Sequence[Example],
+        folder: Path | None,
+        writer: ShardWriter,
+        options: dict[str, Any],
+        max_failures: int | None,
+    ):
         self.target, self.drafter, self.source, self.folder = target, drafter, source, folder
         self.writer, self.options, self.max_failures = writer, options, max_failures
 
@@ -243,7 +252,7 @@ class Asking:
             image if isinstance(image, str) else self.writer.save_picture(picture)
             for image, picture in zip(question.example.images, question.media.get("images", ()), strict=True)
         ]
-        others = {
+        others: dict[str, Any] = {
             name: tuple(self.writer.save_file(one) if isinstance(one, bytes) else one for one in media)
             for name, media in (("videos", question.example.videos), ("audio", question.example.audio))
         }
@@ -252,7 +261,7 @@ class Asking:
         return {"index": question.index, **to_record(example), "finish_reason": out.finish_reason[row]}
 
 
-def _describe_source(source: Sequence[Example]) -> dict[str, Any]:
+def _describe_source(source: Source | Sequence[Example]) -> dict[str, Any]:
     describe = getattr(source, "describe", None)
     return describe() if describe is not None else {"source": type(source).__name__, "examples": len(source)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from ..inputs import append
 from ..lesson import WIDTHS, Lesson
 from ..states import LAST
 from ..storage import atomic_write_json, read_json_object, replacing
-from .data import Loader, Pass
+from .data import Loader, TrainingPass
 from .teacher import Teacher
 
 INDEX = "features.json"
@@ -73,7 +74,7 @@ class CachedTeacher(Teacher):
         except (OSError, SafetensorError) as error:
             raise MMSpecError(f"the feature cache {str(self.folder)!r} cannot be written: {error}") from error
 
-    def lesson_of(self, batch: Pass) -> Lesson:
+    def lesson_of(self, batch: TrainingPass) -> Lesson:
         """Read the lesson of a pass from the files."""
         rows = [self._read(number) for number in batch.numbers]
         request = append(batch.prompt, batch.answers, WIDTHS)
@@ -85,7 +86,7 @@ class CachedTeacher(Teacher):
         features = {layer: states.to(device) for layer, states in features.items()}
         return Lesson(self.target, batch.prompt, batch.answers, request, vision, embeds, features, batch.tasks)
 
-    def _vision(self, batch: Pass, rows: Sequence[dict[str, Tensor]], embeds: Tensor) -> Vision | None:
+    def _vision(self, batch: TrainingPass, rows: Sequence[dict[str, Tensor]], embeds: Tensor) -> Vision | None:
         """Return the media of a batch, of which the language model read what stands at their places in `embeds`."""
         family, seen, shown, kinds = self.target.family, [], [], []
         for number, (row, ids) in enumerate(zip(rows, batch.prompt.token_ids(), strict=True)):
@@ -130,7 +131,7 @@ class CachedTeacher(Teacher):
         wanted = {f"layer {layer}" for layer in self.feature_layers} | {"embeds", "vision", "tokens"}
         return {name: file.get_tensor(f"{number}/{name}") for name in keys[number] if name in wanted}
 
-    def _opened(self, shard: int):
+    def _opened(self, shard: int) -> tuple[Any, dict[int, list[str]]]:
         try:
             file = safe_open(self._path(shard), "pt")
         except (OSError, SafetensorError) as error:

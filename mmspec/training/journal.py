@@ -15,7 +15,7 @@ from ..storage import replacing, whole_lines
 LOG, VALIDATIONS = "log.csv", "validation.jsonl"
 
 
-class Journal:
+class TrainingJournal:
     """Writes both log files of an output folder.
 
     Args:

@@ -8,7 +8,7 @@ from ..errors import MMSpecError
 
 
 @dataclass
-class Settings:
+class TrainingSettings:
     """Settings of how a training runs; the recipe says what is trained, and on what.
 
     Args:
@@ -55,7 +55,7 @@ class Settings:
     FREE = ("validate_every", "save_every", "log_every", "measured_prompts", "max_failures", "rows")
     """Settings that may change when a training is resumed."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("text_steps", "picture_steps"):
             if getattr(self, name) < 0:
                 raise MMSpecError(f"{name}={getattr(self, name)} must not be negative")

@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..data.rows import JsonRows
 from ..errors import MMSpecError
 from ..storage import append, atomic_write_json, drop_torn_line, hold_file, replacing
 from .answers import PICTURES, SAVED, read_info, shard_files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class ShardWriter:
@@ -66,7 +69,7 @@ class ShardWriter:
             self._file.close()
         self._lock.release()
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error, most of all one of writing, that one is to be heard and not the next.
         try:
             with suppress(MMSpecError) if kind else nullcontext():
@@ -107,7 +110,7 @@ class ShardWriter:
             append(file, _encoded([{"index": index, "id": name, "reason": reason}]))
         self.skipped.add(index)
 
-    def save_picture(self, image) -> str:
+    def save_picture(self, image: Image) -> str:
         """Save a PIL picture that is no file, and return the reference to it; the same picture is saved once."""
         name = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest() + ".png"
         path = self.folder / PICTURES / name

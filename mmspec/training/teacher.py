@@ -11,7 +11,7 @@ from ..lesson import WIDTHS, Lesson
 from ..masks import padding_mask
 from ..states import LAST, capture
 from ..target import Target
-from .data import Pass
+from .data import TrainingPass
 
 
 class Teacher:
@@ -26,7 +26,7 @@ class Teacher:
         self.target = target
         self.feature_layers = tuple(dict.fromkeys([*feature_layers, LAST]))
 
-    def lesson_of(self, batch: Pass) -> Lesson:
+    def lesson_of(self, batch: TrainingPass) -> Lesson:
         """Run the target over a pass of a training."""
         return self.study(batch.prompt, batch.answers, batch.tasks)
 

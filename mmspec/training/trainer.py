@@ -31,12 +31,12 @@ from ..lesson import Lesson
 from ..storage import read_json_object
 from .author import check_author
 from .curriculum import order_of
-from .data import Loader, Pass, split
+from .data import Loader, TrainingPass, split
 from .feature_cache import CachedTeacher
-from .journal import Journal, Sums
+from .journal import Sums, TrainingJournal
 from .objective import Objective
 from .output import BEST, LAST_DRAFTER, OutputFolder
-from .settings import Settings
+from .settings import TrainingSettings
 from .state import replace_folder
 from .teacher import Teacher
 from .validation import Validator
@@ -62,7 +62,7 @@ class Trainer:
         objective: the loss of its guesses.
         examples: the target's answers.
         output: folder for the log, the state to resume from, and the drafters `best` and `last`.
-        settings: how the training runs, see `Settings`.
+        settings: how the training runs, see `TrainingSettings`.
         optimizer: function that makes the optimizer from the parameters; AdamW by default.
         accelerator: Hugging Face accelerate's object, which knows about processes, devices and precision.
         feature_cache: folder to keep the target's states in, instead of computing them at every step; see
@@ -80,13 +80,13 @@ class Trainer:
         objective: Objective,
         examples: Source,
         output: str | Path,
-        settings: Settings | None = None,
+        settings: TrainingSettings | None = None,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
         accelerator: Accelerator | None = None,
         recipe: dict[str, Any] | None = None,
         feature_cache: str | Path | None = None,
     ):
-        self.settings = settings or Settings()
+        self.settings = settings or TrainingSettings()
         self.accelerator = accelerator or Accelerator()
         self.output = Path(output)
         self._folder = OutputFolder(self.output, self.accelerator)
@@ -96,7 +96,15 @@ class Trainer:
             self._folder.release()
             raise
 
-    def _set_up(self, drafter, objective, examples, optimizer, recipe, feature_cache) -> None:
+    def _set_up(
+        self,
+        drafter: Drafter,
+        objective: Objective,
+        examples: Source,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None,
+        recipe: dict[str, Any] | None,
+        feature_cache: str | Path | None,
+    ) -> None:
         settings = self.settings
         self.objective, self.target, self.recipe = objective, drafter.target, recipe or {}
         training, self.held_out = split(len(examples), settings.held_out, settings.seed)
@@ -142,7 +150,7 @@ class Trainer:
         self._validator: Validator | None = None
         with self._folder.writing():
             self._resume()
-            self.journal = Journal(self.output, self.step) if self.accelerator.is_main_process else None
+            self.journal = TrainingJournal(self.output, self.step) if self.accelerator.is_main_process else None
 
     # The loop.
 
@@ -231,7 +239,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return torch.cat([marks[:1], (float(norm) * tokens)[None], tokens[None], marks[1:]])
 
-    def _give_up(self, passes: list[Pass], loss: float, norm: float) -> None:
+    def _give_up(self, passes: list[TrainingPass], loss: float, norm: float) -> None:
         """Save the weights, which are still those of the last good step, and raise an error that says where it
         happened."""
         self.optimizer.zero_grad()
@@ -294,7 +302,7 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """Return the values that must be the same for a training to be resumed."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name not in Settings.FREE}
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in TrainingSettings.FREE}
         return {"recipe": self.recipe, "settings": settings, "examples": self._count}
 
     def _save(self) -> None:

@@ -12,11 +12,11 @@ from ..drafters import Drafter
 from ..generation import generate
 from ..lesson import Lesson
 from ..trees import Chain
-from .data import Pass
+from .data import TrainingPass
 from .teacher import Teacher
 
 
-class Acceptance:
+class SimulatedAcceptance:
     """Counts over simulated greedy drafting: a chain of guesses begins at every token and ends at the first wrong one.
 
     Args:
@@ -74,7 +74,7 @@ class Validator:
     """
 
     teacher: Teacher
-    passes: list[Pass]
+    passes: list[TrainingPass]
     depth: int = 5
     prompts: int = 4
     max_new_tokens: int = 64
@@ -83,7 +83,7 @@ class Validator:
     def __call__(self, drafter: Drafter) -> dict:
         """Return `simulated` over everything held out, `tasks` with the same per task, and `measured` from the real
         run."""
-        acceptance = Acceptance(self.depth)
+        acceptance = SimulatedAcceptance(self.depth)
         for batch in self.passes:
             acceptance.add(drafter, self.teacher.lesson_of(batch))
         report = {

@@ -7,19 +7,25 @@ Importing this package draws nothing and loads no model: torch and transformers 
 need them (such as `architecture`, `pretraining` and `evaluation`).
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-from mmspec.zoo.data import SPLITS, TASKS, Sample, sample
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmspec.zoo.data import SPLITS, TASKS, DrawnSample, sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DEMO_PROMPT = "Describe the picture."
 
 
-def demo_image():
+def demo_image() -> Image:
     """Return the picture that `mmspec generate` describes when it is given none: a PIL image."""
-    from PIL import Image
+    import PIL.Image
 
-    with Image.open(Path(__file__).parent / "assets" / "demo.png") as image:
+    with PIL.Image.open(Path(__file__).parent / "assets" / "demo.png") as image:
         return image.convert("RGB")
 
 
-__all__ = ["DEMO_PROMPT", "SPLITS", "TASKS", "Sample", "demo_image", "sample"]
+__all__ = ["DEMO_PROMPT", "SPLITS", "TASKS", "DrawnSample", "demo_image", "sample"]

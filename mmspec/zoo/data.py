@@ -22,7 +22,7 @@ _BUCKETS = {"train": range(0, 14), "validation": range(14, 15), "test": range(15
 Subject = scenes.Scene | charts.Chart | documents.Document
 
 
-class Sample(NamedTuple):
+class DrawnSample(NamedTuple):
     """One example: a picture, a question about it, and the right answer."""
 
     image: Image.Image
@@ -98,15 +98,15 @@ def subject_of(task: str, split: str, index: int) -> Subject:
     return draw_subject(task, split, random.Random(f"mmspec/{task}/{split}/{index}"))
 
 
-def sample(task: str, split: str, index: int) -> Sample:
+def sample(task: str, split: str, index: int) -> DrawnSample:
     """Return example number `index` of a task: `image, prompt, reference = sample("charts", "test", 7)`."""
     _check(task, split, index)
     rng = random.Random(f"mmspec/{task}/{split}/{index}")
     subject = draw_subject(task, split, rng)
     image = _render(subject, rng)
     if task == "questions" and not isinstance(subject, documents.Document):
-        return Sample(image, *questions.ask(subject, rng))
-    return Sample(image, *_long_turn(subject, rng))
+        return DrawnSample(image, *questions.ask(subject, rng))
+    return DrawnSample(image, *_long_turn(subject, rng))
 
 
 def conversation(task: str, index: int, difficulty: float = 1.0) -> Conversation:

@@ -50,7 +50,9 @@ FONTS = (
 )
 
 
-def draw_shape(image: Image.Image, shape: str, centre: tuple[float, float], size: float, colour: tuple[int, int, int]):
+def draw_shape(
+    image: Image.Image, shape: str, centre: tuple[float, float], size: float, colour: tuple[int, int, int]
+) -> None:
     """Paint one filled shape of the given width onto `image`, smoothed by drawing it larger first."""
     pixels = round(size) * OVERSAMPLE
     mask = Image.new("L", (pixels, pixels), 0)
@@ -113,7 +115,7 @@ def glyph(character: str, font: str, points: int) -> Image.Image:
 
 def draw_text(
     image: Image.Image, text: str, corner: tuple[int, int], ink: tuple[int, int, int], font: str, points: int
-):
+) -> None:
     """Print one line, one character per 8 x 16 cell, starting at `corner` (x, y)."""
     for column, character in enumerate(text):
         if character != " ":

@@ -5,7 +5,7 @@ Importing this module registers the attention implementation `mmspec_dense`, whi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,16 @@ from mmspec.zoo.architecture import VISUAL_TOKENS
 from mmspec.zoo.batches import IGNORE, IMAGE_START, Batch
 
 
-def dense_attention(module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+def dense_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """Compute softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal
     one."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -40,7 +40,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
-class Settings:
+class PretrainingSettings:
     """Everything that a run depends on. Its length is `minutes` of training if given, and `steps` otherwise."""
 
     output: Path
@@ -66,7 +66,7 @@ class Settings:
 class MasterWeights:
     """Copies in fp32 of the bf16 model's parameters, and the optimizers that update them."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, settings: Settings):
+    def __init__(self, model: LlavaForConditionalGeneration, settings: PretrainingSettings):
         self.settings = settings
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in model.named_parameters()}
         self.model = model.bfloat16()
@@ -149,12 +149,12 @@ class MasterWeights:
         self.copy_to_model()
 
 
-def share_spent(settings: Settings, step: int, seconds: float) -> float:
+def share_spent(settings: PretrainingSettings, step: int, seconds: float) -> float:
     """Return the used share of the budget, which is time or steps."""
     return seconds / (60 * settings.minutes) if settings.minutes else step / settings.steps
 
 
-def rate(settings: Settings, step: int, progress: float) -> float:
+def rate(settings: PretrainingSettings, step: int, progress: float) -> float:
     """Return the learning rate as a share of its peak: warmup-stable-decay. `progress` is the spent share of the
     budget; the rate decays to 0 at its end."""
     warm = min(1.0, (step + 1) / settings.warmup_steps)
@@ -176,7 +176,7 @@ def read_checkpoint(path: Path, weights: MasterWeights) -> dict:
         return json.loads(file.metadata()["state"])
 
 
-def train(settings: Settings, spawn: bool = True) -> Path:
+def train(settings: PretrainingSettings, spawn: bool = True) -> Path:
     """Run or resume a training; return the path of its last checkpoint. Without `spawn`, it runs in this process."""
     settings.output.mkdir(parents=True, exist_ok=True)
     kept_tokenizer(settings.output / "tokenizer")  # made once, before the processes share it
@@ -190,7 +190,7 @@ def train(settings: Settings, spawn: bool = True) -> Path:
     return settings.output / CHECKPOINT
 
 
-def _join(rank: int, settings: Settings, meeting: str) -> None:
+def _join(rank: int, settings: PretrainingSettings, meeting: str) -> None:
     """Set up a new process: take its share of the cores and connect to the others."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.processes))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -199,7 +199,7 @@ def _join(rank: int, settings: Settings, meeting: str) -> None:
     distributed.destroy_process_group()
 
 
-def _run(rank: int, settings: Settings) -> None:
+def _run(rank: int, settings: PretrainingSettings) -> None:
     """Run one process with its share of every step. The first process also saves, logs and validates."""
     tokenizer = kept_tokenizer(settings.output / "tokenizer")
     model = build_model(build_config(tokenizer), settings.seed)
@@ -208,7 +208,7 @@ def _run(rank: int, settings: Settings) -> None:
     path = settings.output / CHECKPOINT
     state: dict[str, Any] = read_checkpoint(path, weights) if path.exists() else {"step": 0, "seconds": 0.0}
     model.train()
-    journal = Journal(settings, tokenizer, weights) if rank == 0 else None
+    journal = PretrainingJournal(settings, tokenizer, weights) if rank == 0 else None
     stream = Conversations(tokenizer, settings.pictures, settings.rows)
     step, spent, started = state["step"], state["seconds"], time.monotonic()
     progress = share_spent(settings, step, spent)
@@ -235,10 +235,10 @@ def _run(rank: int, settings: Settings) -> None:
             journal.after_step({"step": step, "seconds": round(seconds, 1)}, schedule, norm, progress >= 1.0)
 
 
-class Journal:
+class PretrainingJournal:
     """Records of the first process: losses per task (of its share), validation metrics, checkpoints."""
 
-    def __init__(self, settings: Settings, tokenizer: PreTrainedTokenizerFast, weights: MasterWeights):
+    def __init__(self, settings: PretrainingSettings, tokenizer: PreTrainedTokenizerFast, weights: MasterWeights):
         self.settings, self.tokenizer, self.weights = settings, tokenizer, weights
         self.totals, self.counts = torch.zeros(len(TASKS) + 1), torch.zeros(len(TASKS) + 1)
         self.saved = self.validated = time.monotonic()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers import blurred_drafter, target_of
 
-from mmspec import generate, stats
+from mmspec import clock as clock_module
+from mmspec import generate
 from mmspec.context import Context
 from mmspec.drafters import NGramDrafter, StepDrafter
 from mmspec.errors import MMSpecError
@@ -66,7 +67,7 @@ class Charging(StepDrafter):
 def clock(monkeypatch):
     clock = Clock()
     watch = SimpleNamespace(perf_counter=lambda: clock.now)
-    monkeypatch.setattr(stats, "time", watch)
+    monkeypatch.setattr(clock_module, "time", watch)
     monkeypatch.setattr(calibration, "time", watch)
 
     def charged(cls, name, seconds):

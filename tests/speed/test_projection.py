@@ -14,7 +14,7 @@ from bundles import eagle3, lookup, plain, write_bundle
 from mmspec import cli
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.reporting import report
-from mmspec.speed.projection import Method, Setting, Structure, methods_of, project
+from mmspec.speed.projection import Deployment, MeasuredMethod, Structure, methods_of, project
 from mmspec.speed.roofline import DEVICES, MODELS, Architecture, Device, device_of, model_of, pass_seconds
 
 # Layers of 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8 = 144 weights, and a head of 4 * 10.
@@ -53,18 +53,20 @@ def test_drafters_are_sized_by_their_structure():
 
 
 def test_a_method_by_hand():
-    setting = Setting(FAST, prefix=0, width=1, launch=0.0, overhead=0.125)
+    setting = Deployment(FAST, prefix=0, width=1, launch=0.0, overhead=0.125)
     step, head = WEIGHTS / 1e3, HEAD.sized(SMALL).parameters / 1e3
-    one = project(Method("a", 3.0, 16, 5, 4, HEAD), SMALL, setting)
+    one = project(MeasuredMethod("a", 3.0, 16, 5, 4, HEAD), SMALL, setting)
     assert one.draft == pytest.approx(5 * head) and one.score == one.step == pytest.approx(step)
     assert one.speedup == pytest.approx(3 * (step + 0.125) / (5 * head + step + 0.125))
     assert one.limit == pytest.approx(3 * (step + 0.125) / (5 * head + step))
-    free = project(Method("b", 1.5, 8, 3, 1, Structure("lookup")), SMALL, setting)
+    free = project(MeasuredMethod("b", 1.5, 8, 3, 1, Structure("lookup")), SMALL, setting)
     assert free.draft == 0 and free.speedup == pytest.approx(1.5)
     # Where sums are what counts, sixteen nodes and the root cost as much as seventeen tokens.
-    busy = project(Method("a", 3.0, 16, 5, 4, HEAD), SMALL, Setting(STRONG, prefix=0, launch=0.0, overhead=0.0))
+    busy = project(
+        MeasuredMethod("a", 3.0, 16, 5, 4, HEAD), SMALL, Deployment(STRONG, prefix=0, launch=0.0, overhead=0.0)
+    )
     assert busy.score == pytest.approx(17 * busy.step) and busy.speedup < 1
-    assert project(Method("a", 3.0, 16, 5, 4, HEAD), SMALL, Setting(FAST, batch=2)).rows == 2
+    assert project(MeasuredMethod("a", 3.0, 16, 5, 4, HEAD), SMALL, Deployment(FAST, batch=2)).rows == 2
 
 
 def test_names_and_numbers():
@@ -75,8 +77,8 @@ def test_names_and_numbers():
         (lambda: device_of("h100", bandwidth=-1.0), "bandwidth=-1.0"),
         (lambda: device_of("h100", count=0), "gpus=0"),
         (lambda: model_of("7"), "Did you mean '7b'"),
-        (lambda: Setting(FAST, batch=0), "batch=0"),
-        (lambda: Setting(FAST, width=0), "bytes=0"),
+        (lambda: Deployment(FAST, batch=0), "batch=0"),
+        (lambda: Deployment(FAST, width=0), "bytes=0"),
     ):
         with pytest.raises(MMSpecError, match=message):
             call()
@@ -109,7 +111,7 @@ def bundle(tmp_path):
 def test_what_a_bundle_says(bundle):
     rows = report(bundle).rows
     (method,) = methods_of(rows, {})
-    assert method == Method("eagle3 chain", 2.0, 4.0, 3.0, 4 / 3, Structure(**STRUCTURE))
+    assert method == MeasuredMethod("eagle3 chain", 2.0, 4.0, 3.0, 4 / 3, Structure(**STRUCTURE))
     (method,) = methods_of(rows, {"eagle3": 0.125}, share=0.5)
     assert method.structure == Structure("model", 0.5, 0.125)
 
@@ -179,7 +181,7 @@ def test_it_writes_what_it_prints(bundle, tmp_path, capsys):
     values = json.loads((out / "projection.json").read_text())
     assert json.loads(shown.splitlines()[-1]) == values
     one = values["models"]["7b"]["eagle3 chain"]
-    setting = Setting(DEVICES["a100-80gb"], batch=2)
+    setting = Deployment(DEVICES["a100-80gb"], batch=2)
     expected = project(methods_of(report(bundle).rows, {})[0], MODELS["7b"], setting)
     assert one["speedup_decode"] == pytest.approx(expected.speedup) and one["share"] == pytest.approx(expected.share)
     text = (out / "projection.md").read_text()

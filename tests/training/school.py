@@ -15,7 +15,7 @@ from mmspec.data import Example, Source
 from mmspec.drafters import Eagle3Drafter, EagleDrafter
 from mmspec.loading import EMBEDDED
 from mmspec.training import Objective, UniformNoise, losses
-from mmspec.training.settings import Settings
+from mmspec.training.settings import TrainingSettings
 
 
 @cache
@@ -77,7 +77,7 @@ class Answered(Source):
         return {"source": "test"}
 
 
-def settings(**changes) -> Settings:
+def settings(**changes) -> TrainingSettings:
     """A training of seconds."""
     values = {
         "steps": 8,
@@ -91,7 +91,7 @@ def settings(**changes) -> Settings:
         "depth": 3,
         "measured_prompts": 1,
     }
-    return Settings(**(values | changes))
+    return TrainingSettings(**(values | changes))
 
 
 def eagle(**changes) -> tuple[EagleDrafter, Objective]:

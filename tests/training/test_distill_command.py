@@ -89,7 +89,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
         with progress.Display("answers", console) as display:
-            report = distill_command.Report(display, "runs/answers")
+            report = distill_command.ProgressReport(display, "runs/answers")
             for state in states:
                 report(state)
         assert report.last == states[-1]

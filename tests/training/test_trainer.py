@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import mmspec
+from mmspec.drafters import base as drafters_base
 from mmspec.errors import MMSpecError
 from mmspec.training import Objective, losses, state
 from mmspec.training.trainer import Trainer
@@ -162,7 +163,7 @@ def test_training_learns(tmp_path):
 def test_reduced_vocabulary_is_that_of_the_answers(tmp_path):
     training = trainer(tmp_path, school.eagle3, drafter={"draft_vocab_size": 30}, steps=2)
     counts = torch.zeros(school.target().vocab_size)
-    for number in training.curriculum.numbers:
+    for number in training.order.numbers:
         for token in school.Answered()[number].answer_ids:
             counts[token] += 1
     chosen = training.drafter.draft_vocabulary
@@ -281,7 +282,7 @@ class TestBadInput:
                 raise OSError(28, "No space left on device")
             return save(tensors, path, *args, **kwargs)
 
-        module = state if file == "state.safetensors" else mmspec.checkpoints
+        module = state if file == "state.safetensors" else drafters_base
         save = module.save_file
         monkeypatch.setattr(module, "save_file", full)
         with pytest.raises(MMSpecError, match="No space left on device.* the last one is kept"):

@@ -13,7 +13,7 @@ from mmspec.zoo.batches import IGNORE, Conversations
 from mmspec.zoo.evaluation import answer, evaluate
 from mmspec.zoo.export import export
 from mmspec.zoo.losses import losses_of
-from mmspec.zoo.pretraining import MasterWeights, Settings, rate, read_checkpoint, train, write_checkpoint
+from mmspec.zoo.pretraining import MasterWeights, PretrainingSettings, rate, read_checkpoint, train, write_checkpoint
 from mmspec.zoo.vocabulary import build_tokenizer
 
 
@@ -33,7 +33,7 @@ def tokenizer():
 def build(tokenizer, folder, **settings):
     model = build_model(build_config(tokenizer))
     model.set_attn_implementation("mmspec_dense")
-    return MasterWeights(model, Settings(output=folder, processes=1, **settings))
+    return MasterWeights(model, PretrainingSettings(output=folder, processes=1, **settings))
 
 
 def test_the_loss_is_that_of_the_model(tokenizer):
@@ -84,7 +84,7 @@ def test_checkpoints_restore_weights_and_optimizer(tokenizer, tmp_path):
 
 
 def test_the_rate_warms_up_stays_and_decays(tmp_path):
-    settings = Settings(output=tmp_path, warmup_steps=10, decay=0.25)
+    settings = PretrainingSettings(output=tmp_path, warmup_steps=10, decay=0.25)
     assert rate(settings, 0, 0.0) == pytest.approx(0.1)
     assert rate(settings, 100, 0.5) == rate(settings, 100, 0.75) == 1.0
     assert rate(settings, 100, 0.875) == pytest.approx(0.5)
@@ -98,7 +98,7 @@ def test_patches_are_labelled_where_something_is_printed(tokenizer):
 
 def test_train_export_load_and_answer(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    settings = Settings(output=tmp_path, steps=1, pictures=4, rows=4, processes=1, validate_minutes=0)
+    settings = PretrainingSettings(output=tmp_path, steps=1, pictures=4, rows=4, processes=1, validate_minutes=0)
     checkpoint = train(settings, spawn=False)
     assert train(dataclasses.replace(settings, steps=2), spawn=False) == checkpoint  # resumed
     folder = export(checkpoint, tmp_path / "export")
