@@ -34,10 +34,12 @@ class BehindPrompt(ByRow):
         self.make = make
 
     def begin(self, lengths: Sequence[int]) -> None:
+        """Make a processor for every length of a prompt in the batch."""
         self.lengths = list(lengths)
         self.processors = {length: self.make(length) for length in set(lengths)}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, rows: Sequence[int]) -> Tensor:
+        """Process every row's nodes by the processor for its prompt."""
         members = defaultdict(list)
         for node, row in enumerate(rows):
             members[self.lengths[row]].append(node)

@@ -169,7 +169,7 @@ class DraftModelDrafter(SessionDrafter):
         return replace(request, inputs=inputs), vision
 
     def _encoded(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
-        """The prompt with its media, encoded by the draft model itself."""
+        """Return the prompt with its media, encoded by the draft model itself."""
         own = self.draft_target
         if own.processor is None or (own.family.cross_attends and request.conversations is None):
             pixels = own.family.sample_inputs
@@ -334,7 +334,7 @@ def _without_images(request: Request, placeholders: Collection[int]) -> Request:
 
 
 def mode_of(target: Target, model: nn.Module) -> str:
-    """How a model drafts if nobody says: with all that it can see and hear, and not encoding a sound twice alike."""
+    """Choose how a model drafts if nobody says: with all that it can see and hear, and no sound encoded twice alike."""
     family = family_of(model)
     if not family.cross_attends:
         return "own_vision" if family.kinds else "text_only"

@@ -81,10 +81,10 @@ def family_of(model, writes: str = "text") -> Family:
 
 
 def class_for(config: PreTrainedConfig, sees: bool | None = None) -> type:
-    """The auto class of transformers that makes the model of a configuration.
+    """Return the auto class of transformers that makes the model of a configuration.
 
     Args:
-        config: of the model.
+        config: what the model is made of.
         sees: whether its vision part is wanted; by default if it has one.
 
     Raises:

@@ -43,7 +43,7 @@ class Family(Media, Head, Writing):
     final_norm_name = "norm"
     """The module of the decoder behind its last layer."""
     cross_attends = False
-    """Whether every layer also attends to the states of an encoder (`Vision.memory`), whose keys and values a session
+    """True if every layer also attends to the states of an encoder (`Vision.memory`), whose keys and values a session
     computes once."""
     verified = True
     """Whether the test suite compares this family with the model's own `generate`. If not, a target checks itself when
@@ -139,20 +139,20 @@ class Family(Media, Head, Writing):
         return {}
 
     def as_request(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a processor returned, with the tokens that the language model reads as `input_ids` and their mask as
-        `attention_mask`."""
+        """Name what a processor returned as requests do: the tokens that the language model reads are `input_ids`, and
+        their mask is the `attention_mask`."""
         return inputs
 
     token_inputs = ("input_ids", "attention_mask")
-    """What the model's own `generate` calls the tokens that the language model reads, and their mask."""
+    """Names that the model's own `generate` has for the tokens that the language model reads, and for their mask."""
     prompt_optional = False
-    """Whether media alone are a prompt: without one, an empty one, or one of markers."""
+    """True if media alone are a prompt: without one, with an empty one, or with one of markers."""
 
     def write(
         self, reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
-        """Conversations as a processor would return them, where the model has a way of its own to be asked; None where
-        it has a chat template or reads plain text, see `mmspec.inputs.template`.
+        """Return conversations as a processor would, where the model has a way of its own to be asked; None where it
+        has a chat template or reads plain text, see `mmspec.inputs.template`.
 
         Args:
             reader: the target.
@@ -162,16 +162,16 @@ class Family(Media, Head, Writing):
         return None
 
     def noise(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """What a row has to have besides its tokens, drawn at random, for the self-check."""
+        """Draw what a row has to have besides its tokens, for the self-check."""
         return {}
 
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs of a request as arguments of the model's own `generate`."""
+        """Name the inputs of a request as the model's own `generate` does."""
         names = dict(zip(("input_ids", "attention_mask"), self.token_inputs, strict=True))
         return {names.get(name, name): value for name, value in inputs.items()}
 
     def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
-        """Arguments of every pass of a request, see `Session.extra`: what its layers attend to beside the text.
+        """Return arguments of every pass of a request, see `Session.extra`: what its layers attend to beside the text.
 
         Args:
             vision: what `encode` returned.
@@ -179,18 +179,18 @@ class Family(Media, Head, Writing):
         return {}
 
     def hears_like(self, other: Family) -> bool:
-        """Whether another model's encoder makes the states that this one attends to, see `cross_attends`."""
+        """Tell whether another model's encoder makes the states that this one attends to, see `cross_attends`."""
         return False
 
     def example(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Arguments of the model's own outermost forward pass over `[batch, length]` tokens and whatever else."""
+        """Return arguments of the model's own outermost forward pass: `[batch, length]` tokens and what it needs."""
         return {"input_ids": tokens}
 
     def probe(self, token: Tensor, cache: Cache) -> Tensor:
-        """`[1, 1, vocab]` logits of a single token, `[1, 1]`, by the model's own outermost forward pass.
+        """Return the `[1, 1, vocab]` logits of a single token by the model's own outermost forward pass.
 
         Args:
-            token: to read, at position 0.
+            token: `[1, 1]`, which is read at position 0.
             cache: an empty one, to be filled.
         """
         return self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache}).logits
@@ -200,8 +200,8 @@ class Family(Media, Head, Writing):
     name to the value that does nothing."""
 
     def processors(self, config: GenerationConfig) -> list[Callable]:
-        """Logits processors that the model's own `generate` makes of its generation config, besides those that every
-        model has; see `LogitsPipeline`."""
+        """Return the logits processors that the model's own `generate` makes of its generation config, besides those
+        that every model has; see `LogitsPipeline`."""
         return []
 
     def check_reach(self, inputs: dict[str, Any], max_new_tokens: int) -> None:

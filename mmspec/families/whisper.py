@@ -31,6 +31,7 @@ class Window(Encoder):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The encoder's dtype; for a decoder alone its own."""
         reader = getattr(self.model.base_model, "encoder", None) or self.model.get_decoder()
         return reader.embed_positions.weight.dtype
 
@@ -53,10 +54,12 @@ class Whisper(Family):
     settings_not_applied = {"no_speech_threshold": None}
 
     def encoders_of(self, model: nn.Module) -> list[Encoder]:
+        """Return the one of sound."""
         return [Window(model, "audio", SOUND, further=(HEARD,))]
 
     @property
     def kinds(self) -> set[str]:
+        """Sound, if there is an encoder of it."""
         return set() if self.encoder is None else {"audio"}
 
     @property
@@ -66,6 +69,7 @@ class Whisper(Family):
 
     @property
     def longest(self) -> int:
+        """The entries of the decoder's table of positions."""
         return self.decoder.max_target_positions
 
     @property
@@ -74,7 +78,7 @@ class Whisper(Family):
         return 2 * self.model.config.max_source_positions
 
     def as_request(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Tokens and their mask are the decoder's. Where none are given they are those with which `generate` begins.
+        """Take the decoder's tokens and their mask; where none are given, those with which `generate` begins.
 
         The mask of the sound, which the feature extractor may add, is left out: the model reads the whole window.
         """
@@ -93,8 +97,8 @@ class Whisper(Family):
     def write(
         self, reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """A sound for every row, and the tokens before the answer: a text that came before, if the row has one (what
-        `generate` calls `prompt_ids`), and those of `opening`.
+        """Return the sound of every row, and the tokens before the answer: a text that came before, if the row has one
+        (what `generate` calls `prompt_ids`), and those of `opening`.
 
         Raises:
             MMSpecError: for a row that is not one sound and texts of one user, for a sound that is longer than the
@@ -119,7 +123,11 @@ class Whisper(Family):
         return {"decoder_input_ids": ids, "decoder_attention_mask": mask, **heard}
 
     def features_of(self, reader: Reader, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
-        """The log-mel features of the sound of every row, as the model's own processor makes them."""
+        """Return the log-mel features of the sound of every row, as the model's own processor makes them.
+
+        Raises:
+            MMSpecError: see `write`.
+        """
         name, sounds, extractor = type(self.model).__name__, [], reader.processor.feature_extractor
         for row, conversation in enumerate(conversations):
             own = media_of(conversation, "audio")
@@ -140,13 +148,16 @@ class Whisper(Family):
         return {SOUND: features[SOUND]}
 
     def as_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the inputs as `generate` does, and have it decode one window."""
         return super().as_arguments(inputs) | {"force_unique_generate_call": True, "return_timestamps": False}
 
     def noise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw features of a sound."""
         return {SOUND: torch.randn(1, self.model.config.num_mel_bins, self.frames, generator=generator)}
 
     def opening(self, sound: Tensor, **options: Any) -> Tensor:
-        """`[batch, tokens]` with which the model's own `generate` begins: start, language, task, no timestamps.
+        """Return the `[batch, tokens]` with which the model's own `generate` begins: start, language, task and, unless
+        the generation config asks for timestamps, that there are none.
 
         A language that neither the options nor the generation config name is heard by the model, from one more pass
         over the sound.
@@ -211,6 +222,11 @@ class Whisper(Family):
             )
 
     def processors(self, config: GenerationConfig) -> list[Callable]:
+        """Return the one that pairs timestamps and keeps them in order, if they are asked for.
+
+        Raises:
+            MMSpecError: if the generation config does not say which tokens they are.
+        """
         if not getattr(config, "return_timestamps", False):
             return []
         if not hasattr(config, "no_timestamps_token_id"):
@@ -231,26 +247,30 @@ class Whisper(Family):
             )
 
     def hears_like(self, other: Family) -> bool:
-        """A decoder alone does by necessity; else the two encoders must be the same, number for number."""
+        """Compare the two encoders, number for number. A decoder alone hears as others do by necessity."""
         if self.encoder is None or not isinstance(other, Whisper) or other.encoder is None:
             return self.encoder is None and isinstance(other, Whisper)
         ours, theirs = self.encoder.state_dict(), other.encoder.state_dict()
         return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
     def lasting_inputs(self, vision: Vision | None) -> dict[str, Any]:
+        """Return the states of the encoder, for the decoder's cross-attention."""
         if vision is None or vision.memory is None:
             raise MMSpecError(f"{type(self.model).__name__} attends to sound, and there is none in this request")
         return {"encoder_hidden_states": vision.memory.to(self.decoder.embed_positions.weight.dtype)}
 
     def forward(self, position_ids: Tensor, **arguments: Any) -> Tensor:
+        """Run the decoder; positions behind its table are those of its last entry."""
         # Nodes that no text can reach may lie behind the table; for a draft model with a shorter one, so may the text.
         return self.forward_decoder(position_ids=position_ids.clamp(max=self.longest - 1), **arguments)
 
     def example(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return tokens of the decoder, and silence that was encoded."""
         states = self.model.get_output_embeddings().weight.new_zeros(len(tokens), 1, self.text_config.hidden_size)
         ids = {"input_ids" if self.encoder is None else "decoder_input_ids": tokens}
         return ids | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
 
     def probe(self, token: Tensor, cache: Cache) -> Tensor:
+        """Run the whole model on one token and silence; the cache gets what self-attention keeps."""
         both = EncoderDecoderCache(cache, DynamicCache())
         return self.model(**self.example(token), use_cache=True, **{CACHE: both}).logits

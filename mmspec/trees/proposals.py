@@ -62,8 +62,8 @@ class Proposals:
         """Choose `count` children per node from `[batch, nodes, vocab]` logits.
 
         Args:
-            logits: of the drafter.
-            count: of children.
+            logits: what the drafter says of every node.
+            count: how many children a node gets.
             paths: gives per row and node the tokens behind the root.
             vocabulary: `[vocab]` the target's tokens that likeliest children are chosen among; None for all.
         """
