@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import (
     EosTokenCriteria,
+    GenerationConfig,
     GenerationMixin,
     MaxLengthCriteria,
     PrefixConstrainedLogitsProcessor,
@@ -138,7 +139,7 @@ def _call() -> dict[str, Any]:
     return frame.f_locals
 
 
-def _refuse(config, call: dict[str, Any], given: dict[str, Any]) -> None:
+def _refuse(config: GenerationConfig, call: dict[str, Any], given: dict[str, Any]) -> None:
     """Refuse a call that asks for anything but greedy or sampled sequences by this drafter."""
     mode = config.get_generation_mode(call.get("assistant_model"))
     if mode == GenerationMode.ASSISTED_GENERATION:
@@ -183,24 +184,24 @@ def _once(inputs: dict[str, Any], copies: int) -> dict[str, Any]:
     return {name: value[..., ::copies, :] if name in PER_TOKEN else value for name, value in inputs.items()}
 
 
-def _length(criteria, config) -> int:
+def _length(criteria: Iterable[Any] | None, config: GenerationConfig) -> int:
     """Return the length at which the rows end, padding included."""
     return min([c.max_length for c in criteria or () if isinstance(c, MaxLengthCriteria)], default=config.max_length)
 
 
-def _ends(criteria) -> list[int]:
+def _ends(criteria: Iterable[Any] | None) -> list[int]:
     """Return the end tokens."""
     return [token for c in criteria or () if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()]
 
 
-def _pad(config) -> int | None:
+def _pad(config: Any) -> int | None:
     """Return the token that follows the end of a row. Where no pad token is set, `generate` has put an end token
     there."""
     token = config._pad_token_tensor
     return None if token is None else int(token)
 
 
-def _processors(processors, input_ids: Tensor, mask: Tensor | None) -> list:
+def _processors(processors: Iterable[Any] | None, input_ids: Tensor, mask: Tensor | None) -> list:
     """Return the processors, adapted to rows without padding.
 
     Raises:
@@ -218,7 +219,7 @@ def _processors(processors, input_ids: Tensor, mask: Tensor | None) -> list:
     return [_unpadded(processor, input_ids, lengths) for processor in processors or ()]
 
 
-def _unpadded(processor, input_ids: Tensor, lengths: list[int]):
+def _unpadded(processor: Any, input_ids: Tensor, lengths: list[int]) -> Any:
     """Adapt one processor to rows without padding. A repetition penalty that skips every row's padding becomes a plain
     one; a function that expects padding, because it may count from the end of the prompt, receives it."""
     if type(processor) is PrefixConstrainedLogitsProcessor:
@@ -235,7 +236,7 @@ class _AfterPrompt:
         streamer: the caller's streamer.
     """
 
-    def __init__(self, streamer):
+    def __init__(self, streamer: Any):
         self.streamer, self.shown = streamer, False
 
     def put(self, value: Tensor) -> None:

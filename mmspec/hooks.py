@@ -60,7 +60,9 @@ def _add_hooks(module: nn.Module) -> None:
         module.register_forward_hook(_after)
 
 
-def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None):
+def _before(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
+) -> tuple[tuple, dict[str, Any]] | None:
     """Call the observers before a pass; their results replace the arguments."""
     # PyTorch may call without `kwargs` in a thread that runs the module while another one adds the hook.
     if torch.compiler.is_compiling() or kwargs is None:

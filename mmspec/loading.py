@@ -49,11 +49,11 @@ OF_THE_HUB = (
 def load_target(
     name: str = EMBEDDED_TARGET,
     dtype: str | torch.dtype = "float32",
-    device=None,
+    device: str | torch.device | None = None,
     compile: bool = False,
     check: bool | None = None,
     writes: str = "text",
-    **kwargs,
+    **kwargs: Any,
 ) -> Target:
     """Load a target with its processor.
 
@@ -82,7 +82,7 @@ def _load(
     source: str,
     kind: str,
     dtype: str | torch.dtype,
-    device,
+    device: str | torch.device | None,
     kwargs: dict[str, Any],
     adapters: tuple[str, ...] = (),
 ) -> tuple[nn.Module, Any]:
@@ -150,7 +150,7 @@ def _load(
     return model, processor
 
 
-def _read_processor(what: str, source: str, multimodal: bool, hub: dict[str, Any]):
+def _read_processor(what: str, source: str, multimodal: bool, hub: dict[str, Any]) -> Any:
     """Return the processor or the tokenizer of a model.
 
     Raises:
@@ -175,7 +175,7 @@ def load_drafter(
     format: str | None = None,
     classes: Iterable[type] = (),
     trusted: str | Collection[str] = (),
-    **kwargs,
+    **kwargs: Any,
 ) -> Drafter:
     """Load a drafter for a target.
 
@@ -251,7 +251,7 @@ def _resolve(name: str, kind: str) -> str:
     return str(name)
 
 
-def _reach(device) -> None:
+def _reach(device: str | torch.device) -> None:
     """Refuse a device that does not exist, before anything is loaded for it."""
     try:
         torch.empty(0, device=device)

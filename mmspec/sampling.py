@@ -244,7 +244,7 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         LogitsPipeline(**vars(self))  # refuses what is out of range
 
 
@@ -368,7 +368,7 @@ class NoiseTape:
                 ahead.popleft()
 
 
-def _number(name: str, value, ok: Callable[[Any], bool], wanted: str) -> float:
+def _number(name: str, value: Any, ok: Callable[[Any], bool], wanted: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not ok(value):
         raise MMSpecError(f"{name}={value!r} is out of range: it must be {wanted}")
     return float(value)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import zoo
 from .compressors import VisualCompressor
+from .context import Context
 from .drafters import Drafter
 from .errors import MMSpecError
 from .exactness import complaint_of, divergences
@@ -140,11 +141,11 @@ def watched(drafter: Drafter) -> Drafter:
 class _Watched(Drafter):
     """Checks the trees of the drafter's own class, which comes next in the order of base classes."""
 
-    def start(self, context):
+    def start(self, context: Context) -> None:
         self._watched = context
         super().start(context)
 
-    def draft(self, root):
+    def draft(self, root: Tensor) -> DraftTree:
         tree = super().draft(root)
         _inspect(tree, root, self._watched.active, self.target.vocab_size, type(self).__name__)
         return tree

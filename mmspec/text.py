@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TextStream:
     """Turns a growing list of token ids into text, piece by piece.
@@ -14,7 +16,7 @@ class TextStream:
         tokenizer: decodes the tokens; without one there is no text.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self._texts: list[str] = []
@@ -48,11 +50,11 @@ class TextStream:
         return _decoded(self.tokenizer, self.ids[start:end])
 
 
-def whole_text(tokenizer, ids: list[int]) -> str | None:
+def whole_text(tokenizer: Any, ids: list[int]) -> str | None:
     """Return the text of all tokens at once; None without a tokenizer. It equals the joined pieces: a tokenizer's
     clean-up of spaces is left out, because a stream has printed them already."""
     return None if tokenizer is None else _decoded(tokenizer, ids)
 
 
-def _decoded(tokenizer, ids: list[int]) -> str:
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import configuration
 from ..errors import MMSpecError
@@ -70,7 +70,7 @@ class Models:
         except (RuntimeError, OSError) as error:  # an accelerator that is full, a disk that is gone
             raise MMSpecError(f"drafter {chosen['drafter']!r} cannot be loaded: {error}") from error
 
-    def _node(self, chosen: Mapping[str, str], group: str):
+    def _node(self, chosen: Mapping[str, str], group: str) -> Any:
         """Return the configuration of what was chosen in a group."""
         return self._choices.node(group, chosen[group])
 

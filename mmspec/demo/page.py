@@ -163,7 +163,7 @@ class Page:
         known = type(number) is int and 0 <= number < len(self.drawn)
         return self.drawn[number] if known else [gr.skip(), gr.skip()]
 
-    def _look_at(self, upload: dict[str, Any] | None):
+    def _look_at(self, upload: dict[str, Any] | None) -> tuple[Any, str]:
         """Show at once what is wrong with a picture, and remove it."""
         try:
             if upload is not None:

@@ -11,7 +11,7 @@ from .walk import TreeWalk
 class Greedy(TreeWalk):
     """Lossless at temperature 0: the emitted ids are those of `model.generate(do_sample=False)`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(Match())
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:

@@ -30,7 +30,7 @@ class PointMassSampling(TreeWalk):
     with the same seed.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(Match())
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:

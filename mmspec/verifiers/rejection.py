@@ -23,7 +23,7 @@ class RejectionSampling(TreeWalk):
     `PointMassSampling`, which is the limit of the same rule.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(Rejection())
 
     def check_sampling(self, pipeline: LogitsPipeline) -> None:

@@ -4,6 +4,7 @@ a drafter saw."""
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from .trace import Node, RoundTrace, Trace
 
@@ -24,7 +25,7 @@ _LAZY = {
 __all__ = ["Node", "RoundTrace", "Trace", *_LAZY]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'mmspec.visualization' has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Kept:
 
 
 @torch.inference_mode()
-def kept_tokens(drafter: Drafter, prompt: str, images) -> list[Kept]:
+def kept_tokens(drafter: Drafter, prompt: str, images: Any) -> list[Kept]:
     """Return what a drafter reads of the pictures in a prompt.
 
     Args:
@@ -111,7 +111,7 @@ def _weights(compressor: VisualCompressor, span: VisualSpan, left: Compressed) -
     return weights.index_add_(0, source.tokens.cpu(), source.weights.float().abs().cpu())
 
 
-def draw_kept(drafters: dict[str, Drafter], prompt: str, image) -> Plot:
+def draw_kept(drafters: dict[str, Drafter], prompt: str, image: Any) -> Plot:
     """Draw one picture as several drafters read it: kept parts are clear, and a veil covers the parts left out.
 
     The grid of visual tokens is stretched over the picture, so where a processor crops it the edges are not exact.

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -115,7 +115,7 @@ class Trace:
         tokenizer: decodes the tokens; None shows their ids.
     """
 
-    def __init__(self, tokenizer=None):
+    def __init__(self, tokenizer: Any = None):
         self.tokenizer = tokenizer
         self._rounds: list[RoundTrace] = []
         self._number = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from ...arguments import whole_number
 from ...tree import DraftTree
 from ..rules.base import reached
 from .base import Gate
+
+if TYPE_CHECKING:
+    from ...context import Context
 
 
 class Every(Gate):
@@ -35,7 +40,7 @@ class Every(Gate):
         """True at `rounds=0`."""
         return self.rounds == 0
 
-    def settle(self, tree: DraftTree, context) -> Tensor | None:
+    def settle(self, tree: DraftTree, context: Context) -> Tensor | None:
         """Choose the path of first children in every n-th round."""
         self.count += 1
         if self.count % self.rounds:
