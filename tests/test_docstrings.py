@@ -40,6 +40,7 @@ ROOMS = [
     "inputs",
     "lesson.py",
     "loading.py",
+    "media",
     "loop.py",
     "metrics.py",
     "negative_prompts.py",

@@ -112,7 +112,7 @@ def with_noise(
 
 
 def _noise(target: Model, kind: str, index: int, generator: torch.Generator) -> Any:
-    """The n-th picture, video or sound of a row, each of a size of its own."""
+    """Make the n-th picture, video or sound of a row, each of a size of its own."""
     if kind == "audio":
         rate = target.processor.feature_extractor.sampling_rate
         samples = torch.rand(rate * (2 + index) // 4, generator=generator, device="cpu")

@@ -47,7 +47,7 @@ class Report:
     Args:
         findings: all comparisons.
         notes: what was not checked, and why.
-        kinds: of the media that were shown: `"image"`, `"video"`, `"audio"`.
+        kinds: kinds of the media that were shown: `"image"`, `"video"`, `"audio"`.
     """
 
     findings: list[Finding]

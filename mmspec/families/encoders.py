@@ -53,7 +53,7 @@ class Encoder:
         """Run the encoder on a batch.
 
         Args:
-            inputs: of the request, with `samples` among them.
+            inputs: inputs of the request, with `samples` among them.
         """
         captured: list[Tensor] = []
         projector = self.projector
@@ -76,9 +76,9 @@ class Encoder:
         """Take what the model's own encoder returned apart, into one entry for every picture, video or sound.
 
         Args:
-            output: of the encoding method.
+            output: output of the encoding method.
             features: what entered the projector; None where transformers encoded the medium itself.
-            inputs: of the request.
+            inputs: inputs of the request.
         """
         pooled = output.pooler_output
         if torch.is_tensor(pooled) and pooled.ndim == 2:  # one behind the other, cut where the prompt is
@@ -99,7 +99,7 @@ class Encoder:
 
         Args:
             sizes: tokens of each.
-            inputs: of the request; inside `generate`, the processor's are gone.
+            inputs: inputs of the request; inside `generate`, the processor's are gone.
         """
         if self.kind == "audio":
             return [(size, 1, 1) for size in sizes]

@@ -34,7 +34,7 @@ class Unknown(Encoder):
 
 
 def token_of(model: nn.Module, kind: str) -> int | None:
-    """The placeholder token that a configuration names."""
+    """Return the placeholder token that a configuration names."""
     return getattr(model.config, f"{kind}_token_id", None) or getattr(model.config, f"{kind}_token_index", None)
 
 

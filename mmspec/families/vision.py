@@ -85,7 +85,7 @@ def visual_spans(rows: list[list[int]], tokens: Collection[int], sizes: list[int
 
 
 def runs(rows: list[list[int]], token: int) -> list[int]:
-    """The lengths of the runs of a token, row after row."""
+    """Return the lengths of the runs of a token, row after row."""
     return [len(list(run)) for ids in rows for one, run in groupby(ids) if one == token]
 
 

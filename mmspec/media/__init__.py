@@ -5,6 +5,6 @@ from .sounds import load_sound
 from .videos import Chooser, Video, evenly, load_video
 
 KINDS = ("image", "video", "audio")
-"""What a model may be shown or told besides text, as transformers names it."""
+"""The kinds of media that a model may read besides text, as transformers names them."""
 
 __all__ = ["KINDS", "Chooser", "Video", "evenly", "load_image", "load_sound", "load_video"]

@@ -23,7 +23,7 @@ FORMS = "a PIL image, a path, a URL, the bytes of a picture file, or an array"
 
 
 def load_image(source: Any, name: str | None = None) -> Image:
-    """A PIL picture in RGB, 8 bits a channel.
+    """Return a PIL picture in RGB, 8 bits a channel.
 
     Photographs are turned as their EXIF orientation says. What is transparent is laid on white. Grey values of 16 bits
     are scaled to 8. Of several frames it is the one that a PIL image is at, which is the first one of a file.
@@ -32,7 +32,7 @@ def load_image(source: Any, name: str | None = None) -> Image:
         source: a PIL picture; a path; a URL (`file:`, `data:`, or `https:` where there is a network); the bytes of a
             picture file; or an array of grey, RGB or RGBA values, `[height, width]` or `[height, width, channels]`, of
             uint8, uint16, bool, or of floating point numbers from 0 to 1.
-        name: of the picture in errors, by default that of its file.
+        name: name of the picture in errors, by default that of its file.
 
     Raises:
         MMSpecError: if it is none of these, the file is missing, damaged or no picture, or its numbers have no known
@@ -57,7 +57,7 @@ def load_image(source: Any, name: str | None = None) -> Image:
 
 
 def held_image(content: bytes, name: str) -> Image:
-    """The picture in the bytes of a file, which `load_image` decodes later.
+    """Return the picture in the bytes of a file, which `load_image` decodes later.
 
     Raises:
         MMSpecError: if it is in no format of pictures.
@@ -70,7 +70,7 @@ def held_image(content: bytes, name: str) -> Image:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """What `reading` says, and what to do about formats that Pillow does not know."""
+    """Say what `reading` says, and what to do about formats that Pillow does not know."""
     from PIL import UnidentifiedImageError
 
     with reading("image", name):
@@ -84,7 +84,7 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _from_array(array: np.ndarray, name: str) -> Image:
-    """An array as a picture, its channels last."""
+    """Return an array as a picture, its channels last."""
     from PIL import Image
 
     channels = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
@@ -121,7 +121,7 @@ def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _in_rgb(image: Image, format: str | None, name: str) -> Image:
-    """The picture in RGB, whose orientation is right; `format` is that of the file it was opened from, if it was."""
+    """Return a picture of right orientation in RGB; `format` is that of the file it was opened from, if it was."""
     from PIL import Image
 
     if not all(image.size):
@@ -140,7 +140,8 @@ def _in_rgb(image: Image, format: str | None, name: str) -> Image:
 
 
 def _grey(values: np.ndarray, of_file: bool, name: str) -> np.ndarray:
-    """32-bit values: 16-bit ones as older versions of Pillow read them from files, or in memory 8-bit ones too."""
+    """Return 32-bit values as uint8: 16-bit ones as older versions of Pillow read them from files, or 8-bit ones in
+    memory."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > SIXTEEN_BITS:
         raise MMSpecError(

@@ -28,9 +28,9 @@ def located(kind: str, source: Any, name: str | None) -> tuple[Path | io.BytesIO
     """Return what to open and what to call it in errors; None for what is neither the place nor the bytes of a file.
 
     Args:
-        kind: of the medium in errors, such as `"image"`.
+        kind: word for the medium in errors, such as `"image"`.
         source: anything.
-        name: of the file in errors; by default its place.
+        name: name of the file in errors; by default its place.
 
     Raises:
         MMSpecError: for a folder, a pipe, a damaged data: URL, an address from which nothing can be fetched.
@@ -60,7 +60,7 @@ def located(kind: str, source: Any, name: str | None) -> tuple[Path | io.BytesIO
 
 
 def _fetched(kind: str, address: str, name: str) -> bytes:
-    """The bytes of a file on a network, at most `MOST_BYTES` of them."""
+    """Fetch the bytes of a file on a network, at most `MOST_BYTES` of them."""
     most, chunks, size = MOST_BYTES[kind], [], 0
     try:
         with urlopen(address, timeout=SECONDS) as answer:
@@ -79,7 +79,7 @@ def _fetched(kind: str, address: str, name: str) -> bytes:
 
 
 def data_url(text: str) -> bool:
-    """Whether a text holds a file itself, as a `data:` URL."""
+    """Return True if a text holds a file itself, as a `data:` URL."""
     return text[:5].lower() == "data:"
 
 
@@ -117,5 +117,5 @@ def reading(kind: str, name: str) -> Iterator[None]:
 
 
 def quoted(name: str) -> str:
-    """A name as errors show it."""
+    """Return a name as errors show it."""
     return name if name.startswith("in ") else shown(name)  # such as "in memory", which is no name

@@ -31,7 +31,7 @@ def load_sound(source: Any, rate: int, name: str | None = None) -> np.ndarray:
             `[samples]` of floating point numbers around -1 to 1, or of whole numbers, which are scaled by the largest
             of their type.
         rate: samples a second that the model reads.
-        name: of the sound in errors; by default that of its file.
+        name: name of the sound in errors; by default that of its file.
 
     Returns:
         `[samples]` of float32: the mean of the channels of a file.

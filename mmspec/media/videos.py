@@ -74,7 +74,7 @@ def load_video(
         frames: at most so many, evenly spaced.
         fps: frames a second; all where the video has no more. With `frames`, at most so many of these.
         choose: decides which ones in place of both.
-        name: of the video in errors; by default that of its file.
+        name: name of the video in errors; by default that of its file.
 
     Returns:
         The chosen frames, upright; all of them if nothing says which.
@@ -131,7 +131,7 @@ def load_video(
 
 
 def _metadata(total: int, fps: float | None, size: tuple[int, int] | None) -> dict[str, Any]:
-    """What transformers' `VideoMetadata` holds; `size` is height and width in pixels."""
+    """Return what transformers' `VideoMetadata` holds; `size` is height and width in pixels."""
     height, width = size or (None, None)
     duration = total / fps if fps else None
     return {"total_num_frames": total, "fps": fps, "height": height, "width": width, "duration": duration}
