@@ -123,12 +123,20 @@ class ChainContext:
         return StateScores(spread(mean), spread(std), spread(prediction))
 
     def commit(self, draft: StateDraft, verdict: Verdict) -> list[Tensor]:
-        """Move every row on, and return its new states, `[count, *shape]`: those that were kept, and the bonus."""
-        emitted = []
-        for row, length in enumerate(verdict.length.tolist()):
+        """Move every row on, and return its new states, `[count, *shape]`: those that were kept, and the bonus.
+
+        Raises:
+            MMSpecError: if a row goes on with what is no number.
+        """
+        emitted, finite = [], verdict.bonus.flatten(1).isfinite().all(-1)
+        for row, (length, usable) in enumerate(torch.stack([verdict.length, finite], 1).tolist()):
+            if length and not usable:
+                raise MMSpecError(
+                    f"{type(self.chain).__name__}: a mean in row {row} is NaN or infinite, {self.done[row]} steps or "
+                    "more from the start"
+                )
             self.done[row] += length
             kept = draft.states[row, 1 : max(length, 1)]
             emitted.append(torch.cat([kept, verdict.bonus[row : row + 1]]) if length else kept)
-            if self.done[row] == self.chain.steps:
-                self.active[row] = False
+            self.active[row] = self.done[row] < self.chain.steps
         return emitted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError
 from ..outcome import Verdict
 from ..per_request import PerRequest
 from .context import ChainContext
@@ -55,11 +54,7 @@ class Reflection(PerRequest):
         """Settle nothing without the target."""
 
     def verify(self, draft: StateDraft, scores: StateScores) -> Verdict:
-        """Decide which drafted states are kept, one behind the other, and which state comes behind them.
-
-        Raises:
-            MMSpecError: for means that are no numbers.
-        """
+        """Decide which drafted states are kept, one behind the other, and which state comes behind them."""
         count, chain = draft.max_depth, self.context.chain
         drafted, ours, theirs = (part.flatten(2) for part in (draft.states[:, 1:], draft.means, scores.mean[:, :count]))
         std = scores.std[:, :count, None]
@@ -78,7 +73,6 @@ class Reflection(PerRequest):
             at = last.clamp(max=count - 1)
             noise = torch.where(last[:, None] < usable, self.replacement(z[rows, at], d[rows, at], noise), noise)
         bonus = scores.mean[rows, last].flatten(1) + scores.std[rows, last, None] * noise
-        self._refuse_unusable(bonus)
         path = torch.arange(count + 1, device=length.device).expand(len(length), -1)
         path = torch.where(path < length[:, None], path, -1)
         return Verdict(path, length, bonus.view(-1, *chain.shape))
@@ -92,11 +86,3 @@ class Reflection(PerRequest):
             fresh: `[batch, dim]` new noise.
         """
         return reflected(z, d)
-
-    def _refuse_unusable(self, bonus: Tensor) -> None:
-        for row in (~bonus.isfinite().all(-1)).nonzero()[:, 0].tolist():
-            if self.context.active[row]:
-                name, done = type(self.context.chain).__name__, self.context.done[row]
-                raise MMSpecError(
-                    f"{name}: a mean in row {row} is NaN or infinite, {done} steps or more from the start"
-                )
