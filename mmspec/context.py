@@ -46,6 +46,8 @@ class Context(ModelSession):
         feature_layers: hidden states to keep for the drafter, see `mmspec.states`.
     """
 
+    history: list[list[int]]  # never None, as it may be in a session
+
     def __init__(
         self,
         target: Model,

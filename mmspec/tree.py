@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import MMSpecError
+
+Known = TypeVar("Known")
 
 
 @dataclass
@@ -128,7 +131,7 @@ class DraftTree:
             found.append((drafted, sum(values)))
         return found
 
-    def known(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    def known(self, name: str, compute: Callable[[], Known]) -> Known:
         """What follows from the tree, computed once."""
         if name not in self._cache:
             self._cache[name] = compute()

@@ -59,6 +59,7 @@ ROOMS = [
     "token_space.py",
     "training",
     "trust.py",
+    "verifiers",
     "version.py",
     "visualization",
     "weights.py",

@@ -1,4 +1,4 @@
-"""The walk down a tree, by any rule: the one place where candidates become a verdict."""
+"""The walk down a tree by any acceptance rule: the only place where a draft becomes a verdict."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class TreeWalk(Verifier):
-    """Keeps what an acceptance rule allows, see `mmspec.verifiers.rules`.
+    """Keeps the drafted tokens that an acceptance rule allows, see `mmspec.verifiers.rules`.
 
     The target's choices above temperature 0 are draws that are tied to positions (see `NoiseTape`): under a
     `ChoiceRule` the same seed gives the same choices, whatever was drafted.
 
     Args:
-        rule: how a drafted token is judged.
+        rule: judges the drafted tokens.
     """
 
     def __init__(self, rule: Rule):
@@ -35,25 +35,31 @@ class TreeWalk(Verifier):
 
     @property
     def lossless(self) -> bool:
+        """True if the rule is lossless."""
         return self.rule.lossless
 
     @property
     def proposal(self) -> str:
+        """The way in which the rule wants children to be chosen at a temperature above 0."""
         return self.rule.proposal
 
     def proposal_under(self, pipeline: LogitsPipeline) -> str:
+        """Return how drafters should choose children: at temperature 0 always the likeliest."""
         return "point" if pipeline.greedy else self.proposal
 
     def check(self, target: Target, pipeline: LogitsPipeline) -> None:
+        """Refuse a request that the rule cannot serve."""
         super().check(target, pipeline)
         self.rule.check(target)
 
     def start(self, seed: int) -> None:
+        """Set up the random numbers of a request."""
         logits = self.context.logits
         self.noise = NoiseTape(logits.shape[0], logits.shape[-1], seed, logits.device)
         self.generator = random_stream(logits.device, seed, "verifier")
 
     def first_token(self, context: Context) -> Tensor:
+        """Return the target's first token, `[batch]`: the argmax or a draw."""
         scores = self.processed_first(context)
         if self.pipeline.greedy:
             return scores.argmax(-1)
@@ -65,8 +71,10 @@ class TreeWalk(Verifier):
         return best.indices
 
     def verify(self, tree: DraftTree, scores: Scores) -> Verdict:
+        """Return the path that the rule allows and the token after it."""
         if isinstance(self.rule, CoinRule):
             return self._by_coins(self.rule, tree, scores)
+        assert isinstance(self.rule, ChoiceRule)  # a rule is one or the other
         return self._by_choice(self.rule, tree, scores)
 
     def _by_choice(self, rule: ChoiceRule, tree: DraftTree, scores: Scores) -> Verdict:
@@ -92,7 +100,7 @@ class TreeWalk(Verifier):
         return verdict
 
     def _by_coins(self, rule: CoinRule, tree: DraftTree, scores: Scores) -> Verdict:
-        """Go down level by level, and along siblings in their order."""
+        """Go down level by level, and try siblings in the order of their draw."""
         self.processed(tree, scores)
         p_all = scores.p.clone()
         rows = torch.arange(tree.batch_size, device=p_all.device)
@@ -102,7 +110,7 @@ class TreeWalk(Verifier):
         for _ in range(tree.max_depth):
             p = p_all[rows, current]
             sampled = None
-            if tree.draft_probs is not None:
+            if tree.draft_probs is not None and tree.expansion is not None:
                 sampled = tree.draft_probs[rows, tree.expansion[rows, current].clamp(min=0)].to(p)
             is_child = (tree.parents == current[:, None]) & walking[:, None]
             if tree.valid is not None:
@@ -131,15 +139,17 @@ class TreeWalk(Verifier):
         return Verdict(path, length, self._draw(p_all[rows, current]))
 
     def _written(self) -> list[int]:
+        """Return, for each row, the number of tokens of the answer before the root."""
         lengths = self.context.request.lengths
         return [len(history) - length - 1 for history, length in zip(self.context.history, lengths, strict=True)]
 
     def _uniform(self, like: Tensor) -> Tensor:
+        """Draw random numbers from 0 to 1, with the shape and dtype of `like`."""
         return torch.rand(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
 
     def _refuse_unusable(self, rows: list[int]) -> None:
-        """Raise an `MMSpecError` if a row goes on in which the target's own logits are no distribution: then `generate`
-        cannot draw either. `rows` says of each row whether they are none."""
+        """Raise an `MMSpecError` if the target's own logits do not form a distribution in a row that goes on:
+        `generate` cannot draw from them either. `rows` is True for each row with such logits."""
         for row in [row for row, unusable in enumerate(rows) if unusable]:
             if self.context.active[row]:
                 raise MMSpecError(
@@ -148,6 +158,7 @@ class TreeWalk(Verifier):
                 )
 
     def _draw(self, probs: Tensor) -> Tensor:
+        """Draw a token from `[batch, vocab]` probabilities."""
         unusable = ~(probs.sum(-1) > 0)  # of NaN too
         self._refuse_unusable(unusable.tolist())
         probs = probs.masked_fill(unusable[:, None], 1.0)  # in rows that have ended
@@ -155,12 +166,13 @@ class TreeWalk(Verifier):
 
 
 def follow(tree: DraftTree, choices: Tensor) -> Verdict:
-    """The longest path on which every token is what the target chose in its place: `longest`, for the exact rule.
+    """Return the longest path on which every token equals the target's choice in its place: `longest`, for the exact
+    rule.
 
-    Of a chain it is found without looking at ancestors.
+    In a chain it is found without reading ancestors.
 
     Args:
-        tree: the candidates.
+        tree: the draft.
         choices: `[batch, nodes]` the target's own token after each node.
     """
     if tree.num_nodes == 1:  # plain decoding: nothing was guessed
@@ -175,11 +187,11 @@ def follow(tree: DraftTree, choices: Tensor) -> Verdict:
 
 
 def longest(tree: DraftTree, allowed: Tensor, choices: Tensor) -> Verdict:
-    """The longest path that is allowed, the first one of equally long ones, and the target's choice behind it.
+    """Return the longest allowed path, the first one among equals, and the target's choice behind it.
 
     Args:
-        tree: the candidates.
-        allowed: `[batch, nodes]`, True where the path from the root to a node may be emitted; the root always may.
+        tree: the draft.
+        allowed: `[batch, nodes]` True where the path from the root to a node may be emitted; the root always may.
         choices: `[batch, nodes]` the target's own token after each node.
     """
     last = torch.where(allowed, tree.depth, -1).argmax(-1)
@@ -188,6 +200,6 @@ def longest(tree: DraftTree, allowed: Tensor, choices: Tensor) -> Verdict:
 
 
 def strike(q: Tensor, token: Tensor) -> Tensor:
-    """q without `token` (`[batch]`), renormalised; all zeros if nothing else was in it."""
+    """Return q without `token` (`[batch]`), normalised again; all zeros if q held nothing else."""
     rest = q.scatter(-1, token[:, None], 0.0)
     return rest / rest.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
