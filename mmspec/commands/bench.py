@@ -62,7 +62,9 @@ def resume(arguments: argparse.Namespace) -> int:
     hydra = [override for override in arguments.overrides if is_hydra(override)]
     is_sweep = (folder / SWEEP).exists()
     if arguments.output or arguments.multirun or len(hydra) < len(arguments.overrides) or (hydra and not is_sweep):
-        raise MMSpecError("--resume goes on as it was begun: leave out the overrides, --output and --multirun")
+        raise MMSpecError(
+            "--resume continues with the settings of the beginning: leave out the overrides, --output and --multirun"
+        )
     if is_sweep:
         return run_sweep(Sweep.resume(folder, config_dir, hydra))
     overrides = overrides_of(folder, config_dir)

@@ -39,9 +39,7 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.messages is not None:
         for name, given in {"prompt": arguments.prompt, "system": arguments.system, **media}.items():
             if given:
-                raise MMSpecError(
-                    f"--messages and --{name} exclude one another: what the one file says is the whole conversation"
-                )
+                raise MMSpecError(f"--messages and --{name} exclude one another: the file holds the whole conversation")
         return {"messages": _messages(Path(arguments.messages))}
 
     from ..inputs import load_image

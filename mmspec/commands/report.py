@@ -68,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         console = Console(width=WIDTH)
     parts = _parts(folders, arguments.partial)
     if parts and arguments.section:
-        raise MMSpecError(f"{folders[0]} holds the parts {', '.join(parts)}, which are sections of their own names")
+        raise MMSpecError(
+            f"{folders[0]} holds the parts {', '.join(parts)}: each gets a section with its own name, so leave out "
+            "--section"
+        )
     for name, bundles in (parts or {"": folders}).items():
         made = report(bundles, baseline=arguments.baseline, mixed=arguments.mixed, partial=arguments.partial)
         output = None if arguments.output is None else Path(arguments.output) / name

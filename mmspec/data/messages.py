@@ -237,6 +237,6 @@ def _text(content: Any, where: str) -> str:
     texts = []
     for part in parts_of(content, where):
         if isinstance(part, Medium):
-            raise MMSpecError(f"{where}: a message has a part of type {part.kind!r}, which is not read here")
+            raise MMSpecError(f"{where}: a message has a part of type {part.kind!r}, which is not supported here")
         texts.append(part)
     return " ".join(texts)

@@ -158,8 +158,8 @@ def vocabulary_of(checkpoint: Checkpoint, target: Target) -> dict[str, Tensor]:
         reduced = checkpoint.said("draft_vocab_size", int) == rows != checkpoint.said("vocab_size", int, rows)
         if "t2d" in checkpoint.shapes or not is_padding(rows, vocab) or (rows < vocab and reduced):
             raise MMSpecError(
-                f"{checkpoint} is incomplete: missing keys ['d2t'], without which its {rows} draft tokens are none of "
-                f"the target's {vocab}"
+                f"{checkpoint} is incomplete: missing keys ['d2t'], without which its {rows} draft tokens cannot be "
+                f"mapped to the target's {vocab}"
             )
         tokens = torch.arange(rows)
         known = tokens < vocab

@@ -44,8 +44,8 @@ def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: 
     size = head_dim or head_dim_of(checkpoint.config, target, inner, shared)
     if not divides(size, inner, shared):
         raise MMSpecError(
-            f"{checkpoint}: queries of {inner} and keys of {shared} numbers are no heads of head_dim={size}; set "
-            "head_dim in its config.json"
+            f"{checkpoint}: queries of width {inner} and keys of width {shared} cannot be divided by "
+            f"head_dim={size}; set head_dim in its config.json"
         )
     intermediate, hidden = checkpoint.sizes(f"{layer}.mlp.gate_proj.weight", "intermediate", "hidden")
     settings = {

@@ -47,7 +47,7 @@ class Curve:
         if any(a >= b for a, b in pairwise(counts)):
             raise MMSpecError(f"a Curve's counts must rise: {list(counts)}; Curve.through(points) sorts them")
         if any(a > b for a, b in pairwise(seconds)):
-            raise MMSpecError(f"a Curve's seconds must not fall: {list(seconds)}; Curve.through(points) mends that")
+            raise MMSpecError(f"a Curve's seconds must not fall: {list(seconds)}; Curve.through(points) corrects that")
 
     @classmethod
     def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
@@ -145,4 +145,4 @@ class Costs:
                 values["block"] = float(values["block"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
-            raise MMSpecError(f"these are no costs as Costs.to_dict() writes them: {error!r}; measure again") from error
+            raise MMSpecError(f"these are not costs that Costs.to_dict() wrote: {error!r}; measure again") from error

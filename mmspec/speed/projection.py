@@ -48,8 +48,8 @@ class Structure:
             # Weights grow with layers times width squared: of a model that is slimmer in all three alike.
             return cls(MODEL, layers=float(written) ** (1 / 3), share=float(written))
         raise MMSpecError(
-            f"a drafter is made like {written!r}: say {LOOKUP}, {HEAD}, or a small model's share of the target's size, "
-            "such as 0.1"
+            f"the structure {written!r} of a drafter is unknown: give {LOOKUP}, {HEAD}, or a small model's share of "
+            "the target's size, such as 0.1"
         )
 
     def sized(self, target: Architecture) -> Architecture | None:
@@ -197,7 +197,7 @@ def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> 
     try:
         structure = Structure(**described)
     except TypeError:
-        raise MMSpecError(f"the bundle says that drafter {name!r} is made like {str(described)[:80]}") from None
+        raise MMSpecError(f"the bundle gives drafter {name!r} the structure {str(described)[:80]}") from None
     if structure.kind == MODEL and share is not None:
         return Structure.of(share)
     return structure

@@ -42,8 +42,8 @@ def cut_from_target(
     theirs = target.family.vision_projector if mode == "shared_vision" else None
     if mode == "shared_vision" and theirs is None:
         raise MMSpecError(
-            f"mode='shared_vision': what the tower of {type(target.model).__name__} saw is not known, for it is of no "
-            "listed family; use mode='text_only'"
+            f"mode='shared_vision': the visual features of {type(target.model).__name__} are not known, because it is "
+            "of no listed family; use mode='text_only'"
         )
     if any(map(is_adapted, target.model.modules())):
         raise MMSpecError(

@@ -194,8 +194,8 @@ class Asking:
         skipped, allowed = len(self.writer.skipped), self.max_failures
         if allowed is not None and skipped > allowed:
             raise MMSpecError(
-                f"{skipped} examples could not be asked and max_failures is {allowed}: {self.writer.skipped_file} says "
-                "why; put them right and delete that file, or raise max_failures"
+                f"{skipped} examples could not be asked and max_failures is {allowed}: {self.writer.skipped_file} "
+                "lists the reasons; correct the examples and delete that file, or raise max_failures"
             )
 
     def _opened(self, batch: Sequence[int]) -> Iterator[Question]:

@@ -57,7 +57,7 @@ class CachedTeacher(Teacher):
             self._check(found, identity)
         elif path.exists() and any(self.folder.glob("features-*.safetensors")):
             raise MMSpecError(
-                f"{str(path)!r} is damaged, so nobody knows what the features beside it are of: delete the folder, and "
+                f"{str(path)!r} is damaged, so the origin of the features beside it is unknown: delete the folder, and "
                 "it is made again"
             )
         count = len(self.loader.examples)
@@ -168,7 +168,8 @@ class CachedTeacher(Teacher):
             differing.append(f"it holds layers {has} but {lacking} are wanted too ({LAST} is the last state)")
         if differing:
             raise MMSpecError(
-                f"the feature cache {str(self.folder)!r} is of something else: {'; '.join(differing)}; choose another"
+                f"the feature cache {str(self.folder)!r} was made for something else: {'; '.join(differing)}; "
+                "choose another"
             )
 
 

@@ -83,7 +83,7 @@ class OutputFolder:
             found = read_json_object(path)
         if found is None:
             raise MMSpecError(
-                f"{str(path)!r} is damaged, so nobody knows how the training beside it was configured: delete that "
+                f"{str(path)!r} is damaged, so the settings of the training beside it are unknown: delete that "
                 "file to go on with the settings that you give now, or choose another output folder"
             )
         if differing := _differences(found, identity):

@@ -91,7 +91,7 @@ class ShardWriter:
                 )
         if not empty and not self.info_file.exists():
             raise MMSpecError(
-                f"{self.info_file} is missing, so nobody knows how the answers beside it were given: write to another "
+                f"{self.info_file} is missing, so the settings of the answers beside it are unknown: write to another "
                 "folder, or delete this one"
             )
 
@@ -162,7 +162,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MMSpecError(
-            f"{path} cannot be written: {error.strerror or error}; all answers before are kept, so put it right (free "
+            f"{path} cannot be written: {error.strerror or error}; all answers before are kept, so solve that (free "
             "some space?) and run the same command again"
         ) from error
 

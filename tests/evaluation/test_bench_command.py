@@ -158,7 +158,7 @@ def test_a_sweep_goes_through_the_submitit_launcher(tmp_path, capsys):
         (["sampling.temperature=-1", "drafter=ngram"], "temperature=-1"),
         (["hydra/launcher=basic"], "is about sweeps: add --multirun"),
         (["--resume", "nowhere"], "'nowhere' does not exist"),
-        (["--resume", "nowhere", "drafter=ngram"], "goes on as it was begun"),
+        (["--resume", "nowhere", "drafter=ngram"], "continues with the settings of the beginning"),
         (["task=folder", "task.folder=nowhere"], "nowhere"),
         (["task=tiny", "task.count=0"], "count=0"),
     ],

@@ -245,7 +245,7 @@ def test_a_target_may_be_padded_where_the_head_is_not(tmp_path):
 
 def test_far_more_or_fewer_rows_are_other_tokens(tmp_path):
     for rows in (61 + 8, 61 - 9):
-        refused(with_tables(tmp_path, rows), rf"missing keys \['d2t'\], without which its {rows} draft tokens are none")
+        refused(with_tables(tmp_path, rows), rf"missing keys \['d2t'\], without which its {rows} draft tokens cannot")
 
 
 def test_a_reduced_vocabulary_may_be_padded(tmp_path):

@@ -145,7 +145,12 @@ def test_a_head_dim_that_agrees_with_the_tensors_is_the_configurations(tmp_path)
 def test_heads_that_cannot_be_counted_are_refused(tmp_path):
     tensors, config = written("eagle")
     tensors["layers.0.self_attn.k_proj.weight"] = torch.zeros(12, 32)
-    refused(tmp_path, tensors, config, "queries of 32 and keys of 12 numbers are no heads of head_dim=8; set head_dim")
+    refused(
+        tmp_path,
+        tensors,
+        config,
+        "queries of width 32 and keys of width 12 cannot be divided by head_dim=8; set head_dim",
+    )
 
 
 def test_what_no_tensor_tells_is_the_targets_where_the_configuration_is_silent(tmp_path):

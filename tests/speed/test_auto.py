@@ -276,7 +276,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 def test_costs_as_written_are_taken():
     tree = AutoTree(costs=CHEAP.to_dict())
     assert tree.costs == CHEAP
-    with pytest.raises(MMSpecError, match="no costs"):
+    with pytest.raises(MMSpecError, match="not costs"):
         AutoTree(costs={"score": 1})
 
 

@@ -52,7 +52,7 @@ def test_costs_survive_json():
     block = Costs(Curve((1,), (1.0,)), block=0.25)
     assert Costs.from_dict(json.loads(json.dumps(block.to_dict()))) == block
     for broken in ({}, COSTS.to_dict() | {"score": {"counts": [1]}}, COSTS.to_dict() | {"more": 1}):
-        with pytest.raises(MMSpecError, match="no costs"):
+        with pytest.raises(MMSpecError, match="not costs"):
             Costs.from_dict(broken)
 
 

@@ -48,7 +48,7 @@ def test_drafters_are_sized_by_their_structure():
     assert Structure("lookup").sized(SMALL) is None
     assert Structure.of("head") == Structure("head") and Structure.of(0.125) == Structure("model", 0.5, 0.125)
     for wrong in ("heads", 0, 1.5, True, None):
-        with pytest.raises(MMSpecError, match="say lookup, head"):
+        with pytest.raises(MMSpecError, match="give lookup, head"):
             Structure.of(wrong)
 
 
@@ -206,7 +206,7 @@ def test_help(capsys):
         (["{bundle}", "models=[8b]"], "model '8b' is unknown"),
         (["{bundle}", "prefx=3"], "Did you mean 'prefix'"),
         (["{bundle}", "prefix=many"], "must be of type int"),
-        (["{bundle}", "structures={eagle3: hed}"], "say lookup, head"),
+        (["{bundle}", "structures={eagle3: hed}"], "give lookup, head"),
         (["{bundle}", "--ouput", "x"], "Did you mean '--output'"),
         (["{bundle}", "--output", "{bundle}/manifest.json"], "cannot be written"),
     ],

@@ -123,7 +123,7 @@ def test_answers_of_unknown_origin_are_not_continued(target, whole, tmp_path):
     with pytest.raises(MMSpecError, match="is damaged"):
         distill(target, SOURCE, tmp_path, **OPTIONS)
     (tmp_path / INFO).unlink()
-    with pytest.raises(MMSpecError, match="is missing, so nobody knows how the answers beside it were given"):
+    with pytest.raises(MMSpecError, match="is missing, so the settings of the answers beside it are unknown"):
         distill(target, SOURCE, tmp_path, **OPTIONS)
     with pytest.raises(MMSpecError, match="is missing: it belongs to the answers beside it"):
         Answers(tmp_path)
