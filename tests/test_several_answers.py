@@ -84,7 +84,7 @@ def tiny():
 
 def test_answers_are_those_to_the_prompt_given_so_often(tiny):
     drafter = mmspec.load_drafter("tiny/eagle3", tiny)
-    picture, sampled = mmspec.zoo.demo_image(), {"temperature": 1.5, "max_new_tokens": NEW, "seed": 5}
+    picture, sampled = mmspec.zoo.demo_image(), {"temperature": 2.0, "max_new_tokens": 4, "seed": 5}
     prompts, extras = ["Describe the picture.", "What is left of it?"], {"reference": ["a", "b"]}
     out = mmspec.generate(tiny, drafter, prompts, [picture, None], num_return_sequences=COPIES, **sampled)
     often = [prompt for prompt in prompts for _ in range(COPIES)]
