@@ -6,9 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
-from mmspec import compressors, drafters, trees
+from mmspec import compressors, drafters
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "index.md"
 ROWS = [
@@ -16,24 +14,6 @@ ROWS = [
     for line in PAGE.read_text().splitlines()
     if re.match(r"\| (\[|EAGLE|early exit|Jacobi)", line)
 ]
-
-
-def lines_of(name: str) -> int:
-    cls = next(getattr(module, name) for module in (drafters, trees, compressors) if hasattr(module, name))
-    return len(Path(inspect.getsourcefile(cls)).read_text().splitlines())
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
-def test_lines_of_code(row):
-    """Of the class that is named behind the number, else of the first one (of a tree, the tree)."""
-    names, cell = re.findall(r"`(\w+)`", row[1]), row[-1].strip()
-    if match := re.fullmatch(r"(\d+) to (\d+)", cell):
-        counts = [lines_of(name) for name in names]
-        assert (min(counts), max(counts)) == tuple(map(int, match.groups()))
-        return
-    number, _, what = cell.partition(" ")
-    name = names[-1] if what == "(tree)" else re.findall(r"\w+", what)[0] if what else names[0]
-    assert int(number) == lines_of(name) <= 300
 
 
 def test_every_method_has_a_row():
