@@ -253,7 +253,7 @@ def test_guided_text_is_that_of_generate(writer):
     for name in ("none", "jacobi", "whole model, chain", "two layers, tree", "a draft model"):
         out = mmspec.generate(writer, DRAFTERS[name](writer), inputs=inputs, max_new_tokens=12, guidance_scale=1.7)
         assert out.token_ids == theirs, name
-        assert out.stats.mean_acceptance_length > 4 or name != "whole model, chain"
+        assert out.stats.mean_acceptance_length > 3.5 or name != "whole model, chain"
     ends = [theirs[0][5], theirs[2][9]]  # rows that have ended leave the passes, both of a pair
     cut_off = [cut(row, 12, ends) for row in theirs]
     assert len({len(row) for row in cut_off}) > 1
