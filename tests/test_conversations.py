@@ -250,6 +250,8 @@ IMAGE = {"type": "image", "image": np.zeros((8, 8, 3), np.uint8)}
         ({"messages": [said("user", "What?") | {"content": [{"type": "imge"}]}]}, "Did you mean 'image'?"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of type 'image' without a picture"),
         ({"messages": [{"role": "user", "content": [IMAGE | {"fps": 9}]}]}, "says 'fps', which is not read here: set"),
+        ({"messages": [{"role": "user", "content": [{"type": ["image"]}]}]}, "a part of type ['image'], which is not"),
+        ({"messages": [{"role": "user", "content": [IMAGE | {"text": "Why?"}]}]}, "says 'text', which is not read"),
         ({"messages": [{"role": "user", "content": "Is <image>?"}]}, "a text of the user has '<image>', which this"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "base64": "*"}]}]}, "in a message is not base64"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "url": "no.png"}]}]}, "'no.png' does not exist"),

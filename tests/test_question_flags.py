@@ -64,6 +64,7 @@ def test_several_answers_and_stop_strings(capsys):
         (["--messages", "{}/none.json"], "messages=[] is no conversation"),
         (["--prompt", "What?", "--video", "a.mp4"], "1 videos were given but LlavaForConditionalGeneration takes none"),
         (["--prompt", "What?", "--audio", "a.wav"], "1 sounds were given but LlavaForConditionalGeneration takes none"),
+        (["--audio", "a.wav"], "give either prompt= (and images=), or messages="),
         (["num_return_sequences=2"], "num_return_sequences=2 at temperature 0 would give the same answer 2 times"),
         (["num_return_sequences=0"], "num_return_sequences=0 must be a positive integer"),
         (["stop=''"], "stop='' must be a text, or a list of texts"),

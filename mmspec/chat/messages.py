@@ -19,7 +19,7 @@ TYPES = {name: kind for kind in KINDS for name in (kind, f"{kind}_url", f"input_
 """Type of a part to the kind of its medium."""
 ANYWHERE = ("url", "path", "base64", "bytes")
 """Names of a medium's source, whatever its kind."""
-IDLE = ("type", "detail", "cache_control", "id", "text")
+IDLE = ("type", "detail", "cache_control", "id")
 """Entries of a part that change nothing here."""
 
 
@@ -99,16 +99,18 @@ def _part(part: Any, where: str) -> Part:
         raise MMSpecError(f'{where} has the part {shown(part, 60)}; a part is {{"type": "text", "text": ...}}')
     given = {name: value for name, value in part.items() if value is not None}
     kind = given.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise MMSpecError(f"{where}: a message has a part of type {shown(kind, 60)}, which is not read here")
     medium = TYPES.get(kind) if kind is not None else next((TYPES[name] for name in given if name in TYPES), None)
     if medium is None:
         if kind not in (None, *TEXTS):
-            hint = did_you_mean(kind, ("text", *KINDS)) if isinstance(kind, str) else ""
+            hint = did_you_mean(kind, ("text", *KINDS))
             raise MMSpecError(f"{where}: a message has a part of type {shown(kind, 60)}, which is not read here.{hint}")
         if not isinstance(given.get("text"), str):
             raise MMSpecError(f"{where}: a message must hold text, not {shown(given.get('text'), 60)}")
         return given["text"]
     sources = (medium, f"{medium}_url", f"input_{medium}", *ANYWHERE)
-    if unread := [name for name in given if name not in (*sources, *IDLE)]:
+    if unread := [name for name in given if name not in (*sources, *IDLE) and (name, given[name]) != ("text", "")]:
         raise MMSpecError(
             f"{where}: its part of type {medium!r} says {unread[0]!r}, which is not read here: set it on the "
             "processor, and leave it out"

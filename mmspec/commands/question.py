@@ -48,11 +48,11 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     question |= {MEDIA[kind]: given or None for kind, given in media.items()}
     if arguments.image:  # before the model is loaded, which takes its time
         question["images"] = [load_image(path) for path in arguments.image]
-    if arguments.prompt is None:
+    if arguments.prompt is None and not (arguments.video or arguments.audio):
         from ..zoo import DEMO_PROMPT, demo_image
 
         question["prompt"] = DEMO_PROMPT
-        if not any(media.values()):
+        if not arguments.image:
             question["images"] = [demo_image()]
     return {name: value for name, value in question.items() if value is not None}
 
