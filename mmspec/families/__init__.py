@@ -7,8 +7,10 @@ real class to `tests/tiny_families.py`; the exactness tests then run on it. See 
 from __future__ import annotations
 
 from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
     PreTrainedConfig,
 )
@@ -85,7 +87,7 @@ def class_for(config: PreTrainedConfig, sees: bool | None = None) -> type:
 
     Args:
         config: what the model is made of.
-        sees: whether its vision part is wanted; by default if it has one.
+        sees: whether its encoders of pictures or sounds are wanted; by default if it has some.
 
     Raises:
         MMSpecError: for an encoder-decoder model of which nothing is known.
@@ -93,8 +95,12 @@ def class_for(config: PreTrainedConfig, sees: bool | None = None) -> type:
     _refuse_unlisted_encoder(config)
     if config.is_encoder_decoder:
         return AutoModelForSpeechSeq2Seq
-    visual = getattr(config, "vision_config", None) is not None if sees is None else sees
-    return AutoModelForImageTextToText if visual else AutoModelForCausalLM
+    visual = getattr(config, "vision_config", None) is not None
+    # Where transformers lists models that hear, although they are no sequence-to-sequence models.
+    hears = getattr(config, "audio_config", None) is not None and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if sees is False or not (visual or hears or sees):
+        return AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if hears and not visual else AutoModelForImageTextToText
 
 
 def _refuse_unlisted_encoder(config: PreTrainedConfig) -> None:

@@ -150,6 +150,16 @@ def test_a_sound_file_is_read_as_generate_reads_its_samples(listener, tmp_path):
     assert heard(listener, "what?", [sounds[1]]) != expected[0]
 
 
+def test_a_model_that_hears_is_loaded_from_a_folder(listener, tmp_path):
+    listener.model.save_pretrained(tmp_path)
+    listener.processor.save_pretrained(tmp_path)
+    loaded = mmspec.load_target(tmp_path, dtype="float32", device="cpu")
+    assert type(loaded.model) is type(listener.model) and loaded.family.kinds == {"audio"}
+    for own in (None, NGramDrafter(loaded)):
+        asked = {"prompt": "what?", "audio": [(tone(0.3, 0.4), watching.RATE)], "max_new_tokens": NEW}
+        assert mmspec.generate(loaded, own, **asked).token_ids == mmspec.generate(listener, None, **asked).token_ids
+
+
 def test_a_sound_of_another_rate_is_refused(listener):
     with pytest.raises(MMSpecError, match="has 8000 samples a second, but the model reads 16000: resample it"):
         prepare(listener, "what?", audio=[(tone(0.3, 0.1), 8000)])
