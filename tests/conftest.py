@@ -28,6 +28,12 @@ def no_measuring(tmp_path_factory):
 
 
 @pytest.fixture
+def no_plots(monkeypatch):
+    """Reports are saved without their plots, which take two seconds each time and have tests of their own."""
+    monkeypatch.setattr("mmspec.evaluation.reporting.save_plots", lambda rows, folder: [])
+
+
+@pytest.fixture
 def measuring(no_measuring, monkeypatch, tmp_path):
     """`tree=auto` measures as users have it, and keeps the costs in a folder of the test, which is returned."""
     from mmspec.speed import calibration

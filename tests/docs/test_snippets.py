@@ -152,7 +152,7 @@ def folder(tmp_path, monkeypatch):
     ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_its_blocks_run(page, folder, things, monkeypatch):
+def test_its_blocks_run(page, folder, things, no_plots, monkeypatch):
     follow(page, [one for one in read(page) if not one.slow], things, monkeypatch)
 
 

@@ -137,6 +137,7 @@ def test_the_row_says_why_everywhere(tmp_path):
     assert rows["broken"].mean.speedup.value == rows["eagle3 chain"].mean.speedup.value
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_what_cannot_be_built_is_a_row_and_the_exit_code_tells(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     methods = (
