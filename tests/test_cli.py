@@ -109,7 +109,7 @@ def test_command_help_lists_flags_groups_and_keys(capsys, tmp_path):
         (["generate"], [r"target\.name=tiny +the embedded one"]),
         (["generate", "tree=dynamic"], [r"tree\.depth=5 +levels of drafted nodes", r"tree\.total=24 +nodes kept"]),
         (["distill"], [r"source\.count=64 +pictures of each kind"]),
-        (["distill", "source=images"], [r"source\.folder=\?\?\? +with the pictures"]),
+        (["distill", "source=images"], [r"source\.folder=\?\?\? +with the media"]),
         (
             ["train", "recipe=eagle1"],
             [r"recipe\.name=eagle1 +\w", r"recipe\.optimizer\.lr=0\.002 +largest learning rate"],
