@@ -6,8 +6,6 @@ of its parameters are those of the published checkpoints.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -104,22 +102,25 @@ def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
 
 
 def _joined(parameters: list[nn.Parameter]) -> Tensor:
-    """Parameters as one tensor, stacked along their first dimension, without a copy of them."""
-    places = [(parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes) for parameter in parameters]
-    adjacent = all(end == start for (_, end), (start, _) in pairwise(places))
+    """Parameters as one tensor, stacked along their first dimension, without a copy once they lie in one storage."""
     first = parameters[0]
-    if not (adjacent and all(part.is_contiguous() and _together(part, first) for part in parameters)):
-        with torch.inference_mode(False), torch.no_grad():
-            for parameter, part in zip(
-                parameters, torch.cat([p.data for p in parameters]).split([len(p) for p in parameters]), strict=True
-            ):
-                parameter.data = part
-    rows = sum(len(parameter) for parameter in parameters)
-    return first.data.as_strided((rows, *first.shape[1:]), first.stride())
+    address, size, place = first.data_ptr(), first.element_size(), 0
+    for parameter in parameters:  # this is asked in every pass, and has to be quick
+        if parameter.storage_offset() != place or parameter.data_ptr() != address + place * size:
+            _move_together(parameters)
+            break
+        place += parameter.numel()
+    rows = sum(parameter.shape[0] for parameter in parameters)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
 
 
-def _together(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+@torch.inference_mode(False)
+@torch.no_grad()
+def _move_together(parameters: list[nn.Parameter]) -> None:
+    """Give parameters a storage in which they lie one behind the other."""
+    parts = torch.cat([parameter.data for parameter in parameters]).split([len(one) for one in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part
 
 
 def rotate(states: Tensor, rope: Rope) -> Tensor:
