@@ -13,7 +13,7 @@ from transformers import Cache, GenerationConfig
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from ..masks import kernels
+from ..masks import MaskForm, kernels
 from ..weights import changes_while_running, device_of
 from .frequencies import Switch, check_reach, switches_of
 from .head import Head
@@ -237,7 +237,10 @@ class Family(Media, Head, Writing):
         time.
         """
         turn = _TURN if self.one_at_a_time else nullcontext()
-        with turn, kernels(self.text_config._attn_implementation, device_of(self.model.get_input_embeddings())):
+        attention, around = self.text_config._attn_implementation, nullcontext()
+        if attention == MaskForm.BLOCK.value:  # else nobody asks for the device, which takes longer than a look-up
+            around = kernels(attention, device_of(self.model.get_input_embeddings()))
+        with turn, around:
             yield
 
     def forward(self, **arguments: Any) -> Tensor:
