@@ -125,7 +125,7 @@ FRAMES = 32
 
 
 def _chooser(reader: Reader) -> Chooser:
-    """Which frames of a video file are read: those that the model's own processor would choose."""
+    """Return the rule by which frames of a video file are read: those that the model's own processor would choose."""
     own = getattr(reader.processor, "video_processor", None)
 
     def choose(facts: dict[str, Any]) -> list[int]:
