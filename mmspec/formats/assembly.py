@@ -42,7 +42,7 @@ def assemble(
         target: the model to draft for.
         settings: arguments of the constructor, except the head and the embedding; these win over the defaults set here.
         layer: prefix of the keys from which the head's sizes are derived.
-        head_dim: see `head_settings`.
+        head_dim: width of a head, if another tensor tells it; see `head_settings`.
         names: prefixes of the class's names, mapped to those of the checkpoint's keys.
         made: tensors that were derived from the checkpoint's, by the class's names.
         unread: keys that the class does not need, or that `made` was derived from.

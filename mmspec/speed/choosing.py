@@ -20,7 +20,7 @@ class Candidate:
     """A tree that could be drafted, with its prediction.
 
     Args:
-        shape: its shape, which the costs depend on.
+        shape: shape of the tree, which the costs depend on.
         prediction: predicted round with this tree.
         paths: nodes of a static tree.
         settings: depth, top_k and total of a dynamic tree.

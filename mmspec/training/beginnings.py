@@ -26,9 +26,9 @@ def cut_from_target(
 
     Args:
         target: the model to draft for.
-        layers: how many of the target's layers to copy, from the bottom.
+        layers: number of the target's layers to copy, from the bottom.
         mode: `shared_vision` or `text_only`, see `DraftModelDrafter`.
-        tree: how to grow trees.
+        tree: builder of the drafter's trees; the drafter's default if None.
 
     Raises:
         MMSpecError: for a target whose language model transformers cannot build on its own, whose weights are quantised

@@ -98,7 +98,7 @@ def distill(
         source: the questions.
         folder: where the data set is written.
         batch_size: number of examples that are answered at once.
-        max_new_tokens, temperature, top_k, top_p: as in `generate`.
+        max_new_tokens, temperature, top_k, top_p: longest answer and sampling settings, as in `generate`.
         seed: seed for sampled answers.
         shard, shards: ask the examples number shard, shard + shards, shard + 2 shards, ...
         drafter: drafter for speculative decoding, which pays with small batches; the answers stay the target's own.
