@@ -166,7 +166,7 @@ def test_two_drafters_mixed_in_interleaved_batches_guess_as_alone(tree):
     assert [out.stats.mean_acceptance_length for out in together] == taus and min(taus) > 1.3
     try:  # the control must be found out
         mixed_up = interleaved(target, Shallow(target, members, tree), requests)
-    except RuntimeError:  # one request's caches are no longer than those of another that has ended
+    except (RuntimeError, ValueError):  # what is unread does not fit what one of the caches holds
         return
     assert [out.token_ids for out in mixed_up] == plain
     assert [out.stats.mean_acceptance_length for out in mixed_up] != taus
