@@ -19,7 +19,7 @@ from mmspec.compressors import VisualCompressor
 from mmspec.drafters import Drafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
-from mmspec.evaluation.parts import parts_of
+from mmspec.evaluation.sweep import parts_of
 from mmspec.trees import TreeBuilder
 from mmspec.verifiers import Verifier
 

@@ -32,9 +32,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark and print the table."""
     from ..evaluation import bench
-    from ..evaluation.parts import parts_of
     from ..evaluation.resuming import is_hydra
-    from ..evaluation.sweep import Sweep
+    from ..evaluation.sweep import Sweep, parts_of
 
     overrides, config_dir = arguments.overrides, arguments.config_dir
     if arguments.resume is not None:

@@ -6,11 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError
 
 ARGUMENTS = "BUNDLE [BUNDLE ...]"  # instead of a configuration; see mmspec.cli
-
-EXPORTS = ("mmspec",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +29,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--limits", action="store_true", help="also say what share of its limit each method reaches, and what is left"
     )
     parser.add_argument(
-        "--export", metavar="FORMAT", help="write the answers in the files of the MMSpec benchmark (mmspec) to --output"
-    )
-    parser.add_argument(
         "--baseline", metavar="LABEL", default="plain", help="the method to compare with; plain, if not given"
     )
     parser.add_argument(
@@ -47,11 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     folders = arguments.overrides
     if not folders:
         raise MMSpecError(f"name the bundles to report: mmspec report {ARGUMENTS}")
-    if arguments.export is not None:
-        if arguments.export not in EXPORTS:
-            raise MMSpecError(f"--export {arguments.export} is unknown.{did_you_mean(arguments.export, EXPORTS)}")
-        if arguments.output is None:
-            raise MMSpecError(f"--export {arguments.export} writes a file per method: say where with --output DIR")
 
     from rich.console import Console
     from rich.text import Text
@@ -77,8 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         output = None if arguments.output is None else Path(arguments.output) / name
         written: list[Path] = []
         if output is not None:
-            exported = arguments.export is not None
-            written += made.export(output) if exported else made.save(output, arguments.limits)
+            written += made.save(output, arguments.limits)
         if arguments.into is not None:
             written += made.put_into(arguments.into, name or arguments.section, arguments.limits)
         if name:

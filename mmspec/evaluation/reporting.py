@@ -14,7 +14,6 @@ from urllib.parse import quote
 from ..errors import MMSpecError
 from ..storage import atomic_write_text
 from .conventions import UnitTable, in_units
-from .export import export_mmspec
 from .figures import Row, rows_of
 from .grouping import PLAIN, Group, open_groups
 from .limits import LimitsTable
@@ -94,13 +93,6 @@ class Report:
             return [*(folder / name for name in texts), *save_plots(self.rows, folder)]
         except OSError as error:
             raise MMSpecError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write the answers in the files of the MMSpec benchmark; see `mmspec.evaluation.export`."""
-        try:
-            return export_mmspec(self.groups, folder)
-        except OSError as error:
-            raise MMSpecError(f"the answers cannot be written to {folder}: {error.strerror or error}") from error
 
     def put_into(self, file: str | Path, section: str = "", limits: bool = False) -> list[Path]:
         """Put the table and the plots into a Markdown file, in place of those of an earlier time.

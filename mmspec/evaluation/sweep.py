@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import configuration
 from ..errors import MMSpecError, printable
 from ..extras import missing
 from ..storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
+from .bench import EXPERIMENT, Settings, benchmark, complete, prepare_run, source_of
 from .bundle import ERROR, MANIFEST, Bundle
 from .reading import read_object, read_text
 from .resuming import check, is_hydra
@@ -79,13 +81,11 @@ class Sweep:
             folder: where the bundles go.
             overrides: those of hydra itself, and unless there are parts the values to combine.
             config_dir: the user's configurations.
-            parts: the jobs by name, see `mmspec.evaluation.parts`.
+            parts: jobs by name, see `parts_of`.
 
         Raises:
             MMSpecError: if any job names what does not exist, or the folder holds another sweep.
         """
-        from .bench import prepare_run, source_of
-
         jobs = list((parts or {}).values()) or expand([override for override in overrides if not is_hydra(override)])
         asked = set()
         for job in jobs:
@@ -238,8 +238,6 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 def run_job(job: Any) -> None:
     """One job, in whatever process the launcher has put it: what hydra calls."""
-    from .bench import benchmark
-
     sweep = Sweep.open(job.sweep)
     folder = sweep.folder_of(job.job)
     try:
@@ -297,3 +295,49 @@ def _of_beginning(path: Path) -> bool:
     """Whether a file is what a sweep leaves that was killed, or had no room, before it was planned."""
     torn = path.name == SWEEP and path.is_file() and read_json_object(path) is None
     return torn or path.name.endswith(UNFINISHED)
+
+
+def parts_of(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, list[str]]:
+    """The runs that a command stands for, by name; none for a command that is one run.
+
+    What was typed holds for all parts: one whose own settings say otherwise is left out, so that `dtype=bfloat16` runs
+    those of `experiment=full` that are in bfloat16, and those that do not say.
+
+    Args:
+        overrides: as on the command line of `mmspec bench`.
+        config_dir: a folder of the user's own configurations.
+
+    Raises:
+        MMSpecError: if nothing is left, or a part is no list of overrides.
+    """
+    overrides = complete(overrides)
+    config = configuration.compose("bench", overrides, config_dir)
+    parts = configuration.typed(config, Settings).parts
+    if not parts:
+        return {}
+    typed = dict(map(_split, overrides))
+    chosen = typed.pop("experiment", None)
+    runs = {}
+    for name, line in parts.items():
+        own = dict(map(_split, _words(name, line)))
+        experiment = own.pop("experiment", chosen)
+        if all(typed.get(key, value) == value for key, value in own.items()):
+            settings = {**own, **typed, "parts": "null"}
+            runs[name] = [f"{EXPERIMENT}{experiment}"] if experiment is not None else []
+            runs[name] += [f"{key}={value}" for key, value in settings.items()]
+    if not runs:
+        own = "; ".join(f"{name}: {line}" for name, line in parts.items())
+        raise MMSpecError(f"no part goes with {' '.join(overrides)}. The parts are {own}")
+    return runs
+
+
+def _words(name: str, line: Any) -> list[str]:
+    words = line.split() if isinstance(line, str) else []
+    if not words or not all("=" in word for word in words):
+        raise MMSpecError(f"part {name!r} is {line!r}: it must be overrides, such as 'sampling=sampled dtype=bfloat16'")
+    return words
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key, value

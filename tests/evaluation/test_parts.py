@@ -9,8 +9,7 @@ from mmspec.cli import main
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import benchmark
 from mmspec.evaluation.bundle import Bundle
-from mmspec.evaluation.parts import parts_of
-from mmspec.evaluation.sweep import Sweep
+from mmspec.evaluation.sweep import Sweep, parts_of
 
 
 @pytest.fixture
