@@ -6,9 +6,11 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-from .errors import MMSpecError
+from .errors import MMSpecError, shown
+
+Kind = TypeVar("Kind")
 
 
 def number(
@@ -48,6 +50,26 @@ def whole_number(owner: object, *, lowest: int, **argument: int) -> int:
     if found is None or found < lowest:
         raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a whole number, {lowest} or more")
     return found
+
+
+def instance(owner: object, kind: type[Kind], such_as: str, **argument: Kind) -> Kind:
+    """Return an object of a class. It is given as one keyword argument.
+
+    Args:
+        owner: object that takes the argument.
+        kind: the class.
+        such_as: an example, for the error.
+        argument: name and value of the argument.
+
+    Raises:
+        MMSpecError: for anything else, such as the class itself.
+    """
+    ((name, value),) = argument.items()
+    if not isinstance(value, kind):
+        raise MMSpecError(
+            f"{type(owner).__name__}: {name}={shown(value)} is no {kind.__name__}; pass an instance, such as {such_as}"
+        )
+    return value
 
 
 def _range(lowest: float | None, above: float | None, highest: float | None) -> str:

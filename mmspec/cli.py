@@ -206,3 +206,7 @@ def _title(name: str) -> str:
 def _table(rows: dict[str, str], indent: int = 2) -> str:
     width = max(len(name) for name in rows)
     return "\n".join(f"{' ' * indent}{name:<{width}}  {text}".rstrip() for name, text in rows.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,7 @@ from .calls import named_arguments
 from .compat import CACHE_NAMES
 from .drafters import Drafter
 from .drafters.base import expect_drafter
-from .errors import MMSpecError
+from .errors import MMSpecError, shown
 from .generation import generate
 from .inputs import PER_TOKEN
 from .sampling import FOR_ONE_LENGTH
@@ -150,6 +150,11 @@ def _refuse(config: GenerationConfig, call: dict[str, Any], given: dict[str, Any
     if mode not in DECODED:
         raise MMSpecError(
             f"custom_generate decodes greedily or by sampling, and not {mode.value} with num_beams={config.num_beams}"
+        )
+    if config.guidance_scale not in (None, 1):
+        raise MMSpecError(
+            f"custom_generate does not guide, but guidance_scale={shown(config.guidance_scale)}: call "
+            "mmspec.generate(guidance_scale=..., negative_prompt=...)"
         )
     if asked := [name for name in UNFILLED if config.return_dict_in_generate and getattr(config, name)]:
         raise MMSpecError(

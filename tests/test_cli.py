@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -83,6 +84,14 @@ def test_help_and_version(capsys):
     shown = capsys.readouterr().out
     assert "generate        answer" in shown and "distill         let" in shown
     assert run("--version") == 0
+    assert capsys.readouterr().out == f"mmspec {__version__}\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_module_itself_can_be_run(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mmspec", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("mmspec.cli", run_name="__main__")
     assert capsys.readouterr().out == f"mmspec {__version__}\n"
 
 

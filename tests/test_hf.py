@@ -288,6 +288,8 @@ def test_refusals():
         models.llama(seed=1).generate(**inputs, max_new_tokens=4, custom_generate=custom)
     with pytest.raises(MMSpecError, match="num_beams=2"):
         model.generate(**inputs, max_new_tokens=4, custom_generate=custom, num_beams=2)
+    with pytest.raises(MMSpecError, match=r"guidance_scale=1.5: call mmspec.generate\(guidance_scale="):
+        model.generate(**inputs, max_new_tokens=4, custom_generate=custom, guidance_scale=1.5)
     with pytest.raises(ValueError, match="locate a tokenizer"):  # transformers keeps the tokenizer to itself
         model.generate(**inputs, max_new_tokens=4, custom_generate=custom, stop_strings=["a"])
 

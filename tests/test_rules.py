@@ -307,6 +307,8 @@ def test_limits_write_the_exact_text_with_every_tree(pair):
         (lambda: Mixture("x"), "Mixture: weight='x' must be a number above 0 and at most 1"),
         (lambda: Distance(1, (5, 2)), r"Distance: bins=\(5, 2\) must be the first and the last token id"),
         (lambda: Segments((1, 2), (0,), (0,)), "must have an entry for every segment"),
+        (lambda: TreeWalk(Typical), r"TreeWalk: rule=<class .*> is no Rule; pass an instance, such as Typical\(\)"),
+        (lambda: TreeWalk(Greedy()), r"TreeWalk: rule=<mmspec.* is no Rule"),
     ],
 )
 def test_values_out_of_range(make, message):

@@ -188,6 +188,8 @@ def test_bad_gates(target):
     for make, message in {
         (lambda: Every(1)): r"Every: rounds=1 must be a whole number, 2 or more",
         (lambda: Confident(0)): "Confident: threshold=0 must be a number above 0 and at most 1",
+        (lambda: Gated(Every(2), Every(2))): r"Gated: inner=<mmspec.* is no Verifier; pass an instance",
+        (lambda: Gated(Greedy(), Every)): r"Gated: gate=<class .*> is no Gate; pass an instance, such as Every\(",
     }.items():
         with pytest.raises(MMSpecError, match=message):
             make()

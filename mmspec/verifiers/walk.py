@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..arguments import instance
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict, one_hot
 from ..sampling import LogitsPipeline, NoiseTape, random_stream
@@ -28,10 +29,13 @@ class TreeWalk(Verifier):
 
     Args:
         rule: judges the drafted tokens.
+
+    Raises:
+        MMSpecError: for an object of another class.
     """
 
     def __init__(self, rule: Rule):
-        self.rule = rule
+        self.rule = instance(self, Rule, "Typical()", rule=rule)
 
     @property
     def lossless(self) -> bool:

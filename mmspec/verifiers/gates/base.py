@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...arguments import instance
 from ...outcome import Scores, Verdict
 from ...per_request import PerRequest
 from ...sampling import LogitsPipeline
@@ -56,10 +57,14 @@ class Gated(Verifier):
     Args:
         inner: verifier of the rounds that the gate does not settle.
         gate: decides which rounds are settled without the target.
+
+    Raises:
+        MMSpecError: for objects of other classes.
     """
 
     def __init__(self, inner: Verifier, gate: Gate):
-        self.inner, self.gate = inner, gate
+        self.inner = instance(self, Verifier, "Greedy()", inner=inner)
+        self.gate = instance(self, Gate, "Every(rounds=5)", gate=gate)
 
     @property
     def lossless(self) -> bool:
