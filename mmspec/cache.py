@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ WINDOW = 64
 
 @dataclass(frozen=True)
 class SlotShape:
-    """What one layer stores per token, of keys or of values: `[heads, dim]` on a device, in a dtype."""
+    """The shape of what one layer stores per token, of keys or of values: `[heads, dim]` on a device, in a dtype."""
 
     heads: int
     dim: int
@@ -46,6 +47,8 @@ class TreeCacheLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, cache: TreeCache):
         super().__init__()
@@ -53,7 +56,7 @@ class TreeCacheLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the storage was allocated with the cache."""
+        """Do nothing: the storage was allocated with the cache."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write `[batch, heads, new, dim]` states behind each row's entries; return views of all slots in use."""
@@ -66,13 +69,22 @@ class TreeCacheLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many slots a mask of the model's own covers, and the first of them."""
         return self.cache.longest + self.cache.speculative + query_length, 0
 
     def get_seq_length(self) -> int:
+        """Return the number of entries of the longest row, speculative ones included."""
         return self.cache.longest + self.cache.speculative
 
     def get_max_length(self) -> int:
+        """Return -1: the number of entries has no limit."""
         return -1
+
+
+def stored(layer: object) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of an attention layer in a cache of transformers, after its first pass."""
+    assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values
 
 
 class TreeCache(Cache):
@@ -80,9 +92,9 @@ class TreeCache(Cache):
 
     Args:
         shapes: for every layer the `SlotShape` of its keys and of its values (see `Target.cache_shapes`).
-        batch_size: rows.
+        batch_size: number of rows.
         capacity: slots to allocate at once; more are added in chunks when a forward pass needs them.
-        compiled: whether blocks go through compiled passes, see `begin`. Each tensor of a layer then has a storage of
+        compiled: True if blocks go through compiled passes, see `begin`. Each tensor of a layer then has a storage of
             its own: a compiler makes copies of a whole tensor to write to views of it.
         device: where lengths, masks and positions are made; by default where the first layer is. Every layer's entries
             are on the layer's own device.
@@ -91,13 +103,12 @@ class TreeCache(Cache):
     entries of those passes lie behind one another, at slots `length + 0, 1, 2, ...` of each row.
 
     Attributes:
-        batch: rows at first.
-        lengths: `[batch]` committed entries; of a row that has left, those that it had.
-        lengths_list: the same on the host.
-        present_lengths: of the rows that have not left, in the order of the storage.
-        longest: the largest of these.
-        uniform: True if all of these are the same.
-        commits: how many there were.
+        batch: number of rows at the beginning.
+        lengths: `[batch]` committed entries; those that it had at last for a row that has left.
+        lengths_list: `lengths` as numbers on the host.
+        present_lengths: committed entries of the rows that have not left, in the order of the storage.
+        longest: the largest of the `present_lengths`.
+        uniform: True if all of the `present_lengths` are the same.
     """
 
     def __init__(
@@ -108,11 +119,12 @@ class TreeCache(Cache):
         compiled: bool = False,
         device: torch.device | None = None,
     ):
-        super().__init__(layers=[TreeCacheLayer(self) for _ in shapes])
+        self.tree_layers = [TreeCacheLayer(self) for _ in shapes]
+        super().__init__(layers=[*self.tree_layers])
         self.batch, self.compiled = batch_size, compiled
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device or shapes[0][0].device)
         self.lengths_list = [0] * batch_size
-        self.commits = 0
+        self._commits = 0
         self._staying = Staying(batch_size)
         self._open()
         self._look()
@@ -130,25 +142,26 @@ class TreeCache(Cache):
         """Begin a round."""
         self.speculative, self._pass, self.fixed = 0, 0, False
         self._numbered: Tensor | None = None
+        self._numbered_for = -1, -1
 
     # The rows that have not left.
 
     @property
     def rows(self) -> int:
-        """Those that have not left. The storage, the layers and the passes have so many."""
+        """The number of rows that have not left. The storage, the layers and the passes have so many."""
         return len(self._staying)
 
     @property
     def rows_present(self) -> list[int]:
-        """Their numbers in the batch, in the order of the storage."""
+        """Numbers, in the batch, of the rows that have not left, in the order of the storage."""
         return list(self._staying.rows)
 
     def present(self, values: Tensor, dim: int = 0) -> Tensor:
-        """Of a tensor about the batch, along `dim`, the rows that passes run on, in the order of the storage."""
+        """Return the rows that passes run on, in the order of the storage, of a tensor about the batch, along `dim`."""
         return self._staying.of(values, dim)
 
     def whole(self, values: Tensor) -> Tensor:
-        """A tensor about the batch, from one about the rows that passes run on; zeros stand for all others."""
+        """Return a tensor about the batch, from one about the rows that passes run on; zeros stand for all others."""
         return self._staying.among_all(values)
 
     @torch.inference_mode()
@@ -156,7 +169,7 @@ class TreeCache(Cache):
         """Let rows go that have ended. Call it between two rounds.
 
         Args:
-            active: per row, whether it goes on. One row stays even if none does; two where passes are compiled and two
+            active: per row, True if it goes on. One row stays even if none does; two where passes are compiled and two
                 began, as one row would be another program.
         """
         least, longest = min(2 if self.compiled else 1, self.batch), self.longest
@@ -176,7 +189,13 @@ class TreeCache(Cache):
         self.longest, self.uniform = max(self.present_lengths), len(set(self.present_lengths)) == 1
 
     @property
+    def commits(self) -> int:
+        """The number of commits so far."""
+        return self._commits
+
+    @property
     def slots_in_use(self) -> int:
+        """Slots of the longest row that hold entries, those of the open pass included."""
         return self.longest + self.speculative + self._pass
 
     def reserve(self, slots: int, used: int | None = None) -> None:
@@ -185,7 +204,7 @@ class TreeCache(Cache):
         The storage grows by a quarter at least, so that a text of any length is copied a few times only.
 
         Args:
-            slots: wanted.
+            slots: slots wanted per row.
             used: slots whose entries are to be kept; by default those in use.
         """
         if slots <= self.capacity:
@@ -210,7 +229,7 @@ class TreeCache(Cache):
         """Take a storage, `[members, rows, heads, capacity, dim]`, and show the layers theirs."""
         self._storage[number] = storage
         for index, (layer, name) in enumerate(self._members[number][1]):
-            setattr(self.layers[layer], name, storage[index])
+            setattr(self.tree_layers[layer], name, storage[index])
 
     def begin(self, new: int, fixed: bool = False) -> None:
         """Open a forward pass that writes `new` entries per row.
@@ -229,7 +248,7 @@ class TreeCache(Cache):
             self._slots = self.slots(self.speculative, self.speculative + new)
 
     def slots(self, start: int, end: int) -> Tensor:
-        """`[rows, end - start]` the slots of the speculative entries with these numbers, found once a round."""
+        """Return `[rows, end - start]` the slots of the speculative entries with these numbers, found once a round."""
         now = self.commits, self.rows
         if self._numbered is None or self._numbered_for != now or self._numbered.shape[1] < end:
             device = self.lengths.device
@@ -267,25 +286,26 @@ class TreeCache(Cache):
         """Keep a path of the speculative entries and drop the rest.
 
         Args:
-            counts: per row, how many entries to keep (0 leaves the row as it was).
-            path: `[batch, steps]` which speculative entries to keep, in order, `steps >= max(counts)`; entries beyond
-                a row's count are ignored. None keeps the first `counts` entries, which costs nothing.
+            counts: per row, the number of entries to keep (0 leaves the row as it was).
+            path: `[batch, steps]` numbers of the speculative entries to keep, in order, `steps >= max(counts)`;
+                entries beyond a row's count are ignored. None keeps the first `counts` entries, which costs nothing.
             kept: `[batch]` the same counts, where they are on the device already: then nothing has to be copied there.
         """
+        number: int | Tensor
         if len(set(counts)) == 1:
-            kept = counts[0]  # a number needs no copy
-        elif kept is None:
-            kept = to_device(counts, self.lengths.device)
+            number = counts[0]  # needs no copy
+        else:
+            number = to_device(counts, self.lengths.device) if kept is None else kept
         if max(counts) and path is not None:
             self._move(self.present(path)[:, : max(counts)])  # padding may reach beyond the storage
         # Passes of longer rows, and those of fixed form, read what was dropped too: one guess that is NaN would spoil
         # all that its row reads from then on, see `reserve`.
         if (self.rows > 1 or self.compiled) and min(counts) < self.speculative:
-            self._clear(kept if isinstance(kept, int) else self.present(kept)[:, None])
+            self._clear(number if isinstance(number, int) else self.present(number)[:, None])
         self.lengths_list = [length + count for length, count in zip(self.lengths_list, counts, strict=True)]
         if max(counts):
-            self.lengths = self.lengths + kept
-        self.commits += 1
+            self.lengths = self.lengths + number
+        self._commits += 1
         self._open()
         self._look()
 
@@ -326,21 +346,19 @@ class TreeCache(Cache):
             by_slot[r, s] = 0 if dropped is None else by_slot[r, s].masked_fill(dropped.to(storage.device), 0)
 
     def copy_of(self, entries: list[list[int]]) -> TreeCache:
-        """A cache of its own with some of the committed entries.
+        """Return a cache of its own with some of the committed entries.
 
         Args:
             entries: per row, the slots to copy, in order.
         """
         lengths = [len(row) for row in entries]
         width = max(lengths)
-        shapes: list[list[SlotShape]] = [[None, None] for _ in self.layers]
-        for shape, members in self._members:
-            for layer, name in members:
-                shapes[layer][name == "values"] = shape
+        found = {member: shape for shape, members in self._members for member in members}
+        shapes = [(found[number, "keys"], found[number, "values"]) for number in range(len(self.layers))]
         cache = TreeCache(shapes, self.batch, max(width, 1), self.compiled, self.lengths.device)
         index = to_device([[*row, *[0] * (width - len(row))] for row in entries], self.lengths.device)
         cache.begin(width)
-        for layer, own in zip(self.layers, cache.layers, strict=True):
+        for layer, own in zip(self.tree_layers, cache.tree_layers, strict=True):
             parts = []
             for states in (self.whole(layer.keys), self.whole(layer.values)):
                 chosen = index.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
@@ -355,7 +373,7 @@ class TreeCache(Cache):
 
     @property
     def is_initialized(self) -> bool:
-        """Whether anything was read yet: by this PaliGemma tells the prompt from what follows."""
+        """True once anything was read: by this PaliGemma tells the prompt from what follows."""
         return self.longest > 0
 
     @property
@@ -376,49 +394,29 @@ class LayersOfCache(TreeCache):
     """
 
     def __init__(self, whole: TreeCache, count: int):
-        Cache.__init__(self, layers=[TreeCacheLayer(self) for _ in range(count)])
+        self.tree_layers = [TreeCacheLayer(self) for _ in range(count)]
+        Cache.__init__(self, layers=[*self.tree_layers])
         self.of, self.batch, self.compiled = whole, whole.batch, whole.compiled
         self._dropped = 0
         self._open()
 
-    @property
-    def lengths(self) -> Tensor:
-        return self.of.lengths
-
-    @property
-    def lengths_list(self) -> list[int]:
-        return self.of.lengths_list
-
-    @property
-    def present_lengths(self) -> list[int]:
-        return self.of.present_lengths
-
-    @property
-    def longest(self) -> int:
-        return self.of.longest
-
-    @property
-    def uniform(self) -> bool:
-        return self.of.uniform
+    def __getattr__(self, name: str) -> Any:
+        """Return what the other cache says of its committed entries, its rows and its capacity."""
+        return getattr(vars(self)["of"], name)
 
     @property
     def commits(self) -> int:
+        """The number of commits of the other cache, and of rounds whose entries were dropped here."""
         return self.of.commits + self._dropped
 
-    @property
-    def _staying(self) -> Staying:
-        return self.of._staying
-
     def leave(self, active: Sequence[bool]) -> None:
+        """Let rows of the other cache go that have ended; see `TreeCache.leave`."""
         self.of.leave(active)
 
-    @property
-    def capacity(self) -> int:
-        return self.of.capacity
-
     def reserve(self, slots: int, used: int | None = None) -> None:
+        """Make room in the other cache, and look at its layers; see `TreeCache.reserve`."""
         self.of.reserve(slots, self.longest + self.speculative if used is None else used)
-        for own, theirs in zip(self.layers, self.of.layers, strict=False):
+        for own, theirs in zip(self.tree_layers, self.of.tree_layers, strict=False):
             own.keys, own.values = theirs.keys, theirs.values
 
     def commit(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:

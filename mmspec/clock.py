@@ -14,47 +14,52 @@ PROMPT_PHASES = ("vision", "prefill")
 
 
 class Time(Protocol):
-    """How a device tells the time. A mark is put behind all that was asked of the device so far."""
+    """A device's way of telling the time. A mark is put behind all that was asked of the device so far."""
 
-    def mark(self) -> Any: ...
+    def mark(self) -> Any:
+        """Put a mark behind all that was asked of the device so far, and return it."""
 
     def passed(self, mark: Any) -> bool:
-        """Whether the device has got there. The answer is given at once."""
+        """Return at once: True if the device has come to the mark."""
 
     def wait(self, mark: Any) -> None:
-        """Return when the device has got there."""
+        """Return when the device has come to the mark."""
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds between two marks that have passed."""
+        """Return the seconds between two marks that have passed."""
 
 
 class HostTime:
-    """Time of the host, for devices on which an operation is over when its call returns."""
+    """The time of the host, for devices on which an operation is over when its call returns."""
 
     def mark(self) -> float:
+        """Return the seconds of the host's clock."""
         return time.perf_counter()
 
     def passed(self, mark: float) -> bool:
+        """Return True: what was asked for is done when the call returns."""
         return True
 
     def wait(self, mark: float) -> None:
-        pass
+        """Return at once, for the same reason."""
 
     def between(self, start: float, end: float) -> float:
+        """Return the seconds between two marks."""
         return end - start
 
 
 class CudaTime:
-    """Time of a CUDA device. Marks are events in its queue; where the queue is empty, they pass when they are made.
+    """The time of a CUDA device. Marks are events in its queue; where the queue is empty, they pass when they are made.
 
     Args:
-        device: whose current stream is timed.
+        device: the device whose current stream is timed.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
 
     def mark(self) -> torch.cuda.Event:
+        """Record an event in the device's current stream, and return it."""
         import torch
 
         event = torch.cuda.Event(enable_timing=True)
@@ -62,31 +67,35 @@ class CudaTime:
         return event
 
     def passed(self, mark: torch.cuda.Event) -> bool:
+        """Return at once: True if the device has come to the event."""
         return mark.query()
 
     def wait(self, mark: torch.cuda.Event) -> None:
+        """Wait until the device has come to the event."""
         mark.synchronize()
 
     def between(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Return the seconds between two events that have passed."""
         return start.elapsed_time(end) / 1000
 
 
 def time_of(device: torch.device) -> Time:
-    """The time of a device."""
+    """Return the way in which a device tells the time."""
     return CudaTime(device) if device.type == "cuda" else HostTime()
 
 
 class PhaseClock:
-    """Cuts time into phases without gaps: each lap ends where the next begins, so the phases add up to the total.
+    """A stopwatch that cuts time into phases without gaps: each lap ends where the next begins, so the phases add up to
+    the total.
 
     It never waits for the device but in `settle`: what a phase took is booked when the device has got so far, which is
     looked into at every lap.
 
     Attributes:
-        seconds: by phase, as far as they are booked.
+        seconds: seconds by phase, as far as they are booked.
 
     Args:
-        time: of the device; by default the host's.
+        time: the way in which the device tells the time; by default the host's.
     """
 
     def __init__(self, time: Time | None = None):
@@ -119,6 +128,7 @@ class PhaseClock:
             self._book()
 
     def _book(self) -> None:
+        """Book all laps whose end the device has reached."""
         while self._open and self.time.passed(self._open[0][2]):
             phase, start, end, of_round = self._open.popleft()
             spent = self.time.between(start, end)
@@ -127,4 +137,5 @@ class PhaseClock:
 
     @property
     def total(self) -> float:
+        """Seconds of all phases together, as far as they are booked."""
         return sum(self.seconds.values())

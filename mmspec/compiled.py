@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from .states import LAST
 if TYPE_CHECKING:
     from .cache import TreeCache
     from .families import Family
+    from .masks import Mask
 
 BACKEND = "inductor"
 PROGRAMS = 32
@@ -43,13 +44,14 @@ class CompiledModel:
         for number, layer in enumerate(family.layers):
             layer.register_forward_pre_hook(self._keeper(number), with_kwargs=True)
         family.final_norm.register_forward_hook(lambda _, args, output: self._keep(LAST, output))
-        self._weight, self._compiled_for = family.final_norm.weight, None
+        self._weight = cast(Tensor, family.final_norm.weight)
+        self._compiled_for: tuple[torch.dtype, torch.device] | None = None
         self._compiling = threading.Lock()
 
     def __call__(
         self,
         tokens: Tensor,
-        mask: Tensor | dict[str, Tensor],
+        mask: Mask | dict[str, Mask] | None,
         position_ids: Tensor,
         cache: TreeCache,
         features: Iterable[int],
@@ -78,8 +80,10 @@ class CompiledModel:
         return logits, dict(zip(features, states, strict=True))
 
     def _compile(self) -> Callable[..., tuple[Tensor, list[Tensor]]]:
+        """Return the compiled pass."""
         # Asking every weight before every pass whether it is still the one of before takes as long as three layers.
-        options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        limits: dict[str, Any] = {"recompile_limit": PROGRAMS, "isolate_recompiles": True}
         try:
             return torch.compile(
                 self._forward,
@@ -87,13 +91,13 @@ class CompiledModel:
                 fullgraph=True,
                 backend=BACKEND,
                 options=options,
-                recompile_limit=PROGRAMS,
-                isolate_recompiles=True,
+                **limits,
             )
         except TypeError as error:
             raise MMSpecError(f"compile=true needs torch 2.13 or later, and this is {torch.__version__}") from error
 
     def _forward(self, tokens, mask, position_ids, cache, features) -> tuple[Tensor, list[Tensor]]:
+        """Run the pass that is compiled."""
         logits = self.family.forward(
             input_ids=tokens, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: cache}
         )

@@ -94,7 +94,7 @@ def stream(
         model_settings: whether what the model's generation config asks for applies, as in `model.generate`: the
             settings that `LogitsPipeline` lists, among them the penalty. One that mmspec cannot apply is refused, not
             passed over. False leaves it all out but the end tokens.
-        seed: of all draws, an integer; the same seed and arguments give the same tokens.
+        seed: integer that all draws follow from; the same seed and arguments give the same tokens.
         max_new_tokens: at most so many new tokens per row, at least 1; by default 256, or all that a picture has.
         stop: a text or several: a row ends where it has written one, which is the end of its text.
         eos_token_id: end token(s), instead of the model's own; `[]` for none.
@@ -110,7 +110,7 @@ def stream(
     expect_target(target, "mmspec.generate")
     if drafter is not None:
         expect_drafter(drafter, "mmspec.generate")
-    if as_int(seed) is None:
+    if (whole_seed := as_int(seed)) is None:
         raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
     eos = target.eos_token_ids if eos_token_id is None else eos_token_id
     stopping = Stopping(_longest(target, max_new_tokens), eos, stopping_criteria, stop, target.speller)
@@ -171,7 +171,7 @@ def stream(
         drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, as_int(seed), trace, guidance)
+    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole_seed, trace, guidance)
     return _pieces(run, streamer)
 
 
@@ -193,7 +193,7 @@ def answers_per_row(given: Any, pipeline: LogitsPipeline) -> int:
 
 
 def _longest(target: Target, max_new_tokens: int | None) -> int:
-    """How many tokens are written at most: a picture has only so many."""
+    """Return the largest number of tokens to write: a picture has only so many."""
     whole = target.space.length
     if max_new_tokens is None:
         return whole or 256

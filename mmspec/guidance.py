@@ -66,8 +66,8 @@ class Pairs(ModelSession):
 
     def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
         """Read a block behind both rows of every pair; see `ModelSession.read`."""
-        both = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
-        return self._judged(super().read(*both, sees_all))
+        tokens, visible, depth = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
+        return self._judged(super().read(tokens, visible, depth, sees_all))
 
     def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """End a round for both rows of every pair; see `Session.keep`."""

@@ -21,7 +21,7 @@ from .transfer import to_device
 
 
 class MaskForm(Enum):
-    """What a mask has to be, by the name of the attention back end that reads it.
+    """The form that a mask must have, by the name of the attention back end that reads it.
 
     Transformers hands masks on as they are: a boolean one would be added to eager scores, as ones.
     """
@@ -35,14 +35,14 @@ Mask = Tensor | BlockMask
 
 
 class TreeMask:
-    """Builds the masks of one request.
+    """The maker of one request's masks.
 
     Args:
         cache: the request's cache, whose lengths tell what is committed.
         windows: attention type (a name from the config's `layer_types`) to its sliding window in tokens, or None for
             full attention. One entry makes `build` return a mask, several a dictionary by attention type.
-        form: of the masks.
-        dtype: of additive masks.
+        form: the form of the masks.
+        dtype: the dtype of additive masks.
     """
 
     def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
@@ -52,14 +52,15 @@ class TreeMask:
         self._commits, self._lengths, self._written = -1, [0] * cache.rows, 0
         self._columns = torch.zeros(cache.rows, 0, dtype=torch.long, device=cache.lengths.device)
 
-    def build(self, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Mask | dict[str, Mask] | None:
-        """The mask of a pass; call it between `cache.begin` and the forward pass.
+    def build(self, visible: Tensor, depth: Tensor | None, sees_all: bool = False) -> Mask | dict[str, Mask] | None:
+        """Return the mask of a pass; call it between `cache.begin` and the forward pass.
 
         Args:
             visible: `[rows, new, speculative + new]`, which speculative entries (earlier passes of this round, then
                 this one) each new node sees, itself included; of the rows that have not left the cache.
             depth: `[rows, speculative + new]` distance of every speculative entry from the last committed token, minus
-                one: what comes right after it has depth 0.
+                one: what comes right after it has depth 0. None if no layer has a
+                sliding window.
             sees_all: True for a single new node that is known to see all speculative entries.
 
         Returns:
@@ -78,8 +79,8 @@ class TreeMask:
         self._written = max(self._written, total)
         slots = len(self.cache.window) if self.cache.fixed else self.cache.slots_in_use
         full = self._seen[:, :new, :slots]
-        masks = {name: self._window(full, window, depth, new) for name, window in self.windows.items()}
-        masks = {name: self._finish(mask[:, None]) for name, mask in masks.items()}
+        seen = {name: self._window(full, window, depth, new) for name, window in self.windows.items()}
+        masks = {name: self._finish(mask[:, None]) for name, mask in seen.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _refresh(self, new: int, total: int) -> None:
@@ -104,7 +105,7 @@ class TreeMask:
             self._columns = cache.slots(0, -(-total // WINDOW) * WINDOW)
 
     def _committed(self) -> Tensor:
-        """`[rows, 1]` how many entries are committed."""
+        """Return `[rows, 1]` numbers of committed entries."""
         return self.cache.present(self.cache.lengths)[:, None]
 
     def _put(self, seen: Tensor, values: Tensor) -> None:
@@ -116,7 +117,7 @@ class TreeMask:
         else:
             seen.scatter_(2, self._columns[:, None, :width].expand(values.shape), values)
 
-    def _window(self, full: Tensor, window: int | None, depth: Tensor, new: int) -> Tensor:
+    def _window(self, full: Tensor, window: int | None, depth: Tensor | None, new: int) -> Tensor:
         """Hide what lies a sliding window or more before each node.
 
         Distance is counted in tokens of the node's own sequence, not in slots: siblings share an index.
@@ -124,6 +125,7 @@ class TreeMask:
         slots = full.shape[-1]
         if window is None or slots <= window:
             return full
+        assert depth is not None, "distances count under a sliding window"
         lengths = self._committed()
         position = torch.arange(slots, device=full.device).expand(full.shape[0], slots).clone()
         speculative = lengths + torch.arange(depth.shape[1], device=full.device)
@@ -132,7 +134,7 @@ class TreeMask:
         return full & (query[..., None] - position[:, None] < window)
 
     def _finish(self, mask: Tensor) -> Mask:
-        """`[rows, 1, new, slots]`, True where a node sees a slot, in the form that the back end reads."""
+        """Return a mask `[rows, 1, new, slots]`, True where a node sees a slot, in the form that the back end reads."""
         if self.form is MaskForm.BOOLEAN:
             return mask
         if self.form is MaskForm.BLOCK:
@@ -144,20 +146,20 @@ class TreeMask:
 
 
 def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor | None:
-    """`[batch, width]` ones on the tokens of right-padded rows; None where nothing is padded."""
+    """Return `[batch, width]` ones on the tokens of right-padded rows; None where nothing is padded."""
     if min(lengths) == width:
         return None
     return (torch.arange(width, device=device) < to_device(lengths, device)[:, None]).long()
 
 
 def kernels(attention: str, device: torch.device) -> AbstractContextManager:
-    """Around a pass: flex attention on a processor runs uncompiled, everything else as it is.
+    """Return the context for a pass: flex attention on a processor runs uncompiled, everything else as it is.
 
     Transformers compiles flex attention, but what torch 2.13 writes for tree masks on a processor is no valid C++.
 
     Args:
         attention: name of the back end.
-        device: where the pass begins.
+        device: the device on which the pass begins.
     """
     on_processor = attention == MaskForm.BLOCK.value and device.type == "cpu"
     return _uncompiled() if on_processor else nullcontext()
@@ -170,7 +172,8 @@ _users = 0
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Nothing is compiled inside. The switch is one of the process: the first thread turns it, the last one back."""
+    """Compile nothing inside. The switch is one of the process: the first thread turns it, the last one turns it
+    back."""
     global _stance, _users
     with _STANCE_LOCK:
         if _users == 0:
@@ -181,5 +184,5 @@ def _uncompiled() -> Iterator[None]:
     finally:
         with _STANCE_LOCK:
             _users -= 1
-            if _users == 0:
+            if _users == 0 and _stance is not None:
                 _stance.__exit__(None, None, None)

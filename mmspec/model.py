@@ -1,16 +1,16 @@
-"""Model: what passes over one Hugging Face model need to know. Targets are models, and draft models are too."""
+"""One Hugging Face model as passes over it see it. Targets are models, and draft models are too."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from .cache import SlotShape
+from .cache import SlotShape, stored
 from .compiled import CompiledModel
 from .errors import MMSpecError
 from .families import Family, Vision, family_of
@@ -18,6 +18,8 @@ from .inputs import Request
 from .masks import MaskForm
 from .states import LAST, capture
 from .weights import device_of
+
+Twin = TypeVar("Twin", bound=nn.Module)
 
 ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
 
@@ -28,11 +30,11 @@ class Model:
     Args:
         model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
-        compile: whether to compile its passes over blocks of nodes, see `mmspec.compiled`.
+        compile: True to compile its passes over blocks of nodes, see `mmspec.compiled`.
         writes: `"text"` or `"image"`, for models that can write both.
 
     Attributes:
-        space: what the ids of its tokens mean, for rules that go by it; may be set, see `TokenSpace`.
+        space: the meaning of its token ids, for rules that go by it; may be set, see `TokenSpace`.
 
     Raises:
         MMSpecError: if the model cannot be decoded speculatively: attention without arbitrary masks, recurrent state,
@@ -68,6 +70,7 @@ class Model:
         self.compiled = CompiledModel(model, self.family) if compile else None
 
     def _check_flex(self, compile: bool) -> None:
+        """Refuse flex attention together with compiled passes, or with layers on several devices."""
         if compile:
             raise MMSpecError(
                 "compile=true takes masks that are tensors, and flex attention compiles its own: load the model with "
@@ -86,6 +89,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the input embedding."""
         return self.model.get_input_embeddings().weight.dtype
 
     @property
@@ -97,10 +101,12 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
+        """The number of tokens in the vocabulary."""
         return self.family.vocab_size
 
     @property
     def hidden_size(self) -> int:
+        """The width of the language model's hidden states."""
         return self.family.text_config.hidden_size
 
     @property
@@ -118,8 +124,8 @@ class Model:
 
     @property
     def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
-        """What every layer stores per token, of keys and of values; learnt anew once the model was moved or cast, and
-        under autocast, where keys and values may be of different dtypes."""
+        """Per layer, the shapes of the keys and of the values that it stores per token. They are learnt anew once the
+        model was moved or cast, and under autocast, where keys and values may be of different dtypes."""
         now = self.device, self.dtype, self.arithmetic
         if now not in self._probed:
             self._probed[now] = self._probe()
@@ -127,7 +133,7 @@ class Model:
 
     @torch.inference_mode()
     def _probe(self) -> list[tuple[SlotShape, SlotShape]]:
-        """One pass over one token, to learn what every layer stores, wherever it lives, and what the head does."""
+        """Run one pass over one token, to learn what every layer stores, wherever it lives, and what the head does."""
         cache = DynamicCache()
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         try:
@@ -141,7 +147,7 @@ class Model:
         def shape(states: Tensor) -> SlotShape:
             return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
 
-        return [(shape(layer.keys), shape(layer.values)) for layer in cache.layers]
+        return [(shape(keys), shape(values)) for keys, values in map(stored, cache.layers)]
 
     @torch.no_grad()  # and not inference mode: what is trained beside a target reads this too
     def encode(self, request: Request) -> Vision | None:
@@ -192,14 +198,16 @@ class Model:
         return part
 
 
-def _with_layers(model: nn.Module, decoder: nn.Module, count: int) -> nn.Module:
-    """A model whose decoder has fewer layers. The modules on the way to the decoder are copies, all others shared."""
+def _with_layers(model: PreTrainedModel, decoder: nn.Module, count: int) -> PreTrainedModel:
+    """Return a model whose decoder has fewer layers. The modules on the way to the decoder are copies, all others are
+    shared."""
     (path,) = (name for name, module in model.named_modules() if module is decoder)
     names = path.split(".") if path else []
-    outer = inner = _twin(model)
+    outer = _twin(model)
+    inner: nn.Module = outer
     for name in names:
-        inner._modules[name] = _twin(inner._modules[name])
-        inner = inner._modules[name]
+        child = _twin(inner.get_submodule(name))
+        inner._modules[name], inner = child, child
     text = model.config.get_text_config(decoder=True)
     shorter = copy.deepcopy(text)
     if getattr(shorter, "layer_types", None):
@@ -213,12 +221,12 @@ def _with_layers(model: nn.Module, decoder: nn.Module, count: int) -> nn.Module:
             if value is text:
                 setattr(outer.config, name, shorter)
     inner.config = shorter
-    inner.layers = nn.ModuleList(list(decoder.layers)[:count])
+    inner.layers = nn.ModuleList(list(cast(nn.ModuleList, decoder.layers))[:count])
     return outer
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its weights and its members, which can be exchanged in it."""
+def _twin(module: Twin) -> Twin:
+    """Return a copy of a module that shares its weights and its members, which can be exchanged in it."""
     if hasattr(module, "_hf_hook"):
         raise MMSpecError(
             f"{type(module).__name__} was spread over devices by accelerate, which ties its layers together: load it "

@@ -39,7 +39,7 @@ class Staying:
         return values if len(self) == self._batch_size else values.index_select(dim, self._places(values.device))
 
     def among_all(self, values: Tensor) -> Tensor:
-        """`[rows, ...]` values as `[batch, ...]`, with zeros in rows that have left."""
+        """Return `[rows, ...]` values as `[batch, ...]`, with zeros in rows that have left."""
         if len(self) == self._batch_size:
             return values
         everything = values.new_zeros(self._batch_size, *values.shape[1:])

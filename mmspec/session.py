@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 
-from .cache import LayersOfCache, TreeCache
+from .cache import LayersOfCache, TreeCache, stored
 from .compat import CACHE
 from .errors import MMSpecError
 from .masks import Mask, MaskForm, TreeMask, padding_mask
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Pass(NamedTuple):
-    """What a pass over a block gives.
+    """The result of a pass over a block.
 
     Args:
         logits: `[batch, new, vocab]`; of a prompt `[batch, vocab]`, after each row's last token.
@@ -42,14 +42,14 @@ class Session:
     """The key-value cache of one request, whoever reads and writes it.
 
     Attributes:
-        cache: the entries.
-        offset: `[batch]` or `[axes, batch]`, what to add to the index of an entry to get the position of its token.
+        cache: the entries of the committed tokens.
+        offset: `[batch]` or `[axes, batch]` number to add to the index of an entry to get the position of its token.
 
     Args:
-        cache: of the request.
-        windows: see `TreeMask`.
-        form: see `TreeMask`.
-        dtype: of additive masks.
+        cache: the request's cache.
+        windows: attention type to sliding window, see `TreeMask`.
+        form: the form of the masks, see `TreeMask`.
+        dtype: the dtype of additive masks.
     """
 
     def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
@@ -62,7 +62,7 @@ class Session:
         self._begun: tuple | None = None
 
     def follow(self, history: list[list[int]], active: list[bool], pending: int = 1) -> None:
-        """From now on `pending` tells how far this session is behind a text that grows.
+        """Let `pending` tell from now on how far this session is behind a text that grows.
 
         Args:
             history: per row, the tokens so far; the list that the owner of the text appends to.
@@ -80,6 +80,7 @@ class Session:
     @property
     def pending(self) -> list[int]:
         """Per row, how many of the last tokens of the text are certain but not read yet; 0 for a row that has ended."""
+        assert self.history is not None, "call follow first"
         rows = zip(self.history, self.entries, self._ahead, self.active, strict=True)
         return [len(tokens) - length - ahead if active else 0 for tokens, length, ahead, active in rows]
 
@@ -87,7 +88,7 @@ class Session:
     def block(
         self, visible: Tensor, depth: Tensor, sees_all: bool = False
     ) -> Iterator[tuple[Mask | dict[str, Mask] | None, Tensor]]:
-        """Around the pass that writes a block of speculative nodes into the cache.
+        """Open the pass that writes a block of speculative nodes into the cache, and close it behind the `with` block.
 
         Rows that have ended leave before the first block of a round: the pass runs on `present` rows only.
 
@@ -118,24 +119,25 @@ class Session:
 
     @property
     def going_on(self) -> list[bool]:
-        """Per row of the cache, whether its text goes on."""
+        """One flag per row of the cache, True while its text goes on."""
         return self.active
 
     def present(self, values: Tensor) -> Tensor:
-        """Of a `[batch, ...]` tensor, the rows that a pass runs on."""
+        """Return the rows that a pass runs on, of a `[batch, ...]` tensor."""
         return self.cache.present(values)
 
     def whole(self, values: Tensor) -> Tensor:
-        """A `[batch, ...]` tensor from one of a pass; zeros stand in rows that have left."""
+        """Return a `[batch, ...]` tensor from one of a pass; zeros stand in rows that have left."""
         return self.cache.whole(values)
 
     def positions(self, depth: Tensor) -> Tensor:
-        """The positions, `[rows, new]` or `[axes, rows, new]`, of nodes that are `[rows, new]` tokens behind the last
-        committed one, minus one."""
+        """Return the positions, `[rows, new]` or `[axes, rows, new]`, of nodes that are `[rows, new]` tokens behind the
+        last committed one, minus one."""
         return self._first() + depth
 
     def _first(self) -> Tensor:
-        """The position of what follows the last committed token: `[rows, 1]` or `[axes, rows, 1]`, once a round."""
+        """Return the position of what follows the last committed token: `[rows, 1]` or `[axes, rows, 1]`, found once a
+        round."""
         now = self.cache.commits, self.cache.rows, id(self.offset)
         if self._begun is None or self._begun[0] != now:
             first = self.cache.present(self.cache.lengths + self.offset, dim=-1)
@@ -145,7 +147,7 @@ class Session:
     def enter(self, layers: list[tuple[Tensor, Tensor]], counts: list[int]) -> None:
         """Take the keys and values of a prompt, `[batch, heads, length, dim]` of every layer; keep so many per row."""
         self.cache.begin(layers[0][0].shape[2])
-        for layer, keys_values in zip(self.cache.layers, layers, strict=True):
+        for layer, keys_values in zip(self.cache.tree_layers, layers, strict=True):
             layer.update(*keys_values)
         self.cache.end()
         self.keep(counts)
@@ -163,9 +165,9 @@ class Session:
         self.cache.take_back(counts)
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They are views
-        until a row has left; what lies behind the length of a shorter row means nothing."""
-        entries, end = self.cache.layers[layer], self.cache.longest
+        """Return the keys and values that a layer holds of committed tokens, twice `[batch, heads, longest, dim]`. They
+        are views until a row has left; what lies behind the length of a shorter row means nothing."""
+        entries, end = self.cache.tree_layers[layer], self.cache.longest
         return self.whole(entries.keys[:, :, :end]), self.whole(entries.values[:, :, :end])
 
 
@@ -173,15 +175,15 @@ class ModelSession(Session):
     """A request on a Hugging Face model: the prompt in one pass, then blocks of tree nodes.
 
     Args:
-        model: with its family and what its cache stores.
-        batch_size: rows.
+        model: the model, with its family and what its cache stores.
+        batch_size: number of rows.
         capacity: slots to allocate at once, in tokens per row.
         feature_layers: hidden states to keep from each pass: layer numbers (the state entering that layer) and `LAST`.
-        cache: instead of a new one.
+        cache: the cache to use instead of a new one.
 
     Attributes:
-        extra: arguments of every pass, `[batch, ...]`: what the layers attend to beside the text, such as the states of
-            an encoder.
+        extra: arguments of every pass, `[batch, ...]`: all that the layers attend to beside the text, such as
+            the states of an encoder.
         beside: keys and values of these states, computed by the prompt's pass once and for all; None for models without
             cross-attention. Nothing is ever pruned in it.
     """
@@ -219,8 +221,8 @@ class ModelSession(Session):
         Args:
             embeds: `[batch, length, hidden]`.
             position_ids: `[batch, length]` or `[axes, batch, length]`.
-            offset: `[batch]` or `[axes, batch]`, of what follows, see `Family.positions`.
-            lengths: tokens per row.
+            offset: `[batch]` or `[axes, batch]` position of what follows minus its index, see `Family.positions`.
+            lengths: number of tokens per row.
             once: further arguments of this pass.
             extra: further arguments of this pass and of all that follow.
         """
@@ -245,8 +247,8 @@ class ModelSession(Session):
         """Read a block of speculative nodes behind those of this round's earlier blocks.
 
         Args:
-            tokens: `[batch, new]`.
-            visible, depth, sees_all: see `Session.block`.
+            tokens: `[batch, new]` token ids.
+            visible, depth, sees_all: what each node sees and where it stands, see `Session.block`.
         """
         with self.block(visible, depth, sees_all) as (mask, positions):
             tokens = self.present(tokens)
@@ -257,6 +259,7 @@ class ModelSession(Session):
         return Pass(self.whole(logits), {layer: self.whole(states) for layer, states in features.items()})
 
     def leave(self) -> None:
+        """Let rows go that have ended, here and among the encoder's keys and values."""
         super().leave()
         rows = self.cache.rows_present
         if self.beside is not None and self._beside_rows != rows:
@@ -264,8 +267,8 @@ class ModelSession(Session):
             self._beside_rows = rows
 
     def positions(self, depth: Tensor) -> Tensor:
-        """As in `Session`, but nodes beyond a row's ceiling are on it: those that no answer can reach must not change
-        the rotary frequencies of those that it can.
+        """Return the positions as `Session` does, but nodes beyond a row's ceiling are on it: those that no answer can
+        reach must not change the rotary frequencies of those that it can.
 
         Raises:
             MMSpecError: if a root is there already: one that has not just ended its row.
@@ -283,7 +286,7 @@ class ModelSession(Session):
         return super().positions(depth)
 
     def _run(self, **arguments: Any) -> Pass:
-        """A pass of the model, with results on the device where drafters read them."""
+        """Run a pass of the model; its results are on the device where drafters read them."""
         device = self.model.device
         cache = self.cache if self.beside is None else EncoderDecoderCache(self.cache, self.beside)
         extra = {name: self.present(value) for name, value in self.extra.items()}
@@ -319,6 +322,7 @@ class ModelSession(Session):
                     f"branch(entries=): {type(self.model.model).__name__} has sliding windows, whose distances are "
                     "counted in entries, so none may be left out; use branch(layers=)"
                 )
+            assert entries is not None  # as was asked above
             branch = self.sibling(self.model, self.cache.batch, cache=self.cache.copy_of(entries))
             branch.offset = self.offset + self.cache.lengths - branch.cache.lengths
         branch.extra, branch.beside, branch._beside_rows = self.extra, self.beside, self._beside_rows
@@ -328,14 +332,15 @@ class ModelSession(Session):
         return branch
 
     def sibling(self, *arguments: Any, **named: Any) -> ModelSession:
-        """A session that reads as this one does, from arguments of `ModelSession`; for `branch`."""
+        """Make a session that reads as this one does, from arguments of `ModelSession`; for `branch`."""
         return ModelSession(*arguments, **named)
 
 
 def rows_of(cache: Cache, places: list[int]) -> DynamicCache:
-    """A cache of some rows of another one, by their places in it."""
+    """Return a cache of some rows of another one, by their places in it."""
     chosen = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        index = to_device(places, layer.keys.device)
-        chosen.update(layer.keys[index], layer.values[index], number)
+        keys, values = stored(layer)
+        index = to_device(places, keys.device)
+        chosen.update(keys[index], values[index], number)
     return chosen

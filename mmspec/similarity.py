@@ -1,4 +1,4 @@
-"""How far two texts are from each other: the edit distance of their characters, or of their tokens."""
+"""The distance of two texts: the edit distance of their characters, or of their tokens."""
 
 from __future__ import annotations
 

@@ -45,11 +45,11 @@ class Stats:
 
     Args:
         rounds: one record per round.
-        prompt_tokens: per row, visual tokens included.
-        new_tokens: per row, the first token (which the prefill pass gives) and the end token included.
+        prompt_tokens: tokens of the prompt per row, visual tokens included.
+        new_tokens: new tokens per row, the first token (which the prefill pass gives) and the end token included.
         seconds: time by phase over the whole call; its values add up to `total_seconds`. On a GPU they are complete
             when the call is, see `mmspec.clock`.
-        lossless: what the verifier says of itself.
+        lossless: True if the verifier keeps the target's distribution.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -59,8 +59,8 @@ class Stats:
     lossless: bool = True
 
     def _per_row_rounds(self) -> list[tuple[int, int, int, int]]:
-        """(drafted, accepted, emitted, depth) of every row in every round in which it was active and the target was
-        asked."""
+        """Return (drafted, accepted, emitted, depth) of every row in every round in which it was active and the target
+        was asked."""
         return [
             (drafted, accepted, emitted, record.depth)
             for record in self.rounds
@@ -81,6 +81,7 @@ class Stats:
 
     @property
     def num_accepted_draft_tokens(self) -> int:
+        """Drafted tokens that were emitted."""
         return sum(accepted for _, accepted, *_ in self._per_row_rounds())
 
     @property
@@ -105,7 +106,7 @@ class Stats:
 
     @property
     def origin(self) -> str:
-        """Which tokens came in which passes, in words; see `tokens_by_origin`."""
+        """The number of tokens that came in each kind of pass, in words; see `tokens_by_origin`."""
         return tokens_by_origin(sum(self.new_tokens), self.num_spec_steps, len(self.new_tokens))
 
     @property
@@ -137,6 +138,7 @@ class Stats:
 
     @property
     def total_seconds(self) -> float:
+        """Seconds of the whole call."""
         return sum(self.seconds.values())
 
     @property
@@ -156,7 +158,7 @@ class Stats:
         return _ratio(sum(self.new_tokens), self.total_seconds)
 
     def summary(self) -> dict:
-        """The figures as plain JSON values."""
+        """Return the figures as plain JSON values."""
         names = (
             "num_spec_steps",
             "num_draft_tokens",
@@ -189,9 +191,9 @@ def tokens_by_origin(tokens: int, rounds: int, rows: int = 1) -> str:
     `"127 tokens = 1 from the prompt + 5.73 tokens per pass x 22 passes"`: the words are those of `docs/metrics.md`.
 
     Args:
-        tokens: new ones of all rows, the first token of each among them.
-        rounds: of all rows, each row's own added up; the prompt's pass is none.
-        rows: that have begun; the prompt's pass gave each its first token.
+        tokens: number of new tokens of all rows, the first token of each among them.
+        rounds: number of rounds, those of all rows added up; the prompt's pass is none.
+        rows: number of rows that have begun; the prompt's pass gave each its first token.
     """
     said = f"{tokens} token{'' if tokens == 1 else 's'} = {rows} from the prompt"
     if not rounds:
@@ -206,5 +208,5 @@ def speed_in_words(tokens_per_second: float) -> str:
 
 
 def _ratio(a: float, b: float, nothing: float = 0.0) -> float:
-    """The quotient, or `nothing` where there was nothing to divide by: JSON has no nan."""
+    """Return the quotient, or `nothing` where there was nothing to divide by: JSON has no nan."""
     return a / b if b else nothing

@@ -92,9 +92,10 @@ def _ids(given) -> set[int]:
         ids = [as_int(given)] if as_int(given) is not None or isinstance(given, str) else [as_int(one) for one in given]
     except TypeError:
         ids = [None]
+    found = {one for one in ids if one is not None}
     if None in ids:
         raise MMSpecError(f"eos_token_id={given!r} must be a token id or a list of them ([] for no end token)")
-    return set(ids)
+    return found
 
 
 def _texts(given) -> list[str]:

@@ -24,7 +24,7 @@ from .weights import device_of, digest, stored_tensors
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
-    """What was given, or what peft has wrapped, as a model of transformers.
+    """Return a model of transformers: the one given, or the one that peft has wrapped.
 
     Raises:
         MMSpecError: for anything else, and for an adapter that does more than to change layers.
@@ -97,8 +97,8 @@ class Target(Model):
         """Compare trees with the model's own `generate`, see `mmspec.check.check_target`.
 
         Args:
-            inputs: of one row with pictures, videos or sounds, from the model's processor; by default such of noise are
-                made.
+            inputs: inputs of one row with pictures, videos or sounds, from the model's processor; by default some of
+                noise are made.
 
         Raises:
             MMSpecError: if they differ.
@@ -123,8 +123,8 @@ class Target(Model):
 
     @torch.inference_mode()
     def draw(self, token_ids: Sequence[Sequence[int]]) -> list[Any]:
-        """The pictures that written tokens are, as the processor returns them; without one, tensors `[height, width,
-        channels]`.
+        """Return the pictures that written tokens are, as the processor returns them; without one, tensors `[height,
+        width, channels]`.
 
         Args:
             token_ids: per picture, all of its tokens, as in `Output.token_ids`.

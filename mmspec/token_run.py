@@ -67,8 +67,7 @@ class TokenRun(Run):
         context.admit(emitted)
         sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
         generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
-        barred = self.pipeline.barred
-        barred = torch.tensor(barred, device=self.target.device) if barred else None
+        barred = torch.tensor(ids, device=self.target.device) if (ids := self.pipeline.barred) else None
         context.proposals = Proposals(sampled, self.pipeline, context.history, generator, barred)
         drafter.start(context)
         clock.lap("prefill")

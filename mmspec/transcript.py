@@ -17,14 +17,14 @@ from .visualization.trace import Trace
 
 @dataclass
 class Piece:
-    """What one round adds to one row.
+    """The tokens that one round adds to one row.
 
     Args:
-        row: of the batch.
+        row: number of the row in the batch.
         token_ids: the new tokens.
         drafted: per token, True if the drafter proposed it, False if the target supplied it.
         round: number of the round; 0 is the prefill, which gives the first token.
-        last: whether the row ends with it.
+        last: True if the row ends with it.
     """
 
     row: int
@@ -45,6 +45,7 @@ class Piece:
 
     @property
     def text(self) -> str:
+        """The new text."""
         return "".join(text for text, _ in self.spans)
 
 
@@ -56,7 +57,7 @@ class Output:
         text: the new text, without special tokens (None if the target has no tokenizer).
         token_ids: the new tokens, the end token included.
         finish_reason: `"eos"`, `"stop"`, `"length"` or `"stopping_criteria"`.
-        drafted: per token, whether the drafter proposed it.
+        drafted: per token, True if the drafter proposed it.
         stats: records and metrics.
 
     In a notebook it shows its text, every token coloured by its origin.
@@ -82,23 +83,25 @@ class Output:
         return self._trace
 
     def pieces(self, row: int = 0) -> list[str]:
-        """The text that each token of a row completes: of a character in several tokens, the last one has it all."""
+        """Return the text that each token of a row completes: of a character in several tokens, the last one has it
+        all."""
         texts = self._texts[row]
         pieces = [texts.text(number) for number in range(len(self.token_ids[row]))]
         return [*pieces[:-1], pieces[-1] + texts.rest()] if pieces else []
 
     def _repr_html_(self) -> str:
+        """Return the text with every token coloured by its origin."""
         return answer(self)
 
 
 class Transcript:
-    """The text of a request, its statistics, and where each of its rows ends.
+    """The text of a request, its statistics, and the ends of its rows.
 
     Args:
         context: the request on its target.
-        stopping: what ends a row.
-        pipeline: of the logits, which hears how far a row has come.
-        lossless: what the verifier says of itself.
+        stopping: the rules by which a row ends.
+        pipeline: the processors of the logits, which are told how far each row has come.
+        lossless: True if the verifier keeps the target's distribution.
         trace: the trees of its rounds, or None.
     """
 
@@ -144,6 +147,7 @@ class Transcript:
         return pieces
 
     def _write(self, row: int, tokens: list[int], origin: list[bool]) -> Piece:
+        """Append tokens to a row, cut where it ends, and return them as a piece."""
         history = self.context.history[row]
         before = len(history) - len(tokens)
         tokens, reason = self.stopping.cut(history, self.token_ids[row], tokens)
@@ -159,6 +163,7 @@ class Transcript:
         return Piece(row, tokens, origin, len(self.stats.rounds), reason is not None, self._texts[row], start)
 
     def output(self) -> Output:
+        """Return the result."""
         text = [whole_text(self.tokenizer, ids) for ids in self.token_ids]
         return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats, self._texts, self.trace)
 

@@ -20,7 +20,7 @@ Known = TypeVar("Known")
 
 @dataclass
 class DraftTree:
-    """Token candidates of one round.
+    """The token candidates of one round.
 
     Args:
         tokens: `[batch, nodes]` token ids; `tokens[:, 0]` is the root.
@@ -28,15 +28,15 @@ class DraftTree:
         max_depth: an upper bound of the depth of any node, known without looking at the tensors.
         valid: `[batch, nodes]` False where a row has fewer nodes than the widest one (padding, always behind the valid
             nodes); None when every node counts.
-        likelihood: gives `log_probs`, when somebody asks for them; None if nobody knows.
+        likelihood: function that gives `log_probs`, when somebody asks for them; None if nobody knows.
         expansion: `[batch, nodes]` the drafter's own serial number of a node that it expanded, -1 of a leaf; None for
             drafters that propose whole blocks.
         draft_probs: `[batch, expansions, vocab]` the distribution from which the children of each expanded node were
             drawn without replacement, in order. None marks point proposals (a deterministic choice of the drafter).
         is_chain: True if every row is a chain, known without looking at the tensors.
-        unusable: gives `[batch, guesses]`, True for each guess of the round that came from logits that are no
-            distribution (NaN, +inf, or nothing but -inf) or hangs below such a guess, whether it is in the tree or not;
-            None if there can be none.
+        unusable: function that gives `[batch, guesses]`, True for each guess of the round that came from logits
+            that are no distribution (NaN, +inf, or nothing but -inf) or hangs below such a guess, whether it is in the
+            tree or not; None if there can be none.
         grown: True for the trees of `Growth`, which chooses tokens and places itself, and for the root alone. The loop
             looks at all others, see `mmspec.wellformed`.
         lost: `[batch, nodes]` True where a grown tree lacks the parent of a node; None where that cannot be.
@@ -60,6 +60,7 @@ class DraftTree:
 
     @property
     def batch_size(self) -> int:
+        """The number of rows."""
         return self.tokens.shape[0]
 
     @property
@@ -102,7 +103,7 @@ class DraftTree:
         return self.valid.sum(-1) - 1
 
     def account(self) -> list[tuple[int, int]]:
-        """Per row, how many nodes were drafted and how many guesses unusable.
+        """Return, per row, how many nodes were drafted and how many guesses were unusable.
 
         Raises:
             MMSpecError: if a builder has kept a node without its parent.
@@ -110,7 +111,8 @@ class DraftTree:
         return self.known("account", lambda: self.told(self.facts().tolist()))
 
     def facts(self) -> Tensor:
-        """`[batch, columns]` what `account` says, for a transfer from the device in which other things go along."""
+        """Return `[batch, columns]` what `account` says, for a transfer from the device in which other things go
+        along."""
         rows = [self.tokens[:, :0]]
         rows += [] if self.valid is None else [self.drafted[:, None]]
         rows += [] if self.lost is None else [self.lost.any(-1, keepdim=True)]
@@ -118,7 +120,7 @@ class DraftTree:
         return torch.cat(rows, dim=1)
 
     def told(self, facts: list[list[int]]) -> list[tuple[int, int]]:
-        """The account, from `facts` on the host; see `account`."""
+        """Return the account, from `facts` on the host; see `account`."""
         found = []
         for row, (*values,) in enumerate(facts):
             drafted = self.num_nodes - 1 if self.valid is None else values.pop(0)
@@ -132,19 +134,19 @@ class DraftTree:
         return found
 
     def known(self, name: str, compute: Callable[[], Known]) -> Known:
-        """What follows from the tree, computed once."""
+        """Return a value that follows from the tree, computed once."""
         if name not in self._cache:
             self._cache[name] = compute()
         return self._cache[name]
 
     @classmethod
     def root_only(cls, root: Tensor) -> DraftTree:
-        """The tree of plain decoding: `root` is `[batch]`."""
+        """Return the tree of plain decoding: `root` is `[batch]`."""
         return cls.chain(root[:, None], grown=True)
 
     @classmethod
     def chain(cls, tokens: Tensor, valid: Tensor | None = None, **fields) -> DraftTree:
-        """A chain from `[batch, nodes]` tokens, the root first."""
+        """Return a chain of `[batch, nodes]` tokens, the root first."""
         batch, nodes = tokens.shape
         steps = torch.arange(nodes, device=tokens.device)
         return cls(
@@ -163,7 +165,7 @@ class DraftTree:
         )
 
     def path_to(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """The nodes from the root to `node` (`[batch]`), inclusive.
+        """Return the nodes from the root to `node` (`[batch]`), inclusive.
 
         Returns:
             path: `[batch, max_depth + 1]` node indices, padded with -1.
@@ -203,7 +205,7 @@ class DraftTree:
         return self
 
     def draw(self, decode: Callable[[int], str] = str, row: int = 0) -> str:
-        """The tree of one row as text, one node a line, indented by depth."""
+        """Return the tree of one row as text, one node a line, indented by depth."""
         lines = []
         parents = self.parents[row].tolist()
         tokens = self.tokens[row].tolist()
@@ -223,7 +225,7 @@ class DraftTree:
 
 
 def ancestor_mask(parents: Tensor, max_depth: int) -> Tensor:
-    """`[batch, nodes]` parents to the `[batch, nodes, nodes]` mask of each node and its ancestors.
+    """Return the `[batch, nodes, nodes]` mask of each node and its ancestors, from `[batch, nodes]` parents.
 
     Climbs all nodes one generation at a time: `max_depth` batched steps, no loop over nodes.
     """

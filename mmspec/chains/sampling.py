@@ -161,17 +161,18 @@ def sample(
         raise MMSpecError(f"chains.sample takes a GaussianChain, and this is a {type(chain).__name__}")
     if not isinstance(drafter, StateDrafter | None):
         raise MMSpecError(f"drafter is a {type(drafter).__name__}; of chains it must be a StateDrafter, or None")
-    if as_int(seed) is None:
+    if (whole := as_int(seed)) is None:
         raise MMSpecError(f"seed={seed!r} must be an integer, such as 0")
     if first is not None and (tuple(first.shape[1:]) != chain.shape or not len(first)):
         raise MMSpecError(
             f"first has shape {tuple(first.shape)}; it must be [batch, {', '.join(map(str, chain.shape))}]"
         )
     rows = 1 if first is None else len(first)
-    if batch_size is not None and ((as_int(batch_size) or 0) < 1 or (first is not None and batch_size != rows)):
+    wanted = rows if batch_size is None else as_int(batch_size) or 0
+    if wanted < 1 or (first is not None and wanted != rows):
         raise MMSpecError(f"batch_size={batch_size!r} must be a positive integer, and that of first= if it is given")
     drafter, verifier = (drafter or StateDrafter()).fork(), (verifier or Reflection()).fork()
-    run = ChainRun(chain, drafter, verifier, first, as_int(batch_size or rows), as_int(seed))
+    run = ChainRun(chain, drafter, verifier, first, wanted, whole)
     for _ in run.rounds():
         pass
     return run.transcript.output()

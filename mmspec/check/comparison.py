@@ -33,10 +33,10 @@ def check_target(
     """Compare a target with its model's own `generate`.
 
     Args:
-        target: to check.
-        inputs: of one row, from the model's processor, to check pictures, videos or sounds with; by default such of
-            noise are made and given to the target's processor, if it has one.
-        seed: of tokens and noise.
+        target: the target to check.
+        inputs: inputs of one row, from the model's processor, to check pictures, videos or sounds with; by default
+            some of noise are made and given to the target's processor, if it has one.
+        seed: number that tokens and noise are drawn from.
         thorough: also exceed a sliding window, and lengths at which positions are read in another way, which takes
             long rows.
 
@@ -73,10 +73,10 @@ def check_target(
 
 
 def _compare(target: Model, what: str, rows: Sequence[Request], batch: Request, text) -> Iterator[Finding]:
-    """The prompt, then a tree of each shape, each row against the model's own steps."""
+    """Compare each row of the prompt, and then of a tree of each shape, with the model's own steps."""
     dtype = target.arithmetic
     context = Context(target, batch, Model.encode(target, batch), feature_layers=[LAST])
-    written = [[] for _ in rows]  # after the prompt, the root last
+    written: list[list[int]] = [[] for _ in rows]  # after the prompt, the root last
     theirs = torch.stack([_steps(target, row, [])[0] for row in rows])
     yield Finding(f"{what}: the prompts as a batch", *_difference(context.logits, theirs), dtype)
     last = torch.stack([context.features[LAST][i, n - 1] for i, n in enumerate(batch.lengths)])
@@ -98,7 +98,7 @@ def _compare(target: Model, what: str, rows: Sequence[Request], batch: Request, 
 def _tree_difference(
     target: Model, rows: Sequence[Request], tree: DraftTree, logits: Tensor, written: list[list[int]]
 ) -> tuple[float, float]:
-    """The largest error at any node, and the spread."""
+    """Return the largest error at any node, and the spread."""
     ours, theirs = [], []
     parents = tree.parents[0].tolist()
     for row, request in enumerate(rows):
@@ -121,6 +121,7 @@ def _accept(context: Context, tree: DraftTree, written: list[list[int]], text) -
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Return the largest error of any logit, and the spread of the logits."""
     ours, theirs = ours.float().to(theirs.device), theirs.float()
     seen = theirs.isfinite() & (theirs > torch.finfo(torch.float16).min)  # what a model masks by itself is no logit
     worst = (ours - theirs)[seen].abs().max()
@@ -128,7 +129,8 @@ def _difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
 
 
 def _steps(target: Model, request: Request, tokens: list[int]) -> Tensor:
-    """`[tokens + 1, vocab]` logits that `generate` has before each of the tokens that it must write, and after."""
+    """Return the `[tokens + 1, vocab]` logits that `generate` has before each of the tokens that it must write, and
+    after."""
     start = request.max_length
 
     def force(ids: Tensor, scores: Tensor) -> Tensor:
@@ -153,8 +155,8 @@ def _steps(target: Model, request: Request, tokens: list[int]) -> Tensor:
 
 @contextmanager
 def _as_it_was(target: Model) -> Iterator[None]:
-    """Leave what a check changes: the offset that Qwen-VL's `generate` keeps on the model. Meanwhile `generate` warns
-    of nothing: its settings are not looked at here."""
+    """Restore at the end what a check changes: the offset that Qwen-VL's `generate` keeps on the model. Meanwhile
+    `generate` warns of nothing: its settings are not looked at here."""
     inner = target.model.base_model
     kept, said = getattr(inner, "rope_deltas", None), logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""What a self-check shows a model: texts of ordinary tokens, long ones where the model reads them in another way, and
+"""The prompts of a self-check: texts of ordinary tokens, long ones where the model reads them in another way, and
 pictures, videos and sounds of noise."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOM = 16
 
 
 def ordinary_tokens(target: Model) -> Tensor:
-    """Tokens that neither stand for anything else nor end a text."""
+    """Return the tokens that neither stand for anything else nor end a text."""
     special = {*target.family.placeholders, *target.eos_token_ids}
     for name, value in target.model.config.to_dict().items():
         if name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
@@ -91,8 +91,8 @@ def joined(target: Model, rows: Sequence[Request]) -> Request:
 def with_noise(
     target: Model, kind: str, generator: torch.Generator, report: Report
 ) -> tuple[list[Request], Request] | None:
-    """Rows with pictures, videos or sounds of noise, alone and as a batch, as the processor writes them; None if it
-    cannot."""
+    """Return rows with pictures, videos or sounds of noise, alone and as a batch, as the processor writes them; None if
+    it cannot."""
     if target.processor is None:
         report.notes.append(f"not checked: {NAMES[kind]}, for there is no processor; give check the inputs= of one")
         return None

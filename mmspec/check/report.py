@@ -1,4 +1,4 @@
-"""What a self-check found: one comparison a line, and what was not checked."""
+"""The result of a self-check: one comparison a line, and what was not checked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ wrong position costs some tenths to several."""
 
 @dataclass
 class Finding:
-    """One comparison.
+    """The result of one comparison.
 
     Args:
-        what: is compared.
+        what: name of what is compared.
         error: the largest difference of any logit.
         spread: standard deviation of the logits.
-        dtype: that the target computes in.
+        dtype: the dtype that the target computes in.
     """
 
     what: str
@@ -37,16 +37,17 @@ class Finding:
 
     @property
     def ok(self) -> bool:
+        """True if rounding explains the error."""
         return self.relative <= TOLERANCE.get(self.dtype, TOLERANCE[torch.bfloat16])
 
 
 @dataclass
 class Report:
-    """What a self-check found.
+    """All comparisons of a self-check.
 
     Args:
         findings: all comparisons.
-        notes: what was not checked, and why.
+        notes: sentences about what was not checked, and why.
         kinds: kinds of the media that were shown: `"image"`, `"video"`, `"audio"`.
     """
 
@@ -56,10 +57,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """True if rounding explains all errors."""
         return all(finding.ok for finding in self.findings)
 
     def raise_if_wrong(self, target: Model) -> None:
-        """
+        """Refuse the target if anything is wrong.
+
         Raises:
             MMSpecError: if anything differs by more than rounding.
         """

@@ -11,7 +11,7 @@ from .growth import Expander, Growth
 
 
 class TreeBuilder(PerRequest):
-    """Grows the tree of a round from a drafter's next-token distributions.
+    """A builder of draft trees: it grows the tree of a round from a drafter's next-token distributions.
 
     A subclass implements `build`; one that adapts also `observe`, keeping what it learns in attributes: every request
     works on a copy (`fork`).
@@ -29,8 +29,8 @@ class TreeBuilder(PerRequest):
         """Measure what the builder needs to know of the machine, before anything is timed: nothing, unless it adapts.
 
         Args:
-            drafter: whose trees it will grow.
-            request: what will be answered; builders for single calls share what was measured.
+            drafter: the drafter whose trees the builder will grow.
+            request: the request that will be answered; builders for single calls share what was measured.
         """
 
     def build(self, growth: Growth) -> DraftTree:
@@ -38,7 +38,7 @@ class TreeBuilder(PerRequest):
         raise NotImplementedError
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
-        """Hear what became of the last tree."""
+        """Update the builder's state from the verdict on its last tree."""
 
     def check(self, proposal: str) -> None:
         """Refuse proposals that this shape would bias.

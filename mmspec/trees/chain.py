@@ -21,7 +21,9 @@ class Chain(TreeBuilder):
 
     @property
     def max_nodes(self) -> int:
+        """The number of drafted nodes."""
         return self.length
 
     def build(self, growth: Growth) -> DraftTree:
+        """Draft one token after the other."""
         return growth.chain(self.length)

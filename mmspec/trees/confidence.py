@@ -16,7 +16,8 @@ ROUNDING = 1e-3
 
 
 class ConfidenceTree(TreeBuilder):
-    """Branches where the drafter is uncertain, then keeps what is likeliest overall (Spec-LLaVA, arXiv 2509.11961).
+    """A tree that branches where the drafter is uncertain, and keeps what is likeliest overall (Spec-LLaVA, arXiv
+    2509.11961).
 
     The paper gives a node one child where the distribution q after it is peaked, and several where it is not, and cuts
     the tree to the n tokens of largest path probability; which numbers, and how many are several, it does not say.
@@ -59,9 +60,11 @@ class ConfidenceTree(TreeBuilder):
 
     @property
     def max_nodes(self) -> int:
+        """Drafted nodes at most: `total - 1`."""
         return self.total - 1
 
     def build(self, growth: Growth) -> DraftTree:
+        """Grow the tree level by level, and cut it to the likeliest nodes."""
         newest, wanted = growth.root, torch.ones_like(growth.root, dtype=torch.bool)
         for _ in range(growth.reach(self.depth)):
             scores = growth.path_log_probs.masked_fill(~wanted, float("-inf")).gather(1, newest)
@@ -87,7 +90,7 @@ class ConfidenceTree(TreeBuilder):
         return growth.keep(nodes, None if min(counts) == max(counts) else nodes < end)
 
     def _branching(self, logits: Tensor) -> Tensor:
-        """`[batch, nodes]` children that each node is worth, from `[batch, nodes, vocab]`."""
+        """Return `[batch, nodes]` children that each node is worth, from `[batch, nodes, vocab]` logits."""
         q = logits.float().softmax(-1)
         most = torch.full_like(q[..., 0], self.branches)
         if self.graded:

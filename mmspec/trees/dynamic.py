@@ -31,9 +31,11 @@ class DynamicTree(TreeBuilder):
 
     @property
     def max_nodes(self) -> int:
+        """Drafted nodes at most: `total - 1`."""
         return self.total - 1
 
     def build(self, growth: Growth) -> DraftTree:
+        """Grow the tree level by level, and keep the likeliest nodes."""
         children = growth.expand(growth.root, self.top_k)
         places = children - 1  # all of them go on; deeper down, the likeliest
         for _ in range(growth.reach(self.depth) - 1):

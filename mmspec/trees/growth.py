@@ -29,7 +29,7 @@ class Block:
     """Nodes that a drafter is to expand in one pass.
 
     Args:
-        tokens: `[batch, new]`.
+        tokens: `[batch, new]` token ids.
         parents: `[batch, new]` serial number of each node's parent among the expanded nodes (the root has number 0).
         visible: `[batch, new, earlier + new]`, which nodes expanded this round each one sees: its ancestors and
             itself. The root is not counted: it is committed.
@@ -52,16 +52,16 @@ class Block:
 
 
 class Level:
-    """What one call of `Growth.expand` has added.
+    """The nodes that one call of `Growth.expand` has added.
 
     Args:
         first: number of the first new node.
         nodes: `[batch, n]` the nodes that were expanded.
         visible: `[batch, n, expanded]`, which expanded nodes (the root not counted) each of them sees.
-        below: how deep all new nodes are; None if that is not known without looking at tensors.
-        depth: `[batch, n]` how deep the new nodes are.
-        children: who they are.
-        above: gives `[batch, n]` log-probabilities of the whole paths to the expanded nodes.
+        below: depth of all new nodes; None if that is not known without looking at tensors.
+        depth: `[batch, n]` depth of the children of each expanded node.
+        children: the new nodes.
+        above: function that gives `[batch, n]` log-probabilities of the whole paths to the expanded nodes.
     """
 
     def __init__(
@@ -81,29 +81,33 @@ class Level:
 
     @property
     def end(self) -> int:
+        """The number behind that of the last new node."""
         return self.first + self.tokens.shape[1]
 
     @property
     def parents(self) -> Tensor:
+        """`[batch, nodes]` numbers of the parents of the new nodes."""
         return self.nodes.repeat_interleave(self.count, dim=1)
 
     @property
     def log_probs(self) -> Tensor:
-        """`[batch, nodes]` given the parents."""
+        """`[batch, nodes]` log-probabilities of the new nodes given their parents."""
         return cleaned(self._log_probs).flatten(1)
 
     @cached_property
     def path_log_probs(self) -> Tensor:
-        """`[batch, nodes]` of the whole paths."""
+        """`[batch, nodes]` log-probabilities of the whole paths to the new nodes."""
         return cleaned(self.path)
 
     @cached_property
     def path(self) -> Tensor:
-        """The same, but NaN where a distribution on the path is none."""
+        """`[batch, nodes]` log-probabilities of the whole paths, NaN where logits on the path are no distribution."""
         return (self._above()[..., None] + self._log_probs).flatten(1)
 
     @cached_property
     def _log_probs(self) -> Tensor:
+        """`[batch, expanded, children]` log-probabilities given the parents, NaN where the logits are no
+        distribution."""
         return self.children.log_probs()
 
 
@@ -112,12 +116,12 @@ class Growth:
 
     Args:
         root: `[batch]` the newest token.
-        expand_root: gives `[batch, vocab]` logits after the root.
-        expand: gives `[batch, new, vocab]` logits after the nodes of a `Block`.
-        proposals: how children are chosen.
+        expand_root: function that gives `[batch, vocab]` logits after the root.
+        expand: function that gives `[batch, new, vocab]` logits after the nodes of a `Block`.
+        proposals: the way in which children are chosen.
         vocabulary: `[draft_vocab]` the tokens that the logits are about, if they are not about all of them.
-        vocab_size: of the target; needed with `vocabulary`.
-        drafter: who expands, for builders that ask what it costs.
+        vocab_size: size of the target's vocabulary; needed with `vocabulary`.
+        drafter: the drafter that expands, for builders that ask what it costs.
     """
 
     def __init__(
@@ -136,34 +140,37 @@ class Growth:
         self._root = root[:, None]
         self._grown: list[Level] = []
         self._known: dict[str, tuple[int, Tensor]] = {}
-        self.logits: Tensor | None = None
-        """`[batch, nodes, vocab]` of the last expansion, for builders that look at entropy or confidence (over the
-        drafter's own vocabulary if that is smaller)."""
+        self.logits: Tensor
+        """`[batch, nodes, vocab]` logits of the last expansion, for builders that look at entropy or confidence (over
+        the drafter's own vocabulary if that is smaller). Nothing is there before the first one."""
         self._eyes: dict[int, Tensor] = {}
         self._numbers = torch.zeros(0)
 
     @property
     def levels(self) -> int:
-        """How often nodes were expanded."""
+        """The number of expansions so far."""
         return len(self._grown)
 
     @cached_property
     def root(self) -> Tensor:
-        """`[batch, 1]` its number, 0."""
+        """`[batch, 1]` the number of the root, 0."""
         return torch.zeros_like(self._root)
 
     # All nodes, `[batch, nodes]`; put together when somebody asks.
 
     @property
     def tokens(self) -> Tensor:
+        """`[batch, nodes]` token ids."""
         return self._all("tokens", self._root, lambda level: level.tokens)
 
     @property
     def parents(self) -> Tensor:
+        """`[batch, nodes]` numbers of the parents, -1 for the root."""
         return self._all("parents", self.root - 1, lambda level: level.parents)
 
     @property
     def depth(self) -> Tensor:
+        """`[batch, nodes]` distances from the root."""
         return self._all("depth", self.root, lambda level: level.depth)
 
     @property
@@ -178,7 +185,7 @@ class Growth:
 
     @property
     def newest_path_log_probs(self) -> Tensor:
-        """The same of the nodes that the last call of `expand` has added."""
+        """`[batch, new]` log-probability of the whole path to each node that the last call of `expand` has added."""
         return self._grown[-1].path_log_probs
 
     @property
@@ -192,10 +199,11 @@ class Growth:
 
     @cached_property
     def _certain(self) -> Tensor:
+        """`[batch, 1]` log-probability of the root, 0."""
         return torch.zeros(self._root.shape, dtype=torch.float32, device=self._root.device)
 
     def _all(self, name: str, first: Tensor, of: Callable[[Level], Tensor], levels: int | None = None) -> Tensor:
-        """What is asked of the root and of every level (or of so many at least), along the nodes."""
+        """Return a property of the root and of every level (or of so many levels at least), along the nodes."""
         levels = self.levels if levels is None else levels
         count, values = self._known.get(name, (0, first))
         if count < levels:
@@ -204,7 +212,8 @@ class Growth:
         return values
 
     def reach(self, depth: int) -> int:
-        """How many of `depth` levels the drafter can draft (`Drafter.max_depth`). Builders stop there."""
+        """Return the number of levels, out of `depth`, that the drafter can draft (`Drafter.max_depth`). Builders stop
+        there."""
         limit = None if self.drafter is None else self.drafter.max_depth
         return depth if limit is None else min(depth, limit)
 
@@ -214,9 +223,9 @@ class Growth:
         The root comes first, alone; after that any nodes whose parents were expanded, no deeper than `reach`.
 
         Args:
-            nodes: to expand.
-            count: of children.
-            places: `[batch, n]` where the nodes stand among those that the last call has added, if all of them do:
+            nodes: numbers of the nodes to expand.
+            count: number of children per node.
+            places: `[batch, n]` places of the nodes among those that the last call has added, if all of them do:
                 less has to be looked up then.
 
         Returns:
@@ -225,12 +234,12 @@ class Growth:
         if self.reach(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
             self._check_reach(nodes)
         first, levels = (self._grown[-1].end, self.levels) if self._grown else (1, 0)
+        below: int | None
         if not self._grown:
-            logits, below, above = self._expand_root()[:, None], 1, lambda: self._certain
-            visible, depth = (
-                torch.zeros(len(nodes), 1, 0, dtype=torch.bool, device=nodes.device),
-                self._number(1, nodes),
-            )
+            logits, below = self._expand_root()[:, None], 1
+            visible = torch.zeros(len(nodes), 1, 0, dtype=torch.bool, device=nodes.device)
+            depth = self._number(1, nodes)
+            above = lambda: self._certain  # noqa: E731
         elif places is not None:
             last = self._grown[-1]
             block = self._block_below(last, places)
@@ -249,7 +258,7 @@ class Growth:
         return torch.arange(first, self._grown[-1].end, device=nodes.device).expand(len(nodes), -1)
 
     def _block_below(self, last: Level, places: Tensor) -> Block:
-        """Some of the nodes that were added last."""
+        """Return the block of some of the nodes that were added last."""
         parents = places // last.count
         inherited = last.visible.gather(1, parents[..., None].expand(-1, -1, last.visible.shape[2]))
         level = None if last.below is None else last.below - 1
@@ -264,7 +273,7 @@ class Growth:
         )
 
     def _block_of(self, nodes: Tensor) -> Block:
-        """Any nodes whose parents were expanded."""
+        """Return the block of any nodes whose parents were expanded."""
         parents = self.expansion.gather(1, self.parents.gather(1, nodes))
         # A node sees what its parent sees, and itself; children of the root (number 0) see only themselves.
         earlier = self._visible
@@ -282,20 +291,21 @@ class Growth:
         return seen
 
     def _itself(self, nodes: Tensor) -> Tensor:
+        """Return `[batch, n, n]`, True where a node of a block sees itself."""
         batch, n = nodes.shape
         if n not in self._eyes:
             self._eyes[n] = torch.eye(n, dtype=torch.bool, device=nodes.device)
         return self._eyes[n].expand(batch, n, n)
 
     def _number(self, number: int, like: Tensor) -> Tensor:
-        """A number everywhere."""
+        """Return a tensor of this shape that holds a number everywhere."""
         if len(self._numbers) <= number:
             self._numbers = torch.arange(2 * number + 16, device=like.device)
         return self._numbers[number].expand_as(like)
 
     def chain(self, length: int) -> DraftTree:
-        """The tree of `length` nodes (or as many as `reach` allows), each the best (or the one drawn) child of the one
-        before.
+        """Return the tree of `length` nodes (or as many as `reach` allows), each the best (or the one drawn) child of
+        the one before.
 
         What `expand` does for any tree is done here with less: of a chain everything but the tokens is known.
         """
@@ -318,24 +328,25 @@ class Growth:
             torch.cat(tokens, dim=1),
             likelihood=lambda: torch.cat([self._certain, *(cleaned(one.log_probs()[:, 0]) for one in chosen)], dim=1),
             expansion=torch.where(steps < length, steps, -1).expand(batch, -1),
-            draft_probs=torch.cat([one.probs for one in chosen], dim=1) if chosen[0].probs is not None else None,
+            draft_probs=_along(chosen),
             # What stands behind an unusable guess is none either.
             unusable=lambda: doubt(torch.cat([one.best for one in chosen], dim=1)).cumsum(-1).isnan(),
             grown=True,
         )
 
     def _choose(self, logits: Tensor, count: int, paths: Callable) -> Children:
-        """`Proposals.choose`, in the target's tokens."""
+        """Choose children as `Proposals.choose` does, in the target's tokens."""
         vocabulary = self._vocabulary
         if vocabulary is not None and self._proposals.sampled:  # q is a distribution over the target's tokens
+            assert self._vocab_size is not None, "a reduced vocabulary needs vocab_size"
             everything = logits.new_full((*logits.shape[:-1], self._vocab_size), IMPOSSIBLE)
             logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
         children = self._proposals.choose(logits, count, paths, vocabulary)
         return children if vocabulary is None else children._replace(tokens=vocabulary[children.tokens])
 
     def _unusable(self) -> Tensor:
-        """`[batch, candidates]`, True where the logits that a candidate, or an ancestor of it, was chosen from are no
-        distribution."""
+        """Return `[batch, candidates]`, True where the logits that a candidate, or an ancestor of it, was chosen from
+        are no distribution."""
         if "path" in vars(self._grown[-1]):  # then those of all levels are known
             return torch.cat([level.path for level in self._grown], dim=1).isnan()
         own = doubt(torch.cat([level.children.best for level in self._grown], dim=1))
@@ -347,7 +358,7 @@ class Growth:
         )
 
     def keep(self, nodes: Tensor, valid: Tensor | None = None) -> DraftTree:
-        """The tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included).
+        """Return the tree of the `[batch, n]` nodes given (ascending, the root first, ancestors included).
 
         Rows may keep different numbers of nodes: `valid`, `[batch, n]`, is then False behind a row's own, whatever
         numbers stand there.
@@ -377,32 +388,33 @@ class Growth:
         )
 
     def keep_all(self) -> DraftTree:
-        """The tree of all nodes."""
+        """Return the tree of all nodes."""
         nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
         if nodes.shape[1] == self.levels + 1:  # one node per level
             return DraftTree.chain(self.tokens, **self._fields(nodes, self.expansion))
         return self.keep(nodes)
 
     def _fields(self, nodes: Tensor, expansion: Tensor) -> dict:
-        probs = [level.children.probs for level in self._grown]
+        """Return the further fields of the tree of these nodes."""
         return {
             "likelihood": lambda: self.log_probs.gather(1, nodes),
             "expansion": expansion,
-            "draft_probs": torch.cat(probs, dim=1) if probs and probs[0] is not None else None,
-            "unusable": self._unusable if probs else None,
+            "draft_probs": _along([level.children for level in self._grown]),
+            "unusable": self._unusable if self._grown else None,
             "grown": True,
         }
 
     def _check_reach(self, nodes: Tensor) -> None:
+        """Refuse to expand nodes deeper than the drafter drafts."""
         deepest = int(self.depth.gather(1, nodes).max())
-        if self.reach(deepest + 1) <= deepest:
+        if self.drafter is not None and self.reach(deepest + 1) <= deepest:
             raise MMSpecError(
                 f"{type(self.drafter).__name__} drafts {self.drafter.max_depth} levels, but the tree asks for level "
                 f"{deepest + 1}: a builder goes no deeper than growth.reach(depth)"
             )
 
     def _paths(self, nodes: Tensor) -> list[list[list[int]]]:
-        """Per row and node, the drafted tokens from below the root down to the node."""
+        """Return, per row and node, the drafted tokens from below the root down to the node."""
         result = []
         for tokens, parents, wanted in zip(self.tokens.tolist(), self.parents.tolist(), nodes.tolist(), strict=True):
             row = []
@@ -416,6 +428,12 @@ class Growth:
         return result
 
 
+def _along(levels: list[Children]) -> Tensor | None:
+    """Return the distributions that children were drawn from, `[batch, nodes, vocab]`; None if they were not drawn."""
+    probs = [children.probs for children in levels if children.probs is not None]
+    return torch.cat(probs, dim=1) if probs else None
+
+
 def cleaned(log_probs: Tensor) -> Tensor:
-    """Log-probabilities with -inf in place of NaN."""
+    """Return log-probabilities with -inf in place of NaN."""
     return log_probs.nan_to_num(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)

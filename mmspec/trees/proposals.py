@@ -22,9 +22,9 @@ class Children(NamedTuple):
 
     Args:
         tokens: `[batch, nodes, count]`, the best (or first drawn) child first.
-        log_probs: gives the `[batch, nodes, count]` log-probabilities, NaN where a node's logits are no distribution;
-            chains never ask for them.
-        probs: `[batch, nodes, vocab]` q if children were drawn, else None.
+        log_probs: function that gives the `[batch, nodes, count]` log-probabilities, NaN where a node's logits are
+            no distribution; chains never ask for them.
+        probs: `[batch, nodes, vocab]` distribution q if children were drawn, else None.
         best: `[batch, nodes]`, a finite number where a node's logits are a distribution.
     """
 
@@ -36,13 +36,13 @@ class Children(NamedTuple):
 
 @dataclass
 class Proposals:
-    """How children are chosen from a drafter's logits.
+    """The way in which children are chosen from a drafter's logits.
 
     Args:
         sampled: False for the likeliest children, True for children drawn without replacement.
         pipeline: the target's logits pipeline, which q goes through too when children are drawn.
         history: per row, the tokens so far, the root last; for processors that depend on the prefix.
-        generator: of the draws.
+        generator: random numbers for the draws.
         barred: tokens that the pipeline never lets through, which are no children either; None for none.
     """
 
@@ -62,9 +62,9 @@ class Proposals:
         """Choose `count` children per node from `[batch, nodes, vocab]` logits.
 
         Args:
-            logits: what the drafter says of every node.
-            count: how many children a node gets.
-            paths: gives per row and node the tokens behind the root.
+            logits: the drafter's logits after every node.
+            count: number of children per node.
+            paths: function that gives, per row and node, the tokens behind the root.
             vocabulary: `[vocab]` the target's tokens that likeliest children are chosen among; None for all.
         """
         count = min(count, logits.shape[-1])
@@ -83,9 +83,11 @@ class Proposals:
 
             # NaN counts as the largest of all: where there is one among the logits, it is the first of these.
             return Children(top.indices, log_probs, None, top.values[..., 0])
+        assert self.pipeline is not None, "children are drawn under the target's pipeline"
+        history = self.history or []
         processed = self.pipeline(
             logits,
-            lambda: [[past + path for path in row] for past, row in zip(self.history, paths(), strict=True)],
+            lambda: [[past + path for path in row] for past, row in zip(history, paths(), strict=True)],
         )
         log_q = processed.log_softmax(-1)
         # Log-softmax makes NaN of all logits that are no distribution; -inf is the number of what is impossible.
@@ -98,5 +100,6 @@ class Proposals:
 
 
 def doubt(best: Tensor) -> Tensor:
-    """NaN where the best logit of a node is NaN or infinite, 0 elsewhere: what makes NaN of a sum over a path."""
+    """Return NaN where the best logit of a node is NaN or infinite, 0 elsewhere: a sum over a path becomes NaN by
+    it."""
     return best - best

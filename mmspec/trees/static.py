@@ -36,7 +36,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 
 class StaticTree(TreeBuilder):
-    """Nodes given as paths of child ranks: `(0, 1)` is the second child of the root's first child.
+    """A fixed tree, given as paths of child ranks: `(0, 1)` is the second child of the root's first child.
 
     Ranks are by drafter probability, or by order of draw when children are sampled.
 
@@ -66,12 +66,15 @@ class StaticTree(TreeBuilder):
 
     @property
     def max_nodes(self) -> int:
+        """The number of drafted nodes."""
         return len(self.paths)
 
     def _plan(self) -> list[tuple[list[int], int, list[int]]]:
-        """Per level: which of the level's nodes to expand, how many children each, and which of those to keep."""
+        """Return, per level: which of the level's nodes to expand, how many children each gets, and which of those to
+        keep."""
         depth = max(map(len, self.paths))
-        levels, current = [], [()]
+        levels: list[tuple[list[int], int, list[int]]] = []
+        current: list[tuple[int, ...]] = [()]
         for level in range(1, depth + 1):
             below = [path for path in self.paths if len(path) == level]
             inner = [node for node in current if any(path[:-1] == node for path in below)]
@@ -87,6 +90,7 @@ class StaticTree(TreeBuilder):
         return levels
 
     def build(self, growth: Growth) -> DraftTree:
+        """Grow the template, as deep as the drafter drafts."""
         nodes, kept = growth.root, [growth.root]
         for expand, width, keep in self._levels[: growth.reach(len(self._levels))]:
             children = growth.expand(nodes[:, expand], width)
@@ -98,6 +102,7 @@ class StaticTree(TreeBuilder):
 
 
 def _ranks(path: Sequence[int] | str) -> tuple[int, ...]:
+    """Return a path as numbers, or refuse it."""
     try:
         ranks = tuple(int(rank) for rank in path)
     except (TypeError, ValueError):
