@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.drafters import DraftModelDrafter
+from mmspec.draining import drain
 from mmspec.inputs import prepare
 from mmspec.trees import DynamicTree
 from mmspec.verifiers import Synthetic
@@ -110,7 +111,7 @@ def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             next(pieces)
         largest = max(event.self_cpu_memory_usage for event in profile.events())
-        stats = finish(pieces).stats
+        stats = drain(pieces).stats
         outside = [sum(s for name, s in r.seconds.items() if name not in FORWARD) for r in stats.rounds[1:]]
         entry = {
             "outside_forward_ms": 1e3 * statistics.median(outside),
@@ -123,15 +124,6 @@ def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
     first, last = (result[str(n)]["outside_forward_ms"] for n in (PREFIXES[0], PREFIXES[-1]))
     result["outside_forward_growth"] = last / first
     return result
-
-
-def finish(pieces):
-    """Run a stream to its end and return its output."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            return end.value
 
 
 def run_section(section: str, dtype: str, options: argparse.Namespace) -> dict:

@@ -11,6 +11,7 @@ from .arguments import as_int
 from .calls import named_arguments
 from .drafters import Drafter
 from .drafters.base import expect_drafter
+from .draining import drain
 from .errors import MMSpecError
 from .inputs import prepare
 from .negative_prompts import guidance_of
@@ -233,9 +234,4 @@ def generate(
     **options: Any,
 ) -> Output:
     """Generate text (see `stream` for the arguments) and return it whole."""
-    pieces = stream(target, drafter, prompt, images, **options)
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            return end.value
+    return drain(stream(target, drafter, prompt, images, **options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import numbers
 from collections import defaultdict, deque
@@ -19,6 +18,7 @@ from .allowed import AllowedTokens
 from .arguments import as_int, callables
 from .by_row import ByRow
 from .errors import MMSpecError
+from .seeds import random_stream
 
 PREFIX_FREE = (
     hf.TemperatureLogitsWarper,
@@ -325,14 +325,6 @@ def _merged(own: list, given: list) -> list:
         if processor not in merged:
             merged.append(processor)
     return merged
-
-
-def random_stream(device: torch.device, seed: int, purpose: str) -> torch.Generator:
-    """Return a random generator for one purpose within a request. Streams of different purposes or seeds share no
-    draws. With plain seeds such as `seed + row`, the noise of one stream would be that of another, and draws that must
-    be independent would be equal."""
-    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 
 
 class NoiseTape:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,6 +105,45 @@ def append(file: BinaryIO, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
+
+
+def json_lines(records: Iterable[Any]) -> bytes:
+    """Return records as JSON, one per line, to write or to `append`."""
+    return "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records).encode()
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Replace a folder by what `write` puts into a path beside it; after an error the old folder remains.
+
+    Between two renames there is no folder of this name; `restore_folder` helps if the process was killed there.
+
+    Args:
+        folder: folder, which need not exist.
+        write: function that makes a folder at the path that it is given.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        write(fresh)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        restore_folder(folder)
+        raise
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring back the old folder if `replace_folder` was killed after it had moved that one away."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def hold_folder(folder: Path, way_out: str) -> FileLock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from .families import Vision, family_of
 from .guidance import Guidance, GuidedContext
 from .inputs import Request
 from .model import Model
-from .weights import device_of, digest, stored_tensors
+from .weights import device_of, fingerprint
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -160,15 +159,7 @@ class Target(Model):
         All weights and buffers that would be saved count, in the dtype in which they are held, adapters among them.
         Nothing is kept: every weight is read anew, about a gigabyte a second on one thread of a processor.
         """
-        # Equal tensors count once, as tied ones may be held twice, and neither names nor order count, which may differ
-        # between versions of transformers.
-        digests = sorted({digest(tensor) for tensor in stored_tensors(self.model)})
-        active = getattr(self.model, "_hf_peft_config_loaded", False) and self.model.active_adapters()
-        further = [getattr(self.model.config, "quantization_config", None), active or None]
-        whole = hashlib.sha256(b"".join(digests))
-        for told in filter(None, further):
-            whole.update(repr(told).encode())
-        return whole.hexdigest()[:16]
+        return fingerprint(self.model)
 
     @torch.no_grad()  # and not inference mode: what is trained beside the target reads this too
     def encode(self, request: Request) -> Vision | None:

@@ -8,7 +8,8 @@ from .drafters import Drafter, NoDrafter
 from .guidance import Guidance
 from .inputs import Request
 from .loop import Run
-from .sampling import LogitsPipeline, random_stream
+from .sampling import LogitsPipeline
+from .seeds import random_stream
 from .stopping import Stopping
 from .target import Target
 from .transcript import Piece, Transcript

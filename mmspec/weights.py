@@ -113,6 +113,24 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Return sixteen characters that change when any weight of a transformers model does, see `Target.fingerprint`.
+
+    Args:
+        model: transformers model.
+        dtype: precision to which its numbers are rounded first; by default they are taken as they are held.
+    """
+    # Equal tensors count once, as tied ones may be held twice, and neither names nor order count, which may differ
+    # between versions of transformers.
+    held = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in stored_tensors(model))
+    whole = hashlib.sha256(b"".join(sorted({digest(tensor) for tensor in held})))
+    active = getattr(model, "_hf_peft_config_loaded", False) and cast(Any, model).active_adapters()
+    for told in (getattr(model.config, "quantization_config", None), active):
+        if told:
+            whole.update(repr(told).encode())
+    return whole.hexdigest()[:16]
+
+
 COLUMNS = 1021
 """Prime number of columns, so that rows of a weight that change places begin at other columns."""
 

@@ -17,7 +17,8 @@ from transformers import (
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
-from mmspec.sampling import LogitsPipeline, NoiseTape, random_stream
+from mmspec.sampling import LogitsPipeline, NoiseTape
+from mmspec.seeds import random_stream
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import RejectionSampling
 

@@ -14,6 +14,7 @@ import mmspec
 from mmspec import Target, clock, loop
 from mmspec.clock import PHASES, HostTime, PhaseClock
 from mmspec.drafters import DraftModelDrafter, EagleDrafter, NGramDrafter
+from mmspec.draining import drain
 from mmspec.stats import Round, Stats, speed_in_words, tokens_by_origin
 from mmspec.trees import Chain, DynamicTree
 
@@ -188,12 +189,7 @@ def test_the_device_is_waited_for_once_a_round_and_its_time_is_booked_later(monk
         return pieces
 
     monkeypatch.setattr(loop.Run, "round", counted)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            record = end.value.stats
-            break
+    record = drain(stream).stats
     assert len(seen) > 2 and [waits for waits, _ in seen] == [1] * len(seen)
     # What lies behind the verdict is not over when a round's pieces are handed out, and is booked later.
     laps = {"draft": 1, "score": 1, "verify": 2, "commit": 1, "observe": 1, "other": 1}
@@ -235,19 +231,17 @@ def test_time_is_accounted_for():
 def test_time_of_the_consumer_is_not_counted():
     target = Target(llama())
     stream = mmspec.stream(target, inputs=inputs_for("llama", [0, 0]), max_new_tokens=4)
-    waits = 0.0
-    start = time.perf_counter()
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            record = end.value.stats
-            break
+    waits = []
+
+    def wait(_) -> None:
         before = time.perf_counter()
         time.sleep(0.05)
-        waits += time.perf_counter() - before
-    assert waits > 0.3
-    assert record.total_seconds <= time.perf_counter() - start - waits + 1e-3
+        waits.append(time.perf_counter() - before)
+
+    start = time.perf_counter()
+    record = drain(stream, wait).stats
+    assert sum(waits) > 0.3
+    assert record.total_seconds <= time.perf_counter() - start - sum(waits) + 1e-3
 
 
 def test_first_token_alone_has_no_rounds():

@@ -12,6 +12,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 import mmspec
 from mmspec import MMSpecError, Target
+from mmspec.draining import drain
 from mmspec.text import TextStream
 
 LENGTH = 24
@@ -32,11 +33,7 @@ def drafter_for(target, options, **script):
 
 def collect(stream):
     pieces = []
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as end:
-            return pieces, end.value
+    return pieces, drain(stream, pieces.append)
 
 
 def flat(lists) -> list:

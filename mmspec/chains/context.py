@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import MMSpecError
 from ..outcome import Verdict
-from ..sampling import random_stream
+from ..seeds import random_stream
 from .draft import StateDraft, StateScores
 from .gaussian import GaussianChain
 

@@ -7,12 +7,13 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import configuration, output
+from ..draining import drain
 from ..metrics import SHOWN, SPEEDUPS
 from ..similarity import similarity
 from ..stats import speed_in_words
@@ -141,14 +142,10 @@ def note_on_drafter(overrides: list[str]) -> str | None:
     )
 
 
-def show(pieces: Iterator[Any], console: Console) -> Any:
+def show(pieces: Generator[Any, None, Any], console: Console) -> Any:
     """Print the pieces of a stream as they come and return what the stream returns at its end."""
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as stop:
-            console.file.write("\n")
-            return stop.value
+
+    def put(piece: Any) -> None:
         for text, drafted in piece.spans:
             if console.is_terminal:
                 console.out(text, style=DRAFTED if drafted else OWN, highlight=False, end="")
@@ -156,17 +153,18 @@ def show(pieces: Iterator[Any], console: Console) -> Any:
                 console.file.write(text)
                 console.file.flush()
 
+    decoded = drain(pieces, put)
+    console.file.write("\n")
+    return decoded
 
-def show_several(pieces: Iterator[Any]) -> Any:
+
+def show_several(pieces: Generator[Any, None, Any]) -> Any:
     """Print the answers of a stream one after the other, once they are all there, and return what the stream
     returns."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as stop:
-            for number, text in enumerate(stop.value.text, start=1):
-                print(f"answer {number}: {text}")
-            return stop.value
+    decoded = drain(pieces)
+    for number, text in enumerate(decoded.text, start=1):
+        print(f"answer {number}: {text}")
+    return decoded
 
 
 def compare(

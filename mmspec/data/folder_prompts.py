@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
+from ..identity import content_hash
 from .examples import Example, Source
 from .sources import media_in
 
@@ -72,4 +72,4 @@ class FolderPrompts(Source):
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
         content = "\0".join([*self.media, *self.prompts]).encode("utf-8", "surrogateescape")
-        return {"source": "folder", "content": hashlib.blake2b(content, digest_size=8).hexdigest()}
+        return {"source": "folder", "content": content_hash(content)}

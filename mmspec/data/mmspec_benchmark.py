@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError, did_you_mean
+from ..identity import content_hash
 from .examples import Example, Source, from_record
-from .rows import JsonRows, Row
+from .rows import JsonLines, Row
 
 FILE, PICTURES = "mmspec.jsonl", "images"
 INSIDE_REPOSITORY = "dataset/MMSpec"
@@ -56,7 +56,7 @@ class MMSpecBenchmark(Source):
             raise MMSpecError(f"count={count} must be a positive number of items, or null for all of them")
         self.split, self.count = split, count
         self.folder = _split_folder(Path(folder), split)
-        self.rows = JsonRows(self.folder / FILE)
+        self.rows = JsonLines(self.folder / FILE)
         self._tasks: list[str] = []
         self._scan()
         self.subtasks = self._known(subtasks)
@@ -117,7 +117,7 @@ class MMSpecBenchmark(Source):
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
-        content = hashlib.blake2b(self.rows.path.read_bytes(), digest_size=8).hexdigest()
+        content = content_hash(self.rows.path.read_bytes())
         return {
             "source": "mmspec benchmark",
             "split": self.split,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import zoo
 from ..errors import MMSpecError, did_you_mean
+from ..identity import content_hash
 from .accuracy import MetricSetting, metrics_of
 from .examples import EMBEDDED, Example, Source
 
@@ -90,11 +90,11 @@ class MediaFolder(Source):
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
-        names = hashlib.blake2b("\n".join(self.media).encode("utf-8", "surrogateescape"), digest_size=8)
+        names = content_hash("\n".join(self.media).encode("utf-8", "surrogateescape"))
         return {
             "source": "images",
             "pictures": len(self.media),
-            "names": names.hexdigest(),
+            "names": names,
             "prompts": self.prompts,
         }
 

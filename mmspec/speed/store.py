@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
+from ..identity import content_hash
+from ..storage import atomic_write_text
 from .costs import Costs
 
 FORMAT = 1
@@ -28,8 +28,8 @@ def cache_folder() -> Path:
 
 def file_of(key: Mapping[str, Any]) -> Path:
     """Return the file for costs measured under these conditions."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    return cache_folder() / "costs" / f"{digest[:20]}.json"
+    name = content_hash(json.dumps(key, sort_keys=True, default=str).encode())
+    return cache_folder() / "costs" / f"{name}.json"
 
 
 def load(key: Mapping[str, Any]) -> Costs | None:
@@ -58,16 +58,10 @@ def store(key: Mapping[str, Any], costs: Costs) -> Path | None:
     warning, because decoding can continue without them; the path is returned, None if there is no file."""
     path = file_of(key)
     text = json.dumps({"format": FORMAT, "costs": costs.to_dict()}, indent=1, default=str) + "\n"
-    unfinished = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as file:
-            unfinished = Path(file.name)
-            file.write(text)
-        unfinished.replace(path)
+        atomic_write_text(path, text, shared=True)
     except OSError as error:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
         warnings.warn(
             f"the measured costs cannot be kept in {path}: {error.strerror or error}; they will be measured again next "
             "time (set MMSPEC_CACHE to a folder that can be written)",

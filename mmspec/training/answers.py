@@ -22,7 +22,7 @@ from typing import Any
 
 from ..data.conversations import ConversationFile
 from ..data.examples import EMBEDDED, MEDIA, Example, Source, from_record
-from ..data.rows import JsonRows
+from ..data.rows import JsonLines
 from ..errors import MMSpecError
 
 SHARD = re.compile(r"answers-(\d+)-of-(\d+)\.jsonl")
@@ -60,7 +60,7 @@ class Answers(Source):
         self.infos = [read_info(shard_files(self.answers_folder, *place)[2]) for place in files.values()]
         self._check_shards(files, partial)
         self._pictures = Path(images) if images is not None else self.answers_folder / self.infos[0]["images"]
-        self._files = [JsonRows(path, whole_lines=True) for path in files]
+        self._files = [JsonLines(path, whole_lines=True) for path in files]
         self._places: list[tuple[int, int]] = []
         self._index()
 

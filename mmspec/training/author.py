@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 
 from ..data.examples import Source
 from ..errors import MMSpecError
+from ..weights import fingerprint
 from .answers import Answers
 
 if TYPE_CHECKING:
@@ -25,20 +25,11 @@ def describe_target(target: Target, dtype: torch.dtype | None = None) -> dict[st
         target: the model to describe.
         dtype: precision to which its weights are rounded first; by default they are taken as they are.
     """
-    fingerprint = hashlib.blake2b(digest_size=8)
-    samples = []
-    for parameter in target.model.parameters():
-        if not parameter.is_meta:  # as those are that accelerate keeps on a disk
-            values = parameter.detach().flatten()
-            values = values[:: max(1, len(values) // 8)]
-            samples.append(values.to(dtype or values.dtype).float().cpu().numpy().tobytes())
-    for sample in sorted(samples):  # the order and the names may differ between versions of transformers
-        fingerprint.update(sample)
     return {
         "model_type": target.model.config.model_type,
         "vocab_size": target.vocab_size,
         "dtype": _name(dtype or target.dtype),
-        "weights": fingerprint.hexdigest(),
+        "weights": fingerprint(target.model, dtype),
     }
 
 

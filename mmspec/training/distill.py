@@ -5,7 +5,6 @@ A drafter has to predict what the target says, not what is true, so its training
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ..errors import MMSpecError
 from ..generation import Output, generate
 from ..inputs import prepare
 from ..sampling import LogitsPipeline
+from ..seeds import seed_from
 from ..stopping import Stopping
 from ..target import Target
 from ..version import __version__
@@ -180,7 +180,8 @@ class Asking:
         All of them are asked, because the noise of a sampled answer belongs to its row in the batch, and because the
         last bits of the logits depend on the batch's shape.
         """
-        questions, out = self._answered(list(self._opened(batch)), _seed(self.options.get("seed", 0), batch[0]))
+        seed = seed_from(f"{self.options.get('seed', 0)} {batch[0]}")
+        questions, out = self._answered(list(self._opened(batch)), seed)
         if out is None:
             return []
         return [
@@ -264,11 +265,6 @@ class Asking:
 def _describe_source(source: Source | Sequence[Example]) -> dict[str, Any]:
     describe = getattr(source, "describe", None)
     return describe() if describe is not None else {"source": type(source).__name__, "examples": len(source)}
-
-
-def _seed(seed: int, first: int) -> int:
-    """Derive the seed of the batch that begins with example number `first`."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=7).digest(), "little")
 
 
 def _check_numbers(batch_size: int, shard: int, shards: int, max_failures: int | None) -> None:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import MMSpecError, shown
+from ..errors import MMSpecError
 from ..families import Vision, visual_spans
+from ..identity import differences
 from ..inputs import append
 from ..lesson import WIDTHS, Lesson
 from ..states import LAST
@@ -159,11 +160,7 @@ class CachedTeacher(Teacher):
     def _check(self, found: dict, wanted: dict) -> None:
         layers, has = wanted.pop("layers"), found.get("layers")
         has = has if isinstance(has, list) else []
-        differing = [
-            f"{key} was {shown(found.get(key))}, is {shown(value)}"
-            for key, value in wanted.items()
-            if value != found.get(key)
-        ]
+        differing = differences({key: found.get(key) for key in wanted}, wanted)
         if lacking := [layer for layer in sorted(set(layers)) if layer not in has]:
             differing.append(f"it holds layers {has} but {lacking} are wanted too ({LAST} is the last state)")
         if differing:

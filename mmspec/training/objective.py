@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..lesson import Lesson
+from ..seeds import seed_from
 from .losses import Loss, truth_at
 
 
@@ -35,8 +35,8 @@ class UniformNoise:
         """Return the lesson's features with noise, `[batch, length, hidden]` by layer."""
         noisy = {layer: states.clone() for layer, states in lesson.features.items()}
         for row, (length, answer) in enumerate(zip(lesson.request.lengths, lesson.answers, strict=True)):
-            digest = hashlib.sha256(f"{seed}/{lesson.prompt.lengths[row]}/{answer}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            words = f"{seed}/{lesson.prompt.lengths[row]}/{answer}"
+            generator = torch.Generator().manual_seed(seed_from(words))
             for states in noisy.values():
                 noise = (
                     torch.rand(length, states.shape[-1], generator=generator, dtype=torch.float32, device="cpu") - 0.5
@@ -48,9 +48,8 @@ class UniformNoise:
 @contextmanager
 def drawing(seed: str, device: torch.device) -> Iterator[None]:
     """Seed everything drawn inside, such as the branches of `Elastic`, and leave the random numbers outside alone."""
-    digest = hashlib.sha256(seed.encode()).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        torch.manual_seed(seed_from(seed))
         yield
 
 

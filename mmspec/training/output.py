@@ -14,9 +14,10 @@ from accelerate.utils import DistributedType
 from filelock import FileLock
 
 from ..drafters import Drafter
-from ..errors import MMSpecError, shown
-from ..storage import atomic_write_json, hold_folder, read_json_object
-from .state import STATE, read_state, replace_folder, restore_folder, write_state
+from ..errors import MMSpecError
+from ..identity import differences
+from ..storage import atomic_write_json, hold_folder, read_json_object, restore_folder
+from .state import STATE, read_state, save_folder, write_state
 
 IDENTITY = "training.json"
 BEST, LAST_DRAFTER = "best", "last"
@@ -86,7 +87,7 @@ class OutputFolder:
                 f"{str(path)!r} is damaged, so the settings of the training beside it are unknown: delete that "
                 "file to go on with the settings that you give now, or choose another output folder"
             )
-        if differing := _differences(found, identity):
+        if differing := differences(found, identity):
             raise MMSpecError(
                 f"{str(self.folder)!r} holds another training: {'; '.join(differing)}. Resume it with its own "
                 "settings, or choose another output folder"
@@ -100,7 +101,7 @@ class OutputFolder:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 atomic_write_json(fresh / PROGRESS, progress)
-                replace_folder(self.folder / SHARDED, lambda folder: fresh.rename(folder))
+                save_folder(self.folder / SHARDED, lambda folder: fresh.rename(folder))
             self.accelerator.wait_for_everyone()
         elif self.accelerator.is_main_process:
             write_state(self.folder / STATE, drafter, optimizer, progress)
@@ -120,15 +121,3 @@ class OutputFolder:
 
     def _has_state(self) -> bool:
         return (self.folder / SHARDED / PROGRESS if self._sharded else self.folder / STATE).exists()
-
-
-def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
-    """List `key was x, now y` for every leaf that differs."""
-    result = []
-    for key in dict.fromkeys([*found, *wanted]):
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            result += _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            result.append(f"{prefix}{key} was {shown(one)}, now {shown(other)}")
-    return result

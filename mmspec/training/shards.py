@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..data.rows import JsonRows
+from ..data.rows import JsonLines
 from ..errors import MMSpecError
-from ..storage import append, atomic_write_json, drop_torn_line, hold_file, replacing
+from ..identity import content_hash, differences
+from ..storage import append, atomic_write_json, drop_torn_line, hold_file, json_lines, replacing
 from .answers import PICTURES, SAVED, read_info, shard_files
 
 if TYPE_CHECKING:
@@ -82,12 +82,10 @@ class ShardWriter:
         for file in sorted(self.folder.glob("distill-*.json")):
             if empty and file == self.info_file:
                 continue
-            theirs, ours = _flat(read_info(file)["settings"]), _flat(self.settings)
-            if differing := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
-                changes = ", ".join(f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}" for key in differing)
+            if differing := differences(read_info(file)["settings"], self.settings):
                 raise MMSpecError(
-                    f"the answers in {self.folder} were given under other settings: {changes}; go on with the same "
-                    "settings, write to another folder, or delete this one"
+                    f"the answers in {self.folder} were given under other settings: {'; '.join(differing)}; go on with "
+                    "the same settings, write to another folder, or delete this one"
                 )
         if not empty and not self.info_file.exists():
             raise MMSpecError(
@@ -100,36 +98,32 @@ class ShardWriter:
         assert self._file is not None, "enter the writer first"
         records = list(records)
         with _writing(self.answers_file):
-            append(self._file, _encoded(records))
+            append(self._file, json_lines(records))
         self.answered.update(record["index"] for record in records)
         self.tokens += sum(len(record["answer_ids"]) for record in records)
 
     def skip(self, index: int, name: str | None, reason: str) -> None:
         """Record an example that cannot be asked."""
         with _writing(self.skipped_file), self.skipped_file.open("ab", buffering=0) as file:
-            append(file, _encoded([{"index": index, "id": name, "reason": reason}]))
+            append(file, json_lines([{"index": index, "id": name, "reason": reason}]))
         self.skipped.add(index)
 
     def save_picture(self, image: Image) -> str:
         """Save a PIL picture that is no file, and return the reference to it; the same picture is saved once."""
-        name = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest() + ".png"
-        path = self.folder / PICTURES / name
-        if not path.exists():
-            with _writing(path):
-                path.parent.mkdir(exist_ok=True)
-                with replacing(path, shared=True) as unfinished:
-                    image.save(unfinished, format="PNG")
-        return f"{SAVED}{name}"
+        name = content_hash(f"{image.size}".encode() + image.tobytes()) + ".png"
+        return self._save(name, lambda path: image.save(path, format="PNG"))
 
     def save_file(self, content: bytes) -> str:
         """Save the bytes of a video or a sound that is no file, and return the reference to it."""
-        name = hashlib.blake2b(content, digest_size=12).hexdigest()
+        return self._save(content_hash(content), lambda path: path.write_bytes(content))
+
+    def _save(self, name: str, write: Callable[[Path], object]) -> str:
         path = self.folder / PICTURES / name
         if not path.exists():
             with _writing(path):
                 path.parent.mkdir(exist_ok=True)
                 with replacing(path, shared=True) as unfinished:
-                    unfinished.write_bytes(content)
+                    write(unfinished)
         return f"{SAVED}{name}"
 
     def _write_info(self) -> None:
@@ -145,15 +139,11 @@ def _whole_rows(file: Path) -> Iterator[dict[str, Any]]:
         return
     with _writing(file):
         drop_torn_line(file)
-    rows = JsonRows(file, whole_lines=True)
+    rows = JsonLines(file, whole_lines=True)
     for number, row in enumerate(rows.scan(), start=1):
         if type(row.get("index")) is not int:
             raise MMSpecError(f"{file}, row {number} has no index: delete the row, to answer it again")
         yield row
-
-
-def _encoded(records: Iterable[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 @contextmanager
@@ -165,11 +155,3 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}; all answers before are kept, so solve that (free "
             "some space?) and run the same command again"
         ) from error
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

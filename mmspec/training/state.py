@@ -1,9 +1,8 @@
-"""The state of an interrupted training on disk, and folders that are replaced whole or not at all."""
+"""Write and read the state of an interrupted training, and save folders of drafters."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
-from ..storage import replacing
+from ..storage import replace_folder, replacing
 
 STATE = "state.safetensors"
 
@@ -71,30 +70,14 @@ def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -
     return json.loads(metadata["progress"])
 
 
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Replace a folder by what `write` puts into an empty one.
+def save_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Replace a folder by what `write` puts into an empty one, see `mmspec.storage.replace_folder`.
 
     Raises:
         MMSpecError: if it cannot be written; the old folder is then still there.
     """
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
     try:
-        write(fresh)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(folder, write)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        restore_folder(folder)
         kept = "the last one is kept; " if folder.exists() else ""
         raise MMSpecError(f"the folder {str(folder)!r} cannot be written ({error}): {kept}free some space") from error
-
-
-def restore_folder(folder: Path) -> None:
-    """Bring back the old folder where `replace_folder` was killed after it had moved that one away."""
-    old = folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)

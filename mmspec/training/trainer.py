@@ -37,7 +37,7 @@ from .journal import Sums, TrainingJournal
 from .objective import Objective
 from .output import BEST, LAST_DRAFTER, OutputFolder
 from .settings import TrainingSettings
-from .state import replace_folder
+from .state import save_folder
 from .teacher import Teacher
 from .validation import Validator
 
@@ -268,10 +268,10 @@ class Trainer:
             report = self._validator(drafter)
             score = report["simulated"]["mean_acceptance_length"]
             metadata = {"recipe": self.recipe, "steps": self.step, "validation": report}
-            replace_folder(self.output / LAST_DRAFTER, lambda folder: drafter.save_pretrained(folder, **metadata))
+            save_folder(self.output / LAST_DRAFTER, lambda folder: drafter.save_pretrained(folder, **metadata))
             if score > self.best:
                 self.best = score
-                replace_folder(self.output / BEST, lambda folder: drafter.save_pretrained(folder, **metadata))
+                save_folder(self.output / BEST, lambda folder: drafter.save_pretrained(folder, **metadata))
             assert self.journal is not None  # as in every main process
             self.journal.validation({"step": self.step, **report})
             flat = {f"acceptance/{name}": part["mean_acceptance_length"] for name, part in report["tasks"].items()}

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..arguments import instance
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict, one_hot
-from ..sampling import LogitsPipeline, NoiseTape, random_stream
+from ..sampling import LogitsPipeline, NoiseTape
+from ..seeds import random_stream
 from ..tree import DraftTree
 from .base import Verifier
 from .rules import ChoiceRule, CoinRule, Judged, Match, Rule

@@ -215,10 +215,10 @@ def test_a_malformed_row_is_refused_when_it_is_asked_for(row, message, tmp_path)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.json", "[{}, {]", "row 2 is not JSON: "),
-        ("data.json", "[{} {}]", "after row 1 there is neither a comma nor a ]"),
-        ("data.json", '[{"id": 1}', "after row 1 there is neither a comma nor a ]"),
-        ("data.json", "[", "row 1 is not JSON"),
+        ("data.json", "[{}, {]", "data.json is not JSON: Expecting property name"),
+        ("data.json", "[{} {}]", "data.json is not JSON: Expecting ',' delimiter"),
+        ("data.json", '[{"id": 1}', "data.json is not JSON: Expecting ',' delimiter"),
+        ("data.json", "[", "data.json is not JSON"),
         ("data.json", "[3]", "row 1 must be an object with keys, not 3"),
         ("data.json", "{\n", "row 1 is not JSON"),
         ("data.jsonl", '{"id": 1}\nhello\n', "row 2 is not JSON"),

@@ -78,13 +78,13 @@ def test_another_batch_size_goes_on(target, whole, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_new_tokens": 5}, "max_new_tokens was 4 and is 5"),
-        ({"temperature": 1.0}, "temperature was 0.0 and is 1.0"),
-        ({"shards": 2}, "shards was 1 and is 2"),
-        ({"source": EmbeddedSource(tasks=["scenes", "documents"], start=1)}, "source.start was 0 and is 1"),
-        ({"source": [Example("a", "What?")]}, "source.source was 'tiny' and is 'list'"),
+        ({"max_new_tokens": 5}, "max_new_tokens was 4, now 5"),
+        ({"temperature": 1.0}, "temperature was 0.0, now 1.0"),
+        ({"shards": 2}, "shards was 1, now 2"),
+        ({"source": EmbeddedSource(tasks=["scenes", "documents"], start=1)}, "source.start was 0, now 1"),
+        ({"source": [Example("a", "What?")]}, "source.source was 'tiny', now 'list'"),
         ({"target": 1}, "target.weights was"),
-        ({"target": torch.bfloat16}, "target.dtype was 'float32' and is 'bfloat16'"),
+        ({"target": torch.bfloat16}, "target.dtype was 'float32', now 'bfloat16'"),
     ],
 )
 def test_other_settings_are_refused_by_name(change, message, target, whole, tmp_path):

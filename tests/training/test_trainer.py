@@ -206,7 +206,7 @@ class TestFeatureCache:
 
     def test_of_other_answers_is_refused(self, tmp_path):
         trainer(tmp_path / "run", cache=tmp_path / "cache")
-        with pytest.raises(MMSpecError, match="was made for something else: examples was 24, is 20"):
+        with pytest.raises(MMSpecError, match="was made for something else: examples was 24, now 20"):
             trainer(tmp_path / "other", examples=school.Answered(20), cache=tmp_path / "cache")
 
 
