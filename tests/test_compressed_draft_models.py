@@ -182,7 +182,7 @@ def test_its_prompt_is_shorter_and_what_follows_keeps_its_place(name, label):
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_a_blind_model_takes_no_compressor(name):
     target = target_of(name, "sdpa")
-    with pytest.raises(MMSpecError, match="text_only draft model sees no pictures, so there is nothing for Pool to"):
+    with pytest.raises(MMSpecError, match="mode='text_only' reads no pictures, so there is nothing for Pool to"):
         helpers.text_drafter(name, "sdpa").with_compressor(Pool(2))
     with pytest.raises(MMSpecError, match="nothing for Hide to compress"):
         DraftModelDrafter(target, models.llama(layers=1), "text_only", compressor=Hide())
