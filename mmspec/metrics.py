@@ -10,6 +10,7 @@ from __future__ import annotations
 SHOWN = {
     "mean_acceptance_length": "tokens per pass",
     "mean_accepted_draft_tokens": "accepted drafts per pass",
+    "pooled_acceptance_length": "tokens per pass, pooled",
     "num_spec_steps": "passes",
     "num_unverified_tokens": "tokens without verification",
     "unusable_guesses": "unusable guesses",
@@ -18,6 +19,7 @@ SHOWN = {
     "levels": "levels per pass",
     "acceptance_rate_per_position": "acceptance by position",
     "speedup": "speed-up, end to end",
+    "speedup_geometric": "speed-up, geometric mean",
     "speedup_decode": "speed-up, decoding",
     "tokens_per_second": "tokens/s, decoding",
     "tokens_per_second_end_to_end": "tokens/s, end to end",

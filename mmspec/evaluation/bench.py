@@ -33,6 +33,7 @@ class Settings:
     limit: int | None
     seed: int
     budget: int | None
+    control: bool | None
     on_divergence: str
     tie: float
     threads: int | None
@@ -106,7 +107,8 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
         )
     settings.check()
     configuration.typed(config.sampling, Sampling)
-    return config, settings, plan(config, overrides, config_dir)
+    control = config.dtype != "float32" if settings.control is None else settings.control
+    return config, settings, plan(config, overrides, config_dir, control)
 
 
 def benchmark(

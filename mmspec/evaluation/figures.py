@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,9 @@ class Means:
 
     Args:
         speedup, speedup_decode: pooled within a task, see the functions of these names.
+        speedup_geometric: geometric mean over tasks of the tasks' speed-ups; of one task or a pool, its speed-up.
         speedup_per_prompt, speedup_decode_per_prompt: mean over requests of the request's own ratio.
+        speedup_per_prompt_geometric: geometric mean over requests of the request's own ratio.
         spread, spread_decode: lowest and highest pooled speed-up of a single repeat; None with fewer than two.
         mean_acceptance_length: tokens per target pass, with the target's own.
         mean_accepted_draft_tokens: drafted tokens among them. Of transformers' own drafting, which reports no rounds,
@@ -105,7 +107,9 @@ class Means:
     """
 
     speedup: Estimate
+    speedup_geometric: Estimate
     speedup_per_prompt: float
+    speedup_per_prompt_geometric: float
     spread: tuple[float, float] | None
     speedup_decode: Estimate
     speedup_decode_per_prompt: float
@@ -176,6 +180,8 @@ class Row:
         tasks: the group's tasks in order, None for one that the method has not answered.
         mean: the unweighted mean over tasks; None if one is missing, because it would not compare with the others'.
         overall: pooled over all that was answered; None if nothing was.
+        behind: by how much the fastest method's mean speed-up is above this one's, with the interval of a paired
+            bootstrap (see `difference`); None for the fastest, the baseline, and where the two cannot be compared.
         failed: why it has no figures, or of which bundles they are not; None if it never failed.
     """
 
@@ -186,17 +192,55 @@ class Row:
     tasks: dict[str, Figures | None]
     mean: Means | None
     overall: Figures | None
+    behind: Estimate | None = None
     failed: str | None = None
+
+    @property
+    def control(self) -> bool:
+        """True for plain decoding that was run again, to see what numerics alone change."""
+        return self.side.get("control") is True
+
+    @property
+    def competes(self) -> bool:
+        """True for a method that is compared: neither the baseline nor the control, with figures of every task."""
+        return not self.baseline and not self.control and self.mean is not None
+
+    @property
+    def pooled_acceptance_length(self) -> Estimate | None:
+        """Tokens per target pass over all rounds of all tasks together."""
+        return self.overall and self.overall.mean_acceptance_length
 
 
 def rows_of(group: Group) -> list[Row]:
     """Return the figures of every method: the baseline first, then the fastest, those without a mean last."""
+    methods = {method.label: method for method in group.methods}
     rows = [_row(group, method) for method in group.methods]
 
-    def place(row: Row) -> tuple[bool, float]:
-        return not row.baseline, -(row.mean.speedup.value if row.mean else 0.0)
+    def place(row: Row) -> tuple[bool, bool, float]:
+        return not row.baseline, not row.control, -(row.mean.speedup.value if row.mean else 0.0)
 
-    return sorted(rows, key=place)
+    rows = sorted(rows, key=place)
+    fastest, *others = [row for row in rows if row.competes] or [None]
+    for row in others:
+        behind = difference(methods[fastest.method], methods[row.method], group.tasks)
+        rows[rows.index(row)] = replace(row, behind=behind)
+    return rows
+
+
+def difference(first: Method, second: Method, tasks: Sequence[str]) -> Estimate | None:
+    """Return by how much the first method's mean speed-up over tasks is above the second's.
+
+    The bootstrap is paired: every resample draws the same requests for both, of those that both have answered, so what
+    makes a request fast or slow for both is no part of the interval. None without such a request of every task.
+    """
+    totals: tuple[list[Totals], list[Totals]] = [], []
+    for task in tasks:
+        shared = [key for key, answer in first.answers.items() if answer.task == task and key in second.answers]
+        if not shared:
+            return None
+        for method, sums in zip((first, second), totals, strict=True):
+            sums.append(Sample(task, [method.answers[key] for key in shared]).totals())
+    return Estimate.of(_average(speedup, totals[0]) - _average(speedup, totals[1]))
 
 
 def _row(group: Group, method: Method) -> Row:
@@ -206,7 +250,7 @@ def _row(group: Group, method: Method) -> Row:
     mean = Means(**_means(list(samples.values()), _average)) if all(tasks.values()) and tasks else None
     overall = _figures(list(samples.values()), side) if samples else None
     failed = "; ".join(dict.fromkeys(method.failures)) or None
-    return Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall, failed)
+    return Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall, failed=failed)
 
 
 Combine = Callable[[Callable[[Totals], np.ndarray], Sequence[Totals]], np.ndarray]
@@ -214,6 +258,16 @@ Combine = Callable[[Callable[[Totals], np.ndarray], Sequence[Totals]], np.ndarra
 
 def _average(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
     return np.mean(spread([figure(one) for one in totals]), axis=0)
+
+
+def geometric_mean(values: Any, axis: int | None = None) -> Any:
+    """Return the geometric mean of numbers that are not negative: 0 if one of them is."""
+    with np.errstate(divide="ignore"):
+        return np.exp(np.mean(np.log(values), axis=axis))
+
+
+def _average_geometrically(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
+    return geometric_mean(spread([figure(one) for one in totals]), axis=0)
 
 
 def _pool(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
@@ -229,11 +283,13 @@ def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
         values = [float(combine(figure, one)[0]) for one in repeats]
         return (min(values), max(values)) if len(values) > 1 else None
 
-    def per_prompt(figure: Callable[[Totals], np.ndarray], needed: str) -> float:
+    def per_prompt(
+        figure: Callable[[Totals], np.ndarray], needed: str, mean: Callable[[Any], float] = np.mean
+    ) -> float:
         each = [_each(figure, sample, needed) for sample in samples]
         if combine is _pool:
             each = [np.concatenate(each)]
-        return float(np.mean([one.mean() if len(one) else 1.0 for one in each]))
+        return float(mean([mean(one) if len(one) else 1.0 for one in each]))
 
     def if_known(figure: Callable[[Totals], np.ndarray], *needed: str) -> float | None:
         """A figure of the rounds, which not every engine reports."""
@@ -255,7 +311,9 @@ def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
         "levels": if_known(tree_levels, "known_steps"),
         "draft_cost": if_known(drafting, "rounds", "plain_passes", "plain_decode_seconds"),
         "speedup": Estimate.of(combine(speedup, totals)),
+        "speedup_geometric": Estimate.of((_pool if combine is _pool else _average_geometrically)(speedup, totals)),
         "speedup_per_prompt": per_prompt(speedup, "tokens"),
+        "speedup_per_prompt_geometric": per_prompt(speedup, "tokens", geometric_mean),
         "spread": of_repeats(speedup),
         "speedup_decode": Estimate.of(combine(speedup_decode, totals)),
         "speedup_decode_per_prompt": per_prompt(speedup_decode, "decode_tokens"),

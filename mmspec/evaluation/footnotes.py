@@ -36,6 +36,9 @@ def notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
         if row.failed and row.overall
     ]
     rows = [row for row in rows if row.overall is not None]
+    for group in groups:
+        lines += _apart([row for row in rows if row.conditions is group.conditions])
+    lines += [_numerics(row) for row in rows if row.control and row.overall.exact.compared]
     lines.append(_budgets(rows))
     lines += [line for group in groups for line in _warnings(group)]
     loose = [row.method for row in rows if not row.side.get("lossless", True)]
@@ -47,6 +50,31 @@ def notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
     if changed:
         lines.append(f"Answers that were not the same in every repeat: {_joined(changed)}; counts are of the first.")
     return lines
+
+
+def _apart(rows: Sequence[Row]) -> list[str]:
+    """Say which methods of a group are as fast as its fastest, as far as its prompts can tell."""
+    compared = [row for row in rows if row.behind is not None and row.behind.low is not None]
+    close = [
+        f"{row.method} (behind by {one.value:.2f}, {one.low:.2f} to {one.high:.2f})"
+        for row in compared
+        if (one := row.behind).low <= 0 <= one.high
+    ]
+    if not compared:
+        return []
+    fastest = next(row.method for row in rows if row.competes)
+    if not close:
+        return [f"{fastest} is faster than every other method at 95 %, by a paired bootstrap of the prompts."]
+    how = "at 95 % (paired bootstrap of the prompts)"
+    return [f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}."]
+
+
+def _numerics(row: Row) -> str:
+    exact = row.overall.exact
+    return (
+        f"{row.method}: plain decoding run against itself gave the same text in {exact.same} of {exact.compared} "
+        "answers; the rest is what numerics alone change, and where it differs from 1 in speed, what the machine does."
+    )
 
 
 def _judged(rows: Sequence[Row]) -> str:

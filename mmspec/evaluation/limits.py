@@ -115,7 +115,7 @@ class LimitsTable:
         return [
             (row, limits_of(row, plain.get(id(row.conditions))))
             for row in self.rows
-            if not row.baseline and row.overall
+            if not row.baseline and not row.control and row.overall
         ]
 
     @property

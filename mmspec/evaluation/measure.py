@@ -229,13 +229,13 @@ class Measurement:
 
     def _go_on(self, error: Exception | None = None) -> None:
         """End the run if no side is left to compare with plain decoding."""
-        if not self._left() and len(self.sides) > 1:
+        if not self._left() and any(side.competes for side in self.sides):
             reasons = [side["failed"]["reason"] for side in self.writer.manifest["sides"] if side["failed"]]
             raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
 
     def _left(self) -> list[Side]:
         """The methods that have not failed."""
-        return [side for side in self.sides if side.label not in {PLAIN, *self.failed}]
+        return [side for side in self.sides if side.competes and side.label not in self.failed]
 
     def _order(self, number: int, repeat: int) -> list[Side]:
         """The sides in turns: who comes first changes from request to request, and who follows whom by repeat."""
@@ -270,8 +270,9 @@ class Measurement:
         return [similarity(*pair) for pair in zip(plain.token_ids, answer.token_ids, strict=True)]
 
     def _complaint(self, side: Side, record: dict[str, Any]) -> Divergence | None:
-        """What makes a side fail that has answered. What transformers itself decodes is reported, never held."""
-        if self.protocol.on_divergence == REPORT or side.method.choices.get("engine", "mmspec") != "mmspec":
+        """Return what makes a side fail that has answered. What transformers decodes, and the control, never fail."""
+        ours = side.method.choices.get("engine", "mmspec") == "mmspec" and not side.method.control
+        if self.protocol.on_divergence == REPORT or not ours:
             return None
         complaint = complaint_of(self.target, record)
         if complaint is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .engines import Engine
 GROUPS = ("drafter", "tree", "compressor", "verifier", "engine")
 """What makes a method; the rest of the configuration is the same for all sides."""
 
-PLAIN = "plain"
+PLAIN, PLAIN_AGAIN = "plain", "plain again"
 PLAIN_OVERRIDES = ("drafter=none", "tree=default", "compressor=default", "verifier=auto", "engine=mmspec")
 
 
@@ -33,11 +33,14 @@ class Method:
         label: its name in tables.
         overrides: what makes it, as on the command line.
         config: the whole configuration with them.
+        control: True for plain decoding that is run again to see what numerics alone change. It is no method, and
+            no difference makes it fail.
     """
 
     label: str
     overrides: tuple[str, ...]
     config: Any
+    control: bool = False
 
     @property
     def choices(self) -> dict[str, str]:
@@ -71,6 +74,11 @@ class Side:
     def label(self) -> str:
         return self.method.label
 
+    @property
+    def competes(self) -> bool:
+        """True for a method that is compared with plain decoding: neither that itself nor its control."""
+        return self.label != PLAIN and not self.method.control
+
     def describe(self) -> dict[str, Any]:
         """What the bundle says of it."""
         settings, choices, engine = self.method.settings, self.method.choices, self.engine
@@ -78,6 +86,7 @@ class Side:
             "label": self.label,
             "engine": choices.get("engine", "mmspec"),
             "baseline": self.label == PLAIN,
+            "control": self.method.control,
             "settings": settings,
             "drafter": choices.get("drafter") if settings["drafter"] is not None else None,
             "tree": choices.get("tree") if settings["tree"] is not None else None,
@@ -109,13 +118,14 @@ def _weights(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None) -> list[Method]:
+def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None, control: bool = False) -> list[Method]:
     """The methods that a configuration of `mmspec bench` asks for, plain decoding first.
 
     Args:
         config: composed from the overrides.
         overrides: of the command line.
         config_dir: the user's configurations.
+        control: run plain decoding a second time, as a side of its own.
 
     Raises:
         MMSpecError: for methods that are not `{label: overrides}`, a label given twice, an override that is not a
@@ -128,6 +138,7 @@ def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None) -
         return Method(label, tuple(words), configuration.compose("bench", [*common, *words], config_dir))
 
     planned = [method(PLAIN, PLAIN_OVERRIDES)]
+    planned += [replace(planned[0], label=PLAIN_AGAIN, control=True)] if control else []
     if config.methods is None:
         if own:
             planned.append(method(label_of(own), own))
@@ -140,8 +151,8 @@ def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None) -
     for label, text in config.methods.items():
         if printable(str(label)) != str(label) or not str(label).strip():
             raise MMSpecError(f"the name of a method must be a text of printable characters, and one is {label!r}")
-        if str(label) == PLAIN:
-            raise MMSpecError(f"a method cannot be called {PLAIN!r}: that is plain decoding, which is always measured")
+        if str(label) in (PLAIN, PLAIN_AGAIN):
+            raise MMSpecError(f"a method cannot be called {label!r}: that is plain decoding, which is always measured")
         try:
             words = shlex.split(text)
         except (AttributeError, ValueError) as error:
@@ -217,7 +228,7 @@ def build_sides(
         except Exception as error:  # of whatever kind: it must not cost the others their figures
             sides.append(Side(method, None, error))
     failed = [side for side in sides if side.error is not None]
-    if failed and (sides[0].error is not None or len(failed) == len(sides) - 1):
+    if failed and (sides[0].error is not None or all(side.error is not None for side in sides if side.competes)):
         error = failed[0].error
         raise wrapped(error, f"method {failed[0].label!r}") from error
     return sides

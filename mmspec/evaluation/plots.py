@@ -39,7 +39,7 @@ def _by_task(
     rows: Sequence[Row], looks: Looks, value: Callable[[Any], Estimate], title: str, line: str
 ) -> Figure | None:
     """A panel per task and one for the mean, a bar per method, from the best at the top."""
-    shown = [row for row in rows if not row.baseline and row.overall is not None]
+    shown = [row for row in rows if not row.baseline and not row.control and row.overall is not None]
     if not shown:
         return None
     tasks = list(dict.fromkeys(task for row in shown for task in row.tasks))

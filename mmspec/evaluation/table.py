@@ -78,17 +78,23 @@ class Table:
         again = repeated(self.rows)
         mixed = len(self.groups) > 1
         headings = ["method", *(["measured on"] if mixed else []), NODES, *map(_named, self.tasks)]
-        headings += ["mean (95 % interval)", *(["single repeats"] if again else []), SHOWN["speedup_decode"]]
+        several = len(self.tasks) > 1
+        headings += ["mean (95 % interval)", *([SHOWN["speedup_geometric"]] if several else [])]
+        headings += [*(["single repeats"] if again else []), SHOWN["speedup_decode"]]
         headings += [SHOWN["accuracy"]] if self.judged else []
-        headings += [SHOWN["mean_acceptance_length"], SHOWN["mean_accepted_draft_tokens"], SAME]
+        headings += [SHOWN["mean_acceptance_length"], *([SHOWN["pooled_acceptance_length"]] if several else [])]
+        headings += [SHOWN["mean_accepted_draft_tokens"], SAME]
         rows = []
         for row in self.rows:
             cells = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else []), _nodes(row)]
             cells += [_value(figures and figures.speedup) for figures in (row.tasks.get(task) for task in self.tasks)]
-            cells += [_interval(row.mean and row.mean.speedup), *([_spread(row.mean)] if again else [])]
+            cells += [_interval(row.mean and row.mean.speedup)]
+            cells += [_value(row.mean and row.mean.speedup_geometric)] if several else []
+            cells += [_spread(row.mean)] if again else []
             cells += [_value(row.mean and row.mean.speedup_decode)]
             cells += [_interval(row.mean and row.mean.accuracy)] if self.judged else []
             cells += [_value(row.mean and row.mean.mean_acceptance_length)]
+            cells += [_value(row.mean and row.pooled_acceptance_length)] if several else []
             cells += [_value(row.mean and row.mean.mean_accepted_draft_tokens), _same(row)]
             rows.append(cells)
         return headings, rows
@@ -206,11 +212,18 @@ def csv_lines(row: Row) -> list[dict[str, Any]]:
     side = {name: row.side.get(name) for name in ("engine", "drafter", "tree", "lossless")} | {"failed": row.failed}
     if row.overall is None:
         return [{"method": row.method, "task": "all", "baseline": row.baseline, **side, **conditions}]
-    parts = {**row.tasks, "mean": row.mean, "all": row.overall}
+    parts = {task: flat(figures) for task, figures in row.tasks.items() if figures is not None}
+    if row.mean is not None:
+        of_row = {name: getattr(row, name) for name in ("pooled_acceptance_length", "behind")}
+        parts["mean"] = flat(row.mean) | {
+            f"{name}{end}": estimate and getattr(estimate, part)
+            for name, estimate in of_row.items()
+            for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+    parts["all"] = flat(row.overall)
     return [
-        {"method": row.method, "task": task, "baseline": row.baseline, **flat(figures), **side, **conditions}
+        {"method": row.method, "task": task, "baseline": row.baseline, **figures, **side, **conditions}
         for task, figures in parts.items()
-        if figures is not None
     ]
 
 

@@ -36,6 +36,7 @@ class Side:
     settings: dict[str, Any] = field(default_factory=dict)
     budget: int | None = None
     lossless: bool = True
+    control: bool = False
     divergences: dict[str, list[dict]] = field(default_factory=dict)  # by id of the prompt
     failed: str | None = None  # why it has not answered
 
@@ -44,6 +45,7 @@ class Side:
             "label": self.label,
             "engine": self.engine,
             "baseline": self.label == baseline,
+            "control": self.control,
             "settings": self.settings,
             "drafter": self.drafter,
             "tree": self.tree,

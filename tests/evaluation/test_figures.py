@@ -7,7 +7,7 @@ from bundles import PLAIN_PASS, eagle3, lookup, plain, write_bundle
 
 from mmspec.evaluation import report
 from mmspec.evaluation.bootstrap import RESAMPLES, _weights
-from mmspec.evaluation.figures import conditional_acceptance_rate
+from mmspec.evaluation.figures import conditional_acceptance_rate, geometric_mean
 from mmspec.stats import Round, Stats
 
 # An answer of n tokens takes plain decoding 1 + (n - 1) / 2 seconds. eagle3 emits 3, 1, 3, 1, ... tokens in rounds of
@@ -52,6 +52,65 @@ def test_over_tasks_there_is_a_mean_and_a_pool(rows):
     assert row.overall.speedup.value == (14 + 6) / (8 + 4)
     assert row.mean.speedup_per_prompt == pytest.approx(((5 / 3 + 9 / 5) / 2 + 3 / 2) / 2)
     assert row.overall.speedup_per_prompt == pytest.approx((5 / 3 + 9 / 5 + 3 / 2 + 3 / 2) / 4)
+
+
+def test_geometric_means_are_of_tasks_and_of_requests(rows):
+    row = rows["eagle3 chain"]
+    scenes = row.tasks["scenes"]
+    assert scenes.speedup_geometric == scenes.speedup and row.overall.speedup_geometric == row.overall.speedup
+    assert scenes.speedup_per_prompt_geometric == pytest.approx((5 / 3 * 9 / 5) ** 0.5)
+    assert row.mean.speedup_geometric.value == pytest.approx((14 / 8 * 3 / 2) ** 0.5)
+    assert row.mean.speedup_per_prompt_geometric == pytest.approx(((5 / 3 * 9 / 5) ** 0.5 * 3 / 2) ** 0.5)
+    mean = row.mean.speedup_geometric
+    assert (mean.low, mean.high) == pytest.approx(((5 / 3 * 1.5) ** 0.5, (9 / 5 * 1.5) ** 0.5))
+    assert geometric_mean([4.0, 9.0]) == 6 and geometric_mean([4.0, 0.0]) == 0
+
+
+def test_pooled_acceptance_counts_every_round_alike(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3(accepted=[2])], {"scenes": [10, 10], "charts": [2]})
+    row = report(folder).rows[1]
+    # 9 tokens in 3 rounds, twice, and 1 token in 1
+    assert row.pooled_acceptance_length.value == 19 / 7
+    assert row.mean.mean_acceptance_length.value == (3 + 1) / 2
+
+
+def test_methods_are_compared_on_the_same_draws(tmp_path):
+    # 4 tokens: 2.5 seconds against 1.5 and 1.9375; 33 tokens: 17 against 9 and 8.5.
+    first, second = eagle3(), eagle3(label="other", accepted=[0, 2], pass_seconds=0.46875)
+    best, other = report(write_bundle(tmp_path / "close", [plain(), first, second], {"scenes": [4, 33]})).rows[1:]
+    assert (best.method, best.behind, other.method) == ("other", None, "eagle3 chain")
+    assert other.behind.value == 19.5 / 10.4375 - 19.5 / 10.5
+    assert (other.behind.low, other.behind.high) == (2.5 / 1.9375 - 2.5 / 1.5, 17 / 8.5 - 17 / 9)
+
+
+def test_a_method_that_is_always_slower_is_told_apart_though_the_intervals_overlap(tmp_path):
+    slower = eagle3(label="slower", pass_seconds=0.53125)
+    made = report(write_bundle(tmp_path / "apart", [plain(), eagle3(), slower], {"scenes": [4, 9, 33, 65]}))
+    fast, slow = (row.mean.speedup for row in made.rows[1:])
+    assert fast.low < slow.high, "an unpaired comparison would see nothing"
+    assert made.rows[2].behind.low > 0
+    assert "eagle3 chain is faster than every other method at 95 %" in "\n".join(made.table().notes)
+
+
+def test_only_shared_requests_are_compared(tmp_path):
+    write_bundle(tmp_path / "a", [plain(), eagle3()], {"scenes": [4, 33]})
+    write_bundle(tmp_path / "b", [plain(), eagle3(label="other", pass_seconds=1.0)], {"scenes": [4]})
+    behind = report(tmp_path).rows[2].behind
+    assert (behind.value, behind.low) == (2.5 / 1.5 - 2.5 / 2, None)
+    write_bundle(tmp_path / "c", [plain(), eagle3(label="third", pass_seconds=2.0)], {"charts": [4]})
+    assert [row.behind for row in report(tmp_path).rows] == [None] * 4, "no method answered every task"
+
+
+def test_the_control_stands_behind_plain_decoding_and_is_no_method(tmp_path):
+    tie = {"row": 0, "position": 7, "margin": 0.001, "tie": True, "token": 1, "plain": 2}
+    again = plain(label="plain again", control=True, divergences={"scenes/test/0": [tie]}, pass_seconds=0.25)
+    made = report(write_bundle(tmp_path / "bundle", [plain(), eagle3(), again], {"scenes": [9, 9, 9]}))
+    assert [row.method for row in made.rows] == ["plain", "plain again", "eagle3 chain"]
+    assert made.rows[2].behind is None, "it is the fastest: the control does not compete"
+    notes = "\n".join(made.table().notes)
+    assert "plain again: plain decoding run against itself gave the same text in 2 of 3 answers" in notes
+    assert made.table().cells()[1][1][-1] == "2/3, 1 near-tie"
+    assert [row.method for row, _ in made.limits().limits] == ["eagle3 chain"]
 
 
 def test_counts_of_drafts(rows):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 from running import SHORT, AcceptsAll, Listed, OtherNoise, lines, measure, questions, side, sides, tiny
@@ -10,8 +11,10 @@ import mmspec
 from mmspec.data import Example
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
+from mmspec.evaluation.bench import prepare_run
 from mmspec.evaluation.bundle import Bundle
 from mmspec.evaluation.measure import Protocol, booking_seconds
+from mmspec.evaluation.methods import PLAIN, PLAIN_AGAIN
 from mmspec.evaluation.questions import grouped
 from mmspec.exactness import Divergence, divergences, next_scores
 from mmspec.inputs import prepare
@@ -94,6 +97,30 @@ def test_wrong_noise_fails_a_sampled_run(tmp_path):
     chosen = sides(tiny(), verifier=OtherNoise(), temperature=1.0, tokens=40)
     with pytest.raises(Divergence, match="'ngram' is not lossless"):
         measure(tmp_path / "b", questions(100), chosen=chosen)
+
+
+def test_plain_decoding_is_its_own_control(tmp_path):
+    target = tiny("bfloat16")
+    again = side(PLAIN_AGAIN, target)
+    again.method = replace(again.method, control=True)
+    plain, ngram = sides(target)
+    bundle = measure(tmp_path / "b", target=target, chosen=[plain, again, ngram])
+    assert [record["same"] for record in bundle.requests if record["side"] == PLAIN_AGAIN] == [True]
+    assert [one["control"] for one in bundle.manifest["sides"]] == [False, True, False]
+    other = side(PLAIN_AGAIN, target, NGramDrafter(target), verifier=AcceptsAll())  # as if numerics changed the text
+    other.method = again.method
+    bundle = measure(tmp_path / "c", target=target, chosen=[plain, other, ngram])
+    assert bundle.complete and not bundle.failures, "the control is reported and never fails"
+    assert [record["same"] for record in bundle.requests if record["side"] == PLAIN_AGAIN] == [False]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [([], False), (["dtype=bfloat16"], True), (["dtype=bfloat16", "control=false"], False), (["control=true"], True)],
+)
+def test_the_control_is_on_in_half_precision(overrides, wanted):
+    _, _, methods = prepare_run(["drafter=ngram", *overrides])
+    assert [method.label for method in methods] == [PLAIN, *([PLAIN_AGAIN] if wanted else []), "ngram"]
 
 
 def test_what_cannot_be_compared_token_by_token_is_not(tmp_path):
