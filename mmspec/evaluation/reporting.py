@@ -15,12 +15,14 @@ from ..errors import MMSpecError
 from ..storage import atomic_write_text
 from .conventions import UnitTable, in_units
 from .figures import Row, rows_of
+from .frame import frame_of
 from .grouping import PLAIN, Group, open_groups
 from .limits import LimitsTable
 from .plots import CAPTIONS, save_plots
 from .table import Table
 
 if TYPE_CHECKING:
+    import pandas
     from rich.console import RenderableType
 
 
@@ -51,6 +53,10 @@ class Report:
     def table(self) -> Table:
         """Return the table, which prints in a terminal with rich, and has `.markdown()` and `.csv()`."""
         return Table(self.rows, self.groups)
+
+    def frame(self) -> pandas.DataFrame:
+        """Return a row per method, request and repeat as a pandas data frame; see `mmspec.evaluation.frame`."""
+        return frame_of(self.groups)
 
     def limits(self) -> LimitsTable:
         """Return what share of its own limit every method reaches, and what each lever would buy."""
