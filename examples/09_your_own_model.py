@@ -105,7 +105,7 @@ except mmspec.MMSpecError as error:
 # ## 5. Inputs
 #
 # `prompt=` and `images=` go through the model's processor and chat template. With `inputs=` you hand over what the processor
-# returned, pixel values and all; this is also the way for videos.
+# returned, pixel values and all. Videos and sounds have arguments of their own, `videos=` and `audio=` (`docs/asking.md`).
 
 conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the picture."}]}]
 text = target.processor.apply_chat_template(conversation, add_generation_prompt=True)

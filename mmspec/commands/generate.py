@@ -134,7 +134,7 @@ def note_on_drafter(overrides: list[str]) -> str | None:
     """Return the line that says which drafter was taken in place of the default, why, and how to get a better one."""
     if completed(overrides) == overrides:
         return None
-    target = shlex.join(override for override in overrides if override.startswith(("target=", "target.")))
+    target = shlex.join(override for override in overrides if override.lstrip("+").startswith(("target=", "target.")))
     return (
         "note: took drafter=ngram, which goes with every target; the default, eagle3, is for target=tiny. For more "
         "speed name a drafter that was made for your target, drafter=FOLDER_OR_HUB_ID, or train one: "

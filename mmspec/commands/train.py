@@ -168,6 +168,6 @@ def summary(trainer: Trainer, report: dict[str, Any], overrides: Sequence[str] =
             f"{trainer.output}/dropped-*.jsonl"
         )
     again = permission(trainer.drafter, trainer.drafter.compressor)
-    chosen = [override for override in overrides if override.startswith(("target=", "target."))]
+    chosen = [override for override in overrides if override.lstrip("+").startswith(("target=", "target."))]
     lines.append(shlex.join(["mmspec", "generate", *chosen, f"drafter={trainer.output / 'best'}", *again.split()]))
     return "\n".join(lines)

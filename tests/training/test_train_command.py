@@ -56,10 +56,11 @@ def test_the_last_line_can_be_typed(answers, tmp_path, capsys):
     folder = tmp_path / "a target"
     shutil.copytree(Path(mmspec.zoo.__file__).parent / "weights" / "target", folder)
     out = tmp_path / "run"
-    argv = ["train", f"target={folder}", "recipe=eagle2", "--data", str(answers), "--output", str(out), *FEW]
+    chosen = [f"target={folder}", "target.device=null", "+target.device_map=cpu"]
+    argv = ["train", *chosen, "recipe=eagle2", "--data", str(answers), "--output", str(out), *FEW]
     assert cli.main(argv) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert shlex.split(last) == ["mmspec", "generate", f"target={folder}", f"drafter={out / 'best'}"]
+    assert shlex.split(last) == ["mmspec", "generate", *chosen, f"drafter={out / 'best'}"]
 
 
 def test_it_says_what_was_trained(answers, tmp_path, capsys, monkeypatch):
