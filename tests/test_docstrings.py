@@ -35,6 +35,7 @@ ROOMS = [
     "data",
     "demo",
     "errors.py",
+    "evaluation",
     "exactness.py",
     "draining.py",
     "export.py",

@@ -19,7 +19,7 @@ from ..inputs import Request
 
 
 def stock_assistant(drafter: DraftModelDrafter) -> PreTrainedModel:
-    """The draft model with the same inputs as its target, as assisted generation hands the target's to both.
+    """Return the draft model with the same inputs as its target, as assisted generation hands the target's to both.
 
     A draft model that shares the target's vision tower becomes a LLaVA of the target's tower and its own projector and
     language model; no weights are copied. (Where our loop encodes a picture once for both, transformers does it twice.)

@@ -23,7 +23,7 @@ EXPERIMENT = "experiment="
 
 
 @dataclass
-class Settings:
+class BenchSettings:
     """The top-level keys of `configs/bench.yaml`, where their defaults and meanings are."""
 
     max_new_tokens: int
@@ -62,14 +62,14 @@ class Settings:
                 raise MMSpecError(f"units={self.units} needs one prompt at a time, and batch={self.batch}")
 
     def protocol(self) -> Protocol:
-        """How it is measured."""
+        """Return how it is measured."""
         from .measure import Protocol
 
         return Protocol(**{name: getattr(self, name) for name in Protocol.__dataclass_fields__})
 
 
 def complete(overrides: Sequence[str]) -> list[str]:
-    """The overrides with the experiment that they imply, unless one is chosen.
+    """Return the overrides with the experiment that they imply, unless one is chosen.
 
     Who chooses a drafter means that one method, and who lists methods those; who chooses another target cannot use the
     embedded drafters.
@@ -84,12 +84,12 @@ def complete(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def settings_of(overrides: Sequence[str], config_dir: str | None = None) -> Settings:
-    """The top-level keys of a run, of one part or of several."""
-    return configuration.typed(configuration.compose("bench", complete(overrides), config_dir), Settings)
+def settings_of(overrides: Sequence[str], config_dir: str | None = None) -> BenchSettings:
+    """Return the top-level keys of a run, of one part or of several."""
+    return configuration.typed(configuration.compose("bench", complete(overrides), config_dir), BenchSettings)
 
 
-def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Any, Settings, list[Method]]:
+def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Any, BenchSettings, list[Method]]:
     """Compose a run and its methods, and check its settings, without loading or building anything.
 
     Raises:
@@ -99,7 +99,7 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
 
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
-    settings = configuration.typed(config, Settings)
+    settings = configuration.typed(config, BenchSettings)
     if settings.parts:
         raise MMSpecError(
             f"{' '.join(overrides)} is several runs ({', '.join(settings.parts)}), and here there can be one: "
@@ -176,8 +176,8 @@ def benchmark(
     return folder
 
 
-def source_of(config: Any, settings: Settings) -> Source:
-    """The questions that a run asks.
+def source_of(config: Any, settings: BenchSettings) -> Source:
+    """Return the questions that a run asks.
 
     Raises:
         MMSpecError: if they cannot be read, or there are none.
@@ -191,7 +191,7 @@ def source_of(config: Any, settings: Settings) -> Source:
 
 
 def new_folder(root: str | Path = "runs/bench") -> Path:
-    """A folder that does not exist yet, named by the time."""
+    """Return a folder that does not exist yet, named by the time."""
     base = Path(root) / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = base, 1
     while folder.exists():

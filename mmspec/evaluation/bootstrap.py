@@ -10,7 +10,7 @@ import numpy as np
 
 from ..clock import PROMPT_PHASES
 from ..stats import Round, Stats
-from .grouping import Answer, Run
+from .grouping import MergedAnswer, TimedAnswer
 
 RESAMPLES, SEED, INTERVAL = 2000, 0, (2.5, 97.5)
 
@@ -27,7 +27,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Estimate:
-        """From the value of the sample itself, followed by those of its resamples."""
+        """Make an estimate from the value of the sample itself, followed by those of its resamples."""
         if len(values) == 1:
             return cls(float(values[0]))
         low, high = np.percentile(values[1:], INTERVAL)
@@ -37,7 +37,7 @@ class Estimate:
 class Measured:
     """The numbers of one answer: times are medians over its repeats, counts those of the first."""
 
-    def __init__(self, answer: Answer):
+    def __init__(self, answer: MergedAnswer):
         self.answer = answer
         self.record = answer.runs[0].record
         self.stats = stats_of(answer.runs[0])
@@ -45,7 +45,7 @@ class Measured:
         self.columns = self._times(answer.runs) | self.counts
 
     @staticmethod
-    def _times(runs: Sequence[Run]) -> dict[str, float]:
+    def _times(runs: Sequence[TimedAnswer]) -> dict[str, float]:
         times = [timings(run) for run in runs]
         return {name: float(np.median([time[name] for time in times])) for name in times[0]}
 
@@ -86,13 +86,13 @@ class Measured:
         }
 
 
-def stats_of(run: Run) -> Stats:
+def stats_of(run: TimedAnswer) -> Stats:
     """Return the `Stats` of an answer as `generate` made them."""
     rounds = [Round(*(record[name] for name in ("drafted", "accepted", "emitted", "depth"))) for record in run.rounds]
     return Stats(rounds, run.record["prompt_tokens"], run.record["new_tokens"], dict(run.record["seconds"]))
 
 
-def timings(run: Run) -> dict[str, float]:
+def timings(run: TimedAnswer) -> dict[str, float]:
     """Return the seconds of one answer and of the baseline's beside it.
 
     The whole is the wall time, which is measured alike for every engine; decoding is what remains of it after vision
@@ -119,7 +119,7 @@ class Sample:
     answered the same prompts are resampled alike.
     """
 
-    def __init__(self, task: str, answers: Sequence[Answer]):
+    def __init__(self, task: str, answers: Sequence[MergedAnswer]):
         self.task = task
         self.measured = [Measured(answer) for answer in answers]
         self.metrics = set().union(*(answer.metrics for answer in answers))
@@ -133,7 +133,7 @@ class Sample:
         return {name: weights @ self.column(name) for name in self.measured[0].columns}
 
     def column(self, name: str) -> np.ndarray:
-        """One number per request."""
+        """Return one number per request."""
         return np.array([one.columns[name] for one in self.measured], dtype=float)
 
     def repeats(self) -> list[Totals]:
@@ -166,5 +166,5 @@ def spread(values: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def ratio(a: np.ndarray, b: np.ndarray, nothing: float = 0.0) -> np.ndarray:
-    """The quotients, and `nothing` where there was nothing to divide by."""
+    """Return the quotients, and `nothing` where there was nothing to divide by."""
     return np.divide(a, b, out=np.full(np.shape(b), nothing, dtype=float), where=np.asarray(b) != 0)

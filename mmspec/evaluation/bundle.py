@@ -35,10 +35,10 @@ Block = tuple[int, int, int]
 
 
 class Bundle:
-    """What a run has left, for reading. It may come from anywhere: what is strange in it is refused in one line.
+    """A bundle for reading. It may come from anywhere: what is strange in it is refused in one line.
 
     Args:
-        folder: of the bundle.
+        folder: the folder it is in.
         manifest: the contents of its `manifest.json`.
     """
 
@@ -47,7 +47,7 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
-        """The bundle in a folder.
+        """Open the bundle in a folder.
 
         Raises:
             MMSpecError: if there is none, it cannot be read, or another version of mmspec wrote it in another format.
@@ -80,7 +80,7 @@ class Bundle:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was measured and all of it is still there."""
+        """True if everything was measured and all of it is still there."""
         return self.manifest["status"] == COMPLETE and self.lost is None
 
     @property
@@ -99,12 +99,12 @@ class Bundle:
         return self._whole[2]
 
     def blocks(self) -> set[Block]:
-        """The blocks in which every side has answered that did not fail, with all of their rounds."""
+        """Return the blocks in which every side has answered that did not fail, with all of their rounds."""
         return self._whole[0]
 
     @cached_property
     def lost(self) -> str | None:
-        """What the bundle held once and holds no more, in words; None if all is there.
+        """The records that the bundle held once and holds no more, in words; None if all is there.
 
         A run that was killed may hold one block more than its manifest says, and never less.
         """
@@ -120,7 +120,7 @@ class Bundle:
         return None
 
     def _seems_whole(self) -> bool:
-        """Whether a bundle of an older mmspec, which did not count, has the same requests in every repeat, and all."""
+        """Return True if a bundle of an older mmspec, which did not count, has all requests in every repeat."""
         repeats: dict[int, set[tuple[int, int]]] = {number: set() for number in range(self.manifest["repeats"])}
         for request, turn, repeat in self.blocks():
             repeats.setdefault(repeat, set()).add((request, turn))
@@ -152,7 +152,7 @@ class Bundle:
         )
 
     def _records(self, name: str, shape: Record) -> list[Record]:
-        """The records of a file, checked, without a last line that was torn."""
+        """Return the records of a file, checked, without a last line that was torn."""
         path, labels = self.folder / name, {side["label"] for side in self.manifest["sides"]}
         records = []
         for number, record in enumerate(read_lines(path), start=1):
@@ -171,7 +171,7 @@ ROWS = {REQUESTS: ("ids", "prompt_tokens", "new_tokens", "first_tokens"), ROUNDS
 
 
 def begun(folder: Path) -> bool:
-    """Whether a run has left nothing but its beginnings in a folder: killed, or stopped by a full disk."""
+    """Return True if a run has left nothing but its beginnings in a folder: killed, or stopped by a full disk."""
     names = {path.name for path in folder.iterdir()}
     ours = {name for name in names if name in BEFORE or name.endswith(UNFINISHED)}
     if MANIFEST in names and not _empty(folder / MANIFEST):
@@ -188,7 +188,7 @@ class BundleWriter:
     """Writes a bundle, or goes on with one; a context manager that holds the folder's lock.
 
     Args:
-        folder: of the bundle; made if it does not exist.
+        folder: where the bundle is written; made if it does not exist.
         config: the resolved configuration, as YAML.
     """
 
@@ -300,7 +300,7 @@ def _encoded(records: Iterable[Record]) -> bytes:
 
 
 def _difference(theirs: Any, ours: Any) -> str:
-    """The first line in which two texts differ, or the two values."""
+    """Return the first line in which two texts differ, or the two values."""
     if isinstance(theirs, str) and "\n" in theirs:
         pairs = zip(theirs.splitlines(), ours.splitlines(), strict=False)
         theirs, ours = next((pair for pair in pairs if pair[0] != pair[1]), ("shorter", "longer"))

@@ -1,4 +1,4 @@
-"""The same runs in the units of others, for a comparison with the tables of their papers.
+"""Counts the same runs in the units of others, for a comparison with the tables of their papers.
 
 Their loops emit the token of the prompt's pass in the first round and never emit the last bonus token, so that every
 round emits what it accepted and one token before it. Ours emits the first token by itself and every bonus token with
@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import MMSpecError, did_you_mean
 from .bootstrap import Measured
 from .footnotes import conditions_shown
-from .grouping import Answer, Group
+from .grouping import BundleGroup, MergedAnswer
 from .table import WIDTH
 from .tables import as_text, markdown_table, terminal_tables
 
@@ -78,6 +78,7 @@ class Counted:
 
     @property
     def rounds(self) -> float:
+        """Rounds as the others count them."""
         return self.tokens - self.accepted
 
 
@@ -86,7 +87,7 @@ class UnitTable:
     """The figures of all methods as others count them.
 
     Args:
-        name: of the others, a key of `EXPLAINED`.
+        name: name of the others, a key of `EXPLAINED`.
         explanation: how they count, a sentence or two each.
         scopes: the tasks, and `all` for everything.
         rows: `(method, {scope: {figure: number, list of numbers, or None}})`.
@@ -99,7 +100,7 @@ class UnitTable:
 
     @property
     def title(self) -> str:
-        """What the numbers of a cell are."""
+        """The title, which says what the numbers of a cell are."""
         return f"as {self.name} counts: {' / '.join(self.figures)}"
 
     @property
@@ -140,11 +141,11 @@ class UnitTable:
         return self.markdown()
 
 
-def in_units(groups: Sequence[Group], name: str) -> UnitTable:
+def in_units(groups: Sequence[BundleGroup], name: str) -> UnitTable:
     """Count the runs as others would.
 
     Args:
-        groups: of bundles with a batch of 1; a batch has no time per prompt.
+        groups: groups of bundles with a batch of 1; a batch has no time per prompt.
         name: `eagle`, `mmspec`, `vispec` or `vllm`.
 
     Raises:
@@ -166,7 +167,7 @@ def in_units(groups: Sequence[Group], name: str) -> UnitTable:
 
 
 def explained(name: str) -> tuple[str, ...]:
-    """How others count, in words.
+    """Return how others count, in words.
 
     Raises:
         MMSpecError: for a name that is none of `EXPLAINED`.
@@ -176,7 +177,7 @@ def explained(name: str) -> tuple[str, ...]:
     return EXPLAINED[name]
 
 
-def need_single_prompts(groups: Sequence[Group], what: str) -> None:
+def need_single_prompts(groups: Sequence[BundleGroup], what: str) -> None:
     """Refuse bundles in which several prompts share a pass."""
     for group in groups:
         batch = group.conditions["batch"]
@@ -186,7 +187,7 @@ def need_single_prompts(groups: Sequence[Group], what: str) -> None:
 
 def counted(measured: Measured) -> Counted:
     """Return one answer in the units of others."""
-    answer: Answer = measured.answer
+    answer: MergedAnswer = measured.answer
     columns = measured.columns
     again = (answer.runs[0].plain.get("retokenized") or [None])[0]
     numbers = (columns[name] for name in ("tokens", "accepted", "seconds", "plain_tokens", "plain_seconds"))
@@ -258,7 +259,7 @@ def _vllm(measured: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _over(a: float, b: float) -> float:
-    """The quotient, or 0 where there was nothing to divide by."""
+    """Return the quotient, or 0 where there was nothing to divide by."""
     return a / b if b else 0.0
 
 

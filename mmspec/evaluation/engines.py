@@ -1,4 +1,4 @@
-"""Who decodes: this library's own loop, or transformers' `generate` with what it knows of speculative decoding."""
+"""Engines that decode: our own loop, or transformers' `generate` with what it knows of speculative decoding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASSISTANT_TOKENS = 20
 
 @dataclass
 class Answer:
-    """What one engine made of one request. Lists have an entry per row.
+    """The answer of one engine to one request. Lists have an entry per row.
 
     Args:
         token_ids: the new tokens, the end token included.
@@ -51,6 +51,7 @@ class Answer:
 
     @property
     def new_tokens(self) -> list[int]:
+        """Number of new tokens per row."""
         return [len(ids) for ids in self.token_ids]
 
 
@@ -103,6 +104,7 @@ class MMSpecEngine(Engine):
     """The loop of this library."""
 
     def setup(self) -> None:
+        """Read the budget off the tree or the drafter, and exactness off the verifier."""
         drafter = self.drafter
         if drafter is not None:
             self.budget = drafter.max_nodes if self.tree is None else self.tree.max_nodes
@@ -113,11 +115,13 @@ class MMSpecEngine(Engine):
             self.exact = True  # the default rules reproduce plain decoding, at any temperature
 
     def ready(self, request: Request) -> None:
+        """Calibrate a tree that measures the machine."""
         tree = self.tree if self.tree is not None else getattr(self.drafter, "tree", None)
         if tree is not None and self.drafter is not None:
             tree.calibrate(self.drafter, request)
 
     def answer(self, request: Request, seed: int) -> Answer:
+        """Decode a request by `mmspec.stream`."""
         pieces = stream(
             self.target,
             self.drafter,
@@ -163,6 +167,7 @@ class TransformersEngine(Engine):
         super().__init__(*arguments, **keywords)
 
     def setup(self) -> None:
+        """Make the options of `generate`."""
         self.exact = self.sampling.temperature == 0
         self.one_row = self.drafter is not None
         self.options = self._options()
@@ -206,6 +211,7 @@ class TransformersEngine(Engine):
         return options
 
     def answer(self, request: Request, seed: int) -> Answer:
+        """Decode a request by the target's `generate`."""
         inputs = _left_padded(request)
         width = inputs["input_ids"].shape[1]
         watch = _StopWatch(width)
@@ -265,7 +271,7 @@ def _settled(device: torch.device) -> Iterator[list[float]]:
 
 
 def _left_padded(request: Request) -> dict[str, Any]:
-    """The inputs with the padding moved to the left, where `generate` expects it."""
+    """Return the inputs with the padding moved to the left, where `generate` expects it."""
     inputs = dict(request.inputs)
     if min(request.lengths) == request.max_length:
         return inputs
@@ -279,7 +285,7 @@ def _left_padded(request: Request) -> dict[str, Any]:
 
 
 def _cut(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], str]:
-    """A row of `generate` up to its end token; what follows is padding."""
+    """Return a row of `generate` up to its end token; what follows is padding."""
     for place, token in enumerate(ids):
         if token in eos:
             return ids[: place + 1], "eos"
@@ -287,5 +293,5 @@ def _cut(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], str]:
 
 
 def texts(target: Target, token_ids: list[list[int]]) -> list[str | None]:
-    """The texts of answers."""
+    """Return the texts of answers."""
     return [whole_text(target.tokenizer, ids) for ids in token_ids]

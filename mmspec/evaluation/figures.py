@@ -13,64 +13,64 @@ import numpy as np
 from ..clock import PROMPT_PHASES
 from ..stats import Stats
 from .bootstrap import Estimate, Measured, Sample, Totals, ratio, spread, together
-from .grouping import PLAIN, Group, Method
+from .grouping import PLAIN, BundleGroup, MergedMethod
 
 
 def speedup(totals: Totals) -> np.ndarray:
-    """Tokens per second over the baseline's, vision and prompt included: the ratio of total tokens to total seconds."""
+    """Return tokens per second over the baseline's, vision and prompt included: total tokens over total seconds."""
     return ratio(totals["tokens"] * totals["plain_seconds"], totals["seconds"] * totals["plain_tokens"])
 
 
 def speedup_decode(totals: Totals) -> np.ndarray:
-    """The same without vision and prefill, and without the tokens that the prompt's pass gives."""
+    """Return the speed-up without vision and prefill, and without the tokens that the prompt's pass gives."""
     plain = totals["decode_seconds"] * totals["plain_decode_tokens"]
     return ratio(totals["decode_tokens"] * totals["plain_decode_seconds"], plain, nothing=1.0)
 
 
 def acceptance_length(totals: Totals) -> np.ndarray:
-    """`Stats.mean_acceptance_length` over all requests."""
+    """Return `Stats.mean_acceptance_length` over all requests."""
     return ratio(totals["emitted"], totals["steps"], nothing=1.0)
 
 
 def accepted_tokens(totals: Totals) -> np.ndarray:
-    """`Stats.mean_accepted_draft_tokens` over all requests."""
+    """Return `Stats.mean_accepted_draft_tokens` over all requests."""
     return ratio(totals["accepted"], totals["steps"])
 
 
 def drafted_nodes(totals: Totals) -> np.ndarray:
-    """Drafted nodes per target pass."""
+    """Return the drafted nodes per target pass."""
     return ratio(totals["drafted"], totals["known_steps"])
 
 
 def tree_levels(totals: Totals) -> np.ndarray:
-    """Levels of the tree per target pass."""
+    """Return the levels of the tree per target pass."""
     return ratio(totals["levels"], totals["known_steps"])
 
 
 def drafting(totals: Totals) -> np.ndarray:
-    """Seconds of drafting per round over those of a pass of the baseline."""
+    """Return the seconds of drafting per round over those of a pass of the baseline."""
     ours = totals["draft_seconds"] * totals["plain_passes"]
     return ratio(ours, totals["rounds"] * totals["plain_decode_seconds"])
 
 
 def accuracy(totals: Totals) -> np.ndarray:
-    """Points over the points that there were to get, by the metric of the task."""
+    """Return the points over the points that there were to get, by the metric of the task."""
     return ratio(totals["points"], totals["points_of"])
 
 
 def likeness(totals: Totals) -> np.ndarray:
-    """How like plain decoding's the answers are on average, from 0 to 1."""
+    """Return how like plain decoding's the answers are on average, from 0 to 1."""
     return ratio(totals["similarity"], totals["similarity_of"])
 
 
 @dataclass(frozen=True)
 class Exactness:
-    """How the answers compare with plain decoding, token by token.
+    """A comparison of the answers with plain decoding, token by token.
 
     Args:
         compared: requests for which the question makes sense.
-        same: of them, those with the same tokens.
-        near_ties: of the others, those that left plain decoding where the target's scores of both tokens were as good
+        same: those of the compared with the same tokens.
+        near_ties: those of the others that left plain decoding where the target's scores of both tokens were as good
             as equal (`bench` says by how much).
         changed: requests whose tokens or rounds were not the same in all repeats; of all, compared or not.
         first: the earliest divergence: `ids`, `row`, `position` (of the new tokens, from 0), `margin`, `tie`.
@@ -85,7 +85,7 @@ class Exactness:
 
 @dataclass(frozen=True)
 class Means:
-    """What can be averaged over tasks; each task counts the same, however long its answers are.
+    """The figures that can be averaged over tasks; each task counts the same, however long its answers are.
 
     Args:
         speedup, speedup_decode: pooled within a task, see the functions of these names.
@@ -130,9 +130,9 @@ class Figures(Means):
     Args:
         requests: answered by both the method and the baseline; a batch is one.
         prompts: rows of these requests.
-        repeats: of the request that has fewest.
+        repeats: how often the request was measured that has fewest.
         tokens: new ones, of one repeat.
-        tokens_per_second: of decoding; seconds per request are the median over its repeats.
+        tokens_per_second: speed of decoding; seconds per request are the median over its repeats.
         tokens_per_second_end_to_end: vision and prefill included.
         ttft: median over requests of the seconds before the first token: vision and prefill, the drafter's too.
         draft_acceptance_rate: accepted share of all drafted nodes, low by nature for trees; None where unknown.
@@ -146,7 +146,7 @@ class Figures(Means):
         unaccounted: share of the wall time that no phase explains, over all repeats.
         exact: how the answers compare with plain decoding.
         metric: by which accuracy was measured; several names where runs or tasks have different ones.
-        alike: of a method that is not lossless, prompts whose answer is plain decoding's all the same, and prompts
+        alike: for a method that is not lossless, prompts whose answer is plain decoding's all the same, and prompts
             compared; None where `similarity` is.
     """
 
@@ -175,7 +175,7 @@ class Row:
     """One method.
 
     Args:
-        conditions: of its group, by the names in `merging.CONDITIONS`.
+        conditions: those of its group, by the names in `grouping.CONDITIONS`.
         side: the manifest's entry of the first bundle that has it.
         tasks: the group's tasks in order, None for one that the method has not answered.
         mean: the unweighted mean over tasks; None if one is missing, because it would not compare with the others'.
@@ -211,7 +211,7 @@ class Row:
         return self.overall and self.overall.mean_acceptance_length
 
 
-def rows_of(group: Group) -> list[Row]:
+def rows_of(group: BundleGroup) -> list[Row]:
     """Return the figures of every method: the baseline first, then the fastest, those without a mean last."""
     methods = {method.label: method for method in group.methods}
     rows = [_row(group, method) for method in group.methods]
@@ -227,7 +227,7 @@ def rows_of(group: Group) -> list[Row]:
     return rows
 
 
-def difference(first: Method, second: Method, tasks: Sequence[str]) -> Estimate | None:
+def difference(first: MergedMethod, second: MergedMethod, tasks: Sequence[str]) -> Estimate | None:
     """Return by how much the first method's mean speed-up over tasks is above the second's.
 
     The bootstrap is paired: every resample draws the same requests for both, of those that both have answered, so what
@@ -243,7 +243,7 @@ def difference(first: Method, second: Method, tasks: Sequence[str]) -> Estimate 
     return Estimate.of(_average(speedup, totals[0]) - _average(speedup, totals[1]))
 
 
-def _row(group: Group, method: Method) -> Row:
+def _row(group: BundleGroup, method: MergedMethod) -> Row:
     samples = {task: Sample(task, answers) for task in group.tasks if (answers := method.of_task(task))}
     side = dict(method.side)
     tasks = {task: _figures([samples[task]], side) if task in samples else None for task in group.tasks}
@@ -292,13 +292,13 @@ def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
         return float(mean([mean(one) if len(one) else 1.0 for one in each]))
 
     def if_known(figure: Callable[[Totals], np.ndarray], *needed: str) -> float | None:
-        """A figure of the rounds, which not every engine reports."""
+        """Return a figure of the rounds, which not every engine reports."""
         parts = [together(totals)] if combine is _pool else totals
         known = all(one[name][0] > 0 for one in parts for name in needed)
         return float(combine(figure, totals)[0]) if known else None
 
     def where_judged(figure: Callable[[Totals], np.ndarray], needed: str) -> Estimate | None:
-        """A figure of the tasks that have it."""
+        """Return a figure of the tasks that have it."""
         found = [sums for sums in totals if sums[needed][0] > 0]
         return Estimate.of(combine(figure, found)) if found else None
 

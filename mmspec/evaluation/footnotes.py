@@ -9,7 +9,7 @@ from typing import Any
 from .bootstrap import RESAMPLES
 from .bundle import COMPLETE
 from .figures import Row
-from .grouping import CONDITIONS, Group
+from .grouping import CONDITIONS, BundleGroup
 
 COLUMNS = (
     "Speed-ups are tokens per second over {baseline} in the same process on the same prompts. Of the tasks and of the "
@@ -22,7 +22,7 @@ COLUMNS = (
 REPEATS = "; single repeats: the lowest and the highest mean that one repeat alone gave"
 
 
-def notes(groups: Sequence[Group], rows: Sequence[Row]) -> list[str]:
+def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> list[str]:
     """Return the lines for a table with these rows."""
     baseline = _joined(row.side["label"] for row in rows if row.baseline)
     lines = [COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated(rows) else "")]
@@ -78,7 +78,7 @@ def _numerics(row: Row) -> str:
 
 
 def _judged(rows: Sequence[Row]) -> str:
-    """What is said of how right such texts are."""
+    """Say how right such texts are."""
     text = ""
     if any(row.overall.alike is not None for row in rows):
         text += " Similarity: 1 - edit distance to plain decoding's tokens over the longer length."
@@ -91,7 +91,7 @@ def _judged(rows: Sequence[Row]) -> str:
     return text
 
 
-def _measured(group: Group, rows: Sequence[Row]) -> str:
+def _measured(group: BundleGroup, rows: Sequence[Row]) -> str:
     manifests = [bundle.manifest for bundle in group.bundles]
     versions = _joined(
         f"mmspec {m['mmspec']}{_revision(m['git'])}, torch {m['versions'].get('torch')}, "
@@ -116,18 +116,18 @@ def _measured(group: Group, rows: Sequence[Row]) -> str:
 
 
 def repeated(rows: Sequence[Row]) -> bool:
-    """Whether any method was measured more than once, plain decoding left aside, which every bundle has."""
+    """Return True if any method was measured more than once, plain decoding left aside, which every bundle has."""
     return any(row.overall is not None and row.overall.repeats > 1 for row in _methods(rows))
 
 
 def _methods(rows: Sequence[Row]) -> Sequence[Row]:
-    """The rows of the methods; of the baseline, where it is alone."""
+    """Return the rows of the methods; of the baseline, where it is alone."""
     measured = [row for row in rows if row.overall is not None]
     return [row for row in measured if not row.baseline] or measured
 
 
 def _repeats(rows: Sequence[Row]) -> str:
-    """How often the methods were measured, and the baseline if it was more often, once more in every bundle."""
+    """Say how often the methods were measured, and the baseline if more often, once more in every bundle."""
     counts = sorted({row.overall.repeats for row in _methods(rows)})
     most = next(row.overall.repeats for row in rows if row.baseline)
     text = _count(counts[-1], "repeat") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repeats"
@@ -164,7 +164,7 @@ def _budgets(rows: Sequence[Row]) -> str:
     return f"No method has a known limit of drafted nodes.{unknown}"
 
 
-def _warnings(group: Group) -> list[str]:
+def _warnings(group: BundleGroup) -> list[str]:
     lines = []
     skipped = {skip["id"]: skip["reason"] for bundle in group.bundles for skip in bundle.manifest["skipped"]}
     if skipped:
@@ -183,7 +183,7 @@ def _warnings(group: Group) -> list[str]:
     return lines
 
 
-def conditions_shown(conditions: dict[str, Any], groups: Sequence[Group]) -> str:
+def conditions_shown(conditions: dict[str, Any], groups: Sequence[BundleGroup]) -> str:
     """Return what sets a group apart from the others in the table."""
     shown = []
     for name in CONDITIONS:

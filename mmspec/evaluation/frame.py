@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .bootstrap import Measured, timings
-from .grouping import CONDITIONS, Group, Method
+from .grouping import CONDITIONS, BundleGroup, MergedMethod
 
 if TYPE_CHECKING:
     import pandas
 
 
-def frame_of(groups: Sequence[Group]) -> pandas.DataFrame:
+def frame_of(groups: Sequence[BundleGroup]) -> pandas.DataFrame:
     """Return one row per method, request and repeat, in the order of the report.
 
     The columns, in this order:
@@ -36,7 +36,7 @@ def frame_of(groups: Sequence[Group]) -> pandas.DataFrame:
     return pandas.DataFrame([line for group in groups for method in group.methods for line in _lines(group, method)])
 
 
-def _lines(group: Group, method: Method) -> Iterator[dict[str, Any]]:
+def _lines(group: BundleGroup, method: MergedMethod) -> Iterator[dict[str, Any]]:
     conditions = {name: group.conditions[name] for name in CONDITIONS if name != "sampling"}
     conditions |= {name: value for name, value in group.conditions["sampling"].items() if value is not None}
     of_side = {name: method.side.get(name) for name in ("engine", "drafter", "tree", "lossless")}

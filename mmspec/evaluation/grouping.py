@@ -18,7 +18,7 @@ CONDITIONS = ("target", "fingerprint", "dtype", "device", "sampling", "batch", "
 
 
 @dataclass
-class Run:
+class TimedAnswer:
     """One timed answer: the method's record, the baseline's of the same bundle and repeat, and the method's rounds."""
 
     record: Mapping[str, Any]
@@ -27,16 +27,16 @@ class Run:
 
 
 @dataclass
-class Answer:
+class MergedAnswer:
     """One request as one method answered it, once per repeat. The tokens are the same in all of them.
 
     What is not of time (tokens, texts, how right they are) is in the records of the first repeat alone, and of that in
     every bundle.
 
     Args:
-        ids: of the prompts in the request, one per row.
+        ids: ids of the prompts in the request, one per row.
         task: that the request belongs to.
-        turn: of a conversation, 0 for the first.
+        turn: number of the turn in its conversation, 0 for the first.
         engine: that gave the answer, `"mmspec"` or `"transformers"`.
         plain_engine: the baseline's.
         runs: the repeats, in order; a request that occurs in several bundles has the repeats of all.
@@ -47,10 +47,10 @@ class Answer:
     turn: int
     engine: str
     plain_engine: str
-    runs: list[Run] = field(default_factory=list)
+    runs: list[TimedAnswer] = field(default_factory=list)
 
     def judged(self, name: str) -> list:
-        """What the first record says that has been judged: `accuracy` or `similarity` of every row; nothing if none."""
+        """Return `accuracy` or `similarity` of every row by the first record that has it; nothing if none has."""
         return next((found for run in self.runs if (found := run.record.get(name)) is not None), [])
 
     @property
@@ -60,7 +60,7 @@ class Answer:
 
 
 @dataclass
-class Method:
+class MergedMethod:
     """One side of the comparison, from all bundles that have it with the same settings.
 
     Args:
@@ -74,15 +74,16 @@ class Method:
     label: str
     side: Mapping[str, Any]
     baseline: bool
-    answers: dict[tuple, Answer] = field(default_factory=dict)
+    answers: dict[tuple, MergedAnswer] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def of_task(self, task: str) -> list[Answer]:
+    def of_task(self, task: str) -> list[MergedAnswer]:
+        """Return the answers to a task."""
         return [answer for answer in self.answers.values() if answer.task == task]
 
 
 @dataclass
-class Group:
+class BundleGroup:
     """The bundles measured under the same conditions.
 
     Args:
@@ -94,7 +95,7 @@ class Group:
     conditions: dict[str, Any]
     bundles: list[Bundle]
     tasks: list[str]
-    methods: list[Method]
+    methods: list[MergedMethod]
 
 
 def find_bundles(folders: Sequence[str | Path]) -> list[Path]:
@@ -116,11 +117,11 @@ def find_bundles(folders: Sequence[str | Path]) -> list[Path]:
 
 def open_groups(
     folders: Sequence[str | Path], baseline: str = PLAIN, mixed: bool = False, partial: bool = False
-) -> list[Group]:
+) -> list[BundleGroup]:
     """Open bundles and merge them into groups that were measured under the same conditions.
 
     Args:
-        folders: of bundles, or folders that hold some.
+        folders: folders of bundles, or folders that hold some.
         baseline: the label of the side that the others are measured against.
         mixed: whether bundles of different conditions may come together.
         partial: whether to use what there is of a bundle that is not complete.
@@ -187,16 +188,16 @@ def _plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> Group:
+def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> BundleGroup:
     """Merge bundles of the same conditions: sides of one label and the same settings become one method."""
-    methods: dict[tuple[str, str], Method] = {}
+    methods: dict[tuple[str, str], MergedMethod] = {}
     tasks: dict[str, None] = {}
     for bundle in bundles:
         runs = _runs(bundle)
         tasks |= {record["task"]: None for record in bundle.requests}
         for side in bundle.manifest["sides"]:
             key = side["label"], json.dumps([side["engine"], side["settings"]], sort_keys=True)
-            method = methods.setdefault(key, Method(side["label"], side, side["label"] == baseline))
+            method = methods.setdefault(key, MergedMethod(side["label"], side, side["label"] == baseline))
             if (reason := bundle.failures.get(side["label"])) is not None:
                 method.failures.append(reason)
             elif method.side.get("failed"):
@@ -206,7 +207,7 @@ def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> Group:
     _distinguish(list(methods.values()))
     ordered = sorted(methods.values(), key=lambda method: not method.baseline)
     # The name of the first bundle's target stands for all: their fingerprints agree.
-    return Group(conditions_of(bundles[0]), bundles, list(tasks), ordered)
+    return BundleGroup(conditions_of(bundles[0]), bundles, list(tasks), ordered)
 
 
 Runs = dict[str, dict[tuple[int, int, int], tuple[Mapping[str, Any], list]]]
@@ -222,7 +223,7 @@ def _runs(bundle: Bundle) -> Runs:
     return found
 
 
-def _collect(method: Method, bundle: Bundle, runs: Runs, baseline: str) -> None:
+def _collect(method: MergedMethod, bundle: Bundle, runs: Runs, baseline: str) -> None:
     """Add a bundle's answers to a method, each beside the baseline's of the same request and repeat."""
     sampled = bundle.manifest["sampling"].get("temperature", 0) > 0
     ours, theirs = runs[method.side["label"]], runs[baseline]
@@ -233,11 +234,11 @@ def _collect(method: Method, bundle: Bundle, runs: Runs, baseline: str) -> None:
         key = (record["task"], tuple(record["ids"]), record["turn"], bundle.manifest["seed"] if sampled else None)
         if key not in method.answers:
             engines = method.side["engine"], plain_engine
-            method.answers[key] = Answer(tuple(record["ids"]), record["task"], record["turn"], *engines)
-        method.answers[key].runs.append(Run(record, plain, rounds))
+            method.answers[key] = MergedAnswer(tuple(record["ids"]), record["task"], record["turn"], *engines)
+        method.answers[key].runs.append(TimedAnswer(record, plain, rounds))
 
 
-def _distinguish(methods: list[Method]) -> None:
+def _distinguish(methods: list[MergedMethod]) -> None:
     """Append the settings that differ to labels that occur more than once."""
     for label in {method.label for method in methods}:
         same = [method for method in methods if method.label == label]

@@ -1,4 +1,4 @@
-"""How near every method comes to its own limit, and what each lever would buy: `mmspec report --limits`."""
+"""Says how near every method comes to its own limit, and what each lever would buy: `mmspec report --limits`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..metrics import SHOWN
 from ..speed.prediction import LEVERS, Prediction
 from .figures import Row
 from .footnotes import conditions_shown
-from .grouping import Group
+from .grouping import BundleGroup
 from .tables import as_text, markdown_table, markdown_text, terminal_tables
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ OVERHEAD = ("verify", "commit", "observe", "other")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a method could reach, averaged over tasks.
+    """The speed-ups that a method could reach, averaged over tasks.
 
     Args:
         speedup_decode: as the table has it.
@@ -48,11 +48,12 @@ class Limits:
 
     @property
     def limit(self) -> float:
+        """Highest speed-up of decoding: no overhead, and scoring as cheap as a step."""
         return fmean(one.limit for one in self.rounds.values())
 
     @property
     def share(self) -> float:
-        """Of the limit that is reached."""
+        """Share of the limit that is reached."""
         return self.speedup_decode / self.limit
 
     @property
@@ -71,10 +72,10 @@ class Limits:
 
 
 def limits_of(row: Row, plain: Row | None) -> Limits | None:
-    """What a method could reach, from its phases and the baseline's; None where a task of one of them has no rounds.
+    """Return what a method could reach, by its phases and the baseline's; None where a task of one has no rounds.
 
     Args:
-        row: of the method.
+        row: figures of the method.
         plain: the baseline's of the same group, plain decoding by mmspec's own loop.
     """
     if plain is None or row.mean is None or plain.mean is None or plain.side.get("drafter") is not None:
@@ -101,12 +102,12 @@ class LimitsTable:
     """One line per method that drafts, for Markdown and the terminal.
 
     Args:
-        rows: of a report.
+        rows: figures of every method in a report.
         groups: that they are from.
     """
 
     rows: Sequence[Row]
-    groups: Sequence[Group]
+    groups: Sequence[BundleGroup]
 
     @property
     def limits(self) -> list[tuple[Row, Limits | None]]:

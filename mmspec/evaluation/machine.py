@@ -1,4 +1,4 @@
-"""What a measurement was made on: versions, machine, state of the code."""
+"""Describes what a measurement was made on: versions, machine, state of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "numpy", "hydra-core")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """System, processor, threads and device."""
+    """Return system, processor, threads and device."""
     name = "cpu" if device.type == "cpu" else f"{device.type}: {_device_name(device)}"
     return {
         "system": platform.platform(terse=True),
@@ -29,12 +29,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of Python and the packages that speed and text depend on."""
+    """Return the versions of Python and the packages that speed and text depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def describe_target(target: Target, name: str) -> dict[str, Any]:
-    """Which model answered."""
+    """Return which model answered."""
     return {
         "name": name,
         "class": type(target.model).__name__,
@@ -46,7 +46,7 @@ def describe_target(target: Target, name: str) -> dict[str, Any]:
 
 
 def describe_code() -> dict[str, Any]:
-    """The git revision of the checkout that mmspec runs from; None where it runs from an installed package."""
+    """Return the git revision of the checkout that mmspec runs from; None where it runs from an installed package."""
     folder = Path(__file__).resolve().parents[2]
     revision = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
     return {"revision": revision, "dirty": bool(_git(folder, "status", "--porcelain")) if revision else None}

@@ -22,21 +22,21 @@ from ..target import Target
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
 from .engines import Answer, texts
 from .methods import PLAIN, Side, failure, out_of_memory, reason_of, wrapped
-from .questions import Group, Questions
+from .questions import QuestionGroup, Questions
 
 REPORT, FAIL = "report", "fail"
 
 
 @dataclass
 class Protocol:
-    """How it is measured.
+    """The settings of a measurement.
 
     Args:
         repeats: times that everything is measured.
         warmup: answers of each side before anything counts.
         batch: prompts that are answered together, all of one task.
         limit: at most so many questions of each task; None for all.
-        seed: of the sampling; every request has its own, which follows from this one.
+        seed: seed of the sampling; every request has its own, which follows from this one.
         tie: see `divergences`.
         on_divergence: `fail` ends the measuring of a method at its first answer that must not differ from plain
             decoding and does, be it a near-tie in float32 or more than that in half precision; `report` goes on.
@@ -70,7 +70,7 @@ class Measurement:
         sides: what is compared, plain decoding first.
         source: what is asked.
         protocol: how it is measured.
-        writer: of the bundle.
+        writer: writes the bundle.
         notice: called with a line when a side fails.
     """
 
@@ -92,14 +92,14 @@ class Measurement:
 
     @property
     def blocks(self) -> int:
-        """What `run` will call `progress` for, if no picture fails."""
+        """Number of blocks that `run` reports to `progress`, if no picture fails."""
         return self.protocol.repeats * sum(group.turns for group in self.questions.groups)
 
     def run(self, manifest: dict[str, Any], progress: Callable[[int, str], None] = lambda done, what: None) -> None:
         """Measure what is not yet in the bundle.
 
         Args:
-            manifest: of the bundle; what the measurement itself knows is added.
+            manifest: manifest of the bundle; what the measurement itself knows is added.
             progress: called with the blocks done and what is being done.
 
         Raises:
@@ -142,8 +142,8 @@ class Measurement:
             seconds={"run": run, "timed": self.timed, "measuring": self.booked},
         )
 
-    def _measure(self, group: Group, turn: int, repeat: int) -> None:
-        """One block: all sides, one request."""
+    def _measure(self, group: QuestionGroup, turn: int, repeat: int) -> None:
+        """Measure one block: all sides, one request."""
         request, examples = self.questions.request(group, turn)
         if request is None:
             return
@@ -202,7 +202,7 @@ class Measurement:
             self._go_on(next(reversed(wrong.values())))
 
     def _try(self, side: Side, question: str, act: Callable[[Side], Any]) -> Any:
-        """What a side does, or None of one that failed before or does so now."""
+        """Return what a side does, or None if it failed before or does so now."""
         if side.label in self.failed:
             return None
         try:
@@ -234,11 +234,11 @@ class Measurement:
             raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
 
     def _left(self) -> list[Side]:
-        """The methods that have not failed."""
+        """Return the methods that have not failed."""
         return [side for side in self.sides if side.competes and side.label not in self.failed]
 
     def _order(self, number: int, repeat: int) -> list[Side]:
-        """The sides in turns: who comes first changes from request to request, and who follows whom by repeat."""
+        """Return the sides in turns: the first one changes from request to request, the direction by repeat."""
         shift = number % len(self.sides)
         order = self.sides[shift:] + self.sides[:shift]
         return order[::-1] if repeat % 2 else order
@@ -248,7 +248,7 @@ class Measurement:
         return [None if text is None else len(tokenizer(text)["input_ids"]) for text in said]
 
     def _repeatable(self, key: dict[str, Any], answer: Answer) -> bool:
-        """Whether the same seed gave the same tokens and counts as the first time."""
+        """Return True if the same seed gave the same tokens and counts as the first time."""
         place = key["request"], key["turn"], key["side"]
         counts = [(entry.drafted, entry.accepted, entry.emitted) for entry in answer.rounds]
         return self.first.setdefault(place, (answer.token_ids, counts)) == (answer.token_ids, counts)
@@ -264,7 +264,7 @@ class Measurement:
         return {"same": False, "divergence": found}
 
     def _similarity(self, side: Side, plain: Answer, answer: Answer) -> list[float] | None:
-        """How like plain decoding's the tokens of every row are that need not be the same; None of sampled ones."""
+        """Return how like plain decoding's the tokens of every row are where they may differ; None if sampled."""
         if side.engine.lossless or side.engine.sampling.temperature > 0:
             return None
         return [similarity(*pair) for pair in zip(plain.token_ids, answer.token_ids, strict=True)]
@@ -302,7 +302,7 @@ class Measurement:
 
 
 def booking_seconds(rounds: int = 2000) -> float:
-    """Seconds that it takes to keep the records of a round: all that measuring adds to the time that is measured."""
+    """Return the seconds that keeping the records of a round takes: all that measuring adds to the measured time."""
     clock, phases, entries = PhaseClock(), PHASES[2:], []
     started = time.perf_counter()
     for _ in range(rounds):

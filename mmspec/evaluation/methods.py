@@ -19,7 +19,7 @@ from ..target import Target
 from .engines import Engine
 
 GROUPS = ("drafter", "tree", "compressor", "verifier", "engine")
-"""What makes a method; the rest of the configuration is the same for all sides."""
+"""Groups of options that make a method; the rest of the configuration is the same for all sides."""
 
 PLAIN, PLAIN_AGAIN = "plain", "plain again"
 PLAIN_OVERRIDES = ("drafter=none", "tree=default", "compressor=default", "verifier=auto", "engine=mmspec")
@@ -50,7 +50,7 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the method, resolved."""
+        """Settings that make the method, resolved."""
         from omegaconf import OmegaConf
 
         return {group: OmegaConf.to_container(self.config, resolve=True)[group] for group in GROUPS}
@@ -62,7 +62,7 @@ class Side:
 
     Args:
         method: as it was planned.
-        engine: that runs it; None where it could not be built.
+        engine: engine that runs it; None where it could not be built.
         error: why not.
     """
 
@@ -72,6 +72,7 @@ class Side:
 
     @property
     def label(self) -> str:
+        """Name of the method in tables."""
         return self.method.label
 
     @property
@@ -80,7 +81,7 @@ class Side:
         return self.label != PLAIN and not self.method.control
 
     def describe(self) -> dict[str, Any]:
-        """What the bundle says of it."""
+        """Return what the bundle says of it."""
         settings, choices, engine = self.method.settings, self.method.choices, self.engine
         return {
             "label": self.label,
@@ -99,7 +100,7 @@ class Side:
 
 
 def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
-    """How a drafter is made next to its target, as `mmspec.speed.projection.Structure` takes it; None of none."""
+    """Return how a drafter is made next to its target, as `mmspec.speed.projection.Structure` takes it."""
     if drafter is None:
         return None
     target, family = drafter.target, drafter.target.family
@@ -119,11 +120,11 @@ def _weights(module: nn.Module) -> int:
 
 
 def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None, control: bool = False) -> list[Method]:
-    """The methods that a configuration of `mmspec bench` asks for, plain decoding first.
+    """Return the methods that a configuration of `mmspec bench` asks for, plain decoding first.
 
     Args:
         config: composed from the overrides.
-        overrides: of the command line.
+        overrides: overrides of the command line.
         config_dir: the user's configurations.
         control: run plain decoding a second time, as a side of its own.
 
@@ -171,7 +172,7 @@ def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None, c
 
 
 def label_of(overrides: Sequence[str]) -> str:
-    """A name for a method: its drafter, then what else was chosen or set, as in `eagle3 dynamic total=8`."""
+    """Return a name for a method: its drafter, then what else was chosen or set, as in `eagle3 dynamic total=8`."""
     pairs = [override.partition("=")[::2] for override in overrides]
     chosen = dict(pairs)
     words = [chosen.pop("engine", ""), chosen.pop("drafter", "none")]
@@ -247,7 +248,7 @@ def _refuse(engine: Engine, budget: int | None, batch: int) -> None:
 
 
 def wrapped(error: Exception, where: str) -> Exception:
-    """An error that says where it happened, if it is one that the user can put right; a fault of code is what it is."""
+    """Return an error that says where it happened, if the user can put it right; a fault of code stays as it is."""
     if isinstance(error, MMSpecError) or out_of_memory(error):
         kind = type(error) if isinstance(error, MMSpecError) else MMSpecError
         return kind(f"{where}: {reason_of(error)}")
@@ -255,19 +256,19 @@ def wrapped(error: Exception, where: str) -> Exception:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return what went wrong, in one line."""
     if out_of_memory(error):
         return f"out of memory ({first_line(error)}): a smaller batch=, max_new_tokens= or tree needs less"
     return str(error) if isinstance(error, MMSpecError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the machine or its device had no memory left."""
+    """Return True if the machine or its device had no memory left."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def failure(error: Exception, where: str = "") -> dict[str, Any]:
-    """What a bundle says of a side that failed; where it is a fault of code, its traceback too.
+    """Return what a bundle says of a side that failed; where it is a fault of code, its traceback too.
 
     `final` is a failure that trying again does not undo: the side has answered, and wrongly.
     """

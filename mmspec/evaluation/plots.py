@@ -38,7 +38,7 @@ def _drafting(rows: Sequence[Row]) -> list[Row]:
 def _by_task(
     rows: Sequence[Row], looks: Looks, value: Callable[[Any], Estimate], title: str, line: str
 ) -> Figure | None:
-    """A panel per task and one for the mean, a bar per method, from the best at the top."""
+    """Draw a panel per task and one for the mean, a bar per method, from the best at the top."""
     shown = [row for row in rows if not row.baseline and not row.control and row.overall is not None]
     if not shown:
         return None
@@ -98,7 +98,7 @@ def plot_acceptance(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 
 def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
-    """How far the target follows: the share of passes that accepted at least so many drafted tokens."""
+    """Draw how far the target follows: the share of passes that accepted at least so many drafted tokens."""
     shown = [row for row in _drafting(rows) if row.overall.acceptance_rate_per_position]
     if not shown:
         return None
@@ -128,7 +128,7 @@ def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 
 def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
-    """Where the time of a round goes."""
+    """Draw where the time of a round goes."""
     shown = [row for row in rows if row.overall is not None and row.overall.round_seconds]
     if not shown:
         return None
@@ -229,7 +229,7 @@ def _points(
     y: Callable[[Means], Estimate],
     join: bool = False,
 ) -> None:
-    """A point per method with the interval of its height."""
+    """Draw a point per method with the interval of its height."""
     families: dict[str, list[Row]] = {}
     for row in shown:
         families.setdefault(family(row), []).append(row)

@@ -1,4 +1,4 @@
-"""What is asked: the questions of a task in batches, turn by turn, without those that cannot be asked."""
+"""The questions of a task in batches, turn by turn, without those that cannot be asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..target import Target
 
 
 @dataclass
-class Group:
+class QuestionGroup:
     """Questions that are answered together, and what was said so far."""
 
     number: int
@@ -25,10 +25,11 @@ class Group:
 
     @property
     def turns(self) -> int:
+        """Turns of the longest conversation."""
         return 1 + max(len(example.follow_ups) for example in self.examples)
 
     def prompt(self, example: Example, turn: int) -> Prompt:
-        """The question of one turn, after the ones before it and their answers."""
+        """Return the question of one turn, after the ones before it and their answers."""
         if not turn:
             return example.prompt
         texts = [example.prompt]
@@ -37,11 +38,11 @@ class Group:
         return tuple(texts)
 
 
-def grouped(source: Source, batch: int = 1, limit: int | None = None) -> Iterator[Group]:
-    """The questions of a source in batches of one task each, in their order.
+def grouped(source: Source, batch: int = 1, limit: int | None = None) -> Iterator[QuestionGroup]:
+    """Yield the questions of a source in batches of one task each, in their order.
 
     Args:
-        source: of the questions.
+        source: source of the questions.
         batch: questions that are answered together.
         limit: at most so many of each task.
     """
@@ -56,10 +57,10 @@ def grouped(source: Source, batch: int = 1, limit: int | None = None) -> Iterato
         group = waiting.setdefault(example.task, [])
         group.append(example)
         if len(group) == batch:
-            yield Group(number, example.task, waiting.pop(example.task))
+            yield QuestionGroup(number, example.task, waiting.pop(example.task))
             number += 1
     for task, examples in waiting.items():
-        yield Group(number, task, examples)
+        yield QuestionGroup(number, task, examples)
         number += 1
 
 
@@ -82,8 +83,8 @@ class Questions:
         self.skipped: dict[str, str] = {}
         """Reasons, by the question's id."""
 
-    def request(self, group: Group, turn: int) -> tuple[Request | None, list[Example]]:
-        """A group's questions of one turn, prepared, and the examples that they are of.
+    def request(self, group: QuestionGroup, turn: int) -> tuple[Request | None, list[Example]]:
+        """Return a group's questions of one turn, prepared, and the examples that they belong to.
 
         A question whose media or text cannot be read is noted in `skipped` and left out, in all of its turns.
         """
@@ -105,8 +106,8 @@ class Questions:
         # The media are in the conversations, so that no file is read twice.
         return prepare(self.target, messages=[one.conversations[0] for one in prepared]), asked
 
-    def judged(self, group: Group, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
-        """How right answers are, as a record has it: the metric's name, and for each prompt points and their limit.
+    def judged(self, group: QuestionGroup, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
+        """Return how right answers are, as a record has it: the metric, and for each prompt points and their limit.
 
         Args:
             group, turn: what was asked.
@@ -127,5 +128,5 @@ class Questions:
         return {"metric": metric.name, "accuracy": accuracy}
 
     def skips(self) -> list[dict[str, str]]:
-        """What could not be asked, as the manifest has it."""
+        """Return what could not be asked, as the manifest has it."""
         return [{"id": name, "reason": reason} for name, reason in self.skipped.items()]

@@ -13,7 +13,7 @@ from ..storage import whole_lines
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Raises:
         MMSpecError: if it is no regular file (a pipe or a device would never end), or cannot be read.
@@ -23,7 +23,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Return the JSON object that a file holds.
 
     Raises:
         MMSpecError: if it holds none, is no regular file, or cannot be read.
@@ -38,7 +38,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines, without a last line that was torn; none if there is no file.
+    """Yield the values of a file of JSON lines, without a last line that was torn; none if there is no file.
 
     Raises:
         MMSpecError: for a line that is no JSON, or a file that is no regular one or cannot be read.
@@ -52,10 +52,10 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def clean(value: Any, but: Collection[str] = ()) -> Any:
-    """A JSON value of which every text can be shown in a terminal: control characters are written out.
+    """Return a JSON value of which a terminal can show every text: control characters are written out.
 
     Args:
-        value: of any kind.
+        value: any JSON value.
         but: keys of a mapping whose values stay as they are.
     """
     if isinstance(value, str):

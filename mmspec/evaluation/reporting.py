@@ -16,7 +16,7 @@ from ..storage import atomic_write_text
 from .conventions import UnitTable, in_units
 from .figures import Row, rows_of
 from .frame import frame_of
-from .grouping import PLAIN, Group, open_groups
+from .grouping import PLAIN, BundleGroup, open_groups
 from .limits import LimitsTable
 from .plots import CAPTIONS, save_plots
 from .table import Table
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def marks(section: str = "") -> tuple[str, str]:
-    """The comments between which a report stands in a Markdown file.
+    """Return the comments between which a report stands in a Markdown file.
 
     Raises:
         MMSpecError: for a section that is not one word.
@@ -40,14 +40,14 @@ def marks(section: str = "") -> tuple[str, str]:
 
 @dataclass
 class Report:
-    """What bundles say, merged. In a notebook it shows as its table.
+    """The contents of bundles, merged. In a notebook it shows as its table.
 
     Args:
         groups: the bundles by the conditions that they were measured under; usually one.
         rows: one per method: the baseline of a group first, then by mean speed-up; those that failed come last.
     """
 
-    groups: list[Group]
+    groups: list[BundleGroup]
     rows: list[Row]
 
     def table(self) -> Table:

@@ -16,15 +16,15 @@ HYDRA = "hydra"
 
 
 def is_hydra(override: str) -> bool:
-    """Whether an override is for hydra itself, such as `hydra/launcher=submitit_slurm`."""
+    """Return True if an override is for hydra itself, such as `hydra/launcher=submitit_slurm`."""
     return override.lstrip("+~").startswith(HYDRA)
 
 
 def overrides_of(folder: str | Path, config_dir: str | None = None) -> list[str]:
-    """The overrides that a bundle was begun with, if they may be composed again.
+    """Return the overrides that a bundle was begun with, if they may be composed again.
 
     Args:
-        folder: of the bundle, which may be somebody else's.
+        folder: folder of the bundle, which may be somebody else's.
         config_dir: the caller's own configurations; those that the bundle names are not read.
 
     Raises:
@@ -74,7 +74,7 @@ def check(overrides: Sequence[str], named_dir: str | None, config_dir: str | Non
 
 
 def plain(config: Any) -> Any:
-    """A configuration as plain values."""
+    """Return a configuration as plain values."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(config, resolve=True)

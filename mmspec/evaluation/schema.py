@@ -1,4 +1,4 @@
-"""What must be in the files of a bundle. They may come from anywhere, so nothing in them is taken as it is.
+"""Checks what is in the files of a bundle. They may come from anywhere, so nothing in them is taken as it is.
 
 A shape is written as the value would be: a type, a list with the shape of its elements, a mapping with the shape of
 each key (`?` behind a key that may be missing, `ANY` for every other key), a tuple of alternatives, or None.
@@ -14,7 +14,7 @@ from ..errors import MMSpecError
 
 ANY = "*"
 LARGEST = 2**53
-"""Of any number: up to here a float holds every integer."""
+"""Largest number that is taken: up to here a float holds every integer."""
 
 
 class Count(int):
@@ -118,7 +118,7 @@ def require(value: Any, shape: Any, where: str) -> None:
 
 
 def _wrong(value: Any, shape: Any) -> tuple[str, Any, str] | None:
-    """The first place where a value has another shape: its path, what is there, and what should be."""
+    """Return the first place where a value has another shape: its path, what is there, and what should be."""
     if shape is object:
         return None
     if isinstance(shape, tuple):
@@ -174,7 +174,7 @@ def _name(shape: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value as an error shows it."""
+    """Return a value as an error shows it."""
     if value is MISSING:
         return "missing"
     if isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""How plots look: what stands for a drafter and for a tree in all of them, and how they are written."""
+"""The looks of plots: what stands for a drafter and for a tree in all of them, and how they are written."""
 
 from __future__ import annotations
 
@@ -78,22 +78,26 @@ class Looks:
             used.add(self._numbers[id(row)])
 
     def colour(self, row: Row) -> str:
+        """Return the colour of the method's drafter."""
         name = drafter_of(row)
         return GREY if name is None else COLOURS[self._colours[name]]
 
     def hatch(self, row: Row) -> str:
+        """Return what fills the method's bars."""
         number = self._number(row)
         hatch = HATCHES[number % len(HATCHES)]
         return f"{hatch}|" if number >= len(HATCHES) else hatch
 
     def marker(self, row: Row) -> str:
+        """Return the marker of the method's points."""
         return MARKERS[self._number(row) % len(MARKERS)]
 
     def face(self, row: Row) -> str:
-        """What fills the marker: its colour, or nothing in the second round of markers."""
+        """Return what fills the marker: its colour, or nothing in the second round of markers."""
         return "none" if self._number(row) >= len(MARKERS) else self.colour(row)
 
     def line(self, row: Row) -> str:
+        """Return the dashes of the method's lines."""
         return LINES[self._number(row) % len(LINES)]
 
     def _number(self, row: Row) -> int:
@@ -101,12 +105,12 @@ class Looks:
 
 
 def _place(name: str | None, known: Sequence[str | None], count: int) -> int:
-    """Where a name stands: in the list if it is there, anywhere else by its letters."""
+    """Return where a name stands: in the list if it is there, anywhere else by its letters."""
     return known.index(name) if name in known else zlib.crc32(str(name).encode()) % count
 
 
 def _free(wanted: int, taken: Collection[int], count: int) -> int:
-    """The number wanted or the next one that is free; the one wanted if none is."""
+    """Return the number wanted or the next one that is free; the one wanted if none is."""
     return next((n for n in ((wanted + i) % count for i in range(count)) if n not in taken), wanted)
 
 

@@ -15,7 +15,7 @@ from .. import configuration
 from ..errors import MMSpecError, printable
 from ..extras import missing
 from ..storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
-from .bench import EXPERIMENT, Settings, benchmark, complete, prepare_run, source_of
+from .bench import EXPERIMENT, BenchSettings, benchmark, complete, prepare_run, source_of
 from .bundle import ERROR, MANIFEST, Bundle
 from .reading import read_object, read_text
 from .resuming import check, is_hydra
@@ -29,7 +29,7 @@ SUBMITIT = "hydra_plugins.hydra_submitit_launcher"  # what the launchers of the 
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Every combination of the values in overrides such as `drafter=eagle,eagle3 tree.total=range(8,33,8)`.
+    """Return every combination of the values in overrides such as `drafter=eagle,eagle3 tree.total=range(8,33,8)`.
 
     Raises:
         MMSpecError: if an override is not in hydra's grammar.
@@ -49,11 +49,11 @@ class Sweep:
     """A folder with a bundle for every job.
 
     Args:
-        folder: of the sweep.
+        folder: folder with the bundles.
         jobs: the overrides of each job.
         config_dir: the user's configurations.
         hydra: overrides for hydra itself: who launches the jobs, and how.
-        names: of the jobs, if they are the parts of an experiment.
+        names: names of the jobs, if they are the parts of an experiment.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Sweep:
 
     @classmethod
     def open(cls, folder: str | Path) -> Sweep:
-        """The sweep that a folder holds, which may be somebody else's.
+        """Open the sweep that a folder holds, which may be somebody else's.
 
         Raises:
             MMSpecError: if it holds none, or one whose jobs would not stay in the folder.
@@ -143,10 +143,10 @@ class Sweep:
 
     @classmethod
     def resume(cls, folder: str | Path, config_dir: str | None = None, hydra: Sequence[str] = ()) -> Sweep:
-        """The sweep that a folder holds, to go on with, if that runs nothing beyond mmspec's options and the caller's.
+        """Open the sweep that a folder holds to go on with it, if it runs nothing beyond our options and the caller's.
 
         Args:
-            folder: of the sweep, which may be somebody else's.
+            folder: folder of the sweep, which may be somebody else's.
             config_dir: the caller's own configurations.
             hydra: the launcher and its settings, which the caller says again.
 
@@ -165,7 +165,7 @@ class Sweep:
         return sweep
 
     def folder_of(self, job: int) -> Path:
-        """Where the bundle of a job goes: its name, or its number and what sets it apart from the other jobs."""
+        """Return where the bundle of a job goes: its name, or its number and what sets it apart from the other jobs."""
         if self.names is not None:
             return self.folder / self.names[job]
         own = [override for override in self.jobs[job] if not all(override in other for other in self.jobs)]
@@ -190,7 +190,7 @@ class Sweep:
             hydra.main(version_base="1.3", config_path=None, config_name=None)(run_job)()
 
     def failures(self) -> dict[int, str]:
-        """The jobs that are not complete, and why."""
+        """Return the jobs that are not complete, and why."""
         reasons = {}
         for number in range(len(self.jobs)):
             folder = self.folder_of(number)
@@ -213,7 +213,7 @@ class Sweep:
         return bundle is not None and bundle.complete
 
     def _bundle(self, job: int) -> Bundle | None:
-        """What a job has left; None if that is nothing, or cannot be read, and the job has to be run."""
+        """Return what a job has left; None if it left nothing that can be read, and has to be run."""
         folder = self.folder_of(job)
         if not (folder / MANIFEST).is_file():
             return None
@@ -237,7 +237,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def run_job(job: Any) -> None:
-    """One job, in whatever process the launcher has put it: what hydra calls."""
+    """Run one job, in whatever process the launcher has put it: hydra calls this."""
     sweep = Sweep.open(job.sweep)
     folder = sweep.folder_of(job.job)
     try:
@@ -260,7 +260,7 @@ def say(line: str) -> None:
 
 
 def announcer(name: str) -> Callable[[int, int, str], None]:
-    """Says how far a job is, ten times: a launcher may put its output into a file."""
+    """Return a function that says how far a job is, ten times: a launcher may put its output into a file."""
     said = set()
 
     def progress(done: int, total: int, what: str) -> None:
@@ -274,7 +274,7 @@ def announcer(name: str) -> Callable[[int, int, str], None]:
 
 @contextlib.contextmanager
 def _arguments(arguments: list[str]) -> Iterator[None]:
-    """hydra's launchers read their arguments from the command line alone."""
+    """Set the command line within, because hydra's launchers read their arguments from the command line alone."""
     before, sys.argv = sys.argv, ["mmspec bench", *arguments]
     try:
         yield
@@ -292,13 +292,13 @@ def _refuse_name(name: str, where: str) -> None:
 
 
 def _of_beginning(path: Path) -> bool:
-    """Whether a file is what a sweep leaves that was killed, or had no room, before it was planned."""
+    """Return True if a file is what a sweep leaves that was killed, or had no room, before it was planned."""
     torn = path.name == SWEEP and path.is_file() and read_json_object(path) is None
     return torn or path.name.endswith(UNFINISHED)
 
 
 def parts_of(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, list[str]]:
-    """The runs that a command stands for, by name; none for a command that is one run.
+    """Return the runs that a command stands for, by name; none for a command that is one run.
 
     What was typed holds for all parts: one whose own settings say otherwise is left out, so that `dtype=bfloat16` runs
     those of `experiment=full` that are in bfloat16, and those that do not say.
@@ -312,7 +312,7 @@ def parts_of(overrides: Sequence[str], config_dir: str | None = None) -> dict[st
     """
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
-    parts = configuration.typed(config, Settings).parts
+    parts = configuration.typed(config, BenchSettings).parts
     if not parts:
         return {}
     typed = dict(map(_split, overrides))

@@ -12,7 +12,7 @@ from ..errors import cut
 from ..metrics import SHOWN
 from .figures import Estimate, Figures, Means, Row
 from .footnotes import conditions_shown, notes, repeated
-from .grouping import CONDITIONS, Group
+from .grouping import CONDITIONS, BundleGroup
 from .tables import BROKEN, as_text, csv_text, least_width, markdown_table, markdown_text, terminal_tables
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ class Table:
     """Rows as text, for Markdown, CSV and the terminal.
 
     Args:
-        rows: of all groups, in the order in which they are shown.
+        rows: figures of every method of all groups, in the order in which they are shown.
         groups: that they are from.
     """
 
     rows: Sequence[Row]
-    groups: Sequence[Group]
+    groups: Sequence[BundleGroup]
 
     @property
     def tasks(self) -> list[str]:
-        """Of all groups, in the order in which they first occur."""
+        """Tasks of all groups, in the order in which they first occur."""
         return list(dict.fromkeys(task for group in self.groups for task in group.tasks))
 
     @property
@@ -51,7 +51,7 @@ class Table:
 
     @property
     def judged(self) -> bool:
-        """Whether accuracy stands beside the speed: where a method may change the text."""
+        """True if accuracy stands beside the speed: where a method may change the text."""
         lossy = any(row.overall is not None and not row.side.get("lossless", True) for row in self.rows)
         return lossy and any(row.mean is not None and row.mean.accuracy is not None for row in self.rows)
 
@@ -175,7 +175,7 @@ def _spread(means: Means | None) -> str:
 
 
 def _nodes(row: Row) -> str:
-    """The nodes of the mean pass and the most that the settings allow; of a side without rounds the limit alone."""
+    """Return the nodes of the mean pass and the most that the settings allow; without rounds, the limit alone."""
     budget = row.side.get("budget")
     if row.overall is None:
         return DASH

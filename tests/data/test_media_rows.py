@@ -18,7 +18,7 @@ import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.data import ConversationFile, Example, FolderPrompts, MediaFolder, from_record, open_media, to_record
 from mmspec.data.opening import batched
-from mmspec.evaluation.questions import Group, Questions
+from mmspec.evaluation.questions import QuestionGroup, Questions
 from mmspec.inputs import prepare
 from mmspec.states import LAST
 from mmspec.training.answers import open_source
@@ -151,7 +151,7 @@ def test_the_benchmark_asks_about_videos_and_says_what_it_could_not(folder, targ
             )
             assert alone.token_ids == [asked[example.id]]
     assert "takes none" in questions.skipped["c.wav"] and set(questions.skipped) == {"c.wav", "d.png"}
-    assert isinstance(questions.groups[0], Group)
+    assert isinstance(questions.groups[0], QuestionGroup)
 
 
 def test_answers_about_videos_are_distilled_and_learnt_from(folder, target, tmp_path):

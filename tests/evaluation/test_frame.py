@@ -25,7 +25,7 @@ def test_a_row_is_a_method_a_request_and_a_repeat(made):
     # 9 tokens: one of the prompt's second, eight in four rounds of half a second, twice as slow in this repeat.
     assert (row.seconds, row.decode_seconds, row.ttft, row.plain_seconds) == (5, 4, 1, 5)
     assert (row.tokens, row.decode_tokens, row.steps, row.accepted, row.drafted) == (9, 8, 4, 4, 16)
-    assert (row["dtype"], row.temperature, row.engine, row.drafter, row.same) == ("float32", 0, "mmspec", "eagle3", True)
+    assert (row["dtype"], row.temperature, row.drafter, row.same) == ("float32", 0, "eagle3", True)
     ties = frame[frame.near_tie.fillna(False).astype(bool)]
     assert set(ties.request) == {"charts/test/0"} and set(ties.method) == {"eagle3 chain"} and not ties.same.any()
 
