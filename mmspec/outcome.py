@@ -86,7 +86,7 @@ class Verdict:
         """Return the verdict on the active rows: rows that have ended keep and emit nothing."""
         if self.limited or all(active):
             return self
-        return replace(self, length=self.length * fixed(tuple(active), self.length.device), limited=True)
+        return replace(self, length=self.length * fixed(tuple(map(int, active)), self.length.device), limited=True)
 
     def host(self, tree: DraftTree) -> tuple[list[int], list[list[int]]]:
         """Return path lengths and emitted tokens per row: accepted tokens, the tail, and the bonus.

@@ -312,6 +312,11 @@ class ModelSession(Session):
         """
         if (layers is None) == (entries is None):
             raise MMSpecError("branch: give layers= or entries=, and not both")
+        if entries is not None and len(entries) != self.cache.batch:
+            raise MMSpecError(
+                f"branch: entries must have one list of indices for each of the {len(self.entries)} rows of the text; "
+                "session.entries tells how many entries each has"
+            )
         if layers is not None:
             model = self.model.first_layers(layers)
             branch = self.sibling(model, self.cache.batch, cache=LayersOfCache(self.cache, layers))

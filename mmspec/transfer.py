@@ -24,5 +24,5 @@ def to_device(values: Sequence, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def fixed(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return a few numbers or truth values on a device, to be read only. They are copied there when first asked for."""
+    """Return a few whole numbers on a device, to be read only. They are copied there when first asked for."""
     return to_device(values, device)

@@ -124,6 +124,8 @@ def test_what_cannot_branch(target):
     for options in ({}, {"layers": 1, "entries": [[0]]}):
         with pytest.raises(MMSpecError, match=r"give layers= or entries="):
             context.branch(**options)
+    with pytest.raises(MMSpecError, match="entries must have one list of indices for each of the 1 rows"):
+        context.branch(entries=[[0], [0]])
     windowed = Target(MODELS["mistral"]())
     context = windowed.prefill(mmspec.inputs.prepare(windowed, inputs=inputs_for("mistral", [0])))
     with pytest.raises(MMSpecError, match="sliding windows, whose distances are counted in entries"):

@@ -59,8 +59,11 @@ def prepare(
     """
     media = {"image": images, "video": videos, "audio": audio}
     asked = {"prompt": prompt, "messages": messages, "inputs": inputs}
-    others = (*asked.values(), images, videos, system)
-    if audio is not None and target.family.prompt_optional and all(value is None for value in others):
+    if audio is not None and target.family.prompt_optional and all(value is None for value in asked.values()):
+        others = {"images": images, "videos": videos, "system": system}
+        if name := next((name for name, value in others.items() if value is not None), None):
+            model = type(target.model).__name__
+            raise MMSpecError(f"{name}= goes with prompt=; without one, {model} reads audio= alone")
         return prepare(target, messages=unasked(audio), chat_template_kwargs=chat_template_kwargs, extras=extras)
     given = [f"{name}=" for name, value in asked.items() if value is not None]
     if len(given) != 1:

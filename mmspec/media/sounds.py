@@ -80,7 +80,8 @@ def _from_array(samples: Any, rate: Any, name: str) -> tuple[np.ndarray, int]:
             f"sound {quoted(name)} is an array of {array.dtype} with shape {array.shape}; pass ([samples], rate): of "
             "several channels their mean"
         )
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)) or int(rate) != rate:
+    known = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    if not known or not float(rate).is_integer():
         raise MMSpecError(f"sound {quoted(name)}: its rate must be a whole number of samples a second, not {rate!r}")
     return _scaled(array), int(rate)
 

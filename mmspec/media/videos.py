@@ -31,6 +31,9 @@ class Video:
         fps: frames a second of the whole video; None where nobody knows.
         total: frames of the whole video; by default those that are here.
         indices: number of each frame in the whole video; by default they count from 0.
+
+    Raises:
+        MMSpecError: for a frame rate that is none, and for another number of indices than frames.
     """
 
     frames: np.ndarray = field(repr=False)
@@ -41,6 +44,10 @@ class Video:
     def __post_init__(self):
         self.total = len(self.frames) if self.total is None else self.total
         self.indices = list(range(len(self.frames))) if self.indices is None else list(self.indices)
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise MMSpecError(f"Video: fps={self.fps!r} must be above 0; None says that nobody knows it")
+        if len(self.indices) != len(self.frames):
+            raise MMSpecError(f"Video: indices has {len(self.indices)} numbers for {len(self.frames)} frames")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -123,7 +130,8 @@ def load_video(
     elif not isinstance(source, (list, tuple)):
         raise MMSpecError(f"a video is a {type(source).__name__}; pass {FORMS}")
     rate = None if known is None else known.fps
-    indices = chosen(len(source), rate, None if known is None else source.shape[1:3], name)
+    size = source.shape[1:3] if known is not None and isinstance(source, np.ndarray) else None
+    indices = chosen(len(source), rate, size, name)
     pictures = _one_size([source[index] for index in indices], indices, name)
     if known is None:
         return Video(pictures, rate, len(source), indices)

@@ -94,6 +94,7 @@ def test_samples_in_memory(source):
         ((np.array(["a"]), RATE), "array of <U1"),
         ((TONE, "16000"), "its rate must be a whole number of samples a second, not '16000'"),
         ((TONE, 0.5), "must be a whole number"),
+        ((TONE, np.nan), "must be a whole number of samples a second, not nan"),
         (TONE, "an array alone, which does not say its rate: pass (samples, rate)"),
         ({"sampling_rate": RATE}, "a mapping with sampling_rate; pass a path"),
         (3, "a sound is a int; pass a path"),

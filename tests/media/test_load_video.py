@@ -73,6 +73,24 @@ def test_frames_in_memory(form):
     assert np.array_equal(load_video(torch.from_numpy(pictures(5) / 255).float()).frames, pictures(5))
 
 
+def test_frames_in_any_form_may_have_a_rate():
+    video = load_video(Video([Image.fromarray(frame) for frame in pictures(5)], fps=5), fps=2.5)
+    assert video.indices == brightness(video.frames) == [0, 2, 4] and video.timestamps == [0, 0.4, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"fps": 0}, "fps=0 must be above 0; None says that nobody knows it"),
+        ({"fps": float("nan")}, "fps=nan must be above 0"),
+        ({"indices": [0, 1]}, "indices has 2 numbers for 3 frames"),
+    ],
+)
+def test_facts_that_cannot_be(facts, message):
+    with pytest.raises(MMSpecError, match=message):
+        Video(pictures(3), **facts)
+
+
 def test_frames_may_be_files(tmp_path):
     for number, frame in enumerate(pictures(3)):
         Image.fromarray(frame).save(tmp_path / f"{number}.png")
