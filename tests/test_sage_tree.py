@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 
 import helpers
 import models
@@ -281,6 +282,15 @@ def test_the_window_lowers_and_raises_the_limit_within_bounds():
     assert after(SageTree(window=1, step=3), 0, 0, 8) == [5, 3, 6]
     assert after(SageTree(window=1, lowest_limit=1, highest_limit=5), 0, 0, 0, 0, 0) == [4, 3, 2, 1, 1]
     assert after(SageTree(window=1, lower_below=1.0), 0) == [8]
+
+
+def test_a_round_without_the_target_does_not_move_the_limit():
+    sage = SageTree(window=1).fork()
+    for settled, limit in ((True, 8), (False, 7), (True, 7)):
+        tree = grow(sage, Ranked(CERTAIN))
+        nobody = verdict(tree, [0])
+        sage.observe(tree, None, replace(nobody, settled=settled))
+        assert sage._rows[0].limit == limit and sage._rows[0].profile == pytest.approx(CERTAIN)
 
 
 def test_without_the_bonus_the_lowest_limit_would_be_a_trap():

@@ -137,7 +137,12 @@ class AutoTree(TreeBuilder):
         return builder.build(growth)
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
-        """Update the acceptance from the verdict, and choose again when it is time."""
+        """Update the acceptance from the verdict, and choose again when it is time.
+
+        A round that was settled without the target teaches nothing about what the target accepts.
+        """
+        if verdict.settled:
+            return
         rows = [row for row, length in enumerate(verdict.length.tolist()) if length]
         parents, paths = tree.parents.tolist(), verdict.path.tolist()
         self._tracker.fade()

@@ -38,7 +38,8 @@ class TreeBuilder(PerRequest):
         raise NotImplementedError
 
     def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
-        """Update the builder's state from the verdict on its last tree."""
+        """Update the builder's state from the verdict on its last tree. Where the verdict is `settled`, the target was
+        not asked, so nothing is known of what it accepts."""
 
     def check(self, proposal: str) -> None:
         """Refuse proposals that this shape would bias.

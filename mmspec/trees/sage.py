@@ -240,7 +240,7 @@ class SageTree(TreeBuilder):
         profiles = self._chosen(tree, verdict).tolist()
         for row, length, profile in zip(self._rows, verdict.length.tolist(), profiles, strict=True):
             row.profile, row.finished = profile, length == 0
-            if not row.finished:
+            if not row.finished and not verdict.settled:  # a length is accepted where the target was asked
                 row.lengths.append(length - (not self.count_bonus))
                 row.limit = self._moved(row.limit, row.lengths)
 

@@ -108,6 +108,9 @@ def test_finished_rows_teach_nothing():
     path, length = drafted.path_to(torch.tensor([0, 0]))
     run.tree.observe(drafted, None, Verdict(path, length * torch.tensor([1, 0]), torch.zeros(2, dtype=torch.long)))
     assert run.tree._tracker.tries[0][0] == pytest.approx(0.98 * before + 1)
+    known = run.tree._tracker.acceptance()
+    run.tree.observe(drafted, None, Verdict(path, length, torch.zeros(2, dtype=torch.long), settled=True))
+    assert run.tree._tracker.acceptance() == known, "nobody asked the target"
 
 
 def test_what_is_learnt_by_hand():
