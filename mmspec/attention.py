@@ -20,6 +20,7 @@ from .compat import CACHE
 from .errors import MMSpecError
 from .inputs import Request
 from .masks import padding_mask
+from .slots import pick
 from .states import capture
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _attention_weights(
         # there itself is hidden.
         places, cache = queries, DynamicCache()
         block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **{CACHE: cache})
-        normed = normed.take_along_dim(queries[..., None], dim=-2)
+        normed = pick(normed, queries)
         rope = tuple(part.take_along_dim(queries[..., None], dim=-2) for part in rope)
     visible = _visible(target, layer, places, length, inputs)
     if queries is not None:

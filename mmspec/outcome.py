@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .slots import pick
 from .transfer import fixed
 from .tree import DraftTree
 
@@ -150,12 +151,6 @@ def after_unread(path: Tensor, unread: Sequence[int]) -> Tensor:
     first = fixed(tuple(longest - count for count in unread), path.device)[:, None]
     places = torch.arange(columns.shape[1], device=path.device) + first
     return columns.gather(1, places.clamp(max=columns.shape[1] - 1))
-
-
-def pick(states: Tensor, columns: Tensor) -> Tensor:
-    """Return the states at some columns, `[batch, count, hidden]`, of `[batch, length, hidden]` states; columns are
-    `[batch, count]`."""
-    return states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def one_hot(token: Tensor, like: Tensor) -> Tensor:

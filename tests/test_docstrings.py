@@ -64,6 +64,7 @@ ROOMS = [
     "sampling.py",
     "session.py",
     "similarity.py",
+    "slots.py",
     "sources.py",
     "seeds.py",
     "speed",

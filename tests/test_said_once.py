@@ -8,6 +8,7 @@ import torch
 from mmspec.draining import drain
 from mmspec.identity import content_hash, differences
 from mmspec.seeds import random_stream, seed_from
+from mmspec.slots import pick, pick_numbers
 from mmspec.storage import json_lines, replace_folder, restore_folder
 
 
@@ -75,3 +76,12 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder.rename(tmp_path / "best.old")  # killed between the two renames
     restore_folder(folder)
     assert (folder / "a").read_text() == "2"
+
+
+def test_slots_are_picked_of_every_row():
+    states = torch.arange(24).view(2, 4, 3)
+    slots = torch.tensor([[3, 0], [1, 1]])
+    assert torch.equal(pick(states, slots), torch.stack([states[0, [3, 0]], states[1, [1, 1]]]))
+    numbers = torch.arange(24).view(3, 2, 4)  # axes before the batch
+    wanted = torch.stack([numbers[:, 0, [3, 0]], numbers[:, 1, [1, 1]]], dim=1)
+    assert torch.equal(pick_numbers(numbers, slots), wanted) and torch.equal(pick_numbers(numbers[0], slots), wanted[0])

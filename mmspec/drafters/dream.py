@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from ..compressors import DraftPrompt, VisualCompressor
 from ..errors import MMSpecError, did_you_mean
 from ..lesson import Guess, Lesson
-from ..outcome import pick
+from ..slots import pick
 from ..states import LAST
 from ..trees import TreeBuilder
 from ..trees.growth import Block

@@ -15,8 +15,9 @@ from ..errors import MMSpecError
 from ..folders import stored
 from ..lesson import Guess, Lesson
 from ..masks import MaskForm
-from ..outcome import Scores, Verdict, pick
+from ..outcome import Scores, Verdict
 from ..session import Session
+from ..slots import pick, pick_numbers
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
@@ -249,7 +250,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         columns = torch.arange(mixed.shape[1], device=mixed.device)
         positions = self.slot_positions(prompt)
         prefix = attention.keys_values(mixed, self._rope(mixed, positions))
-        positions = positions.gather(-1, slots.expand(*positions.shape[:-1], -1))
+        positions = pick_numbers(positions, slots)
         visible = columns <= slots[:, None, :, None]
         mixed, residual = pick(mixed, slots), pick(residual, slots)
         own: list[tuple[Tensor, Tensor]] = []

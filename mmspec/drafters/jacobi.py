@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..arguments import whole_number
 from ..outcome import Scores, Verdict, one_hot
+from ..slots import pick
 from ..tree import DraftTree
 from .base import Drafter
 
@@ -77,7 +78,7 @@ class JacobiDrafter(Drafter):
         if not self.context.proposals.sampled:
             self._guesses = torch.where(known, scores.p.argmax(-1).gather(1, nodes), repeated)
             return
-        p = scores.p.gather(1, nodes[..., None].expand(-1, -1, scores.p.shape[-1]))
+        p = pick(scores.p, nodes)
         known &= p.sum(-1) > 0  # in rows that have ended it may be no distribution
         self._q = torch.where(known[..., None], p, one_hot(repeated, p))
         drawn = torch.multinomial(self._q.flatten(0, 1), 1, generator=self.context.proposals.generator)

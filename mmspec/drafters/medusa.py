@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from ..arguments import positive
 from ..lesson import Guess, Lesson
-from ..outcome import Scores, Verdict, pick
+from ..outcome import Scores, Verdict
+from ..slots import pick
 from ..states import LAST
 from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
+from ..slots import pick
 from ..transfer import to_device
 from ..tree import DraftTree
 from ..trees import Chain, Growth, TreeBuilder
@@ -96,4 +97,4 @@ class Trunk(Block):
         if min(self.counts) == states.shape[1]:
             return states[:, -1]
         last = (self.kept - 1).clamp(min=0)
-        return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+        return pick(states, last[:, None])[:, 0]

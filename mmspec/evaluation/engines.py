@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..drafters import Drafter, DraftModelDrafter, NGramDrafter
+from ..draining import drain
 from ..errors import MMSpecError
 from ..generation import stream
 from ..inputs import PER_TOKEN, Request
 from ..sampling import Sampling
+from ..slots import pick_numbers
 from ..stats import Round
 from ..target import Target
 from ..text import whole_text
@@ -133,12 +135,7 @@ class MMSpecEngine(Engine):
             **vars(self.sampling),
         )
         with _settled(self.target.device) as seconds:
-            while True:
-                try:
-                    next(pieces)
-                except StopIteration as end:
-                    out = end.value
-                    break
+            out = drain(pieces)
         stats = out.stats
         first = [1] * request.batch_size
         return Answer(
@@ -278,8 +275,7 @@ def _left_padded(request: Request) -> dict[str, Any]:
     order = inputs["attention_mask"].argsort(dim=-1, stable=True)
     for name in PER_TOKEN:
         if name in inputs:
-            value = inputs[name]
-            inputs[name] = value.gather(-1, order.expand(*value.shape[:-1], -1))
+            inputs[name] = pick_numbers(inputs[name], order)
     inputs.pop("position_ids", None)
     return inputs
 

@@ -14,6 +14,7 @@ from transformers import Cache, GenerationConfig
 from ..compat import CACHE
 from ..errors import MMSpecError
 from ..masks import MaskForm, kernels
+from ..slots import pick_numbers
 from ..weights import changes_while_running, device_of
 from .frequencies import Switch, check_reach, switches_of
 from .head import Head
@@ -99,8 +100,7 @@ class Family(Media, Head, Writing):
     def delta_behind(position_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
         """`[batch]` or `[axes, batch]`: by how much the positions behind right-padded prompts exceed indices."""
         lengths = inputs["attention_mask"].long().sum(-1)
-        last = (lengths - 1)[:, None].expand(*position_ids.shape[:-1], 1)
-        return position_ids.gather(-1, last)[..., 0] + 1 - lengths
+        return pick_numbers(position_ids, (lengths - 1)[:, None])[..., 0] + 1 - lengths
 
     def positions_until(self, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
         """The same of a right-padded prompt that goes on to `width` tokens, at the positions that decoding gives them.

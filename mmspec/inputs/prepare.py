@@ -12,6 +12,7 @@ from torch import Tensor
 from ..chat import Conversation, media_of, read_messages
 from ..errors import MMSpecError, shown
 from ..media import KINDS
+from ..slots import pick_numbers
 from .media import ARGUMENTS, PLURALS, loaded, rows_of, unasked
 from .processing import apply_template, refuse_tokens, reserved_texts
 from .prompts import conversation_of, prompts_of, systems_of
@@ -229,7 +230,7 @@ def _right_pad(target: Reader, inputs: Mapping[str, Any]) -> Request:
     # A stable sort of the padding flags keeps the order of the tokens.
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : max(lengths)]
     for name, value in per_token.items():
-        tensors[name] = value.gather(-1, order.expand(*value.shape[:-1], -1))
+        tensors[name] = pick_numbers(value, order)
     tensors["attention_mask"] = mask.gather(1, order).long()
     for name, value in tensors.items():
         if isinstance(value, Tensor):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import MMSpecError
+from ..slots import pick
 from ..tree import DraftTree
 from .proposals import IMPOSSIBLE, Children, Proposals, doubt
 
@@ -260,7 +261,7 @@ class Growth:
     def _block_below(self, last: Level, places: Tensor) -> Block:
         """Return the block of some of the nodes that were added last."""
         parents = places // last.count
-        inherited = last.visible.gather(1, parents[..., None].expand(-1, -1, last.visible.shape[2]))
+        inherited = pick(last.visible, parents)
         level = None if last.below is None else last.below - 1
         depth = last.depth.gather(1, places) - 1 if level is None else self._number(level, places)
         serial = sum(one.nodes.shape[1] for one in self._grown[:-1])
@@ -277,7 +278,7 @@ class Growth:
         parents = self.expansion.gather(1, self.parents.gather(1, nodes))
         # A node sees what its parent sees, and itself; children of the root (number 0) see only themselves.
         earlier = self._visible
-        inherited = earlier.gather(1, parents[..., None].expand(-1, -1, earlier.shape[2]))
+        inherited = pick(earlier, parents)
         visible = torch.cat([inherited, self._itself(nodes)], dim=2)
         return Block(self.tokens.gather(1, nodes), parents, visible, self.depth.gather(1, nodes) - 1)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..arguments import positive
 from ..errors import MMSpecError, did_you_mean
 from ..outcome import Scores, Verdict
+from ..slots import pick
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth
@@ -262,7 +263,7 @@ class SageTree(TreeBuilder):
         path = verdict.path.clamp(min=0)
         known = inner.gather(1, path) & (verdict.path >= 0)  # the first nodes of a path
         entries = tree.expansion.gather(1, path).clamp(min=0)
-        profiles = profiles.gather(1, entries[..., None].expand(-1, -1, profiles.shape[-1]))
+        profiles = pick(profiles, entries)
         count = known.sum(-1).clamp(min=1)
         if self.source == "tip":
             return profiles[torch.arange(len(count), device=count.device), count - 1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...per_request import PerRequest
+from ...slots import pick
 from ...token_space import TEXT, TokenSpace
 from ...tree import DraftTree
 
@@ -77,8 +78,7 @@ class Judged:
     @cached_property
     def scores(self) -> Tensor:
         """The target's scores for the place of each node, `[batch, nodes, vocab]`; any values at the root."""
-        parents = self.tree.parents.clamp(min=0)[..., None].expand_as(self._after)
-        return self._after.gather(1, parents)
+        return pick(self._after, self.tree.parents.clamp(min=0))
 
     @cached_property
     def position(self) -> Tensor:
