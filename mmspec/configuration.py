@@ -168,6 +168,13 @@ def _lines(name: str) -> list[re.Match[str]]:
     return [match for line in text.splitlines() if (match := LINE.fullmatch(line))]
 
 
+def put(config: Any, key: str, text: str) -> None:
+    """Set a key of a configuration to a text as it is, such as a path: nothing in it is an interpolation."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.update(config, key, text.replace("${", r"\${"))
+
+
 def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Any:
     """Compose the configuration of command `name` with hydra overrides such as `drafter=ngram` or `tree.length=3`.
 
@@ -204,7 +211,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     try:
         config = _compose(name, [*_pairs(name, choices), *values], folders)
         for key, value in literals.items():
-            OmegaConf.update(config, key, value.replace("${", r"\${"))  # a path is never an interpolation
+            put(config, key, value)
         OmegaConf.to_container(config, resolve=True)  # finds broken interpolations now, where the error can say so
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         reason = _unknown_key(name, choices, [*values, *literals], folders) or " ".join(str(error).split())

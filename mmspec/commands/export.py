@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compose the configuration, load the drafter and write it."""
     config = configuration.compose("export", arguments.overrides, arguments.config_dir)
     if arguments.output is not None:
-        config.output = arguments.output.replace("${", r"\${")  # a path is never an interpolation
+        configuration.put(config, "output", arguments.output)
     settings = configuration.typed(config, ExportSettings)
     if completed(arguments.overrides) != arguments.overrides:
         raise MMSpecError("the drafter to export is not named, and eagle3 is for target=tiny: add drafter=FOLDER")

@@ -36,16 +36,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compose the configuration, build everything, train and report."""
-    from omegaconf import OmegaConf
-
     config = configuration.compose("train", arguments.overrides, arguments.config_dir)
     for key, path in {"answers": arguments.data, "images": arguments.images, "output": arguments.output}.items():
         if path is not None:
-            OmegaConf.update(config, key, path.replace("${", r"\${"))  # a path is never an interpolation
+            configuration.put(config, key, path)
 
     import torch
     import transformers
     from accelerate import Accelerator
+    from omegaconf import OmegaConf
 
     from ..training.answers import open_source
     from ..training.settings import TrainingSettings

@@ -8,16 +8,15 @@ After every block the manifest says how many blocks, answers and rounds there ar
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
-from ..storage import LOCK, UNFINISHED, append, atomic_write_json, atomic_write_text, hold_folder
+from ..storage import LOCK, UNFINISHED, append, atomic_write_json, atomic_write_text, hold_folder, json_lines
 from .reading import clean, read_lines, read_object, read_text
 from .schema import MANIFEST as MANIFEST_SHAPE
 from .schema import REQUEST, ROUND, require
@@ -257,14 +256,14 @@ class BundleWriter:
         manifest["written"] = counts
         for name, kept in records:
             with self._writing(name):
-                atomic_write_text(self.folder / name, _encoded(kept).decode())
+                atomic_write_text(self.folder / name, json_lines(kept).decode())
         return blocks
 
     def add(self, requests: Sequence[Record], rounds: Sequence[Record]) -> None:
         """Write a block. The requests come last, because it is they that make a block complete."""
         for name, records in ((ROUNDS, rounds), (REQUESTS, requests)):
             with self._writing(name), (self.folder / name).open("ab", buffering=0) as file:
-                append(file, _encoded(records))
+                append(file, json_lines(records))
         written = self.manifest["written"]
         added = {"blocks": 1, "requests": len(requests), "rounds": len(rounds)}
         self.update(written={name: written[name] + added[name] for name in added})
@@ -293,10 +292,6 @@ class BundleWriter:
 
 def _block(record: Record) -> Block:
     return record["request"], record["turn"], record["repeat"]
-
-
-def _encoded(records: Iterable[Record]) -> bytes:
-    return "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records).encode()
 
 
 def _difference(theirs: Any, ours: Any) -> str:
