@@ -70,7 +70,7 @@ def parts(target: mmspec.Target, drafter: mmspec.Drafter) -> Iterator[tuple[obje
     """Who has which function, and what runs in it."""
     yield type(target.model), "forward", "target"
     if isinstance(drafter, FeatureDrafter):
-        for name in ("_run", "absorb", "recur", "read_out", "logits"):
+        for name in ("_run", "fuse_features", "next_state", "head_input", "logits"):
             yield type(drafter), name, "drafter"
         yield Session, "block", OVERHEAD
     elif isinstance(drafter, DraftModelDrafter):

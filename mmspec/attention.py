@@ -172,7 +172,7 @@ def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: di
     visible = columns <= rows
     if window is not None:
         visible = visible & (rows - columns < window)
-    groups = family.seen_together(inputs)
+    groups = family.bidirectional_groups(inputs)
     if groups is None:
         return visible
     groups = groups[:, :length]

@@ -63,9 +63,9 @@ class Context(ModelSession):
         embeds = family.embed(inputs["input_ids"], vision)
         self.embeds = embeds[: request.batch_size, : request.max_length]
         once, extra = family.prefill_inputs(inputs, vision), family.lasting_inputs(vision)
-        position_ids, offset = family.positions(inputs)
-        self._ceilings = ceilings(family.switches, position_ids, offset)
-        self.logits, features = self.prefill(embeds, position_ids, offset, read.lengths, once, extra)
+        position_ids, position_offset = family.positions(inputs)
+        self._ceilings = ceilings(family.switches, position_ids, position_offset)
+        self.logits, features = self.prefill(embeds, position_ids, position_offset, read.lengths, once, extra)
         self.features = {layer: states[:, : request.max_length] for layer, states in features.items()}
         self.follow(request.token_ids(), [True] * request.batch_size, pending=0)
         self.proposals = Proposals()
@@ -80,7 +80,7 @@ class Context(ModelSession):
         return self.request.batch_size
 
     @property
-    def room(self) -> int:
+    def spare_capacity(self) -> int:
         """Tokens per row that fit into the cache behind the longest prompt before it must grow."""
         return self.cache.capacity - self.request.max_length
 

@@ -42,7 +42,7 @@ class Guidance:
 
 class Pairs(ModelSession):
     """A session in whose cache every row of the text has two: the first half of the rows read the prompts, the second
-    half the others. Whoever uses it sees the rows of the text, but for `cache` and `offset`, which hold all.
+    half the others. Whoever uses it sees the rows of the text, but for `cache` and `position_offset`, which hold all.
 
     Attributes:
         guidance: set before anything is read.
@@ -64,10 +64,10 @@ class Pairs(ModelSession):
         """Read the prompts and the others; see `ModelSession.prefill`."""
         return self._judged(super().prefill(*arguments, **named))
 
-    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
+    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, extends_chain: bool = False) -> Pass:
         """Read a block behind both rows of every pair; see `ModelSession.read`."""
         tokens, visible, depth = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
-        return self._judged(super().read(tokens, visible, depth, sees_all))
+        return self._judged(super().read(tokens, visible, depth, extends_chain))
 
     def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """End a round for both rows of every pair; see `Session.keep`."""
@@ -126,7 +126,7 @@ class GuidedContext(Pairs, Context):
         return stack(*both)
 
     @property
-    def room(self) -> int:
+    def spare_capacity(self) -> int:
         """The tokens per row that fit into the cache before it must grow."""
         return self.cache.capacity - max(self.request.max_length, self.guidance.other.max_length)
 

@@ -52,7 +52,9 @@ class TreeMask:
         self._commits, self._lengths, self._written = -1, [0] * cache.rows, 0
         self._columns = torch.zeros(cache.rows, 0, dtype=torch.long, device=cache.lengths.device)
 
-    def build(self, visible: Tensor, depth: Tensor | None, sees_all: bool = False) -> Mask | dict[str, Mask] | None:
+    def build(
+        self, visible: Tensor, depth: Tensor | None, extends_chain: bool = False
+    ) -> Mask | dict[str, Mask] | None:
         """Return the mask of a pass; call it between `cache.begin` and the forward pass.
 
         Args:
@@ -61,7 +63,7 @@ class TreeMask:
             depth: `[rows, speculative + new]` distance of every speculative entry from the last committed token, minus
                 one: what comes right after it has depth 0. None if no layer has a
                 sliding window.
-            sees_all: True for a single new node that is known to see all speculative entries.
+            extends_chain: True for a single new node that is known to see all speculative entries.
 
         Returns:
             `[rows, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
@@ -71,7 +73,7 @@ class TreeMask:
         """
         new, total = visible.shape[1:]
         free = self.cache.uniform and not self.cache.fixed and self.form is not MaskForm.BLOCK
-        if free and (sees_all or total == 1):
+        if free and (extends_chain or total == 1):
             self._written = max(self._written, total)
             return None
         self._refresh(new, total)

@@ -43,7 +43,8 @@ class Session:
 
     Attributes:
         cache: the entries of the committed tokens.
-        offset: `[batch]` or `[axes, batch]` number to add to the index of an entry to get the position of its token.
+        position_offset: `[batch]` or `[axes, batch]` number to add to the index of an entry to get the position of its
+            token.
 
     Args:
         cache: the request's cache.
@@ -55,7 +56,7 @@ class Session:
     def __init__(self, cache: TreeCache, windows: dict[str, int | None], form: MaskForm, dtype: torch.dtype):
         self.cache = cache
         self.masks = TreeMask(cache, windows, form, dtype)
-        self.offset = torch.zeros_like(cache.lengths)
+        self.position_offset = torch.zeros_like(cache.lengths)
         self.history: list[list[int]] | None = None
         self._windows = any(window is not None for window in windows.values())
         self._depth: Tensor | None = None
@@ -86,7 +87,7 @@ class Session:
 
     @contextmanager
     def block(
-        self, visible: Tensor, depth: Tensor, sees_all: bool = False
+        self, visible: Tensor, depth: Tensor, extends_chain: bool = False
     ) -> Iterator[tuple[Mask | dict[str, Mask] | None, Tensor]]:
         """Open the pass that writes a block of speculative nodes into the cache, and close it behind the `with` block.
 
@@ -95,7 +96,7 @@ class Session:
         Args:
             visible: `[batch, new, speculative + new]`, the speculative nodes that each new one sees, itself included.
             depth: `[batch, new]` distance from the last committed token, minus one.
-            sees_all: True for a single node that is known to see all earlier ones.
+            extends_chain: True for a single node that is known to see all earlier ones.
 
         Yields:
             The mask of the pass, see `TreeMask.build`, and the positions of the nodes, `[rows, new]` or
@@ -109,7 +110,7 @@ class Session:
         self.cache.begin(visible.shape[1], fixed=self.cache.compiled)
         if self._windows:  # for which distances count
             self._depth = depth if self._depth is None else torch.cat([self._depth, depth], dim=1)
-        mask = self.masks.build(visible, self._depth, sees_all)
+        mask = self.masks.build(visible, self._depth, extends_chain)
         yield mask, self.positions(depth)
         self.cache.end()
 
@@ -138,9 +139,9 @@ class Session:
     def _first(self) -> Tensor:
         """Return the position of what follows the last committed token: `[rows, 1]` or `[axes, rows, 1]`, found once a
         round."""
-        now = self.cache.commits, self.cache.rows, id(self.offset)
+        now = self.cache.commits, self.cache.rows, id(self.position_offset)
         if self._begun is None or self._begun[0] != now:
-            first = self.cache.present(self.cache.lengths + self.offset, dim=-1)
+            first = self.cache.present(self.cache.lengths + self.position_offset, dim=-1)
             self._begun = now, first[..., None]
         return self._begun[1]
 
@@ -211,7 +212,7 @@ class ModelSession(Session):
         self,
         embeds: Tensor,
         position_ids: Tensor,
-        offset: Tensor,
+        position_offset: Tensor,
         lengths: list[int],
         once: dict[str, Any],
         extra: dict[str, Any] | None = None,
@@ -221,13 +222,14 @@ class ModelSession(Session):
         Args:
             embeds: `[batch, length, hidden]`.
             position_ids: `[batch, length]` or `[axes, batch, length]`.
-            offset: `[batch]` or `[axes, batch]` position of what follows minus its index, see `Family.positions`.
+            position_offset: `[batch]` or `[axes, batch]` position of what follows minus its index, see
+                `Family.positions`.
             lengths: number of tokens per row.
             once: further arguments of this pass.
             extra: further arguments of this pass and of all that follow.
         """
         length, device = embeds.shape[1], self.model.device
-        self.offset, self.extra = offset, extra or {}
+        self.position_offset, self.extra = position_offset, extra or {}
         # The head runs on the last tokens only: on the distinct columns in which they stand.
         columns = sorted({n - 1 for n in lengths})
         self.cache.begin(length)
@@ -243,14 +245,14 @@ class ModelSession(Session):
         index = to_device([columns.index(n - 1) for n in lengths], device)
         return Pass(logits[torch.arange(len(lengths), device=device), index], features)
 
-    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, sees_all: bool = False) -> Pass:
+    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, extends_chain: bool = False) -> Pass:
         """Read a block of speculative nodes behind those of this round's earlier blocks.
 
         Args:
             tokens: `[batch, new]` token ids.
-            visible, depth, sees_all: what each node sees and where it stands, see `Session.block`.
+            visible, depth, extends_chain: what each node sees and where it stands, see `Session.block`.
         """
-        with self.block(visible, depth, sees_all) as (mask, positions):
+        with self.block(visible, depth, extends_chain) as (mask, positions):
             tokens = self.present(tokens)
             if self.model.compiled is not None:
                 logits, features = self.model.compiled(tokens, mask, positions, self.cache, self.feature_layers)
@@ -320,7 +322,7 @@ class ModelSession(Session):
         if layers is not None:
             model = self.model.first_layers(layers)
             branch = self.sibling(model, self.cache.batch, cache=LayersOfCache(self.cache, layers))
-            branch.offset, branch._ceilings = self.offset, self._ceilings
+            branch.position_offset, branch._ceilings = self.position_offset, self._ceilings
         else:
             if any(window is not None for window in self.model.windows.values()):
                 raise MMSpecError(
@@ -329,7 +331,7 @@ class ModelSession(Session):
                 )
             assert entries is not None  # as was asked above
             branch = self.sibling(self.model, self.cache.batch, cache=self.cache.copy_of(entries))
-            branch.offset = self.offset + self.cache.lengths - branch.cache.lengths
+            branch.position_offset = self.position_offset + self.cache.lengths - branch.cache.lengths
         branch.extra, branch.beside, branch._beside_rows = self.extra, self.beside, self._beside_rows
         branch.history, branch.active = self.history, self.active
         rows = zip(self._ahead, self.entries, branch.entries, strict=True)

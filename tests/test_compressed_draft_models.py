@@ -170,13 +170,13 @@ def test_its_prompt_is_shorter_and_what_follows_keeps_its_place(name, label):
         session = drafter.fork()
         with torch.inference_mode():
             session.start(context)
-        return session.session.cache.lengths, session.session.offset
+        return session.session.cache.lengths, session.session.position_offset
 
-    lengths, delta = state(drafter)
+    lengths, position_offset = state(drafter)
     for compressor, packed in (("hide", False), ("packed", True)):
         short, shifted = state(drafter_of(name, label, compressor))
         assert short.equal(lengths - visual)
-        assert (short + shifted).equal(short if packed else lengths + delta)
+        assert (short + shifted).equal(short if packed else lengths + position_offset)
 
 
 @pytest.mark.parametrize("name", models.VISUAL)

@@ -410,7 +410,7 @@ def prompt_of(*rows: str):
 
 
 @pytest.mark.parametrize(
-    ("compressor", "embeds", "positions", "ahead"),
+    ("compressor", "embeds", "positions", "position_offset"),
     [
         (Hide(), [0, 1, 6, 7], [0, 1, 6, 7], 4),
         (Hide(packed=True), [0, 1, 6, 7], [0, 1, 2, 3], 0),
@@ -419,15 +419,15 @@ def prompt_of(*rows: str):
         (Prune(1.0), list(range(8)), list(range(8)), 0),
     ],
 )
-def test_text_keeps_its_places_unless_it_is_packed(compressor, embeds, positions, ahead):
+def test_text_keeps_its_places_unless_it_is_packed(compressor, embeds, positions, position_offset):
     prompt = compressed_prompt(compressor, *prompt_of("..aaaa.."))
     assert prompt.embeds[0, :, 0].tolist() == embeds and prompt.positions[0].tolist() == positions
     assert prompt.states[0, :, 0].tolist() == [10 * value for value in embeds], "states follow by the same weights"
-    assert prompt.ahead.tolist() == [ahead] and prompt.removed.tolist() == [8 - len(embeds)]
+    assert prompt.position_offset.tolist() == [position_offset] and prompt.removed.tolist() == [8 - len(embeds)]
     kept = len(embeds) - 4
     assert prompt.visual[0].tolist() == [False] * 2 + [True] * kept + [False] * 2 and prompt.summary is None
-    # What follows the prompt has the position that its number in the sequence and `ahead` say.
-    assert prompt.positions[0, -1] == len(embeds) - 1 + ahead
+    # What follows the prompt has the position that its number in the sequence and `position_offset` say.
+    assert prompt.positions[0, -1] == len(embeds) - 1 + position_offset
 
 
 def test_resampled_entries_stand_at_the_last_places():
@@ -442,7 +442,11 @@ def test_rows_of_all_kinds_share_a_batch():
     """Two pictures of different sizes, none, one; padding stays behind."""
     whole, layout = prompt_of(".aaaa.bbb.", "...._" + 5 * "_", "aaaa..____")
     prompt = compressed_prompt(Pool(2), whole, layout)
-    assert prompt.embeds.shape[1] == 10 and prompt.removed.tolist() == [4, 0, 3] and prompt.ahead.equal(prompt.removed)
+    assert (
+        prompt.embeds.shape[1] == 10
+        and prompt.removed.tolist() == [4, 0, 3]
+        and prompt.position_offset.equal(prompt.removed)
+    )
     assert prompt.embeds[0, :6, 0].tolist() == [0, 2.5, 5, 6.5, 8, 9]
     assert prompt.positions[0, :6].tolist() == [0, 2, 5, 6, 8, 9], "means of 1 to 4 and of 6 and 7, halves to even"
     assert prompt.embeds[1, :4, 0].tolist() == [0, 1, 2, 3] and not prompt.visual[1].any()
@@ -482,15 +486,15 @@ def test_positions_of_several_axes_follow_entry_by_entry():
     whole, layout = prompt_of("..aaaa..", "....____")
     rows = torch.tensor([[0, 1, 2, 2, 3, 3, 4, 5], [0, 1, 2, 3, 0, 0, 0, 0]])
     columns = torch.tensor([[0, 1, 2, 3, 2, 3, 4, 5], [0, 1, 2, 3, 0, 0, 0, 0]])
-    whole.positions, whole.ahead = torch.stack([rows, columns]), torch.tensor([-2, 0])
+    whole.positions, whole.position_offset = torch.stack([rows, columns]), torch.tensor([-2, 0])
     pruned = compressed_prompt(Prune(0.5), whole, layout)
     assert pruned.positions[:, 0, :6].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 3, 3, 4, 5]]
     assert pruned.positions[:, 1, :4].tolist() == [[0, 1, 2, 3]] * 2
-    assert pruned.ahead.tolist() == [0, 0], "two tokens fewer make up for two places that the picture saves"
+    assert pruned.position_offset.tolist() == [0, 0], "two tokens fewer make up for two places that the picture saves"
     pooled = compressed_prompt(Pool(2), whole, layout)
-    assert pooled.positions[:, 0, :5].tolist() == [[0, 1, 2, 4, 5]] * 2 and pooled.ahead.tolist() == [1, 0]
+    assert pooled.positions[:, 0, :5].tolist() == [[0, 1, 2, 4, 5]] * 2 and pooled.position_offset.tolist() == [1, 0]
     packed = compressed_prompt(Hide(packed=True), whole, layout)
-    assert packed.positions[:, 0, :4].tolist() == [[0, 1, 2, 3]] * 2 and packed.ahead.tolist() == [0, 0]
+    assert packed.positions[:, 0, :4].tolist() == [[0, 1, 2, 3]] * 2 and packed.position_offset.tolist() == [0, 0]
 
 
 def test_positions_are_exact_in_half_precision():

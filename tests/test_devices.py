@@ -76,8 +76,8 @@ def passes(target: Target, layers: tuple[int, ...]) -> tuple[ModelSession, list[
     """A ragged prompt and two blocks of nodes: the session, and everything that it returned."""
     session = ModelSession(target, 2, 16, layers)
     ids = torch.ones(2, 6, dtype=torch.long, device=HERE)
-    positions, delta = target.family.positions({"input_ids": ids})
-    reads = [session.prefill(target.family.embed(ids, None), positions, delta, [6, 4], {})]
+    positions, position_offset = target.family.positions({"input_ids": ids})
+    reads = [session.prefill(target.family.embed(ids, None), positions, position_offset, [6, 4], {})]
     tree = DraftTree(torch.ones(2, 3, dtype=torch.long, device=HERE), torch.tensor([[-1, 0, 0]] * 2, device=HERE), 1)
     for block in (tree, DraftTree.root_only(torch.ones(2, dtype=torch.long, device=HERE))):
         reads.append(session.read(block.tokens, block.ancestors, block.depth))

@@ -146,9 +146,9 @@ def no_tree_mask(monkeypatch, target):
     """Every node sees all nodes before it."""
     read = ModelSession.read
 
-    def causal(self, tokens, visible, depth, sees_all=False):
+    def causal(self, tokens, visible, depth, extends_chain=False):
         seen = torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1])
-        return read(self, tokens, seen, depth, sees_all)
+        return read(self, tokens, seen, depth, extends_chain)
 
     monkeypatch.setattr(ModelSession, "read", causal)
 
@@ -157,9 +157,9 @@ def sequential_positions(monkeypatch, target):
     """Siblings stand behind one another, as the nodes do in the batch of tokens."""
     read = ModelSession.read
 
-    def sequential(self, tokens, visible, depth, sees_all=False):
+    def sequential(self, tokens, visible, depth, extends_chain=False):
         first = visible.shape[2] - visible.shape[1]
-        return read(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth), sees_all)
+        return read(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth), extends_chain)
 
     monkeypatch.setattr(ModelSession, "read", sequential)
 
@@ -177,8 +177,8 @@ def delta_of_another_request(monkeypatch, target):
     positions = Qwen25VL.positions
 
     def leaking(self, inputs):
-        position_ids, delta = positions(self, inputs)
-        return position_ids, delta.roll(1, -1)
+        position_ids, position_offset = positions(self, inputs)
+        return position_ids, position_offset.roll(1, -1)
 
     monkeypatch.setattr(Qwen25VL, "positions", leaking)
 

@@ -258,7 +258,7 @@ def has_true_features_only(script, drafter, inputs: dict) -> list[int]:
     view = (context.embeds, context.features, context.vision)
     removed = drafter.read(longer, prompt, *view).removed.tolist()
     for row in [row for row, on in enumerate(active) if on]:
-        length = prompt.lengths[row] + places[row] - removed[row] + drafter.leading
+        length = prompt.lengths[row] + places[row] - removed[row] + drafter.first_slot
         assert ours.lengths_list[row] == theirs.lengths_list[row] == length
         for number, layer in enumerate(ours.layers):
             for kind in ("keys", "values"):

@@ -43,14 +43,14 @@ def test_every_weight_is_trained(variant):
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_step_teaches_earlier_ones_unless_detached(variant, detach, monkeypatch):
     drafter, outputs = build(target_of("llama", "sdpa"), variant), []
-    recur = type(drafter).recur
+    next_state = type(drafter).next_state
 
     def recording(self, output):
         output.retain_grad()
         outputs.append(output)
-        return recur(self, output)
+        return next_state(self, output)
 
-    monkeypatch.setattr(type(drafter), "recur", recording)
+    monkeypatch.setattr(type(drafter), "next_state", recording)
     guesses = list(drafter.unroll(lesson_of("llama"), 3, detach))
     guesses[2].logits.square().sum().backward()
     reached = [output.grad is not None and bool(output.grad.any()) for output in outputs]

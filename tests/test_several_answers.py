@@ -48,9 +48,9 @@ def test_a_repeated_prompt_is_read_as_it_is_alone(name, monkeypatch):
     contexts = [target.prefill(each, target.encode(each)) for each in (request, copies)]
     assert counts[0] == counts[1] > 0, "encoded once"
     once, four = contexts
-    for what in ("logits", "embeds", "offset"):
+    for what in ("logits", "embeds", "position_offset"):
         want = getattr(once, what)
-        want = want.repeat_interleave(4, -1 if what == "offset" else 0)
+        want = want.repeat_interleave(4, -1 if what == "position_offset" else 0)
         assert torch.allclose(getattr(four, what), want, atol=1e-5), what
     assert copies.lengths == [n for n in request.lengths for _ in range(4)] and copies.batch_size == 12
     layouts = [layout_of(target.family, c.request, c.request, c.vision) for c in contexts]

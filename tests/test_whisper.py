@@ -171,8 +171,8 @@ def positions_in_order(monkeypatch):
 def no_tree_mask(monkeypatch):
     right = TreeMask.build
 
-    def build(self, visible, depth, sees_all=False):
-        return right(self, torch.ones_like(visible), depth, sees_all)
+    def build(self, visible, depth, extends_chain=False):
+        return right(self, torch.ones_like(visible), depth, extends_chain)
 
     monkeypatch.setattr(TreeMask, "build", build)
 

@@ -25,7 +25,8 @@ class DraftPrompt:
         positions: `[batch, entries]`, or `[axes, batch, entries]` for multi-axis rotary embeddings.
         visual: `[batch, entries]` True at the entries that are left of pictures.
         removed: `[batch]` number of tokens of the target's prompt that have no entry.
-        ahead: `[batch]` or `[axes, batch]` position of the next token minus its index in the drafter's sequence.
+        position_offset: `[batch]` or `[axes, batch]` position of the next token minus its index in the drafter's
+            sequence.
         summary: `[batch, entries, hidden]` summary of the latest picture before or at each entry, 0 before the first;
             None if the compressor makes none.
     """
@@ -35,7 +36,7 @@ class DraftPrompt:
     positions: Tensor
     visual: Tensor
     removed: Tensor
-    ahead: Tensor
+    position_offset: Tensor
     summary: Tensor | None = None
 
 
@@ -79,7 +80,7 @@ def compressed_prompt(
         positions.movedim(-1, 0) if positions.ndim == 3 else positions,
         visual,
         removed,
-        torch.zeros_like(removed) if compressor.positions == "packed" else whole.ahead + removed,
+        torch.zeros_like(removed) if compressor.positions == "packed" else whole.position_offset + removed,
         _summaries([row.summary for row in rows], embeds.shape[1]),
     )
 

@@ -52,7 +52,7 @@ class Drafter(nn.Module, PerRequest):
     """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
 
     max_depth: int | None = None
-    """Levels of a tree that it can draft; None where one can always follow. Builders ask `Growth.reach`."""
+    """Levels of a tree that it can draft; None where one can always follow. Builders ask `Growth.limit_depth`."""
 
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__()

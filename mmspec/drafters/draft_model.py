@@ -103,12 +103,12 @@ class DraftModelDrafter(SessionDrafter):
         request, vision = self._prompt(context.request, context.vision)
         # Under guidance it reads the other prompts too, and is led as the target is.
         read = context.rows_of(request, self.draft_target.family)
-        self.session = context.sibling(self.draft_target, read.batch_size, read.max_length + context.room)
+        self.session = context.sibling(self.draft_target, read.batch_size, read.max_length + context.spare_capacity)
         self.session.prefill(*self._read(read, read, vision))
         self.session.follow(context.history, context.active)
 
     def expand(self, block: Block) -> Tensor:
-        read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.sees_all)
+        read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.extends_chain)
         return self._fit(read.logits)
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
@@ -165,7 +165,7 @@ class DraftModelDrafter(SessionDrafter):
         elif self.mode == "own_vision":
             request, vision = self._encoded(request, vision)
         inputs = dict(request.inputs)
-        self.draft_target.family.complete(inputs)
+        self.draft_target.family.add_missing_inputs(inputs)
         return replace(request, inputs=inputs), vision
 
     def _encoded(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
@@ -205,20 +205,20 @@ class DraftModelDrafter(SessionDrafter):
             vision: what stands for the pictures.
         """
         family, embeds = self.draft_target.family, self._embed(request, vision)
-        positions, delta = family.positions_until(prompt.inputs, embeds.shape[1])
+        positions, position_offset = family.positions_until(prompt.inputs, embeds.shape[1])
         if self.compressor is None or vision is None:
             once = family.prefill_inputs(request.inputs, vision)
-            return embeds, positions, delta, request.lengths, once, family.lasting_inputs(vision)
+            return embeds, positions, position_offset, request.lengths, once, family.lasting_inputs(vision)
         eyes = self.target.family if self.mode == "shared_vision" else family
         layout = layout_of(eyes, request, prompt, vision)
-        none, further = delta.new_zeros(len(embeds)), embeds[..., :0]
+        none, further = position_offset.new_zeros(len(embeds)), embeds[..., :0]
         deep = vision.deep if self.mode == "own_vision" else None
         if deep is not None:  # what else stands for the pictures is compressed as they are
             deep = torch.cat(deep, dim=1).movedim(0, 1)
             further = deep.new_zeros(*embeds.shape[:2], deep[0].numel())
             further[layout.visual] = deep.flatten(1)
         left = compressed_prompt(
-            self.compressor, DraftPrompt(embeds, further, positions, layout.visual, none, delta), layout
+            self.compressor, DraftPrompt(embeds, further, positions, layout.visual, none, position_offset), layout
         )
         removed = left.removed.tolist()
         lengths, starts = ([n - m for n, m in zip(each.lengths, removed, strict=True)] for each in (request, prompt))
@@ -226,7 +226,7 @@ class DraftModelDrafter(SessionDrafter):
             deep = [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
         types = family.token_types(left.visual, starts)
         once = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=deep), left.visual)
-        return left.embeds, left.positions, left.ahead, lengths, once, {}
+        return left.embeds, left.positions, left.position_offset, lengths, once, {}
 
     def _embed(self, request: Request, vision: Vision | None) -> Tensor:
         """`[batch, length, hidden]` what the draft model reads as its prompt."""

@@ -67,7 +67,7 @@ class DreamDrafter(FeatureDrafter):
     feature_layers = (LAST,)
     switches = ("cross_attention",)
     late_switches = ("first_token", "tree_masked")
-    leading = 1
+    first_slot = 1
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class DreamDrafter(FeatureDrafter):
     def layer(self) -> DraftLayer:
         return self.layers[0]
 
-    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         return features[LAST].to(self._dtype)
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
@@ -111,7 +111,7 @@ class DreamDrafter(FeatureDrafter):
 
     # Drafting.
 
-    def remember(self, prompt: DraftPrompt) -> list[Entries]:
+    def prefill_kv(self, prompt: DraftPrompt) -> list[Entries]:
         _, _, first, memory, last = self._read_all(prompt)
         if memory is None:
             return [first, last]
@@ -120,7 +120,7 @@ class DreamDrafter(FeatureDrafter):
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         embeds = self._token_embeds(block.tokens)
-        with self.session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
+        with self.session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             embeds, states = self.session.present(embeds), self.session.present(states)
             output = self.norm(self._layers(embeds, states, mask, self._rope(embeds, positions)))
         return self.session.whole(output)
@@ -190,7 +190,7 @@ class DreamDrafter(FeatureDrafter):
             chosen = output[valid]
             yield Guess(self.logits(chosen), chosen, places, valid.flatten().nonzero()[:, 0], block[valid])
             if self.cross_attention:
-                state = self.recur(output)
+                state = self.next_state(output)
                 remembered.append(middle.keys_values(state.detach() if detach else state))
 
     def _read_all(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor, Entries, Entries | None, Entries]:

@@ -71,10 +71,10 @@ class EagleDrafter(FeatureDrafter):
     def layer(self) -> DraftLayer:
         return self.layers[0]
 
-    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         return features[LAST].to(self._dtype)
 
-    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         return self.enter(self.fc(torch.cat([embeds, states], dim=-1)))
 
     def enter(self, fused: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,22 +117,22 @@ class Eagle3Drafter(FeatureDrafter):
         super().choose_vocabulary(tokens)
         self._copy_head()
 
-    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         streams = [features[layer].to(self._dtype) for layer in self.fused]
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
         joined = torch.cat(streams, dim=-1)
         return self.fc(joined if self.input_norm is None else self.input_norm(joined))
 
-    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         normed = self.midlayer.hidden_norm(states)
         mixed = torch.cat([self.midlayer.input_layernorm(embeds), normed], dim=-1)
         return mixed, normed if self.norm_before_residual else states
 
-    def recur(self, output: Tensor) -> Tensor:
+    def next_state(self, output: Tensor) -> Tensor:
         return self.norm(output) if self.norm_output else output
 
-    def read_out(self, output: Tensor) -> Tensor:
+    def head_input(self, output: Tensor) -> Tensor:
         return self.norm(output)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class EarlyExitDrafter(StepDrafter):
             counts = self._trunk.kept[:, None]
             real = torch.arange(width, device=device) < counts
         visible = torch.cat([real[:, None].expand(-1, block.tokens.shape[1], -1), block.visible], dim=2)
-        sees_all = block.sees_all and min(self._trunk.counts) == width
-        return self.session.read(block.tokens, visible, block.depth + counts, sees_all).logits
+        extends_chain = block.extends_chain and min(self._trunk.counts) == width
+        return self.session.read(block.tokens, visible, block.depth + counts, extends_chain).logits
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)

@@ -42,9 +42,9 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     output instead, and are thrown away and computed anew from true features once the target has spoken (EAGLE, arXiv
     2401.15077, section 4). Positions are those of the slots, in one dimension, whatever the target's are.
 
-    A subclass says how features become states (`absorb`), what the layer reads (`mix`, and `mix_prompt` if pictures
-    are read differently), what goes on to the next step (`recur`) and what the vocabulary head reads (`read_out`,
-    `logits`). A compressor makes the prompt shorter before its embeddings and states are paired.
+    A subclass says how features become states (`fuse_features`), what the layer reads (`layer_input`, and
+    `prompt_input` if pictures are read differently), what goes on to the next step (`next_state`) and what the
+    vocabulary head reads (`head_input`, `logits`). A compressor makes the prompt shorter before its embeddings and states are paired.
 
     Args:
         target: the model to draft for.
@@ -81,7 +81,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     drafts_unread = True
 
-    leading = 0
+    first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
 
     def __init__(
@@ -110,11 +110,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     # What a method is.
 
-    def absorb(self, features: dict[int, Tensor]) -> Tensor:
+    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         """True features `[..., target hidden]` by layer to the states `[..., hidden]` that stand in the slots."""
         raise NotImplementedError
 
-    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Token embeddings and states to what the layer's attention reads, and its residual stream.
 
         Args:
@@ -125,24 +125,24 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         """
         raise NotImplementedError
 
-    def mix_prompt(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
+    def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
         """The same of all slots of a prompt: every state with the embedding of the next entry."""
-        return self.mix(prompt.embeds[:, 1:], prompt.states[:, :-1])
+        return self.layer_input(prompt.embeds[:, 1:], prompt.states[:, :-1])
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
         """`[batch, slots]`, or `[axes, batch, slots]`: a slot stands where its state does."""
         return prompt.positions[..., :-1]
 
-    def recur(self, output: Tensor) -> Tensor:
+    def next_state(self, output: Tensor) -> Tensor:
         """The layer's output to the state of the next draft step."""
         return output
 
-    def read_out(self, output: Tensor) -> Tensor:
+    def head_input(self, output: Tensor) -> Tensor:
         """The layer's output to what the vocabulary head reads."""
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., draft_vocab]` from `read_out`. By default the target's own head, on the draft vocabulary."""
+        """`[..., draft_vocab]` from `head_input`. By default the target's own head, on the draft vocabulary."""
         return self.target.family.head(hidden, self._head_rows)
 
     @property
@@ -160,23 +160,23 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         prompt = self.read(context.request, context.request, context.embeds, context.features, context.vision)
         last = torch.tensor(lengths, device=prompt.removed.device) - 1 - prompt.removed
         # Nothing is asked of the prompt's slots but what later ones see of them: keys and values.
-        remembered = self.remember(prompt)
+        remembered = self.prefill_kv(prompt)
         cache = TreeCache(
-            [(slot, slot)] * len(remembered), context.batch_size, context.request.max_length + context.room
+            [(slot, slot)] * len(remembered), context.batch_size, context.request.max_length + context.spare_capacity
         )
         self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, parameter.dtype)
-        self.session.enter(remembered, (last + self.leading).tolist())
-        self.session.offset = prompt.ahead
+        self.session.enter(remembered, (last + self.first_slot).tolist())
+        self.session.position_offset = prompt.position_offset
         # A feature is known before the token behind it, with which it is entered: the true features of what is pending,
         # `[batch, pending, hidden]`.
         self.session.follow(context.history, context.active)
         self._states = pick(prompt.states, last[:, None])
-        self._steps: int | Tensor = 0  # of these states, see `mix`
+        self._steps: int | Tensor = 0  # of these states, see `layer_input`
         self._guessed = [0] * context.batch_size  # the last slots of the cache, whose states are its own
 
-    def remember(self, prompt: DraftPrompt) -> list[tuple[Tensor, Tensor]]:
+    def prefill_kv(self, prompt: DraftPrompt) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of all slots of a prompt, `[batch, key_value_heads, slots, head_dim]`, for every layer."""
-        mixed, _ = self.mix_prompt(prompt)
+        mixed, _ = self.prompt_input(prompt)
         return [self.layer.self_attn.keys_values(mixed, self._rope(mixed, self.slot_positions(prompt)))]
 
     def expand_root(self, root: Tensor) -> Tensor:
@@ -188,14 +188,14 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         if guessed:
             self._guessed = [before + count for before, count in zip(self._guessed, trunk.counts, strict=True)]
         output = trunk.last_of(output)[:, None]
-        self._drafted = [self.recur(output)]
-        return self.logits(self.read_out(output))[:, 0]
+        self._drafted = [self.next_state(output)]
+        return self.logits(self.head_input(output))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
-        states = self._drafted[-1] if block.sees_all else pick(torch.cat(self._drafted, dim=1), block.parents)
+        states = self._drafted[-1] if block.extends_chain else pick(torch.cat(self._drafted, dim=1), block.parents)
         output = self._run(block, states, block.step)
-        self._drafted.append(self.recur(output))
-        return self.logits(self.read_out(output))
+        self._drafted.append(self.next_state(output))
+        return self.logits(self.head_input(output))
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)
@@ -211,7 +211,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
             return
         if any(self._guessed):
             self._take_back()
-        self._states, self._steps = self.absorb(scores.features_along(path, first=tree.is_chain)), 0
+        self._states, self._steps = self.fuse_features(scores.features_along(path, first=tree.is_chain)), 0
 
     def _go_on(self, expanded: Tensor) -> None:
         """Let the states that the draft went on with, `[batch, new]` of its expansions, stand for those of tokens that
@@ -227,8 +227,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         """One pass of the layer: nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
         session, attention = self.session, self.layer.self_attn
-        mixed, residual = self.mix(self._token_embeds(block.tokens), states, step)
-        with session.block(block.visible, block.depth, block.sees_all) as (mask, positions):
+        mixed, residual = self.layer_input(self._token_embeds(block.tokens), states, step)
+        with session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             mixed, residual = session.present(mixed), session.present(residual)
             queries, *own = attention.project(mixed, self._rope(mixed, positions))
             keys, values = session.cache.layers[0].update(*own)
@@ -246,7 +246,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self._prepare()
         prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
         attention, slots = self.layer.self_attn, lesson.root_slots - prompt.removed[:, None]
-        mixed, residual = self.mix_prompt(prompt)
+        mixed, residual = self.prompt_input(prompt)
         columns = torch.arange(mixed.shape[1], device=mixed.device)
         positions = self.slot_positions(prompt)
         prefix = attention.keys_values(mixed, self._rope(mixed, positions))
@@ -265,11 +265,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
             output = self.layer.finish(residual, attended)
             chosen = output[valid]
             features = chosen if self.guesses_features else None
-            yield Guess(self.logits(self.read_out(chosen)), features, places, valid.flatten().nonzero()[:, 0])
-            state = self.recur(output)
+            yield Guess(self.logits(self.head_input(chosen)), features, places, valid.flatten().nonzero()[:, 0])
+            state = self.next_state(output)
             # The token that a right guess would have been; beyond the end of an answer anything will do.
             following = pick(prompt.embeds, (slots + step + 2).clamp(max=prompt.embeds.shape[1] - 1))
-            mixed, residual = self.mix(following, state.detach() if detach else state, step + 1)
+            mixed, residual = self.layer_input(following, state.detach() if detach else state, step + 1)
 
     # Small parts.
 

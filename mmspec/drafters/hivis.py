@@ -83,7 +83,7 @@ class HiVisDrafter(EagleDrafter):
             raise MMSpecError("HiVisDrafter: with its pictures hidden nothing is left of a prompt; ask a question")
         return read
 
-    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         row = torch.as_tensor(step, device=states.device).clamp(max=self.steps - 1)
         residual = self.residual[row].squeeze(-2) if row.ndim else self.residual[row]
         return self.enter(self.fc(torch.cat([embeds, states, residual.expand_as(states).to(states)], dim=-1)))

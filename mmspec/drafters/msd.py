@@ -23,6 +23,6 @@ class MsdDrafter(EagleDrafter):
     and then on more and more pictures (recipe `msd`). Arguments as of `EagleDrafter`.
     """
 
-    def mix_prompt(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
+    def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
         fused = self.fc(torch.cat([prompt.embeds[:, 1:], prompt.states[:, :-1]], dim=-1))
         return self.enter(torch.where(prompt.visual[:, 1:, None], prompt.embeds[:, 1:].to(fused), fused))

@@ -78,9 +78,9 @@ class PromptReader:
             MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
         """
         ids, family = request.inputs["input_ids"], self.target.family
-        whole = whole_prompt(self._prompt_embeds(ids, embeds), self.absorb(features), family.is_visual(ids))
+        whole = whole_prompt(self._prompt_embeds(ids, embeds), self.fuse_features(features), family.is_visual(ids))
         if self.rope == "mrope":
-            whole.positions, whole.ahead = family.positions_until(prompt.inputs, ids.shape[1])
+            whole.positions, whole.position_offset = family.positions_until(prompt.inputs, ids.shape[1])
         if self.compressor is None or vision is None:
             return whole
         layout, attention = layout_of(family, request, prompt, vision), None

@@ -28,7 +28,7 @@ class SessionDrafter(StepDrafter):
         return trunk.last_of(logits)
 
     def expand(self, block: Block) -> Tensor:
-        return self.session.read(block.tokens, block.visible, block.depth, block.sees_all).logits
+        return self.session.read(block.tokens, block.visible, block.depth, block.extends_chain).logits
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         super().observe(tree, scores, verdict)

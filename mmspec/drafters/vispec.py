@@ -73,7 +73,7 @@ class ViSpecDrafter(EagleDrafter):
             self.img_fc.weight.copy_(torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1))
             self.img_fc.bias.zero_()
 
-    def mix_prompt(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
+    def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
         summary = prompt.summary
         if summary is None or not self.use_summary:
             summary = prompt.states.new_zeros(*prompt.states.shape[:2], self.head.hidden_size)
@@ -82,7 +82,7 @@ class ViSpecDrafter(EagleDrafter):
         fused = self._fuse(prompt.embeds[:, 1:], prompt.states[:, :-1], summary[:, :-1])
         return self.enter(torch.where(prompt.visual[:, 1:, None], prompt.embeds[:, 1:].to(fused), fused))
 
-    def mix(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         return self.enter(self._fuse(embeds, states, self._summary.expand(-1, states.shape[1], -1)))
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:

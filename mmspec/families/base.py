@@ -87,17 +87,17 @@ class Family(Media, Head, Writing):
 
         Returns:
             position_ids: `[batch, length]`, or `[axes, batch, length]` for multi-axis rotary embeddings.
-            delta: `[batch]` or `[axes, batch]`, what to add to a later token's index in its sequence to get its
-                position.
+            position_offset: `[batch]` or `[axes, batch]` number to add to a later token's index in its sequence to get
+                its position.
         """
         ids, given = inputs["input_ids"], inputs.get("position_ids")
         if given is not None and given.ndim == 2:
-            return given, self.delta_behind(given, inputs)
+            return given, self.offset_behind(given, inputs)
         position_ids = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return position_ids, torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device)
 
     @staticmethod
-    def delta_behind(position_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
+    def offset_behind(position_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
         """`[batch]` or `[axes, batch]`: by how much the positions behind right-padded prompts exceed indices."""
         lengths = inputs["attention_mask"].long().sum(-1)
         return pick_numbers(position_ids, (lengths - 1)[:, None])[..., 0] + 1 - lengths
@@ -107,12 +107,12 @@ class Family(Media, Head, Writing):
 
         A model's own pass over prompt and answer may disagree: where the prompt ends with a picture, Qwen-VL's does.
         """
-        prompt, delta = self.positions(inputs)
-        later = torch.arange(width, device=delta.device) + delta[..., None]
+        prompt, position_offset = self.positions(inputs)
+        later = torch.arange(width, device=position_offset.device) + position_offset[..., None]
         later = later.expand(*prompt.shape[:-1], width).clone()
         length = prompt.shape[-1]
         later[..., :length] = torch.where(inputs["attention_mask"].bool(), prompt, later[..., :length])
-        return later, delta
+        return later, position_offset
 
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor | None:
         """`token_type_ids` of a sequence that no processor made; None for most models.
@@ -123,7 +123,7 @@ class Family(Media, Head, Writing):
         """
         return None
 
-    def complete(self, inputs: dict[str, Any]) -> None:
+    def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         """Add to prepared inputs what the model's own processor would have: kinds of tokens, if they are missing."""
 
     def prefill_inputs(
@@ -214,7 +214,7 @@ class Family(Media, Head, Writing):
             mask, name = inputs["attention_mask"], type(self.model).__name__
             check_reach(self.switches, name, *self.positions(inputs), mask, max_new_tokens)
 
-    def seen_together(self, inputs: dict[str, Any]) -> Tensor | None:
+    def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor | None:
         """`[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none; None
         where attention is causal throughout."""
         return None

@@ -61,14 +61,19 @@ def _of_module(module: nn.Module) -> Iterator[Switch]:
 
 
 def check_reach(
-    switches: Sequence[Switch], name: str, position_ids: Tensor, delta: Tensor, mask: Tensor, max_new_tokens: int
+    switches: Sequence[Switch],
+    name: str,
+    position_ids: Tensor,
+    position_offset: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
 ) -> None:
     """Refuse a request whose text would be wrong beyond a switch, before anything is written.
 
     Args:
         switches: of the model.
         name: of the model, for errors.
-        position_ids, delta: of the prompts, see `Family.positions`.
+        position_ids, position_offset: of the prompts, see `Family.positions`.
         mask: `[batch, length]`, 0 on padding.
         max_new_tokens: that may follow.
 
@@ -77,7 +82,7 @@ def check_reach(
             beyond one that does not settle.
     """
     real = mask.bool()
-    places, after = position_ids.masked_fill(~real, 0).reshape(-1, *real.shape), delta.reshape(-1, len(real))
+    places, after = position_ids.masked_fill(~real, 0).reshape(-1, *real.shape), position_offset.reshape(-1, len(real))
     prompts = places.amax(dim=(0, 2)) + 1
     lengths = real.sum(-1)
     # A pass over the token before the last one gives the last one.
@@ -100,15 +105,16 @@ def check_reach(
         )
 
 
-def ceilings(switches: Sequence[Switch], position_ids: Tensor, delta: Tensor) -> list[int] | None:
+def ceilings(switches: Sequence[Switch], position_ids: Tensor, position_offset: Tensor) -> list[int] | None:
     """Per row, the largest index whose position is before the next switch; None if there is none ahead.
 
     Args:
         switches: of the model.
         position_ids: of the prompts, see `Family.positions`.
-        delta: the same.
+        position_offset: the same.
     """
     if not switches:
         return None
-    ahead = [switch.length for switch in switches if int(position_ids.max()) < switch.length]
-    return [ahead[0] - 1 - end for end in delta.reshape(-1, delta.shape[-1]).amax(0).tolist()] if ahead else None
+    nearest = next((switch.length for switch in switches if int(position_ids.max()) < switch.length), None)
+    furthest = position_offset.reshape(-1, position_offset.shape[-1]).amax(0).tolist()
+    return None if nearest is None else [nearest - 1 - end for end in furthest]

@@ -32,7 +32,7 @@ class Gemma3(Family):
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
         return visual.long()
 
-    def complete(self, inputs: dict[str, Any]) -> None:
+    def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         inputs.setdefault("token_type_ids", self.token_types(self.is_visual(inputs["input_ids"]), ()))
 
     def prefill_inputs(
@@ -41,7 +41,7 @@ class Gemma3(Family):
         """The model builds its block mask from `token_type_ids` (1 on visual tokens)."""
         return {"token_type_ids": inputs["token_type_ids"]}
 
-    def seen_together(self, inputs: dict[str, Any]) -> Tensor:
+    def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor:
         """The tokens of a picture: a run of visual tokens."""
         seen = inputs["token_type_ids"] == 1
         begins = seen & ~functional.pad(seen, (1, 0))[:, :-1]

@@ -24,14 +24,14 @@ class PaliGemma(Family):
     appended_type = 1
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        position_ids, delta = super().positions(inputs)
-        return position_ids + 1, delta + 1
+        position_ids, position_offset = super().positions(inputs)
+        return position_ids + 1, position_offset + 1
 
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
         prompt = torch.tensor(lengths, device=visual.device)[:, None]
         return (torch.arange(visual.shape[1], device=visual.device) >= prompt).long()
 
-    def complete(self, inputs: dict[str, Any]) -> None:
+    def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
 
     def prefill_inputs(
@@ -39,7 +39,7 @@ class PaliGemma(Family):
     ) -> dict[str, Any]:
         return {"token_type_ids": inputs["token_type_ids"]}
 
-    def seen_together(self, inputs: dict[str, Any]) -> Tensor:
+    def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor:
         return torch.where(inputs["token_type_ids"] == 0, 0, -1)
 
     def forward(self, **arguments: Any) -> Tensor:

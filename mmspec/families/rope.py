@@ -25,7 +25,7 @@ class MultiAxisRope:
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         given = inputs.get("position_ids")
         if given is not None and given.ndim == 3:  # from inside `generate`, which has consumed the grid
-            return given[-3:], self.delta_behind(given[-3:], inputs)
+            return given[-3:], self.offset_behind(given[-3:], inputs)
         grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
         if given is not None or all(grid is None for grid in grids.values()):
             return super().positions(inputs)
@@ -38,9 +38,9 @@ class MultiAxisRope:
             **grids,
             **further,
         )
-        return position_ids, self.delta_behind(position_ids, inputs)
+        return position_ids, self.offset_behind(position_ids, inputs)
 
-    def complete(self, inputs: dict[str, Any]) -> None:
+    def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         if "mm_token_type_ids" not in inputs:
             ids = inputs["input_ids"]
             inputs["mm_token_type_ids"] = types = torch.zeros_like(ids, dtype=torch.int)

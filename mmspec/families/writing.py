@@ -58,7 +58,7 @@ class Writing:
         lengths = inputs["attention_mask"].long().sum(-1, keepdim=True)
         last = inputs["input_ids"].gather(1, lengths - 1)
         other = {"input_ids": last, "attention_mask": torch.ones_like(last)}
-        self.complete(other)
+        self.add_missing_inputs(other)
         return other
 
     def guided_logits(self, logits: Tensor) -> Tensor:

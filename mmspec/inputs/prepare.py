@@ -235,7 +235,7 @@ def _right_pad(target: Reader, inputs: Mapping[str, Any]) -> Request:
     for name, value in tensors.items():
         if isinstance(value, Tensor):
             tensors[name] = value.to(target.family.dtype_of(name, value))
-    target.family.complete(tensors)
+    target.family.add_missing_inputs(tensors)
     return Request(tensors, lengths, appended_type=target.family.appended_type)
 
 

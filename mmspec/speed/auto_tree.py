@@ -175,7 +175,7 @@ class AutoTree(TreeBuilder):
             self._costs = self._measure(drafter, request)
         else:
             raise MMSpecError("AutoTree does not know its drafter: pass costs= (mmspec.speed.measure_costs)")
-        self._reach = growth.reach(self.max_depth)
+        self._reach = growth.limit_depth(self.max_depth)
         self._tracker = AcceptanceTracker(self.prior, self._reach, self.decay, self.weight)
         self._gains = [0.0, 0.0]
         if self.remember:

@@ -66,7 +66,7 @@ class ConfidenceTree(TreeBuilder):
     def build(self, growth: Growth) -> DraftTree:
         """Grow the tree level by level, and cut it to the likeliest nodes."""
         newest, wanted = growth.root, torch.ones_like(growth.root, dtype=torch.bool)
-        for _ in range(growth.reach(self.depth)):
+        for _ in range(growth.limit_depth(self.depth)):
             scores = growth.path_log_probs.masked_fill(~wanted, float("-inf")).gather(1, newest)
             # As many as the widest row wants; a narrower one expands nodes too that it will not keep.
             count = min(self.beam, int(wanted.gather(1, newest).sum(-1).max()))

@@ -38,7 +38,7 @@ class DynamicTree(TreeBuilder):
         """Grow the tree level by level, and keep the likeliest nodes."""
         children = growth.expand(growth.root, self.top_k)
         places = children - 1  # all of them go on; deeper down, the likeliest
-        for _ in range(growth.reach(self.depth) - 1):
+        for _ in range(growth.limit_depth(self.depth) - 1):
             children = growth.expand(children.gather(1, places), self.top_k, places)
             # The order is that of the release: a drafter may see what is expanded before (`DreamDrafter`).
             order = growth.newest_path_log_probs.sort(dim=1, descending=True, stable=True).indices

@@ -35,7 +35,7 @@ class Block:
         visible: `[batch, new, earlier + new]`, which nodes expanded this round each one sees: its ancestors and
             itself. The root is not counted: it is committed.
         depth: `[batch, new]` distance from the root, minus one.
-        sees_all: True where a single node goes on with a chain, known without looking at the tensors.
+        extends_chain: True where a single node goes on with a chain, known without looking at the tensors.
         level: the depth of all nodes, if it is known without looking at the tensors.
     """
 
@@ -43,7 +43,7 @@ class Block:
     parents: Tensor
     visible: Tensor
     depth: Tensor
-    sees_all: bool = False
+    extends_chain: bool = False
     level: int | None = None
 
     @property
@@ -212,7 +212,7 @@ class Growth:
             self._known[name] = levels, values
         return values
 
-    def reach(self, depth: int) -> int:
+    def limit_depth(self, depth: int) -> int:
         """Return the number of levels, out of `depth`, that the drafter can draft (`Drafter.max_depth`). Builders stop
         there."""
         limit = None if self.drafter is None else self.drafter.max_depth
@@ -221,7 +221,7 @@ class Growth:
     def expand(self, nodes: Tensor, count: int, places: Tensor | None = None) -> Tensor:
         """Run the drafter on `[batch, n]` nodes and add `count` children to each.
 
-        The root comes first, alone; after that any nodes whose parents were expanded, no deeper than `reach`.
+        The root comes first, alone; after that any nodes whose parents were expanded, no deeper than `limit_depth`.
 
         Args:
             nodes: numbers of the nodes to expand.
@@ -232,8 +232,8 @@ class Growth:
         Returns:
             `[batch, n * count]` numbers of the new nodes, those of one parent side by side, the best first.
         """
-        if self.reach(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
-            self._check_reach(nodes)
+        if self.limit_depth(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
+            self._check_depth(nodes)
         first, levels = (self._grown[-1].end, self.levels) if self._grown else (1, 0)
         below: int | None
         if not self._grown:
@@ -305,12 +305,12 @@ class Growth:
         return self._numbers[number].expand_as(like)
 
     def chain(self, length: int) -> DraftTree:
-        """Return the tree of `length` nodes (or as many as `reach` allows), each the best (or the one drawn) child of
-        the one before.
+        """Return the tree of `length` nodes (or as many as `limit_depth` allows), each the best (or the one drawn)
+        child of the one before.
 
         What `expand` does for any tree is done here with less: of a chain everything but the tokens is known.
         """
-        length = self.reach(length)
+        length = self.limit_depth(length)
         batch, device = len(self._root), self._root.device
         steps = torch.arange(length + 1, device=device)
         everything = torch.ones(batch, 1, length, dtype=torch.bool, device=device)
@@ -319,7 +319,7 @@ class Growth:
         for level in range(length):
             if level:
                 past = steps[level - 1].expand(batch, 1)
-                block = Block(tokens[-1], past, everything[..., :level], past, sees_all=True, level=level - 1)
+                block = Block(tokens[-1], past, everything[..., :level], past, extends_chain=True, level=level - 1)
                 logits = self._expand(block)
             child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
             tokens.append(child.tokens[:, 0])
@@ -405,13 +405,13 @@ class Growth:
             "grown": True,
         }
 
-    def _check_reach(self, nodes: Tensor) -> None:
+    def _check_depth(self, nodes: Tensor) -> None:
         """Refuse to expand nodes deeper than the drafter drafts."""
         deepest = int(self.depth.gather(1, nodes).max())
-        if self.drafter is not None and self.reach(deepest + 1) <= deepest:
+        if self.drafter is not None and self.limit_depth(deepest + 1) <= deepest:
             raise MMSpecError(
                 f"{type(self.drafter).__name__} drafts {self.drafter.max_depth} levels, but the tree asks for level "
-                f"{deepest + 1}: a builder goes no deeper than growth.reach(depth)"
+                f"{deepest + 1}: a builder goes no deeper than growth.limit_depth(depth)"
             )
 
     def _paths(self, nodes: Tensor) -> list[list[list[int]]]:

@@ -208,8 +208,8 @@ class SageTree(TreeBuilder):
             start = geometric(self.initial, self._profiles[0].shape[-1])
             profiles = [row.profile or start for row in rows]
         rows = zip(rows, profiles, strict=True)
-        reach = growth.reach
-        return self._grow(growth, [[] if row.finished else self.template(p, reach(row.limit)) for row, p in rows])
+        limit_depth = growth.limit_depth
+        return self._grow(growth, [[] if row.finished else self.template(p, limit_depth(row.limit)) for row, p in rows])
 
     def _grow(self, growth: Growth, templates: list[list[Ranks]]) -> DraftTree:
         """Grow another template in each row, level by level; the root's children are there already."""

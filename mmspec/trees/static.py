@@ -92,7 +92,7 @@ class StaticTree(TreeBuilder):
     def build(self, growth: Growth) -> DraftTree:
         """Grow the template, as deep as the drafter drafts."""
         nodes, kept = growth.root, [growth.root]
-        for expand, width, keep in self._levels[: growth.reach(len(self._levels))]:
+        for expand, width, keep in self._levels[: growth.limit_depth(len(self._levels))]:
             children = growth.expand(nodes[:, expand], width)
             if children.shape[1] < len(expand) * width:
                 raise MMSpecError(f"StaticTree asks for {width} children but the drafter's vocabulary is smaller")

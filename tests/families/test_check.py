@@ -49,8 +49,8 @@ def sequential(monkeypatch):
     """Siblings stand behind one another."""
     read = ModelSession.read
 
-    def mistaken(self, tokens, visible, depth, sees_all=False):
-        return read(self, tokens, visible, torch.arange(depth.shape[1]).expand_as(depth), sees_all)
+    def mistaken(self, tokens, visible, depth, extends_chain=False):
+        return read(self, tokens, visible, torch.arange(depth.shape[1]).expand_as(depth), extends_chain)
 
     monkeypatch.setattr(ModelSession, "read", mistaken)
 
@@ -59,8 +59,8 @@ def causal(monkeypatch):
     """Every node sees all nodes before it."""
     build = TreeMask.build
 
-    def mistaken(self, visible, depth, sees_all=False):
-        return build(self, torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1]), depth, sees_all)
+    def mistaken(self, visible, depth, extends_chain=False):
+        return build(self, torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1]), depth, extends_chain)
 
     monkeypatch.setattr(TreeMask, "build", mistaken)
 

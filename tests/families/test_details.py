@@ -149,9 +149,9 @@ def test_a_placeholder_may_lie_outside_the_embedding_table():
 def test_a_picture_advances_the_position_by_its_longer_side(grids):
     target, inputs = target_of("qwen_vl", "sdpa"), qwen_inputs(grids)
     request = prepare(target, inputs=inputs)
-    position_ids, delta = target.family.positions(request.inputs)
+    position_ids, position_offset = target.family.positions(request.inputs)
     saved = sum(height * width // 4 - max(height, width) // 2 for _, height, width in grids)
-    assert saved and delta.tolist() == [[-saved]] * 3
+    assert saved and position_offset.tolist() == [[-saved]] * 3
     assert position_ids[:, 0, -1].tolist() == [request.max_length - 1 - saved] * 3
 
 

@@ -116,9 +116,9 @@ def test_every_axis_goes_on_from_its_own_last_position():
     inputs = inputs_of("qwen2_5_vl", [([video(8)], 0)])
     clock = target.model.config.vision_config.tokens_per_second
     request = prepare(target, inputs=inputs)
-    position_ids, delta = target.family.positions(request.inputs)
+    position_ids, position_offset = target.family.positions(request.inputs)
     assert position_ids[:, 0, -1].tolist() == [4 + 7 * clock, 5, 5]
-    assert (delta[:, 0] + request.max_length).tolist() == [5 + 7 * clock, 6, 6]
+    assert (position_offset[:, 0] + request.max_length).tolist() == [5 + 7 * clock, 6, 6]
     longer, _ = target.family.positions_until(request.inputs, request.max_length + 3)
     assert longer[:, 0, -1].tolist() == [7 + 7 * clock, 8, 8]
 

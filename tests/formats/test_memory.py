@@ -102,7 +102,7 @@ class Scaled(EagleDrafter):
         else:
             self.scale = scale
 
-    def read_out(self, output):
+    def head_input(self, output):
         return output * self.scale
 
     def config(self):
