@@ -9,6 +9,7 @@ report.save("report")
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 _LAZY = {
     "Bundle": "bundle",
@@ -20,7 +21,7 @@ _LAZY = {
 __all__ = list(_LAZY)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'mmspec.evaluation' has no attribute {name!r}")

@@ -49,7 +49,8 @@ def stock_assistant(drafter: DraftModelDrafter) -> PreTrainedModel:
         model.model.vision_tower = target.model.model.vision_tower
         model.model.language_model = drafter.model.model
         model.lm_head = drafter.model.lm_head
-        projector, ours = model.model.multi_modal_projector, drafter.projector
+        projector: Any = model.model.multi_modal_projector
+        ours: Any = drafter.projector
         projector.linear_1, projector.linear_2 = ours.inner, ours.outer
     model.generation_config = copy.deepcopy(target.model.generation_config)
     return model

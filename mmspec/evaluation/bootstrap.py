@@ -156,7 +156,7 @@ def _weights(units: int, task: str) -> np.ndarray:
 
 def together(totals: Sequence[Totals]) -> Totals:
     """Add the sums of several tasks, resample by resample. A task without resamples adds the same to each."""
-    return {name: sum(spread([one[name] for one in totals])) for name in totals[0]}
+    return {name: np.sum(spread([one[name] for one in totals]), axis=0) for name in totals[0]}
 
 
 def spread(values: Sequence[np.ndarray]) -> list[np.ndarray]:

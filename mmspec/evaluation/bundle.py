@@ -201,7 +201,7 @@ class BundleWriter:
             self._lock = hold_folder(self.folder, "wait for it, or choose another --output")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def begin(self, manifest: Record) -> set[Block]:

@@ -190,8 +190,8 @@ def counted(measured: Measured) -> Counted:
     answer: MergedAnswer = measured.answer
     columns = measured.columns
     again = (answer.runs[0].plain.get("retokenized") or [None])[0]
-    numbers = (columns[name] for name in ("tokens", "accepted", "seconds", "plain_tokens", "plain_seconds"))
-    return Counted(answer.ids, *numbers, again)
+    names = ("tokens", "accepted", "seconds", "plain_tokens", "plain_seconds")
+    return Counted(answer.ids, **{name: columns[name] for name in names}, retokenized=again)
 
 
 def _lengths(answers: Sequence[Counted]) -> tuple[float, float]:
@@ -202,16 +202,15 @@ def _lengths(answers: Sequence[Counted]) -> tuple[float, float]:
 
 def _questions(answers: Sequence[Counted]) -> float | None:
     """Return the ratio of two means over questions of tokens per second, the baseline's tokens counted anew."""
-    if any(one.retokenized is None for one in answers):
-        return None
     questions: dict[tuple[str, ...], list[Counted]] = {}
+    retokenized: dict[tuple[str, ...], float] = {}
     for one in answers:
+        if one.retokenized is None:
+            return None
         questions.setdefault(one.ids, []).append(one)
+        retokenized[one.ids] = retokenized.get(one.ids, 0) + one.retokenized - 1
     ours = [_over(sum(one.tokens for one in turns), sum(one.seconds for one in turns)) for turns in questions.values()]
-    theirs = [
-        _over(sum(one.retokenized - 1 for one in turns), sum(one.plain_seconds for one in turns))
-        for turns in questions.values()
-    ]
+    theirs = [_over(retokenized[ids], sum(one.plain_seconds for one in turns)) for ids, turns in questions.items()]
     return float(np.mean(ours) / np.mean(theirs)) if any(theirs) else None
 
 

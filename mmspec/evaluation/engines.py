@@ -212,10 +212,11 @@ class TransformersEngine(Engine):
         inputs = _left_padded(request)
         width = inputs["input_ids"].shape[1]
         watch = _StopWatch(width)
-        assistant = self.options.get("assistant_model")
-        mended = assistant is not None and self.mend_pictures
+        assistant, drafter = self.options.get("assistant_model"), self.drafter
         with (
-            sighted(assistant, self.drafter, request) if mended else nullcontext(),
+            sighted(assistant, drafter, request)
+            if self.mend_pictures and assistant is not None and isinstance(drafter, DraftModelDrafter)
+            else nullcontext(),
             quiet(),
             torch.random.fork_rng([self.target.device] if self.target.device.type == "cuda" else []),
         ):

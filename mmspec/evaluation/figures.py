@@ -208,7 +208,7 @@ class Row:
     @property
     def pooled_acceptance_length(self) -> Estimate | None:
         """Tokens per target pass over all rounds of all tasks together."""
-        return self.overall and self.overall.mean_acceptance_length
+        return None if self.overall is None else self.overall.mean_acceptance_length
 
 
 def rows_of(group: BundleGroup) -> list[Row]:
@@ -220,11 +220,16 @@ def rows_of(group: BundleGroup) -> list[Row]:
         return not row.baseline, not row.control, -(row.mean.speedup.value if row.mean else 0.0)
 
     rows = sorted(rows, key=place)
-    fastest, *others = [row for row in rows if row.competes] or [None]
-    for row in others:
-        behind = difference(methods[fastest.method], methods[row.method], group.tasks)
-        rows[rows.index(row)] = replace(row, behind=behind)
-    return rows
+    fastest = next((row for row in rows if row.competes), None)
+    if fastest is None:
+        return rows
+    first = methods[fastest.method]
+    return [
+        replace(row, behind=difference(first, methods[row.method], group.tasks))
+        if row.competes and row is not fastest
+        else row
+        for row in rows
+    ]
 
 
 def difference(first: MergedMethod, second: MergedMethod, tasks: Sequence[str]) -> Estimate | None:
@@ -371,7 +376,8 @@ def _alike(measured: Sequence[Measured]) -> tuple[int, int] | None:
 
 def conditional_acceptance_rate(stats: Stats) -> list[float]:
     """Return per position the share that accepted the drafted token there, of the passes that could have."""
-    reached, passed = defaultdict(int), defaultdict(int)
+    reached: dict[int, int] = defaultdict(int)
+    passed: dict[int, int] = defaultdict(int)
     for record in stats.rounds:
         for accepted, emitted in zip(record.accepted, record.emitted, strict=True):
             if emitted:

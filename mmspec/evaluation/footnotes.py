@@ -8,7 +8,7 @@ from typing import Any
 
 from .bootstrap import RESAMPLES
 from .bundle import COMPLETE
-from .figures import Row
+from .figures import Exactness, Row
 from .grouping import CONDITIONS, BundleGroup
 
 COLUMNS = (
@@ -38,7 +38,9 @@ def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> list[str]:
     rows = [row for row in rows if row.overall is not None]
     for group in groups:
         lines += _apart([row for row in rows if row.conditions is group.conditions])
-    lines += [_numerics(row) for row in rows if row.control and row.overall.exact.compared]
+    lines += [
+        _numerics(row.method, one.exact) for row in rows if row.control and (one := row.overall) and one.exact.compared
+    ]
     lines.append(_budgets(rows))
     lines += [line for group in groups for line in _warnings(group)]
     loose = [row.method for row in rows if not row.side.get("lossless", True)]
@@ -54,12 +56,14 @@ def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> list[str]:
 
 def _apart(rows: Sequence[Row]) -> list[str]:
     """Say which methods of a group are as fast as its fastest, as far as its prompts can tell."""
-    compared = [row for row in rows if row.behind is not None and row.behind.low is not None]
-    close = [
-        f"{row.method} (behind by {one.value:.2f}, {one.low:.2f} to {one.high:.2f})"
-        for row in compared
-        if (one := row.behind).low <= 0 <= one.high
-    ]
+    close, compared = [], False
+    for row in rows:
+        one = row.behind
+        if one is None or one.low is None or one.high is None:
+            continue
+        compared = True
+        if one.low <= 0 <= one.high:
+            close.append(f"{row.method} (behind by {one.value:.2f}, {one.low:.2f} to {one.high:.2f})")
     if not compared:
         return []
     fastest = next(row.method for row in rows if row.competes)
@@ -69,10 +73,9 @@ def _apart(rows: Sequence[Row]) -> list[str]:
     return [f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}."]
 
 
-def _numerics(row: Row) -> str:
-    exact = row.overall.exact
+def _numerics(name: str, exact: Exactness) -> str:
     return (
-        f"{row.method}: plain decoding run against itself gave the same text in {exact.same} of {exact.compared} "
+        f"{name}: plain decoding run against itself gave the same text in {exact.same} of {exact.compared} "
         "answers; the rest is what numerics alone change, and where it differs from 1 in speed, what the machine does."
     )
 
@@ -80,7 +83,7 @@ def _numerics(row: Row) -> str:
 def _judged(rows: Sequence[Row]) -> str:
     """Say how right such texts are."""
     text = ""
-    if any(row.overall.alike is not None for row in rows):
+    if any(row.overall is not None and row.overall.alike is not None for row in rows):
         text += " Similarity: 1 - edit distance to plain decoding's tokens over the longer length."
     figures = [(task or "(no task)", one) for row in rows for task, one in row.tasks.items() if one is not None]
     without = [task for task, one in figures if one.accuracy is None]
@@ -128,8 +131,8 @@ def _methods(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _repeats(rows: Sequence[Row]) -> str:
     """Say how often the methods were measured, and the baseline if more often, once more in every bundle."""
-    counts = sorted({row.overall.repeats for row in _methods(rows)})
-    most = next(row.overall.repeats for row in rows if row.baseline)
+    counts = sorted({one.repeats for row in _methods(rows) if (one := row.overall)})
+    most = next(one.repeats for row in rows if row.baseline and (one := row.overall))
     text = _count(counts[-1], "repeat") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repeats"
     return text if most <= counts[-1] else f"{text} ({most} of the baseline)"
 

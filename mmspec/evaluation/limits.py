@@ -60,10 +60,8 @@ class Limits:
     def levers(self) -> dict[str, float | None]:
         """The speed-up of decoding with one thing changed; None where it is unknown of a task."""
         found = [one.levers for one in self.rounds.values()]
-        return {
-            name: None if any(one[name] is None for one in found) else fmean(one[name] for one in found)
-            for name in LEVERS
-        }
+        known = {name: [value for one in found if (value := one[name]) is not None] for name in LEVERS}
+        return {name: fmean(values) if len(values) == len(found) else None for name, values in known.items()}
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -82,7 +80,10 @@ def limits_of(row: Row, plain: Row | None) -> Limits | None:
         return None
     rounds = {}
     for task, figures in row.tasks.items():
-        ours, theirs = figures.round_seconds, plain.tasks[task].round_seconds
+        of_plain = plain.tasks[task]
+        if figures is None or of_plain is None:
+            return None
+        ours, theirs = figures.round_seconds, of_plain.round_seconds
         if not ours.get("score") or not theirs.get("score"):
             return None
         rounds[task] = Prediction(

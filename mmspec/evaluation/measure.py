@@ -50,7 +50,7 @@ class Protocol:
     tie: float = TIE
     on_divergence: str = FAIL
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("warmup", 0), ("batch", 1), ("limit", 1), ("tie", 0)):
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
@@ -84,9 +84,10 @@ class Measurement:
         notice: Callable[[str], None] = lambda line: None,
     ):
         self.target, self.sides, self.protocol, self.writer = target, list(sides), protocol, writer
-        self.notice, self.failed = notice, set()
+        self.notice = notice
+        self.failed: set[str] = set()
         self.questions = Questions(target, source, protocol.batch, protocol.limit)
-        self.first: dict[tuple[int, int, str], tuple[list[list[int]], list[Round]]] = {}
+        self.first: dict[tuple[int, int, str], tuple[list[list[int]], list[tuple]]] = {}
         self.timed = self.booked = 0.0
         self.booking, self.warmed = booking_seconds(), False
 
@@ -150,27 +151,29 @@ class Measurement:
         question = examples[0].id
         for _ in range(0 if self.warmed else self.protocol.warmup):
             for side in self.sides:
-                self._try(side, question, lambda side: side.engine.answer(request, 0))
+                self._try(side, question, lambda side: side.running.answer(request, 0))
         self.warmed = True
         for side in self.sides:
-            self._try(side, question, lambda side: side.engine.ready(request))
+            self._try(side, question, lambda side: side.running.ready(request))
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
         answers: dict[str, Answer] = {}
         order = self._order(group.number + turn, repeat)
         for side in order:
-            answer = self._try(side, question, lambda side: side.engine.answer(request, seed))
+            answer = self._try(side, question, lambda side: side.running.answer(request, seed))
             if answer is not None:
                 answers[side.label] = answer
         self.timed += sum(answer.wall for answer in answers.values())
         self.booked += self.booking * sum(len(answer.rounds) for answer in answers.values())
         plain = answers[PLAIN]
-        records, rounds, wrong = [], [], {}
+        records: list[dict[str, Any]] = []
+        rounds: list[dict[str, Any]] = []
+        wrong: dict[str, Divergence] = {}
         for side in self.sides:
             if side.label in self.failed:
                 continue
             answer = answers[side.label]
             key = {"request": group.number, "turn": turn, "repeat": repeat, "side": side.label}
-            record = key | {
+            record: dict[str, Any] = key | {
                 "ids": [example.id for example in examples],
                 "task": group.task,
                 "order": order.index(side),
@@ -254,18 +257,18 @@ class Measurement:
         return self.first.setdefault(place, (answer.token_ids, counts)) == (answer.token_ids, counts)
 
     def _compared(self, side: Side, request: Request, plain: Answer, answer: Answer, seed: int) -> dict[str, Any]:
-        if not side.engine.exact:
+        if not side.running.exact:
             return {"same": None, "divergence": None}
         if plain.token_ids == answer.token_ids:
             return {"same": True, "divergence": None}
         found = divergences(
-            self.target, request, plain.token_ids, answer.token_ids, side.engine.sampling, seed, self.protocol.tie
+            self.target, request, plain.token_ids, answer.token_ids, side.running.sampling, seed, self.protocol.tie
         )
         return {"same": False, "divergence": found}
 
     def _similarity(self, side: Side, plain: Answer, answer: Answer) -> list[float] | None:
         """Return how like plain decoding's the tokens of every row are where they may differ; None if sampled."""
-        if side.engine.lossless or side.engine.sampling.temperature > 0:
+        if side.running.lossless or side.running.sampling.temperature > 0:
             return None
         return [similarity(*pair) for pair in zip(plain.token_ids, answer.token_ids, strict=True)]
 

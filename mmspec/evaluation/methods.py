@@ -53,7 +53,8 @@ class Method:
         """Settings that make the method, resolved."""
         from omegaconf import OmegaConf
 
-        return {group: OmegaConf.to_container(self.config, resolve=True)[group] for group in GROUPS}
+        config: Any = OmegaConf.to_container(self.config, resolve=True)
+        return {group: config[group] for group in GROUPS}
 
 
 @dataclass
@@ -74,6 +75,12 @@ class Side:
     def label(self) -> str:
         """Name of the method in tables."""
         return self.method.label
+
+    @property
+    def running(self) -> Engine:
+        """Engine of a side that could be built."""
+        assert self.engine is not None
+        return self.engine
 
     @property
     def competes(self) -> bool:
@@ -230,8 +237,9 @@ def build_sides(
             sides.append(Side(method, None, error))
     failed = [side for side in sides if side.error is not None]
     if failed and (sides[0].error is not None or all(side.error is not None for side in sides if side.competes)):
-        error = failed[0].error
-        raise wrapped(error, f"method {failed[0].label!r}") from error
+        reason = failed[0].error
+        assert reason is not None
+        raise wrapped(reason, f"method {failed[0].label!r}") from reason
     return sides
 
 

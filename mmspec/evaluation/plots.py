@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from ..metrics import SHOWN
 from .bootstrap import Estimate
-from .figures import Means, Row
+from .figures import Figures, Row
 from .style import GREY, PHASE_COLOURS, Looks, axes_of, family, figure_of, legend, literal, name_of, write
 from .table import PHASE_COLUMNS
 
@@ -31,8 +33,12 @@ def save_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     return written
 
 
-def _drafting(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.side.get("drafter") is not None and row.overall is not None]
+def _drafting(rows: Sequence[Row]) -> list[tuple[Row, Figures]]:
+    return [(row, one) for row in rows if row.side.get("drafter") is not None and (one := row.overall) is not None]
+
+
+def _of_task(task: str, row: Row) -> Figures | None:
+    return row.tasks.get(task)
 
 
 def _by_task(
@@ -43,7 +49,7 @@ def _by_task(
     if not shown:
         return None
     tasks = list(dict.fromkeys(task for row in shown for task in row.tasks))
-    panels: dict[str, Callable[[Row], Any]] = {task: (lambda row, task=task: row.tasks.get(task)) for task in tasks}
+    panels: dict[str, Callable[[Row], Any]] = {task: partial(_of_task, task) for task in tasks}
     if len(tasks) > 1:
         panels["mean of tasks"] = lambda row: row.mean
     figure = figure_of(2.6 + 2.1 * len(panels), 1.1 + 0.3 * len(shown))
@@ -65,7 +71,7 @@ def _by_task(
                 place, estimate.value, 0.72, color=looks.colour(row), hatch=looks.hatch(row), edgecolor="white", lw=0
             )
             end = estimate.value
-            if estimate.low is not None:
+            if estimate.low is not None and estimate.high is not None:
                 axes.plot([estimate.low, estimate.high], [place, place], color="black", lw=1.1, solid_capstyle="butt")
                 end = estimate.high
             paper = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}  # hides the dotted line
@@ -99,13 +105,12 @@ def plot_acceptance(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Draw how far the target follows: the share of passes that accepted at least so many drafted tokens."""
-    shown = [row for row in _drafting(rows) if row.overall.acceptance_rate_per_position]
+    shown = [(row, rates) for row, one in _drafting(rows) if (rates := one.acceptance_rate_per_position)]
     if not shown:
         return None
     figure = figure_of(8.2, 4.4)
     axes = axes_of(figure, "Acceptance by position, all tasks pooled")
-    for row in shown:
-        rates = row.overall.acceptance_rate_per_position
+    for row, rates in shown:
         axes.plot(
             range(1, len(rates) + 1),
             [100 * rate for rate in rates],
@@ -117,7 +122,7 @@ def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
             lw=1.6,
             label=name_of(row, rows),
         )
-    deepest = max(len(row.overall.acceptance_rate_per_position) for row in shown)
+    deepest = max(len(rates) for _, rates in shown)
     axes.set_xticks(range(1, deepest + 1, 1 + deepest // 16))
     axes.set_ylim(0, 102)
     axes.set_xlabel("drafted token")
@@ -129,7 +134,7 @@ def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Draw where the time of a round goes."""
-    shown = [row for row in rows if row.overall is not None and row.overall.round_seconds]
+    shown = [(row, seconds) for row in rows if row.overall is not None and (seconds := row.overall.round_seconds)]
     if not shown:
         return None
     figure = figure_of(8.2, 1.3 + 0.3 * len(shown))
@@ -137,13 +142,13 @@ def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
     places = np.arange(len(shown))[::-1]
     left = np.zeros(len(shown))
     for phase in PHASE_COLUMNS:
-        widths = np.array([1e3 * row.overall.round_seconds.get(phase, 0.0) for row in shown])
+        widths = np.array([1e3 * seconds.get(phase, 0.0) for _, seconds in shown])
         if widths.any():
             axes.barh(places, widths, 0.72, left=left, color=PHASE_COLOURS[phase], label=phase)
             left += widths
     for place, end in zip(places, left, strict=True):
         axes.text(end + 0.01 * left.max(), place, f"{end:.1f}", va="center", fontsize=8)
-    axes.set_yticks(places, [name_of(row, rows) for row in shown], fontsize=8)
+    axes.set_yticks(places, [name_of(row, rows) for row, _ in shown], fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("milliseconds in a round of draft, score, verify, commit and observe")
@@ -153,12 +158,16 @@ def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 def plot_budget(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Speed-up against the nodes that are drafted; the points of one drafter are joined."""
-    shown = [row for row in _drafting(rows) if row.mean is not None and row.mean.nodes is not None]
-    if not shown:
+    points = [
+        Point(row, mean.nodes, mean.speedup)
+        for row, _ in _drafting(rows)
+        if (mean := row.mean) is not None and mean.nodes is not None
+    ]
+    if not points:
         return None
     figure = figure_of(8.2, 4.4)
     axes = axes_of(figure, "Speed-up against tree budget")
-    _points(axes, rows, shown, looks, lambda figures: figures.nodes, lambda figures: figures.speedup, join=True)
+    _draw(axes, rows, points, looks, join=True)
     axes.axhline(1, color="black", lw=0.8, ls=":")
     axes.set_xlabel(SHOWN["nodes"])
     axes.set_ylabel(f"{SHOWN['speedup']}, mean of tasks")
@@ -171,29 +180,30 @@ def plot_budget(rows: Sequence[Row], looks: Looks) -> Figure | None:
 
 def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
     """Draft cost against accepted length: what is up and left of all others is on the front."""
-    shown = [row for row in _drafting(rows) if row.mean is not None and row.mean.draft_cost is not None]
-    if not shown:
+    points = [
+        Point(row, mean.draft_cost, mean.mean_acceptance_length)
+        for row, _ in _drafting(rows)
+        if (mean := row.mean) is not None and mean.draft_cost is not None
+    ]
+    if not points:
         return None
     figure = figure_of(8.2, 4.6)
     axes = axes_of(figure, f"{SHOWN['mean_acceptance_length'].capitalize()} against {SHOWN['draft_cost']}")
-    costs = [row.mean.draft_cost for row in shown]
-    lengths = [row.mean.mean_acceptance_length.value for row in shown]
+    costs, lengths = [point.at for point in points], [point.height.value for point in points]
     right, top, bottom = max(costs) * 1.15 + 0.05, max(lengths) * 1.12, min(1.0, *lengths) - 0.1
     for predicted in _predictions(max(length / (1 + cost) for length, cost in zip(lengths, costs, strict=True))):
         line = np.array([0, right])
         axes.plot(line, predicted * (1 + line), color=GREY, lw=0.7, ls="--", zorder=1)
         at = min(right, 0.985 * top / predicted - 1)
         if at > 0.04 * right and predicted * (1 + at) > bottom:
-            style = {"fontsize": 7.5, "color": "#555555", "ha": "right", "va": "center"}
+            style: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "right", "va": "center"}
             paper = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}
             axes.text(at, predicted * (1 + at), f"{predicted:g} x", bbox=paper, **style)
     on_front = front(costs, lengths)
     axes.plot(
         [costs[i] for i in on_front], [lengths[i] for i in on_front], color="black", lw=1.2, zorder=2, label="front"
     )
-    _points(
-        axes, rows, shown, looks, lambda figures: figures.draft_cost, lambda figures: figures.mean_acceptance_length
-    )
+    _draw(axes, rows, points, looks)
     for i in on_front:
         axes.plot(costs[i], lengths[i], "o", ms=13, mfc="none", mec="black", mew=1.0, zorder=4)
     axes.set_xlim(0, right)
@@ -220,31 +230,30 @@ def _predictions(best: float) -> list[float]:
     return [0.5, *(1 + step * i for i in range(max(0, int((best - 1) / step)) + 2))]
 
 
-def _points(
-    axes: Axes,
-    rows: Sequence[Row],
-    shown: Sequence[Row],
-    looks: Looks,
-    x: Callable[[Means], float],
-    y: Callable[[Means], Estimate],
-    join: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class Point:
+    """A method in a plane: its place, and its height with an interval."""
+
+    row: Row
+    at: float
+    height: Estimate
+
+
+def _draw(axes: Axes, rows: Sequence[Row], points: Sequence[Point], looks: Looks, join: bool = False) -> None:
     """Draw a point per method with the interval of its height."""
-    families: dict[str, list[Row]] = {}
-    for row in shown:
-        families.setdefault(family(row), []).append(row)
-    for row in shown:
-        at, estimate = x(row.mean), y(row.mean)
-        if estimate.low is not None:
-            axes.plot([at, at], [estimate.low, estimate.high], color=looks.colour(row), lw=1, alpha=0.6)
-        style = {"marker": looks.marker(row), "mfc": looks.face(row), "mec": looks.colour(row)}
-        axes.plot([at], [estimate.value], label=name_of(row, rows), ms=7, ls="", zorder=3, **style)
-    if join:
-        for members in families.values():
-            members.sort(key=lambda row: x(row.mean))
-            points = [(x(row.mean), y(row.mean).value) for row in members]
-            line = {"color": looks.colour(members[0]), "ls": looks.line(members[0])}
-            axes.plot(*zip(*points, strict=True), lw=1.2, alpha=0.7, zorder=2, **line)
+    families: dict[str | None, list[Point]] = {}
+    for point in points:
+        row, estimate, colour = point.row, point.height, looks.colour(point.row)
+        families.setdefault(family(row), []).append(point)
+        if estimate.low is not None and estimate.high is not None:
+            axes.plot([point.at, point.at], [estimate.low, estimate.high], color=colour, lw=1, alpha=0.6)
+        style: dict[str, Any] = {"marker": looks.marker(row), "mfc": looks.face(row), "mec": colour}
+        axes.plot([point.at], [estimate.value], label=name_of(row, rows), ms=7, ls="", zorder=3, **style)
+    for members in families.values() if join else []:
+        members.sort(key=lambda point: point.at)
+        line: dict[str, Any] = {"color": looks.colour(members[0].row), "ls": looks.line(members[0].row)}
+        places = [point.at for point in members], [point.height.value for point in members]
+        axes.plot(*places, lw=1.2, alpha=0.7, zorder=2, **line)
 
 
 PLOTS: dict[str, Callable[[Sequence[Row], Looks], Any]] = {

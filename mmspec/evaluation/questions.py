@@ -104,7 +104,7 @@ class Questions:
         if len(asked) < 2:
             return (prepared[0] if prepared else None), asked
         # The media are in the conversations, so that no file is read twice.
-        return prepare(self.target, messages=[one.conversations[0] for one in prepared]), asked
+        return prepare(self.target, messages=[talk for one in prepared for talk in one.conversations or []]), asked
 
     def judged(self, group: QuestionGroup, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
         """Return how right answers are, as a record has it: the metric, and for each prompt points and their limit.
@@ -120,10 +120,11 @@ class Questions:
         for example in group.examples:
             if example.id not in said:
                 continue  # it could not be asked
-            if said[example.id] is None or not example.references:
+            text = said[example.id]
+            if text is None or not example.references:
                 accuracy.append(None)
                 continue
-            points, of = metric.best(example.references, said[example.id])
+            points, of = metric.best(example.references, text)
             accuracy.append({"points": points, "of": of})
         return {"metric": metric.name, "accuracy": accuracy}
 

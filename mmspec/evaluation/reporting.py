@@ -126,7 +126,7 @@ class Report:
                 f"![{CAPTIONS[path.stem]}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
                 for path in pictures
             ]
-            tables = [self.table(), *([self.limits()] if limits else [])]
+            tables: list[Table | LimitsTable] = [self.table(), *([self.limits()] if limits else [])]
             parts = [begin, *(table.markdown().rstrip("\n") for table in tables), *links, end]
             atomic_write_text(file.resolve(), before + "\n\n".join(parts) + after)
         except (OSError, UnicodeDecodeError) as error:

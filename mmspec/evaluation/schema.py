@@ -122,10 +122,9 @@ def _wrong(value: Any, shape: Any) -> tuple[str, Any, str] | None:
     if shape is object:
         return None
     if isinstance(shape, tuple):
-        found = [_wrong(value, one) for one in shape]
-        deep = next((one for one in found if one is not None and one[0]), None)
-        flat = value, " or ".join(_name(one) for one in shape)
-        return None if None in found else deep or ("", *flat)
+        each = [_wrong(value, one) for one in shape]
+        deep = next((one for one in each if one is not None and one[0]), None)
+        return None if None in each else deep or ("", value, " or ".join(_name(one) for one in shape))
     if isinstance(shape, list):
         if not isinstance(value, list):
             return "", value, _name(shape)
@@ -170,7 +169,9 @@ def _under(name: str, found: tuple[str, Any, str]) -> tuple[str, Any, str]:
 
 
 def _name(shape: Any) -> str:
-    return {dict: "a mapping", list: "a list"}.get(type(shape)) or NAMES.get(shape, "a value")
+    if isinstance(shape, dict | list):
+        return "a mapping" if isinstance(shape, dict) else "a list"
+    return NAMES.get(shape, "a value")
 
 
 def _brief(value: Any) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision, and four of Paul Tol's; grey is for plain
 # decoding. Two of one colour, or of colours that some cannot tell apart, differ by marker, hatch and line.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D00", "#000000")
+COLOURS: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D00", "#000000")
 COLOURS += ("#332288", "#882255", "#44AA99", "#999933")
 GREY = "#888888"
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++", "--", "||", "OO", "**", "/.")
@@ -59,7 +59,7 @@ class Looks:
 
     def __init__(self, rows: Sequence[Row]):
         self._colours: dict[str, int] = {}
-        families = {drafter_of(row) for row in rows} - {None}
+        families = {name for row in rows if (name := drafter_of(row)) is not None}
         for name in sorted(families, key=lambda name: (name not in DRAFTERS, name)):
             self._colours[name] = _free(_place(name, DRAFTERS, len(COLOURS)), set(self._colours.values()), len(COLOURS))
         self._numbers: dict[int, int] = {}
@@ -69,9 +69,10 @@ class Looks:
             id(row): (row.side["engine"] == "transformers", row.side.get("budget") or 0, row.method) for row in rows
         }
         for row in sorted(rows, key=lambda row: order[id(row)]):
-            if drafter_of(row) is None:
+            drafter = drafter_of(row)
+            if drafter is None:
                 continue
-            colour = self._colours[drafter_of(row)]
+            colour = self._colours[drafter]
             tree = _place(row.side.get("tree"), TREES, len(MARKERS)) + 6 * (colour > 7)  # apart from near colours
             used = taken.setdefault(colour, set())
             self._numbers[id(row)] = _free(tree % len(MARKERS), used, 2 * len(MARKERS))

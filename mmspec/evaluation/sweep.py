@@ -100,7 +100,7 @@ class Sweep:
         config_dir = None if config_dir is None else str(Path(config_dir).resolve())
         hydra = [override for override in overrides if is_hydra(override)]
         _check_launcher(hydra)
-        sweep = cls(folder, jobs, config_dir, hydra, parts and list(parts))
+        sweep = cls(folder, jobs, config_dir, hydra, list(parts) if parts else None)
         for name in sweep.names or []:
             _refuse_name(name, "the experiment")
         path = sweep.folder / SWEEP
@@ -326,8 +326,8 @@ def parts_of(overrides: Sequence[str], config_dir: str | None = None) -> dict[st
             runs[name] = [f"{EXPERIMENT}{experiment}"] if experiment is not None else []
             runs[name] += [f"{key}={value}" for key, value in settings.items()]
     if not runs:
-        own = "; ".join(f"{name}: {line}" for name, line in parts.items())
-        raise MMSpecError(f"no part goes with {' '.join(overrides)}. The parts are {own}")
+        named = "; ".join(f"{name}: {line}" for name, line in parts.items())
+        raise MMSpecError(f"no part goes with {' '.join(overrides)}. The parts are {named}")
     return runs
 
 

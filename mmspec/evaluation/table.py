@@ -61,7 +61,7 @@ class Table:
         tasks = {
             task: metrics
             for task in self.tasks
-            if (metrics := {row.tasks[task].metric for row in self.rows if row.tasks.get(task)} - {None})
+            if (metrics := {one.metric for row in self.rows if (one := row.tasks.get(task)) and one.metric})
         }
         headings = ["method", *(["measured on"] if mixed else [])]
         headings += [f"{_named(task)} ({' '.join(sorted(metrics))})" for task, metrics in tasks.items()]
@@ -70,7 +70,7 @@ class Table:
             if row.overall is not None:
                 where = [conditions_shown(row.conditions, self.groups)] if mixed else []
                 figures = [row.tasks.get(task) for task in tasks]
-                rows.append([row.method, *where, *(_value(one and one.accuracy) for one in figures)])
+                rows.append([row.method, *where, *(_value(one.accuracy if one else None) for one in figures)])
         return headings, rows
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
@@ -87,15 +87,16 @@ class Table:
         rows = []
         for row in self.rows:
             cells = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else []), _nodes(row)]
-            cells += [_value(figures and figures.speedup) for figures in (row.tasks.get(task) for task in self.tasks)]
-            cells += [_interval(row.mean and row.mean.speedup)]
-            cells += [_value(row.mean and row.mean.speedup_geometric)] if several else []
-            cells += [_spread(row.mean)] if again else []
-            cells += [_value(row.mean and row.mean.speedup_decode)]
-            cells += [_interval(row.mean and row.mean.accuracy)] if self.judged else []
-            cells += [_value(row.mean and row.mean.mean_acceptance_length)]
-            cells += [_value(row.mean and row.pooled_acceptance_length)] if several else []
-            cells += [_value(row.mean and row.mean.mean_accepted_draft_tokens), _same(row)]
+            mean = row.mean
+            cells += [_value(one.speedup if one else None) for one in (row.tasks.get(task) for task in self.tasks)]
+            cells += [_interval(mean.speedup if mean else None)]
+            cells += [_value(mean.speedup_geometric if mean else None)] if several else []
+            cells += [_spread(mean)] if again else []
+            cells += [_value(mean.speedup_decode if mean else None)]
+            cells += [_interval(mean.accuracy if mean else None)] if self.judged else []
+            cells += [_value(mean.mean_acceptance_length if mean else None)]
+            cells += [_value(row.pooled_acceptance_length if mean else None)] if several else []
+            cells += [_value(mean.mean_accepted_draft_tokens if mean else None), _same(row)]
             rows.append(cells)
         return headings, rows
 

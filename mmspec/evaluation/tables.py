@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import printable
 
@@ -91,16 +91,22 @@ def _table(
     from rich.text import Text
 
     spare = width - _total([least[i] for i in columns])
-    looks = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "pad_edge": False}
-    # As rich's Text a name is no markup.
-    table = Table(title=Text(f"\n{printable(title)}"), title_justify="left", title_style="bold", **looks)
+    table = Table(
+        title=Text(f"\n{printable(title)}"),  # as rich's Text a name is no markup
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for i in columns:
         # What would break gets what is left over.
         more = max((len(row[i]) for row in rows), default=0) - least[i]
         more = min(more, spare) if more > 0 and spare > 0 else 0
         spare -= more
         least_or_all = min(least[i] + more, width)
-        justify = "left" if headings[i] in TEXT_COLUMNS else "right"
+        justify: Literal["left", "right"] = "left" if headings[i] in TEXT_COLUMNS else "right"
         table.add_column(Text(printable(headings[i])), justify=justify, width=least_or_all, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(row[i])) for i in columns))
@@ -113,6 +119,6 @@ def as_text(renderable: object, width: int) -> str:
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(renderable)
-    return console.file.getvalue()
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(renderable)
+    return out.getvalue()
