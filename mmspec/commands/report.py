@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..evaluation.conventions import explained
     from ..evaluation.reporting import marks, report
-    from ..evaluation.table import WIDTH
+    from ..evaluation.tables import WIDTH
 
     if arguments.units is not None:
         explained(arguments.units)  # refused before anything is written

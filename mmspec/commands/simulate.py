@@ -88,8 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.text import Text
 
     from ..evaluation.reporting import report
-    from ..evaluation.table import WIDTH
-    from ..evaluation.tables import markdown_table, markdown_text, terminal_tables
+    from ..evaluation.tables import WIDTH, markdown_table, markdown_text, terminal_tables
     from ..speed.projection import Deployment, methods_of, project_all
     from ..speed.roofline import device_of, model_of
 

@@ -18,8 +18,7 @@ from ..errors import MMSpecError, did_you_mean
 from .bootstrap import Measured
 from .footnotes import conditions_shown
 from .grouping import BundleGroup, MergedAnswer
-from .table import WIDTH
-from .tables import as_text, markdown_table, terminal_tables
+from .tables import Shown, markdown_table, terminal_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -83,7 +82,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class UnitTable:
+class UnitTable(Shown):
     """The figures of all methods as others count them.
 
     Args:
@@ -133,12 +132,6 @@ class UnitTable:
         headings, rows = self.cells()
         yield from terminal_tables(self.title, headings, rows, options.max_width, names=1)
         yield from (Text(f"- {line}") for line in self.explanation)
-
-    def __str__(self) -> str:
-        return as_text(self, WIDTH)
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
 
 
 def in_units(groups: Sequence[BundleGroup], name: str) -> UnitTable:

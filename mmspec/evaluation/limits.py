@@ -12,12 +12,11 @@ from ..speed.prediction import LEVERS, Prediction
 from .figures import Row
 from .footnotes import conditions_shown
 from .grouping import BundleGroup
-from .tables import as_text, markdown_table, markdown_text, terminal_tables
+from .tables import Shown, markdown_table, markdown_text, terminal_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-WIDTH = 120
 DASH = "-"
 HEADINGS = tuple(SHOWN[name] for name in ("speedup_decode", "limit", "share", *LEVERS))
 NOTE = (
@@ -99,7 +98,7 @@ def limits_of(row: Row, plain: Row | None) -> Limits | None:
 
 
 @dataclass
-class LimitsTable:
+class LimitsTable(Shown):
     """One line per method that drafts, for Markdown and the terminal.
 
     Args:
@@ -155,9 +154,3 @@ class LimitsTable:
         names = headings.index(HEADINGS[0])
         yield from terminal_tables("limits of the speed-up", headings, rows, options.max_width, names, ("measured on",))
         yield from (Text(f"- {note}") for note in self.notes)
-
-    def __str__(self) -> str:
-        return as_text(self, WIDTH)
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()

@@ -13,7 +13,7 @@ from ..metrics import SHOWN
 from .figures import Estimate, Figures, Means, Row
 from .footnotes import conditions_shown, notes, repeated
 from .grouping import CONDITIONS, BundleGroup
-from .tables import BROKEN, as_text, csv_text, least_width, markdown_table, markdown_text, terminal_tables
+from .tables import BROKEN, Shown, csv_text, least_width, markdown_table, markdown_text, terminal_tables
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -22,13 +22,12 @@ DASH = "-"
 NODES = f"{SHOWN['nodes']} (limit)"
 SAME = "same text as plain"
 REASON = 100  # characters of why a method failed that stand in its row
-WIDTH = 120
 
 PHASE_COLUMNS = ("draft", "score", "verify", "commit", "observe", "other")
 
 
 @dataclass
-class Table:
+class Table(Shown):
     """Rows as text, for Markdown, CSV and the terminal.
 
     Args:
@@ -138,12 +137,6 @@ class Table:
         if self.judged:
             yield from terminal_tables(f"{SHOWN['accuracy']}, by task", *self.accuracies(), width, names, BROKEN)
         yield from (Text(f"- {note}") for note in self.notes)
-
-    def __str__(self) -> str:
-        return as_text(self, WIDTH)
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
 
 
 def _baseline(rows: Sequence[Row]) -> str:

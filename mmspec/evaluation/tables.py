@@ -15,6 +15,21 @@ BROKEN = ("measured on", "same text as plain")  # columns in which a cell may br
 MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", ">": "&gt;", "[": "\\[", "]": "\\]"})
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 GAP = 2  # between columns
+WIDTH = 120  # in characters, where there is no terminal
+
+
+class Shown:
+    """A table that prints as text and shows as Markdown in a notebook; rich prints it by `__rich_console__`."""
+
+    def markdown(self) -> str:
+        """Return a Markdown table and the lines under it."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return as_text(self, WIDTH)
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
