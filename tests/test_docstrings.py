@@ -39,6 +39,7 @@ ROOMS = [
     "exactness.py",
     "draining.py",
     "export.py",
+    "families",
     "extras.py",
     "folders.py",
     "formats",

@@ -44,7 +44,8 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     A subclass says how features become states (`fuse_features`), what the layer reads (`layer_input`, and
     `prompt_input` if pictures are read differently), what goes on to the next step (`next_state`) and what the
-    vocabulary head reads (`head_input`, `logits`). A compressor makes the prompt shorter before its embeddings and states are paired.
+    vocabulary head reads (`head_input`, `logits`). A compressor makes the prompt shorter before
+    its embeddings and states are paired.
 
     Args:
         target: the model to draft for.

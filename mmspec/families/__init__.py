@@ -56,7 +56,7 @@ FAMILIES: tuple[type[Family], ...] = (
 
 
 def family_of(model, writes: str = "text") -> Family:
-    """The family of a Hugging Face model, by its config's `model_type`.
+    """Return the family of a Hugging Face model, by its config's `model_type`.
 
     Args:
         model: in memory.
@@ -104,6 +104,7 @@ def class_for(config: PreTrainedConfig, sees: bool | None = None) -> type:
 
 
 def _refuse_unlisted_encoder(config: PreTrainedConfig) -> None:
+    """Refuse an encoder-decoder model that no family is for."""
     listed = sorted({one for family in FAMILIES if family.cross_attends for one in family.model_types})
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in listed:
         raise MMSpecError(

@@ -6,7 +6,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import MMSpecError, first_line
 from ..hooks import Ear, listening
@@ -20,17 +21,19 @@ class Voxtral(Family):
 
     model_types = ("voxtral",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of sounds."""
         return [Encoder(model, "audio", "input_features")]
 
 
 class Masked(Family):
-    """`AudioFlamingo3ForConditionalGeneration` and `GlmAsrForConditionalGeneration`. A mask says how long each sound
-    is."""
+    """`AudioFlamingo3ForConditionalGeneration` and `GlmAsrForConditionalGeneration`, with a mask for the length of each
+    sound."""
 
     model_types = ("audioflamingo3", "glmasr")
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of sounds."""
         return [Encoder(model, "audio", "input_features", "input_features_mask")]
 
 
@@ -39,23 +42,26 @@ class Qwen2Audio(Family):
 
     model_types = ("qwen2_audio",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of sounds."""
         return [WithinForward(model, "audio", "input_features", "feature_attention_mask")]
 
     def forward(self, **arguments: Any) -> Tensor:
+        """Run the language model alone: the outer model gives the logits of all tokens."""
         return self.forward_decoder(**arguments)  # the outer model gives the logits of all tokens
 
 
 class _Read(Exception):
-    """Ends a pass once what the language model reads is known."""
+    """The end of a pass, once what the language model reads is known."""
 
 
 class WithinForward(Encoder):
-    """A model that encodes within its forward pass. The pass is run until the language model begins, and what stands at
-    the placeholders then is what was encoded."""
+    """The encoder of a model that encodes within its forward pass. The pass is run until the language model begins, and
+    what stands at the placeholders then is what was encoded."""
 
     def encode(self, inputs: dict[str, Any]) -> Vision:
-        """
+        """Return what the language model reads in place of the sounds.
+
         Raises:
             MMSpecError: for what the model's own forward pass refuses.
         """

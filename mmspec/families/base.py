@@ -1,21 +1,18 @@
-"""What a family of models must answer, with the answers that most families share."""
+"""Family: the questions about a model that mmspec asks, with the answers that most families share."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from ..masks import MaskForm, kernels
 from ..slots import pick_numbers
-from ..weights import changes_while_running, device_of
+from ..weights import changes_while_running
 from .frequencies import Switch, check_reach, switches_of
 from .head import Head
 from .media import Media
@@ -25,9 +22,6 @@ from .writing import Writing
 if TYPE_CHECKING:
     from ..chat import Conversation
     from ..inputs.reader import Reader
-
-_TURN = threading.RLock()
-"""Of models that only one thread may run at a time, see `Family.passing`."""
 
 
 class Family(Media, Head, Writing):
@@ -47,13 +41,13 @@ class Family(Media, Head, Writing):
     """True if every layer also attends to the states of an encoder (`Vision.memory`), whose keys and values a session
     computes once."""
     verified = True
-    """Whether the test suite compares this family with the model's own `generate`. If not, a target checks itself when
+    """True if the test suite compares this family with the model's own `generate`. If not, a target checks itself when
     it is made, see `mmspec.check`."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
         self.text_config = model.config.get_text_config(decoder=True)
-        decoder = model.get_decoder()
+        decoder: Any = model.get_decoder()
         if not (hasattr(decoder, "layers") and hasattr(decoder, self.final_norm_name)):
             raise MMSpecError(
                 f"{type(model).__name__}: its decoder {type(decoder).__name__} has no `layers` and "
@@ -68,10 +62,12 @@ class Family(Media, Head, Writing):
 
     @property
     def layers(self) -> nn.ModuleList:
+        """The layers of the language model."""
         return self.decoder.layers
 
     @property
     def final_norm(self) -> nn.Module:
+        """The norm behind the last layer."""
         return getattr(self.decoder, self.final_norm_name)
 
     @property
@@ -80,7 +76,7 @@ class Family(Media, Head, Writing):
         return getattr(self.text_config, "max_position_embeddings", None)
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Positions of a right-padded prompt.
+        """Return the positions of a right-padded prompt, and those of what follows it.
 
         Decoding goes on from the position of a row's last token, by one a token, and on every axis from its own: behind
         a picture at the end of a prompt the axes stay apart for the whole answer.
@@ -98,12 +94,14 @@ class Family(Media, Head, Writing):
 
     @staticmethod
     def offset_behind(position_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """`[batch]` or `[axes, batch]`: by how much the positions behind right-padded prompts exceed indices."""
+        """Return `[batch]` or `[axes, batch]` numbers by which the positions behind right-padded prompts exceed
+        indices."""
         lengths = inputs["attention_mask"].long().sum(-1)
         return pick_numbers(position_ids, (lengths - 1)[:, None])[..., 0] + 1 - lengths
 
     def positions_until(self, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
-        """The same of a right-padded prompt that goes on to `width` tokens, at the positions that decoding gives them.
+        """Return the positions of a right-padded prompt that goes on to `width` tokens, at the positions that decoding
+        gives them, and the offset of what follows.
 
         A model's own pass over prompt and answer may disagree: where the prompt ends with a picture, Qwen-VL's does.
         """
@@ -115,26 +113,23 @@ class Family(Media, Head, Writing):
         return later, position_offset
 
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor | None:
-        """`token_type_ids` of a sequence that no processor made; None for most models.
+        """Return the `token_type_ids` of a sequence that no processor made; None for most models.
 
         Args:
             visual: `[batch, length]` True on visual tokens.
-            lengths: tokens of the prompt per row; an answer may follow.
+            lengths: number of tokens of the prompt per row; an answer may follow.
         """
         return None
-
-    def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
-        """Add to prepared inputs what the model's own processor would have: kinds of tokens, if they are missing."""
 
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
     ) -> dict[str, Any]:
-        """Further arguments of `forward` over a prompt.
+        """Return further arguments of `forward` over a prompt.
 
         Args:
-            inputs: of the request, completed.
-            vision: its pictures.
-            visual: `[batch, length]` where they stand; by default at their placeholders.
+            inputs: inputs of the request, nothing missing.
+            vision: the encoded pictures of the request.
+            visual: `[batch, length]` True where pictures stand; by default at their placeholders.
         """
         return {}
 
@@ -174,7 +169,7 @@ class Family(Media, Head, Writing):
         """Return arguments of every pass of a request, see `Session.extra`: what its layers attend to beside the text.
 
         Args:
-            vision: what `encode` returned.
+            vision: the result of `encode`.
         """
         return {}
 
@@ -182,7 +177,7 @@ class Family(Media, Head, Writing):
         """Tell whether another model's encoder makes the states that this one attends to, see `cross_attends`."""
         return False
 
-    def example(self, tokens: Tensor) -> dict[str, Tensor]:
+    def example(self, tokens: Tensor) -> dict[str, Any]:
         """Return arguments of the model's own outermost forward pass: `[batch, length]` tokens and what it needs."""
         return {"input_ids": tokens}
 
@@ -190,7 +185,7 @@ class Family(Media, Head, Writing):
         """Return the `[1, 1, vocab]` logits of a single token by the model's own outermost forward pass.
 
         Args:
-            token: `[1, 1]`, which is read at position 0.
+            token: `[1, 1]` token id, which is read at position 0.
             cache: an empty one, to be filled.
         """
         return self.model(input_ids=token, position_ids=token, use_cache=True, **{CACHE: cache}).logits
@@ -215,46 +210,32 @@ class Family(Media, Head, Writing):
             check_reach(self.switches, name, *self.positions(inputs), mask, max_new_tokens)
 
     def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor | None:
-        """`[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none; None
-        where attention is causal throughout."""
+        """Return `[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none;
+        None where attention is causal throughout."""
         return None
 
     def run(self, **arguments: Any) -> Tensor:
-        """`[batch, length, vocab]` logits of a pass of the language model.
+        """Return the `[batch, length, vocab]` logits of a pass of the language model.
 
         Args:
-            arguments: of the model's own forward pass, with tokens or embeddings; pictures are in the embeddings.
+            arguments: arguments of the model's own forward pass, with tokens or embeddings; pictures are in the
+                embeddings.
         """
         with self.passing():
             return self.forward(**arguments)
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Around everything that runs modules of the model.
-
-        Any number of threads may be inside at once, but for models whose modules change while they run: frequencies of
-        rotary embeddings that depend on the length of the text, weights that are fetched for a pass. Of these, one at a
-        time.
-        """
-        turn = _TURN if self.one_at_a_time else nullcontext()
-        attention, around = self.text_config._attn_implementation, nullcontext()
-        if attention == MaskForm.BLOCK.value:  # else nobody asks for the device, which takes longer than a look-up
-            around = kernels(attention, device_of(self.model.get_input_embeddings()))
-        with turn, around:
-            yield
-
     def forward(self, **arguments: Any) -> Tensor:
-        """What `run` does; for subclasses."""
+        """Run the pass that `run` guards; for subclasses."""
         return self.model(**arguments).logits
 
     def forward_decoder(self, logits_to_keep: int | Tensor = 0, **arguments: Any) -> Tensor:
-        """The same past the outer model, for arguments that it does not pass on to its language model."""
+        """Run the pass past the outer model, for arguments that it does not pass on to its language model."""
         states = self.decoder(**arguments).last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return self.head(states[:, keep])
 
     def attention_windows(self) -> dict[str, int | None]:
-        """The kinds of attention in the model: name to sliding window, None for full attention.
+        """Return the kinds of attention in the model: name to sliding window, None for full attention.
 
         Raises:
             MMSpecError: for a kind that tree passes cannot use.

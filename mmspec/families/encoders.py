@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..hooks import Ear, listening
 from .vision import Grid, Vision, runs
 
 
 class Encoder:
-    """One medium of a model: from what a processor makes of it to what is read in place of its tokens.
+    """One medium of a model: the way from what a processor makes of it to what is read in place of its tokens.
 
     The base class describes what most models have: `get_image_features`, `get_video_features` or `get_audio_features`,
     and a placeholder token for every vector that they give. Nothing of a request is kept.
@@ -25,8 +26,9 @@ class Encoder:
         further: other outputs of the processor that say something about the medium.
     """
 
-    def __init__(self, model: nn.Module, kind: str, *inputs: str, further: tuple[str, ...] = ()):
-        self.model, self.kind, self.inputs, self.further = model, kind, inputs, further
+    def __init__(self, model: PreTrainedModel, kind: str, *inputs: str, further: tuple[str, ...] = ()):
+        self.kind, self.inputs, self.further = kind, inputs, further
+        self.model: Any = model  # its modules have the names that its architecture gives them
 
     @property
     def token(self) -> int | None:
@@ -61,7 +63,8 @@ class Encoder:
         with listening(ears):
             # The name of the first argument is not the same in all versions of transformers, its place is.
             name = f"get_{self.kind}_features"
-            output = getattr(self.model, name, getattr(self.model.base_model, name, None))(
+            encode = getattr(self.model if hasattr(self.model, name) else self.model.base_model, name)
+            output = encode(
                 self.cast(inputs[self.samples]),
                 **{name: inputs[name] for name in self.inputs[1:] if inputs.get(name) is not None},
                 return_dict=True,
@@ -69,7 +72,7 @@ class Encoder:
         return self.read(output, captured[0] if captured else None, inputs)
 
     def cast(self, samples: Tensor) -> Tensor:
-        """Pixels or samples in the encoder's dtype: they may have been made for a target of another one."""
+        """Return pixels or samples in the encoder's dtype: they may have been made for a target of another one."""
         return samples.to(self.dtype) if samples.is_floating_point() else samples
 
     def read(self, output: Any, features: Tensor | None, inputs: dict[str, Any]) -> Vision:
@@ -93,12 +96,12 @@ class Encoder:
         return list(features.flatten(0, -2).split([picture.shape[0] for picture in embeds]))
 
     def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
-        """Times, rows and columns of the tokens of every picture, video or sound; None where they are no cuboid.
+        """Return times, rows and columns of the tokens of every picture, video or sound; None where they are no cuboid.
 
         By default a picture is a square, a sound has times only, and of a video nothing is known.
 
         Args:
-            sizes: tokens of each.
+            sizes: number of tokens of each.
             inputs: inputs of the request; inside `generate`, the processor's are gone.
         """
         if self.kind == "audio":

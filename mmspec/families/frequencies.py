@@ -1,4 +1,5 @@
-"""Rotary frequencies that change with the length of the text: where, and which requests stay on one side of it.
+"""Rotary frequencies that change with the length of the text: the lengths where they do, and the requests that stay on
+one side of them.
 
 Transformers chooses them once per pass, by the largest position in it: `longrope` has two sets of factors, `dynamic`
 computes new frequencies for every length. Keys that are in the cache keep theirs, or (Phi-3) all of them are computed
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class Switch:
 
     Args:
         kind: `rope_type`, as transformers names it.
-        length: tokens, or positions where they do not count tokens, that the first frequencies are for.
+        length: number of tokens, or of positions where they do not count tokens, that the first frequencies are for.
     """
 
     kind: str
@@ -34,29 +36,30 @@ class Switch:
 
     @property
     def settles(self) -> bool:
-        """Whether there is one set of frequencies beyond it, which depends on nothing else."""
+        """True if there is one set of frequencies beyond it, which depends on nothing else."""
         return self.kind == "longrope"
 
 
 def switches_of(decoder: nn.Module) -> tuple[Switch, ...]:
-    """The switches of a language model, the nearest first.
+    """Return the switches of a language model, the nearest first.
 
     Args:
-        decoder: whose rotary embeddings are asked: some models have one, some one for every kind of layer.
+        decoder: the decoder whose rotary embeddings are asked: some models have one, some one for every kind of layer.
     """
     found = {switch for module in decoder.modules() for switch in _of_module(module)}
     return tuple(sorted(found, key=lambda switch: switch.length))
 
 
 def _of_module(module: nn.Module) -> Iterator[Switch]:
+    """Yield the switches of one module."""
     kinds = getattr(module, "rope_type", None)
     for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
         if not isinstance(kind, str) or kind in STATIC:
             continue
-        rope = module.config.rope_parameters
-        rope = rope if layer_type is None else rope[layer_type]
+        config: Any = module.config
+        rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
         dynamic = getattr(module, "original_max_seq_len", None) if "dynamic" in kind else None
-        length = dynamic or rope.get("original_max_position_embeddings") or module.config.max_position_embeddings
+        length = dynamic or rope.get("original_max_position_embeddings") or config.max_position_embeddings
         yield Switch(kind, int(length))
 
 
@@ -71,11 +74,11 @@ def check_reach(
     """Refuse a request whose text would be wrong beyond a switch, before anything is written.
 
     Args:
-        switches: of the model.
-        name: of the model, for errors.
-        position_ids, position_offset: of the prompts, see `Family.positions`.
+        switches: switches of the model.
+        name: name of the model, for errors.
+        position_ids, position_offset: positions of the prompts, see `Family.positions`.
         mask: `[batch, length]`, 0 on padding.
-        max_new_tokens: that may follow.
+        max_new_tokens: tokens that may follow.
 
     Raises:
         MMSpecError: where rows, or a prompt and its answer, are on different sides of a switch, and for anything
@@ -106,12 +109,11 @@ def check_reach(
 
 
 def ceilings(switches: Sequence[Switch], position_ids: Tensor, position_offset: Tensor) -> list[int] | None:
-    """Per row, the largest index whose position is before the next switch; None if there is none ahead.
+    """Return, per row, the largest index whose position is before the next switch; None if there is none to come.
 
     Args:
-        switches: of the model.
-        position_ids: of the prompts, see `Family.positions`.
-        position_offset: the same.
+        switches: switches of the model.
+        position_ids, position_offset: positions of the prompts, see `Family.positions`.
     """
     if not switches:
         return None

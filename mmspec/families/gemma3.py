@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from .base import Family
 from .encoders import Encoder
@@ -14,10 +15,12 @@ from .vision import Vision
 
 
 class Pooled(Encoder):
-    """The projector pools the patches first; its norm is the first module that sees one vector per visual token."""
+    """An encoder whose projector pools the patches first; its norm is the first module that sees one vector per visual
+    token."""
 
     @property
     def projector(self) -> nn.Module:
+        """The norm in the projector."""
         return self.model.model.multi_modal_projector.mm_soft_emb_norm
 
 
@@ -26,23 +29,26 @@ class Gemma3(Family):
 
     model_types = ("gemma3",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of pictures."""
         return [Pooled(model, "image", "pixel_values")]
 
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return 1 on visual tokens."""
         return visual.long()
 
     def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
+        """Add the kinds of tokens."""
         inputs.setdefault("token_type_ids", self.token_types(self.is_visual(inputs["input_ids"]), ()))
 
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
     ) -> dict[str, Any]:
-        """The model builds its block mask from `token_type_ids` (1 on visual tokens)."""
+        """Return the `token_type_ids` (1 on visual tokens), from which the model builds its block mask."""
         return {"token_type_ids": inputs["token_type_ids"]}
 
     def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor:
-        """The tokens of a picture: a run of visual tokens."""
+        """Return a group for the tokens of every picture: a run of visual tokens."""
         seen = inputs["token_type_ids"] == 1
         begins = seen & ~functional.pad(seen, (1, 0))[:, :-1]
         return (begins.long().cumsum(1) - 1).masked_fill(~seen, -1)

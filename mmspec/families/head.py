@@ -1,37 +1,31 @@
-"""Head: from the last states of a model to its logits, as the model itself makes them."""
+"""Head: the way from the last states of a model to its logits, as the model itself makes them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
 from ..weights import device_of, is_adapted, is_plain, linear_weight
+from .view import View
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far the head's logits may be from the model's, in standard deviations of the logits, by dtype."""
+"""The largest difference of the head's logits from the model's, in standard deviations of the logits, by dtype."""
 QUANTISED_TOLERANCE = 0.5
-"""The same where the head multiplies in fewer bits than its weight is read with."""
+"""The largest difference where the head multiplies in fewer bits than its weight is read with."""
 
 
-class Head:
-    """The part of a family that knows the output embedding.
+class Head(View):
+    """The part of a family that knows the output embedding."""
 
-    Attributes:
-        model: the whole model.
-        text_config: of its language model.
-    """
-
-    model: nn.Module
-    text_config: Any
     shapes_logits = True
-    """Whether the model scales and caps its logits as its language model's configuration says, see `compare_head`."""
+    """True if the model scales and caps its logits as its language model's configuration says, see `compare_head`."""
 
     def head_rows(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, of all tokens or `[count]`.
+        """Return weight `[count, hidden]` and bias `[count]` (or None) of the output embedding, of all tokens or
+        `[count]`.
 
         They are on the device of the input embedding, where drafters are.
         """
@@ -44,17 +38,19 @@ class Head:
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies the output embedding's logits by: 1 for most."""
+        """The number by which the model multiplies the output embedding's logits: 1 for most."""
         return self._configured_scale if self.shapes_logits else 1.0
 
     @property
     def _configured_scale(self) -> float:
+        """The scale of logits that the configuration names."""
         scale = getattr(self.text_config, "logit_scale", None) or 1.0  # Cohere
         scaling = getattr(self.text_config, "logits_scaling", None) or 1.0  # Granite divides, HyperCLOVA X multiplies
         return scale * scaling if self.text_config.model_type.startswith("hyperclovax") else scale / scaling
 
     def head(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
-        """Logits `[..., count]` for `[..., hidden]` states after the final norm, of all tokens or given `head_rows`.
+        """Return logits `[..., count]` for `[..., hidden]` states after the final norm, of all tokens or given
+        `head_rows`.
 
         They are the model's own: scaled and capped as it does.
         """
@@ -63,7 +59,7 @@ class Head:
         return self._shaped(logits) if self.shapes_logits else logits
 
     def _shaped(self, logits: Tensor) -> Tensor:
-        """Scaled and capped as the configuration says."""
+        """Return logits scaled and capped as the configuration says."""
         scale, cap = self._configured_scale, self._configured_cap
         if scale != 1:
             logits = logits * scale
@@ -76,6 +72,7 @@ class Head:
 
     @property
     def _configured_cap(self) -> float | None:
+        """The bound of logits that the configuration names."""
         return getattr(self.text_config, "final_logit_softcapping", None)
 
     def compare_head(self, hidden: Tensor, logits: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from ..compat import CACHE
 from ..errors import MMSpecError
@@ -31,7 +31,7 @@ class Janus(Family):
 
     model_types = ("janus",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
         """Return the encoder of pictures."""
         return [JanusPictures(model, "image", "pixel_values")]
 
@@ -53,7 +53,7 @@ class JanusImages(Family):
     shapes_logits = False
     template_options = {"generation_mode": "image"}
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
         """Return none: no picture can be shown to a model that draws."""
         return []
 
@@ -85,6 +85,7 @@ class JanusImages(Family):
         return torch.where(codes[..., None], self._embed_codes(input_ids.masked_fill(~codes, 0)), text)
 
     def _embed_codes(self, codes: Tensor) -> Tensor:
+        """Return the embeddings of codes."""
         with self.passing():
             return self.model.prepare_embeddings_for_image_generation(codes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from .base import Family
 from .encoders import Encoder
@@ -14,5 +14,6 @@ class Llava(Family):
 
     model_types = ("llava",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of pictures."""
         return [Encoder(model, "image", "pixel_values", "image_sizes")]

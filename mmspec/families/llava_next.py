@@ -6,11 +6,12 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .base import Family
 from .encoders import Encoder
-from .vision import Vision
+from .vision import Grid, Vision
 
 
 class Tiled(Encoder):
@@ -18,6 +19,7 @@ class Tiled(Encoder):
     the line breaks."""
 
     def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        """Put the features of every picture together as the model puts its own together."""
         config = self.model.config
         parts, _ = self.model.model.pack_image_features(
             features.split(self._tiles(inputs)),
@@ -28,13 +30,13 @@ class Tiled(Encoder):
         return parts
 
     def _tiles(self, inputs: dict[str, Any]) -> list[int]:
-        """Tiles of every picture, the whole one included."""
+        """Return the number of tiles of every picture, the whole one included."""
         tiles_of = importlib.import_module(type(self.model).__module__).image_size_to_num_patches
         pinpoints, edge = self.model.config.image_grid_pinpoints, self.model.config.vision_config.image_size
         return [tiles_of(size, pinpoints, edge) for size in inputs["image_sizes"]]
 
-    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[None]:
-        """A thumbnail and tiles with line breaks are no rectangle."""
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        """Return None for every picture: a thumbnail and tiles with line breaks are no rectangle."""
         return [None] * len(sizes)
 
 
@@ -43,14 +45,16 @@ class LlavaNext(Family):
 
     model_types = ("llava_next",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of pictures."""
         return [Tiled(model, "image", "pixel_values", "image_sizes")]
 
 
 class TiledAlone(Tiled):
-    """Of several pictures in one prompt none is in tiles."""
+    """Pictures in tiles, if they are alone: of several pictures in one prompt none is in tiles."""
 
     def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        """Put the features of every picture together as the model puts its own together."""
         parts, _ = self.model.model.pack_image_features(
             features.split(self._tiles(inputs)),
             inputs["image_sizes"],
@@ -60,6 +64,7 @@ class TiledAlone(Tiled):
         return parts
 
     def _tiles(self, inputs: dict[str, Any]) -> list[int]:
+        """Return the number of tiles of every picture: 1 for one of several in a prompt."""
         tiles, counts = super()._tiles(inputs), inputs.get("batch_num_images")
         if counts is None:
             return tiles
@@ -71,6 +76,7 @@ class PooledFrames(Encoder):
     """Videos whose frames are pooled, with one line break behind the last."""
 
     def read(self, output: Any, features: Tensor | None, inputs: dict[str, Any]) -> Vision:
+        """Take the pooled frames, with one line break behind the last."""
         # In transformers 5.17 the line break is not there yet.
         newline = self.model.model.image_newline.to(output.pooler_output)
         output.pooler_output = [
@@ -80,6 +86,7 @@ class PooledFrames(Encoder):
         return super().read(output, features, inputs)
 
     def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
+        """Pool the features as the model pools its own, with zeros at the line break."""
         frames = self.model.model.apply_pooling(features)
         videos = frames.unflatten(0, (len(embeds), -1)).flatten(1, 2)
         return [torch.cat([video, video.new_zeros(1, video.shape[-1])]) for video in videos]
@@ -90,6 +97,7 @@ class LlavaOneVision(Family):
 
     model_types = ("llava_onevision",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoders of pictures and of videos."""
         pictures = TiledAlone(model, "image", "pixel_values", "image_sizes", "batch_num_images")
         return [pictures, PooledFrames(model, "video", "pixel_values_videos")]

@@ -1,4 +1,4 @@
-"""Media: what a family does with all of its encoders, whatever they are of."""
+"""Media: the work of a family with all of its encoders, of whatever media."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import MMSpecError
 from ..media import KINDS
 from .encoders import Encoder
+from .view import View
 from .vision import Grid, Vision, in_order
 
 ARGUMENTS = {"image": "images=[...]", "video": "videos=[...]", "audio": "audio=[...]"}
-"""How a medium is given to `generate`."""
+"""The argument of `generate` for each medium."""
 
 
-class Media:
+class Media(View):
     """The part of a family that knows its encoders.
 
     Attributes:
-        model: the whole model.
         encoders: kind of medium to its encoder; empty for a model that reads text alone.
     """
 
-    model: nn.Module
     encoders: dict[str, Encoder]
 
-    def encoders_of(self, model: nn.Module) -> Iterable[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> Iterable[Encoder]:
         """Return one encoder for every medium. By default pictures are all, and their pixels say all about them."""
         return [Encoder(model, "image", "pixel_values")]
 
@@ -64,7 +64,7 @@ class Media:
         return tuple(encoder.samples for encoder in self.encoders.values())
 
     def dtype_of(self, name: str, value: Tensor) -> torch.dtype:
-        """The dtype in which an input is read: pixels and samples in that of their encoder.
+        """Return the dtype in which an input is read: pixels and samples in that of their encoder.
 
         Everything else is read as it is given: a clock in half precision would move the frames of a video.
         """
@@ -74,7 +74,7 @@ class Media:
         return encoder.dtype or value.dtype
 
     def is_visual(self, ids: Tensor) -> Tensor:
-        """Of `[...]` token ids, True on the placeholders of what is seen, and of what is heard."""
+        """Return True on the placeholders of what is seen, and of what is heard, among `[...]` token ids."""
         visual = torch.zeros_like(ids, dtype=torch.bool)
         for token in self.placeholders:
             visual |= ids == token
@@ -112,6 +112,7 @@ class Media:
         return in_order(parts, ids.tolist(), self.placeholders)
 
     def _refuse_others(self, ids: Tensor) -> None:
+        """Refuse placeholders of media that the family does not read."""
         for kind in KINDS:
             token = getattr(self.model.config, f"{kind}_token_id", None)
             if token is not None and kind not in self.encoders and (ids == token).any():
@@ -122,15 +123,15 @@ class Media:
                 )
 
     def grids(self, inputs: dict[str, Any], vision: Vision) -> list[Grid | None]:
-        """Times, rows and columns of the tokens of every picture, video and sound, in order; None where they are no
-        cuboid."""
+        """Return times, rows and columns of the tokens of every picture, video and sound, in order; None where they are
+        no cuboid."""
         kinds = vision.kinds or ["image"] * len(vision.sizes)
         sizes = {kind: [size for one, size in zip(kinds, vision.sizes, strict=True) if one == kind] for kind in kinds}
         found = {kind: iter(self.encoders[kind].grids(sizes[kind], inputs)) for kind in sizes}
         return [next(found[kind]) for kind in kinds]
 
     def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
-        """Token embeddings `[batch, length, hidden]` with what was encoded in place of its placeholders.
+        """Return token embeddings `[batch, length, hidden]` with what was encoded in place of its placeholders.
 
         Without it a placeholder is a token like any other, or token 0 if it lies outside the embedding table.
         """

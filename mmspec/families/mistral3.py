@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .base import Family
 from .encoders import Encoder
@@ -16,10 +17,12 @@ class MergedPatches(Encoder):
 
     @property
     def projector(self) -> nn.Module:
+        """The first module that sees one vector per visual token: the patches are merged before."""
         # The patches are merged first; this is the first module that sees one vector per visual token.
         return self.model.model.multi_modal_projector.linear_1
 
     def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        """Return the rows and columns of every picture, from its size in pixels."""
         if inputs.get("image_sizes") is None:  # consumed by `generate`
             return [None] * len(sizes)
         config = self.model.config
@@ -32,5 +35,6 @@ class Mistral3(Family):
 
     model_types = ("mistral3",)
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoder of pictures."""
         return [MergedPatches(model, "image", "pixel_values", "image_sizes")]

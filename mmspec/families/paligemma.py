@@ -24,26 +24,31 @@ class PaliGemma(Family):
     appended_type = 1
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return positions that begin at 1."""
         position_ids, position_offset = super().positions(inputs)
         return position_ids + 1, position_offset + 1
 
     def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return 0 on the tokens of the prompt, 1 behind them."""
         prompt = torch.tensor(lengths, device=visual.device)[:, None]
         return (torch.arange(visual.shape[1], device=visual.device) >= prompt).long()
 
     def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
+        """Add the kinds of tokens: all are of the prompt."""
         inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
 
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
     ) -> dict[str, Any]:
+        """Return the `token_type_ids`, from which the model builds its mask."""
         return {"token_type_ids": inputs["token_type_ids"]}
 
     def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor:
+        """Return one group, the prompt."""
         return torch.where(inputs["token_type_ids"] == 0, 0, -1)
 
     def forward(self, **arguments: Any) -> Tensor:
-        # PaliGemma 2 has two kinds of layers, and the outer model takes no masks by kind.
+        """Run a pass; masks by kind of layer, as PaliGemma 2 has them, go past the outer model, which takes none."""
         if isinstance(arguments.get("attention_mask"), dict):
             return self.forward_decoder(**arguments)
         return super().forward(**arguments)

@@ -12,9 +12,10 @@ from .vision import Vision
 
 
 class Deep(Patches):
-    """The tower gives features for several layers."""
+    """An encoder whose tower gives features for several layers."""
 
     def read(self, output: Any, features: Tensor | None, inputs: dict[str, Any]) -> Vision:
+        """Take the features for all layers."""
         vision = super().read(output, features, inputs)
         # A layer's features are one tensor in transformers 5.17, and one per picture in 5.23.
         layers = [layer if torch.is_tensor(layer) else torch.cat(list(layer)) for layer in output.deepstack_features]
@@ -36,12 +37,14 @@ class Qwen3VL(Qwen2VL):
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
     ) -> dict[str, Any]:
+        """Return the features for the first layers, and the tokens at which they are added."""
         if vision is None or vision.deep is None:
             return {}
         visual = self.is_visual(inputs["input_ids"]) if visual is None else visual
         return {"visual_pos_masks": visual, "deepstack_visual_embeds": list(torch.cat(vision.deep, dim=1))}
 
     def forward(self, **arguments: Any) -> Tensor:
+        """Run a pass; one with features for several layers goes past the outer model."""
         if "deepstack_visual_embeds" in arguments:
             return self.forward_decoder(**arguments)
         return super().forward(**arguments)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from .base import Family
 from .encoders import Encoder
 from .rope import MultiAxisRope
 from .vision import Grid
@@ -17,6 +17,7 @@ class Patches(Encoder):
 
     @property
     def projector(self) -> nn.Module:
+        """The module that merges patches into tokens."""
         return self.model.model.visual.merger
 
     def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
@@ -25,6 +26,7 @@ class Patches(Encoder):
         return list(merged.split([picture.shape[0] for picture in embeds]))
 
     def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        """Return times, rows and columns of the tokens, from those of the patches."""
         given = inputs.get(f"{self.kind}_grid_thw")
         if given is None:  # consumed by `generate`
             return [None] * len(sizes)
@@ -32,15 +34,16 @@ class Patches(Encoder):
         return [(times, rows // edge, columns // edge) for times, rows, columns in given.tolist()]
 
 
-class Qwen2VL(MultiAxisRope, Family):
+class Qwen2VL(MultiAxisRope):
     """`Qwen2VLForConditionalGeneration`."""
 
-    model_types = ("qwen2_vl",)
-    encoder_type = Patches
+    model_types: tuple[str, ...] = ("qwen2_vl",)
+    encoder_type: type[Patches] = Patches
     clock: tuple[str, ...] = ()
-    """What the processor says of a video's time, which positions depend on."""
+    """Outputs of the processor about a video's time, which positions depend on."""
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return the encoders of pictures and of videos."""
         return [
             self.encoder_type(model, "image", "pixel_values", "image_grid_thw"),
             self.encoder_type(model, "video", "pixel_values_videos", "video_grid_thw", further=self.clock),
@@ -48,7 +51,7 @@ class Qwen2VL(MultiAxisRope, Family):
 
 
 class Windowed(Patches):
-    """The tower attends within windows, and works window by window."""
+    """An encoder whose tower attends within windows, and works window by window."""
 
     def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
         """Put the tokens back in reading order."""

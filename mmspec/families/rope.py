@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..media import KINDS
+from .base import Family
 
 
-class MultiAxisRope:
-    """The part of families whose inner model has `get_rope_index`.
+class MultiAxisRope(Family):
+    """A family whose inner model has `get_rope_index`.
 
     A picture of h x w tokens advances the text position by max(h, w) only, and a video by the same however many steps
     it has, so text that follows it stands at its index plus a negative delta. The model keeps such a delta in a mutable
@@ -23,6 +24,7 @@ class MultiAxisRope:
     """
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return positions on every axis, as the inner model counts them, and the offset of what follows."""
         given = inputs.get("position_ids")
         if given is not None and given.ndim == 3:  # from inside `generate`, which has consumed the grid
             return given[-3:], self.offset_behind(given[-3:], inputs)
@@ -41,6 +43,7 @@ class MultiAxisRope:
         return position_ids, self.offset_behind(position_ids, inputs)
 
     def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
+        """Add the kinds of tokens, by which the inner model finds pictures and videos."""
         if "mm_token_type_ids" not in inputs:
             ids = inputs["input_ids"]
             inputs["mm_token_type_ids"] = types = torch.zeros_like(ids, dtype=torch.int)

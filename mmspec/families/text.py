@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from .base import Family
 
@@ -25,9 +25,10 @@ class CausalLM(Family):
         "deepseek_v3",
     )
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.verified = model.config.model_type in self.model_types
 
-    def encoders_of(self, model: nn.Module) -> tuple[()]:
+    def encoders_of(self, model: PreTrainedModel) -> tuple[()]:
+        """Return none."""
         return ()

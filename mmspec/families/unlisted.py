@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import MMSpecError
 from ..media import KINDS
 from .base import Family
 from .encoders import Encoder
 from .rope import MultiAxisRope
+from .vision import Grid
 
 
 class Unknown(Encoder):
@@ -20,20 +21,22 @@ class Unknown(Encoder):
 
     projector = None
 
-    def __init__(self, model: nn.Module, kind: str):
+    def __init__(self, model: PreTrainedModel, kind: str):
         name = f"get_{kind}_features"
         parameters = inspect.signature(getattr(model.base_model, name, getattr(model, name))).parameters.values()
         super().__init__(model, kind, *(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD))
 
     @property
     def token(self) -> int | None:
+        """The placeholder token that the configuration names."""
         return token_of(self.model, self.kind)
 
-    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[None]:
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        """Return None for each: nothing is known."""
         return [None] * len(sizes)
 
 
-def token_of(model: nn.Module, kind: str) -> int | None:
+def token_of(model: PreTrainedModel, kind: str) -> int | None:
     """Return the placeholder token that a configuration names."""
     return getattr(model.config, f"{kind}_token_id", None) or getattr(model.config, f"{kind}_token_index", None)
 
@@ -50,7 +53,8 @@ class Unlisted(Family):
 
     verified = False
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return an encoder for every medium that the model has a method and a placeholder for."""
         sees = getattr(model.config, "vision_config", None) is not None
         kind = "image" if sees else "audio"
         missing = [
@@ -73,9 +77,10 @@ class Unlisted(Family):
 
 
 class UnlistedMultiAxis(MultiAxisRope, Unlisted):
-    """The same with `get_rope_index`, as Qwen-VL has it."""
+    """An unlisted model with `get_rope_index`, as Qwen-VL has it."""
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
+        """Return an encoder for every medium; a video has a clock besides."""
         encoders = super().encoders_of(model)
         for encoder in encoders:
             encoder.further = ("second_per_grid_ts",) if encoder.kind == "video" else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from torch import Tensor
 
@@ -43,17 +44,18 @@ class Vision:
         return [len(image) for image in self.embeds or self.features or []]
 
     def picked(self, numbers: list[int]) -> Vision:
-        """The pictures of these numbers, in their order, for which `memory` stays as it is."""
+        """Return the pictures of these numbers, in their order; `memory` stays as it is."""
         lists = {name: getattr(self, name) for name in ("embeds", "features", "kinds", "deep")}
-        return replace(self, **{name: [found[n] for n in numbers] for name, found in lists.items() if found})
+        chosen: dict[str, Any] = {name: [found[n] for n in numbers] for name, found in lists.items() if found}
+        return replace(self, **chosen)
 
     def repeated(self, rows: list[list[int]], tokens: Collection[int], copies: int) -> Vision:
-        """The pictures of a batch in which every row stands so many times in succession.
+        """Return the pictures of a batch in which every row stands so many times in succession.
 
         Args:
             rows: token ids of every row once.
             tokens: the placeholders of visual tokens.
-            copies: of each row.
+            copies: number of times that each row stands there.
         """
         counts, first, numbers = map(len, visual_spans(rows, tokens, self.sizes)), 0, []
         for count in counts:
@@ -64,12 +66,12 @@ class Vision:
 
 
 def visual_spans(rows: list[list[int]], tokens: Collection[int], sizes: list[int]) -> list[list[tuple[int, int]]]:
-    """Per row of token ids, the `(start, end)` index ranges of its pictures, in order.
+    """Return, per row of token ids, the `(start, end)` index ranges of its pictures, in order.
 
     Args:
         rows: token ids, without padding.
         tokens: the placeholders of visual tokens.
-        sizes: visual tokens of every picture of the batch.
+        sizes: number of visual tokens of every picture of the batch.
     """
     spans: list[list[tuple[int, int]]] = []
     left = iter(sizes)
@@ -84,18 +86,18 @@ def visual_spans(rows: list[list[int]], tokens: Collection[int], sizes: list[int
     return spans
 
 
-def runs(rows: list[list[int]], token: int) -> list[int]:
+def runs(rows: list[list[int]], token: int | None) -> list[int]:
     """Return the lengths of the runs of a token, row after row."""
     return [len(list(run)) for ids in rows for one, run in groupby(ids) if one == token]
 
 
 def in_order(parts: Mapping[str, Vision], rows: list[list[int]], placeholders: Mapping[int, str]) -> Vision:
-    """Pictures of several kinds as their placeholders follow one another.
+    """Return pictures of several kinds as their placeholders follow one another.
 
     Args:
         parts: kind to its pictures, which fill the placeholders.
-        rows: token ids.
-        placeholders: token to kind.
+        rows: token ids of every row.
+        placeholders: placeholder token to the kind of medium.
     """
     kinds: list[str] = []
     sizes = {kind: iter(part.sizes) for kind, part in parts.items()}
@@ -114,4 +116,4 @@ def in_order(parts: Mapping[str, Vision], rows: list[list[int]], placeholders: M
         rest = {kind: iter(source) for kind, source in sources.items()}
         return [next(rest[kind]) for kind in kinds]
 
-    return Vision(merged("embeds"), merged("features"), kinds, merged("deep"))
+    return Vision(merged("embeds") or [], merged("features"), kinds, merged("deep"))

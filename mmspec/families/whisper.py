@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperTimeStampLogitsProcessor
+from transformers import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    PreTrainedModel,
+    WhisperTimeStampLogitsProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..by_row import BehindPrompt
@@ -53,7 +60,7 @@ class Whisper(Family):
     prompt_optional = True
     settings_not_applied = {"no_speech_threshold": None}
 
-    def encoders_of(self, model: nn.Module) -> list[Encoder]:
+    def encoders_of(self, model: PreTrainedModel) -> list[Encoder]:
         """Return the one of sound."""
         return [Window(model, "audio", SOUND, further=(HEARD,))]
 
@@ -198,9 +205,9 @@ class Whisper(Family):
             return Vision([], None, memory=inputs[HEARD][0])
         if self.encoder is None:
             raise MMSpecError(f"{type(self.model).__name__} is a decoder alone: it hears what another encoder has made")
-        self._check(sound := inputs.get(SOUND), len(inputs["input_ids"]))
+        self._check(inputs.get(SOUND), len(inputs["input_ids"]))
         with self.passing():
-            states = self.encoder(self.encoders["audio"].cast(sound)).last_hidden_state
+            states = self.encoder(self.encoders["audio"].cast(inputs[SOUND])).last_hidden_state
         return Vision([], None, memory=states)
 
     def _check(self, sound: Tensor | None, rows: int | None) -> None:
@@ -259,12 +266,13 @@ class Whisper(Family):
             raise MMSpecError(f"{type(self.model).__name__} attends to sound, and there is none in this request")
         return {"encoder_hidden_states": vision.memory.to(self.decoder.embed_positions.weight.dtype)}
 
-    def forward(self, position_ids: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, **arguments: Any) -> Tensor:
         """Run the decoder; positions behind its table are those of its last entry."""
         # Nodes that no text can reach may lie behind the table; for a draft model with a shorter one, so may the text.
-        return self.forward_decoder(position_ids=position_ids.clamp(max=self.longest - 1), **arguments)
+        arguments["position_ids"] = arguments["position_ids"].clamp(max=self.longest - 1)
+        return self.forward_decoder(**arguments)
 
-    def example(self, tokens: Tensor) -> dict[str, Tensor]:
+    def example(self, tokens: Tensor) -> dict[str, Any]:
         """Return tokens of the decoder, and silence that was encoded."""
         states = self.model.get_output_embeddings().weight.new_zeros(len(tokens), 1, self.text_config.hidden_size)
         ids = {"input_ids" if self.encoder is None else "decoder_input_ids": tokens}

@@ -7,22 +7,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MMSpecError
 from ..token_space import TEXT, TokenSpace
+from .view import View
 
 
-class Writing:
-    """The part of a family that is about what is written, with the answers for text.
-
-    Attributes:
-        model: the whole model.
-        text_config: the configuration of its language model.
-    """
-
-    model: nn.Module
-    text_config: Any
+class Writing(View):
+    """The part of a family that is about what is written, with the answers for text."""
 
     writes = "text"
     """Its tokens make `"text"` or an `"image"`. A model that can write both has a family for each."""
