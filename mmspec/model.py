@@ -115,6 +115,11 @@ class Model:
         return getattr(self.processor, "tokenizer", self.processor)
 
     @property
+    def speller(self) -> Any:
+        """The tokenizer that says which text the written tokens are; None where there is none, or they are no text."""
+        return self.tokenizer if self.family.writes == "text" else None
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens at which the model's own `generate` would stop."""
         if self.family.writes != "text":
@@ -220,8 +225,9 @@ def _with_layers(model: PreTrainedModel, decoder: nn.Module, count: int) -> PreT
         for name, value in vars(model.config).items():
             if value is text:
                 setattr(outer.config, name, shorter)
-    inner.config = shorter
-    inner.layers = nn.ModuleList(list(cast(nn.ModuleList, decoder.layers))[:count])
+    decoder_copy: Any = inner
+    decoder_copy.config = shorter
+    decoder_copy.layers = nn.ModuleList(list(cast(nn.ModuleList, decoder.layers))[:count])
     return outer
 
 

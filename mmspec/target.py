@@ -115,11 +115,6 @@ class Target(Model):
         report.raise_if_wrong(self)
         self.checked |= report.kinds
 
-    @property
-    def speller(self):
-        """The tokenizer that says which text the written tokens are; None where there is none, or they are no text."""
-        return self.tokenizer if self.family.writes == "text" else None
-
     @torch.inference_mode()
     def draw(self, token_ids: Sequence[Sequence[int]]) -> list[Any]:
         """Return the pictures that written tokens are, as the processor returns them; without one, tensors `[height,

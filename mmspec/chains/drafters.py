@@ -129,6 +129,7 @@ class FrozenDrafter(StateDrafter):
 
     def mean(self, states: Tensor, steps: Tensor) -> Tensor:
         """Return the means that follow from the prediction that is held still."""
+        assert self._prediction is not None, "nothing is drafted before there is one"
         return self.context.chain.mean(states, steps, self._prediction)
 
     def observe(self, draft: StateDraft, scores: StateScores, verdict: Verdict) -> None:

@@ -100,11 +100,9 @@ def with_noise(
         prompts = [f"What is in number {number}?" for number in range(len(counts))]
         try:
             shown = [[_noise(target, kind, index, generator) for index in range(count)] for count in counts]
-            rows = [
-                prepare(target, [prompt], **{ARGUMENTS[kind]: [media]})
-                for prompt, media in zip(prompts, shown, strict=True)
-            ]
-            return rows, prepare(target, prompts, **{ARGUMENTS[kind]: shown})
+            given: list[dict[str, Any]] = [{ARGUMENTS[kind]: media} for media in [*([one] for one in shown), shown]]
+            rows = [prepare(target, [prompt], **media) for prompt, media in zip(prompts, given[:-1], strict=True)]
+            return rows, prepare(target, prompts, **given[-1])
         except Exception as error:  # processors raise errors of many kinds
             numbers = ", ".join(map(str, counts))
             report.notes.append(f"not checked: rows with {numbers} {NAMES[kind]} ({first_line(error)})")

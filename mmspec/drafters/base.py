@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ..target import Target
 
 CONVENTION = "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm"
-"""How `feature_layers` are counted, for whoever reads a saved drafter elsewhere."""
+"""The way in which `feature_layers` are counted, for readers of a saved drafter elsewhere."""
 
 
 class Drafter(nn.Module, PerRequest):
-    """Proposes a tree of tokens each round.
+    """A module that proposes a tree of tokens each round.
 
     A subclass implements `start`, `draft` and `observe`. What it assigns to `self` in them belongs to the request at
     hand: the loop works on a copy (`fork`) that shares the weights and nothing else, so one drafter serves any number
@@ -46,10 +46,7 @@ class Drafter(nn.Module, PerRequest):
     layer that a state enters, or `mmspec.states.LAST` for the state after the final norm."""
 
     draft_vocab_size: int | None = None
-    """Of a reduced vocabulary; None where every token can be drafted."""
-
-    draft_vocabulary: Tensor | None = None
-    """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
+    """Size of a reduced vocabulary; None where every token can be drafted."""
 
     max_depth: int | None = None
     """Levels of a tree that it can draft; None where one can always follow. Builders ask `Growth.limit_depth`."""
@@ -61,7 +58,7 @@ class Drafter(nn.Module, PerRequest):
         self.compressor: VisualCompressor | None = None
 
     def take_compressor(self, compressor: VisualCompressor) -> None:
-        """See the pictures through a compressor, whose weights are then among this drafter's.
+        """Read the pictures through a compressor, whose weights are then among this drafter's.
 
         Raises:
             MMSpecError: if the drafter does not look at pictures.
@@ -69,7 +66,7 @@ class Drafter(nn.Module, PerRequest):
         raise MMSpecError(f"{type(self).__name__} takes no compressor: choose a drafter that reads visual tokens")
 
     def with_compressor(self, compressor: VisualCompressor) -> Drafter:
-        """This drafter with another view of the pictures: a copy that shares its weights.
+        """Return this drafter with another view of the pictures: a copy that shares its weights.
 
         Raises:
             MMSpecError: if the drafter takes no compressor, or the compressor would have to be trained with it.
@@ -87,10 +84,15 @@ class Drafter(nn.Module, PerRequest):
         return drafter
 
     @property
+    def draft_vocabulary(self) -> Tensor | None:
+        """`[draft_vocab]` target tokens that this drafter's logits are about; None for all of them, in their order."""
+        return None
+
+    @property
     def drafts_unread(self) -> bool:
-        """Whether it can go on behind tokens that were emitted although the target has not read them (see `Gate`): it
-        hears of them in `observe`, where `scores` is None then, and of their states in `Scores.features_along`, once
-        the target has read them. By default, who needs no states of the target can."""
+        """True if it can go on behind tokens that were emitted although the target has not read them (see `Gate`):
+        `observe` is called for them with `scores` None, and their states come in `Scores.features_along`, once the
+        target has read them. By default, drafters that need no states of the target can."""
         return not self.feature_layers
 
     @property
@@ -116,23 +118,24 @@ class Drafter(nn.Module, PerRequest):
         """Propose a tree below `root`, `[batch]`, the newest token of each row."""
         raise NotImplementedError
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
-        """Hear what became of the last tree; `context.history` already holds what was emitted."""
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Update the drafter's state from the verdict on its last tree; `context.history` already holds what was
+        emitted."""
 
     @property
     def anticipates(self) -> bool:
-        """Whether it has an `anticipate` of its own."""
+        """True if it has an `anticipate` of its own."""
         return type(self).anticipate is not Drafter.anticipate
 
     def anticipate(self, tree: DraftTree) -> None:
         """Work on what is expected to come after a tree, in a thread of its own, while the target scores that tree.
 
-        `observe` then hears what became of it; what turns out to be of no use has to be rolled back. Nothing of the
+        `observe` then gets the verdict; what turns out to be of no use has to be rolled back. Nothing of the
         target's context may be changed.
         """
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
-        """What this drafter would have guessed at every token of some answers, for training and for validation.
+        """Yield what this drafter would have guessed at every token of some answers, for training and for validation.
 
         From every root (every answer token but the last) a chain is drafted along the answer itself: step i predicts
         the answer token i + 1 places behind the root, after the tokens before it. Those are what the drafter would read
@@ -140,7 +143,7 @@ class Drafter(nn.Module, PerRequest):
 
         Args:
             lesson: answers with what the target knew while writing them.
-            steps: how long the chains are.
+            steps: length of the chains.
             detach: pass no gradient from a step to earlier ones.
 
         Yields:
@@ -149,7 +152,7 @@ class Drafter(nn.Module, PerRequest):
         raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no unroll()")
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """What training changes: by default every weight of its own."""
+        """Return the weights that training changes: by default all of its own."""
         return self.parameters()
 
     def choose_vocabulary(self, tokens: Tensor) -> None:
@@ -157,7 +160,7 @@ class Drafter(nn.Module, PerRequest):
         raise NotImplementedError(f"{type(self).__name__} drafts from the whole vocabulary")
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to rebuild this drafter without its weights, as plain JSON values."""
+        """Return all that `from_config` needs to rebuild this drafter without its weights, as plain JSON values."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved: it has no config()")
 
     @classmethod
@@ -167,8 +170,8 @@ class Drafter(nn.Module, PerRequest):
 
     @classmethod
     def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> Drafter:
-        """`from_config` for a caller that brings all weights along: they may be on the meta device, where they take no
-        memory, and are then to be assigned.
+        """Rebuild a drafter as `from_config` does, for a caller that brings all weights along: they may be on the meta
+        device, where they take no memory, and are then to be assigned.
 
         Args:
             config: see `from_config`. It may be anybody's, and so of any size.
@@ -182,7 +185,7 @@ class Drafter(nn.Module, PerRequest):
         """Write `config.json` and `model.safetensors`, which `mmspec.load_drafter(folder, target)` reads.
 
         Args:
-            folder: is made if it is missing.
+            folder: the folder to write, made if it is missing.
             metadata: further plain values for `config.json`, such as how the drafter was trained.
         """
         folder, cls, layers = Path(folder), type(self), list(self.feature_layers)
@@ -208,11 +211,11 @@ class Drafter(nn.Module, PerRequest):
 
         Args:
             repository: `owner/name`; it is made if it does not exist.
-            private: whether to make it so that others cannot see it.
+            private: True to make it so that others cannot see it.
             metadata: see `save_pretrained`.
 
         Returns:
-            the address of the upload.
+            The address of the upload.
 
         Raises:
             MMSpecError: if the hub refuses it or cannot be reached.
@@ -234,8 +237,8 @@ def expect_drafter(given: Any, call: str) -> None:
     """Refuse what is no `Drafter`, and say how to come by one.
 
     Args:
-        given: in its place.
-        call: to which it was given, such as `"mmspec.generate"`.
+        given: the object given in its place.
+        call: name of the call to which it was given, such as `"mmspec.generate"`.
     """
     if isinstance(given, Drafter):
         return

@@ -36,12 +36,12 @@ LARGEST_COMPUTED = 2**28
 
 
 class DraftModelDrafter(SessionDrafter):
-    """Drafts with a small causal model that shares the target's tokenizer.
+    """A drafter that is a small causal model and shares the target's tokenizer.
 
     Args:
         target: the model to draft for.
         model: a Hugging Face model: one that takes media for `own_vision`, a causal LM otherwise.
-        mode: where its sight and hearing come from.
+        mode: the source of its sight and hearing.
             `own_vision`: the draft model encodes the pictures or the sound itself.
             `shared_encoder`: its decoder attends to what the target's encoder has made of the sound, which is encoded
             once (Distil-Whisper, arXiv 2311.00430, whose encoder is a copy of the target's). An encoder that the draft
@@ -53,8 +53,8 @@ class DraftModelDrafter(SessionDrafter):
         projector: for `shared_vision`, a module from `[tokens, vision_hidden]` to `[tokens, draft_hidden]`.
         processor: for `own_vision`, if the draft model needs another one than the target. Of a Whisper, whose tokens
             are the target's, it only hears the sound anew.
-        tree: how to grow trees; a chain of five by default.
-        compressor: what the draft model sees of pictures; all of them by default. Positions follow entry by entry, on
+        tree: the builder of its trees; a chain of five by default.
+        compressor: the compressor through which it reads pictures; none by default. Positions follow entry by entry, on
             all axes of multi-axis rotary embeddings.
 
     Raises:
@@ -90,6 +90,7 @@ class DraftModelDrafter(SessionDrafter):
             self.take_compressor(compressor)
 
     def take_compressor(self, compressor: VisualCompressor) -> None:
+        """Read the pictures through a compressor; refuse it where the model reads none."""
         if self.mode == "text_only" or self.draft_target.family.cross_attends:
             how = f"a {type(self.model).__name__} in mode={self.mode!r}"
             raise MMSpecError(
@@ -99,6 +100,7 @@ class DraftModelDrafter(SessionDrafter):
         self.compressor = compressor
 
     def start(self, context: Context) -> None:
+        """Read the prompt, in a session of the draft model."""
         super().start(context)
         request, vision = self._prompt(context.request, context.vision)
         # Under guidance it reads the other prompts too, and is led as the target is.
@@ -108,12 +110,13 @@ class DraftModelDrafter(SessionDrafter):
         self.session.follow(context.history, context.active)
 
     def expand(self, block: Block) -> Tensor:
+        """Return the logits after a block of nodes, over the target's vocabulary."""
         read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.extends_chain)
         return self._fit(read.logits)
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
-        """See `Drafter.unroll`. A chain of right guesses is the answer itself, so one pass gives the guesses of all
-        steps; those of a later step are the first step's at later roots."""
+        """Yield the guesses of all steps, see `Drafter.unroll`. A chain of right guesses is the answer itself, so one
+        pass gives the guesses of all steps; those of a later step are the first step's at later roots."""
         prompt, vision = self._prompt(lesson.prompt, lesson.vision)
         request = append(prompt, lesson.answers, WIDTHS)
         family = self.draft_target.family
@@ -145,14 +148,14 @@ class DraftModelDrafter(SessionDrafter):
             yield Guess(guesses[number[places]], None, places, valid.flatten().nonzero()[:, 0])
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """All but an encoder of its own, which is only ever run without gradients."""
+        """Return all weights but those of an encoder of its own, which is only ever run without gradients."""
         if self.mode in ("shared_vision", "text_only"):
             return self.parameters()
         parts = (self.model.get_decoder(), self.model.get_output_embeddings(), self.compressor)
         return iter({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
 
     def _prompt(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
-        """The target's prompt as the draft model reads it, and what stands for its pictures."""
+        """Return the target's prompt as the draft model reads it, and what stands for its pictures."""
         if self.mode == "text_only":
             request, vision = _without_images(request, self.target.family.placeholders), None
         elif self.mode == "shared_vision":
@@ -184,11 +187,11 @@ class DraftModelDrafter(SessionDrafter):
                 "or generate(audio=) instead of generate(inputs=)"
             )
         elif own.family.cross_attends:  # the tokens are the decoder's, of one vocabulary; the sound is another matter
-            heard = own.family.features_of(own, request.distinct.conversations)
+            heard = own.family.features_of(own, request.distinct.conversations or [])
             inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
             request = request.showing({name: value.to(own.device) for name, value in inputs.items()})
         else:
-            asked = {
+            asked: dict[str, Any] = {
                 "messages": request.distinct.conversations,
                 "chat_template_kwargs": request.template_settings or None,
             }
@@ -196,13 +199,13 @@ class DraftModelDrafter(SessionDrafter):
         return request, own.encode(request)
 
     def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
-        """What `ModelSession.prefill` takes: embeddings, positions, offset, lengths, what else goes into this pass, and
-        what into all.
+        """Return the arguments of `ModelSession.prefill`: embeddings, positions, their offset, lengths, further
+        arguments of this pass, and further arguments of all passes.
 
         Args:
             request: the draft model's prompt, or prompt and answer.
             prompt: the prompt alone.
-            vision: what stands for the pictures.
+            vision: the encoded pictures.
         """
         family, embeds = self.draft_target.family, self._embed(request, vision)
         positions, position_offset = family.positions_until(prompt.inputs, embeds.shape[1])
@@ -212,9 +215,9 @@ class DraftModelDrafter(SessionDrafter):
         eyes = self.target.family if self.mode == "shared_vision" else family
         layout = layout_of(eyes, request, prompt, vision)
         none, further = position_offset.new_zeros(len(embeds)), embeds[..., :0]
-        deep = vision.deep if self.mode == "own_vision" else None
-        if deep is not None:  # what else stands for the pictures is compressed as they are
-            deep = torch.cat(deep, dim=1).movedim(0, 1)
+        deep = None
+        if self.mode == "own_vision" and vision.deep is not None:  # what else stands for pictures is compressed too
+            deep = torch.cat(vision.deep, dim=1).movedim(0, 1)
             further = deep.new_zeros(*embeds.shape[:2], deep[0].numel())
             further[layout.visual] = deep.flatten(1)
         left = compressed_prompt(
@@ -222,38 +225,39 @@ class DraftModelDrafter(SessionDrafter):
         )
         removed = left.removed.tolist()
         lengths, starts = ([n - m for n, m in zip(each.lengths, removed, strict=True)] for each in (request, prompt))
-        if deep is not None:
-            deep = [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
+        kept = None if deep is None else [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
         types = family.token_types(left.visual, starts)
-        once = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=deep), left.visual)
+        once = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=kept), left.visual)
         return left.embeds, left.positions, left.position_offset, lengths, once, {}
 
     def _embed(self, request: Request, vision: Vision | None) -> Tensor:
-        """`[batch, length, hidden]` what the draft model reads as its prompt."""
+        """Return `[batch, length, hidden]` embeddings that the draft model reads as its prompt."""
         ids, family = request.inputs["input_ids"], self.draft_target.family
         if self.mode == "own_vision":
             return family.embed(ids, vision)
         embeds = family.embed(self._known(ids), None)
         if vision is None or self.projector is None:
             return embeds
+        assert vision.features is not None, "refused in _prompt"
         visual = self.target.family.is_visual(ids)
         dtype = next(self.projector.parameters(), vision.features[0]).dtype
         projected = [self.projector(features.to(dtype)) for features in vision.features]
         return embeds.masked_scatter(visual[..., None], torch.cat(projected).to(embeds))
 
     def _known(self, tokens: Tensor) -> Tensor:
-        """Tokens that this model can read. What only the target's padded table holds is read as token 0: the target may
-        emit it all the same, and a guess after it may be wrong."""
+        """Return tokens that this model can read. What only the target's padded table holds is read as token 0: the
+        target may emit it all the same, and a guess after it may be wrong."""
         return tokens.masked_fill(tokens >= self.draft_target.family.known_ids, 0)
 
     def _fit(self, logits: Tensor) -> Tensor:
-        """Logits over the target's vocabulary: models pad their embedding tables differently."""
+        """Return logits over the target's vocabulary: models pad their embedding tables differently."""
         vocab = self.target.vocab_size
         if logits.shape[-1] >= vocab:
             return logits[..., :vocab]
         return nn.functional.pad(logits, (0, vocab - logits.shape[-1]), value=float("-inf"))
 
     def config(self) -> dict[str, Any]:
+        """Return the mode, and the settings of the model, the projector and the compressor."""
         projector = None
         if self.projector is not None:
             if not isinstance(self.projector, VisualProjector):
@@ -268,6 +272,7 @@ class DraftModelDrafter(SessionDrafter):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> DraftModelDrafter:
+        """Rebuild the drafter, on the target's device."""
         model, projector, compressor = _parts(config, target)
         drafter = cls(target, model, config["mode"], projector, compressor=compressor)
         if compressor is not None:
@@ -277,13 +282,13 @@ class DraftModelDrafter(SessionDrafter):
 
     @classmethod
     def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> DraftModelDrafter:
-        """See `Drafter.empty`. A model is made twice, the first time without numbers: a configuration says in one line
-        how many there are to be."""
+        """Rebuild the drafter for weights that are brought along, see `Drafter.empty`. A model is made twice, the first
+        time without numbers: a configuration says in one line how many there are to be."""
         if there is not None:
             if config["mode"] not in MODES:
                 raise MMSpecError(f"DraftModelDrafter mode {shown(config['mode'])} is unknown; there are {MODES}")
             there.check_counts(config["model"])
-            outline = nn.Module()
+            outline: Any = nn.Module()
             with torch.device("meta"):
                 outline.model, outline.projector, outline.compressor = _parts(config, target)
                 if outline.compressor is not None:
@@ -301,7 +306,7 @@ class DraftModelDrafter(SessionDrafter):
 
 
 def _parts(config: dict[str, Any], target: Target) -> tuple[nn.Module, VisualProjector | None, VisualCompressor | None]:
-    """The model, the projector and the compressor that a configuration describes."""
+    """Return the model, the projector and the compressor that a configuration describes."""
     from transformers import AutoConfig
 
     settings = _settings(config["model"])
@@ -314,7 +319,7 @@ def _parts(config: dict[str, Any], target: Target) -> tuple[nn.Module, VisualPro
 
 
 def _settings(values: Any) -> Any:
-    """Settings of a model without those that name code: where its classes are, and kernels to be fetched."""
+    """Return settings of a model without those that name code: the place of its classes, and kernels to be fetched."""
     if isinstance(values, dict):
         named = {name: value for name, value in values.items() if not name.startswith("_") and name != "auto_map"}
         return {name: _settings(value) for name, value in named.items()}
@@ -322,7 +327,7 @@ def _settings(values: Any) -> Any:
 
 
 def _without_images(request: Request, placeholders: Collection[int]) -> Request:
-    """The prompt with every placeholder left out."""
+    """Return the prompt with every placeholder left out."""
     rows = [[token for token in ids if token not in placeholders] for ids in request.token_ids()]
     lengths = [len(row) for row in rows]
     if min(lengths) == 0:
@@ -364,7 +369,7 @@ def _check_mode(mode: str, draft: Family, target: Family) -> None:
 
 
 def _check_vocabulary(target: Target, draft: Target) -> None:
-    """Token ids must mean the same to both; embedding tables may be padded to different sizes."""
+    """Refuse a draft model whose token ids mean something else; embedding tables may be padded to different sizes."""
     ours, theirs = target.tokenizer, draft.tokenizer
     apart = ours is not None and theirs is not None and ours is not theirs
     if apart and ours.get_vocab() != theirs.get_vocab():

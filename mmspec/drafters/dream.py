@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,8 @@ class DreamDrafter(FeatureDrafter):
         target, head, visual, draft_vocab_size, tree, compressor: see `FeatureDrafter`. The paper's compressor is
             `FeatureGuided(keep=0.75)`.
         cross_attention: False leaves the middle layer out, for the ablation: then no state of the target is read.
-        first_token: `nothing` or `mean`, what the first token's cross-attention sees.
-        tree_masked: whether a node sees of the memory the stand-ins of its own ancestors alone. May be changed on a
+        first_token: `nothing` or `mean`: the first token attends to nothing, or to all states alike.
+        tree_masked: True if a node sees of the memory the stand-ins of its own ancestors alone. May be changed on a
             drafter that is loaded: no weight depends on it.
 
     Raises:
@@ -89,22 +89,31 @@ class DreamDrafter(FeatureDrafter):
         self.cross_attention = cross_attention
         middle = CrossLayer(self.head) if cross_attention else nn.Identity()
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden), middle, DraftLayer(self.head, hidden)])
-        self.layers[2].input_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self._three[2].input_layernorm = nn.RMSNorm(hidden, eps=eps)
         self.norm = nn.RMSNorm(hidden, eps=eps)
         initialise(self)
 
     @property
     def layer(self) -> DraftLayer:
-        return self.layers[0]
+        """The first layer."""
+        return self._three[0]
+
+    @property
+    def _three(self) -> tuple[DraftLayer, CrossLayer, DraftLayer]:
+        """The layers; the middle one does nothing without cross-attention."""
+        first, middle, last = self.layers
+        return cast(DraftLayer, first), cast(CrossLayer, middle), cast(DraftLayer, last)
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
+        """Return the target's last states."""
         return features[LAST].to(self._dtype)
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
-        """`[batch, entries]`: every token has a slot, the first one too."""
+        """Return `[batch, entries]` positions: every token has a slot, the first one too."""
         return prompt.positions
 
     def read(self, request, prompt, embeds, features, vision):
+        """Return the request as this drafter reads it, and count its entries."""
         read = super().read(request, prompt, embeds, features, vision)
         self._entries = torch.tensor(prompt.lengths, device=read.removed.device) - read.removed
         return read
@@ -112,27 +121,32 @@ class DreamDrafter(FeatureDrafter):
     # Drafting.
 
     def prefill_kv(self, prompt: DraftPrompt) -> list[Entries]:
+        """Return keys and values of all slots of a prompt, for the three layers."""
         _, _, first, memory, last = self._read_all(prompt)
         if memory is None:
             return [first, last]
         # The first token's entry is of no state: nobody reads it.
-        return [first, tuple(functional.pad(part, (0, 0, 1, 0)) for part in memory), last]
+        keys, values = (functional.pad(part, (0, 0, 1, 0)) for part in memory)
+        return [first, (keys, values), last]
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         embeds = self._token_embeds(block.tokens)
         with self.session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
+            assert mask is None or isinstance(mask, Tensor)  # as the session was made
             embeds, states = self.session.present(embeds), self.session.present(states)
             output = self.norm(self._layers(embeds, states, mask, self._rope(embeds, positions)))
         return self.session.whole(output)
 
     def _layers(self, embeds: Tensor, states: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
-        """The three layers inside an open block: `[batch, new, hidden]` of tokens and of states to outputs."""
-        entries = self.session.cache.layers
-        first, middle, last = self.layers
+        """Run the three layers inside an open block: from `[batch, new, hidden]` embeddings of tokens and states to
+        outputs."""
+        entries = self.session.cache.tree_layers
+        first, middle, last = self._three
 
         def attended(layer: DraftLayer, number: int, mixed: Tensor) -> Tensor:
-            queries, *own = layer.self_attn.project(mixed, rope)
-            return attend(queries, *entries[number].update(*own), mask)
+            queries, own_keys, own_values = layer.self_attn.project(mixed, rope)
+            keys, values = entries[number].update(own_keys, own_values)
+            return attend(queries, keys, values, mask)
 
         hidden = first.finish(embeds, attended(first, 0, embeds))
         if self.cross_attention:
@@ -144,7 +158,7 @@ class DreamDrafter(FeatureDrafter):
         return last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
 
     def _by_slot(self, mask: Tensor) -> Tensor:
-        """A mask like this one by which every node of the open block sees all slots before it, and its own."""
+        """Return a mask like this one by which every node of the open block sees all slots before it, and its own."""
         cache, (new, slots) = self.session.cache, mask.shape[2:]
         columns, own = torch.arange(slots, device=mask.device), torch.arange(new, device=mask.device)
         own = own + cache.present(cache.lengths)[:, None] + cache.speculative
@@ -153,8 +167,8 @@ class DreamDrafter(FeatureDrafter):
     # Training.
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
-        """See `Drafter.unroll`. The first step is taught with true states; a later one remembers the outputs of the
-        steps before it, as a draft does.
+        """Yield the guesses of every step, see `Drafter.unroll`. The first step is taught with true states; a later one
+        remembers the outputs of the steps before it, as a draft does.
 
         The first layer reads tokens only, and a chain of right guesses is the answer itself: its output at every depth
         of every chain is that of the answer's own slots.
@@ -166,7 +180,7 @@ class DreamDrafter(FeatureDrafter):
         columns = torch.arange(blocks.shape[1], device=slots.device)
         visible = columns <= slots[:, None, :, None]
         positions = self.slot_positions(prompt).gather(1, slots)
-        _, middle, last = self.layers
+        _, middle, last = self._three
         remembered: list[Entries] = []
         own: list[Entries] = []
         for step in range(steps):
@@ -179,6 +193,7 @@ class DreamDrafter(FeatureDrafter):
             elif not step:
                 hidden = pick(crossed, slots)
             else:
+                assert memory is not None  # there is cross-attention
                 asked = attend_unrolled(middle.queries(block), memory, remembered, visible[..., 1:])
                 hidden = middle.finish(block, asked)
             mixed = last.input_layernorm(hidden)
@@ -194,13 +209,13 @@ class DreamDrafter(FeatureDrafter):
                 remembered.append(middle.keys_values(state.detach() if detach else state))
 
     def _read_all(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor, Entries, Entries | None, Entries]:
-        """All tokens with the true states before them.
+        """Read all tokens with the true states before them.
 
         Returns:
-            the outputs of the first and of the cross-attention layer, `[batch, entries, hidden]`; then keys and values
+            The outputs of the first and of the cross-attention layer, `[batch, entries, hidden]`; then keys and values
             of the first layer, of the memory (one entry fewer; None without it), and of the last layer.
         """
-        embeds, (first, middle, last) = prompt.embeds.to(self._dtype), self.layers
+        embeds, (first, middle, last) = prompt.embeds.to(self._dtype), self._three
         rope = self._rope(embeds, self.slot_positions(prompt))
         entries = first.self_attn.keys_values(embeds, rope)
         block = first.finish(embeds, _causal(first.self_attn.queries(embeds, rope), *entries))
@@ -218,15 +233,16 @@ class DreamDrafter(FeatureDrafter):
         return block, hidden, entries, memory, last.self_attn.keys_values(last.input_layernorm(hidden), rope)
 
     def _mean_value(self, states: Tensor) -> Tensor:
-        """`[batch, heads, 1, head_dim]` the mean of the memory's values over the prompt's `[batch, entries, hidden]`
-        states. Values are linear in states, so it is the value of their mean."""
+        """Return `[batch, heads, 1, head_dim]` the mean of the memory's values over the prompt's `[batch, entries,
+        hidden]` states. Values are linear in states, so it is the value of their mean."""
         columns = torch.arange(states.shape[1], device=states.device)
         share = (columns < self._entries[:, None]) / self._entries[:, None]
         mean = (states * share[..., None].to(states)).sum(1, keepdim=True)
-        _, value = self.layers[1].keys_values(mean)
-        return value.repeat_interleave(self.head.num_attention_heads // self.head.num_key_value_heads, dim=1)
+        _, value = self._three[1].keys_values(mean)
+        return value.repeat_interleave(self.head.num_attention_heads // value.shape[1], dim=1)
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return super().config() | {"cross_attention": self.cross_attention}
 
 
@@ -234,7 +250,7 @@ class CrossLayer(nn.Module):
     """Gated cross-attention and a gated MLP around a residual stream. With gates at 0, as at first, it does nothing.
 
     Args:
-        config: sizes, and which biases there are.
+        config: sizes and biases of the layer.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -247,15 +263,17 @@ class CrossLayer(nn.Module):
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
     def queries(self, states: Tensor) -> Tensor:
-        """`[batch, length, hidden]` of the drafter to `[batch, heads, length, head_dim]`."""
+        """Return queries `[batch, heads, length, head_dim]` of `[batch, length, hidden]` states of the drafter."""
         return self.cross_attn.queries(self.input_layernorm(states))
 
     def keys_values(self, states: Tensor) -> Entries:
-        """Of `[batch, length, hidden]` states of the target, or what stands for them. They are normed already."""
+        """Return keys and values of `[batch, length, hidden]` states of the target, or what stands for them. They are
+        normed already."""
         return self.cross_attn.keys_values(states)
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output from `[batch, length, hidden]` and `[batch, heads, length, head_dim]`."""
+        """Return the layer's output, from its input `[batch, length, hidden]` and what was attended to, `[batch, heads,
+        length, head_dim]`."""
         states = residual + self.cross_attn_attn_gate.tanh() * self.cross_attn.merge(attended)
         return states + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(states))
 
@@ -269,9 +287,11 @@ class CrossAttention(DraftAttention):
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def queries(self, states: Tensor, rope: Rope | None = None) -> Tensor:
+        """Return normed queries `[batch, heads, length, head_dim]`."""
         return self.q_norm(self._heads(self.q_proj(states)))
 
     def keys_values(self, states: Tensor, rope: Rope | None = None) -> Entries:
+        """Return normed keys, and values, `[batch, key_value_heads, length, head_dim]`."""
         return self.k_norm(self._heads(self.k_proj(states))), self._heads(self.v_proj(states))
 
 

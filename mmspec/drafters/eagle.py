@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class EagleDrafter(FeatureDrafter):
 
     Args:
         target, head, visual, draft_vocab_size, tree, compressor, own_embedding: see `FeatureDrafter`.
-        bias: of the fusion.
+        bias: True for a bias in the fusion.
         input_norm: normalise what the layer's attention reads (EagleVLM; MSD for Qwen).
 
     Raises:
@@ -41,7 +41,7 @@ class EagleDrafter(FeatureDrafter):
     """
 
     feature_layers = (LAST,)
-    switches = ("bias", "input_norm")
+    switches: tuple[str, ...] = ("bias", "input_norm")
 
     fused = 2
     """Vectors that the fusion puts side by side."""
@@ -69,17 +69,21 @@ class EagleDrafter(FeatureDrafter):
 
     @property
     def layer(self) -> DraftLayer:
-        return self.layers[0]
+        """The only layer."""
+        return cast(DraftLayer, self.layers[0])
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
+        """Return the target's last states."""
         return features[LAST].to(self._dtype)
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Return the fusion of embeddings and states by a linear map."""
         return self.enter(self.fc(torch.cat([embeds, states], dim=-1)))
 
     def enter(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """What the layer's attention reads of its input, and the input as residual stream."""
+        """Return what the layer's attention reads of its input, and the input as residual stream."""
         return self.layer.input_layernorm(fused) if self.input_norm else fused, fused
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return super().config() | {"bias": self.bias, "input_norm": self.input_norm}

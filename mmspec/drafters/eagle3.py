@@ -84,7 +84,8 @@ class Eagle3Drafter(FeatureDrafter):
             raise MMSpecError(f"rope={rope!r} is unknown.{did_you_mean(str(rope), ROPES)}")
         self.rope = rope
         if rope == "mrope":
-            self.axes = axes_of(self.head.rope_parameters, self.head.head_dim)
+            assert self.head.head_dim is not None  # LlamaConfig fills it in
+            self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
         usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
         self.fused = tuple(feature_layers or usual)
         if len(self.fused) != 3 or not all(as_int(layer) is not None and 0 <= layer < count for layer in self.fused):
@@ -111,13 +112,16 @@ class Eagle3Drafter(FeatureDrafter):
 
     @property
     def layer(self) -> DraftLayer:
+        """The only layer."""
         return self.midlayer
 
     def choose_vocabulary(self, tokens: Tensor) -> None:
+        """Set which target tokens can be drafted, and take their rows of the target's head."""
         super().choose_vocabulary(tokens)
         self._copy_head()
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
+        """Return a linear map of the states of three layers."""
         streams = [features[layer].to(self._dtype) for layer in self.fused]
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
@@ -125,20 +129,25 @@ class Eagle3Drafter(FeatureDrafter):
         return self.fc(joined if self.input_norm is None else self.input_norm(joined))
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Return embeddings and states, normed and side by side."""
         normed = self.midlayer.hidden_norm(states)
         mixed = torch.cat([self.midlayer.input_layernorm(embeds), normed], dim=-1)
         return mixed, normed if self.norm_before_residual else states
 
     def next_state(self, output: Tensor) -> Tensor:
+        """Return the output as the state of the next step, normed if `norm_output`."""
         return self.norm(output) if self.norm_output else output
 
     def head_input(self, output: Tensor) -> Tensor:
+        """Return the normed output."""
         return self.norm(output)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the drafter's own head."""
         return self.lm_head(hidden)
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return super().config() | {
             "feature_layers": list(self.fused),
             "fc_norm": self.fc_norm is not None,
@@ -148,10 +157,11 @@ class Eagle3Drafter(FeatureDrafter):
         }
 
     def _rows(self) -> None:
-        """Nothing of the target's head is needed: this drafter has its own."""
+        """Look nothing up of the target's head: this drafter has its own."""
 
     @torch.no_grad()
     def _copy_head(self) -> None:
+        """Begin with the target's head, where the hidden sizes agree."""
         family = self.target.family
         if self.lm_head.weight.is_meta or self.head.hidden_size != self.target.hidden_size:
             return

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class EarlyExitDrafter(StepDrafter):
-    """Drafts with the first layers of the target, its final norm and its head (LayerSkip, arXiv 2404.16710, without the
-    training that makes early layers good at it).
+    """A drafter that is the first layers of the target, its final norm and its head (LayerSkip, arXiv 2404.16710,
+    without the training that makes early layers good at it).
 
     It shares the target's cache: what is committed was read by all layers, the first ones among them, so nothing is
     read twice but the draft itself, which the target reads again with all its layers.
@@ -29,8 +29,8 @@ class EarlyExitDrafter(StepDrafter):
 
     Args:
         target: the model to draft for, and with.
-        layers: how many of its layers; None for half of them.
-        tree: how to grow trees; a chain of five by default.
+        layers: number of its first layers to use; None for half of them.
+        tree: the builder of its trees; a chain of five by default.
 
     Raises:
         MMSpecError: for layers that the target does not have, or whose layers are spread over devices.
@@ -42,6 +42,7 @@ class EarlyExitDrafter(StepDrafter):
         target.first_layers(self.layers)  # refuses what cannot be
 
     def start(self, context: Context) -> None:
+        """Open a branch of the target's session."""
         super().start(context)
         self.session = context.branch(layers=self.layers)
 
@@ -51,11 +52,13 @@ class EarlyExitDrafter(StepDrafter):
         return trunk.last_of(self.session.read(trunk.tokens, trunk.visible, trunk.depth).logits)
 
     def expand(self, block: Block) -> Tensor:
-        """The same for drafted nodes, which see what was read above the root, too."""
+        """Read drafted nodes, which also see what was read above the root."""
         width, device = self._trunk.tokens.shape[1], block.tokens.device
+        counts: int | Tensor = width
         if min(self._trunk.counts) == width:
-            counts, real = width, torch.ones(len(block.tokens), width, dtype=torch.bool, device=device)
+            real = torch.ones(len(block.tokens), width, dtype=torch.bool, device=device)
         else:
+            assert self._trunk.kept is not None, "rows differ"
             counts = self._trunk.kept[:, None]
             real = torch.arange(width, device=device) < counts
         visible = torch.cat([real[:, None].expand(-1, block.tokens.shape[1], -1), block.visible], dim=2)
@@ -63,5 +66,6 @@ class EarlyExitDrafter(StepDrafter):
         return self.session.read(block.tokens, visible, block.depth + counts, extends_chain).logits
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Forget the nodes of the round: the target has read them."""
         super().observe(tree, scores, verdict)
         self.session.drop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +23,9 @@ from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
 from .head_config import HEAD_SETTINGS, head_config
-from .layer import DraftLayer, Rope, attend, attend_unrolled
+from .layer import Rope, attend, attend_unrolled
 from .reading import PromptReader
 from .rope import Turning, rotary_of
-from .step import StepDrafter
 from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ..target import Target
 
 
-class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
-    """Extrapolates the target's features, one draft token at a time, with a single transformer layer.
+class FeatureDrafter(ReducedVocabulary, PromptReader):
+    """A drafter that extrapolates the target's features, one draft token at a time, with a single transformer layer.
 
     Slot t of the drafter pairs the feature after token t with the embedding of token t + 1, and speaks of token t + 2.
     Slots of the true sequence hold true features and stay in the drafter's cache; the slots of a draft hold its own
@@ -52,9 +52,9 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         head: sizes and switches of the layer that differ from the target's, see `HEAD_SETTINGS`.
         visual: True if the embedding of an image token is the target's visual embedding, False if it is that of the
             placeholder token.
-        draft_vocab_size: how many tokens the drafter can propose; None for all. Which ones: `choose_vocabulary`.
-        tree: how to grow trees; EAGLE-2's dynamic tree by default.
-        compressor: what the drafter sees of pictures; all of them by default.
+        draft_vocab_size: number of tokens that the drafter can propose, see `choose_vocabulary`; None for all.
+        tree: the builder of its trees; EAGLE-2's dynamic tree by default.
+        compressor: the compressor through which it reads pictures; none by default.
         own_embedding: rows of a frozen token embedding of the drafter's own, as some published checkpoints have; None
             to read the target's. Pictures are read from the target in either case.
 
@@ -69,16 +69,16 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     """Others, which folders written before there were any lack."""
 
     any_width = False
-    """Whether the hidden size may differ from the target's, given an embedding of its own."""
+    """True if the hidden size may differ from the target's, given an embedding of its own."""
 
     rope = "1d"
-    """How positions are counted, see `mmspec.drafters.rope`."""
+    """The kind of positions, see `mmspec.drafters.rope`."""
 
     axes: Tensor | None = None
-    """Of positions that have several, see `mmspec.drafters.rope.axes_of`."""
+    """The axis of each frequency, for positions that have several, see `mmspec.drafters.rope.axes_of`."""
 
     guesses_features = True
-    """Whether the layer's output stands for a state of the target, with which a loss can compare it."""
+    """True if the layer's output stands for a state of the target, with which a loss can compare it."""
 
     drafts_unread = True
 
@@ -111,52 +111,48 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     # What a method is.
 
-    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
-        """True features `[..., target hidden]` by layer to the states `[..., hidden]` that stand in the slots."""
-        raise NotImplementedError
-
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
-        """Token embeddings and states to what the layer's attention reads, and its residual stream.
+        """Return what the layer's attention reads, and its residual stream, from token embeddings and states.
 
         Args:
-            embeds: `[batch, length, hidden]`.
-            states: `[batch, length, hidden]`.
+            embeds: `[batch, length, hidden]` embeddings.
+            states: `[batch, length, hidden]` states.
             step: 0 for true states, n for those of the n-th level of a draft: a number for all, or
                 `[batch or 1, length, 1]`.
         """
         raise NotImplementedError
 
     def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
-        """The same of all slots of a prompt: every state with the embedding of the next entry."""
+        """Return the input of the layer for all slots of a prompt: every state with the embedding of the next entry."""
         return self.layer_input(prompt.embeds[:, 1:], prompt.states[:, :-1])
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
-        """`[batch, slots]`, or `[axes, batch, slots]`: a slot stands where its state does."""
+        """Return positions `[batch, slots]`, or `[axes, batch, slots]`: a slot stands where its state does."""
         return prompt.positions[..., :-1]
 
     def next_state(self, output: Tensor) -> Tensor:
-        """The layer's output to the state of the next draft step."""
+        """Return the state of the next draft step, from the layer's output."""
         return output
 
     def head_input(self, output: Tensor) -> Tensor:
-        """The layer's output to what the vocabulary head reads."""
+        """Return what the vocabulary head reads, from the layer's output."""
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., draft_vocab]` from `head_input`. By default the target's own head, on the draft vocabulary."""
+        """Return logits `[..., draft_vocab]` from `head_input`. By default the head is the target's own, on the draft
+        vocabulary."""
         return self.target.family.head(hidden, self._head_rows)
-
-    @property
-    def layer(self) -> DraftLayer:
-        raise NotImplementedError
 
     # Drafting.
 
     def start(self, context: Context) -> None:
+        """Read the prompt with the target's states, into a session of the layer's own."""
         super().start(context)
         lengths = context.request.lengths
         parameter = self.layer.self_attn.k_proj.weight
-        slot = SlotShape(self.head.num_key_value_heads, self.head.head_dim, parameter.dtype, parameter.device)
+        heads, head_dim = self.head.num_key_value_heads, self.head.head_dim
+        assert heads is not None and head_dim is not None  # LlamaConfig fills them in
+        slot = SlotShape(heads, head_dim, parameter.dtype, parameter.device)
         self._prepare()
         prompt = self.read(context.request, context.request, context.embeds, context.features, context.vision)
         last = torch.tensor(lengths, device=prompt.removed.device) - 1 - prompt.removed
@@ -176,29 +172,32 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self._guessed = [0] * context.batch_size  # the last slots of the cache, whose states are its own
 
     def prefill_kv(self, prompt: DraftPrompt) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of all slots of a prompt, `[batch, key_value_heads, slots, head_dim]`, for every layer."""
+        """Return keys and values of all slots of a prompt, `[batch, key_value_heads, slots, head_dim]`, for every
+        layer."""
         mixed, _ = self.prompt_input(prompt)
         return [self.layer.self_attn.keys_values(mixed, self._rope(mixed, self.slot_positions(prompt)))]
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
         trunk, steps = self.newest(root, self.session.pending), self._steps
-        width, guessed = trunk.tokens.shape[1], isinstance(steps, Tensor)
-        output = self._run(trunk, self._states[:, :width], steps[:, :width] if guessed else steps)
+        width = trunk.tokens.shape[1]
+        output = self._run(trunk, self._states[:, :width], steps[:, :width] if isinstance(steps, Tensor) else steps)
         self.session.keep(trunk.counts, kept=trunk.kept)
-        if guessed:
+        if isinstance(steps, Tensor):
             self._guessed = [before + count for before, count in zip(self._guessed, trunk.counts, strict=True)]
         output = trunk.last_of(output)[:, None]
         self._drafted = [self.next_state(output)]
         return self.logits(self.head_input(output))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
+        """Return the logits after a block of nodes, whose parents' outputs are their states."""
         states = self._drafted[-1] if block.extends_chain else pick(torch.cat(self._drafted, dim=1), block.parents)
         output = self._run(block, states, block.step)
         self._drafted.append(self.next_state(output))
         return self.logits(self.head_input(output))
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Take the true states of the accepted path in place of the draft's own."""
         super().observe(tree, scores, verdict)
         if verdict.tail is not None:
             raise MMSpecError(
@@ -208,6 +207,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self.session.drop()
         path = verdict.path[:, : max(self.session.pending)]
         if scores is None:
+            assert tree.expansion is not None, "the tree is one of Growth"
             self._go_on(tree.expansion.gather(1, path.clamp(min=0)).clamp(min=0))
             return
         if any(self._guessed):
@@ -226,20 +226,21 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self._guessed = [0] * len(self._guessed)
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
-        """One pass of the layer: nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
+        """Run the layer once: from nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
         session, attention = self.session, self.layer.self_attn
         mixed, residual = self.layer_input(self._token_embeds(block.tokens), states, step)
         with session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             mixed, residual = session.present(mixed), session.present(residual)
-            queries, *own = attention.project(mixed, self._rope(mixed, positions))
-            keys, values = session.cache.layers[0].update(*own)
+            assert mask is None or isinstance(mask, Tensor)  # as the session was made
+            queries, own_keys, own_values = attention.project(mixed, self._rope(mixed, positions))
+            keys, values = session.cache.tree_layers[0].update(own_keys, own_values)
         return session.whole(self.layer.finish(residual, attend(queries, keys, values, mask)))
 
     # Training.
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
-        """See `Drafter.unroll`. Step i continues every draft of step i - 1 by one token, feeding its own states back
-        (training-time test; HASS, arXiv 2408.15766, with `detach`).
+        """Yield the guesses of every step, see `Drafter.unroll`. Step i continues every draft of step i - 1 by one
+        token, feeding its own states back (training-time test; HASS, arXiv 2408.15766, with `detach`).
 
         All queries that matter stand in the answers, so the layer's queries and its MLP run on those slots only; the
         prompt contributes keys and values.
@@ -275,6 +276,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
     # Small parts.
 
     def _rope(self, like: Tensor, slots: Tensor) -> Rope:
+        """Return cosines and sines for slots, in the dtype of a tensor."""
         return self._turning.at(slots, like.dtype)
 
     def _prepare(self) -> None:
@@ -283,9 +285,11 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
         self._turning = Turning(self.rotary, self.axes)
 
     def _rows(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the rows of the target's head that the logits need."""
         return self.target.family.head_rows(self.draft_vocabulary)
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return {
             "head": {name: getattr(self.head, name) for name in HEAD_SETTINGS},
             "visual": self.visual,
@@ -296,11 +300,13 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
+        """Rebuild the drafter, on the target's device."""
         return cls._from_config(config, target).to(target.device)
 
     @classmethod
     def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> FeatureDrafter:
-        if cls.from_config.__func__ is not FeatureDrafter.from_config.__func__:
+        """Rebuild the drafter for weights that are brought along, see `Drafter.empty`."""
+        if getattr_static(cls, "from_config") is not getattr_static(FeatureDrafter, "from_config"):
             return cls.from_config(config, target)
         with torch.device("meta"):
             drafter = cls._from_config(config, target)
@@ -311,6 +317,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
+        """Rebuild the drafter on the current device."""
         names = ("head", "visual", "draft_vocab_size", *cls.switches, *(n for n in cls.late_switches if n in config))
         compressor = compressor_of(config.get("compressor"))
         drafter = cls(target, **{name: config[name] for name in names}, compressor=compressor)
@@ -320,7 +327,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader, StepDrafter):
 
 
 def has_unstored(drafter: nn.Module) -> bool:
-    """Whether a module on the meta device has tensors there that no checkpoint will bring: computed ones."""
+    """Return True if a module on the meta device has tensors there that no checkpoint will bring: computed ones."""
     stored = {id(tensor) for tensor in drafter.state_dict(keep_vars=True).values()}
     holders = [values for module in drafter.modules() for values in (vars(module), module._buffers)]
     tensors = [value for values in holders for value in values.values() if isinstance(value, Tensor)]

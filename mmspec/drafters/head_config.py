@@ -29,14 +29,14 @@ HEAD_SETTINGS = (
 )
 
 MROPE_SETTINGS = ("mrope_section", "mrope_interleaved")
-"""Of `rope_parameters`, for heads whose positions have several axes, see `mmspec.drafters.rope`."""
+"""Names in `rope_parameters`, for heads whose positions have several axes, see `mmspec.drafters.rope`."""
 
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not change with the length of the text."""
 
 
 def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
-    """The layer's configuration: that of the target's language model with some changes.
+    """Return the layer's configuration: that of the target's language model with some changes.
 
     Raises:
         MMSpecError: for a setting that does not exist, or that no layer can have.
@@ -61,7 +61,7 @@ def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
         config = LlamaConfig(**settings | {"rope_parameters": rope})
     except Exception as error:  # what transformers' own checks say comes in types of several libraries
         raise MMSpecError(f"transformers has no layer with these head settings: {first_line(error)}") from error
-    config.rope_parameters |= axes
+    config.rope_parameters = dict(config.rope_parameters or {}) | axes
     return config
 
 
@@ -103,7 +103,7 @@ def _check(settings: dict[str, Any]) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and not a truth value."""
+    """Return True for a finite number that is no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -73,6 +73,7 @@ class HiVisDrafter(EagleDrafter):
         nn.init.xavier_uniform_(self.residual)
 
     def read(self, request, prompt, embeds, features, vision):
+        """Return the request without its pictures; refuse one in which that hides nothing, or all."""
         read = super().read(request, prompt, embeds, features, vision)
         if vision is not None and vision.sizes and not read.removed.any():
             raise MMSpecError(
@@ -84,9 +85,11 @@ class HiVisDrafter(EagleDrafter):
         return read
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Return the fusion of embeddings, states and the residual of the step."""
         row = torch.as_tensor(step, device=states.device).clamp(max=self.steps - 1)
         residual = self.residual[row].squeeze(-2) if row.ndim else self.residual[row]
         return self.enter(self.fc(torch.cat([embeds, states, residual.expand_as(states).to(states)], dim=-1)))
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return super().config() | {"steps": self.steps, "packed": self.packed}

@@ -6,6 +6,8 @@ of its parameters are those of the published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,48 +22,52 @@ class DraftAttention(nn.Module):
     """Rotary attention with grouped queries: `project` (or `queries` and `keys_values`), attend, `merge`.
 
     Args:
-        config: of the layer.
-        width: of what the projections read.
+        config: configuration of the layer.
+        width: width of what the projections read.
     """
 
     def __init__(self, config: LlamaConfig, width: int):
         super().__init__()
-        self.head_dim = config.head_dim
-        inner, shared = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        heads, head_dim = config.num_key_value_heads, config.head_dim
+        assert heads is not None and head_dim is not None  # LlamaConfig fills them in
+        self.head_dim = head_dim
+        inner, shared = config.num_attention_heads * head_dim, heads * head_dim
         self.q_proj = nn.Linear(width, inner, bias=config.attention_bias)
         self.k_proj = nn.Linear(width, shared, bias=config.attention_bias)
         self.v_proj = nn.Linear(width, shared, bias=config.attention_bias)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """`[batch, length, width]` to queries, keys and values, each `[batch, heads, length, head_dim]`: what `queries`
-        and `keys_values` give, in one product and one rotation. Gradients do not flow."""
+        """Return queries, keys and values of `[batch, length, width]` states, each `[batch, heads, length, head_dim]`:
+        those of `queries` and `keys_values`, in one product and one rotation. Gradients do not flow."""
         joined = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
         queries, shared = (map.out_features // self.head_dim for map in (self.q_proj, self.k_proj))
         turned = rotate(joined[:, : queries + shared], rope)
         return turned[:, :queries], turned[:, queries:], joined[:, queries + shared :]
 
     def queries(self, states: Tensor, rope: Rope) -> Tensor:
-        """`[batch, length, width]` to `[batch, heads, length, head_dim]`."""
+        """Return queries `[batch, heads, length, head_dim]` of `[batch, length, width]` states."""
         return rotate(self._heads(self.q_proj(states)), rope)
 
     def keys_values(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """`[batch, length, width]` to twice `[batch, key_value_heads, length, head_dim]`."""
+        """Return keys and values of `[batch, length, width]` states, each `[batch, key_value_heads, length,
+        head_dim]`."""
         return rotate(self._heads(self.k_proj(states)), rope), self._heads(self.v_proj(states))
 
     def merge(self, attended: Tensor) -> Tensor:
-        """`[batch, heads, length, head_dim]` to `[batch, length, hidden]`."""
+        """Return the output `[batch, length, hidden]` of what was attended to, `[batch, heads, length, head_dim]`."""
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, states: Tensor) -> Tensor:
+        """Return `[batch, heads, length, head_dim]`, from heads that stand side by side."""
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class GatedMLP(LlamaMLP):
-    """SwiGLU, whose gate and input take one product where no gradient is wanted."""
+    """A SwiGLU, whose gate and input take one product where no gradient is wanted."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """`[..., hidden]` to the same."""
+        """Return an output of the shape of the input, `[..., hidden]`."""
         if torch.is_grad_enabled():
             return super().forward(states)
         gate, up = side_by_side(states, self.gate_proj, self.up_proj).chunk(2, dim=-1)
@@ -72,9 +78,12 @@ class DraftLayer(nn.Module):
     """Attention and MLP around a residual stream; what enters the attention is the business of the drafter.
 
     Args:
-        config: sizes, and which biases there are.
-        width: of the attention's input.
+        config: sizes and biases of the layer.
+        width: width of the attention's input.
     """
+
+    input_layernorm: nn.Module  # of drafters that have one
+    hidden_norm: nn.Module  # likewise
 
     def __init__(self, config: LlamaConfig, width: int):
         super().__init__()
@@ -83,26 +92,30 @@ class DraftLayer(nn.Module):
         self.mlp = GatedMLP(config)
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output from `[batch, length, hidden]` and `[batch, heads, length, head_dim]`."""
+        """Return the layer's output, from its input `[batch, length, hidden]` and what was attended to, `[batch, heads,
+        length, head_dim]`."""
         states = residual + self.self_attn.merge(attended)
         return states + self.mlp(self.post_attention_layernorm(states))
 
 
 def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
-    """What several linear maps make of `[..., width]` states, side by side, `[..., sum of widths]`. No gradients.
+    """Apply several linear maps to `[..., width]` states, and return the results side by side, `[..., sum of widths]`.
+    No gradients flow.
 
     The first call moves the weights of the maps next to each other in memory, where they stay parameters of their own,
     under their own names; from then on all maps take one product.
     """
-    if any(type(map) is not nn.Linear for map in maps):  # quantised, say, or with an adapter
+    linear = [map for map in maps if type(map) is nn.Linear]
+    if len(linear) < len(maps):  # quantised, say, or with an adapter
         return torch.cat([map(states) for map in maps], dim=-1)
-    weight = _joined([map.weight for map in maps])
-    bias = None if maps[0].bias is None else _joined([map.bias for map in maps])
+    weight = _joined([map.weight for map in linear])
+    bias = None if linear[0].bias is None else _joined([map.bias for map in linear])
     return functional.linear(states, weight, bias)
 
 
-def _joined(parameters: list[nn.Parameter]) -> Tensor:
-    """Parameters as one tensor, stacked along their first dimension, without a copy once they lie in one storage."""
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
+    """Return parameters as one tensor, stacked along their first dimension, without a copy once they lie in one
+    storage."""
     first = parameters[0]
     address, size, place = first.data_ptr(), first.element_size(), 0
     for parameter in parameters:  # this is asked in every pass, and has to be quick
@@ -116,7 +129,7 @@ def _joined(parameters: list[nn.Parameter]) -> Tensor:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _move_together(parameters: list[nn.Parameter]) -> None:
+def _move_together(parameters: Sequence[Tensor]) -> None:
     """Give parameters a storage in which they lie one behind the other."""
     parts = torch.cat([parameter.data for parameter in parameters]).split([len(one) for one in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
@@ -131,7 +144,7 @@ def rotate(states: Tensor, rope: Rope) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention with a boolean mask `[batch, 1, length, slots]`, or over everything."""
+    """Attend with a boolean mask `[batch, 1, length, slots]`, or over everything."""
     grouped = queries.shape[1] != keys.shape[1]
     return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
 
@@ -139,7 +152,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
 def attend_unrolled(
     queries: Tensor, prefix: tuple[Tensor, Tensor], own: list[tuple[Tensor, Tensor]], visible: Tensor
 ) -> Tensor:
-    """Attention of the unrolled steps of training-time test (EAGLE-3, arXiv 2503.01840, section 3.2).
+    """Attend as the unrolled steps of training-time test do (EAGLE-3, arXiv 2503.01840, section 3.2).
 
     A draft step sees the true prefix up to where its draft began, and of the draft itself what comes before it on the
     same path: of every earlier step only the entry of the same slot. That is the diagonal of the attention matrix.
@@ -149,7 +162,7 @@ def attend_unrolled(
         prefix: keys and values of the true sequence, `[batch, key_value_heads, length, head_dim]`.
         own: keys and values of the draft steps so far, this one included: each `[batch, key_value_heads, slots,
             head_dim]`.
-        visible: `[batch, 1, slots, length]`, what each slot sees of the prefix.
+        visible: `[batch, 1, slots, length]`, True where a slot sees an entry of the prefix.
     """
     groups = queries.shape[1] // prefix[0].shape[1]
     keys, values = (part.repeat_interleave(groups, dim=1) for part in prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """`[..., hidden]` to the same."""
+        """Return a tensor of the shape of the input, `[..., hidden]`."""
         return states + functional.silu(self.linear(states))
 
 
@@ -60,9 +60,9 @@ class MedusaDrafter(StepDrafter):
 
     Args:
         target: the model to draft for.
-        heads: how many places ahead are guessed.
-        layers: residual blocks of a head.
-        tree: how to grow trees; the released one of 63 nodes by default.
+        heads: number of places ahead that are guessed.
+        layers: number of residual blocks of a head.
+        tree: the builder of its trees; the released one of 63 nodes by default.
 
     Raises:
         MMSpecError: for numbers that are not positive integers.
@@ -73,46 +73,47 @@ class MedusaDrafter(StepDrafter):
     def __init__(self, target: Target, heads: int = 5, layers: int = 1, tree: TreeBuilder | None = None):
         super().__init__(target, tree or StaticTree("medusa"))
         positive(self, heads=heads, layers=layers)
-        self.heads, self.layers = heads, layers
+        self.heads, self.layers, self.max_depth = heads, layers, heads
         hidden, vocab = target.hidden_size, target.vocab_size
         self.medusa_head = nn.ModuleList(
             nn.Sequential(*(ResBlock(hidden) for _ in range(layers)), nn.Linear(hidden, vocab, bias=False))
             for _ in range(heads)
         )
-        if not self.medusa_head[0][-1].weight.is_meta:
+        if not self._last[0].weight.is_meta:
             with torch.no_grad():
                 weight = target.family.head_rows()[0][:vocab] * target.family.logit_scale
-                for head in self.medusa_head:
-                    head[-1].weight.copy_(weight)
-
-    @property
-    def max_depth(self) -> int:
-        return self.heads
+                for last in self._last:
+                    last.weight.copy_(weight)
 
     def start(self, context: Context) -> None:
+        """Take the state of the last token of every prompt."""
         super().start(context)
         states = context.features[LAST]
         last = torch.tensor(context.request.lengths, device=states.device) - 1
         self._state = pick(states, last[:, None])
 
     def expand_root(self, root: Tensor) -> Tensor:
-        """All heads speak at once, `[batch, heads, vocab]`; how deep the tree goes is the builder's business."""
+        """Run all heads at once, `[batch, heads, vocab]`; return the logits of the first. How deep the tree goes is up
+        to the builder."""
         state = self._state.to(self._dtype)
         self._guesses = torch.cat([head(state) for head in self.medusa_head], dim=1)
         return self._guesses[:, 0]
 
     def expand(self, block: Block) -> Tensor:
+        """Return the logits of the head for each node's depth."""
         rows = torch.arange(len(self._guesses), device=block.depth.device)[:, None]
         return self._guesses[rows, block.depth + 1]  # the root's children, of depth 0 here, heard the second head
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Take the state of the last accepted token."""
         super().observe(tree, scores, verdict)
+        assert scores is not None, "Medusa's heads read states of the target, so that it is always asked"
         tip = verdict.path.gather(1, (verdict.length - 1).clamp(min=0)[:, None])
         self._state = pick(scores.features[LAST], tip.clamp(min=0))
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
-        """See `Drafter.unroll`: step i is head i + 1 at every root. No step depends on another, so there is nothing to
-        detach, and no more steps than heads."""
+        """Yield the guesses of every step, see `Drafter.unroll`: step i is head i + 1 at every root. No step depends on
+        another, so there is nothing to detach, and no more steps than heads."""
         states = pick(lesson.features[LAST].to(self._dtype), lesson.root_slots)
         for step, head in enumerate(self.medusa_head[:steps]):
             valid, places = lesson.drafted(step)
@@ -121,18 +122,27 @@ class MedusaDrafter(StepDrafter):
             yield Guess(head(states[valid]), None, places, valid.flatten().nonzero()[:, 0])
 
     @property
+    def _last(self) -> list[nn.Linear]:
+        """The last layer of every head."""
+        return [cast(nn.Linear, cast(nn.Sequential, head)[-1]) for head in self.medusa_head]
+
+    @property
     def _dtype(self) -> torch.dtype:
-        return self.medusa_head[0][-1].weight.dtype
+        """The dtype of the weights."""
+        return self._last[0].weight.dtype
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return {"heads": self.heads, "layers": self.layers}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], target: Target) -> MedusaDrafter:
+        """Rebuild the drafter, on the target's device and in its dtype."""
         return cls(target, config["heads"], config["layers"]).to(device=target.device, dtype=target.dtype)
 
     @classmethod
     def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> MedusaDrafter:
+        """Rebuild the drafter on the meta device, see `Drafter.empty`."""
         if there is not None:
             there.check_count("heads", config["heads"])
             there.check_count("layers", config["layers"])

@@ -24,5 +24,6 @@ class MsdDrafter(EagleDrafter):
     """
 
     def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
+        """Return the fusion at text slots, and the bare embedding at visual ones."""
         fused = self.fc(torch.cat([prompt.embeds[:, 1:], prompt.states[:, :-1]], dim=-1))
         return self.enter(torch.where(prompt.visual[:, 1:, None], prompt.embeds[:, 1:].to(fused), fused))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class NGramDrafter(Drafter):
-    """Looks the newest n-gram up in the sequence so far and proposes what came after it.
+    """A drafter that looks the newest n-gram up in the sequence so far and proposes what came after it.
 
     Prompt lookup decoding (Saxena 2023; `prompt_lookup_num_tokens` of transformers) proposes one continuation, that of
     the first match. Ours proposes those of the latest `branches` matches of the longest n-gram that has any, merged
@@ -30,8 +30,8 @@ class NGramDrafter(Drafter):
     Args:
         target: the model to draft for.
         max_ngram, min_ngram: longest and shortest n-gram to look up, in tokens.
-        length: tokens to propose per continuation.
-        branches: continuations to propose.
+        length: number of tokens to propose per continuation.
+        branches: number of continuations to propose.
     """
 
     def __init__(self, target: Target, max_ngram: int = 4, min_ngram: int = 1, length: int = 8, branches: int = 4):
@@ -43,17 +43,20 @@ class NGramDrafter(Drafter):
 
     @property
     def max_nodes(self) -> int:
+        """Tokens of all continuations together."""
         return self.length * self.branches
 
     def start(self, context: Context) -> None:
+        """Index the prompt."""
         self.context = context
         self.placeholders = set(context.target.family.placeholders)
         # Per row: n-gram to the indices of the tokens that followed it, in order.
-        self.index = [defaultdict(list) for _ in context.history]
+        self.index: list[dict[tuple[int, ...], list[int]]] = [defaultdict(list) for _ in context.history]
         self.indexed = [0] * len(context.history)
         self._update()
 
     def draft(self, root: Tensor) -> DraftTree:
+        """Propose what followed earlier occurrences."""
         rows = [
             self._grow(history, index) if active else ([history[-1]], [-1])
             for history, index, active in zip(self.context.history, self.index, self.context.active, strict=True)
@@ -69,7 +72,8 @@ class NGramDrafter(Drafter):
             valid=None if all(map(all, valid)) else torch.tensor(valid, device=root.device),
         )
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Index the tokens that were emitted."""
         self._update()
 
     def _update(self) -> None:
@@ -85,7 +89,7 @@ class NGramDrafter(Drafter):
             self.indexed[row] = len(history)
 
     def _grow(self, history: list[int], index: dict[tuple[int, ...], list[int]]) -> tuple[list[int], list[int]]:
-        """Tokens and parents of one row's tree."""
+        """Return tokens and parents of one row's tree."""
         tokens, parents = [history[-1]], [-1]
         children: dict[tuple[int, int], int] = {}
         for n in range(min(self.max_ngram, len(history)), self.min_ngram - 1, -1):

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 class NoDrafter(Drafter):
-    """Proposes nothing: every round gives one token. `generate(drafter=None)` decodes with it."""
+    """A drafter that proposes nothing: every round gives one token. `generate(drafter=None)` decodes with it."""
 
     def start(self, context: Context) -> None:
-        pass
+        """Do nothing."""
 
     def draft(self, root: Tensor) -> DraftTree:
+        """Return the root alone."""
         return DraftTree.root_only(root)
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
-        pass
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""VisualProjector: what lets a small model see through its target's eyes."""
+"""VisualProjector: the map by which a small model sees through its target's eyes."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class VisualProjector(nn.Module):
         self.outer = nn.Linear(hidden, hidden)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[tokens, vision_hidden]` to `[tokens, hidden]`."""
+        """Return `[tokens, hidden]` embeddings of `[tokens, vision_hidden]` features."""
         return self.outer(nn.functional.gelu(self.inner(features)))

@@ -1,4 +1,5 @@
-"""How drafters on hidden states read a prompt: embeddings and states of its tokens, with the pictures compressed."""
+"""The way in which drafters on hidden states read a prompt: embeddings and states of its tokens, with the pictures
+compressed."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from ..arguments import as_int
 from ..attention import received_attention
@@ -14,14 +16,36 @@ from ..errors import MMSpecError, shown
 from ..families import Vision
 from ..inputs import Request
 from ..states import LAST
+from .layer import DraftLayer
+from .step import StepDrafter
 from .vocabulary import is_padding
 
 
-class PromptReader:
-    """The part of a `FeatureDrafter` that knows about pictures."""
+class PromptReader(StepDrafter):
+    """The part of a `FeatureDrafter` that reads prompts, pictures among them.
+
+    Attributes:
+        head: configuration of the layer.
+        visual: True if the embedding of an image token is the target's visual embedding.
+        rope: the kind of positions, see `mmspec.drafters.rope`.
+    """
+
+    head: LlamaConfig
+    visual: bool
+    rope: str
+
+    @property
+    def layer(self) -> DraftLayer:
+        """The layer."""
+        raise NotImplementedError
+
+    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
+        """Return the states `[..., hidden]` that stand in the slots, from true features `[..., target hidden]` by
+        layer."""
+        raise NotImplementedError
 
     def take_compressor(self, compressor: VisualCompressor) -> None:
-        """See the pictures through a compressor, and ask the target for the states that it looks at.
+        """Read the pictures through a compressor, and ask the target for the states that it looks at.
 
         Raises:
             MMSpecError: if it does not fit the target's hidden size.
@@ -51,7 +75,7 @@ class PromptReader:
         self.embed_tokens = nn.Embedding(rows, self.head.hidden_size)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """All weights but the embedding's."""
+        """Return all weights but the embedding's."""
         return (weight for name, weight in self.named_parameters() if not name.startswith("embed_tokens."))
 
     def read(
@@ -62,12 +86,12 @@ class PromptReader:
         features: dict[int, Tensor],
         vision: Vision | None,
     ) -> DraftPrompt:
-        """A request as this drafter reads it: states and embeddings not yet paired.
+        """Return a request as this drafter reads it: states and embeddings not yet paired.
 
         Args:
             request: the prompt, or the prompt and an answer.
             prompt: the prompt alone.
-            embeds: `[batch, length, hidden]` what the target read.
+            embeds: `[batch, length, hidden]` embeddings that the target read.
             features: layer to `[batch, length, hidden]`, of all `feature_layers`.
             vision: the encoded pictures, or None.
 
@@ -96,16 +120,17 @@ class PromptReader:
 
     @property
     def _dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
         return self.layer.self_attn.q_proj.weight.dtype
 
     def _token_embeds(self, tokens: Tensor) -> Tensor:
-        """`[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
+        """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
         if self.own_embedding is not None:
             return self.embed_tokens(tokens.masked_fill(tokens >= self.own_embedding, 0)).to(self._dtype)
         return self.target.family.embed(tokens, None).to(self._dtype)
 
     def _prompt_embeds(self, ids: Tensor, merged: Tensor) -> Tensor:
-        """`[batch, length, hidden]` embeddings of a prompt: as the target read it, or with bare placeholders."""
+        """Return `[batch, length, hidden]` embeddings of a prompt: as the target read it, or with bare placeholders."""
         if not self.visual:
             return self._token_embeds(ids)
         merged = merged.to(self._dtype)

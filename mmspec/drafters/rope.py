@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -16,7 +16,7 @@ ROPES = ("1d", "mrope")
 
 
 def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
-    """`[head_dim / 2]` the axis by whose position each frequency is turned.
+    """Return `[head_dim / 2]` the axis by whose position each frequency is turned.
 
     In the order of Qwen2-VL the frequencies of an axis stand together; with `mrope_interleaved`, as in Qwen3-VL, the
     three axes take turns for as long as height and width have frequencies left, and the rest is time's.
@@ -25,8 +25,9 @@ def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
         MMSpecError: if the sections are not three that fill half a head.
     """
     sections = rope_parameters.get("mrope_section") or []
-    counts = [as_int(count) for count in sections] if isinstance(sections, list | tuple) else []
-    if len(counts) != 3 or None in counts or min(counts) < 0 or sum(counts) != head_dim // 2:
+    found = [as_int(count) for count in sections] if isinstance(sections, list | tuple) else []
+    counts = [count for count in found if count is not None]
+    if len(counts) != len(found) or len(counts) != 3 or min(counts) < 0 or sum(counts) != head_dim // 2:
         raise MMSpecError(
             "rope='mrope' needs rope_parameters with three mrope_section numbers whose sum is "
             f"{head_dim // 2}, half of head_dim={head_dim}; they are {shown(sections)}"
@@ -42,7 +43,7 @@ def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
 
 
 def rotary_of(head: LlamaConfig) -> LlamaRotaryEmbedding:
-    """The rotary embedding of a layer, with `head_dim / 2` frequencies.
+    """Return the rotary embedding of a layer, with `head_dim / 2` frequencies.
 
     Raises:
         MMSpecError: if transformers cannot make it of the settings.
@@ -61,21 +62,21 @@ class Turning:
 
     Args:
         rotary: transformers' rotary embedding, whose frequencies are taken.
-        axes: see `axes_of`; None for positions of one axis.
+        axes: axis of each frequency, see `axes_of`; None for positions of one axis.
     """
 
-    def __init__(self, rotary: nn.Module, axes: Tensor | None = None):
+    def __init__(self, rotary: LlamaRotaryEmbedding, axes: Tensor | None = None):
         # The two halves of a head turn against each other, so the sines of the first one are negative.
         self._frequencies = torch.cat([-rotary.inv_freq, rotary.inv_freq]).float()
         self._scaling = rotary.attention_scaling
         self._axes = None if axes is None else axes.repeat(2).to(self._frequencies.device)
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rope:
-        """Cosines and signed sines, `[batch, length, head_dim]`, computed in float32.
+        """Return cosines and signed sines, `[batch, length, head_dim]`, computed in float32.
 
         Args:
             positions: `[batch, length]`, or `[3, batch, length]` with axes.
-            dtype: of the result.
+            dtype: dtype of the result.
         """
         if positions.ndim == 3:
             positions = positions[self._axes].permute(1, 2, 0)

@@ -22,23 +22,28 @@ if TYPE_CHECKING:
 
 
 class StepDrafter(Drafter):
-    """Lets its `TreeBuilder` ask for expansions.
+    """A drafter whose `TreeBuilder` asks for expansions.
 
     A subclass implements `expand_root` and `expand`, and in `observe` commits or drops what its own cache holds; the
     builder decides which nodes are expanded and kept. `tree.expansion` then tells which of the kept nodes were
     expanded, and as which entry of the drafter's cache.
     """
 
+    tree: TreeBuilder  # never None
+
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__(target, tree or Chain())
 
     def check(self, proposal: str) -> None:
+        """Refuse proposals that the builder's shape would bias."""
         self.tree.check(proposal)
 
     def start(self, context: Context) -> None:
+        """Take up a request; subclasses read its prompt."""
         self.context = context
 
     def draft(self, root: Tensor) -> DraftTree:
+        """Let the builder grow a tree below the roots."""
         growth = Growth(
             root,
             lambda: self.expand_root(root),
@@ -50,14 +55,15 @@ class StepDrafter(Drafter):
         )
         return self.tree.build(growth)
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Tell the builder of the verdict."""
         self.tree.observe(tree, scores, verdict)
 
     def newest(self, root: Tensor, counts: list[int]) -> Trunk:
-        """The last tokens of every row as a chain, for drafters that read some only after the verdict.
+        """Return the last tokens of every row as a chain, for drafters that read some only after the verdict.
 
         Args:
-            root: `[batch]`, the last token of all.
+            root: `[batch]` last token of every row.
             counts: tokens per row, the root included; 0 for a row that has ended. Shorter rows are right-padded.
         """
         width, device = max(counts), root.device
@@ -76,7 +82,7 @@ class StepDrafter(Drafter):
         raise NotImplementedError
 
     def expand(self, block: Block) -> Tensor:
-        """`[batch, new, vocab]` logits after the nodes of a block."""
+        """Return `[batch, new, vocab]` logits after the nodes of a block."""
         raise NotImplementedError
 
 
@@ -85,7 +91,7 @@ class Trunk(Block):
     """Tokens that are certain, and that a drafter has yet to read.
 
     Args:
-        counts: per row, how many of them there are.
+        counts: number of these tokens per row.
         kept: `[batch]` the same on the device; None if there is one in every row.
     """
 
@@ -93,8 +99,10 @@ class Trunk(Block):
     kept: Tensor | None = None
 
     def last_of(self, states: Tensor) -> Tensor:
-        """The last one's of `[batch, width, size]`, `[batch, size]`; of a row without any, anything."""
+        """Return `[batch, size]` of the last token in each row, out of `[batch, width, size]`; of a row without any,
+        anything."""
         if min(self.counts) == states.shape[1]:
             return states[:, -1]
+        assert self.kept is not None, "rows differ"
         last = (self.kept - 1).clamp(min=0)
         return pick(states, last[:, None])[:, 0]

@@ -33,8 +33,8 @@ class ViSpecDrafter(EagleDrafter):
 
     Args:
         target, head, draft_vocab_size, tree, bias, input_norm, own_embedding: see `EagleDrafter`.
-        queries: of the adaptor, the one for g included: at least 2.
-        heads: of the adaptor's attention; the layer's by default.
+        queries: number of queries of the adaptor, the one for g included: at least 2.
+        heads: number of heads in the adaptor's attention; the layer's by default.
         use_summary: whether g is injected.
 
     Raises:
@@ -74,6 +74,7 @@ class ViSpecDrafter(EagleDrafter):
             self.img_fc.bias.zero_()
 
     def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
+        """Return the fusion with the summary at text slots, and the bare embedding at visual ones."""
         summary = prompt.summary
         if summary is None or not self.use_summary:
             summary = prompt.states.new_zeros(*prompt.states.shape[:2], self.head.hidden_size)
@@ -83,10 +84,12 @@ class ViSpecDrafter(EagleDrafter):
         return self.enter(torch.where(prompt.visual[:, 1:, None], prompt.embeds[:, 1:].to(fused), fused))
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Return the fusion of embeddings, states and the summary of the last picture."""
         return self.enter(self._fuse(embeds, states, self._summary.expand(-1, states.shape[1], -1)))
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
-        """A slot stands one place before its embedding, so that compressed tokens stand together."""
+        """Return the positions of slots, one place before their embeddings, so that compressed tokens stand
+        together."""
         return prompt.positions[:, 1:] - 1
 
     def _fuse(self, embeds: Tensor, states: Tensor, summary: Tensor) -> Tensor:
@@ -94,4 +97,5 @@ class ViSpecDrafter(EagleDrafter):
         return self.fc(torch.cat([embeds, states], dim=-1))
 
     def config(self) -> dict[str, Any]:
+        """Return the settings, see `Drafter.config`."""
         return super().config() | {"queries": self.queries, "heads": self.heads, "use_summary": self.use_summary}

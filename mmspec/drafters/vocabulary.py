@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import as_int
 from ..errors import MMSpecError
@@ -20,11 +20,12 @@ of them."""
 
 
 def is_padding(rows: int, others: int) -> bool:
-    """Whether two tables may be of one tokenizer, filled up to different round numbers, such as multiples of 64."""
+    """Return True if two tables may be of one tokenizer, filled up to different round numbers, such as multiples of
+    64."""
     return abs(rows - others) <= min(PADDING, rows // 8, others // 8)
 
 
-class ReducedVocabulary:
+class ReducedVocabulary(nn.Module):
     """A part of drafters whose head is cut to the tokens that are used most (EAGLE-3; FR-Spec, arXiv 2502.14856).
 
     The buffers are those of the published checkpoints: draft token i is target token `i + d2t[i]`, and `t2d` says of
@@ -33,6 +34,8 @@ class ReducedVocabulary:
 
     target: Target
     draft_vocab_size: int | None
+    d2t: Tensor
+    t2d: Tensor
 
     def reduce_vocabulary(self, size: int | None) -> None:
         """Draft from `size` tokens, the first ones until `choose_vocabulary`; None drafts from all. For constructors.
@@ -94,9 +97,9 @@ class ReducedVocabulary:
         Raises:
             MMSpecError: with how many there are, and their range.
         """
-        if self.draft_vocab_size is None:
-            return
         size, vocab, tokens = self.draft_vocab_size, self.target.vocab_size, self.draft_vocabulary
+        if size is None or tokens is None:
+            return
         low, high, different = int(tokens.min()), int(tokens.max()), len(tokens.unique())
         if low < 0 or high >= vocab or different < size:
             raise MMSpecError(

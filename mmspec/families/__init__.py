@@ -6,6 +6,8 @@ real class to `tests/tiny_families.py`; the exactness tests then run on it. See 
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
@@ -82,7 +84,7 @@ def family_of(model, writes: str = "text") -> Family:
     return (UnlistedMultiAxis if hasattr(model.base_model, "get_rope_index") else Unlisted)(model)
 
 
-def class_for(config: PreTrainedConfig, sees: bool | None = None) -> type:
+def class_for(config: PreTrainedConfig, sees: bool | None = None) -> Any:
     """Return the auto class of transformers that makes the model of a configuration.
 
     Args:

@@ -156,6 +156,10 @@ class Family(Media, Head, Writing):
         """
         return None
 
+    def features_of(self, reader: Reader, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+        """Return the features of the sound of every row; for families that cross-attend."""
+        raise NotImplementedError(f"{type(self).__name__} attends to no sound")
+
     def noise(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw what a row has to have besides its tokens, for the self-check."""
         return {}

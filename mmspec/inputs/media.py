@@ -126,7 +126,7 @@ FRAMES = 32
 
 def _chooser(reader: Reader) -> Chooser:
     """Return the rule by which frames of a video file are read: those that the model's own processor would choose."""
-    own = getattr(reader.processor, "video_processor", None)
+    own: Any = getattr(reader.processor, "video_processor", None)
 
     def choose(facts: dict[str, Any]) -> list[int]:
         total = facts["total_num_frames"]

@@ -52,6 +52,7 @@ def load_image(source: Any, name: str | None = None) -> Image:
         name = name or getattr(source, "filename", "") or "in memory"
         with _reading(name):  # it may have to be decoded only now
             return _in_rgb(ImageOps.exif_transpose(source), source.format, name)
+    assert name is not None  # every other source has got one
     with _reading(name), Image.open(source) as image:
         return _in_rgb(ImageOps.exif_transpose(image), image.format, name)
 

@@ -56,7 +56,7 @@ def load_sound(source: Any, rate: int, name: str | None = None) -> np.ndarray:
             raise MMSpecError("a sound is an array alone, which does not say its rate: pass (samples, rate)")
         if not (isinstance(source, (tuple, list)) and len(source) == 2):
             raise MMSpecError(f"a sound is a {type(source).__name__}; pass {FORMS}")
-        samples, found = _from_array(*source, name)
+        samples, found = _from_array(source[0], source[1], name)
     if found != rate:
         raise MMSpecError(
             f"sound {quoted(name)} has {found} samples a second, but the model reads {rate}: resample it, for instance "
@@ -115,6 +115,7 @@ def _from_file(source: Path | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
             f"sound {quoted(name)} is no WAV file of whole numbers ({failure}), and other formats take soundfile or "
             f"PyAV, which are not installed: {how_to_install('audio')}"
         )
+    assert failure is not None, "wave is always there"
     raise failure
 
 
@@ -128,7 +129,7 @@ def _with_soundfile(source: Path | io.BytesIO) -> tuple[np.ndarray, int]:
 def _with_pyav(source: Path | io.BytesIO) -> tuple[np.ndarray, int]:
     import av
 
-    with av.open(source if isinstance(source, io.BytesIO) else str(source)) as container:
+    with av.open(source if isinstance(source, io.BytesIO) else str(source), mode="r") as container:
         if not container.streams.audio:
             raise ValueError("it has no sound")
         rate = container.streams.audio[0].rate
@@ -148,5 +149,5 @@ def _with_wave(source: Path | io.BytesIO) -> tuple[np.ndarray, int]:
         padded[:, 1:] = np.frombuffer(content, np.uint8).reshape(-1, 3)
         samples = padded.view("<i4")[:, 0]
     else:
-        samples = np.frombuffer(content, {1: np.uint8, 2: "<i2", 4: "<i4"}[width])
+        samples = np.frombuffer(content, np.dtype({1: "u1", 2: "<i2", 4: "<i4"}[width]))
     return _scaled(samples).reshape(-1, channels).mean(1, dtype=np.float32), rate

@@ -91,6 +91,8 @@ class _WithPyAV:
         indices, frames = self._read(choice)
         if frames is None:  # the file has fewer than it says, as one that was cut has: choose again
             indices, frames = self._read(choice)
+        if frames is None:
+            raise MMSpecError(f"video {quoted(self.name)} cannot be read twice alike: it may be damaged")
         return indices, frames
 
     def _read(self, choice: Choice) -> tuple[list[int], np.ndarray | None]:

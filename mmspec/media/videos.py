@@ -55,11 +55,13 @@ class Video:
     @property
     def timestamps(self) -> list[float] | None:
         """When each frame is shown, in seconds; None if the frame rate is not known."""
-        return None if self.fps is None else [index / self.fps for index in self.indices]
+        return None if self.fps is None else [index / self.fps for index in self.indices or []]
 
     def metadata(self) -> dict[str, Any]:
         """Return what processors of transformers want to know of a video whose frames were chosen already."""
-        return _metadata(self.total, self.fps, self.frames.shape[1:3]) | {"frames_indices": list(self.indices)}
+        return _metadata(self.total or 0, self.fps, self.frames.shape[1:3]) | {
+            "frames_indices": list(self.indices or [])
+        }
 
 
 def load_video(

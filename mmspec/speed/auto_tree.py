@@ -136,7 +136,7 @@ class AutoTree(TreeBuilder):
         builder = self._builder or self._begin(growth)
         return builder.build(growth)
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Update the acceptance from the verdict, and choose again when it is time.
 
         A round that was settled without the target teaches nothing about what the target accepts.

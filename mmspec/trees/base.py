@@ -37,7 +37,7 @@ class TreeBuilder(PerRequest):
         """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""
         raise NotImplementedError
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Update the builder's state from the verdict on its last tree. Where the verdict is `settled`, the target was
         not asked, so nothing is known of what it accepts."""
 

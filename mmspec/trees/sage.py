@@ -34,8 +34,8 @@ Kind = Literal["conditional", "cumulative"]
 
 @dataclass
 class Row:
-    """What a row of the batch has taught: accepted tokens of its last rounds, the limit of the depth that they suggest,
-    the last round's P (None before the first), and whether it has finished, so that nothing is drafted any more."""
+    """The record of one row of the batch: accepted tokens of its last rounds, the limit of the depth that they suggest,
+    the last round's P (None before the first), and True once it has finished, so that nothing is drafted any more."""
 
     lengths: deque[int]
     limit: int
@@ -67,7 +67,7 @@ class SageTree(TreeBuilder):
         min_width, max_width: children of the root (W_min, W_max).
         max_nodes: drafted nodes at most, the root not counted (N_max; the paper does not say whether it counts).
         top_k: tokens in P (k).
-        threshold: of the probability of a node at the deepest level.
+        threshold: least probability of a node at the deepest level.
         initial: alpha in the first round.
         when: `next_round` (the paper), or `same_round`: P is what follows the root of the very tree to be built.
         source: whose P is used for the next round: that of the round's `root`; of the `tip`, the last node of the
@@ -121,8 +121,8 @@ class SageTree(TreeBuilder):
     _profiles: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
-        self.lowest_limit = self.min_depth if self.lowest_limit is None else self.lowest_limit
-        self.highest_limit = self.max_depth if self.highest_limit is None else self.highest_limit
+        self.lowest_limit = self._lowest
+        self.highest_limit = self._highest
         positive(self, **{name: getattr(self, name) for name in ("max_nodes", "top_k", "window", "step", *LOW, *HIGH)})
         for low, high in (*zip(LOW, HIGH, strict=True), ("lower_below", "raise_above")):
             if getattr(self, low) > getattr(self, high):
@@ -136,52 +136,64 @@ class SageTree(TreeBuilder):
             if get_origin(hint) is Literal and (value := getattr(self, name)) not in get_args(hint):
                 raise self._error(name, f"is unknown.{did_you_mean(str(value), get_args(hint))}")
 
+    @property
+    def _lowest(self) -> int:
+        """The lowest limit of the depth."""
+        return self.min_depth if self.lowest_limit is None else self.lowest_limit
+
+    @property
+    def _highest(self) -> int:
+        """The highest limit of the depth."""
+        return self.max_depth if self.highest_limit is None else self.highest_limit
+
     def _error(self, name: str, what: str) -> MMSpecError:
+        """Return the error about a setting."""
         return MMSpecError(f"{type(self).__name__}: {name}={getattr(self, name)!r} {what}")
 
     def renew(self) -> None:
+        """Forget all rows, for a new request."""
         self._rows, self._profiles = None, []
 
     # The mapping, for one row.
 
     def depth_of(self, alpha: float, limit: int | None = None) -> float:
-        """D(alpha), before it is rounded and capped."""
+        """Return D(alpha), before it is rounded and capped."""
         high = self.max_depth if self.limit == "cap" or limit is None else limit
         low = min(self.min_depth, high)
         return low + alpha * (high - low)
 
     def levels_of(self, alpha: float, limit: int | None = None) -> int:
-        """The deepest level that a tree may have."""
-        limit = self.highest_limit if limit is None else limit
+        """Return the deepest level that a tree may have."""
+        limit = self._highest if limit is None else limit
         return min(limit, ROUND[self.round_depth](self.depth_of(alpha, limit)))
 
     def width_of(self, alpha: float) -> float:
-        """W(alpha)."""
+        """Return W(alpha)."""
         return self.min_width + (1 - alpha) * (self.max_width - self.min_width)
 
     def children_of(self, alpha: float, level: int, parent: float = 1.0) -> int:
-        """Children, at level `level`, of a node whose probability is `parent`: W_l."""
+        """Return the number of children, at level `level`, of a node whose probability is `parent`: W_l."""
         width = self.width_of(alpha)
         if level > 1 or self.first_level == "factor":
             width *= (0.5 + parent) / level
         return max(1, ROUND[self.round_width](width))
 
     def threshold_of(self, alpha: float, level: int, limit: int | None = None) -> float:
-        """theta_l."""
+        """Return theta_l."""
         return self.threshold * level / self.depth_of(alpha, limit)
 
     def template(self, profile: Sequence[float], limit: int | None = None) -> list[Ranks]:
-        """All nodes of a tree but the root, level by level and by rank.
+        """Return all nodes of a tree but the root, level by level and by rank.
 
         Args:
             profile: P, the largest probability first.
-            limit: of the depth; the highest if None.
+            limit: limit of the depth; the highest if None.
         """
         alpha = confidence(profile)
-        limit = self.highest_limit if limit is None else limit
+        limit = self._highest if limit is None else limit
         levels = self.levels_of(alpha, limit)
         nodes: list[Ranks] = []
-        waiting = deque([((), 1.0, 1.0)])
+        waiting: deque[tuple[Ranks, float, float]] = deque([((), 1.0, 1.0)])
         while waiting and len(nodes) < self.max_nodes:
             path, conditional, cumulative = waiting.popleft() if self.order == "breadth" else waiting.pop()
             if path:
@@ -191,14 +203,18 @@ class SageTree(TreeBuilder):
                 continue
             count = self.children_of(alpha, level, conditional if self.parent == "conditional" else cumulative)
             theta = self.threshold_of(alpha, level, limit)
-            children = [((*path, rank), p, cumulative * p) for rank, p in enumerate(profile[:count])]
-            children = [child for child in children if child[1 if self.compare == "conditional" else 2] > theta]
+            children: list[tuple[Ranks, float, float]] = [
+                ((*path, rank), p, cumulative * p)
+                for rank, p in enumerate(profile[:count])
+                if (p if self.compare == "conditional" else cumulative * p) > theta
+            ]
             waiting.extend(children if self.order == "breadth" else reversed(children))
         return sorted(nodes, key=lambda path: (len(path), path))
 
     # The rounds, for all rows.
 
     def build(self, growth: Growth) -> DraftTree:
+        """Grow the template of every row."""
         rows = self._rows or [self._new_row()] * len(growth.tokens)
         growth.expand(growth.root, self.top_k)
         self._profiles = [self._profile(growth)]
@@ -207,15 +223,19 @@ class SageTree(TreeBuilder):
         else:
             start = geometric(self.initial, self._profiles[0].shape[-1])
             profiles = [row.profile or start for row in rows]
-        rows = zip(rows, profiles, strict=True)
-        limit_depth = growth.limit_depth
-        return self._grow(growth, [[] if row.finished else self.template(p, limit_depth(row.limit)) for row, p in rows])
+        templates = [
+            [] if row.finished else self.template(profile, growth.limit_depth(row.limit))
+            for row, profile in zip(rows, profiles, strict=True)
+        ]
+        return self._grow(growth, templates)
 
     def _grow(self, growth: Growth, templates: list[list[Ranks]]) -> DraftTree:
         """Grow another template in each row, level by level; the root's children are there already."""
         device = growth.tokens.device
         first, end = 1, growth.tokens.shape[1]  # the nodes of the newest level
-        numbers = [{path: first + path[0] for path in template if len(path) == 1} for template in templates]
+        numbers: list[dict[Ranks, int]] = [
+            {path: first + path[0] for path in template if len(path) == 1} for template in templates
+        ]
         deepest = max((len(template[-1]) for template in templates if template), default=0)
         for level in range(2, deepest + 1):
             below = [[path for path in template if len(path) == level] for template in templates]
@@ -233,10 +253,11 @@ class SageTree(TreeBuilder):
                 self._profiles.append(self._profile(growth))
         kept = [[0, *number.values()] for number in numbers]
         most = max(map(len, kept))
-        nodes = torch.tensor([row + [-1] * (most - len(row)) for row in kept], device=device)
-        return growth.keep(nodes, None if most == min(map(len, kept)) else nodes >= 0)
+        padded = torch.tensor([row + [-1] * (most - len(row)) for row in kept], device=device)
+        return growth.keep(padded, None if most == min(map(len, kept)) else padded >= 0)
 
-    def observe(self, tree: DraftTree, scores: Scores, verdict: Verdict) -> None:
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Record the accepted lengths and the P of every row."""
         self._rows = self._rows or [self._new_row() for _ in range(tree.batch_size)]
         profiles = self._chosen(tree, verdict).tolist()
         for row, length, profile in zip(self._rows, verdict.length.tolist(), profiles, strict=True):
@@ -246,14 +267,14 @@ class SageTree(TreeBuilder):
                 row.limit = self._moved(row.limit, row.lengths)
 
     def _moved(self, limit: int, lengths: Sequence[int]) -> int:
-        """The limit of the depth after the last accepted lengths."""
+        """Return the limit of the depth after the last accepted lengths."""
         mean = sum(lengths) / len(lengths)
         waiting = self.full_window and len(lengths) < self.window
         step = 0 if waiting else self.step * ((mean > self.raise_above) - (mean < self.lower_below))
-        return max(self.lowest_limit, min(self.highest_limit, limit + step))
+        return max(self._lowest, min(self._highest, limit + step))
 
     def _chosen(self, tree: DraftTree, verdict: Verdict) -> Tensor:
-        """`[batch, k]` the P that counts, of each row."""
+        """Return `[batch, k]` the P that counts, of each row."""
         profiles = torch.cat(self._profiles, dim=1)
         if self.source == "root":
             return profiles[:, 0]
@@ -262,6 +283,7 @@ class SageTree(TreeBuilder):
         inner[:, 0] = True
         path = verdict.path.clamp(min=0)
         known = inner.gather(1, path) & (verdict.path >= 0)  # the first nodes of a path
+        assert tree.expansion is not None, "the tree is one of Growth"
         entries = tree.expansion.gather(1, path).clamp(min=0)
         profiles = pick(profiles, entries)
         count = known.sum(-1).clamp(min=1)
@@ -270,24 +292,25 @@ class SageTree(TreeBuilder):
         return (profiles * known[..., None]).sum(1) / count[:, None]
 
     def _profile(self, growth: Growth) -> Tensor:
-        """`[batch, nodes, k]` the P of each node of the last expansion."""
+        """Return `[batch, nodes, k]` the P of each node of the last expansion."""
         logits = growth.logits.float()
         profile = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values.softmax(-1)
         return profile.nan_to_num(nan=0.0)  # of logits that are no distribution: no rank is likely, no node is drafted
 
     def _new_row(self) -> Row:
-        return Row(deque(maxlen=self.window), self.highest_limit)
+        """Return the record of a row of which nothing is known."""
+        return Row(deque(maxlen=self.window), self._highest)
 
 
 def confidence(profile: Sequence[float]) -> float:
-    """alpha: 1 where one token has all the probability, 0 where all have the same."""
+    """Return alpha: 1 where one token has all the probability, 0 where all have the same."""
     entropy = -sum(p * math.log(p) for p in profile if p > 0)
     return min(1.0, max(0.0, 1 - entropy / math.log(max(2, len(profile)))))
 
 
 @cache
 def geometric(alpha: float, k: int) -> list[float]:
-    """The geometric distribution over k ranks that has this confidence."""
+    """Return the geometric distribution over k ranks that has this confidence."""
     low, high = 0.0, 1.0
     for _ in range(60):
         ratio = (low + high) / 2

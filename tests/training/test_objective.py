@@ -72,8 +72,12 @@ class Scripted(Drafter):
 
     def __init__(self, target, logits: torch.Tensor, vocabulary: torch.Tensor | None = None):
         super().__init__(target)
-        self.script, self.draft_vocabulary = logits, vocabulary
+        self.script, self.vocabulary = logits, vocabulary
         self.draft_vocab_size = None if vocabulary is None else len(vocabulary)
+
+    @property
+    def draft_vocabulary(self):
+        return self.vocabulary
 
     def unroll(self, lesson, steps=1, detach=False):
         for step in range(steps):
