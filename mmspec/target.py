@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from transformers import PreTrainedModel
 
 from .cache import AHEAD
@@ -137,7 +138,7 @@ class Target(Model):
         if self.processor is None or not hasattr(self.processor, "postprocess"):
             return list(pixels)
         # Of the two back ends of Janus' processor one takes the channels first only, and the other takes both.
-        images = list(pixels.permute(0, 3, 1, 2))
+        images = list(rearrange(pixels, "image row column channel -> image channel row column"))
         return self.processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
     def first_capacity(self, prompt: int, new: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
@@ -69,7 +70,8 @@ class Conv(VisualCompressor):
     def forward(self, span: VisualSpan) -> Compressed:
         """Return one entry for every window."""
         times, rows, columns = grid = grid_of(span, "Conv")
-        frames = span.embeds.to(self.conv.weight.dtype).reshape(times, rows, columns, -1).permute(0, 3, 1, 2)
+        embeds = span.embeds.to(self.conv.weight.dtype)
+        frames = rearrange(embeds, "(time row column) size -> time size row column", time=times, row=rows)
         frames = functional.pad(frames, (0, -columns % self.size, 0, -rows % self.size))
-        left = self.conv(frames).permute(0, 2, 3, 1).flatten(0, 2)
+        left = rearrange(self.conv(frames), "time size row column -> (time row column) size")
         return Compressed(left.to(span.embeds.dtype), windows(grid, self.size, span.embeds.device))

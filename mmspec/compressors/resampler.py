@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
@@ -51,9 +52,12 @@ class Resampler(VisualCompressor):
         """Return the queries' outputs."""
         seen = span.embeds.to(self.q.dtype)
         projected = (self.k_proj(seen), self.v_proj(seen))
-        keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in projected)
-        attended = functional.scaled_dot_product_attention(self.q.transpose(0, 1), keys, values)
-        outputs = self.o_proj(attended.transpose(0, 1).flatten(1)).to(span.embeds.dtype)
+        keys, values = (
+            rearrange(part, "token (head width) -> head token width", head=self.heads) for part in projected
+        )
+        queries = rearrange(self.q, "query head width -> head query width")
+        attended = functional.scaled_dot_product_attention(queries, keys, values)
+        outputs = self.o_proj(rearrange(attended, "head query width -> query (head width)")).to(span.embeds.dtype)
         entries, summary = (outputs[:-1], outputs[-1]) if self.summary else (outputs, None)
         count = min(len(entries), len(span))  # a picture of fewer tokens than queries has no more places
         places = torch.arange(len(span) - count, len(span), device=seen.device)

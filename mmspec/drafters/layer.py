@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig
@@ -165,13 +166,14 @@ def attend_unrolled(
         visible: `[batch, 1, slots, length]`, True where a slot sees an entry of the prefix.
     """
     groups = queries.shape[1] // prefix[0].shape[1]
-    keys, values = (part.repeat_interleave(groups, dim=1) for part in prefix)
+    keys, values = (repeat(part, "batch head ... -> batch (head group) ...", group=groups) for part in prefix)
     queries = queries * queries.shape[-1] ** -0.5
     scores = (queries @ keys.transpose(2, 3)).masked_fill(~visible, float("-inf"))
     if not own:
         return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
     own_keys, own_values = (
-        torch.stack(part, dim=3).repeat_interleave(groups, dim=1) for part in zip(*own, strict=True)
+        repeat(list(part), "step batch head slot width -> batch (head group) slot step width", group=groups)
+        for part in zip(*own, strict=True)
     )
     diagonal = (queries[..., None, :] * own_keys).sum(-1)
     weights = torch.cat([scores, diagonal], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)

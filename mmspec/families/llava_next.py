@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .base import Family
 from .encoders import Encoder
@@ -88,7 +88,7 @@ class PooledFrames(Encoder):
     def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
         """Pool the features as the model pools its own, with zeros at the line break."""
         frames = self.model.model.apply_pooling(features)
-        videos = frames.unflatten(0, (len(embeds), -1)).flatten(1, 2)
+        videos = rearrange(frames, "(video frame) token size -> video (frame token) size", video=len(embeds))
         return [torch.cat([video, video.new_zeros(1, video.shape[-1])]) for video in videos]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 from ..compressors import Compressed, Elastic, Resampler, VisualCompressor, VisualSpan
@@ -103,8 +104,10 @@ def _weights(compressor: VisualCompressor, span: VisualSpan, left: Compressed) -
     if isinstance(compressor, Elastic) and compressor.mode == "selection":
         compressor = compressor.operators[compressor.choice(span)]
     if isinstance(compressor, Resampler):
-        keys = compressor.k_proj(span.embeds.to(compressor.q.dtype)).unflatten(-1, (compressor.heads, -1))
-        scores = torch.einsum("qhd,thd->qht", compressor.q, keys) / keys.shape[-1] ** 0.5
+        keys = compressor.k_proj(span.embeds.to(compressor.q.dtype))
+        keys = rearrange(keys, "token (head width) -> token head width", head=compressor.heads)
+        scores = einsum(compressor.q, keys, "query head width, token head width -> query head token")
+        scores = scores / keys.shape[-1] ** 0.5
         return scores.float().softmax(-1).mean((0, 1)).cpu()
     source = left.source
     weights = torch.zeros(source.shape[1])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy
 import torch
+from einops import rearrange
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
 def pixels(image: Image.Image) -> torch.Tensor:
     """Convert a 96 x 96 picture as the processor does: channels first, values from -1 to 1."""
     array = numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1.0
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return rearrange(torch.from_numpy(array), "row column channel -> channel row column")
 
 
 def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:

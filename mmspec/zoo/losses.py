@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, LlavaForConditionalGeneration
@@ -29,11 +30,12 @@ def dense_attention(
     """Compute softmax attention as two matrix products. Rows are padded on the right, so the only mask is the causal
     one."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    scores = torch.matmul(query * scaling, rearrange(key, "batch head token width -> batch head width token"))
     if module.is_causal:
         length = query.shape[2]
         scores.add_(torch.full((length, length), -1e9, dtype=scores.dtype).triu_(1))
-    return torch.matmul(functional.softmax(scores, -1), value).transpose(1, 2).contiguous(), None
+    attended = torch.matmul(functional.softmax(scores, -1), value)
+    return rearrange(attended, "batch head token width -> batch token head width").contiguous(), None
 
 
 AttentionInterface.register("mmspec_dense", dense_attention)
