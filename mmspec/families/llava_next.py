@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .base import Family
 from .encoders import Encoder
