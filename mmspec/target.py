@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .cache import AHEAD
 from .calls import named_arguments
-from .check import Report, check_target
+from .check import CheckReport, check_target
 from .check.prompts import NAMES
 from .compat import warn_if_untested
 from .context import Context
@@ -93,7 +93,7 @@ class Target(Model):
                 ) from error
             self._believe(report)
 
-    def check(self, inputs: Mapping[str, Any] | None = None) -> Report:
+    def check(self, inputs: Mapping[str, Any] | None = None) -> CheckReport:
         """Compare trees with the model's own `generate`, see `mmspec.check.check_target`.
 
         Args:
@@ -112,7 +112,7 @@ class Target(Model):
         if self.family.writes != "text":
             raise MMSpecError(f"the check compares texts, and this target writes={self.family.writes!r}: leave it out")
 
-    def _believe(self, report: Report) -> None:
+    def _believe(self, report: CheckReport) -> None:
         report.raise_if_wrong(self)
         self.checked |= report.kinds
 

@@ -61,7 +61,7 @@ class StateDrafter(PerRequest):
         """Do nothing while the target works."""
 
     def observe(self, draft: StateDraft, scores: StateScores, verdict: Verdict) -> None:
-        """Hear what became of the last draft."""
+        """Update the state from the verdict on the last draft."""
 
 
 class ChainDrafter(StateDrafter):

@@ -8,6 +8,6 @@ over two rounds, in which every row accepts another path.
 """
 
 from .comparison import check_target
-from .report import Finding, Report
+from .report import CheckReport, Finding
 
-__all__ = ["Finding", "Report", "check_target"]
+__all__ = ["CheckReport", "Finding", "check_target"]

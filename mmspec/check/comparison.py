@@ -18,7 +18,7 @@ from ..outcome import Verdict
 from ..states import LAST
 from ..tree import DraftTree
 from .prompts import NAMES, TEXTS, joined, ordinary_tokens, text_lengths, turning_points, with_noise
-from .report import Finding, Report
+from .report import CheckReport, Finding
 
 SHAPES = ((-1, 0, 0, 1, 1, 2, 3), (-1, 0, 1, 0, 3))
 """Parents of the nodes of each round's tree."""
@@ -29,7 +29,7 @@ ACCEPTED = (5, 6, 0)
 @torch.no_grad()
 def check_target(
     target: Model, inputs: Mapping[str, Any] | None = None, seed: int = 0, thorough: bool = True
-) -> Report:
+) -> CheckReport:
     """Compare a target with its model's own `generate`.
 
     Args:
@@ -43,7 +43,7 @@ def check_target(
     Raises:
         MMSpecError: for inputs of several rows, which cannot be told apart here.
     """
-    generator, report = torch.Generator().manual_seed(seed), Report([])
+    generator, report = torch.Generator().manual_seed(seed), CheckReport([])
     tokens = ordinary_tokens(target)
 
     def text(count: int) -> list[int]:

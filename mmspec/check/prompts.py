@@ -16,7 +16,7 @@ from ..inputs import PER_TOKEN, Request, prepare
 from ..inputs.media import ARGUMENTS
 from ..media import Video
 from ..model import Model
-from .report import Report
+from .report import CheckReport
 
 TEXTS = (5, 12, 21)
 """Text tokens of the rows that are checked without pictures."""
@@ -42,7 +42,7 @@ def ordinary_tokens(target: Model) -> Tensor:
     return torch.tensor([token for token in range(vocab) if token not in special], device="cpu")
 
 
-def text_lengths(target: Model, thorough: bool, report: Report) -> tuple[int, ...]:
+def text_lengths(target: Model, thorough: bool, report: CheckReport) -> tuple[int, ...]:
     """Text tokens of the rows: with the last one a sliding window is exceeded, but no row gets to a point at which the
     rotary frequencies change."""
     windows = [window for window in target.windows.values() if window is not None]
@@ -56,7 +56,7 @@ def text_lengths(target: Model, thorough: bool, report: Report) -> tuple[int, ..
     return tuple(length for length in lengths if length <= most) or TEXTS[:1]
 
 
-def turning_points(target: Model, thorough: bool, report: Report) -> list[int]:
+def turning_points(target: Model, thorough: bool, report: CheckReport) -> list[int]:
     """Lengths behind which a text of its own is to be checked: where the rotary frequencies change, or queries are
     scaled by their position."""
     points = {switch.length: switch.settles for switch in target.family.switches}
@@ -89,7 +89,7 @@ def joined(target: Model, rows: Sequence[Request]) -> Request:
 
 
 def with_noise(
-    target: Model, kind: str, generator: torch.Generator, report: Report
+    target: Model, kind: str, generator: torch.Generator, report: CheckReport
 ) -> tuple[list[Request], Request] | None:
     """Return rows with pictures, videos or sounds of noise, alone and as a batch, as the processor writes them; None if
     it cannot."""

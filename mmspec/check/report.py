@@ -42,7 +42,7 @@ class Finding:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """All comparisons of a self-check.
 
     Args:

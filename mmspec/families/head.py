@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import MMSpecError
 from ..weights import device_of, is_adapted, is_plain, linear_weight
-from .view import View
+from .view import ModelView
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The largest difference of the head's logits from the model's, in standard deviations of the logits, by dtype."""
@@ -17,7 +17,7 @@ QUANTISED_TOLERANCE = 0.5
 """The largest difference where the head multiplies in fewer bits than its weight is read with."""
 
 
-class Head(View):
+class Head(ModelView):
     """The part of a family that knows the output embedding."""
 
     shapes_logits = True

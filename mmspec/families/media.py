@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from ..errors import MMSpecError
 from ..media import KINDS
 from .encoders import Encoder
-from .view import View
+from .view import ModelView
 from .vision import Grid, Vision, in_order
 
 ARGUMENTS = {"image": "images=[...]", "video": "videos=[...]", "audio": "audio=[...]"}
 """The argument of `generate` for each medium."""
 
 
-class Media(View):
+class Media(ModelView):
     """The part of a family that knows its encoders.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""View: what all parts of a family share about the model that they look at."""
+"""ModelView: what all parts of a family share about the model that they look at."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..masks import MaskForm, kernels
 from ..weights import device_of
 
 _TURN = threading.RLock()
-"""Lock around models that only one thread may run at a time, see `View.passing`."""
+"""Lock around models that only one thread may run at a time, see `ModelView.passing`."""
 
 
-class View:
+class ModelView:
     """A view of one model.
 
     Attributes:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import MMSpecError
 from ..token_space import TEXT, TokenSpace
-from .view import View
+from .view import ModelView
 
 
-class Writing(View):
+class Writing(ModelView):
     """The part of a family that is about what is written, with the answers for text."""
 
     writes = "text"

@@ -33,7 +33,7 @@ Kind = Literal["conditional", "cumulative"]
 
 
 @dataclass
-class Row:
+class RowRecord:
     """The record of one row of the batch: accepted tokens of its last rounds, the limit of the depth that they suggest,
     the last round's P (None before the first), and True once it has finished, so that nothing is drafted any more."""
 
@@ -117,7 +117,7 @@ class SageTree(TreeBuilder):
     limit: Literal["cap", "scale"] = "cap"
     full_window: bool = False
     count_bonus: bool = True
-    _rows: list[Row] | None = field(default=None, init=False, repr=False)
+    _rows: list[RowRecord] | None = field(default=None, init=False, repr=False)
     _profiles: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
@@ -297,9 +297,9 @@ class SageTree(TreeBuilder):
         profile = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values.softmax(-1)
         return profile.nan_to_num(nan=0.0)  # of logits that are no distribution: no rank is likely, no node is drafted
 
-    def _new_row(self) -> Row:
+    def _new_row(self) -> RowRecord:
         """Return the record of a row of which nothing is known."""
-        return Row(deque(maxlen=self.window), self._highest)
+        return RowRecord(deque(maxlen=self.window), self._highest)
 
 
 def confidence(profile: Sequence[float]) -> float:
