@@ -135,8 +135,8 @@ def test_control_wrong_verifiers_fail_the_same_test(toys, monkeypatch, wrong):
     else:  # q reported without the temperature that it was drawn with
         choose = mmspec.trees.Proposals.choose
 
-        def without_temperature(self, logits, count, paths):
-            return choose(self, logits, count, paths)._replace(probs=logits.softmax(-1))
+        def without_temperature(self, logits, *others):
+            return choose(self, logits, *others)._replace(probs=logits.softmax(-1))
 
         monkeypatch.setattr(mmspec.trees.Proposals, "choose", without_temperature)
         options = {"temperature": 0.5}
