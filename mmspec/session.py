@@ -183,8 +183,8 @@ class ModelSession(Session):
         cache: the cache to use instead of a new one.
 
     Attributes:
-        extra: arguments of every pass, `[batch, ...]`: all that the layers attend to beside the text, such as
-            the states of an encoder.
+        extra: arguments of every pass, `[rows, ...]` for the rows that have not left: all that the layers attend to
+            beside the text, such as the states of an encoder.
         beside: keys and values of these states, computed by the prompt's pass once and for all; None for models without
             cross-attention. Nothing is ever pruned in it.
     """
@@ -206,7 +206,7 @@ class ModelSession(Session):
         self._highest: Tensor | None = None  # the same on the device
         self.extra: dict[str, Any] = {}
         self.beside: Cache | None = DynamicCache() if model.family.cross_attends else None
-        self._beside_rows = self.cache.rows_present
+        self._rows_beside = self.cache.rows_present
 
     def prefill(
         self,
@@ -261,12 +261,16 @@ class ModelSession(Session):
         return Pass(self.whole(logits), {layer: self.whole(states) for layer, states in features.items()})
 
     def leave(self) -> None:
-        """Let rows go that have ended, here and among the encoder's keys and values."""
+        """Let rows go that have ended, here and among what the passes attend to beside the text."""
         super().leave()
         rows = self.cache.rows_present
-        if self.beside is not None and self._beside_rows != rows:
-            self.beside = rows_of(self.beside, [self._beside_rows.index(row) for row in rows])
-            self._beside_rows = rows
+        if self._rows_beside == rows:
+            return
+        places = [self._rows_beside.index(row) for row in rows]
+        self.extra = {name: value[to_device(places, value.device)] for name, value in self.extra.items()}
+        if self.beside is not None:
+            self.beside = rows_of(self.beside, places)
+        self._rows_beside = rows
 
     def positions(self, depth: Tensor) -> Tensor:
         """Return the positions as `Session` does, but nodes beyond a row's ceiling are on it: those that no answer can
@@ -291,8 +295,7 @@ class ModelSession(Session):
         """Run a pass of the model; its results are on the device where drafters read them."""
         device = self.model.device
         cache = self.cache if self.beside is None else EncoderDecoderCache(self.cache, self.beside)
-        extra = {name: self.present(value) for name, value in self.extra.items()}
-        arguments |= extra | {"use_cache": True, CACHE: cache}
+        arguments |= self.extra | {"use_cache": True, CACHE: cache}
         if not self.feature_layers:
             return Pass(self.model.family.run(**arguments).to(device), {})
         with capture(self.model.family, self.feature_layers) as features:
@@ -332,7 +335,7 @@ class ModelSession(Session):
             assert entries is not None  # as was asked above
             branch = self.sibling(self.model, self.cache.batch, cache=self.cache.copy_of(entries))
             branch.position_offset = self.position_offset + self.cache.lengths - branch.cache.lengths
-        branch.extra, branch.beside, branch._beside_rows = self.extra, self.beside, self._beside_rows
+        branch.extra, branch.beside, branch._rows_beside = self.extra, self.beside, self._rows_beside
         branch.history, branch.active = self.history, self.active
         rows = zip(self._ahead, self.entries, branch.entries, strict=True)
         branch._ahead = [ahead + all_of_them - seen for ahead, all_of_them, seen in rows]

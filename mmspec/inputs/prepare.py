@@ -14,8 +14,8 @@ from ..errors import MMSpecError, shown
 from ..media import KINDS
 from ..slots import pick_numbers
 from .media import ARGUMENTS, PLURALS, loaded, rows_of, unasked
-from .processing import apply_template, refuse_tokens, reserved_texts
-from .prompts import conversation_of, prompts_of, systems_of
+from .processing import apply_template, reserved_texts
+from .prompts import conversation_of, prompts_of, refuse_reserved, systems_of
 from .reader import Reader
 from .request import PER_TOKEN, Request, extras_of
 
@@ -111,8 +111,11 @@ def _messages(target: Reader, messages: Any, media: Mapping[str, Any], system) -
         raise MMSpecError('system= goes with prompt=; in messages= begin with {"role": "system", "content": ...}')
     conversations = read_messages(messages)
     _expect_tokenizer(target)
+    reserved = reserved_texts(target)
     for row, conversation in enumerate(conversations):
-        refuse_tokens(target, conversation, f"row {row} of messages")
+        for message in conversation:
+            for text in message.texts:
+                refuse_reserved(f"row {row} of messages", f"a text of the {message.role}", text, reserved)
     _refuse_unseen(target, conversations)
     return [loaded(target, conversation) for conversation in conversations]
 

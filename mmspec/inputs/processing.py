@@ -10,7 +10,6 @@ from ..chat import Conversation
 from ..errors import MMSpecError, first_line
 from ..media import KINDS
 from .media import arguments_of
-from .prompts import refuse_reserved
 from .reader import Reader
 from .template import ChatTemplate, inline, refusal_of, tokens_for
 
@@ -44,14 +43,6 @@ def reserved_texts(reader: Reader) -> set[str]:
     own = [token for kind in KINDS for token in tokens_for(reader.processor, kind)]
     texts = [*own, *(reader.tokenizer.convert_ids_to_tokens(ids) if ids else ())]
     return {text.strip() for text in texts if isinstance(text, str) and text.strip()}
-
-
-def refuse_tokens(reader: Reader, conversation: Conversation, where: str) -> None:
-    """Refuse messages whose texts have tokens that the processor takes for media."""
-    reserved = reserved_texts(reader)
-    for message in conversation:
-        for text in message.texts:
-            refuse_reserved(where, f"a text of the {message.role}", text, reserved)
 
 
 def _processed(reader: Reader, conversations: Sequence[Conversation], settings: dict[str, Any]) -> Mapping[str, Any]:

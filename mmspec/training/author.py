@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def describe_target(target: Target, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Return a description that tells one target from another, wherever its files are.
-
-    Args:
-        target: the model to describe.
-        dtype: precision to which its weights are rounded first; by default they are taken as they are.
-    """
+def describe_target(target: Target) -> dict[str, Any]:
+    """Return a description that tells one target from another, wherever its files are."""
     return {
         "model_type": target.model.config.model_type,
         "vocab_size": target.vocab_size,
-        "dtype": _name(dtype or target.dtype),
-        "weights": fingerprint(target.model, dtype),
+        "dtype": _name(target.dtype),
+        "weights": fingerprint(target.model),
     }
 
 
 def rounded_weights(target: Target) -> dict[str, str]:
-    """Return fingerprints of the target's weights by dtype, to recognise it when it is loaded with fewer bits."""
-    return {_name(dtype): describe_target(target, dtype)["weights"] for dtype in (torch.bfloat16, torch.float16)}
+    """Return fingerprints of the target's weights by dtype, to recognise it when it is loaded in another precision.
+
+    Of a target in half precision only its own dtype is asked for later: one way of rounding tells nothing of another,
+    and every fingerprint reads all weights.
+    """
+    dtypes = (torch.bfloat16, torch.float16) if target.dtype == torch.float32 else (target.dtype,)
+    return {_name(dtype): fingerprint(target.model, dtype) for dtype in dtypes}
 
 
 def check_author(examples: Source, target: Target) -> None:
@@ -80,7 +80,7 @@ def _same_weights(theirs: dict, rounded: dict, ours: dict, target: Target) -> bo
     narrow = dtypes[1] if dtypes[0] == "float32" else dtypes[0]
     if narrow is None or narrow not in rounded:  # of an older version of mmspec
         return None
-    return rounded[narrow] == describe_target(target, getattr(torch, narrow))["weights"]
+    return rounded[narrow] == fingerprint(target.model, getattr(torch, narrow))
 
 
 def _name(dtype: torch.dtype) -> str:
