@@ -20,8 +20,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
+from mmspec.decoding.draining import drain
 from mmspec.drafters import DraftModelDrafter
-from mmspec.draining import drain
 from mmspec.inputs import prepare
 from mmspec.trees import DynamicTree
 from mmspec.verifiers import Synthetic

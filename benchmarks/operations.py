@@ -14,7 +14,7 @@ import statistics
 from dataclasses import fields
 
 import mmspec
-from mmspec.clock import PHASES, PROMPT_PHASES
+from mmspec.decoding.clock import PHASES, PROMPT_PHASES
 from mmspec.inputs import prepare
 from mmspec.speed.operations import Counts, count_rounds
 from mmspec.trees import Chain, DynamicTree, SageTree, StaticTree

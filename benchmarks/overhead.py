@@ -23,7 +23,7 @@ import torch
 import mmspec
 from mmspec.drafters import DraftModelDrafter, FeatureDrafter
 from mmspec.inputs import prepare
-from mmspec.session import Session
+from mmspec.models.session import Session
 from mmspec.trees import Chain, DynamicTree, SageTree
 
 TREES = {

@@ -19,8 +19,8 @@ import time
 import torch
 from accelerate import Accelerator
 
-from mmspec import configuration
 from mmspec.loading import load_target
+from mmspec.settings import configuration
 from mmspec.training.answers import open_source
 from mmspec.training.settings import TrainingSettings
 from mmspec.training.trainer import Trainer

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     )
     from .drafters import Drafter
     from .errors import MMSpecError
-    from .export import export_speculators
+    from .formats.export import export_speculators
     from .generation import Output, Piece, generate, stream
     from .loading import load_drafter, load_target
     from .target import Target
@@ -46,7 +46,7 @@ _LAZY = {
     "Output": "generation",
     "Piece": "generation",
     "Target": "target",
-    "export_speculators": "export",
+    "export_speculators": "formats.export",
     "generate": "generation",
     "load_drafter": "loading",
     "load_target": "loading",

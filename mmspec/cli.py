@@ -1,11 +1,12 @@
 """Command line: `mmspec COMMAND [flags] [group=option] [key=value]`.
 
-Free text and paths are ordinary flags. Everything else is a hydra override, composed by `mmspec.configuration`. Every
-command is a module in `mmspec.commands` with `add_flags(parser)` and `run(arguments)`, which returns the exit code. A
-command whose defaults depend on what is typed also has `completed(overrides)`. Words that are not flags are in
-`arguments.overrides`. A command without a configuration says in `ARGUMENTS` what it takes instead, and one that takes
-more than the settings of a configuration says so in `TAKES`. A command of two words is in the module that its second
-word names. Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+Free text and paths are ordinary flags. Everything else is a hydra override, composed by
+`mmspec.settings.configuration`. Every command is a module in `mmspec.commands` with `add_flags(parser)` and
+`run(arguments)`, which returns the exit code. A command whose defaults depend on what is typed also has
+`completed(overrides)`. Words that are not flags are in `arguments.overrides`. A command without a configuration says in
+`ARGUMENTS` what it takes instead, and one that takes more than the settings of a configuration says so in `TAKES`. A
+command of two words is in the module that its second word names. Nothing heavy is imported before the arguments are
+understood, so that `--help` and mistakes answer at once.
 
 `--output` is the place of the result in every command that writes one: a folder where a command writes several files,
 and a file for the single result of `generate` and `check`.
@@ -22,10 +23,10 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from . import configuration
 from .errors import MMSpecError, cut, did_you_mean
+from .settings import configuration
+from .settings.wording import in_options
 from .version import __version__
-from .wording import in_options
 
 COMMANDS = {
     "generate": "answer a question about pictures, videos or sounds by speculative decoding",

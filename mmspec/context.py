@@ -11,16 +11,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from .decoding.wellformed import refuse_malformed
 from .families import Family, Vision, visual_spans
 from .families.frequencies import ceilings
 from .inputs import Request
-from .model import Model
+from .models.model import Model
+from .models.session import ModelSession
+from .models.transfer import to_device
 from .outcome import Scores, Verdict, after_unread
-from .session import ModelSession
-from .transfer import to_device
 from .tree import DraftTree
 from .trees import Proposals
-from .wellformed import refuse_malformed
 
 
 class Context(ModelSession):
@@ -43,7 +43,7 @@ class Context(ModelSession):
         request: right-padded inputs, see `mmspec.inputs.prepare`.
         vision: what `encode` returned for it.
         capacity: tokens per row to reserve in the cache, the prompt included.
-        feature_layers: hidden states to keep for the drafter, see `mmspec.states`.
+        feature_layers: hidden states to keep for the drafter, see `mmspec.models.states`.
     """
 
     history: list[list[int]]  # never None, as it may be in a session
@@ -99,7 +99,7 @@ class Context(ModelSession):
         self.active[row] = False
 
     def check(self, tree: DraftTree, root: Tensor, by: object) -> None:
-        """Look at a tree, unless mmspec chose its tokens and places itself, see `mmspec.wellformed`.
+        """Look at a tree, unless mmspec chose its tokens and places itself, see `mmspec.decoding.wellformed`.
 
         Args:
             tree: as drafted.

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .decoding.sampling import LogitsPipeline, NoiseTape, Sampling
 from .errors import MMSpecError
 from .inputs import Request
-from .sampling import LogitsPipeline, NoiseTape, Sampling
 from .target import Target
 from .tree import DraftTree
 from .verifiers import Greedy

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from .arguments import as_int
-from .calls import named_arguments
+from .decoding.draining import drain
+from .decoding.negative_prompts import guidance_of
+from .decoding.sampling import LogitsPipeline, refuse_settings
+from .decoding.stopping import Stopping
+from .decoding.token_run import TokenRun
+from .decoding.transcript import Output, Piece
 from .drafters import Drafter
 from .drafters.base import expect_drafter
-from .draining import drain
 from .errors import MMSpecError
 from .inputs import prepare
-from .negative_prompts import guidance_of
-from .sampling import LogitsPipeline, refuse_settings
-from .stopping import Stopping
+from .settings.arguments import as_int
+from .settings.calls import named_arguments
 from .target import Target, expect_target
-from .token_run import TokenRun
-from .transcript import Output, Piece
 from .trees import TreeBuilder
 from .verifiers import Greedy, PointMassSampling, Verifier
 

@@ -19,15 +19,15 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
-from .allowed import AllowedTokens
-from .calls import named_arguments
 from .compat import CACHE_NAMES
+from .decoding.allowed import AllowedTokens
+from .decoding.sampling import FOR_ONE_LENGTH
 from .drafters import Drafter
 from .drafters.base import expect_drafter
 from .errors import MMSpecError, shown
 from .generation import generate
 from .inputs import PER_TOKEN
-from .sampling import FOR_ONE_LENGTH
+from .settings.calls import named_arguments
 from .trees import TreeBuilder
 from .verifiers import Verifier
 

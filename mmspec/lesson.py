@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .families import Vision
 from .inputs.request import Request
-from .model import Model
-from .states import LAST
+from .models.model import Model
+from .models.states import LAST
 
 WIDTHS = 32
 """Batches are padded to a multiple of this length, because kernels are compiled, and kept, for every new shape."""

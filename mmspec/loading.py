@@ -18,14 +18,14 @@ from transformers import (
 )
 
 from . import extras
-from .calls import named_arguments
-from .checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
 from .drafters import Drafter, DraftModelDrafter
 from .drafters.draft_model import mode_of
 from .errors import MMSpecError, did_you_mean, first_line, listed
 from .families import class_for
+from .files.checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
+from .files.sources import base_of_adapter, check_weights, own_processor, put_on
 from .formats import FORMATS, load_published
-from .sources import base_of_adapter, check_weights, own_processor, put_on
+from .settings.calls import named_arguments
 from .target import Target, expect_target, unwrapped
 
 EMBEDDED = Path(__file__).parent / "zoo" / "weights"

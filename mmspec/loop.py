@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from .anticipation import score_while
-from .clock import PhaseClock, time_of
+from .decoding.anticipation import score_while
+from .decoding.clock import PhaseClock, time_of
 
 
 class Run:
-    """One request on its way through the loop, whatever its states are: tokens (`mmspec.token_run`) or vectors
+    """One request on its way through the loop, whatever its states are: tokens (`mmspec.decoding.token_run`) or vectors
     (`mmspec.chains`).
 
     A subclass implements `begin`, which says who takes part. They meet in these verbs alone:

@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .slots import pick
-from .transfer import fixed
+from .models.slots import pick
+from .models.transfer import fixed
 from .tree import DraftTree
 
 

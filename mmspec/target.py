@@ -9,18 +9,18 @@ import torch
 from einops import rearrange
 from transformers import PreTrainedModel
 
-from .cache import AHEAD
-from .calls import named_arguments
 from .check import CheckReport, check_target
 from .check.prompts import NAMES
 from .compat import warn_if_untested
 from .context import Context
 from .errors import MMSpecError, first_line, shown
 from .families import Vision, family_of
-from .guidance import Guidance, GuidedContext
 from .inputs import Request
-from .model import Model
-from .weights import device_of, fingerprint
+from .models.cache import AHEAD
+from .models.guidance import Guidance, GuidedContext
+from .models.model import Model
+from .models.weights import device_of, fingerprint
+from .settings.calls import named_arguments
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -64,7 +64,7 @@ class Target(Model):
             adapter acts inside its layers. `target.model` is then the model inside, with the adapter.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
         compile: whether to compile the passes that score trees, and those of small models that draft for it, see
-            `mmspec.compiled`. The first answer then takes a minute or more.
+            `mmspec.models.compiled`. The first answer then takes a minute or more.
         check: whether to compare it with its own `generate` at once, see `mmspec.check`; by default only if it is of no
             listed family. Such a model reads no pictures, videos or sounds before it was checked with some: with those
             that its processor makes, or by `check(inputs=...)`.
@@ -188,8 +188,8 @@ class Target(Model):
             request: right-padded inputs, see `mmspec.inputs.prepare`.
             vision: what `encode` returned for it.
             capacity: tokens per row to reserve in the cache, the prompt included.
-            feature_layers: hidden states to keep for the drafter, see `mmspec.states`.
-            guidance: what the text is led away from, see `mmspec.guidance`.
+            feature_layers: hidden states to keep for the drafter, see `mmspec.models.states`.
+            guidance: what the text is led away from, see `mmspec.models.guidance`.
         """
         if guidance is None:
             return Context(self, request, vision, capacity, feature_layers)

@@ -18,17 +18,17 @@ from torch import Tensor
 from . import zoo
 from .compressors import VisualCompressor
 from .context import Context
+from .decoding.sampling import LogitsPipeline, Sampling
+from .decoding.wellformed import refuse_malformed
 from .drafters import Drafter
 from .errors import MMSpecError
 from .exactness import complaint_of, divergences
 from .generation import generate
 from .inputs import Request, prepare
-from .sampling import LogitsPipeline, Sampling
 from .target import Target
 from .tree import DraftTree, ancestor_mask
 from .trees import TreeBuilder
 from .verifiers import Verifier
-from .wellformed import refuse_malformed
 
 SEED = 3
 
@@ -69,8 +69,8 @@ def check_lossless(
     Three questions are asked: about one picture, about two and about none (all three without pictures if the target
     takes none). They are asked alone and as the rows of one ragged batch, each at every temperature. Sampled text can
     be compared because the default verifier ties its draws to a seed and a position. Your own rule that samples is
-    compared only if it asks for point proposals, and it has to tie its draws as `mmspec.sampling.NoiseTape` does;
-    `temperatures=[0.0]` leaves sampling out.
+    compared only if it asks for point proposals, and it has to tie its draws as
+    `mmspec.decoding.sampling.NoiseTape` does; `temperatures=[0.0]` leaves sampling out.
 
     Args:
         drafter: drafter made for the target that answers. The target must be in float32 and have a processor.

@@ -38,7 +38,7 @@ class DraftTree:
             that are no distribution (NaN, +inf, or nothing but -inf) or hangs below such a guess, whether it is in the
             tree or not; None if there can be none.
         grown: True for the trees of `Growth`, which chooses tokens and places itself, and for the root alone. The loop
-            looks at all others, see `mmspec.wellformed`.
+            looks at all others, see `mmspec.decoding.wellformed`.
         lost: `[batch, nodes]` True where a grown tree lacks the parent of a node; None where that cannot be.
         read: per row, how many nodes of the accepted path (the root not counted) its drafter had expanded, and so read;
             None until the host has heard the verdict.

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the s
 
 import mmspec
 from mmspec import zoo
-from mmspec.attention import entropy_of_layers
 from mmspec.inputs import prepare
-from mmspec.states import LAST
+from mmspec.models.attention import entropy_of_layers
+from mmspec.models.states import LAST
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from toys import Scripted, byte_tokenizer, hooks_of
 
 import mmspec
 from mmspec import MMSpecError, Target
+from mmspec.decoding.sampling import LogitsPipeline
 from mmspec.drafters import Drafter, DraftModelDrafter, NGramDrafter
-from mmspec.sampling import LogitsPipeline
 from mmspec.trees import Chain, DynamicTree, StaticTree, TreeBuilder
 from mmspec.verifiers import Greedy, RejectionSampling
 

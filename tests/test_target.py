@@ -11,7 +11,7 @@ from helpers import accept, paths_of, pictures_for, random_tree, start, target_o
 
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
-from mmspec.states import LAST
+from mmspec.models.states import LAST
 from mmspec.target import Target
 from mmspec.tree import DraftTree
 
@@ -123,7 +123,7 @@ def test_a_request_leaves_the_position_state_of_the_model_alone():
 
 @pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
 def test_a_cache_that_grows_in_the_middle_of_a_request(name, attention, monkeypatch):
-    monkeypatch.setattr("mmspec.cache.CHUNK", 4)
+    monkeypatch.setattr("mmspec.models.cache.CHUNK", 4)
     generator = torch.Generator().manual_seed(0)
     inputs = ragged(name)
     context = start(target_of(name, attention), inputs)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import whole_number
 from ..errors import MMSpecError
 from ..outcome import Verdict
 from ..per_request import PerRequest
+from ..settings.arguments import whole_number
 from .context import ChainContext
 from .draft import StateDraft, StateScores
 from .gaussian import GaussianChain

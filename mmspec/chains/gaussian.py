@@ -8,8 +8,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from ..arguments import whole_number
 from ..errors import MMSpecError
+from ..settings.arguments import whole_number
 
 
 class GaussianChain:

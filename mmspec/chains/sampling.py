@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..arguments import as_int
+from ..decoding.stats import Round, Stats
 from ..errors import MMSpecError
 from ..loop import Run
-from ..stats import Round, Stats
+from ..settings.arguments import as_int
 from .context import ChainContext
 from .draft import StateDraft
 from .drafters import StateDrafter

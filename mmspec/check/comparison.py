@@ -13,9 +13,9 @@ from transformers.utils import logging
 from ..context import Context
 from ..errors import MMSpecError
 from ..inputs import Request, prepare
-from ..model import Model
+from ..models.model import Model
+from ..models.states import LAST
 from ..outcome import Verdict
-from ..states import LAST
 from ..tree import DraftTree
 from .prompts import NAMES, TEXTS, joined, ordinary_tokens, text_lengths, turning_points, with_noise
 from .report import CheckReport, Finding

@@ -15,7 +15,7 @@ from ..families.frequencies import STATIC
 from ..inputs import PER_TOKEN, Request, prepare
 from ..inputs.media import ARGUMENTS
 from ..media import Video
-from ..model import Model
+from ..models.model import Model
 from .report import CheckReport
 
 TEXTS = (5, 12, 21)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import MMSpecError
-from ..model import Model
+from ..models.model import Model
 
 TOLERANCE = {torch.float32: 3e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """The largest error of a logit that rounding may cause, in standard deviations of the logits [OUR]. A wrong mask or a

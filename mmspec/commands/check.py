@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .. import output
 from ..errors import MMSpecError
+from . import output
 
 ARGUMENTS = "MODEL"  # instead of a configuration; see mmspec.cli
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .. import configuration
 from ..errors import MMSpecError, did_you_mean
+from ..settings import configuration
 
 ARGUMENTS = "SHELL"  # instead of a configuration; see mmspec.cli
 

@@ -8,8 +8,9 @@ import threading
 from dataclasses import dataclass
 from types import ModuleType
 
-from .. import configuration, extras
+from .. import extras
 from ..errors import MMSpecError
+from ..settings import configuration
 from .generate import completed, note_on_drafter
 
 LOCAL = ("127.0.0.1", "localhost", "::1")

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration
 from ..errors import MMSpecError
+from ..settings import configuration
 
 if TYPE_CHECKING:
     from ..training.distill import Progress

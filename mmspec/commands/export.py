@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import configuration
 from ..errors import MMSpecError
+from ..settings import configuration
 from .generate import completed
 
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     import transformers
 
-    from ..export import check_length, export_speculators
+    from ..formats.export import check_length, export_speculators
 
     transformers.utils.logging.disable_progress_bar()
     check_length(settings.speculative_tokens)

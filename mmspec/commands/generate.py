@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration, output
-from ..draining import drain
+from ..decoding.draining import drain
+from ..decoding.stats import speed_in_words
 from ..metrics import SHOWN, SPEEDUPS
+from ..settings import configuration
 from ..similarity import similarity
-from ..stats import speed_in_words
-from . import question
+from . import output, question
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,9 +53,9 @@ class GenerateSettings:
 
     def check(self, verifier: Any) -> None:
         """Refuse numbers that are out of range or do not suit the verifier, before anything is loaded."""
+        from ..decoding.sampling import LogitsPipeline
+        from ..decoding.stopping import Stopping
         from ..generation import answers_per_row
-        from ..sampling import LogitsPipeline
-        from ..stopping import Stopping
 
         Stopping(self.max_new_tokens, [])
         pipeline = LogitsPipeline(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
@@ -198,9 +198,9 @@ def difference(
     target: Target, asked: dict[str, Any], settings: GenerateSettings, plain: list, found: list
 ) -> dict[str, Any] | None:
     """Return where the ids of two answers to a question differ first; see `mmspec.exactness.explained`."""
+    from mmspec.decoding.sampling import Sampling
     from mmspec.exactness import explained
     from mmspec.inputs import prepare
-    from mmspec.sampling import Sampling
 
     sampling = Sampling(repetition_penalty=settings.repetition_penalty)
     request = prepare(target, **asked, chat_template_kwargs=settings.chat_template_kwargs or None)

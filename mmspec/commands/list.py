@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .. import configuration
 from ..errors import MMSpecError, did_you_mean
+from ..settings import configuration
 
 ARGUMENTS = "[GROUP ...]"  # instead of a configuration; see mmspec.cli
 

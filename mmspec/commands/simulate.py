@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration
 from ..errors import MMSpecError
+from ..files.storage import atomic_write_text
 from ..metrics import SHOWN
-from ..storage import atomic_write_text
+from ..settings import configuration
 
 if TYPE_CHECKING:
     from ..evaluation.reporting import Report

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration, extras
+from .. import extras
 from ..errors import MMSpecError, did_you_mean
-from ..trust import permission
+from ..settings import configuration
+from ..settings.trust import permission
 
 if TYPE_CHECKING:
     from ..drafters import Drafter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import MMSpecError, shown
 from ..families.vision import Grid
 from ..per_request import PerRequest
-from ..trust import named_class
+from ..settings.trust import named_class
 from .token_assignment import Sources
 
 
@@ -28,7 +28,7 @@ class VisualSpan:
         states: `[words, target hidden]` the target's last hidden states at that text, which have seen the picture; None
             for drafters that read no states.
         attention: `[tokens]` attention that each token receives in the target's last layer, see
-            `mmspec.attention.received_attention`; None unless the compressor sets `needs_attention`.
+            `mmspec.models.attention.received_attention`; None unless the compressor sets `needs_attention`.
         kind: `"image"`, `"video"` or `"audio"`.
     """
 
@@ -105,7 +105,7 @@ def compressor_of(config: dict[str, Any] | None) -> VisualCompressor | None:
             class itself.
 
     Raises:
-        MMSpecError: if the class may not be named (see `mmspec.trust`) or does not take the settings.
+        MMSpecError: if the class may not be named (see `mmspec.settings.trust`) or does not take the settings.
     """
     if config is None:
         return None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..arguments import positive
 from ..errors import MMSpecError, did_you_mean
+from ..settings.arguments import positive
 from .base import Compressed, VisualCompressor, VisualSpan
 from .hide import Hide
 from .pool import Conv, Pool

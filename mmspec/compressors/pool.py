@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
-from ..arguments import positive
 from ..families.vision import Grid
+from ..settings.arguments import positive
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
 from .token_assignment import Sources
 

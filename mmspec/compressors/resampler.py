@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
-from ..arguments import positive
 from ..errors import MMSpecError
+from ..settings.arguments import positive
 from .base import Compressed, VisualCompressor, VisualSpan
 from .token_assignment import Sources
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
-from ..identity import content_hash
+from ..files.identity import content_hash
 from .examples import Example, Source
 from .sources import media_in
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError, did_you_mean
-from ..identity import content_hash
+from ..files.identity import content_hash
 from .examples import Example, Source, from_record
 from .rows import JsonLines, Row
 

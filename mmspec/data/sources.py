@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import zoo
 from ..errors import MMSpecError, did_you_mean
-from ..identity import content_hash
+from ..files.identity import content_hash
 from .accuracy import MetricSetting, metrics_of
 from .examples import EMBEDDED, Example, Source
 

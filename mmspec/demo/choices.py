@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .. import configuration
 from ..errors import MMSpecError, did_you_mean, shown
-from ..wording import in_options
+from ..settings import configuration
+from ..settings.wording import in_options
 
 COMMAND = "demo"
 

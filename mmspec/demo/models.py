@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration
 from ..errors import MMSpecError
+from ..settings import configuration
 
 if TYPE_CHECKING:
     from ..drafters import Drafter

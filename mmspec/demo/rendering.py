@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..decoding.stats import speed_in_words, tokens_by_origin
 from ..metrics import SHOWN, SPEEDUPS
-from ..stats import speed_in_words, tokens_by_origin
 from ..visualization import html as answers_html
 from ..visualization.colours import ACCEPTED, BONUS, REJECTED, ROOT
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import MMSpecError, first_line, shown
-from ..folders import CONFIG, WEIGHTS, Header, stored
+from ..files.folders import CONFIG, WEIGHTS, Header, stored
 from ..lesson import Guess, Lesson
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
@@ -43,7 +43,7 @@ class Drafter(nn.Module, PerRequest):
 
     feature_layers: tuple[int, ...] = ()
     """Hidden states of the target to be handed over in `context.features` and `scores.features`: the number of the
-    layer that a state enters, or `mmspec.states.LAST` for the state after the final norm."""
+    layer that a state enters, or `mmspec.models.states.LAST` for the state after the final norm."""
 
     draft_vocab_size: int | None = None
     """Size of a reduced vocabulary; None where every token can be drafted."""

@@ -13,20 +13,20 @@ from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layo
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError, did_you_mean, shown
 from ..families import Family, Vision, class_for, family_of
-from ..folders import stored
+from ..files.folders import stored
 from ..inputs import Request, append, prepare
 from ..lesson import WIDTHS, Guess, Lesson
-from ..masks import padding_mask
-from ..states import LAST, capture
+from ..models.masks import padding_mask
+from ..models.states import LAST, capture
+from ..models.weights import is_adapted
 from ..trees import TreeBuilder
 from ..trees.growth import Block
-from ..weights import is_adapted
 from .projector import VisualProjector
 from .session_step import SessionDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..folders import Header
+    from ..files.folders import Header
     from ..target import Target
 
 MODES = ("own_vision", "shared_vision", "shared_encoder", "text_only")

@@ -13,8 +13,8 @@ from transformers import LlamaConfig
 from ..compressors import DraftPrompt, VisualCompressor
 from ..errors import MMSpecError, did_you_mean
 from ..lesson import Guess, Lesson
-from ..slots import pick
-from ..states import LAST
+from ..models.slots import pick
+from ..models.states import LAST
 from ..trees import TreeBuilder
 from ..trees.growth import Block
 from .feature import FeatureDrafter

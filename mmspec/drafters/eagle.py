@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compressors import VisualCompressor
-from ..states import LAST
+from ..models.states import LAST
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
 from .head_config import initialise

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import as_int
 from ..compressors import VisualCompressor
 from ..errors import MMSpecError, did_you_mean
+from ..settings.arguments import as_int
 from ..trees import TreeBuilder
 from .feature import FeatureDrafter
 from .head_config import initialise

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import SlotShape, TreeCache
 from ..compressors import DraftPrompt, VisualCompressor
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError
-from ..folders import stored
+from ..files.folders import stored
 from ..lesson import Guess, Lesson
-from ..masks import MaskForm
+from ..models.cache import SlotShape, TreeCache
+from ..models.masks import MaskForm
+from ..models.session import Session
+from ..models.slots import pick, pick_numbers
 from ..outcome import Scores, Verdict
-from ..session import Session
-from ..slots import pick, pick_numbers
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
@@ -30,7 +30,7 @@ from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..folders import Header
+    from ..files.folders import Header
     from ..target import Target
 
 

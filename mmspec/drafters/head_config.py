@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 
-from ..arguments import as_int
 from ..errors import MMSpecError, did_you_mean, first_line, listed, shown
+from ..settings.arguments import as_int
 
 if TYPE_CHECKING:
     from ..target import Target

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import whole_number
+from ..models.slots import pick
 from ..outcome import Scores, Verdict, one_hot
-from ..slots import pick
+from ..settings.arguments import whole_number
 from ..tree import DraftTree
 from .base import Drafter
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..arguments import positive
 from ..lesson import Guess, Lesson
+from ..models.slots import pick
+from ..models.states import LAST
 from ..outcome import Scores, Verdict
-from ..slots import pick
-from ..states import LAST
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
@@ -21,7 +21,7 @@ from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..folders import Header
+    from ..files.folders import Header
     from ..target import Target
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import positive
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import Drafter
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from ..arguments import as_int
-from ..attention import received_attention
 from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of, whole_prompt
 from ..errors import MMSpecError, shown
 from ..families import Vision
 from ..inputs import Request
-from ..states import LAST
+from ..models.attention import received_attention
+from ..models.states import LAST
+from ..settings.arguments import as_int
 from .layer import DraftLayer
 from .step import StepDrafter
 from .vocabulary import is_padding

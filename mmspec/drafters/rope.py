@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..arguments import as_int
 from ..errors import MMSpecError, first_line, shown
+from ..settings.arguments import as_int
 from .layer import Rope
 
 ROPES = ("1d", "mrope")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..models.session import ModelSession
 from ..outcome import Scores, Verdict
-from ..session import ModelSession
 from ..tree import DraftTree
 from ..trees.growth import Block
 from .step import StepDrafter

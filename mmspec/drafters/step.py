@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..models.slots import pick
+from ..models.transfer import to_device
 from ..outcome import Scores, Verdict
-from ..slots import pick
-from ..transfer import to_device
 from ..tree import DraftTree
 from ..trees import Chain, Growth, TreeBuilder
 from ..trees.growth import Block

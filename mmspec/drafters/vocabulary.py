@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..arguments import as_int
 from ..errors import MMSpecError
+from ..settings.arguments import as_int
 
 if TYPE_CHECKING:
     from ..target import Target

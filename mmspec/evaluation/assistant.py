@@ -14,8 +14,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedM
 from ..compat import CACHE
 from ..drafters import DraftModelDrafter
 from ..errors import MMSpecError
-from ..hooks import Ear, listening
 from ..inputs import Request
+from ..models.hooks import Ear, listening
 
 
 def stock_assistant(drafter: DraftModelDrafter) -> PreTrainedModel:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import configuration
 from ..errors import MMSpecError
+from ..settings import configuration
 from ..version import __version__
 from .bundle import FORMAT, BundleWriter
 from .methods import GROUPS, Method, plan
@@ -95,7 +95,7 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
     Raises:
         MMSpecError: for whatever is wrong with the overrides, with the nearest thing that exists.
     """
-    from ..sampling import Sampling
+    from ..decoding.sampling import Sampling
 
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
@@ -139,7 +139,7 @@ def benchmark(
     import transformers
     from omegaconf import OmegaConf
 
-    from ..sampling import Sampling
+    from ..decoding.sampling import Sampling
     from .machine import describe_code, describe_machine, describe_target, describe_versions
     from .measure import Measurement
     from .methods import build_sides

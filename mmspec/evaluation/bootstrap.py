@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..clock import PROMPT_PHASES
-from ..stats import Round, Stats
+from ..decoding.clock import PROMPT_PHASES
+from ..decoding.stats import Round, Stats
 from .grouping import MergedAnswer, TimedAnswer
 
 RESAMPLES, SEED, INTERVAL = 2000, 0, (2.5, 97.5)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
-from ..storage import LOCK, UNFINISHED, append, atomic_write_json, atomic_write_text, hold_folder, json_lines
+from ..files.storage import LOCK, UNFINISHED, append, atomic_write_json, atomic_write_text, hold_folder, json_lines
 from .reading import clean, read_lines, read_object, read_text
 from .schema import MANIFEST as MANIFEST_SHAPE
 from .schema import REQUEST, ROUND, require

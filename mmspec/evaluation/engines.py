@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decoding.draining import drain
+from ..decoding.sampling import Sampling
+from ..decoding.stats import Round
+from ..decoding.text import whole_text
 from ..drafters import Drafter, DraftModelDrafter, NGramDrafter
-from ..draining import drain
 from ..errors import MMSpecError
 from ..generation import stream
 from ..inputs import PER_TOKEN, Request
-from ..sampling import Sampling
-from ..slots import pick_numbers
-from ..stats import Round
+from ..models.slots import pick_numbers
 from ..target import Target
-from ..text import whole_text
 from ..trees import Chain, TreeBuilder
 from ..verifiers import Verifier
 from .assistant import quiet, sighted, stock_assistant

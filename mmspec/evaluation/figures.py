@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..clock import PROMPT_PHASES
-from ..stats import Stats
+from ..decoding.clock import PROMPT_PHASES
+from ..decoding.stats import Stats
 from .bootstrap import Estimate, Measured, Sample, Totals, ratio, spread, together
 from .grouping import PLAIN, BundleGroup, MergedMethod
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..clock import PHASES, PhaseClock
 from ..data import Source
+from ..decoding.clock import PHASES, PhaseClock
+from ..decoding.stats import Round
 from ..errors import MMSpecError, cut
 from ..exactness import TIE, Divergence, complaint_of, divergences
 from ..inputs import Request
 from ..similarity import similarity
-from ..stats import Round
 from ..target import Target
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
 from .engines import Answer, texts

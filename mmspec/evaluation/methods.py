@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import configuration
+from ..decoding.sampling import Sampling
 from ..drafters import Drafter, DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError, cut, first_line, printable
-from ..sampling import Sampling
+from ..settings import configuration
 from ..target import Target
 from .engines import Engine
 

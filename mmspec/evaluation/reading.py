@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError, first_line, printable
-from ..storage import whole_lines
+from ..files.storage import whole_lines
 
 
 def read_text(path: Path) -> str:

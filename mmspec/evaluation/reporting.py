@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..errors import MMSpecError
-from ..storage import atomic_write_text
+from ..files.storage import atomic_write_text
 from .conventions import UnitTable, in_units
 from .figures import Row, rows_of
 from .frame import frame_of

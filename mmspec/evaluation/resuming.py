@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration import search_folders
 from ..errors import MMSpecError
-from ..trust import TARGET, unshipped
+from ..settings.configuration import search_folders
+from ..settings.trust import TARGET, unshipped
 from .bundle import Bundle
 
 HYDRA = "hydra"

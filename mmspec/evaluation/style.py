@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import cut, printable
-from ..storage import replacing
+from ..files.storage import replacing
 from .figures import Row
 from .table import PHASE_COLUMNS
 

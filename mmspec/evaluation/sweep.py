@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import configuration
 from ..errors import MMSpecError, printable
 from ..extras import missing
-from ..storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
+from ..files.storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
+from ..settings import configuration
 from .bench import EXPERIMENT, BenchSettings, benchmark, complete, prepare_run, source_of
 from .bundle import ERROR, MANIFEST, Bundle
 from .reading import read_object, read_text

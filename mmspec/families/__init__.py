@@ -1,7 +1,7 @@
 """Model families: what differs between models that see and hear, one file each.
 
 To add one: subclass `Family`, set `model_types`, override what differs, import it here, and add a tiny model of the
-real class to `tests/tiny_families.py`; the exactness tests then run on it. See docs/families.md.
+real class to `tests/support/tiny_families.py`; the exactness tests then run on it. See docs/families.md.
 """
 
 from __future__ import annotations

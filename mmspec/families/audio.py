@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import MMSpecError, first_line
-from ..hooks import Ear, listening
+from ..models.hooks import Ear, listening
 from .base import Family
 from .encoders import Encoder
 from .vision import Vision, runs

@@ -11,8 +11,8 @@ from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from ..slots import pick_numbers
-from ..weights import changes_while_running
+from ..models.slots import pick_numbers
+from ..models.weights import changes_while_running
 from .frequencies import Switch, check_reach, switches_of
 from .head import Head
 from .media import Media

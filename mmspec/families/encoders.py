@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..hooks import Ear, listening
+from ..models.hooks import Ear, listening
 from .vision import Grid, Vision, runs
 
 

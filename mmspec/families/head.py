@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
-from ..weights import device_of, is_adapted, is_plain, linear_weight
+from ..models.weights import device_of, is_adapted, is_plain, linear_weight
 from .view import ModelView
 
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from ..compat import CACHE
+from ..decoding.token_space import TokenSpace
 from ..errors import MMSpecError
-from ..token_space import TokenSpace
 from .base import Family
 from .encoders import Encoder
 from .vision import Vision

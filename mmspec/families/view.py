@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from ..masks import MaskForm, kernels
-from ..weights import device_of
+from ..models.masks import MaskForm, kernels
+from ..models.weights import device_of
 
 _TURN = threading.RLock()
 """Lock around models that only one thread may run at a time, see `ModelView.passing`."""

@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..by_row import BehindPrompt
 from ..chat import Conversation, media_of
 from ..compat import CACHE
+from ..decoding.by_row import BehindPrompt
 from ..errors import MMSpecError, first_line
 from .base import Family
 from .encoders import Encoder

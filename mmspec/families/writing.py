@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decoding.token_space import TEXT, TokenSpace
 from ..errors import MMSpecError
-from ..token_space import TEXT, TokenSpace
 from .view import ModelView
 
 

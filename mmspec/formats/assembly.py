@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints import fill
 from ..drafters import FeatureDrafter
 from ..drafters.head_config import MROPE_SETTINGS
 from ..errors import MMSpecError, listed
+from ..files.checkpoints import fill
 from ..target import Target
 from .checkpoint import Checkpoint
 from .embedding import EMBEDDING, embedding_rows

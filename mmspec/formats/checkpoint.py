@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import as_int
-from ..checkpoints import HEADS, INDEX, PICKLES
 from ..drafters.head_config import is_number
 from ..errors import MMSpecError, listed, shown
-from ..folders import WEIGHTS, Header, named_file, read_config, read_json
+from ..files.checkpoints import HEADS, INDEX, PICKLES
+from ..files.folders import WEIGHTS, Header, named_file, read_config, read_json
+from ..settings.arguments import as_int
 
 PREFIX = "model."
 """Prefix of all keys where a trainer saved the drafter as a part of a model."""

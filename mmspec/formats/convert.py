@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints import INDEX, PICKLES
 from ..errors import MMSpecError, first_line, shown
-from ..folders import WEIGHTS, check_regular, named_file
+from ..files.checkpoints import INDEX, PICKLES
+from ..files.folders import WEIGHTS, check_regular, named_file
 from .checkpoint import shards_of
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..checkpoints import fill
 from ..drafters import MedusaDrafter
 from ..drafters.vocabulary import is_padding
 from ..errors import MMSpecError, listed
+from ..files.checkpoints import fill
 from ..target import Target
 from .base import Format, Shapes
 from .checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..chat import Conversation, media_of, read_messages
 from ..errors import MMSpecError, shown
 from ..media import KINDS
-from ..slots import pick_numbers
+from ..models.slots import pick_numbers
 from .media import ARGUMENTS, PLURALS, loaded, rows_of, unasked
 from .processing import apply_template, reserved_texts
 from .prompts import conversation_of, prompts_of, refuse_reserved, systems_of

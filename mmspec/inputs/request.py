@@ -10,8 +10,8 @@ import torch
 
 from ..chat import Conversation, media_of
 from ..errors import MMSpecError, shown
-from ..masks import padding_mask
 from ..media import KINDS
+from ..models.masks import padding_mask
 
 TYPES = "token_type_ids"
 PER_TOKEN = ("input_ids", "attention_mask", TYPES, "mm_token_type_ids", "position_ids")

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..arguments import positive
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..inputs import Request
 from ..outcome import Scores, Verdict
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from ..trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
 from ..trees.growth import Expander

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..decoding.sampling import LogitsPipeline
+from ..decoding.stopping import Stopping
+from ..decoding.token_run import TokenRun
 from ..drafters import Drafter, NoDrafter
 from ..errors import MMSpecError
 from ..inputs import Request, prepare
 from ..outcome import Scores, Verdict
-from ..sampling import LogitsPipeline
-from ..stopping import Stopping
-from ..token_run import TokenRun
 from ..tree import DraftTree
 from ..trees import Chain, DynamicTree, StaticTree
 from ..verifiers import Greedy, longest, reached

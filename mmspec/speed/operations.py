@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..clock import PHASES, PhaseClock
+from ..decoding.clock import PHASES, PhaseClock
 from ..loop import Run
 
 MEMORY_ONLY = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MMSpecError
-from ..identity import content_hash
-from ..storage import atomic_write_text
+from ..files.identity import content_hash
+from ..files.storage import atomic_write_text
 from .costs import Costs
 
 FORMAT = 1

@@ -9,7 +9,7 @@ import torch
 
 from ..data.examples import Source
 from ..errors import MMSpecError
-from ..weights import fingerprint
+from ..models.weights import fingerprint
 from .answers import Answers
 
 if TYPE_CHECKING:

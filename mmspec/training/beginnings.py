@@ -10,9 +10,9 @@ from ..drafters import DraftModelDrafter, HiVisDrafter
 from ..drafters.projector import VisualProjector
 from ..errors import MMSpecError
 from ..loading import load_drafter
+from ..models.weights import is_adapted, is_plain
 from ..target import Target
 from ..trees import TreeBuilder
-from ..weights import is_adapted, is_plain
 
 
 def cut_from_target(

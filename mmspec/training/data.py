@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..data.examples import Example, Source
 from ..data.opening import batched, open_media
 from ..errors import MMSpecError
+from ..files.storage import append, drop_torn_line, whole_lines
 from ..inputs import Request, end_of_answer, prepare
-from ..storage import append, drop_torn_line, whole_lines
 
 if TYPE_CHECKING:
     from ..target import Target

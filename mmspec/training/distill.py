@@ -16,13 +16,13 @@ import torch
 
 from ..data.examples import Example, Source, to_record
 from ..data.opening import batched, open_media
+from ..decoding.sampling import LogitsPipeline
+from ..decoding.stopping import Stopping
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..generation import Output, generate
 from ..inputs import prepare
-from ..sampling import LogitsPipeline
 from ..seeds import seed_from
-from ..stopping import Stopping
 from ..target import Target
 from ..version import __version__
 from .author import describe_target, rounded_weights

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..errors import MMSpecError
 from ..families import Vision, visual_spans
-from ..identity import differences
+from ..files.identity import differences
+from ..files.storage import atomic_write_json, read_json_object, replacing
 from ..inputs import append
 from ..lesson import WIDTHS, Lesson
-from ..states import LAST
-from ..storage import atomic_write_json, read_json_object, replacing
+from ..models.states import LAST
 from .data import Loader, TrainingPass
 from .teacher import Teacher
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..storage import replacing, whole_lines
+from ..files.storage import replacing, whole_lines
 
 LOG, VALIDATIONS = "log.csv", "validation.jsonl"
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..errors import MMSpecError
 from ..lesson import Guess, Lesson
-from ..states import LAST
+from ..models.states import LAST
 
 
 class Truth(NamedTuple):

@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
-from ..identity import differences
-from ..storage import atomic_write_json, hold_folder, read_json_object, restore_folder
+from ..files.identity import differences
+from ..files.storage import atomic_write_json, hold_folder, read_json_object, restore_folder
 from .state import STATE, read_state, save_folder, write_state
 
 IDENTITY = "training.json"

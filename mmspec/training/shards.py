@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..data.rows import JsonLines
 from ..errors import MMSpecError
-from ..identity import content_hash, differences
-from ..storage import append, atomic_write_json, drop_torn_line, hold_file, json_lines, replacing
+from ..files.identity import content_hash, differences
+from ..files.storage import append, atomic_write_json, drop_torn_line, hold_file, json_lines, replacing
 from .answers import PICTURES, SAVED, read_info, shard_files
 
 if TYPE_CHECKING:

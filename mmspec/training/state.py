@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
-from ..storage import replace_folder, replacing
+from ..files.storage import replace_folder, replacing
 
 STATE = "state.safetensors"
 
@@ -71,7 +71,7 @@ def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -
 
 
 def save_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Replace a folder by what `write` puts into an empty one, see `mmspec.storage.replace_folder`.
+    """Replace a folder by what `write` puts into an empty one, see `mmspec.files.storage.replace_folder`.
 
     Raises:
         MMSpecError: if it cannot be written; the old folder is then still there.

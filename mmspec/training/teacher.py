@@ -8,8 +8,8 @@ import torch
 
 from ..inputs import Request, append
 from ..lesson import WIDTHS, Lesson
-from ..masks import padding_mask
-from ..states import LAST, capture
+from ..models.masks import padding_mask
+from ..models.states import LAST, capture
 from ..target import Target
 from .data import TrainingPass
 

@@ -27,8 +27,8 @@ from transformers import get_scheduler
 from ..data.examples import Source
 from ..drafters import Drafter
 from ..errors import MMSpecError
+from ..files.storage import read_json_object
 from ..lesson import Lesson
-from ..storage import read_json_object
 from .author import check_author
 from .curriculum import order_of
 from .data import Loader, TrainingPass, split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..arguments import positive
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import positive
 from ..errors import MMSpecError
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth

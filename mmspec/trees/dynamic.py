@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..arguments import positive
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import MMSpecError
-from ..slots import pick
+from ..models.slots import pick
 from ..tree import DraftTree
 from .proposals import IMPOSSIBLE, Children, Proposals, doubt
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sampling import LogitsPipeline
+from ..decoding.sampling import LogitsPipeline
 
 IMPOSSIBLE = float("-inf")
 

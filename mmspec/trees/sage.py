@@ -12,10 +12,10 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from ..arguments import positive
 from ..errors import MMSpecError, did_you_mean
+from ..models.slots import pick
 from ..outcome import Scores, Verdict
-from ..slots import pick
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
+from ..decoding.sampling import LogitsPipeline
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
-from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 
 if TYPE_CHECKING:

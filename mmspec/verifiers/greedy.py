@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..decoding.sampling import LogitsPipeline
 from ..errors import MMSpecError
-from ..sampling import LogitsPipeline
 from .rules import Match
 from .walk import TreeWalk
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..decoding.sampling import LogitsPipeline
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
-from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 from .rules import Match
 from .walk import TreeWalk

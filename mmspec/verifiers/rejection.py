@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..decoding.sampling import LogitsPipeline
 from ..outcome import Scores, Verdict
-from ..sampling import LogitsPipeline
 from ..tree import DraftTree
 from .point_mass import refuse_greedy
 from .rules import Match, Rejection

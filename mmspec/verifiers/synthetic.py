@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..arguments import number
+from ..settings.arguments import number
 from .rules import ChoiceRule, Judged
 from .walk import TreeWalk
 

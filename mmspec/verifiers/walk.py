@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arguments import instance
+from ..decoding.sampling import LogitsPipeline, NoiseTape
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict, one_hot
-from ..sampling import LogitsPipeline, NoiseTape
 from ..seeds import random_stream
+from ..settings.arguments import instance
 from ..tree import DraftTree
 from .base import Verifier
 from .rules import ChoiceRule, CoinRule, Judged, Match, Rule

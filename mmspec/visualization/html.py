@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Protocol
 
-from ..stats import Stats, speed_in_words
+from ..decoding.stats import Stats, speed_in_words
 from .colours import ACCEPTED, BONUS
 
 STYLE = "white-space:pre-wrap;font-family:ui-monospace,monospace;line-height:1.6;max-width:60em"

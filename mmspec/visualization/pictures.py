@@ -13,9 +13,9 @@ from torch import Tensor
 from ..compressors import Compressed, Elastic, Resampler, VisualCompressor, VisualSpan
 from ..drafters import DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError
-from ..hooks import Ear, listening
 from ..inputs import prepare
 from ..media import load_image
+from ..models.hooks import Ear, listening
 from .figures import Plot, figure
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axis import Axis
 from matplotlib.ticker import AutoLocator
 
-from ..clock import PHASES
+from ..decoding.clock import PHASES
 from ..errors import MMSpecError
 from ..evaluation.style import COLOURS, LINES, MARKERS, axes_of, legend
 from ..metrics import SHOWN

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mmspec.storage import replacing
+from mmspec.files.storage import replacing
 from mmspec.zoo.architecture import build_config, build_model
 from mmspec.zoo.batches import IGNORE, Conversations
 from mmspec.zoo.data import TASKS

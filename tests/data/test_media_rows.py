@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import helpers
@@ -13,6 +12,7 @@ import torch
 import watching
 from clips import pictures, write_video, write_wave
 from PIL import Image
+from tiny_families import FAMILIES
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -20,15 +20,12 @@ from mmspec.data import ConversationFile, Example, FolderPrompts, MediaFolder, f
 from mmspec.data.opening import batched
 from mmspec.evaluation.questions import QuestionGroup, Questions
 from mmspec.inputs import prepare
-from mmspec.states import LAST
+from mmspec.models.states import LAST
 from mmspec.training.answers import open_source
 from mmspec.training.data import Loader
 from mmspec.training.distill import distill
 from mmspec.training.feature_cache import CachedTeacher
 from mmspec.training.teacher import Teacher
-
-sys.path.append(str(Path(__file__).parent.parent))
-from tiny_families import FAMILIES
 
 
 def human(text: str) -> dict:

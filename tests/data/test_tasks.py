@@ -10,8 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mmspec import configuration, zoo
+from mmspec import zoo
 from mmspec.data import Source, open_image
+from mmspec.settings import configuration
 
 FOLDER = configuration.shipped_folder() / "task"
 OPTIONS = sorted(file.stem for file in FOLDER.glob("*.yaml"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mmspec import configuration
 from mmspec.demo.choices import Choices
 from mmspec.errors import MMSpecError
+from mmspec.settings import configuration
 
 
 def test_every_option_that_needs_no_value_is_offered():

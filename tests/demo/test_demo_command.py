@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmspec import cli, configuration
+from mmspec import cli
 from mmspec.commands import demo as command
 from mmspec.demo.limits import PageLimits
+from mmspec.settings import configuration
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 from accelerate.state import AcceleratorState
 from snippets import OWN_TEST, PAGES, ROOT, Snippet, read
 
-from mmspec import configuration, zoo
+from mmspec import zoo
 from mmspec.cli import COMMANDS, main
+from mmspec.settings import configuration
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="not a checkout")
 

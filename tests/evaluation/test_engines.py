@@ -6,11 +6,11 @@ from running import measure, side, tiny
 
 import mmspec
 from mmspec import loop
+from mmspec.decoding.sampling import Sampling
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.evaluation import engines
 from mmspec.evaluation.engines import MMSpecEngine, TransformersEngine
 from mmspec.inputs import prepare
-from mmspec.sampling import Sampling
 from mmspec.speed import AutoTree, Costs, Curve, Line, auto_tree
 from mmspec.trees import Chain
 

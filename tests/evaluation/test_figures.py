@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from bundles import PLAIN_PASS, eagle3, lookup, plain, write_bundle
 
+from mmspec.decoding.stats import Round, Stats
 from mmspec.evaluation import report
 from mmspec.evaluation.bootstrap import RESAMPLES, _weights
 from mmspec.evaluation.figures import conditional_acceptance_rate, geometric_mean
-from mmspec.stats import Round, Stats
 
 # An answer of n tokens takes plain decoding 1 + (n - 1) / 2 seconds. eagle3 emits 3, 1, 3, 1, ... tokens in rounds of
 # PLAIN_PASS, so 9 tokens are 1 + 8, in four rounds: 3 seconds instead of 5.

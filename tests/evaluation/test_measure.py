@@ -9,6 +9,7 @@ from running import SHORT, AcceptsAll, Listed, OtherNoise, lines, measure, quest
 
 import mmspec
 from mmspec.data import Example
+from mmspec.decoding.sampling import Sampling
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
@@ -18,7 +19,6 @@ from mmspec.evaluation.methods import PLAIN, PLAIN_AGAIN
 from mmspec.evaluation.questions import grouped
 from mmspec.exactness import Divergence, divergences, next_scores
 from mmspec.inputs import prepare
-from mmspec.sampling import Sampling
 from mmspec.verifiers import RejectionSampling, Synthetic
 
 

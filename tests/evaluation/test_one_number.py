@@ -12,6 +12,7 @@ from bundles import eagle3, lookup, plain, write_bundle
 
 from mmspec import cli
 from mmspec.commands.simulate import HEADINGS
+from mmspec.decoding.stats import Stats
 from mmspec.demo.rendering import FIGURES
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
@@ -23,7 +24,6 @@ from mmspec.evaluation.sweep import Sweep
 from mmspec.evaluation.table import csv_lines
 from mmspec.metrics import SHOWN
 from mmspec.speed.projection import methods_of
-from mmspec.stats import Stats
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 # Two tasks of which the longer answers are the better ones, so that a pool and a mean differ.

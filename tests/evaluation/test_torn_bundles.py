@@ -13,7 +13,7 @@ from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 from mmspec.evaluation.bundle import CONFIG, MANIFEST, REQUESTS, ROUNDS, Bundle
 from mmspec.evaluation.sweep import SWEEP, Sweep
-from mmspec.storage import LOCK, UNFINISHED
+from mmspec.files.storage import LOCK, UNFINISHED
 
 
 class Killed(BaseException):

@@ -20,8 +20,8 @@ from mmspec.families.gemma3 import Gemma3
 from mmspec.families.paligemma import PaliGemma
 from mmspec.families.qwen3_vl import Qwen3VL
 from mmspec.families.rope import MultiAxisRope
-from mmspec.masks import TreeMask
-from mmspec.session import ModelSession
+from mmspec.models.masks import TreeMask
+from mmspec.models.session import ModelSession
 from mmspec.target import Target
 from mmspec.trees import DynamicTree
 

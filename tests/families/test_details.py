@@ -13,7 +13,7 @@ from mmspec.drafters import Eagle3Drafter
 from mmspec.errors import MMSpecError
 from mmspec.families import CausalLM, family_of
 from mmspec.inputs import prepare
-from mmspec.states import LAST, capture
+from mmspec.models.states import LAST, capture
 from mmspec.target import Target
 
 # A picture's height and width in patches; 2 x 2 patches make a token, and 2 x 2 tokens an attention window.

@@ -46,7 +46,7 @@ def drafter_of(name: str, label: str):
 
 def shapes_of(name: str, label: str) -> list[tuple[str, bool]]:
     """Trees, each in a batch or with a row alone. Every family meets every tree both ways, with some drafter; every
-    drafter meets every tree with some family, and all of them in tests/test_conformance.py."""
+    drafter meets every tree with some family, and all of them in tests/exactness/test_conformance.py."""
     if drafter_of(name, label).tree is None:
         return [("its own", False), ("its own", True)]
     first = list(FAMILIES).index(name) + list(DRAFTERS).index(label)

@@ -81,7 +81,7 @@ def test_spans_kinds_and_grids(name):
 @pytest.mark.parametrize("name", VISUAL)
 def test_states_of_an_appended_answer_are_those_of_its_steps(name):
     """What drafters learn from is what they will meet: one pass over prompt and answer gives the states of decoding."""
-    from mmspec.states import LAST
+    from mmspec.models.states import LAST
     from mmspec.training.teacher import Teacher
     from mmspec.tree import DraftTree
 
@@ -190,7 +190,7 @@ def test_every_family_has_a_tiny_model():
     listed = {kind for family in CLASSES for kind in family.model_types}
     # The same code as the one tested, but for experts in the language model, or for a name.
     alike = {"qwen3_vl_moe", "idefics3"}
-    elsewhere = {"whisper", "janus"}  # in tests/test_whisper.py and tests/test_janus.py
+    elsewhere = {"whisper", "janus"}  # in tests/families/test_whisper.py and tests/families/test_janus.py
     assert listed - alike - elsewhere <= tested
 
 

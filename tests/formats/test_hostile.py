@@ -18,7 +18,7 @@ from test_mutations import outcome
 import mmspec
 from mmspec import MMSpecError
 from mmspec.errors import LONGEST, listed, shown
-from mmspec.folders import read_json
+from mmspec.files.folders import read_json
 
 
 def refused(folder, message: str, family: str = "llava") -> None:

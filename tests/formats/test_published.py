@@ -19,7 +19,7 @@ import mmspec
 from mmspec.compressors import Hide, Pool, Prune
 from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
-from mmspec.states import LAST
+from mmspec.models.states import LAST
 from mmspec.trees import Chain, DynamicTree
 
 # Format to the targets that it is loaded for, the class, and options that tell what was recognised.

@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import blurred_drafter, target_of
 
-from mmspec import clock as clock_module
 from mmspec import generate
 from mmspec.context import Context
+from mmspec.decoding import clock as clock_module
 from mmspec.drafters import NGramDrafter, StepDrafter
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare

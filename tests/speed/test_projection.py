@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from bundles import eagle3, lookup, plain, write_bundle
 
 from mmspec import cli

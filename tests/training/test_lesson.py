@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmspec.inputs import PER_TOKEN, Request, append, prepare
 from mmspec.lesson import WIDTHS, Lesson
-from mmspec.states import LAST
+from mmspec.models.states import LAST
 from mmspec.training.teacher import Teacher
 from mmspec.tree import DraftTree
 

@@ -11,7 +11,7 @@ import torch
 
 from mmspec import MMSpecError
 from mmspec.lesson import Guess
-from mmspec.states import LAST
+from mmspec.models.states import LAST
 from mmspec.training.losses import (
     CrossEntropy,
     KullbackLeibler,

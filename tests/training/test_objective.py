@@ -16,7 +16,7 @@ from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
 from mmspec.lesson import Guess, Lesson
-from mmspec.states import LAST
+from mmspec.models.states import LAST
 from mmspec.training.journal import Sums
 from mmspec.training.losses import (
     CrossEntropy,

@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 import mmspec
-from mmspec import cli, configuration
+from mmspec import cli
 from mmspec.commands import progress
 from mmspec.data import EmbeddedSource
+from mmspec.settings import configuration
 from mmspec.training.distill import distill
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -22,7 +22,7 @@ from mmspec.training import Objective, losses, state
 from mmspec.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def trainer(folder, kind=school.eagle, examples=None, drafter=None, objective=None, recipe=None, cache=None, **changes):
@@ -98,10 +98,10 @@ def test_an_interrupt_ends_the_step_and_saves(whole, tmp_path, name):
 def test_two_processes_do_what_one_does(tmp_path):
     """The same global batch: the losses of the first 20 steps agree to 1e-5."""
     for processes in (1, 2):
-        environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
         launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         done = subprocess.run(
-            [sys.executable, *launcher, str(HERE / "two_processes.py"), str(tmp_path / str(processes))],
+            [sys.executable, *launcher, str(SUPPORT / "two_processes.py"), str(tmp_path / str(processes))],
             env=environment,
             capture_output=True,
             text=True,

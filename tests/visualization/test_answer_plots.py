@@ -12,7 +12,7 @@ from PIL import Image
 
 import mmspec
 from mmspec import MMSpecError, visualization
-from mmspec.clock import PHASES
+from mmspec.decoding.clock import PHASES
 from mmspec.trees import Chain, DynamicTree
 
 PLOTS = (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...arguments import instance
+from ...decoding.sampling import LogitsPipeline
 from ...outcome import Scores, Verdict
 from ...per_request import PerRequest
-from ...sampling import LogitsPipeline
+from ...settings.arguments import instance
 from ...tree import DraftTree
 from ..base import Verifier
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...arguments import number, whole_number
 from ...errors import MMSpecError
+from ...settings.arguments import number, whole_number
 from ...tree import DraftTree
 from ..rules.base import reached
 from .base import Gate

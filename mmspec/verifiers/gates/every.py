@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...arguments import whole_number
+from ...settings.arguments import whole_number
 from ...tree import DraftTree
 from ..rules.base import reached
 from .base import Gate

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...decoding.token_space import TEXT, TokenSpace
+from ...models.slots import pick
 from ...per_request import PerRequest
-from ...slots import pick
-from ...token_space import TEXT, TokenSpace
 from ...tree import DraftTree
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...arguments import whole_number
 from ...errors import MMSpecError
+from ...settings.arguments import whole_number
 from .base import ChoiceRule, Judged
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ...arguments import whole_number
 from ...errors import MMSpecError
+from ...settings.arguments import whole_number
 from .base import Judged, reached
 from .distance import Binned
 

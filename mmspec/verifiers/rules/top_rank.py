@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...arguments import whole_number
+from ...settings.arguments import whole_number
 from .base import ChoiceRule, Judged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...arguments import number
+from ...settings.arguments import number
 from .base import ChoiceRule, Judged
 
 

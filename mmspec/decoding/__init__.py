@@ -1,0 +1,1 @@
+"""A request for tokens: sampling, stopping, text, and the records of its rounds."""

@@ -1,0 +1,75 @@
+"""A request for tokens in the loop: the prompt is read, and the first token drawn; the rounds are `mmspec.loop`'s."""
+
+from __future__ import annotations
+
+import torch
+
+from ..drafters import Drafter, NoDrafter
+from ..inputs import Request
+from ..loop import Run
+from ..models.guidance import Guidance
+from ..seeds import random_stream
+from ..target import Target
+from ..trees import Proposals
+from ..verifiers import Verifier
+from ..visualization.trace import Trace
+from .sampling import LogitsPipeline
+from .stopping import Stopping
+from .transcript import Piece, Transcript
+
+
+class TokenRun(Run):
+    """One call of `generate` on its way through the loop.
+
+    Args:
+        target: the model whose output is preserved.
+        drafter: a fork for this request, or None for `NoDrafter`.
+        verifier: what is forked for this request.
+        pipeline: what stands between logits and tokens.
+        request: the prompt.
+        stopping: what ends a row.
+        seed: what all draws follow from.
+        trace: whether to keep the trees.
+        guidance: what the text is led away from, or None.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        verifier: Verifier,
+        pipeline: LogitsPipeline,
+        request: Request,
+        stopping: Stopping,
+        seed: int,
+        trace: bool = False,
+        guidance: Guidance | None = None,
+    ):
+        super().__init__(target.device)
+        self.target, self.drafter, self.verifier = target, drafter or NoDrafter(target), verifier
+        self.pipeline, self.request, self.stopping, self.seed = pipeline, request, stopping, seed
+        self.guidance = guidance
+        self.trace = Trace(target.speller) if trace else None
+
+    @torch.inference_mode()
+    def begin(self) -> list[Piece]:
+        """Read the prompt; emit the first token of every row."""
+        clock, drafter, request = self.clock, self.drafter, self.request
+        clock.resume()
+        vision = self.target.encode(request)
+        clock.lap("vision")
+        capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
+        context = self.target.prefill(request, vision, capacity, drafter.feature_layers, self.guidance)
+        self.context = context
+        self.verifier = self.verifier.fork_for(context, self.pipeline, self.seed)
+        self.transcript = Transcript(context, self.stopping, self.pipeline, self.verifier.lossless, self.trace)
+        self.root = self.verifier.first_token(context)
+        emitted = self.root[:, None].tolist()
+        context.admit(emitted)
+        sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
+        generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
+        barred = torch.tensor(ids, device=self.target.device) if (ids := self.pipeline.barred) else None
+        context.proposals = Proposals(sampled, self.pipeline, context.history, generator, barred)
+        drafter.start(context)
+        clock.lap("prefill")
+        return self.closed(self.transcript.begin(emitted))

@@ -1,0 +1,1 @@
+"""Files and folders: drafters on disk, checks of what comes from elsewhere, and storage that survives a kill."""

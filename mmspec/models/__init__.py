@@ -1,0 +1,1 @@
+"""One Hugging Face model: passes over it, the requests on it, and their caches."""

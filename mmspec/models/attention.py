@@ -1,0 +1,180 @@
+"""The target's attention weights, computed again for one layer from the state that enters it.
+
+Fast attention back ends do not return attention weights. Here a layer's own norm and projections run once more on the
+eager back end, so nothing about a family's attention has to be known. The model and its configuration do not change: a
+shallow copy of the attention module shares its weights and has a configuration of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ..compat import CACHE
+from ..errors import MMSpecError
+from ..inputs import Request
+from .masks import padding_mask
+from .slots import pick
+from .states import capture
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+@torch.no_grad()
+def attention_weights(
+    target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None = None
+) -> Tensor:
+    """Return the attention weights of right-padded prompts in one layer.
+
+    Args:
+        target: the model.
+        layer: number of the layer.
+        states: `[batch, length, hidden]` states that enter the layer: the feature with the layer's number (see
+            `mmspec.models.states.capture`).
+        inputs: inputs of the request.
+        queries: `[batch, count]` indices of the tokens whose attention is wanted; by default all, which takes memory
+            for `heads * length ** 2` numbers.
+
+    Returns:
+        `[batch, heads, count, length]` weights; every row sums to one. Rows of padding have no meaning.
+
+    Raises:
+        MMSpecError: if the heads are divided among processes.
+    """
+    if (getattr(target.model, "tp_size", None) or 1) > 1:
+        raise MMSpecError(
+            "the attention weights of all heads are needed, but under tensor parallelism each process has only its "
+            "own: use device_map, or a drafter and a compressor that do not look at attention"
+        )
+    with target.family.passing():
+        return _attention_weights(target, layer, states, inputs, queries)
+
+
+def _attention_weights(
+    target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None
+) -> Tensor:
+    block: Any = target.family.layers[layer]  # its parts have the same names in all families
+    length = states.shape[1]
+    normed, rope = block.input_layernorm(states), _rope(target, layer, states, inputs)
+    if queries is None:
+        places, cache = torch.arange(length, device=states.device).expand(states.shape[:2]), None
+    else:
+        # A first pass leaves the keys of all tokens in a cache, and the second asks them. What the second one writes
+        # there itself is hidden.
+        places, cache = queries, DynamicCache()
+        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **{CACHE: cache})
+        normed = pick(normed, queries)
+        rope = tuple(part.take_along_dim(queries[..., None], dim=-2) for part in rope)
+    visible = _visible(target, layer, places, length, inputs)
+    if queries is not None:
+        visible = torch.cat([visible, visible.new_zeros(*queries.shape, queries.shape[1])], dim=-1)
+    mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
+    mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
+    _, weights = _eager(block.self_attn)(
+        hidden_states=normed, position_embeddings=rope, attention_mask=mask, **{CACHE: cache}
+    )
+    return weights[..., :length]
+
+
+def received_attention(target: Target, layer: int, states: Tensor, inputs: dict[str, Any], words: Tensor) -> Tensor:
+    """Return the attention that every token receives in one layer, averaged over the heads and over some words.
+
+    Words before a token pay it no attention. So for the tokens of one picture this is the mean over the words behind
+    it, up to a common factor.
+
+    Args:
+        target, layer, states, inputs: see `attention_weights`.
+        words: `[batch, length]` True at the tokens whose attention is averaged.
+
+    Returns:
+        `[batch, length]` mean weights.
+    """
+    counts = words.sum(1)
+    queries = words.long().argsort(dim=1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
+    asked = torch.arange(queries.shape[1], device=words.device) < counts[:, None]
+    weights = attention_weights(target, layer, states, inputs, queries).float().mean(1)
+    return (weights * asked[..., None]).sum(1) / counts[:, None].clamp(min=1)
+
+
+@torch.no_grad()
+def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float]:
+    """Return the mean entropy of attention rows, in nats, for every layer: AE(l) of DREAM (arXiv 2505.19201).
+
+    The mean is over all heads and all tokens of all requests.
+
+    Args:
+        target: the model.
+        requests: prompts, see `mmspec.inputs.prepare`.
+    """
+    family = target.family
+    layers = range(len(family.layers))
+    sums, tokens = [0.0] * len(layers), 0
+    for request in requests:
+        inputs = request.inputs
+        vision = target.encode(request)
+        embeds = family.embed(inputs["input_ids"], vision)
+        mask = padding_mask(request.lengths, embeds.shape[1], embeds.device)
+        real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+        with capture(family, layers) as features:
+            family.run(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=family.positions(inputs)[0],
+                use_cache=False,
+                logits_to_keep=1,
+                **family.prefill_inputs(inputs, vision),
+                **family.lasting_inputs(vision),
+            )
+        for layer in layers:
+            weights = attention_weights(target, layer, features[layer], inputs).float()
+            rows = torch.special.entr(weights).sum(-1).mean(1)
+            sums[layer] += float(rows[real].sum())
+        tokens += int(real.sum())
+    return [total / max(tokens, 1) for total in sums]
+
+
+def _eager(attention: nn.Module) -> nn.Module:
+    """Return a copy of an attention module that shares its weights and returns attention weights."""
+    module: Any = copy.copy(attention)
+    module.config = copy.copy(module.config)
+    module.config._attn_implementation = "eager"
+    return module
+
+
+def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Return cosines and sines of every token, `[batch, length, head_dim]`, possibly with axes before them."""
+    rotary, config = target.family.decoder.rotary_emb, target.family.text_config
+    positions, _ = target.family.positions(inputs)
+    positions = positions[..., : states.shape[1]]
+    if positions.ndim == 2 and "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        positions = positions.expand(3, -1, -1)  # text alone: all axes are the same
+    if "layer_type" in inspect.signature(rotary.forward).parameters:  # Gemma 3 has a rotary embedding per kind of layer
+        return rotary(states, positions, config.layer_types[layer])
+    return rotary(states, positions)
+
+
+def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: dict[str, Any]) -> Tensor:
+    """Return which tokens each of `[batch, count]` places sees in a layer, `[batch, count, length]`.
+
+    Padding needs no care: it is on the right, behind everything.
+    """
+    family = target.family
+    windows, kinds = family.attention_windows(), getattr(family.text_config, "layer_types", None)
+    window = windows[kinds[layer]] if kinds else next(iter(windows.values()))
+    columns, rows = torch.arange(length, device=places.device), places[..., None]
+    visible = columns <= rows
+    if window is not None:
+        visible = visible & (rows - columns < window)
+    groups = family.bidirectional_groups(inputs)
+    if groups is None:
+        return visible
+    groups = groups[:, :length]
+    own = groups.gather(1, places)[..., None]
+    return visible | ((own == groups[:, None]) & (own >= 0))

@@ -1,0 +1,244 @@
+"""One Hugging Face model as passes over it see it. Targets are models, and draft models are too."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from ..errors import MMSpecError
+from ..families import Family, Vision, family_of
+from ..inputs import Request
+from .cache import SlotShape, stored
+from .compiled import CompiledModel
+from .masks import MaskForm
+from .states import LAST, capture
+from .weights import device_of
+
+Twin = TypeVar("Twin", bound=nn.Module)
+
+ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
+
+
+class Model:
+    """A causal or vision-language model ready for tree passes: its weights, and nothing of any request.
+
+    Args:
+        model: a Hugging Face model, in memory, with an sdpa, eager or flex attention back end.
+        processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
+        compile: True to compile its passes over blocks of nodes, see `mmspec.models.compiled`.
+        writes: `"text"` or `"image"`, for models that can write both.
+
+    Attributes:
+        space: the meaning of its token ids, for rules that go by it; may be set, see `TokenSpace`.
+
+    Raises:
+        MMSpecError: if the model cannot be decoded speculatively: attention without arbitrary masks, recurrent state,
+            a vision-language model without the parts that are read.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any = None, compile: bool = False, writes: str = "text"):
+        if getattr(model, "_is_stateful", False):
+            raise MMSpecError(
+                f"{type(model).__name__} keeps recurrent state that cannot be rolled back after a rejected draft; "
+                "mmspec supports attention-only models"
+            )
+        self.model, self.processor = model.eval(), processor
+        self.family: Family = family_of(model, writes)
+        self.space = self.family.token_space
+        self.attention = self.family.text_config._attn_implementation
+        if self.attention not in ATTENTION_BACK_ENDS:
+            raise MMSpecError(
+                f"attention back end {self.attention!r} takes no tree mask; load the model with "
+                f"attn_implementation={' or '.join(map(repr, ATTENTION_BACK_ENDS))}"
+            )
+        self.windows = self.family.attention_windows()
+        self._probed: dict[tuple, list[tuple[SlotShape, SlotShape]]] = {}
+        self._probed[self.device, self.dtype, self.arithmetic] = self._probe()
+        if MaskForm(self.attention) is MaskForm.BLOCK:
+            self._check_flex(compile)
+        if compile and self.family.cross_attends:
+            raise MMSpecError(
+                f"compile=true: passes of {type(model).__name__}, which attend to an encoder, are not compiled; leave "
+                "compile out"
+            )
+        self.compile = compile
+        self.compiled = CompiledModel(model, self.family) if compile else None
+
+    def _check_flex(self, compile: bool) -> None:
+        """Refuse flex attention together with compiled passes, or with layers on several devices."""
+        if compile:
+            raise MMSpecError(
+                "compile=true takes masks that are tensors, and flex attention compiles its own: load the model with "
+                "attn_implementation='sdpa', or leave compile out"
+            )
+        if {keys.device for keys, _ in self.cache_shapes} != {self.device}:
+            raise MMSpecError(
+                "the masks of flex attention cannot follow the layers to several devices: load the model with "
+                "attn_implementation='sdpa', or on one device"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the input embedding, where drafters are."""
+        return device_of(self.model.get_input_embeddings())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the input embedding."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The dtype that matrices are multiplied in: the weights', or autocast's where a caller has turned it on."""
+        kind = self.device.type
+        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if cast else self.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens in the vocabulary."""
+        return self.family.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the language model's hidden states."""
+        return self.family.text_config.hidden_size
+
+    @property
+    def tokenizer(self):
+        """The tokenizer, or None."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def speller(self) -> Any:
+        """The tokenizer that says which text the written tokens are; None where there is none, or they are no text."""
+        return self.tokenizer if self.family.writes == "text" else None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens at which the model's own `generate` would stop."""
+        if self.family.writes != "text":
+            return ()
+        eos = self.model.generation_config.eos_token_id
+        return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+
+    @property
+    def cache_shapes(self) -> list[tuple[SlotShape, SlotShape]]:
+        """Per layer, the shapes of the keys and of the values that it stores per token. They are learnt anew once the
+        model was moved or cast, and under autocast, where keys and values may be of different dtypes."""
+        now = self.device, self.dtype, self.arithmetic
+        if now not in self._probed:
+            self._probed[now] = self._probe()
+        return self._probed[now]
+
+    @torch.inference_mode()
+    def _probe(self) -> list[tuple[SlotShape, SlotShape]]:
+        """Run one pass over one token, to learn what every layer stores, wherever it lives, and what the head does."""
+        cache = DynamicCache()
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        try:
+            with self.family.passing(), capture(self.family, [LAST]) as features:
+                logits = self.family.probe(token, cache)
+        except ValueError as error:  # such as flex attention on a processor, with attention sinks
+            raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
+
+        self.family.compare_head(features[LAST].to(self.device), logits)
+
+        def shape(states: Tensor) -> SlotShape:
+            return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
+
+        return [(shape(keys), shape(values)) for keys, values in map(stored, cache.layers)]
+
+    @torch.no_grad()  # and not inference mode: what is trained beside a target reads this too
+    def encode(self, request: Request) -> Vision | None:
+        """Run the encoders over a request's media; None if it has none.
+
+        Raises:
+            MMSpecError: see `Family.encode`.
+        """
+        once = request.distinct
+        with self.family.passing():
+            vision = self.family.encode(once.inputs)
+        if vision is None or request.copies == 1:
+            return vision
+        return vision.repeated(once.token_ids(), self.family.placeholders, request.copies)
+
+    def repeat(self, request: Request, copies: int) -> Request:
+        """Return the request for so many independent answers to each of its rows, see `Request.repeated`.
+
+        Args:
+            request: prepared for this model.
+            copies: answers per row, at least 1.
+        """
+        if copies == 1:
+            return request
+        positions, _ = self.family.positions(request.inputs)
+        if positions.ndim > 2:  # they depend on the sizes of pictures, which are there once
+            request = replace(request, inputs={**request.inputs, "position_ids": positions})
+        return request.repeated(copies)
+
+    def first_layers(self, count: int) -> Model:
+        """Return the model of the first `count` layers, with the final norm and the head: every weight is shared.
+
+        Raises:
+            MMSpecError: for layers that there are not, and for a model whose layers are spread by accelerate.
+        """
+        total = len(self.family.layers)
+        if not 0 < count <= total:
+            raise MMSpecError(f"layers={count!r} must lie between 1 and the {total} of {type(self.model).__name__}")
+        part = copy.copy(self)
+        part.__class__ = Model
+        part.model = _with_layers(self.model, self.family.decoder, count)
+        part.family = copy.copy(self.family)
+        part.family.model, part.family.decoder = part.model, part.model.get_decoder()
+        part.family.text_config = part.model.config.get_text_config(decoder=True)
+        part.windows = part.family.attention_windows()
+        part._probed = {}
+        part.compile, part.compiled = False, None
+        return part
+
+
+def _with_layers(model: PreTrainedModel, decoder: nn.Module, count: int) -> PreTrainedModel:
+    """Return a model whose decoder has fewer layers. The modules on the way to the decoder are copies, all others are
+    shared."""
+    (path,) = (name for name, module in model.named_modules() if module is decoder)
+    names = path.split(".") if path else []
+    outer = _twin(model)
+    inner: nn.Module = outer
+    for name in names:
+        child = _twin(inner.get_submodule(name))
+        inner._modules[name], inner = child, child
+    text = model.config.get_text_config(decoder=True)
+    shorter = copy.deepcopy(text)
+    if getattr(shorter, "layer_types", None):
+        shorter.layer_types = shorter.layer_types[:count]
+    shorter.num_hidden_layers = count
+    if text is model.config:
+        outer.config = shorter
+    else:
+        outer.config = copy.copy(model.config)
+        for name, value in vars(model.config).items():
+            if value is text:
+                setattr(outer.config, name, shorter)
+    decoder_copy: Any = inner
+    decoder_copy.config = shorter
+    decoder_copy.layers = nn.ModuleList(list(cast(nn.ModuleList, decoder.layers))[:count])
+    return outer
+
+
+def _twin(module: Twin) -> Twin:
+    """Return a copy of a module that shares its weights and its members, which can be exchanged in it."""
+    if hasattr(module, "_hf_hook"):
+        raise MMSpecError(
+            f"{type(module).__name__} was spread over devices by accelerate, which ties its layers together: load it "
+            "on one device to use some of its layers"
+        )
+    twin = copy.copy(module)
+    for registry in ("_parameters", "_buffers", "_modules"):
+        setattr(twin, registry, dict(getattr(module, registry)))
+    return twin

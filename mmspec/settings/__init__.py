@@ -1,0 +1,1 @@
+"""Settings: found, composed, checked, and built into objects."""

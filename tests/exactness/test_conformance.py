@@ -1,0 +1,185 @@
+"""Whatever has a config, or is exported by mmspec.drafters, reproduces the target: every drafter x tree x verifier.
+
+Nothing here names a method. A new drafter enters by its YAML file; one whose weights do not ship with it by an entry in
+`helpers.TINY_DRAFTERS`, which builds it with random weights for any target.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+
+import helpers
+import models
+import pytest
+from helpers import RAGGED, case, target_of
+from omegaconf import OmegaConf
+
+import mmspec
+from mmspec import drafters, loading, zoo
+from mmspec.drafters import Drafter, FeatureDrafter, NoDrafter, SessionDrafter, StepDrafter
+from mmspec.inputs import prepare
+from mmspec.settings import configuration
+from mmspec.testing import watched
+from mmspec.verifiers import Greedy
+
+NEW = 14
+ONE = ((1,), (9,))
+
+
+GROUPS = ("drafter", "tree", "verifier")
+
+
+@cache
+def composed() -> dict[str, dict]:
+    """Of each group its options as configurations; the first of all groups are composed at once, then the second."""
+    names = {group: list(configuration.groups()[group]) for group in GROUPS}
+    nodes = {group: {} for group in GROUPS}
+    for place in range(max(map(len, names.values()))):
+        chosen = {group: options[place] for group, options in names.items() if place < len(options)}
+        config = configuration.compose("generate", [f"{group}={option}" for group, option in chosen.items()])
+        for group, option in chosen.items():
+            nodes[group][option] = config[group]
+    return nodes
+
+
+def options(group: str) -> dict:
+    """The options of a configuration group that build something: name to configuration."""
+    return {name: node for name, node in composed()[group].items() if node is not None}
+
+
+def is_drafter(node) -> bool:
+    target = pkgutil.resolve_name(node._target_)
+    return isinstance(target, type) and issubclass(target, Drafter)
+
+
+CONFIGURED = {f"drafter={name}": node for name, node in options("drafter").items() if is_drafter(node)}
+# Options that load weights made for the embedded target. `drafter=pretrained` has no name of its own to load.
+EMBEDDED = {
+    name: node
+    for name, node in options("drafter").items()
+    if not OmegaConf.is_missing(node, "name") and str(node.get("name")).startswith(f"{loading.EMBEDDED_TARGET}/")
+}
+TREES = [None, *options("tree")]
+EASY_AND_HARD = ("scenes", "documents")
+RULES = {name: configuration.build(node) for name, node in options("verifier").items()}
+VERIFIERS = {name: rule for name, rule in RULES.items() if rule.lossless and rule.proposal == "point"}
+LABELS = [*CONFIGURED, *helpers.TINY_DRAFTERS]
+
+
+@cache
+def drafter_of(label: str, name: str, attention: str) -> Drafter:
+    if label in CONFIGURED:
+        return configuration.build(CONFIGURED[label], target=target_of(name, attention))
+    return helpers.TINY_DRAFTERS[label](name, attention)
+
+
+def builders(drafter: Drafter, turn: int | None = None) -> list:
+    """The configured trees that a drafter can grow, and its own; only its own if it proposes whole trees.
+
+    Args:
+        drafter: to grow them.
+        turn: take every third tree only, those whose turn it is. Three neighbours then have all.
+    """
+    names = TREES if drafter.tree is not None else [None]
+    names = names if turn is None or len(names) < 3 else names[turn % 3 :: 3]
+    return [configuration.build(options("tree")[name]) if name else None for name in names]
+
+
+# All trees that there are, on few targets; tests/families tries few trees on all targets.
+TARGETS = [*[(name, "sdpa") for name in ("llava", "qwen_vl", "mistral")], ("gemma3", "eager")]
+CASES = [
+    (name, attention, label)
+    for name, attention in TARGETS
+    for label in LABELS
+    if (name in models.VISUAL or label not in helpers.NEED_PICTURES)
+]
+
+
+def same_text(name: str, attention: str, label: str, rows: tuple, turn: int | None) -> None:
+    """The trees are well formed, rooted in the newest token, and change nothing."""
+    inputs, expected = case(name, attention, *rows, NEW)
+    drafter = watched(drafter_of(label, name, attention))
+    for tree in builders(drafter, turn):
+        out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree)
+        assert out.token_ids == expected, tree
+        assert out.stats.lossless and out.stats.rounds
+
+
+@pytest.mark.parametrize("rows", [ONE, RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize(("name", "attention", "label"), CASES)
+def test_greedy_text_is_that_of_generate(name, attention, label, rows):
+    """Every drafter with every tree in a ragged batch on one target; on the others and alone they take turns."""
+    turn = [target for target, _ in TARGETS].index(name) + LABELS.index(label) + (rows is ONE)
+    same_text(name, attention, label, rows, None if (name, rows) == ("llava", RAGGED) else turn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [ONE, RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize(("name", "attention", "label"), CASES)
+def test_every_drafter_with_every_tree_on_every_target(name, attention, label, rows):
+    same_text(name, attention, label, rows, None)
+
+
+SAMPLED = {name: rule for name, rule in VERIFIERS.items() if not isinstance(rule, Greedy)}
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("verifier", SAMPLED)
+def test_verifiers_whose_draws_are_tied_to_positions_give_one_text_with_every_drafter(verifier, label):
+    """So sampled text can be compared token by token too; other rules are exact in law
+    (`test_losslessness.py`)."""
+    rule, name = SAMPLED[verifier], models.VISUAL[0]
+    drafter = drafter_of(label, name, "sdpa")
+    settings = {
+        "inputs": case(name, "sdpa", *RAGGED, NEW)[0],
+        "max_new_tokens": NEW,
+        "verifier": rule,
+        "temperature": 0.7,
+        "seed": 3,
+    }
+    plain = mmspec.generate(drafter.target, **settings)
+    for tree in builders(drafter, LABELS.index(label)):
+        assert mmspec.generate(drafter.target, drafter, tree=tree, **settings).token_ids == plain.token_ids, tree
+
+
+SHOWN = ("eagle3", "hivis", "draft_model")
+"""Of each kind one; tests/zoo/test_embedded.py asks all of them."""
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=[] if name in SHOWN else [pytest.mark.slow]) for name in EMBEDDED]
+)
+def test_options_with_weights_reproduce_the_embedded_target(option):
+    target = _embedded_target()
+    drafter = configuration.build(EMBEDDED[option], target=target)
+    pictures = [zoo.sample(task, "test", 7) for task in EASY_AND_HARD]
+    for sample, expected in zip(pictures, _embedded_text(), strict=True):
+        for tree in builders(drafter):
+            out = mmspec.generate(target, drafter, sample.prompt, [sample.image], max_new_tokens=24, tree=tree)
+            assert out.token_ids == expected
+
+
+@cache
+def _embedded_target():
+    return mmspec.load_target(loading.EMBEDDED_TARGET)
+
+
+@cache
+def _embedded_text() -> list:
+    target = _embedded_target()
+    texts = []
+    for task in EASY_AND_HARD:
+        sample = zoo.sample(task, "test", 7)
+        inputs = prepare(target, sample.prompt, [sample.image]).inputs
+        ids = target.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+        texts.append([ids[0, inputs["input_ids"].shape[1] :].tolist()])
+    return texts
+
+
+def test_every_exported_drafter_is_in_this_suite():
+    exported = {value for value in vars(drafters).values() if isinstance(value, type) and issubclass(value, Drafter)}
+    interfaces = {Drafter, FeatureDrafter, SessionDrafter, StepDrafter, NoDrafter}
+    tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
+    missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
+    assert tested and not missing, f"add a config, or an entry in helpers.TINY_DRAFTERS, for {missing}"

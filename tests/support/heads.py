@@ -1,0 +1,121 @@
+"""What the tests of heads on hidden states share: variants with random weights, and texts that a target has read."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import helpers
+import models
+import torch
+from helpers import RAGGED, target_of
+
+from mmspec import Target
+from mmspec.compressors.base import compressor_of
+from mmspec.drafters import Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.inputs import prepare
+from mmspec.lesson import Lesson
+from mmspec.models.states import LAST
+from mmspec.training.teacher import Teacher
+
+
+def compressor(name: str, **settings) -> dict:
+    """A compressor as a configuration, from which every drafter makes one of its own."""
+    return {"compressor": {"class": f"mmspec.compressors.{name}", **settings}}
+
+
+FAMILIES = ("llava", "qwen_vl", "gemma3", "llama")
+# Every switch is on somewhere and off somewhere.
+VARIANTS = {
+    "eagle": (EagleDrafter, {}),
+    "eagle, other": (
+        EagleDrafter,
+        {"visual": False, "bias": False, "input_norm": True, "draft_vocab_size": 20}
+        | {"head": {"attention_bias": True, "num_key_value_heads": 4, "intermediate_size": 40}},
+    ),
+    "eagle3": (Eagle3Drafter, {}),
+    "eagle3.1": (Eagle3Drafter, {"fc_norm": True, "norm_output": True, "draft_vocab_size": 20}),
+    "eagle3, other": (
+        Eagle3Drafter,
+        {"visual": True, "feature_layers": [0, 1, 2], "norm_before_fc": True, "norm_before_residual": True}
+        | {"head": {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}},
+    ),
+    "eagle, pool": (EagleDrafter, compressor("pool.Pool", size=2)),
+    "eagle3, prune": (Eagle3Drafter, compressor("prune.Prune", keep=0.5, by="uniform", seed=0)),
+    "eagle, elastic": (
+        EagleDrafter,
+        {"input_norm": True} | compressor("elastic.Elastic", mode="selection", size=2, queries=2, temperature=1.0),
+    ),
+    "hivis": (HiVisDrafter, {"steps": 3, "packed": False}),
+    "hivis, packed": (HiVisDrafter, {"steps": 1, "packed": True, "draft_vocab_size": 20}),
+    "msd": (MsdDrafter, {"input_norm": True}),
+    "vispec": (ViSpecDrafter, {"queries": 3, "heads": 2, "use_summary": True}),
+}
+# The choice hangs on the question, and a prompt with an answer behind it asks another one: no yardstick for these.
+ASKING = {"eagle, elastic"}
+FEW = torch.arange(1, 60, 3)
+GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
+
+
+def build(target: Target, variant: str):
+    """A drafter with random weights."""
+    cls, settings = VARIANTS[variant]
+    drafter = cls(target, **{**settings, "compressor": compressor_of(settings.get("compressor"))})
+    if drafter.draft_vocab_size:
+        drafter.choose_vocabulary(FEW)
+    return models.redraw(drafter, seed=3)
+
+
+@cache
+def drafter_of(name: str, variant: str):
+    return build(target_of(name, "sdpa"), variant).eval()
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, in units of the largest value if that exceeds 1."""
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+
+
+TOLERANCE = 1e-4
+ANSWERS = (9, 2, 12, 8)  # tokens per row
+
+
+@cache
+def lesson_of(name: str) -> Lesson:
+    """A ragged batch with pictures and random answers; all features of the target."""
+    target, generator = target_of(name, "sdpa"), torch.Generator().manual_seed(1)
+    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    answers = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in ANSWERS]
+    return Teacher(target, range(3)).study(prepare(target, inputs=inputs), answers)
+
+
+def inputs_of(name: str) -> dict:
+    return models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+
+
+def guesses_of(drafter, lesson: Lesson, steps: int) -> dict:
+    """(row, root, step) to the logits of an unrolled guess."""
+    roots, table = lesson.root_slots.shape[1], {}
+    with torch.no_grad():
+        for step, guess in enumerate(drafter.unroll(lesson, steps)):
+            for root, logits in zip(guess.roots.tolist(), guess.logits, strict=True):
+                table[(*divmod(root, roots), step)] = logits
+    return table
+
+
+@cache
+def full_pass(name: str, row: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    """Of a row of `lesson_of` alone, from the model's own pass: states by layer, merged and plain embeddings."""
+    lesson = lesson_of(name)
+    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    model, read = lesson.target.model, []
+    hook = lesson.target.family.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    out = helpers.recompute(model, models.one_row(inputs, row), [lesson.answers[row]], output_hidden_states=True)
+    hook.remove()
+    ids = torch.tensor(lesson.request.token_ids()[row])
+    return (
+        {**{layer: out.hidden_states[layer][0] for layer in range(3)}, LAST: out.hidden_states[-1][0]},
+        read[0][0] if read and read[0] is not None else model.get_input_embeddings()(ids).detach(),
+        model.get_input_embeddings()(ids).detach(),
+    )

@@ -1,0 +1,218 @@
+"""A second formulation of heads on hidden states, from the papers' formulas.
+
+It knows neither caches nor trees, batches nor compressors: `sequence_of` lists what a drafter's true slots are about,
+and `reference` runs the layer on all of them, and on a chain's own slots behind, with ordinary causal attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import models
+import torch
+import transformers
+from heads import FEW, full_pass, lesson_of
+from torch.nn import functional
+
+from mmspec.drafters import Eagle3Drafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.models.states import LAST
+
+
+@dataclass
+class Sequence:
+    """The true slots of a row.
+
+    Args:
+        features: the target's states, `[n, hidden]` by layer.
+        embeds: `[n, hidden]` what each state is paired with.
+        places: `[n]` positions; those of a chain follow.
+        raw: `[n]` slots that are their embedding itself.
+        summary: `[n, hidden]` of the picture, beside every state.
+    """
+
+    features: dict[int, torch.Tensor]
+    embeds: torch.Tensor
+    places: list[int]
+    raw: torch.Tensor
+    summary: torch.Tensor
+
+
+def entries_of(drafter, visual: list[bool]) -> list[list[int]]:
+    """What is left of a text: for every entry the tokens that it is the mean of, text one by one.
+
+    Pictures of the tests have 2 x 2 or 3 x 2 tokens.
+    """
+    entries, picture = [], []
+    for place, seen in enumerate([*visual, False]):
+        if seen:
+            picture.append(place)
+            continue
+        if picture:
+            kind = type(drafter.compressor).__name__
+            rows = [picture[i : i + 2] for i in range(0, len(picture), 2)]
+            windows = [picture[i : i + 4] for i in range(0, len(picture), 4)]
+            entries += {
+                "NoneType": [[token] for token in picture],
+                "Hide": [],
+                "Prune": [[row[1]] for row in rows],  # every second one
+                "Pool": windows,
+                "Resampler": [[token] for token in picture[-2:]],  # two queries besides that of the summary
+            }[kind]
+            picture = []
+        entries.append([place])
+    return entries[:-1]
+
+
+def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Sequence:
+    """The slots before a root, which is the answer's token of that number.
+
+    Args:
+        name: of the family, for `heads.lesson_of`.
+        drafter: of which only weights and switches are used.
+        row: of the lesson.
+        root: see above.
+        wrong: a mistake to make: `unshifted`, `positions`, `raw` or `summary`.
+    """
+    states, merged, plain = full_pass(name, row)
+    ids = lesson_of(name).request.token_ids()[row][: lesson_of(name).prompt.lengths[row] + root + 1]
+    visual = [token == models.IMAGE for token in ids]
+    entries = entries_of(drafter, visual)
+    table = merged if drafter.visual else plain
+
+    def mean(tensor: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
+        return torch.stack([tensor[group].mean(0) for group in groups])
+
+    embeds, summary = mean(table, entries), torch.zeros(len(entries), table.shape[1])
+    seen = torch.tensor([visual[group[0]] for group in entries])
+    places = [round(sum(group) / len(group)) for group in entries]
+    if isinstance(drafter, ViSpecDrafter):
+        latest = torch.zeros(table.shape[1])
+        for number, group in enumerate(entries):
+            if seen[number] and not seen[number - 1]:
+                start = 1 + max([n for n in range(group[0]) if not visual[n]], default=-1)
+                outputs = adaptor(drafter, merged[start : group[0] + 2])
+                embeds[number : number + 2], latest = outputs[:2], outputs[2]
+            summary[number] = latest if wrong != "summary" else 0
+    slots = entries[:-1]
+    following = embeds[1:]
+    if wrong == "unshifted":  # pairs first, hides then
+        following = table[[group[0] + 1 for group in slots]]
+    before, packed = isinstance(drafter, ViSpecDrafter), getattr(drafter, "packed", False)
+    if wrong == "positions":
+        before, packed = False, not before and not packed
+    at = [place - 1 for place in places[1:]] if before else places[:-1]  # ViSpec counts from the embedding
+    at = list(range(len(slots))) if packed else at
+    raw = seen[1:] & (isinstance(drafter, (MsdDrafter, ViSpecDrafter)) and wrong != "raw")
+    features = {layer: mean(part, slots) for layer, part in states.items()}
+    return Sequence(features, following, at, raw, summary[:-1])
+
+
+def adaptor(drafter, picture: torch.Tensor) -> torch.Tensor:
+    """ViSpec's image adaptor: `[queries, hidden]` of a picture's `[tokens, hidden]`."""
+    weights = dict(drafter.compressor.named_parameters())
+    queries, size = weights["q"], weights["q"].shape[-1]
+    keys, values = picture @ weights["k_proj.weight"].T, picture @ weights["v_proj.weight"].T
+    outputs = []
+    for query in queries:
+        heads = []
+        for number, part in enumerate(query):
+            own = slice(number * size, (number + 1) * size)
+            heads.append((keys[:, own] @ part / size**0.5).softmax(0) @ values[:, own])
+        outputs.append(torch.cat(heads) @ weights["o_proj.weight"].T)
+    return torch.stack(outputs)
+
+
+def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "") -> list[torch.Tensor]:
+    """Logits after the root and after every token of a chain below it.
+
+    Args:
+        drafter: of which only weights and switches are used.
+        sequence: its true slots.
+        chain: `[steps, hidden]` embeddings of the chain's tokens.
+        wrong: a mistake to make: `residual`.
+    """
+    weights, head = dict(drafter.named_parameters()), drafter.head
+    third = isinstance(drafter, Eagle3Drafter)
+    layer = "midlayer" if third else "layers.0"
+    features, raw, summary = sequence.features, sequence.raw, sequence.summary
+    places, levels = list(sequence.places), [0] * len(sequence.embeds)
+
+    def linear(name, x):
+        return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(name, x):
+        return x * (x.pow(2).mean(-1, keepdim=True) + head.rms_norm_eps).rsqrt() * weights[f"{name}.weight"]
+
+    def fuse():
+        if not third:
+            return features[LAST]
+        streams = [features[number] for number in drafter.fused]
+        if drafter.fc_norm is not None:
+            streams = [norm(f"fc_norm.{i}", stream) for i, stream in enumerate(streams)]
+        joined = torch.cat(streams, dim=-1)
+        return linear("fc", joined if drafter.input_norm is None else norm("input_norm", joined))
+
+    def heads(name, x):
+        return linear(f"{layer}.self_attn.{name}", x).view(len(x), -1, head.head_dim).transpose(0, 1)
+
+    def turn(x):
+        half = head.head_dim // 2
+        inverse = head.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
+        angle = torch.tensor(places)[:, None] * inverse
+        first, second = x.split(half, dim=-1)
+        return torch.cat(
+            [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1
+        )
+
+    def pair(tokens, states):
+        parts = [tokens, states]
+        if isinstance(drafter, ViSpecDrafter):
+            parts[1] = linear("img_fc", torch.cat([states, summary], dim=-1))
+        if isinstance(drafter, HiVisDrafter):
+            rows = [0 if wrong == "residual" else min(level, drafter.steps - 1) for level in levels]
+            parts.append(weights["residual"][rows])
+        return torch.where(raw[:, None], tokens, linear("fc", torch.cat(parts, dim=-1)))
+
+    def run(tokens, states):
+        if third:
+            normed = norm("midlayer.hidden_norm", states)
+            read = torch.cat([norm("midlayer.input_layernorm", tokens), normed], dim=-1)
+            residual = normed if drafter.norm_before_residual else states
+        else:
+            residual = pair(tokens, states)
+            read = norm("layers.0.input_layernorm", residual) if drafter.input_norm else residual
+        groups = head.num_attention_heads // head.num_key_value_heads
+        q, k, v = turn(heads("q_proj", read)), turn(heads("k_proj", read)), heads("v_proj", read)
+        k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
+        scores = q @ k.transpose(1, 2) / head.head_dim**0.5
+        future = torch.ones(len(read), len(read), dtype=torch.bool).triu(1)
+        mixed = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+        output = residual + linear(f"{layer}.self_attn.o_proj", mixed.transpose(0, 1).flatten(1))
+        x = norm(f"{layer}.post_attention_layernorm", output)
+        gate = transformers.activations.ACT2FN[head.hidden_act](linear(f"{layer}.mlp.gate_proj", x))
+        return output + linear(f"{layer}.mlp.down_proj", gate * linear(f"{layer}.mlp.up_proj", x))
+
+    def logits(output):
+        if third:
+            return linear("lm_head", norm("norm", output))
+        table = drafter.target.model.get_output_embeddings().weight
+        return functional.linear(output, table if drafter.draft_vocab_size is None else table[FEW])
+
+    tokens, states, guesses = sequence.embeds, fuse(), []
+    for step in range(len(chain) + 1):
+        output = run(tokens, states)[-1:]
+        guesses.append(logits(output)[0])
+        state = norm("norm", output) if third and drafter.norm_output else output
+        tokens, states = torch.cat([tokens, chain[step : step + 1]]), torch.cat([states, state])
+        raw, summary = torch.cat([raw, raw[:1] & False]), torch.cat([summary, summary[-1:]])
+        places.append(places[-1] + 1)
+        levels.append(step + 1)
+    return guesses
+
+
+def reference_at(name: str, drafter, row: int, root: int, chain: list[int], wrong: str = "") -> list[torch.Tensor]:
+    """`reference` with the answer's token number `root` as the root."""
+    table = drafter.target.model.get_input_embeddings()
+    with torch.no_grad():
+        own = table(torch.tensor(chain, dtype=torch.long))
+        return reference(drafter, sequence_of(name, drafter, row, root, wrong), own, wrong)
