@@ -19,7 +19,7 @@ from heads import (
 )
 from helpers import target_of
 from laws import g_test
-from test_sampled_text import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
+from toy_law import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
 
 import mmspec
 from mmspec import MMSpecError, Target

@@ -8,7 +8,7 @@ import helpers
 import models
 import pytest
 import torch
-from test_trees import ROWS, Toy, grow, paths_of, ranked
+from toy_drafters import ROWS, Toy, grow, paths_of, ranked
 from toys import Scripted
 
 import mmspec

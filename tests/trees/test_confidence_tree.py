@@ -10,12 +10,12 @@ import torch
 from helpers import RAGGED, case
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sage_tree import Ranked, Seeded, falling, grow, shape
-from test_trees import KNOWN, VOCAB, ranked
+from toy_drafters import KNOWN, ROOT, VOCAB, Ranked, Seeded, falling, ranked, shape
+from toy_drafters import tree_of as grow
 
 import mmspec
 from mmspec import MMSpecError
-from mmspec.trees import ConfidenceTree, Growth, Proposals
+from mmspec.trees import ConfidenceTree
 from mmspec.verifiers import PointMassSampling, RejectionSampling
 
 
@@ -151,7 +151,7 @@ def test_padding_is_no_node():
     tree = grow(ConfidenceTree(), Ranked(falling(0.97), falling()))
     padding = ~tree.valid
     assert padding.sum() == 27
-    assert (tree.parents[padding] == 0).all() and (tree.tokens[padding] == 77).all()
+    assert (tree.parents[padding] == 0).all() and (tree.tokens[padding] == ROOT).all()
     assert torch.equal(tree.depth, tree.ancestors.sum(-1) - 1) and (tree.expansion[padding] == -1).all()
     assert grow(ConfidenceTree(), Ranked(falling(), falling())).valid is None
 
@@ -193,9 +193,7 @@ def test_every_tree_keeps_the_contract(options, seed, kind, vocab):
 def test_entropy_is_over_the_drafters_own_vocabulary():
     """Six flat tokens of twenty are worth six children, not what is left of twenty."""
     for size, branches in ((6, 20), (4, 20), (6, 3)):
-        toy = Ranked([1 / size] * size)
-        growth = Growth(torch.tensor([77]), toy.expand_root, toy.expand, Proposals(), KNOWN[:size], VOCAB)
-        tree = ConfidenceTree(branches=branches, depth=1).build(growth).validate()
+        tree = grow(ConfidenceTree(branches=branches, depth=1), Ranked([1 / size] * size), None, KNOWN[:size], VOCAB)
         assert tree.drafted.tolist() == [min(size, branches)]
         assert set(tree.tokens[0, 1:].tolist()) <= set(KNOWN[:size].tolist())
 

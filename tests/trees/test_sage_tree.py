@@ -14,14 +14,15 @@ from helpers import RAGGED, case
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import Enumeration, g_test, random_tables
-from test_sampled_text import ALPHA, exact_law, sample, toy
-from test_trees import Toy, paths_of
+from toy_drafters import ROOT, Ranked, Seeded, falling, shape
+from toy_drafters import tree_of as grow
+from toy_law import ALPHA, exact_law, sample, toy
 
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import DraftModelDrafter
 from mmspec.outcome import Verdict
-from mmspec.trees import Growth, Proposals, SageTree, TreeBuilder
+from mmspec.trees import SageTree, TreeBuilder
 from mmspec.trees.sage import confidence, geometric
 from mmspec.verifiers import PointMassSampling, RejectionSampling
 
@@ -139,55 +140,11 @@ def test_the_first_rounds_distribution_has_the_confidence_it_should(alpha, k):
 # Trees that grow.
 
 
-class Ranked(Toy):
-    """Gives every node of a row the same distribution. If it falls, a node's tokens are its ranks."""
-
-    def __init__(self, *rows):
-        self.rows = [torch.tensor(row) for row in rows]
-        self.serial = [[()] for _ in rows]
-
-    def logits(self, row, path):
-        return self.rows[row].log()
-
-    def expand_root(self):
-        return torch.stack([self.logits(row, ()) for row in range(len(self.rows))])
-
-
-class Seeded(Ranked):
-    """Random distributions, which depend on the path and on the row's own seed."""
-
-    def __init__(self, vocab: int, *seeds: int, kind: str = "random"):
-        self.toys = [Toy(vocab, seed, kind) for seed in seeds]
-        self.rows, self.serial = seeds, [[()] for _ in seeds]
-
-    def logits(self, row, path):
-        return self.toys[row].logits(0, path)
-
-
-def grow(builder, toy, proposals=None):
-    root = torch.full((len(toy.rows),), 77)
-    tree = builder.build(Growth(root, toy.expand_root, toy.expand, proposals or Proposals())).validate()
-    assert (tree.tokens[:, 0] == 77).all()
-    return tree
-
-
-def shape(tree, row: int) -> list[tuple[int, ...]]:
-    """The paths of a row's own nodes but the root, as tokens."""
-    return paths_of(tree, row)[1 : 1 + int(tree.drafted[row])]
-
-
 def verdict(tree, nodes) -> Verdict:
     """The path to a node of each row was accepted; None for a row that has finished."""
     path, length = tree.path_to(torch.tensor([node or 0 for node in nodes]))
     length = length * torch.tensor([node is not None for node in nodes])
     return Verdict(path, length, torch.zeros(len(nodes), dtype=torch.long))
-
-
-def falling(*values: float) -> list[float]:
-    """A distribution over ten tokens without ties: the rest is shared out, falling a little."""
-    rest = 10 - len(values)
-    left = 1 - sum(values)
-    return [*values, *(left * 2 * (rest - i) / (rest * (rest + 1)) for i in range(rest))]
 
 
 SHARP, MIDDLE, BROAD = falling(0.97), falling(0.6, 0.2), falling()
@@ -359,7 +316,7 @@ def test_padding_is_no_node():
     tree = grow(sage, Ranked(SHARP, MIDDLE))
     assert tree.valid is not None and tree.drafted.tolist() == [len(sage.template(p)) for p in (SHARP, MIDDLE)]
     padding = ~tree.valid
-    assert (tree.parents[padding] == 0).all() and (tree.tokens[padding] == 77).all()
+    assert (tree.parents[padding] == 0).all() and (tree.tokens[padding] == ROOT).all()
     assert (tree.depth[padding] == 1).all() and (tree.expansion[padding] == -1).all()
     assert torch.equal(tree.depth, tree.ancestors.sum(-1) - 1)
     inner = {(row, parent) for row in (0, 1) for parent in tree.parents[row, 1:][tree.valid[row, 1:]].tolist()}

@@ -9,81 +9,15 @@ import pytest
 import torch
 from laws import draw_probability, g_test
 from models import inputs_for, llama
+from toy_drafters import KNOWN, ROOT, ROWS, VOCAB, Toy, grow, paths_of, ranked
 
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.decoding.sampling import LogitsPipeline
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
-from mmspec.trees import Chain, DynamicTree, Growth, Proposals, StaticTree, TreeBuilder
+from mmspec.trees import Chain, DynamicTree, Proposals, StaticTree, TreeBuilder
 from mmspec.trees.static import PRESETS
 from mmspec.verifiers import RejectionSampling
-
-ROWS, ROOT = 3, 9
-
-
-class Toy:
-    """A drafter whose logits are a function of row and path; checks what it is told about every block."""
-
-    def __init__(self, vocab: int, seed: int, kind: str = "random"):
-        self.vocab, self.seed, self.kind = vocab, seed, kind
-        self.serial: list[list[tuple[int, ...]]] = [[()] for _ in range(ROWS)]
-
-    def logits(self, row: int, path: tuple[int, ...]) -> torch.Tensor:
-        key = (self.seed, row, len(path), *path)
-        generator = torch.Generator().manual_seed(abs(hash(key)) % 2**32)
-        if self.kind == "ties":  # few distinct values: equal siblings, equal cousins
-            return torch.randint(0, 2, (self.vocab,), generator=generator).float()
-        if self.kind == "certain":  # one token of log-probability exactly 0, the rest at -1000
-            logits = torch.full((self.vocab,), -1000.0)
-            logits[torch.randint(0, self.vocab, (), generator=generator)] = 0.0
-            return logits
-        if self.kind == "impossible":  # all but one token ruled out
-            logits = torch.full((self.vocab,), float("-inf"))
-            logits[torch.randint(0, self.vocab, (), generator=generator)] = 0.0
-            return logits
-        return 2 * torch.randn(self.vocab, generator=generator)
-
-    def expand_root(self) -> torch.Tensor:
-        return torch.stack([self.logits(row, ()) for row in range(ROWS)])
-
-    def expand(self, block) -> torch.Tensor:
-        rows = []
-        for row, known in enumerate(self.serial):
-            first, logits = len(known), []
-            for node, (token, parent) in enumerate(
-                zip(block.tokens[row].tolist(), block.parents[row].tolist(), strict=True)
-            ):
-                assert parent < first, "a block's parents must have been expanded before"
-                path = (*known[parent], token)
-                known.append(path)
-                assert block.depth[row, node] == len(path) - 1
-                seen = {known[1:][i] for i in block.visible[row, node].nonzero().flatten().tolist()}
-                assert seen == {path[:n] for n in range(1, len(path) + 1)}, "must see its ancestors and itself"
-                logits.append(self.logits(row, path))
-            rows.append(torch.stack(logits))
-        return torch.stack(rows)
-
-
-def grow(builder, toy: Toy, proposals: Proposals | None = None):
-    root = torch.full((ROWS,), ROOT)
-    growth = Growth(root, toy.expand_root, toy.expand, proposals or Proposals())
-    tree = builder.build(growth).validate()
-    assert (tree.tokens[:, 0] == ROOT).all()
-    return tree, growth
-
-
-def paths_of(tree, row: int) -> list[tuple[int, ...]]:
-    """The token path of every node."""
-    paths: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.tokens[row].tolist(), tree.parents[row].tolist(), strict=True):
-        paths.append((*paths[parent], token) if parent >= 0 else ())
-    return paths
-
-
-def ranked(toy: Toy, row: int, path: tuple[int, ...]) -> list[tuple[float, int]]:
-    """Log-probability and token of all children, the best first."""
-    log_probs = toy.logits(row, path).double().log_softmax(-1).tolist()
-    return sorted(((lp, token) for token, lp in enumerate(log_probs)), reverse=True)
 
 
 def naive_eagle2(toy: Toy, row: int, depth: int, top_k: int, total: int) -> list[tuple[int, ...]]:
@@ -313,20 +247,12 @@ def test_processors_judge_every_drafted_node_with_its_own_prefix():
 
 # A drafter that knows fewer tokens than its target.
 
-KNOWN, VOCAB = torch.tensor([2, 3, 7, 11, 12, 19]), 20
-
-
-def grow_with_fewer_tokens(builder, toy: Toy, proposals: Proposals | None = None):
-    root = torch.full((ROWS,), ROOT)
-    growth = Growth(root, toy.expand_root, toy.expand, proposals or Proposals(), KNOWN, VOCAB)
-    return builder.build(growth).validate(), growth
-
 
 @pytest.mark.parametrize("builder", [Chain(3), DynamicTree(3, 3, 10), StaticTree(["0", "1", "2", "00", "01", "10"])])
 def test_nodes_hold_the_targets_tokens_whatever_the_drafter_numbers_them(builder):
     """The toy finds its logits by the path, so a wrong token below the root would also change what follows."""
     toy = Toy(len(KNOWN), 5)
-    tree, growth = grow_with_fewer_tokens(builder, toy)
+    tree, growth = grow(builder, toy, None, KNOWN, VOCAB)
     assert growth.logits.shape[-1] == len(KNOWN) and tree.draft_probs is None
     for row in range(ROWS):
         paths = paths_of(tree, row)
@@ -352,7 +278,7 @@ def test_drawn_nodes_carry_a_q_over_the_targets_tokens(builder):
 
     pipeline = LogitsPipeline(0.5, logits_processor=[ban_three])
     proposals = Proposals(True, pipeline, [[ROOT]] * ROWS, torch.Generator().manual_seed(0))
-    tree, _ = grow_with_fewer_tokens(builder, toy, proposals)
+    tree, _ = grow(builder, toy, proposals, KNOWN, VOCAB)
     unknown = [token for token in range(VOCAB) if token not in KNOWN]
     assert all((scores[:, unknown] == float("-inf")).all() and scores.shape[-1] == VOCAB for scores in seen)
     assert tree.draft_probs.shape[-1] == VOCAB
