@@ -17,7 +17,8 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from .cache import LayersOfCache, TreeCache, stored
+from .cache import TreeCache, stored
+from .layers_of_cache import LayersOfCache
 from .masks import Mask, MaskForm, TreeMask, padding_mask
 from .states import capture
 from .transfer import to_device

@@ -48,7 +48,8 @@ def whole_number(owner: object, *, lowest: int, **argument: int) -> int:
     ((name, value),) = argument.items()
     found = as_int(value)
     if found is None or found < lowest:
-        raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a whole number, {lowest} or more")
+        wanted = "a positive integer" if lowest == 1 else f"a whole number, {lowest} or more"
+        raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be {wanted}")
     return found
 
 
@@ -84,8 +85,7 @@ def _range(lowest: float | None, above: float | None, highest: float | None) -> 
 def positive(owner: object, **values: int) -> None:
     """Refuse constructor arguments that are not whole numbers of 1 or more."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MMSpecError(f"{type(owner).__name__}: {name}={value!r} must be a positive integer")
+        whole_number(owner, lowest=1, **{name: value})
 
 
 def as_int(value: Any) -> int | None:

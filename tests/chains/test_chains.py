@@ -256,8 +256,8 @@ def test_what_is_wrong_is_said_in_a_line():
             lambda: chains.sample(Broken(0.5), first=-torch.ones(1, 3)),
             "Broken: a mean in row 0 is NaN or infinite, 0 steps",
         ),
-        (lambda: FrozenDrafter(0), "FrozenDrafter: length=0 must be a whole number, 1 or more"),
-        (lambda: Pull(0.5, steps=0), "Pull: steps=0 must be a whole number, 1 or more"),
+        (lambda: FrozenDrafter(0), "FrozenDrafter: length=0 must be a positive integer"),
+        (lambda: Pull(0.5, steps=0), "Pull: steps=0 must be a positive integer"),
         (
             lambda: AncestralChain(len, [0.1, 1.5], (2,)),
             "AncestralChain: betas hold 1.5; each must lie",
