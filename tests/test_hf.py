@@ -6,12 +6,13 @@ import inspect
 import itertools
 import time
 
-import helpers
 import models
 import pytest
 import tiny_families
 import torch
 import transformers
+from tiny_drafters import blurred_drafter
+from tiny_requests import target_of
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -90,7 +91,7 @@ GREEDY = {"max_new_tokens": 20, "do_sample": False}
 
 def asked(name: str) -> tuple:
     """A tiny model, inputs of one row, and a callable with a drafter that is often right."""
-    drafter = helpers.blurred_drafter(name, "sdpa")
+    drafter = blurred_drafter(name, "sdpa")
     inputs = models.inputs_for(name, [1 if name in models.VISUAL else 0])
     return drafter.target.model, inputs, mmspec.hf.custom_generate(drafter)
 
@@ -234,7 +235,7 @@ def test_defaults_of_the_model_apply_under_the_callers_config():
 def test_the_signature_follows_from_the_family():
     names = {}
     for name in ("llava", "qwen_vl", "llama"):
-        target = helpers.target_of(name, "sdpa")
+        target = target_of(name, "sdpa")
         parameters = inspect.signature(mmspec.hf.custom_generate(NGramDrafter(target))).parameters
         assert set(target.family.media_inputs) <= parameters.keys()
         names[name] = len(parameters)
@@ -245,7 +246,7 @@ def test_the_signature_follows_from_the_family():
 def test_every_family_hands_over_its_pictures_and_videos(name):
     """To a draft model that looks at them itself."""
     tiny = tiny_families.FAMILIES[name]
-    drafter = helpers.blurred_drafter(name, tiny.attention)
+    drafter = blurred_drafter(name, tiny.attention)
     assert drafter.mode == "own_vision"
     inputs = tiny.inputs([["image", *tiny.kinds[1:]], [], ["image", "image"]])
     options = {"max_new_tokens": 12, "do_sample": False}
@@ -265,7 +266,7 @@ def test_pictures_that_the_caller_encoded(name):
     names = [key for key in inputs if key in ("pixel_values", "image_grid_thw")]
     encoded = {"image": model.model.get_image_features(**{key: inputs[key] for key in names}, return_dict=True)}
     left = {key: value for key, value in inputs.items() if key not in names}
-    blind = mmspec.hf.custom_generate(NGramDrafter(helpers.target_of(name, "sdpa")))
+    blind = mmspec.hf.custom_generate(NGramDrafter(target_of(name, "sdpa")))
     options = {**GREEDY, "mm_encoder_outputs": encoded, "position_ids": positions}
     assert model.generate(**left, **options, custom_generate=blind).equal(plain)
     assert model.generate(**left, **options).equal(plain)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
 import transformers
-from helpers import accept, paths_of, pictures_for, random_tree, start, target_of, tree_error
+from full_recompute import accept, paths_of, random_tree, recompute, start, tree_error
+from tiny_requests import BACK_ENDS, pictures_for, ragged_inputs, target_of
 
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
@@ -22,11 +22,11 @@ FEATURES = {0: 0, 1: 1, 2: 2, LAST: 3}
 
 def ragged(name: str, seed: int = 0) -> dict:
     """Four rows of different length: a picture, none, two, one."""
-    return models.inputs_for(name, pictures_for(name, helpers.RAGGED[0]), list(helpers.RAGGED[1]), seed)
+    return ragged_inputs(name, seed)
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_random_trees_equal_a_recompute_over_rounds(name, attention, seed):
     """Every round the rows accept other paths of other lengths, some of them nothing but the root."""
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ def test_random_trees_equal_a_recompute_over_rounds(name, attention, seed):
         assert context.lengths.tolist() == [len(history) - 1 for history in context.history]
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_after_a_path_through_a_non_first_child_the_next_step_equals_a_recompute(name, attention):
     inputs = models.inputs_for(name, pictures_for(name, [1]), [11])
     context = start(target_of(name, attention), inputs)
@@ -56,7 +56,7 @@ def test_after_a_path_through_a_non_first_child_the_next_step_equals_a_recompute
         accept(context, step, [0], [13])
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_features_equal_the_hidden_states_of_a_recompute(name, attention):
     """A layer's number stands for the state that enters it, LAST for the state after the final norm."""
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ def test_features_equal_the_hidden_states_of_a_recompute(name, attention):
     context = start(target_of(name, attention), inputs, feature_layers=tuple(FEATURES))
     for row in range(4):
         single = models.one_row(inputs, row)
-        states = helpers.recompute(context.target.model, single, [[]], output_hidden_states=True).hidden_states
+        states = recompute(context.target.model, single, [[]], output_hidden_states=True).hidden_states
         for layer, index in FEATURES.items():
             ours = context.features[layer][row, : single["input_ids"].shape[1]]
             assert (ours - states[index][0]).abs().max() < TOLERANCE, (row, layer)
@@ -76,7 +76,7 @@ def test_features_equal_the_hidden_states_of_a_recompute(name, attention):
         accept(context, tree, [4, 0, 2, 3], [5, 6, 7, 8])
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_padding_on_either_side_or_none_makes_no_difference(name, attention):
     target = target_of(name, attention)
     left = ragged(name)
@@ -89,7 +89,7 @@ def test_padding_on_either_side_or_none_makes_no_difference(name, attention):
         for row, single in enumerate(alone):
             assert context.history[row] == single.history[0]
             assert (context.logits[row] - single.logits[0]).abs().max() < TOLERANCE
-    bare = helpers.recompute(target.model, models.one_row(left, 2), [[]]).logits[0, -1]
+    bare = recompute(target.model, models.one_row(left, 2), [[]]).logits[0, -1]
     assert (contexts[0].logits[2] - bare).abs().max() < TOLERANCE
 
 
@@ -121,7 +121,7 @@ def test_a_request_leaves_the_position_state_of_the_model_alone():
     assert tree_error(context, inputs, tree, scores) < TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_a_cache_that_grows_in_the_middle_of_a_request(name, attention, monkeypatch):
     monkeypatch.setattr("mmspec.models.cache.CHUNK", 4)
     generator = torch.Generator().manual_seed(0)
@@ -192,17 +192,12 @@ OTHERS = {
 }
 
 
-def build(config: str, model: str, attention: str = "eager", **settings):
-    config = getattr(transformers, config)(**{**models.TEXT, "sliding_window": models.WINDOW, **settings})
-    return models.rescale(getattr(transformers, model)._from_config(config, attn_implementation=attention), 0)
-
-
 @pytest.mark.parametrize("other", OTHERS)
 def test_plain_language_models_work_without_a_family(other):
     config, model, settings = OTHERS[other]
     generator = torch.Generator().manual_seed(0)
     inputs = ragged("llama")
-    context = start(Target(build(config, model, **settings)), inputs)
+    context = start(Target(models.of_class(config, model, **settings)), inputs)
     for _ in range(2):
         tree = random_tree(context, 6, generator)
         assert tree_error(context, inputs, tree, context.score(tree)) < TOLERANCE
@@ -223,11 +218,11 @@ RECURRENT = {
 def test_recurrent_state_is_refused(model):
     config, settings = RECURRENT[model]
     with pytest.raises(MMSpecError, match=f"{model} keeps recurrent state that cannot be rolled back"):
-        Target(build(config, model, **settings))
+        Target(models.of_class(config, model, **settings))
 
 
 def test_linear_attention_layers_are_refused():
-    model = build("MiniMaxConfig", "MiniMaxForCausalLM", num_local_experts=2, num_experts_per_tok=1)
+    model = models.of_class("MiniMaxConfig", "MiniMaxForCausalLM", num_local_experts=2, num_experts_per_tok=1)
     with pytest.raises(MMSpecError, match=r"'minimax' has layers of type linear_attention, .* cannot be rolled back"):
         Target(model)
 

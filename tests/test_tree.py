@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import helpers  # noqa: F401 (hypothesis settings)
 import pytest
 import torch
 from hypothesis import given

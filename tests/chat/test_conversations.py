@@ -10,8 +10,8 @@ import io
 import numpy as np
 import pytest
 import tiny_families
+import tiny_processors
 import torch
-import watching
 from models import VIDEO, llama
 from PIL import Image
 
@@ -313,9 +313,9 @@ def test_messages_keep_what_only_templates_know():
 
 def test_sounds_in_any_turn_are_read_as_transformers_reads_them():
     """By a real processor, in a batch with a row without a sound."""
-    target = Target(tiny_families.FAMILIES["qwen2_audio"].build("sdpa"), watching.qwen2_audio())
+    target = Target(tiny_families.FAMILIES["qwen2_audio"].build("sdpa"), tiny_processors.qwen2_audio())
     generator = np.random.default_rng(0)
-    sounds = [generator.normal(0, 0.3, size).astype(np.float32) for size in (watching.RATE, 9000)]
+    sounds = [generator.normal(0, 0.3, size).astype(np.float32) for size in (tiny_processors.RATE, 9000)]
 
     def talk(*held) -> list[dict]:
         first, second = ({"type": "audio", "audio": sound} for sound in held)
@@ -326,7 +326,7 @@ def test_sounds_in_any_turn_are_read_as_transformers_reads_them():
         ]
 
     prompt, answer = own_answer(target, talk(*sounds))
-    held = [(sound, watching.RATE) for sound in sounds]
+    held = [(sound, tiny_processors.RATE) for sound in sounds]
     alone = [{"role": "user", "content": "why?"}]
     out = mmspec.generate(target, NGramDrafter(target), messages=[alone, talk(*held)], max_new_tokens=NEW)
     assert out.token_ids[1] == answer
@@ -338,7 +338,7 @@ def test_sounds_in_any_turn_are_read_as_transformers_reads_them():
 
 
 def test_videos_stand_where_they_are_said_to_be():
-    target = Target(tiny_families.FAMILIES["qwen2_5_vl"].build("sdpa"), watching.Patches())
+    target = Target(tiny_families.FAMILIES["qwen2_5_vl"].build("sdpa"), tiny_processors.Patches())
     clips = [np.random.default_rng(n).integers(0, 255, (2 * n, 16, 16, 3), np.uint8) for n in (1, 2)]
     request = prepare(target, ["is <video> a <video>", "why?"], videos=[clips, None])
     ids = request.token_ids()[0]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import RAGGED, case, target_of
 from omegaconf import OmegaConf
+from tiny_drafters import eagle_drafter
+from tiny_requests import RAGGED, case, target_of
 from torch import nn
 
 import mmspec
@@ -611,14 +611,14 @@ def test_a_configuration_chooses_drafter_and_compressor():
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_text_stays_that_of_the_target(name, compressor):
     inputs, expected = case(name, "sdpa", *RAGGED, 14)
-    drafter = helpers.eagle_drafter(name, "sdpa").with_compressor(compressor)
+    drafter = eagle_drafter(name, "sdpa").with_compressor(compressor)
     assert mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=14).token_ids == expected
 
 
 def test_inside_generate_the_grid_of_qwen_is_there():
     """transformers consumes it where a callable does not ask for it."""
     inputs, expected = case("qwen_vl", "sdpa", *RAGGED, 14)
-    eagle = helpers.eagle_drafter("qwen_vl", "sdpa")
+    eagle = eagle_drafter("qwen_vl", "sdpa")
     for compressor in (Hide(), Prune(0.5), Pool(2)):
         drafter = eagle.with_compressor(compressor)
         options = {"max_new_tokens": 14, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from media_files import jpeg
 from PIL import Image
 
 from mmspec import zoo
@@ -13,14 +14,6 @@ from mmspec.data import Example, from_record, open_image, to_record
 from mmspec.errors import MMSpecError
 
 ROTATED = 6  # EXIF orientation of a photograph that is stored lying on its side
-
-
-def jpeg(width: int = 8, height: int = 4, orientation: int = 1) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    buffer = io.BytesIO()
-    Image.effect_noise((width, height), 50).convert("RGB").save(buffer, format="JPEG", exif=exif)
-    return buffer.getvalue()
 
 
 # Pictures

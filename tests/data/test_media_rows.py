@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import helpers
 import numpy as np
 import pytest
+import tiny_processors
 import torch
-import watching
-from clips import pictures, write_video, write_wave
+from media_files import pictures, write_video, write_wave
 from PIL import Image
 from tiny_families import FAMILIES
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -128,7 +128,7 @@ def test_a_folder_of_media(folder):
 
 @pytest.fixture(scope="module")
 def target():
-    return Target(helpers.target_of("qwen2_5_vl", "sdpa").model, watching.Patches())
+    return Target(target_of("qwen2_5_vl", "sdpa").model, tiny_processors.Patches())
 
 
 def test_the_benchmark_asks_about_videos_and_says_what_it_could_not(folder, target):
@@ -176,7 +176,7 @@ def test_answers_about_videos_are_distilled_and_learnt_from(folder, target, tmp_
 
 
 def test_a_sound_that_a_row_holds_is_saved_with_the_answers(folder, tmp_path):
-    listener = Target(helpers.target_of("qwen2_audio", "sdpa").model, watching.qwen2_audio())
+    listener = Target(target_of("qwen2_audio", "sdpa").model, tiny_processors.qwen2_audio())
     content = (folder / "c.wav").read_bytes()
     distill(listener, [Example("a", "what is c?", audio=(content,))], tmp_path, max_new_tokens=4)
     (answer,) = open_source(tmp_path)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from media_files import jpeg
 from PIL import Image
-from test_examples import jpeg
 
 from mmspec import zoo
 from mmspec.data import ConversationFile, EmbeddedSource, Example, MediaFolder, open_image

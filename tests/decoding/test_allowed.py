@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
+from tiny_drafters import blurred_drafter
+from tiny_requests import target_of
 from transformers import PrefixConstrainedLogitsProcessor
 
 import mmspec
@@ -40,7 +41,7 @@ def spelling(width: int):
 
 
 def written_by_generate(inputs: dict, function, **options) -> list[list[int]]:
-    model = helpers.target_of("llama", "sdpa").model
+    model = target_of("llama", "sdpa").model
     options = {"max_new_tokens": NEW, "do_sample": False, "prefix_allowed_tokens_fn": function} | options
     return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
 
@@ -55,7 +56,7 @@ def test_every_row_gets_its_own_tokens_whatever_was_guessed(tree):
         asked.add((row, len(ids)))
         return by_row_and_token(row, ids)
 
-    drafter = helpers.blurred_drafter("llama", "sdpa")
+    drafter = blurred_drafter("llama", "sdpa")
     rule = PrefixConstrainedLogitsProcessor(function, 1)
     for rows in ([0, 1, 2], [0]):
         single = inputs if len(rows) > 1 else models.one_row(inputs, 0)
@@ -73,7 +74,7 @@ def test_in_custom_generate_it_hears_what_it_hears_in_generate(tree):
     """Padding included; and its failures behind guesses that it forbids are nobody's business."""
     inputs = models.inputs_for("llama", [0] * 3, list(LENGTHS))
     function = spelling(inputs["input_ids"].shape[1])
-    drafter = helpers.blurred_drafter("llama", "sdpa")
+    drafter = blurred_drafter("llama", "sdpa")
     custom = mmspec.hf.custom_generate(drafter, tree=tree)
     assert written_by_generate(inputs, function, custom_generate=custom) == written_by_generate(inputs, function)
     assert drafter.last_output.stats.num_draft_tokens > NEW
@@ -81,7 +82,7 @@ def test_in_custom_generate_it_hears_what_it_hears_in_generate(tree):
 
 def test_drawn_children_and_drawn_text_keep_to_it():
     inputs = models.inputs_for("llama", [0] * 3, list(LENGTHS))
-    drafter = helpers.blurred_drafter("llama", "sdpa")
+    drafter = blurred_drafter("llama", "sdpa")
     options = {"temperature": 0.9, "verifier": RejectionSampling(), "tree": TREE, "max_new_tokens": NEW}
     rule = PrefixConstrainedLogitsProcessor(by_row_and_token, 1)
     out = mmspec.generate(drafter.target, drafter, inputs=inputs, logits_processor=[rule], **options)
@@ -94,7 +95,7 @@ def test_drawn_children_and_drawn_text_keep_to_it():
 @pytest.mark.parametrize("fails", ["nothing", "error"])
 def test_a_dead_end_is_told_when_the_text_gets_there_and_not_before(fails):
     inputs = models.inputs_for("llama", [0], [9])
-    drafter = helpers.blurred_drafter("llama", "sdpa")
+    drafter = blurred_drafter("llama", "sdpa")
 
     def function(row, ids):
         if len(ids) < 13:
@@ -121,7 +122,7 @@ def test_a_dead_end_is_told_when_the_text_gets_there_and_not_before(fails):
 def test_a_row_that_has_ended_is_asked_about_no_more():
     """Nor is what lies behind an end token: there a function may have nothing to say."""
     inputs = models.inputs_for("llama", [0] * 2, [9, 9])
-    drafter, end = helpers.blurred_drafter("llama", "sdpa"), 7
+    drafter, end = blurred_drafter("llama", "sdpa"), 7
 
     def function(row, ids):
         if end in ids[9:]:
@@ -138,7 +139,7 @@ def test_a_derived_class_is_refused_as_it_numbers_nodes():
     class Own(PrefixConstrainedLogitsProcessor):
         pass
 
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
     with pytest.raises(MMSpecError, match="logits_processor holds a Own, which cannot judge the nodes of a tree"):
         mmspec.generate(
             target, inputs=models.inputs_for("llama", [0], [9]), logits_processor=[Own(by_row_and_token, 1)]
@@ -160,6 +161,6 @@ def test_criteria_that_go_by_the_number_of_a_row_are_refused():
     def both(ids, scores):
         return torch.tensor([True, False])
 
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
     with pytest.raises(MMSpecError, match="stopping_criteria holds both, which gave 2 answers about one row"):
         mmspec.generate(target, inputs=models.inputs_for("llama", [0] * 2, [9, 5]), stopping_criteria=[both])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-import helpers
 import pytest
 import tiny_families
 import torch
 from models import inputs_for, reference
+from tiny_drafters import TINY_DRAFTERS, blurred_drafter
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import Target
@@ -39,7 +40,7 @@ def one_by_one(monkeypatch, target) -> list[int]:
 @pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3", "llava_onevision", "internvl", "smolvlm", "qwen3_vl"])
 def test_a_repeated_prompt_is_read_as_it_is_alone(name, monkeypatch):
     """Tiles, packed patches, pictures batched by row, several axes of positions, DeepStack."""
-    target = helpers.target_of(name, "sdpa")
+    target = target_of(name, "sdpa")
     tiny = tiny_families.FAMILIES.get(name)
     inputs = inputs_for(name, [2, 0, 1], [9, 20, 5]) if tiny is None else tiny.inputs(ROWS, [9, 20, 5])
     request = prepare(target, inputs=inputs)
@@ -65,8 +66,8 @@ def test_a_repeated_prompt_is_read_as_it_is_alone(name, monkeypatch):
 )  # fmt: skip
 def test_drafters_see_every_copy_as_it_is_alone(name, drafter):
     """At temperature 0 all answers to a row are its own, and as much is accepted of each."""
-    target, pooled = helpers.target_of(name, "sdpa"), drafter == "pooled"
-    drafter = helpers.TINY_DRAFTERS["own model" if pooled else drafter](name, "sdpa")
+    target, pooled = target_of(name, "sdpa"), drafter == "pooled"
+    drafter = TINY_DRAFTERS["own model" if pooled else drafter](name, "sdpa")
     drafter = drafter.with_compressor(Pool(2)) if pooled else drafter
     inputs = inputs_for(name, [1, 2], [9, 5])
     request = prepare(target, inputs=inputs)
@@ -107,7 +108,7 @@ def test_a_draft_model_with_a_processor_of_its_own_reads_every_copy(tiny):
 def test_the_law_of_every_answer_is_that_of_a_single_one():
     """First and second tokens of many answers to one prompt, drafted by rejection sampling, against the target's
     probabilities: chi-square with four degrees of freedom, which exceeds 20 once in two thousand times."""
-    target, temperature, count = helpers.target_of("llava", "sdpa"), 0.6, 800
+    target, temperature, count = target_of("llava", "sdpa"), 0.6, 800
     inputs = inputs_for("llava", [1])
 
     def excess(tokens: list[int], logits: torch.Tensor) -> float:
@@ -120,7 +121,7 @@ def test_the_law_of_every_answer_is_that_of_a_single_one():
 
     out = mmspec.generate(
         target,
-        helpers.blurred_drafter("llava", "sdpa"),
+        blurred_drafter("llava", "sdpa"),
         inputs=inputs,
         tree=Chain(2),
         verifier=RejectionSampling(),
@@ -156,7 +157,7 @@ class Curious(Drafter):
 
 
 def test_extras_reach_a_drafter():
-    target = Target(helpers.target_of("llama", "sdpa").model)
+    target = Target(target_of("llama", "sdpa").model)
     inputs = inputs_for("llama", [0, 0])
     documents = [["a", "b"], []]
     mmspec.generate(target, Curious(target), inputs=inputs, extras={"documents": documents}, max_new_tokens=2)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
-import helpers
 import models
 import pytest
 import torch
+from full_recompute import paths_of, recompute, start
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
-from helpers import RAGGED, case, paths_of, record_drafts, start, target_of
 from test_feature_drafters import decode
+from tiny_drafters import DRAFT_MODELS, blurred_drafter, record_drafts, shared_vision_drafter, text_drafter
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError
@@ -28,7 +29,7 @@ GRID = [(name, label, compressor) for name, label in SEEING for compressor in CO
 
 @cache
 def drafter_of(name: str, label: str, compressor: str | None = None) -> DraftModelDrafter:
-    drafter = helpers.DRAFT_MODELS[label](name, "sdpa")
+    drafter = DRAFT_MODELS[label](name, "sdpa")
     return drafter if compressor is None else drafter.with_compressor(COMPRESSORS[compressor])
 
 
@@ -80,7 +81,7 @@ def embeds_of(drafter: DraftModelDrafter, single: dict, tokens: list[int]) -> to
         hook = model.get_decoder().register_forward_pre_hook(
             lambda _, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
-        helpers.recompute(model, single, [tokens])
+        recompute(model, single, [tokens])
         hook.remove()
         return read[0][0]
     ids = torch.tensor(single["input_ids"][0].tolist() + tokens)
@@ -183,13 +184,13 @@ def test_its_prompt_is_shorter_and_what_follows_keeps_its_place(name, label):
 def test_a_blind_model_takes_no_compressor(name):
     target = target_of(name, "sdpa")
     with pytest.raises(MMSpecError, match="mode='text_only' reads no pictures, so there is nothing for Pool to"):
-        helpers.text_drafter(name, "sdpa").with_compressor(Pool(2))
+        text_drafter(name, "sdpa").with_compressor(Pool(2))
     with pytest.raises(MMSpecError, match="nothing for Hide to compress"):
         DraftModelDrafter(target, models.llama(layers=1), "text_only", compressor=Hide())
 
 
 def test_one_that_learns_is_trained_and_saved_with_its_model(tmp_path):
-    plain, lesson = helpers.shared_vision_drafter("llava", "sdpa"), lesson_of("llava")
+    plain, lesson = shared_vision_drafter("llava", "sdpa"), lesson_of("llava")
     drafter = DraftModelDrafter(plain.target, plain.model, plain.mode, plain.projector, compressor=Conv(2))
     pooled = guesses_of(plain.with_compressor(Pool(2)), lesson, 1)
     assert max(error(logits, pooled[key]) for key, logits in guesses_of(drafter, lesson, 1).items()) < TOLERANCE
@@ -207,7 +208,7 @@ def test_one_that_learns_is_trained_and_saved_with_its_model(tmp_path):
 
 
 def test_a_vision_tower_of_its_own_stays_as_it_is_but_the_compressor_learns():
-    plain = helpers.blurred_drafter("llava", "sdpa")
+    plain = blurred_drafter("llava", "sdpa")
     drafter = DraftModelDrafter(plain.target, plain.model, plain.mode, compressor=Conv(2))
     names = {id(parameter): name for name, parameter in drafter.named_parameters()}
     trained = {names[id(parameter)] for parameter in drafter.trainable_parameters()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
 import transformers
-from helpers import RAGGED, case, paths_of, record_drafts, start, target_of
+from full_recompute import paths_of, recompute, start
 from PIL import Image
+from tiny_drafters import DRAFT_MODELS, NEED_PICTURES, blurred_drafter, record_drafts, text_drafter
+from tiny_requests import RAGGED, case, target_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -30,11 +31,11 @@ def draft_logits(drafter: DraftModelDrafter, single: dict, continuations: list[l
     ids = single["input_ids"]
     visual = ids == models.IMAGE
     if drafter.mode == "own_vision":
-        return helpers.recompute(drafter.model, single, continuations).logits, ids.shape[1]
+        return recompute(drafter.model, single, continuations).logits, ids.shape[1]
     if drafter.mode == "text_only" or not visual.any():
         ids = ids[~visual][None]
         blind = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return helpers.recompute(drafter.model, blind, continuations).logits, ids.shape[1]
+        return recompute(drafter.model, blind, continuations).logits, ids.shape[1]
     vision = drafter.target.encode(prepare(drafter.target, inputs=single))
     embed = drafter.model.get_input_embeddings()
     prompt = embed(ids.masked_fill(visual, 0))
@@ -68,15 +69,15 @@ def assert_own_proposals(drafter: DraftModelDrafter, inputs: dict, drafts: list,
 LABELS = [
     (name, label)
     for name in models.MODELS
-    for label in helpers.DRAFT_MODELS
-    if name in models.VISUAL or label not in helpers.NEED_PICTURES
+    for label in DRAFT_MODELS
+    if name in models.VISUAL or label not in NEED_PICTURES
 ]
 
 
 @pytest.mark.parametrize(("name", "label"), LABELS)
 def test_proposals_are_the_draft_models_own(name, label, monkeypatch):
     """Whatever was accepted or refused before, in rows that end at different times."""
-    drafter = helpers.DRAFT_MODELS[label](name, "sdpa")
+    drafter = DRAFT_MODELS[label](name, "sdpa")
     inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     stop = expected[1][6]
     for tree in TREES:
@@ -92,7 +93,7 @@ def test_proposals_are_the_draft_models_own(name, label, monkeypatch):
 
 @pytest.mark.parametrize(("name", "attention"), [("llava", "eager"), ("mistral", "eager"), ("gemma3", "eager")])
 def test_proposals_on_the_eager_back_end(name, attention, monkeypatch):
-    drafter = helpers.blurred_drafter(name, attention)
+    drafter = blurred_drafter(name, attention)
     inputs, _ = case(name, attention, *RAGGED, NEW)
     drafts = record_drafts(monkeypatch, DraftModelDrafter)
     mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=DynamicTree(3, 3, 9))
@@ -124,11 +125,11 @@ def test_any_module_may_be_the_projector(module):
     assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW).token_ids == expected
 
 
-@pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
+@pytest.mark.parametrize("label", DRAFT_MODELS)
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_only_a_drafter_that_sees_depends_on_the_picture(name, label):
     """The same tokens before another picture: its drafts change if it looks at pictures."""
-    drafter, trees = helpers.DRAFT_MODELS[label](name, "sdpa"), []
+    drafter, trees = DRAFT_MODELS[label](name, "sdpa"), []
     inputs = models.inputs_for(name, [1], [6])
     for pixels in (inputs["pixel_values"], -inputs["pixel_values"]):
         context = start(drafter.target, {**inputs, "pixel_values": pixels})
@@ -144,7 +145,7 @@ def test_only_a_drafter_that_sees_depends_on_the_picture(name, label):
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_a_blind_model_counts_positions_of_its_own(name):
     """Its prompt is shorter by the visual tokens, and so is its cache."""
-    drafter = helpers.text_drafter(name, "sdpa")
+    drafter = text_drafter(name, "sdpa")
     inputs = models.inputs_for(name, [2, 1], [5, 9])
     context = start(drafter.target, inputs)
     session = drafter.fork()
@@ -156,7 +157,7 @@ def test_a_blind_model_counts_positions_of_its_own(name):
 
 
 def test_rows_that_have_finished_take_no_more_room(monkeypatch):
-    drafter, lengths = helpers.blurred_drafter("llama", "sdpa"), []
+    drafter, lengths = blurred_drafter("llama", "sdpa"), []
     inputs, expected = case("llama", "sdpa", *RAGGED, NEW)
     observe = DraftModelDrafter.observe
 
@@ -251,17 +252,17 @@ def test_a_recurrent_draft_model_is_refused():
 
 
 def test_a_prompt_of_pictures_alone_leaves_a_blind_model_nothing_to_read():
-    drafter = helpers.text_drafter("llava", "sdpa")
+    drafter = text_drafter("llava", "sdpa")
     inputs = models.inputs_for("llava", [1])
     alone = {**inputs, "input_ids": torch.full((1, 4), models.IMAGE), "attention_mask": torch.ones(1, 4)}
     with pytest.raises(MMSpecError, match="without its images is empty"):
         mmspec.generate(drafter.target, drafter, inputs=alone, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
+@pytest.mark.parametrize("label", DRAFT_MODELS)
 @pytest.mark.parametrize("name", models.VISUAL[:2])
 def test_inside_generate_a_draft_model_sees_what_it_sees_outside(name, label):
-    drafter = helpers.DRAFT_MODELS[label](name, "sdpa")
+    drafter = DRAFT_MODELS[label](name, "sdpa")
     inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     options = {"max_new_tokens": NEW, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}
     assert drafter.target.model.generate(**inputs, **options)[:, -NEW:].tolist() == expected
@@ -270,9 +271,9 @@ def test_inside_generate_a_draft_model_sees_what_it_sees_outside(name, label):
     assert rounds == [record.accepted for record in outside.stats.rounds]
 
 
-@pytest.mark.parametrize("label", helpers.DRAFT_MODELS)
+@pytest.mark.parametrize("label", DRAFT_MODELS)
 def test_pictures_that_the_caller_encoded_mean_nothing_to_another_model(label):
-    drafter = helpers.DRAFT_MODELS[label]("llava", "sdpa")
+    drafter = DRAFT_MODELS[label]("llava", "sdpa")
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
     model = drafter.target.model
     encoded = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}

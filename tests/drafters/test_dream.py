@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
 from dreams import GRID, drafter_of, guided, reference_at
+from full_recompute import paths_of
 from heads import ANSWERS, FAMILIES, TOLERANCE, error, guesses_of, inputs_of, lesson_of
-from helpers import RAGGED
 from test_feature_drafters import ROUNDS, Script, Told, decode
+from tiny_requests import RAGGED, case
 
 import mmspec
 from mmspec.drafters import dream
@@ -51,7 +51,7 @@ def test_training_sees_what_decoding_does(name, variant, width):
 def worst_at(name: str, drafter, row: int, root: int, builder, tree, tree_row: int) -> tuple[float, int]:
     """The largest error at any node that a row's tree expanded, and their number; its levels are full, of width 2."""
     worst, nodes = 0.0, 0
-    for path in helpers.paths_of(tree, tree_row):
+    for path in paths_of(tree, tree_row):
         chain = tree.tokens[tree_row, path[1:-1]].tolist()
         for level, logits in enumerate(reference_at(name, drafter, row, root, chain)):
             worst = max(worst, error(builder.logits[level][tree_row, path[level] - 2**level + 1], logits))
@@ -144,7 +144,7 @@ RULES = {"greedy": (Greedy(), 0.0), "point mass": (PointMassSampling(), 0.7)}
 )
 @pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3"])
 def test_texts_are_those_of_plain_decoding(name, rows):
-    inputs = helpers.case(name, "sdpa", *rows, 12)[0]
+    inputs = case(name, "sdpa", *rows, 12)[0]
     for drafter in (drafter_of(name, "dream"), guided(name)):
         for rule, temperature in RULES.values():
             settings = {"max_new_tokens": 12, "verifier": rule, "temperature": temperature, "seed": 3, "inputs": inputs}
@@ -156,6 +156,6 @@ def test_texts_are_those_of_plain_decoding(name, rows):
 @pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3"])
 def test_inside_generate_it_finds_the_pictures_and_their_positions(name):
     drafter = guided(name)
-    inputs, expected = helpers.case(name, "sdpa", *RAGGED, 12)
+    inputs, expected = case(name, "sdpa", *RAGGED, 12)
     options = {"max_new_tokens": 12, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}
     assert drafter.target.model.generate(**inputs, **options)[:, -12:].tolist() == expected

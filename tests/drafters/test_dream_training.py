@@ -6,7 +6,7 @@ import pytest
 import torch
 from dreams import VARIANTS, build, drafter_of, guided, open_gates
 from heads import TOLERANCE, error, guesses_of, lesson_of
-from helpers import target_of
+from tiny_requests import target_of
 from torch.nn import functional
 
 import mmspec

@@ -19,8 +19,8 @@ from heads import (
     inputs_of,
     lesson_of,
 )
-from helpers import RAGGED, case, target_of
 from safetensors.torch import load_file
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError, Target

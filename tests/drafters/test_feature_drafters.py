@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heads
-import helpers
 import models
 import pytest
 import torch
+from full_recompute import paths_of
 from heads import (
     ANSWERS,
     FAMILIES,
@@ -20,7 +20,8 @@ from heads import (
     inputs_of,
     lesson_of,
 )
-from helpers import RAGGED, case
+from tiny_drafters import DRAFT_MODELS, NEED_PICTURES
+from tiny_requests import RAGGED, case
 from yardstick import reference_at
 
 import mmspec
@@ -188,10 +189,7 @@ def guesses_compared(drafter, lesson, name: str, width: int) -> int:
 
 
 LEARNERS = [(name, variant) for name, variant in GRID] + [
-    (name, label)
-    for name in FAMILIES
-    for label in helpers.DRAFT_MODELS
-    if name in models.VISUAL or label not in helpers.NEED_PICTURES
+    (name, label) for name in FAMILIES for label in DRAFT_MODELS if name in models.VISUAL or label not in NEED_PICTURES
 ]
 
 
@@ -199,7 +197,7 @@ LEARNERS = [(name, variant) for name, variant in GRID] + [
 @pytest.mark.parametrize("width", [1, 2])
 def test_training_sees_what_decoding_does(name, label, width):
     """At every root and depth, after rounds that accepted nothing, one token or several."""
-    drafter = drafter_of(name, label) if label in VARIANTS else helpers.DRAFT_MODELS[label](name, "sdpa")
+    drafter = drafter_of(name, label) if label in VARIANTS else DRAFT_MODELS[label](name, "sdpa")
     assert guesses_compared(drafter, lesson_of(name), name, width) > 25
 
 
@@ -210,7 +208,7 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(variant):
     drafter = drafter_of(name, variant)
     for roots, builder, tree in decode(drafter, name, width=2, depth=3):
         for row, root in roots.items():
-            for path in [path for path in helpers.paths_of(tree, row) if path[-1] % 4 == 3]:
+            for path in [path for path in paths_of(tree, row) if path[-1] % 4 == 3]:
                 chain = tree.tokens[row, path[1:-1]].tolist()
                 for level, logits in enumerate(reference_at(name, drafter, row, root, chain)):
                     ours = builder.logits[level][row, path[level] - 2**level + 1]

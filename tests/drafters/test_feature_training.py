@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
@@ -17,8 +16,9 @@ from heads import (
     guesses_of,
     lesson_of,
 )
-from helpers import target_of
 from laws import g_test
+from tiny_drafters import DRAFT_MODELS, record_drafts
+from tiny_requests import target_of
 from toy_law import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
 
 import mmspec
@@ -94,7 +94,7 @@ def test_the_second_stage_of_hivis_begins_as_the_first_one_ended(tmp_path):
 
 @pytest.mark.parametrize(("name", "label"), [("llava", "eagle"), ("llama", "eagle3"), ("llava", "text only")])
 def test_chains_end_with_the_longest_answer(name, label):
-    drafter = drafter_of(name, label) if label in VARIANTS else helpers.DRAFT_MODELS[label](name, "sdpa")
+    drafter = drafter_of(name, label) if label in VARIANTS else DRAFT_MODELS[label](name, "sdpa")
     assert len(list(drafter.unroll(lesson_of(name), 30))) == max(ANSWERS) - 1
 
 
@@ -110,7 +110,7 @@ def test_sampled_text_follows_the_exact_law_with_a_reduced_vocabulary(cls, tree,
     drafter = cls(target, draft_vocab_size=4)
     drafter.choose_vocabulary(torch.tensor([5, 0, 2, 3]))
     models.redraw(drafter, seed=1)
-    drafts = helpers.record_drafts(monkeypatch, cls)
+    drafts = record_drafts(monkeypatch, cls)
     settings = {"temperature": 1.0, "seed": 11, "verifier": RejectionSampling(), "tree": tree, **options}
     inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, **settings)

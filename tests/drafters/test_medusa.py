@@ -8,8 +8,10 @@ import heads
 import models
 import pytest
 import torch
-from helpers import RAGGED, case, recompute, record_drafts, target_of
+from full_recompute import recompute
 from safetensors.torch import load_file, save_file
+from tiny_drafters import record_drafts
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError

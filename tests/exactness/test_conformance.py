@@ -1,7 +1,7 @@
 """Whatever has a config, or is exported by mmspec.drafters, reproduces the target: every drafter x tree x verifier.
 
 Nothing here names a method. A new drafter enters by its YAML file; one whose weights do not ship with it by an entry in
-`helpers.TINY_DRAFTERS`, which builds it with random weights for any target.
+`TINY_DRAFTERS`, which builds it with random weights for any target.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import pkgutil
 from functools import cache
 
-import helpers
 import models
 import pytest
-from helpers import RAGGED, case, target_of
 from omegaconf import OmegaConf
+from tiny_drafters import NEED_PICTURES, TINY_DRAFTERS
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import drafters, loading, zoo
@@ -64,14 +64,14 @@ TREES = [None, *options("tree")]
 EASY_AND_HARD = ("scenes", "documents")
 RULES = {name: configuration.build(node) for name, node in options("verifier").items()}
 VERIFIERS = {name: rule for name, rule in RULES.items() if rule.lossless and rule.proposal == "point"}
-LABELS = [*CONFIGURED, *helpers.TINY_DRAFTERS]
+LABELS = [*CONFIGURED, *TINY_DRAFTERS]
 
 
 @cache
 def drafter_of(label: str, name: str, attention: str) -> Drafter:
     if label in CONFIGURED:
         return configuration.build(CONFIGURED[label], target=target_of(name, attention))
-    return helpers.TINY_DRAFTERS[label](name, attention)
+    return TINY_DRAFTERS[label](name, attention)
 
 
 def builders(drafter: Drafter, turn: int | None = None) -> list:
@@ -92,7 +92,7 @@ CASES = [
     (name, attention, label)
     for name, attention in TARGETS
     for label in LABELS
-    if (name in models.VISUAL or label not in helpers.NEED_PICTURES)
+    if (name in models.VISUAL or label not in NEED_PICTURES)
 ]
 
 
@@ -182,4 +182,4 @@ def test_every_exported_drafter_is_in_this_suite():
     interfaces = {Drafter, FeatureDrafter, SessionDrafter, StepDrafter, NoDrafter}
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
-    assert tested and not missing, f"add a config, or an entry in helpers.TINY_DRAFTERS, for {missing}"
+    assert tested and not missing, f"add a config, or an entry in TINY_DRAFTERS, for {missing}"

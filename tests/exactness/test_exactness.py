@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import accept, blurred_drafter, case, own_mode, pictures_for, random_tree, start, target_of, tree_error
+from full_recompute import accept, random_tree, start, tree_error
+from mistakes import MISTAKES, boolean_mask
+from tiny_drafters import blurred_drafter, own_mode
+from tiny_requests import BACK_ENDS, RAGGED, case, pictures_for, target_of
 
 import mmspec
 from mmspec.drafters import DraftModelDrafter
-from mmspec.families import Qwen25VL
-from mmspec.models.cache import TreeCache
-from mmspec.models.masks import TreeMask
-from mmspec.models.session import ModelSession
 from mmspec.target import Target
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
@@ -26,14 +24,14 @@ SITUATIONS = {
     "several pictures": ((3,), (6,)),
     "short text, answer crosses the window": ((0,), (4,)),
     "longer than the window": ((1,), (30,)),
-    "ragged batch": helpers.RAGGED,
+    "ragged batch": RAGGED,
     "batch of equal lengths": ((1, 1), (8, 8)),
     "batch without pictures": ((0, 0, 0), (4, 15, 9)),
 }
 EAGER = ("one picture", "longer than the window", "ragged batch")
 CASES = [
     (name, attention, situation)
-    for name, attention in helpers.FAMILIES
+    for name, attention in BACK_ENDS
     for situation, (images, _) in SITUATIONS.items()
     if (name in models.VISUAL or max(images) < 2) and (attention == "sdpa" or situation in EAGER)
 ]
@@ -56,10 +54,10 @@ def test_ids_equal_those_of_generate(name, attention, situation):
 @pytest.mark.parametrize("name", models.MODELS)
 def test_the_tiny_models_write_varied_text(name):
     """A model that repeats one token would agree with anything."""
-    assert all(len(set(ids)) > 3 for ids in case(name, "sdpa", *helpers.RAGGED, NEW)[1])
+    assert all(len(set(ids)) > 3 for ids in case(name, "sdpa", *RAGGED, NEW)[1])
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 @pytest.mark.parametrize("situation", ["one picture", "ragged batch"])
 def test_every_draft_of_the_target_itself_is_accepted(name, attention, situation):
     target = target_of(name, attention)
@@ -80,17 +78,17 @@ def test_a_tree_of_the_target_itself_holds_what_it_writes(name):
     """The likeliest child of every node is in a static tree, so no round ends before its full depth of 5."""
     target = target_of(name, "sdpa")
     drafter = DraftModelDrafter(target, target.model, own_mode(name))
-    inputs, expected = case(name, "sdpa", *helpers.RAGGED, NEW)
+    inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=19, tree=StaticTree())
     assert out.token_ids == [ids[:19] for ids in expected]
     assert [record.accepted for record in out.stats.rounds] == [[5] * 4] * 3
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_a_random_drafter_changes_nothing(name, attention):
     target = target_of(name, attention)
     drafter = DraftModelDrafter(target, models.llama(attention, seed=5, layers=1), "text_only")
-    inputs, expected = case(name, attention, *helpers.RAGGED, NEW)
+    inputs, expected = case(name, attention, *RAGGED, NEW)
     for tree in (Chain(2), StaticTree()):
         assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree).token_ids == expected
 
@@ -100,7 +98,7 @@ def test_a_cache_without_a_slot_to_spare(name, monkeypatch):
     """It grows whenever it must; trees keep fewer levels than they might have, so paths are padded beyond its end."""
     monkeypatch.setattr("mmspec.models.cache.CHUNK", 1)
     target, drafter = target_of(name, "sdpa"), blurred_drafter(name, "sdpa")
-    inputs, expected = case(name, "sdpa", *helpers.RAGGED, NEW)
+    inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     for tree in (DynamicTree(6, 1, 3), DynamicTree(6, 3, 5), StaticTree([[0], [0, 0], [1]])):
         assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree).token_ids == expected
 
@@ -139,98 +137,13 @@ def test_requests_share_target_and_drafter_without_disturbing_each_other(name):
     assert again == expected
 
 
-# Negative controls: each patch makes one mistake that published implementations have made, and is to be seen.
-
-
-def no_tree_mask(monkeypatch, target):
-    """Every node sees all nodes before it."""
-    read = ModelSession.read
-
-    def causal(self, tokens, visible, depth, extends_chain=False):
-        seen = torch.ones_like(visible).tril(visible.shape[2] - visible.shape[1])
-        return read(self, tokens, seen, depth, extends_chain)
-
-    monkeypatch.setattr(ModelSession, "read", causal)
-
-
-def sequential_positions(monkeypatch, target):
-    """Siblings stand behind one another, as the nodes do in the batch of tokens."""
-    read = ModelSession.read
-
-    def sequential(self, tokens, visible, depth, extends_chain=False):
-        first = visible.shape[2] - visible.shape[1]
-        return read(self, tokens, visible, torch.arange(first, visible.shape[2]).expand_as(depth), extends_chain)
-
-    monkeypatch.setattr(ModelSession, "read", sequential)
-
-
-def no_rope_delta(monkeypatch, target):
-    """Tokens after a picture stand at their index."""
-    positions = Qwen25VL.positions
-    monkeypatch.setattr(
-        Qwen25VL, "positions", lambda self, inputs: (positions(self, inputs)[0], 0 * positions(self, inputs)[1])
-    )
-
-
-def delta_of_another_request(monkeypatch, target):
-    """What the model itself remembers: the offset of whoever came last."""
-    positions = Qwen25VL.positions
-
-    def leaking(self, inputs):
-        position_ids, position_offset = positions(self, inputs)
-        return position_ids, position_offset.roll(1, -1)
-
-    monkeypatch.setattr(Qwen25VL, "positions", leaking)
-
-
-def boolean_mask(monkeypatch, target):
-    """Eager attention adds its mask to the scores: True becomes 1."""
-    monkeypatch.setattr(TreeMask, "_finish", lambda self, mask: mask)
-
-
-def no_window(monkeypatch, target):
-    """Sliding-window layers see everything."""
-    monkeypatch.setattr(target, "windows", dict.fromkeys(target.windows))
-
-
-def window_in_slots(monkeypatch, target):
-    """Distance is counted in entries of the cache, of which siblings take one each."""
-    window = TreeMask._window
-
-    def slots(self, full, size, depth, new):
-        return window(self, full, size, torch.arange(depth.shape[1]).expand_as(depth), new)
-
-    monkeypatch.setattr(TreeMask, "_window", slots)
-
-
-def path_not_compacted(monkeypatch, target):
-    """As many entries as were accepted are kept, but the first ones instead of the accepted ones."""
-    commit = TreeCache.commit
-    monkeypatch.setattr(TreeCache, "commit", lambda self, counts, path=None, kept=None: commit(self, counts))
-
-
-def picture_dropped(monkeypatch, target):
-    """The placeholders' own embeddings stand where the picture should."""
-    monkeypatch.setattr(target.family, "embed", lambda ids, vision: target.model.get_input_embeddings()(ids))
-
-
-MISTAKES = [
-    *[
-        (mistake, name)
-        for mistake in (no_tree_mask, sequential_positions, path_not_compacted)
-        for name in models.MODELS
-    ],
-    *[(mistake, name) for mistake in (no_window, window_in_slots) for name in ("gemma3", "mistral")],
-    *[(mistake, "qwen_vl") for mistake in (no_rope_delta, delta_of_another_request)],
-    *[(picture_dropped, name) for name in models.VISUAL],
-    *[(boolean_mask, name) for name in models.MODELS],
-]
+# Negative controls.
 
 
 def logits_error(name: str, target: Target) -> float:
     """The largest error of any node's logits over two rounds of random trees and random accepted paths."""
     generator = torch.Generator().manual_seed(0)
-    inputs, _ = case(name, target.attention, *helpers.RAGGED, NEW)
+    inputs, _ = case(name, target.attention, *RAGGED, NEW)
     context, worst = start(target, inputs), 0.0
     for nodes in (6, 8):
         tree = random_tree(context, nodes, generator)
@@ -240,16 +153,16 @@ def logits_error(name: str, target: Target) -> float:
 
 
 def ids(name: str, target: Target) -> list[list[int]]:
-    inputs, _ = case(name, target.attention, *helpers.RAGGED, NEW)
+    inputs, _ = case(name, target.attention, *RAGGED, NEW)
     drafter = DraftModelDrafter(target, blurred_drafter(name, target.attention).model, own_mode(name))
     return mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=StaticTree()).token_ids
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_without_mistakes_the_same_runs_are_exact(name, attention):
     target = target_of(name, attention)
     assert logits_error(name, target) < 1e-4
-    assert ids(name, target) == case(name, attention, *helpers.RAGGED, NEW)[1]
+    assert ids(name, target) == case(name, attention, *RAGGED, NEW)[1]
 
 
 @pytest.mark.parametrize(("mistake", "name"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
@@ -259,4 +172,4 @@ def test_a_mistake_is_seen(mistake, name, monkeypatch):
     target = Target(target_of(name, attention).model)
     mistake(monkeypatch, target)
     assert logits_error(name, target) > 1e-2
-    assert ids(name, target) != case(name, attention, *helpers.RAGGED, NEW)[1]
+    assert ids(name, target) != case(name, attention, *RAGGED, NEW)[1]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import helpers
 import models
 import pytest
 import torch
+from tiny_drafters import blurred_drafter, eagle_drafter
+from tiny_requests import target_of
 from toy_drafters import ROWS, Toy, grow, paths_of, ranked
 from toys import Scripted
 
@@ -161,7 +162,7 @@ def test_texts_stay_those_of_the_target(builder, kind, dtype, temperature):
 @pytest.mark.parametrize("kind", SPOIL)
 def test_rejection_sampling_goes_on_with_the_targets_law(kind):
     """A drafter that says nothing usable at all leaves plain sampling, draw by draw."""
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
 
     class Mute(Spoilt):
         def expand(self, block):
@@ -204,7 +205,7 @@ def test_the_line_under_an_answer_says_it():
 
 
 def test_medusa_heads_of_nan_do_not_change_the_text():
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
     drafter = MedusaDrafter(target, heads=3)
     drafter.medusa_head[1][-1].weight.data[:] = NAN
     inputs = models.inputs_for("llama", [0], [9])
@@ -216,7 +217,7 @@ def test_medusa_heads_of_nan_do_not_change_the_text():
 @pytest.mark.parametrize("rows", [(9,), (9, 20, 5)])
 def test_one_spoilt_round_is_forgotten(rows):
     """NaN in the drafter's cache is gone with the round: also in ragged batches, whose rows see one another's slots."""
-    target, drafter = helpers.target_of("llama", "sdpa"), helpers.eagle_drafter("llama", "sdpa").fork()
+    target, drafter = target_of("llama", "sdpa"), eagle_drafter("llama", "sdpa").fork()
 
     class Once(EagleDrafter):
         calls = 0
@@ -267,7 +268,7 @@ def test_a_target_of_nan_is_told_in_words_where_a_token_is_drawn(verifier, first
     def spoil(ids, scores):
         return scores * (NAN if ids.shape[1] >= 9 + first else 1.0)
 
-    drafter = helpers.blurred_drafter("llama", "sdpa")
+    drafter = blurred_drafter("llama", "sdpa")
     options = {"inputs": models.inputs_for("llama", [0], [9]), "max_new_tokens": 6, "logits_processor": [spoil]}
     with pytest.raises(MMSpecError, match=r"the target's logits in row 0 are NaN or infinite after \d+ tokens"):
         mmspec.generate(drafter.target, drafter, tree=Chain(2), temperature=1.0, verifier=verifier, **options)
@@ -327,14 +328,14 @@ def sampled(value):
     ],
 )
 def test_a_drafters_own_tree_that_is_none_is_refused_in_one_line(make, message):
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
     with pytest.raises(MMSpecError, match=message) as caught:
         mmspec.generate(target, Own(target, make), inputs=models.inputs_for("llama", [0], [9]), max_new_tokens=4)
     assert "\n" not in str(caught.value)
 
 
 def test_a_drafters_own_tree_that_is_one_is_taken():
-    target, inputs = helpers.target_of("llama", "sdpa"), models.inputs_for("llama", [0], [9])
+    target, inputs = target_of("llama", "sdpa"), models.inputs_for("llama", [0], [9])
     plain = mmspec.generate(target, inputs=inputs, max_new_tokens=6).token_ids
     out = mmspec.generate(target, Scripted(target, plain, siblings=1), inputs=inputs, max_new_tokens=6)
     assert out.token_ids == plain and out.stats.num_accepted_draft_tokens > 0
@@ -349,11 +350,11 @@ class CutsParents(TreeBuilder):
 
 
 def test_a_builder_that_cuts_parents_is_refused():
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
     with pytest.raises(MMSpecError, match="row 0: node 1 was kept, but its parent was not"):
         mmspec.generate(
             target,
-            helpers.blurred_drafter("llama", "sdpa"),
+            blurred_drafter("llama", "sdpa"),
             inputs=models.inputs_for("llama", [0], [9]),
             tree=CutsParents(),
             max_new_tokens=4,

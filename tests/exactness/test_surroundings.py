@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import case, target_of
+from tiny_drafters import TINY_DRAFTERS, blurred_drafter, own_mode
+from tiny_requests import RAGGED, case, ragged_inputs, target_of
 
 import mmspec
 from mmspec.check import check_target
@@ -37,7 +37,7 @@ def default(dtype: torch.dtype | None = None, device: str | None = None) -> Iter
 
 
 def ragged(name: str) -> dict:
-    return models.inputs_for(name, helpers.pictures_for(name, helpers.RAGGED[0]), list(helpers.RAGGED[1]))
+    return ragged_inputs(name)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_autocast(name, attention, weights, cast):
     is drafted, with a target that was made outside; one that was made inside is exact outside."""
     model, inputs = models.MODELS[name](attention).to(weights), ragged(name)
     target = Target(model)
-    drafters = [DraftModelDrafter(target, models.blurred(model), helpers.own_mode(name))]
+    drafters = [DraftModelDrafter(target, models.blurred(model), own_mode(name))]
     drafters.append(models.redraw(EagleDrafter(target), 8).to(weights))
     with torch.autocast("cpu", dtype=cast):
         assert target.arithmetic == cast
@@ -75,17 +75,17 @@ def test_autocast(name, attention, weights, cast):
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_modes_of_gradients(mode):
-    inputs, expected = case("llava", "sdpa", *helpers.RAGGED, NEW)
+    inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
     with mode():
         target = Target(target_of("llava", "sdpa").model)
-        drafter = DraftModelDrafter(target, helpers.blurred_drafter("llava", "sdpa").model)
+        drafter = DraftModelDrafter(target, blurred_drafter("llava", "sdpa").model)
         assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW).token_ids == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_another_default_dtype_changes_no_text_and_no_draw(dtype):
-    inputs, expected = case("llava", "sdpa", *helpers.RAGGED, NEW)
-    target, drafter = target_of("llava", "sdpa"), helpers.TINY_DRAFTERS["specvlm"]("llava", "sdpa")
+    inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
+    target, drafter = target_of("llava", "sdpa"), TINY_DRAFTERS["specvlm"]("llava", "sdpa")
     options = {"inputs": inputs, "max_new_tokens": NEW, "temperature": 1.0, "seed": 3}
     drawn = mmspec.generate(target, **options).token_ids
     noise = NoiseTape(1, 61, 0, target.device).peek(2)
@@ -98,8 +98,8 @@ def test_another_default_dtype_changes_no_text_and_no_draw(dtype):
 
 def test_nothing_is_made_on_the_default_device_by_chance():
     """Whatever is not told where to be would be on one that holds no numbers."""
-    inputs, expected = case("llava", "sdpa", *helpers.RAGGED, NEW)
-    target, drafter = target_of("llava", "sdpa"), helpers.TINY_DRAFTERS["specvlm"]("llava", "sdpa")
+    inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
+    target, drafter = target_of("llava", "sdpa"), TINY_DRAFTERS["specvlm"]("llava", "sdpa")
     seen = []
     options = {"inputs": inputs, "max_new_tokens": NEW, "stopping_criteria": lambda ids, _: seen.append(ids) or False}
     drawn = mmspec.generate(target, temperature=1.0, **options).token_ids

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import helpers
 import meeting
 import models
 import pytest
 import torch
+from tiny_drafters import TINY_DRAFTERS, blurred_drafter, eagle3_drafter
+from tiny_requests import pictures_for, target_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
@@ -38,15 +39,15 @@ def asking(target: Target, drafter, seed: int) -> Callable[[], tuple]:
     "names", [("eagle3, fewer tokens",) * 3, ("dream, guided", "own model", "eagle")], ids=", ".join
 )
 def test_threads_on_one_target_get_what_they_get_alone(names):
-    target = helpers.target_of("llava", "sdpa")
-    asked = [asking(target, helpers.TINY_DRAFTERS[name]("llava", "sdpa"), seed) for seed, name in enumerate(names)]
+    target = target_of("llava", "sdpa")
+    asked = [asking(target, TINY_DRAFTERS[name]("llava", "sdpa"), seed) for seed, name in enumerate(names)]
     alone = [ask() for ask in asked]
     assert meeting.together(target, asked) == alone
     assert len({str(tokens) for tokens, _ in alone}) == 3
 
 
 def test_vision_towers_do_not_hear_one_another():
-    target = helpers.target_of("llava", "sdpa")
+    target = target_of("llava", "sdpa")
     requests = [prepare(target, inputs=models.inputs_for("llava", [count], [5], count)) for count in (1, 2, 3)]
     alone = [target.encode(request) for request in requests]
     seen = meeting.together(target, [lambda request=request: target.encode(request) for request in requests])
@@ -56,11 +57,11 @@ def test_vision_towers_do_not_hear_one_another():
 
 
 def test_two_targets_in_two_threads():
-    targets = [helpers.target_of("llava", "sdpa"), helpers.target_of("mistral", "sdpa")]
+    targets = [target_of("llava", "sdpa"), target_of("mistral", "sdpa")]
     asked = []
     for target, name in zip(targets, ("llava", "mistral"), strict=True):
-        inputs = models.inputs_for(name, helpers.pictures_for(name, [1]), [9])
-        drafter = helpers.eagle3_drafter(name, "sdpa")
+        inputs = models.inputs_for(name, pictures_for(name, [1]), [9])
+        drafter = eagle3_drafter(name, "sdpa")
         ask = {"inputs": inputs, "max_new_tokens": NEW}
         asked.append(lambda target=target, drafter=drafter, ask=ask: found(mmspec.generate(target, drafter, **ask)))
     alone = [ask() for ask in asked]
@@ -69,8 +70,8 @@ def test_two_targets_in_two_threads():
 
 
 def test_streams_in_turns_and_streams_that_are_closed_half_way():
-    target = helpers.target_of("llava", "sdpa")
-    drafters = [helpers.TINY_DRAFTERS[name]("llava", "sdpa") for name in ("eagle3, fewer tokens", "dream, guided")]
+    target = target_of("llava", "sdpa")
+    drafters = [TINY_DRAFTERS[name]("llava", "sdpa") for name in ("eagle3, fewer tokens", "dream, guided")]
     asks = [{"inputs": models.inputs_for("llava", [1], [6 + n], n), "max_new_tokens": NEW} for n in range(2)]
     alone = [mmspec.generate(target, drafter, **ask).token_ids for drafter, ask in zip(drafters, asks, strict=True)]
     streams = [mmspec.stream(target, drafter, **ask) for drafter, ask in zip(drafters * 2, asks * 2, strict=True)]
@@ -87,8 +88,8 @@ def test_streams_in_turns_and_streams_that_are_closed_half_way():
 
 def test_a_listener_of_another_thread_does_not_change_a_draft_models_inputs():
     """What `sighted` adds to the passes of an assistant in one thread is not added in another."""
-    target = helpers.target_of("llava", "sdpa")
-    drafter = helpers.blurred_drafter("llava", "sdpa")
+    target = target_of("llava", "sdpa")
+    drafter = blurred_drafter("llava", "sdpa")
     pictured = prepare(target, inputs=models.inputs_for("llava", [1], [5]))
     text = prepare(target, inputs=models.inputs_for("llava", [0], [9]))
     ask = lambda: found(mmspec.generate(target, drafter, inputs=text, max_new_tokens=NEW))  # noqa: E731
@@ -114,7 +115,7 @@ def test_models_that_change_while_they_run_take_turns():
     rope |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 5.0, 9.0]}
     config = LlamaConfig(**models.TEXT | {"max_position_embeddings": 80}, rope_parameters=rope)
     target = Target(models.rescale(LlamaForCausalLM(config), 0), check=False)
-    assert target.family.one_at_a_time and not helpers.target_of("llava", "sdpa").family.one_at_a_time
+    assert target.family.one_at_a_time and not target_of("llava", "sdpa").family.one_at_a_time
     inside, most = [], []
 
     def enter(*_) -> None:

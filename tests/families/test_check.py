@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from showing import FAMILIES, target_of
-from tiny_families import UNLISTED
+from tiny_families import FAMILIES, UNLISTED
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import cli

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
 import transformers
-from helpers import RAGGED, case, start, target_of
+from full_recompute import recompute, start
+from tiny_requests import RAGGED, case, target_of
 
 from mmspec.drafters import Eagle3Drafter
 from mmspec.errors import MMSpecError
@@ -85,7 +85,7 @@ def test_pictures_of_different_size_are_cut_apart():
         assert (target.model.model.multi_modal_projector(features) - embeds).abs().max() < 1e-5
     context = start(target, inputs)
     assert context.visual_spans() == [[(2, 7), (9, 14)]]
-    full = helpers.recompute(target.model, inputs, [[]]).logits[:, -1]
+    full = recompute(target.model, inputs, [[]]).logits[:, -1]
     assert (context.logits - full).abs().max() < 1e-4
 
 

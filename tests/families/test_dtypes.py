@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from showing import FAMILIES, HEARING, NEW, VISUAL
-from test_positions import inputs_of, video
+from qwen_prompts import inputs_of, video
+from tiny_families import FAMILIES
+from tiny_requests import HEARING, NEW, VISUAL
 
 import mmspec
 from mmspec.inputs import prepare

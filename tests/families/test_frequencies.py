@@ -135,7 +135,7 @@ def test_a_draft_model_may_go_across(kind):
 
 
 def test_the_stepwise_interface_does_not_go_across_either():
-    from helpers import accept, random_tree, start
+    from full_recompute import accept, random_tree, start
 
     target, generator = target_of("phi3"), torch.Generator().manual_seed(0)
     context = start(target, prompts(SWITCH - 3))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from janus import CODES, START, TOKENS, janus, processor
 from models import MODELS, PAD, VISION_START, blurred, inputs_for, llama, one_row, reference
+from tiny_janus import CODES, START, TOKENS, janus, processor
 from toys import Scripted, cut
 from transformers import DynamicCache
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-import helpers
 import pytest
-from showing import FAMILIES, HEARING, NEW, VISUAL, batch_of, target_of
+from tiny_drafters import NEED_PICTURES, TINY_DRAFTERS
+from tiny_families import FAMILIES
+from tiny_requests import HEARING, NEW, VISUAL, batch_of, target_of
 
 import mmspec
 from mmspec.drafters import NGramDrafter
@@ -17,7 +18,7 @@ TREES = {
     "static": StaticTree([[0], [1], [0, 0], [1, 0], [0, 0, 0]]),
     "dynamic": DynamicTree(8, 3, 3),
 }
-DRAFTERS = {"ngram": lambda name, attention: NGramDrafter(target_of(name)), **helpers.TINY_DRAFTERS}
+DRAFTERS = {"ngram": lambda name, attention: NGramDrafter(target_of(name)), **TINY_DRAFTERS}
 # A picture in tiles is no rectangle, so nothing can be pooled.
 NO_GRID = {"llava_next", "llava_onevision"}
 NEED_GRID = {"specvlm"}
@@ -34,7 +35,7 @@ CASES = [
     pytest.param(name, label, marks=[pytest.mark.slow] if is_slow(name, label) else [])
     for name in FAMILIES
     for label in DRAFTERS
-    if (name in VISUAL or label not in helpers.NEED_PICTURES or (name in HEARING and label == "hivis"))
+    if (name in VISUAL or label not in NEED_PICTURES or (name in HEARING and label == "hivis"))
     and not (name in NO_GRID and label in NEED_GRID)
 ]
 

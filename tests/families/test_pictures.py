@@ -7,7 +7,8 @@ import math
 import models
 import pytest
 import torch
-from showing import FAMILIES, HEARING, LENGTHS, VISUAL, batch_of, rows_of, target_of
+from tiny_families import FAMILIES
+from tiny_requests import HEARING, LENGTHS, VISUAL, batch_of, rows_of, target_of
 
 import mmspec
 from mmspec.compressors import Pool

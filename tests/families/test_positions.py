@@ -8,8 +8,8 @@ from __future__ import annotations
 import models
 import pytest
 import torch
-from models import IMAGE, PAD, VIDEO, VISION_END, VISION_START
-from showing import target_of
+from qwen_prompts import inputs_of, video
+from tiny_requests import target_of
 
 import mmspec
 from mmspec.check import check_target
@@ -22,10 +22,6 @@ from mmspec.trees import Chain
 NEW = 12
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PICTURE = ("image", 1, 4, 8)
-
-
-def video(steps: int, height: int = 4, width: int = 4) -> tuple[str, int, int, int]:
-    return "video", steps, height, width
 
 
 # What a row shows, and the text tokens behind the last of it.
@@ -48,31 +44,6 @@ CASES = [
     for name in QWEN
     for what in ROWS
 ]
-
-
-def inputs_of(name: str, rows: list[tuple[list, int]], seed: int = 0) -> dict:
-    """A batch as a processor writes it, padded on the left. A row does not depend on those beside it."""
-    ids, grids, pixels = [], {"image": [], "video": []}, {"image": [], "video": []}
-    for number, (shown, behind) in enumerate(rows):
-        generator = torch.Generator().manual_seed(seed + number)
-        row = torch.randint(1, 50, (3,), generator=generator).tolist()
-        for kind, steps, height, width in shown:
-            frame = [IMAGE if kind == "image" else VIDEO] * (height * width // 4)
-            between = [VISION_END, 7, VISION_START] if name == "qwen3_vl" else []  # Qwen3-VL says when a frame was
-            row += [VISION_START, *frame, *[token for _ in range(steps - 1) for token in [*between, *frame]]]
-            row += [VISION_END] if (kind, steps, height, width) != shown[-1] or behind else []
-            grids[kind].append([steps, height, width])
-            pixels[kind].append(torch.randn(steps * height * width, 96, generator=generator))
-        ids.append(row + torch.randint(1, 50, (behind,), generator=generator).tolist())
-    width = max(map(len, ids))
-    tokens = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
-    inputs = {"input_ids": tokens, "attention_mask": mask}
-    inputs["mm_token_type_ids"] = (tokens == IMAGE).int() + 2 * (tokens == VIDEO).int()
-    for kind, names in {"image": "pixel_values image_grid_thw", "video": "pixel_values_videos video_grid_thw"}.items():
-        if grids[kind]:
-            inputs |= dict(zip(names.split(), (torch.cat(pixels[kind]), torch.tensor(grids[kind])), strict=True))
-    return inputs
 
 
 def written(name: str, rows: list[tuple[list, int]]) -> tuple[list[list[int]], torch.Tensor]:

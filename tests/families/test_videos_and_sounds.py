@@ -7,10 +7,10 @@ import sys
 import av
 import numpy as np
 import pytest
+import tiny_processors
 import torch
-import watching
-from clips import pictures, write_video, write_wave
-from showing import target_of
+from media_files import pictures, write_video, write_wave
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError
@@ -39,7 +39,7 @@ def decoded(path, numbers) -> np.ndarray:
 
 
 def qwen(processor=None) -> Target:
-    return Target(target_of("qwen2_5_vl").model, processor or watching.Patches())
+    return Target(target_of("qwen2_5_vl").model, processor or tiny_processors.Patches())
 
 
 def by_itself(target: Target, text: str, videos: list[np.ndarray]) -> list[int]:
@@ -89,7 +89,7 @@ def test_a_ragged_batch_with_videos_in_every_form(clip):
     ],
 )
 def test_frames_are_those_that_the_processor_would_choose(clip, sampling, numbers):
-    processor = watching.Patches(num_frames=sampling.get("num_frames"), fps=sampling.get("fps"))
+    processor = tiny_processors.Patches(num_frames=sampling.get("num_frames"), fps=sampling.get("fps"))
 
     def sample_frames(metadata, num_frames=None, fps=None, **kwargs):
         count = num_frames or int(np.ceil(metadata.total_num_frames * fps / metadata.fps))
@@ -99,7 +99,7 @@ def test_frames_are_those_that_the_processor_would_choose(clip, sampling, number
     request = prepare(qwen(processor), "what?", videos=[clip])
     (video,) = request.media["video"][0]
     assert video.indices == numbers and (video.total, video.fps) == (11, 10)
-    expected, _ = watching.Patches.patches(decoded(clip, numbers))
+    expected, _ = tiny_processors.Patches.patches(decoded(clip, numbers))
     assert torch.equal(request.inputs["pixel_values_videos"], expected)
 
 
@@ -110,7 +110,7 @@ def test_a_long_file_is_read_in_32_frames_where_nobody_says(tmp_path):
 
 
 def test_what_takes_no_videos_says_so(clip, monkeypatch):
-    llama = Target(target_of("llama").model, watching.tokenizer())
+    llama = Target(target_of("llama").model, tiny_processors.tokenizer())
     with pytest.raises(MMSpecError, match="1 videos were given but LlamaForCausalLM takes none"):
         prepare(llama, "what?", videos=[clip])
     for package in ("av", "torchcodec"):
@@ -123,25 +123,27 @@ def test_what_takes_no_videos_says_so(clip, monkeypatch):
 
 
 def tone(pitch: float, seconds: float) -> np.ndarray:
-    return (0.5 * np.sin(np.arange(int(seconds * watching.RATE)) * pitch)).astype(np.float32)
+    return (0.5 * np.sin(np.arange(int(seconds * tiny_processors.RATE)) * pitch)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def listener():
-    return Target(target_of("qwen2_audio").model, watching.qwen2_audio())
+    return Target(target_of("qwen2_audio").model, tiny_processors.qwen2_audio())
 
 
 def heard(target: Target, text: str, sounds: list[np.ndarray]) -> list[int]:
     text = f"user: {'[<|AUDIO|>]' * len(sounds)}{text} "
-    inputs = target.processor(text=[text], audio=sounds or None, sampling_rate=watching.RATE, return_tensors="pt")
+    inputs = target.processor(
+        text=[text], audio=sounds or None, sampling_rate=tiny_processors.RATE, return_tensors="pt"
+    )
     out = target.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     return out[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 def test_a_sound_file_is_read_as_generate_reads_its_samples(listener, tmp_path):
     sounds = [tone(0.3, 0.8), tone(0.9, 0.5)]
-    write_wave(tmp_path / "one.wav", sounds[0], watching.RATE, 4)
-    rows = [[tmp_path / "one.wav"], [(sounds[0], watching.RATE), (sounds[1], watching.RATE)], []]
+    write_wave(tmp_path / "one.wav", sounds[0], tiny_processors.RATE, 4)
+    rows = [[tmp_path / "one.wav"], [(sounds[0], tiny_processors.RATE), (sounds[1], tiny_processors.RATE)], []]
     prompts = ["what?", "who?", "why?"]
     expected = [heard(listener, text, own) for text, own in zip(prompts, ([sounds[0]], sounds, []), strict=True)]
     for drafter, tree in ((NGramDrafter(listener), None), (EagleDrafter(listener), DynamicTree(6, 2, 3))):
@@ -156,7 +158,7 @@ def test_a_model_that_hears_is_loaded_from_a_folder(listener, tmp_path):
     loaded = mmspec.load_target(tmp_path, dtype="float32", device="cpu")
     assert type(loaded.model) is type(listener.model) and loaded.family.kinds == {"audio"}
     for own in (None, NGramDrafter(loaded)):
-        asked = {"prompt": "what?", "audio": [(tone(0.3, 0.4), watching.RATE)], "max_new_tokens": NEW}
+        asked = {"prompt": "what?", "audio": [(tone(0.3, 0.4), tiny_processors.RATE)], "max_new_tokens": NEW}
         assert mmspec.generate(loaded, own, **asked).token_ids == mmspec.generate(listener, None, **asked).token_ids
 
 
@@ -178,7 +180,7 @@ def test_real_processors(name, clip):
     pytest.importorskip("torchvision")
     if name == "smolvlm":
         pytest.importorskip("num2words")
-    target = Target(target_of(name).model, watching.real(name))
+    target = Target(target_of(name).model, tiny_processors.real(name))
     (video,) = prepare(target, "what?", videos=[clip]).media["video"][0]
     parts = [{"type": "video"}, {"type": "text", "text": "what?"}]
     asked = [{"role": "user", "content": parts}]

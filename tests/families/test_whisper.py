@@ -9,7 +9,8 @@ from functools import cache
 import pytest
 import torch
 from heads import guesses_of
-from hearing import (
+from models import blurred, llama
+from tiny_whisper import (
     ID,
     PROMPTS,
     RATE,
@@ -22,7 +23,6 @@ from hearing import (
     sound,
     whisper,
 )
-from models import blurred, llama
 from transformers import T5Config, T5ForConditionalGeneration
 
 import mmspec

@@ -12,8 +12,8 @@ from pathlib import Path
 import published
 import pytest
 import torch
-from helpers import target_of
 from safetensors.torch import load_file
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError

@@ -9,8 +9,8 @@ import models
 import pytest
 import torch
 from heads import FEW, compressor
-from helpers import target_of
 from safetensors.torch import load_file, save_file
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError

@@ -11,9 +11,9 @@ import mutations
 import published
 import pytest
 import torch
-from helpers import target_of
 from safetensors.torch import load_file, save_file
 from test_mutations import outcome
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError

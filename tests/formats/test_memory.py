@@ -11,7 +11,7 @@ import models
 import pytest
 import torch
 from heads import guesses_of, lesson_of
-from helpers import target_of
+from tiny_requests import target_of
 
 import mmspec
 from mmspec.drafters import EagleDrafter

@@ -10,7 +10,7 @@ from functools import cache
 import models
 import mutations
 import pytest
-from helpers import target_of
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError

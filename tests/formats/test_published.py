@@ -12,8 +12,9 @@ import published
 import pytest
 import torch
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
-from helpers import RAGGED, case, record_drafts, target_of
 from test_feature_drafters import decode, guesses_compared
+from tiny_drafters import record_drafts
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec.compressors import Hide, Pool, Prune

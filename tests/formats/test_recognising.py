@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 from heads import TOLERANCE, error, guesses_of, lesson_of
-from helpers import target_of
 from test_published import original, text_of
 from test_refusals import load, refused, written
+from tiny_requests import target_of
 from toys import byte_tokenizer
 
 import mmspec

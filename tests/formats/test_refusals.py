@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 from heads import TOLERANCE, error, guesses_of, lesson_of
-from helpers import target_of
 from test_published import original, text_of
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError, Target

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from clips import write_wave
+from media_files import write_wave
 
 from mmspec.errors import MMSpecError
 from mmspec.media import load_sound

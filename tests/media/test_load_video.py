@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import brightness, pictures, write_video
+from media_files import brightness, pictures, write_video
 from PIL import Image
 
 from mmspec.errors import MMSpecError
@@ -217,7 +217,7 @@ def test_a_video_of_a_phone_held_upright_is_turned(clip, tmp_path):
 
 
 def test_a_file_of_sound_alone_is_no_video(tmp_path):
-    from clips import write_wave
+    from media_files import write_wave
 
     write_wave(tmp_path / "a.wav", np.zeros(100))
     with pytest.raises(MMSpecError, match="no pictures in it, only sound"):

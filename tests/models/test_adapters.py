@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import helpers
 import models
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_requests import pictures_for
 
 import mmspec
 from mmspec.drafters import EagleDrafter
@@ -53,7 +53,7 @@ def test_text_and_head_are_those_of_the_model_with_its_adapter(peft, name, kind)
     places, settings = KINDS[kind]
     model = adapted(peft, name, places, **settings)
     target = Target(model)
-    inputs = models.inputs_for(name, helpers.pictures_for(name, [1]), [9])
+    inputs = models.inputs_for(name, pictures_for(name, [1]), [9])
     theirs = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, -NEW:].tolist()
     assert theirs != models.reference(models.MODELS[name](), inputs, NEW)[0][-NEW:], "the adapter does nothing"
     drafter = models.redraw(EagleDrafter(target), seed=8)

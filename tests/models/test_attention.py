@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import RAGGED, target_of
+from full_recompute import recompute
+from tiny_requests import RAGGED, pictures_for, target_of
 
 from mmspec.inputs import prepare
 from mmspec.models.attention import attention_weights, entropy_of_layers, received_attention
@@ -16,22 +16,15 @@ NAMES = ("llava", "qwen_vl", "gemma3", "llama", "mistral")
 LENGTHS = (9, 40, 5, 13)  # the second row is longer than a sliding window
 
 
-def eager_twin(name: str, target):
-    """The same model on the back end that returns weights."""
-    model = models.MODELS[name]("eager")
-    model.load_state_dict(target.model.state_dict())
-    return model
-
-
 def case_of(name: str, attention: str):
     """A ragged request, its features, and the eager model's `[layers, heads, length, length]` attention, by row."""
     target = target_of(name, attention)
-    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(LENGTHS))
+    inputs = models.inputs_for(name, pictures_for(name, RAGGED[0]), list(LENGTHS))
     request = prepare(target, inputs=inputs)
     lesson = Teacher(target, range(3)).study(request, [[3, 4]] * 4)
-    eager, wanted = eager_twin(name, target), []
+    eager, wanted = models.eager_twin(name, target.model), []
     for row in range(4):
-        weights = helpers.recompute(eager, models.one_row(inputs, row), [[3, 4]], output_attentions=True).attentions
+        weights = recompute(eager, models.one_row(inputs, row), [[3, 4]], output_attentions=True).attentions
         wanted.append(torch.stack([part[0] for part in weights]))
     return target, lesson, wanted
 
@@ -86,12 +79,12 @@ def test_words_before_a_picture_pay_it_no_attention():
 @pytest.mark.parametrize("name", NAMES)
 def test_entropy_is_the_mean_over_heads_and_tokens_without_padding(name):
     target = target_of(name, "sdpa")
-    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(LENGTHS))
+    inputs = models.inputs_for(name, pictures_for(name, RAGGED[0]), list(LENGTHS))
     ours = entropy_of_layers(target, [prepare(target, inputs=inputs)])
-    eager, sums, tokens = eager_twin(name, target), torch.zeros(3), 0
+    eager, sums, tokens = models.eager_twin(name, target.model), torch.zeros(3), 0
     for row in range(4):
         single = models.one_row(inputs, row)
-        weights = helpers.recompute(eager, single, [[]], output_attentions=True).attentions
+        weights = recompute(eager, single, [[]], output_attentions=True).attentions
         for layer, part in enumerate(weights):
             sums[layer] += -(part * part.clamp(min=1e-30).log()).sum(-1).mean(1).sum()
         tokens += single["input_ids"].shape[1]

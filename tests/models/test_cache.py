@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from unittest import mock
 
-import helpers
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_drafters import eagle_drafter, text_drafter
+from tiny_requests import target_of
 from torch.overrides import TorchFunctionMode
 
 import mmspec
@@ -201,11 +202,11 @@ def test_what_may_be_written_is_not_reserved_at_once(monkeypatch, new):
         grow(cache, slots)
 
     monkeypatch.setattr(TreeCache, "reserve", reserve)
-    target = helpers.target_of("llama", "sdpa")
+    target = target_of("llama", "sdpa")
     monkeypatch.setattr(target.family.text_config, "max_position_embeddings", 30)
     ask = {"inputs": {"input_ids": torch.arange(1, 21)[None]}, "stopping_criteria": lambda ids, _: ids.shape[1] >= 50}
     plain = mmspec.generate(target, max_new_tokens=30, **ask)
-    for drafter in (None, helpers.text_drafter("llama", "sdpa"), helpers.eagle_drafter("llama", "sdpa")):
+    for drafter in (None, text_drafter("llama", "sdpa"), eagle_drafter("llama", "sdpa")):
         made.clear()
         out = mmspec.generate(target, drafter, max_new_tokens=new, **ask)
         assert out.token_ids == plain.token_ids and len(out.token_ids[0]) == 30  # as generate, beyond the limit

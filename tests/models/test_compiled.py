@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import helpers
 import pytest
 import torch
-from helpers import blurred_drafter, case, target_of
+from tiny_drafters import blurred_drafter, own_mode
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -40,8 +40,8 @@ def compiled_target(name: str, attention: str = "sdpa") -> Target:
 def test_the_text_is_that_of_generate(traced, name, attention):
     """A ragged batch, longer than what the cache had reserved and than any window."""
     target = compiled_target(name, attention)
-    inputs, expected = case(name, attention, *helpers.RAGGED, 40)
-    drafter = DraftModelDrafter(target, blurred_drafter(name, attention).model, helpers.own_mode(name))
+    inputs, expected = case(name, attention, *RAGGED, 40)
+    drafter = DraftModelDrafter(target, blurred_drafter(name, attention).model, own_mode(name))
     drafter.draft_target = Target(drafter.model)  # that a model which drafts is compiled too is tested below
     for tree in (Chain(3), DynamicTree(3, 2, 6)):
         out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=40, tree=tree)
@@ -64,7 +64,7 @@ def test_plain_decoding_and_a_single_row(traced):
 @pytest.mark.parametrize("kind", [Eagle3Drafter, pytest.param(EagleDrafter, marks=pytest.mark.slow)])
 def test_drafters_get_the_states_that_they_ask_for(traced, kind):
     target, twin = compiled_target("llava"), target_of("llava", "sdpa")
-    inputs, _ = case("llava", "sdpa", *helpers.RAGGED, NEW)
+    inputs, _ = case("llava", "sdpa", *RAGGED, NEW)
     torch.manual_seed(1)
     ours = kind(target)
     torch.manual_seed(1)

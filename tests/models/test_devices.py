@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-import helpers
 import models
 import pytest
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks, remove_hook_from_module
+from tiny_drafters import blurred_drafter, eagle3_drafter, eagle_drafter, own_mode
+from tiny_requests import case, target_of
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers.cache_utils import DynamicLayer
@@ -122,7 +123,7 @@ OFFLOADED = {
 
 def offloaded(name: str, folder) -> Target:
     """The target whose text is known, with some of its modules on disk between passes."""
-    twin = helpers.target_of(name, "sdpa").model
+    twin = target_of(name, "sdpa").model
     twin.save_pretrained(folder)
     parts = {path: "disk" if path in OFFLOADED[name] else "cpu" for path in SPLITS[name]}
     model = type(twin).from_pretrained(folder, device_map=parts, offload_folder=folder / "disk")
@@ -135,10 +136,10 @@ def test_text_of_an_offloaded_target(name, tmp_path):
     target = offloaded(name, tmp_path)
     assert any(parameter.is_meta for parameter in target.model.parameters())
     assert target.device == torch.device("cpu")
-    assert target.fingerprint == helpers.target_of(name, "sdpa").fingerprint
-    inputs, expected = helpers.case(name, "sdpa", (1, 0), (9, 14), 12)
-    draft = DraftModelDrafter(target, helpers.blurred_drafter(name, "sdpa").model, helpers.own_mode(name))
-    twins = [helpers.eagle_drafter(name, "sdpa"), helpers.eagle3_drafter(name, "sdpa")]
+    assert target.fingerprint == target_of(name, "sdpa").fingerprint
+    inputs, expected = case(name, "sdpa", (1, 0), (9, 14), 12)
+    draft = DraftModelDrafter(target, blurred_drafter(name, "sdpa").model, own_mode(name))
+    twins = [eagle_drafter(name, "sdpa"), eagle3_drafter(name, "sdpa")]
     heads = [type(twin).from_config(twin.config(), target) for twin in twins]
     for head, twin in zip(heads, twins, strict=True):
         head.load_state_dict(twin.state_dict())
@@ -150,7 +151,7 @@ def test_text_of_an_offloaded_target(name, tmp_path):
         accepted += out.stats.num_accepted_draft_tokens
     assert accepted
     weight, _ = target.family.head_rows()
-    assert weight.equal(helpers.target_of(name, "sdpa").model.get_output_embeddings().weight)
+    assert weight.equal(target_of(name, "sdpa").model.get_output_embeddings().weight)
 
 
 def test_load_target_takes_a_device_map_and_no_device_besides(tmp_path, monkeypatch):
@@ -158,7 +159,7 @@ def test_load_target_takes_a_device_map_and_no_device_besides(tmp_path, monkeypa
     monkeypatch.setattr(mmspec.loading.AutoTokenizer, "from_pretrained", lambda source, **_: None)
     parts = {path: "disk" if path == "model.layers.1" else "cpu" for path in SPLITS["mistral"]}
     target = load_target(tmp_path, device_map=parts, offload_folder=tmp_path / "disk")
-    inputs, expected = helpers.case("mistral", "sdpa", (0,), (9,), 6)
+    inputs, expected = case("mistral", "sdpa", (0,), (9,), 6)
     assert mmspec.generate(target, inputs=inputs, max_new_tokens=6, eos_token_id=[]).token_ids == expected
     for key in ("device_map", "tp_plan"):
         with pytest.raises(MMSpecError, match=f"device='cpu' and {key}= both say where the weights go"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
-from helpers import RAGGED, case, target_of
+from full_recompute import start
+from tiny_drafters import NEED_PICTURES, TINY_DRAFTERS, blurred_drafter
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec.drafters import EarlyExitDrafter, JacobiDrafter, NGramDrafter
@@ -23,8 +24,8 @@ DRAFTERS = {
     "early exit, tree": lambda target: EarlyExitDrafter(target, tree=DynamicTree(3, 3, 8)),
     **{
         name: lambda target, build=build: build("llama", "sdpa")
-        for name, build in helpers.TINY_DRAFTERS.items()
-        if name not in helpers.NEED_PICTURES
+        for name, build in TINY_DRAFTERS.items()
+        if name not in NEED_PICTURES
     },
 }
 
@@ -119,14 +120,14 @@ def test_a_mistake_is_seen(mistake, monkeypatch):
 def test_positions_and_windows_go_with_their_rows(name):
     """Rows with pictures at positions of several axes, and windows that are narrower than the text."""
     options, answers = endings(name)
-    drafter = helpers.blurred_drafter(name, "sdpa")
+    drafter = blurred_drafter(name, "sdpa")
     assert mmspec.generate(drafter.target, drafter, tree=DynamicTree(3, 3, 9), **options).token_ids == answers
 
 
 def test_what_a_row_has_read_is_told_by_its_place_in_the_batch():
     """Also once others have left, whoever asks."""
     target = target_of("llama", "sdpa")
-    context = helpers.start(target, models.inputs_for("llama", [0, 0, 0], [9, 4, 12]))
+    context = start(target, models.inputs_for("llama", [0, 0, 0], [9, 4, 12]))
     before = context.keys_values(0)
     context.finish(0)
     context.leave()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 
-import helpers
 import models
 import pytest
 import torch
 from accelerate import cpu_offload
+from tiny_requests import target_of
 
 from mmspec.models.weights import digest
 from mmspec.target import Target
 
 
 def other(change) -> str:
-    model = copy.deepcopy(helpers.target_of("llava", "sdpa").model)
+    model = copy.deepcopy(target_of("llava", "sdpa").model)
     with torch.no_grad():
         change(model)
     return Target(model).fingerprint
@@ -38,11 +38,11 @@ def nudge(parameter: torch.Tensor) -> None:
     ids=["layer", "norm", "projector", "tower", "head", "dtype"],
 )
 def test_any_number_counts(change):
-    assert other(change) != helpers.target_of("llava", "sdpa").fingerprint
+    assert other(change) != target_of("llava", "sdpa").fingerprint
 
 
 def test_the_same_weights_have_the_same_one():
-    target = helpers.target_of("llava", "sdpa")
+    target = target_of("llava", "sdpa")
     before = target.fingerprint
     assert len(before) == 16 and other(lambda model: None) == before
     assert other(lambda model: cpu_offload(model)) == before

@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 from functools import cache
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import accept, pictures_for, random_tree, start, target_of, tree_error
+from full_recompute import accept, random_tree, start, tree_error
+from tiny_drafters import own_mode
+from tiny_requests import RAGGED, case, ragged_inputs, target_of
 from torch.nn.attention.flex_attention import BlockMask
 
 import mmspec
@@ -47,7 +48,7 @@ def uncompiled():
 def test_random_trees_equal_a_recompute(name):
     """Ragged rows, longer than the windows of gemma3 and mistral, over rounds with different paths."""
     generator = torch.Generator().manual_seed(0)
-    inputs = models.inputs_for(name, pictures_for(name, helpers.RAGGED[0]), list(helpers.RAGGED[1]))
+    inputs = ragged_inputs(name)
     context = start(flex(name), inputs)
     for nodes in (6, 1, 9):
         tree = random_tree(context, nodes, generator)
@@ -55,11 +56,11 @@ def test_random_trees_equal_a_recompute(name):
         accept(context, tree, [nodes - 1, 0, nodes // 2, nodes // 3], [5, 6, 7, 8])
 
 
-@pytest.mark.parametrize(("name", "shape"), [("llava", ((1,), (9,))), *((name, helpers.RAGGED) for name in FLEX)])
+@pytest.mark.parametrize(("name", "shape"), [("llava", ((1,), (9,))), *((name, RAGGED) for name in FLEX)])
 def test_text_is_that_of_the_other_back_ends(name, shape):
-    inputs, expected = helpers.case(name, "sdpa", *shape, NEW)
+    inputs, expected = case(name, "sdpa", *shape, NEW)
     target = flex(name)
-    drafter = DraftModelDrafter(target, models.blurred(target.model), helpers.own_mode(name))
+    drafter = DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
     accepted = 0
     for tree in (None, DynamicTree(3, 3, 8)):
         out = mmspec.generate(target, drafter if tree else None, inputs=inputs, max_new_tokens=NEW, tree=tree)
@@ -121,9 +122,9 @@ def test_a_model_that_flex_attention_does_not_know_is_refused(tmp_path):
 
 
 def test_attention_sinks_are_refused_on_a_processor():
-    from test_target import build
-
-    model = build("GptOssConfig", "GptOssForCausalLM", "flex_attention", num_local_experts=2, num_experts_per_tok=1)
+    model = models.of_class(
+        "GptOssConfig", "GptOssForCausalLM", "flex_attention", num_local_experts=2, num_experts_per_tok=1
+    )
     with pytest.raises(MMSpecError, match="GptOssForCausalLM does not run with 'flex_attention': Attention sinks"):
         Target(model)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import RAGGED, case, target_of
-from test_attention import eager_twin
+from full_recompute import recompute
+from models import eager_twin
 from test_feature_drafters import Script, Told
+from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError
@@ -70,7 +70,7 @@ def test_a_drafters_prompt_keeps_what_the_eager_model_looks_at(name, cls):
     pictures = 0
     for row, spans in enumerate(context.visual_spans()):
         single = models.one_row(inputs, row)
-        weights = helpers.recompute(eager, single, [[]], output_attentions=True).attentions[-1][0].mean(0)
+        weights = recompute(eager, single, [[]], output_attentions=True).attentions[-1][0].mean(0)
         places = torch.arange(len(weights))
         kept = [place for place in places.tolist() if single["input_ids"][0, place] != models.IMAGE]
         for start, end in spans:

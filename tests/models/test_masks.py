@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from unittest import mock
 
-import helpers  # noqa: F401 (hypothesis settings)
 import pytest
 import torch
 from hypothesis import given

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import json
 
-import helpers
 import models
 import pytest
-import test_exactness as mistakes
 import torch
-from helpers import target_of
+from mistakes import no_tree_mask, sequential_positions
+from tiny_drafters import own_mode
+from tiny_requests import ragged_inputs, target_of
 
 import mmspec
 from mmspec.commands import generate as command
@@ -46,9 +46,9 @@ def half(name: str, attention: str, dtype: torch.dtype) -> Target:
 
 def texts(target: Target, name: str, new: int, tree=None) -> tuple:
     """A ragged batch, and its text by plain decoding and with a draft model."""
-    inputs = models.inputs_for(name, helpers.pictures_for(name, helpers.RAGGED[0]), list(helpers.RAGGED[1]))
+    inputs = ragged_inputs(name)
     request = prepare(target, inputs=inputs)
-    drafter = DraftModelDrafter(target, models.blurred(target.model), helpers.own_mode(name))
+    drafter = DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
     plain = mmspec.generate(target, inputs=request, max_new_tokens=new)
     out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=new, tree=tree or DynamicTree(4, 3, 10))
     assert out.stats.num_accepted_draft_tokens
@@ -103,7 +103,7 @@ def test_a_constructed_tie(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("mistake", [mistakes.no_tree_mask, mistakes.sequential_positions])
+@pytest.mark.parametrize("mistake", [no_tree_mask, sequential_positions])
 def test_a_mistake_is_no_tie(mistake, dtype, monkeypatch):
     target = half("llava", "sdpa", dtype)
     with monkeypatch.context() as patch:

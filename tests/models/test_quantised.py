@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 
-import helpers
 import models
 import pytest
 import torch
+from full_recompute import random_tree, start, tree_error
+from tiny_requests import RAGGED, pictures_for
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 import mmspec
@@ -67,8 +68,8 @@ def drafters(target: Target) -> list:
 
 
 def asked(target: Target, name: str):
-    pictures = helpers.pictures_for(name, helpers.RAGGED[0])
-    return prepare(target, inputs=models.inputs_for(name, pictures, list(helpers.RAGGED[1])))
+    pictures = pictures_for(name, RAGGED[0])
+    return prepare(target, inputs=models.inputs_for(name, pictures, list(RAGGED[1])))
 
 
 @pytest.mark.parametrize("name", ["llama", "llava"])
@@ -137,9 +138,9 @@ def test_eight_bits_of_bitsandbytes_are_not_exact(folder):
     config = bits_and_bytes(load_in_8bit=True)
     target = load_target(folder("llava"), device="cpu", quantization_config=config)
     request = asked(target, "llava")
-    context = helpers.start(target, request.inputs)
-    tree = helpers.random_tree(context, 8, torch.Generator().manual_seed(0))
-    assert 1e-3 < helpers.tree_error(context, dict(request.inputs), tree, context.score(tree)) < 0.3
+    context = start(target, request.inputs)
+    tree = random_tree(context, 8, torch.Generator().manual_seed(0))
+    assert 1e-3 < tree_error(context, dict(request.inputs), tree, context.score(tree)) < 0.3
     plain = mmspec.generate(target, inputs=request, max_new_tokens=NEW, eos_token_id=[]).token_ids
     for drafter in drafters(target):
         found = mmspec.generate(target, drafter, inputs=request, max_new_tokens=NEW, eos_token_id=[]).token_ids

@@ -16,11 +16,11 @@ from mmspec import zoo
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(tmp_path):
-    support = Path(__file__).parents[1] / "support"
+    here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = os.pathsep.join([str(support.parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*command, str(support / "two_ranks.py"), str(tmp_path)],
+        [*command, str(here / "two_ranks.py"), str(tmp_path)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import RAGGED, blurred_drafter, case, eagle3_drafter
 from models import inputs_for
+from tiny_drafters import blurred_drafter, eagle3_drafter
+from tiny_requests import RAGGED, case
 
 import mmspec
 from mmspec.errors import MMSpecError

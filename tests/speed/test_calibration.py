@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import models
 import pytest
 import torch
-from helpers import blurred_drafter, target_of
+from tiny_drafters import blurred_drafter
+from tiny_requests import target_of
 
 from mmspec import generate
 from mmspec.context import Context

@@ -9,7 +9,7 @@ import models
 import torch
 import transformers
 from heads import FAMILIES, lesson_of
-from helpers import target_of
+from tiny_requests import target_of
 from torch.nn import functional
 
 from mmspec.compressors import FeatureGuided, Hide

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-import helpers
 import models
 import torch
-from helpers import RAGGED, target_of
+from full_recompute import recompute
+from tiny_requests import ragged_inputs, target_of
 
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
@@ -83,13 +83,13 @@ ANSWERS = (9, 2, 12, 8)  # tokens per row
 def lesson_of(name: str) -> Lesson:
     """A ragged batch with pictures and random answers; all features of the target."""
     target, generator = target_of(name, "sdpa"), torch.Generator().manual_seed(1)
-    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    inputs = ragged_inputs(name)
     answers = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in ANSWERS]
     return Teacher(target, range(3)).study(prepare(target, inputs=inputs), answers)
 
 
 def inputs_of(name: str) -> dict:
-    return models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    return ragged_inputs(name)
 
 
 def guesses_of(drafter, lesson: Lesson, steps: int) -> dict:
@@ -106,12 +106,12 @@ def guesses_of(drafter, lesson: Lesson, steps: int) -> dict:
 def full_pass(name: str, row: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
     """Of a row of `lesson_of` alone, from the model's own pass: states by layer, merged and plain embeddings."""
     lesson = lesson_of(name)
-    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    inputs = ragged_inputs(name)
     model, read = lesson.target.model, []
     hook = lesson.target.family.decoder.register_forward_pre_hook(
         lambda _, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
-    out = helpers.recompute(model, models.one_row(inputs, row), [lesson.answers[row]], output_hidden_states=True)
+    out = recompute(model, models.one_row(inputs, row), [lesson.answers[row]], output_hidden_states=True)
     hook.remove()
     ids = torch.tensor(lesson.request.token_ids()[row])
     return (

@@ -221,6 +221,29 @@ def _siblings_tried(tree: DraftTree) -> int:
     return sum(max(n for node, n in children.items() if depth[node] == d) for d in {depth[node] for node in children})
 
 
+class ForcedNoise:
+    """Noise that makes the choice after `d` tokens be token `d` of a row's prescribed sequence."""
+
+    def __init__(self, sequences: torch.Tensor, vocab: int):
+        self.noise = 1e9 * torch.nn.functional.one_hot(sequences, vocab).double()
+        self.consumed: list[int] = []
+
+    def peek(self, count: int) -> torch.Tensor:
+        return self.noise[:, :count]
+
+    def consume(self, counts: list[int]) -> None:
+        self.consumed = counts
+
+
+def point_tree(paths, draws, rows: int) -> DraftTree:
+    """A tree whose node `path` holds the token `draws[path]`, the same in all rows."""
+    paths = sorted(paths, key=lambda path: (len(path), path))
+    index = {(): 0, **{path: i + 1 for i, path in enumerate(paths)}}
+    tokens = torch.tensor([[0, *(draws[path] for path in paths)]]).expand(rows, -1)
+    parents = torch.tensor([[-1, *(index[path[:-1]] for path in paths)]]).expand(rows, -1)
+    return DraftTree(tokens, parents, max(map(len, paths))).validate()
+
+
 def g_test(samples: list[tuple[int, ...]], law: Tensor) -> float:
     """p-value of the likelihood-ratio test of samples (tuples of tokens) against their law.
 

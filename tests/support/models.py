@@ -11,6 +11,7 @@ import itertools
 import logging
 
 import torch
+import transformers
 from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
@@ -172,6 +173,12 @@ def blurred(model: torch.nn.Module, amount: float = 0.25, seed: int = 7) -> torc
     return copied
 
 
+def of_class(config: str, model: str, attention: str = "eager", **settings) -> torch.nn.Module:
+    """Build a language model by the names of its classes in transformers."""
+    config = getattr(transformers, config)(**{**TEXT, "sliding_window": WINDOW, **settings})
+    return rescale(getattr(transformers, model)._from_config(config, attn_implementation=attention), 0)
+
+
 MODELS = {
     "llava": llava,
     "qwen_vl": qwen_vl,
@@ -181,6 +188,13 @@ MODELS = {
     "mistral": mistral,
 }
 VISUAL = ("llava", "qwen_vl", "gemma3")
+
+
+def eager_twin(name: str, model: torch.nn.Module) -> torch.nn.Module:
+    """Return the same model on the back end that returns attention weights."""
+    twin = MODELS[name]("eager")
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
 def _text(generator: torch.Generator, length: int) -> list[int]:

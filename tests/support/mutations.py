@@ -18,8 +18,9 @@ from typing import Any
 import models
 import published
 import torch
-from helpers import TINY_DRAFTERS, target_of
 from safetensors.torch import load_file, save_file
+from tiny_drafters import TINY_DRAFTERS
+from tiny_requests import target_of
 from torch import Tensor
 from toys import byte_tokenizer
 

@@ -1,8 +1,8 @@
 """What the tests of training share."""
 
 import pytest
-import school
-from distilling import OPTIONS, SAMPLED, SOURCE
+import tiny_training
+from tiny_training import OPTIONS, SAMPLED, SOURCE
 
 import mmspec
 from mmspec.training import distill as module
@@ -22,7 +22,7 @@ def fresh_accelerator():
 @pytest.fixture(scope="session")
 def target():
     """A small target that reads real prompts."""
-    return school.target()
+    return tiny_training.target()
 
 
 @pytest.fixture(scope="session")

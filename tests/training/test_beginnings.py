@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import school
 import torch
 from safetensors.torch import load_file
-from test_trainer import logged, trainer, weights
+from tiny_training import Answered, eagle3, logged, target, trainer, weights
 
 import mmspec
 from mmspec.errors import MMSpecError
@@ -112,20 +111,20 @@ def test_a_training_that_was_refused_holds_no_folder(tmp_path):
 def test_a_trained_drafter_keeps_its_vocabulary_and_its_head(tmp_path):
     """Its head is for the tokens that it was trained for; others would get random or untrained rows."""
     reduced = {"draft_vocab_size": 30}
-    trainer(tmp_path / "1", school.eagle3, drafter=reduced, **SHORT).run()
+    trainer(tmp_path / "1", eagle3, drafter=reduced, **SHORT).run()
     first = load_file(tmp_path / "1" / "best" / "model.safetensors")
 
-    class Other(school.Answered):
+    class Other(Answered):
         def __getitem__(self, index):
             example = super().__getitem__(index)
             return type(example)(example.id, example.prompt, example.images, example.task, None, (70, 71, 72, 73))
 
     def trained():
-        _, aim = school.eagle3()
-        return mmspec.load_drafter(str(tmp_path / "1" / "best"), school.target()), aim
+        _, aim = eagle3()
+        return mmspec.load_drafter(str(tmp_path / "1" / "best"), target()), aim
 
     training = trainer(tmp_path / "2", trained, examples=Other(), **SHORT)
     assert torch.equal(training.drafter.d2t.cpu(), first["d2t"])
     assert torch.equal(training.drafter.lm_head.weight.detach().cpu(), first["lm_head.weight"].float())
-    fresh = trainer(tmp_path / "3", school.eagle3, drafter=reduced, examples=Other(), **SHORT)
+    fresh = trainer(tmp_path / "3", eagle3, drafter=reduced, examples=Other(), **SHORT)
     assert {70, 71, 72, 73} <= set(fresh.drafter.draft_vocabulary.tolist())

@@ -7,10 +7,10 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-import school
+import tiny_training
 import torch
 from PIL import Image
-from test_trainer import trainer
+from tiny_training import Answered, eagle3, small_model, trainer
 
 import mmspec
 from mmspec.data import ConversationFile, Example
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 FINE = (11, 12, 13)
 
 
-class Broken(school.Answered):
+class Broken(Answered):
     """Among good examples, one of each kind that cannot be used: their numbers, and what is said of them."""
 
     def __init__(self):
         super().__init__(24)
-        vocabulary, image = school.target().vocab_size, school.target().family.image_token_id
-        limit = school.target().family.text_config.max_position_embeddings
+        vocabulary, image = tiny_training.target().vocab_size, tiny_training.target().family.image_token_id
+        limit = tiny_training.target().family.text_config.max_position_embeddings
         self.kinds = {
             1: (Example("marker", "Is <image> a cat?", (), answer_ids=FINE), "has 1 <image> but 0 pictures"),
             3: (Example("refused", "What?", (Image.new("RGB", (4000, 8)),), answer_ids=FINE), "aspect ratio"),
@@ -56,7 +56,7 @@ class Broken(school.Answered):
 @pytest.fixture
 def narrow(monkeypatch):
     """A processor that refuses thin pictures, as Qwen's does."""
-    kind, call = type(school.target().processor), type(school.target().processor).__call__
+    kind, call = type(tiny_training.target().processor), type(tiny_training.target().processor).__call__
 
     def refusing(self, *args, images=None, **options):
         if any(max(picture.size) > 200 * min(picture.size) for row in images or [] for picture in row):
@@ -86,7 +86,7 @@ def test_every_kind_is_dropped_and_named(narrow, cached, tmp_path):
 def test_a_resumed_training_names_them_once(tmp_path):
     (tmp_path / "dropped-0.jsonl").write_text('{"id": "of an older version"}\n{"id{"id": "torn"}\n')
     for torn in ('{"num', "", ""):  # by a kill
-        trainer(tmp_path, examples=school.Answered(broken=(2, 9))).loader.prepare([2, 9])
+        trainer(tmp_path, examples=Answered(broken=(2, 9))).loader.prepare([2, 9])
         with (tmp_path / "dropped-0.jsonl").open("a") as file:
             file.write(torn)
     lines = [json.loads(line) for line in (tmp_path / "dropped-0.jsonl").read_text().splitlines()[2:]]
@@ -94,7 +94,7 @@ def test_a_resumed_training_names_them_once(tmp_path):
 
 
 def test_the_vocabulary_is_chosen_from_what_can_be_used(narrow, tmp_path):
-    training = trainer(tmp_path, school.eagle3, examples=Broken(), drafter={"draft_vocab_size": 30})
+    training = trainer(tmp_path, eagle3, examples=Broken(), drafter={"draft_vocab_size": 30})
     assert len(training.drafter.draft_vocabulary) == 30
 
 
@@ -112,7 +112,7 @@ def test_the_vocabulary_is_chosen_from_what_can_be_used(narrow, tmp_path):
     ],
 )
 def test_an_answer_ends_as_the_model_ends_it(ends, template, expected, monkeypatch):
-    target = school.target()
+    target = tiny_training.target()
     ids = {name: target.tokenizer.convert_tokens_to_ids(name) for name in ("<|user|>", "<|assistant|>")}
     ids["EOS"] = target.tokenizer.eos_token_id
     config = target.model.generation_config
@@ -120,7 +120,7 @@ def test_an_answer_ends_as_the_model_ends_it(ends, template, expected, monkeypat
     monkeypatch.setattr(config, "eos_token_id", given[0] if len(given) == 1 else given or None)
     monkeypatch.setattr(target.processor, "chat_template", template or "{{ messages[-1]['content'][0]['text'] }} .")
     assert end_of_answer(target) == ids.get(expected)
-    answer = Loader(target, school.Answered()).answer(Example("a", "What?", answer="A cat."))
+    answer = Loader(target, Answered()).answer(Example("a", "What?", answer="A cat."))
     text = target.tokenizer.encode("A cat.", add_special_tokens=False)
     assert answer == text + ([] if expected is None else [ids[expected]])
 
@@ -131,12 +131,12 @@ def test_an_answer_ends_as_the_model_ends_it(ends, template, expected, monkeypat
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
-    distill(school.target(), [Example("a", "What?")], folder, max_new_tokens=3)
+    distill(tiny_training.target(), [Example("a", "What?")], folder, max_new_tokens=3)
     return Answers(folder)
 
 
 def other(seed: int = 0, dtype: torch.dtype = torch.float32) -> mmspec.Target:
-    model, processor = school.small_model(seed)
+    model, processor = small_model(seed)
     return mmspec.Target(model.to(dtype), processor)
 
 
@@ -175,12 +175,12 @@ def test_training_says_whose_answers_they_are(tmp_path, caplog):
 
 
 def test_answers_in_another_vocabulary_are_refused(given):
-    smaller = SimpleNamespace(model=school.target().model, vocab_size=99, dtype=torch.float32)
+    smaller = SimpleNamespace(model=tiny_training.target().model, vocab_size=99, dtype=torch.float32)
     with pytest.raises(MMSpecError, match="but the target '.*' has 99: answer with this target"):
         check_author(given, smaller)
 
 
 def test_answers_of_a_file_say_nothing_of_who_gave_them(tmp_path, caplog):
     (tmp_path / "data.json").write_text(json.dumps([{"prompt": "What?", "answer": "A cat."}]))
-    check_author(ConversationFile(tmp_path / "data.json"), school.target())
+    check_author(ConversationFile(tmp_path / "data.json"), tiny_training.target())
     assert not caplog.text

@@ -7,9 +7,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from distilling import ANSWERS, INFO, OPTIONS, SAMPLED, SKIPPED, SOURCE, lines
 from PIL import Image
-from school import small_model
+from tiny_training import ANSWERS, INFO, OPTIONS, SAMPLED, SKIPPED, SOURCE, lines, small_model
 
 import mmspec
 from mmspec import Target, zoo

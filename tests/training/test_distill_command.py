@@ -10,10 +10,9 @@ import sys
 import time
 
 import pytest
-from distilling import ANSWERS
 from PIL import Image
 from rich.console import Console
-from school import small_model
+from tiny_training import ANSWERS, small_model
 
 from mmspec import cli, zoo
 from mmspec.commands import distill as distill_command

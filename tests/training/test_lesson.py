@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import RAGGED, target_of
+from full_recompute import recompute, start
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_requests import BACK_ENDS, ragged_inputs, target_of
 
 from mmspec.inputs import PER_TOKEN, Request, append, prepare
 from mmspec.lesson import WIDTHS, Lesson
@@ -31,12 +31,12 @@ def answers_of(sizes, seed: int = 0) -> list[list[int]]:
 
 @cache
 def ragged(name: str, attention: str) -> tuple[dict, Lesson]:
-    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    inputs = ragged_inputs(name)
     target = target_of(name, attention)
     return inputs, Teacher(target, [0, 2, 0]).study(prepare(target, inputs=inputs), answers_of(ANSWERS))
 
 
-@pytest.mark.parametrize(("name", "attention"), helpers.FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_features_and_logits_are_those_of_every_row_alone(name, attention):
     """Of the model's own pass, which finds positions and masks by itself."""
     inputs, lesson = ragged(name, attention)
@@ -44,7 +44,7 @@ def test_features_and_logits_are_those_of_every_row_alone(name, attention):
     first = 0
     for row, answer in enumerate(lesson.answers):
         alone = models.one_row(inputs, row)
-        out = helpers.recompute(lesson.target.model, alone, [answer], output_hidden_states=True)
+        out = recompute(lesson.target.model, alone, [answer], output_hidden_states=True)
         prompt, length = alone["input_ids"].shape[1], lesson.request.lengths[row]
         assert lesson.prompt.lengths[row] == prompt and length == prompt + len(answer)
         for layer, index in LAYERS.items():
@@ -61,7 +61,7 @@ def test_features_and_logits_are_those_of_every_row_alone(name, attention):
 @pytest.mark.parametrize("name", models.MODELS)
 def test_logits_are_what_the_target_saw_when_it_decoded(name):
     inputs, lesson = ragged(name, "sdpa")
-    context = helpers.start(lesson.target, inputs)
+    context = start(lesson.target, inputs)
     scores = context.score(DraftTree.chain(torch.tensor([answer[:2] for answer in lesson.answers])))
     ends = torch.tensor(ANSWERS).cumsum(0) - torch.tensor(ANSWERS)
     assert (lesson.logits[ends] - context.logits).abs().max() < TOLERANCE

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import RAGGED, target_of
+from tiny_requests import ragged_inputs, target_of
 
 from mmspec import MMSpecError
 from mmspec.compressors import Elastic
@@ -37,7 +36,7 @@ FEW = torch.arange(1, 60, 3)
 @cache
 def taught(name: str = "llava", rows: tuple[int, ...] = (0, 1, 2, 3)) -> Lesson:
     """Some rows of one batch: prompts with pictures and random answers, each row padded to the longest of them."""
-    inputs = models.inputs_for(name, helpers.pictures_for(name, RAGGED[0]), list(RAGGED[1]))
+    inputs = ragged_inputs(name)
     generator = torch.Generator().manual_seed(2)
     answers = [torch.randint(1, 50, (n,), generator=generator).tolist() for n in ANSWERS]
     if len(rows) == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import school
+from tiny_training import Answered, settings
 
 from mmspec.errors import MMSpecError
 from mmspec.training.curriculum import LEAST, MOST, Curriculum, Order, order_of
@@ -64,7 +64,7 @@ def test_what_cannot_be_a_curriculum(changes, message):
 
 
 def test_settings_choose_the_order():
-    class Mixed(school.Answered):
+    class Mixed(Answered):
         def __getitem__(self, index):
             example = super().__getitem__(index)
             return (
@@ -72,9 +72,9 @@ def test_settings_choose_the_order():
             )
 
     numbers = list(range(len(Mixed())))
-    assert type(order_of(Mixed(), numbers, school.settings())) is Order
-    order = order_of(Mixed(), numbers, school.settings(text_steps=2))
+    assert type(order_of(Mixed(), numbers, settings())) is Order
+    order = order_of(Mixed(), numbers, settings(text_steps=2))
     assert all(number % 2 for step in range(2) for number in order.step(step))
     assert order.pools == [numbers[1::2], numbers[::2]]
     with pytest.raises(MMSpecError, match="text_steps=-1 must not be negative"):
-        school.settings(text_steps=-1)
+        settings(text_steps=-1)

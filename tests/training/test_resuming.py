@@ -8,8 +8,7 @@ import shutil
 
 import pytest
 import torch
-from distilling import ANSWERS, INFO, OPTIONS, SAMPLED, SOURCE, lines
-from school import small_model
+from tiny_training import ANSWERS, INFO, OPTIONS, SAMPLED, SOURCE, lines, small_model
 
 from mmspec import Target
 from mmspec.data import EmbeddedSource, Example

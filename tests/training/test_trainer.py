@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -11,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import school
+import tiny_training
 import torch
 from safetensors.torch import load_file
+from tiny_training import Answered, eagle, eagle3, logged, settings, target
 
 import mmspec
 from mmspec.drafters import base as drafters_base
@@ -22,37 +22,14 @@ from mmspec.training import Objective, losses, state
 from mmspec.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-SUPPORT = Path(__file__).parents[1] / "support"
-
-
-def trainer(folder, kind=school.eagle, examples=None, drafter=None, objective=None, recipe=None, cache=None, **changes):
-    made, aim = kind(**(drafter or {}))
-    return Trainer(
-        made,
-        objective or aim,
-        examples or school.Answered(),
-        folder,
-        school.settings(**changes),
-        school.adam,
-        recipe=recipe,
-        feature_cache=cache,
-    )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "state.safetensors")
-
-
-def logged(folder: Path) -> list[dict[str, str]]:
-    with (folder / "log.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A training that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    trainer(folder).run()
+    tiny_training.trainer(folder).run()
     return folder
 
 
@@ -67,11 +44,11 @@ def test_a_killed_training_ends_with_the_same_weights(whole, tmp_path, step):
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(tmp_path).run(kill)
-    again = trainer(tmp_path)
+        tiny_training.trainer(tmp_path).run(kill)
+    again = tiny_training.trainer(tmp_path)
     assert again.step == 3 * (step // 3) if step % 3 else again.step == step - 3
     again.run()
-    expected, found = weights(whole), weights(tmp_path)
+    expected, found = tiny_training.weights(whole), tiny_training.weights(tmp_path)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
@@ -86,22 +63,25 @@ def test_an_interrupt_ends_the_step_and_saves(whole, tmp_path, name):
 
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path).run(interrupt)
+        tiny_training.trainer(tmp_path).run(interrupt)
     assert signal.getsignal(getattr(signal, name)) is before
-    again = trainer(tmp_path)
+    again = tiny_training.trainer(tmp_path)
     assert again.step == 4
     again.run()
-    assert all(torch.equal(tensor, weights(tmp_path)[key]) for key, tensor in weights(whole).items())
+    assert all(
+        torch.equal(tensor, tiny_training.weights(tmp_path)[key])
+        for key, tensor in tiny_training.weights(whole).items()
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     """The same global batch: the losses of the first 20 steps agree to 1e-5."""
     for processes in (1, 2):
-        environment = os.environ | {"PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent / "support"), "OMP_NUM_THREADS": "1"}
         launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         done = subprocess.run(
-            [sys.executable, *launcher, str(SUPPORT / "two_processes.py"), str(tmp_path / str(processes))],
+            [sys.executable, *launcher, str(HERE / "two_processes.py"), str(tmp_path / str(processes))],
             env=environment,
             capture_output=True,
             text=True,
@@ -115,24 +95,24 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 
 def test_passes_of_any_size_make_the_same_step(whole, tmp_path):
-    trainer(tmp_path, rows=4).run()
+    tiny_training.trainer(tmp_path, rows=4).run()
     for left, right in zip(logged(whole), logged(tmp_path), strict=True):
         assert float(left["loss"]) == pytest.approx(float(right["loss"]), rel=1e-4)
 
 
 def test_what_it_saves_is_what_it_measured(whole):
-    drafter = mmspec.load_drafter(str(whole / "best"), school.target())
+    drafter = mmspec.load_drafter(str(whole / "best"), target())
     config = json.loads((whole / "best" / "config.json").read_text())
     assert config["metadata"]["validation"]["simulated"]["mean_acceptance_length"] >= 1
     assert set(config["metadata"]["validation"]["tasks"]) <= set(mmspec.zoo.TASKS)
-    example = school.Answered()[1]
+    example = Answered()[1]
     image = mmspec.zoo.sample("charts", "train", 1).image
-    plain = mmspec.generate(school.target(), None, example.prompt, [image], max_new_tokens=12)
-    drafted = mmspec.generate(school.target(), drafter, example.prompt, [image], max_new_tokens=12)
+    plain = mmspec.generate(target(), None, example.prompt, [image], max_new_tokens=12)
+    drafted = mmspec.generate(target(), drafter, example.prompt, [image], max_new_tokens=12)
     assert drafted.token_ids == plain.token_ids
     last = load_file(whole / "last" / "model.safetensors")
     for name, tensor in last.items():
-        assert torch.equal(tensor, weights(whole)[f"weights/{name}"]), name
+        assert torch.equal(tensor, tiny_training.weights(whole)[f"weights/{name}"]), name
 
 
 def test_best_is_the_one_with_the_longest_chains(whole):
@@ -146,14 +126,16 @@ def test_best_is_the_one_with_the_longest_chains(whole):
 def test_training_learns(tmp_path):
     """Thirty steps over answers that follow a rule: agreement rises from nothing."""
 
-    class Rule(school.Answered):
+    class Rule(Answered):
         def __getitem__(self, index):
             example = super().__getitem__(index)
             ids = tuple(20 + (index + n) % 7 for n in range(10))
             return type(example)(example.id, example.prompt, example.images, example.task, None, ids)
 
     objective = Objective([losses.CrossEntropy()])
-    training = trainer(tmp_path, examples=Rule(), objective=objective, steps=30, validate_every=30, save_every=30)
+    training = tiny_training.trainer(
+        tmp_path, examples=Rule(), objective=objective, steps=30, validate_every=30, save_every=30
+    )
     report = training.run()
     rows = logged(tmp_path)
     assert float(rows[-1]["right 0"]) > 0.5 > float(rows[0]["right 0"])
@@ -161,58 +143,63 @@ def test_training_learns(tmp_path):
 
 
 def test_reduced_vocabulary_is_that_of_the_answers(tmp_path):
-    training = trainer(tmp_path, school.eagle3, drafter={"draft_vocab_size": 30}, steps=2)
-    counts = torch.zeros(school.target().vocab_size)
+    training = tiny_training.trainer(tmp_path, eagle3, drafter={"draft_vocab_size": 30}, steps=2)
+    counts = torch.zeros(target().vocab_size)
     for number in training.order.numbers:
-        for token in school.Answered()[number].answer_ids:
+        for token in Answered()[number].answer_ids:
             counts[token] += 1
     chosen = training.drafter.draft_vocabulary
     assert counts[chosen].min() >= counts.scatter(0, chosen, -1.0).max() or counts[chosen].sum() == counts.sum()
     training.run()
-    drafter = mmspec.load_drafter(str(tmp_path / "last"), school.target())
+    drafter = mmspec.load_drafter(str(tmp_path / "last"), target())
     assert torch.equal(drafter.draft_vocabulary, chosen)
 
 
 def test_only_the_drafter_changes(tmp_path):
-    before = {name: tensor.clone() for name, tensor in school.target().model.state_dict().items()}
-    trainer(tmp_path, steps=2).run()
-    for name, tensor in school.target().model.state_dict().items():
+    before = {name: tensor.clone() for name, tensor in target().model.state_dict().items()}
+    tiny_training.trainer(tmp_path, steps=2).run()
+    for name, tensor in target().model.state_dict().items():
         assert torch.equal(before[name], tensor), name
-    assert all(parameter.grad is None for parameter in school.target().model.parameters())
+    assert all(parameter.grad is None for parameter in target().model.parameters())
 
 
 class TestFeatureCache:
     def test_gives_the_same_training(self, whole, tmp_path):
-        trainer(tmp_path / "run", cache=tmp_path / "cache").run()
+        tiny_training.trainer(tmp_path / "run", cache=tmp_path / "cache").run()
         for left, right in zip(logged(whole), logged(tmp_path / "run"), strict=True):
             assert float(left["loss"]) == pytest.approx(float(right["loss"]), rel=1e-5)
 
     def test_serves_another_recipe_only_with_its_layers(self, tmp_path):
-        trainer(tmp_path / "one", school.eagle3, cache=tmp_path / "cache", steps=1)
-        trainer(tmp_path / "two", school.eagle, cache=tmp_path / "cache", steps=1).run()
+        tiny_training.trainer(tmp_path / "one", eagle3, cache=tmp_path / "cache", steps=1)
+        tiny_training.trainer(tmp_path / "two", eagle, cache=tmp_path / "cache", steps=1).run()
         with pytest.raises(MMSpecError, match=r"holds layers .* but \[0\] are wanted too"):
-            trainer(tmp_path / "three", school.eagle3, cache=tmp_path / "cache", drafter={"feature_layers": [0, 1, 2]})
+            tiny_training.trainer(
+                tmp_path / "three",
+                eagle3,
+                cache=tmp_path / "cache",
+                drafter={"feature_layers": [0, 1, 2]},
+            )
 
     def test_fills_what_is_missing(self, tmp_path):
-        examples = school.Answered(40)
-        trainer(tmp_path / "run", examples=examples, cache=tmp_path / "cache")
+        examples = Answered(40)
+        tiny_training.trainer(tmp_path / "run", examples=examples, cache=tmp_path / "cache")
         shards = sorted((tmp_path / "cache").glob("*.safetensors"))
         assert len(shards) == 2
         before = load_file(shards[1])
         shards[1].unlink()
-        trainer(tmp_path / "again", examples=examples, cache=tmp_path / "cache")
+        tiny_training.trainer(tmp_path / "again", examples=examples, cache=tmp_path / "cache")
         after = load_file(shards[1])
         assert all(torch.equal(before[key], after[key]) for key in before)
 
     def test_of_other_answers_is_refused(self, tmp_path):
-        trainer(tmp_path / "run", cache=tmp_path / "cache")
+        tiny_training.trainer(tmp_path / "run", cache=tmp_path / "cache")
         with pytest.raises(MMSpecError, match="was made for something else: examples was 24, now 20"):
-            trainer(tmp_path / "other", examples=school.Answered(20), cache=tmp_path / "cache")
+            tiny_training.trainer(tmp_path / "other", examples=Answered(20), cache=tmp_path / "cache")
 
 
 class TestBadInput:
     def test_pictures_that_do_not_open_are_replaced_and_named(self, tmp_path):
-        training = trainer(tmp_path, examples=school.Answered(broken=(2, 9)))
+        training = tiny_training.trainer(tmp_path, examples=Answered(broken=(2, 9)))
         training.run()
         lines = [json.loads(line) for line in (tmp_path / "dropped-0.jsonl").read_text().splitlines()]
         assert {line["id"] for line in lines} == {"2", "9"}
@@ -221,37 +208,37 @@ class TestBadInput:
     def test_too_many_of_them_stop_it(self, tmp_path):
         broken = tuple(range(0, 24, 2))
         with pytest.raises(MMSpecError, match="more than max_failures=3 pictures could not be opened"):
-            trainer(tmp_path, examples=school.Answered(broken=broken), max_failures=3).run()
+            tiny_training.trainer(tmp_path, examples=Answered(broken=broken), max_failures=3).run()
 
     def test_long_examples_are_dropped(self, tmp_path):
-        lengths = [len(school.Answered()[n].answer_ids) for n in range(24)]
-        training = trainer(tmp_path)
+        lengths = [len(Answered()[n].answer_ids) for n in range(24)]
+        training = tiny_training.trainer(tmp_path)
         prompt = training.loader.prepare([0]).prompt.lengths[0]
-        training = trainer(tmp_path / "run", max_length=prompt + 8, steps=12)
+        training = tiny_training.trainer(tmp_path / "run", max_length=prompt + 8, steps=12)
         training.run()
         assert set(training.loader.skipped) == {n for n in range(24) if lengths[n] > 8}
         assert all("more than max_length" in reason for reason in training.loader.skipped.values())
 
     def test_no_usable_example(self, tmp_path):
         with pytest.raises(MMSpecError, match="none of the 20 examples can be used"):
-            trainer(tmp_path, max_length=10).run()
+            tiny_training.trainer(tmp_path, max_length=10).run()
 
     def test_a_data_set_that_is_all_validation(self, tmp_path):
         with pytest.raises(MMSpecError, match="held_out=24 are for validation"):
-            trainer(tmp_path, held_out=24)
+            tiny_training.trainer(tmp_path, held_out=24)
 
     def test_a_folder_of_another_recipe(self, tmp_path):
-        trainer(tmp_path, steps=1, recipe={"name": "one", "lr": 1}).run()
+        tiny_training.trainer(tmp_path, steps=1, recipe={"name": "one", "lr": 1}).run()
         with pytest.raises(MMSpecError, match=r"recipe\.name was 'one', now 'two'"):
-            trainer(tmp_path, steps=1, recipe={"name": "two", "lr": 1})
+            tiny_training.trainer(tmp_path, steps=1, recipe={"name": "two", "lr": 1})
         with pytest.raises(MMSpecError, match=r"settings\.batch_size was 4, now 8"):
-            trainer(tmp_path, steps=1, recipe={"name": "one", "lr": 1}, batch_size=8)
+            tiny_training.trainer(tmp_path, steps=1, recipe={"name": "one", "lr": 1}, batch_size=8)
 
     def test_a_damaged_checkpoint(self, tmp_path):
-        trainer(tmp_path, steps=1).run()
+        tiny_training.trainer(tmp_path, steps=1).run()
         (tmp_path / "state.safetensors").write_bytes(b"nonsense")
         with pytest.raises(MMSpecError, match="cannot be read .* delete it to begin again"):
-            trainer(tmp_path, steps=1)
+            tiny_training.trainer(tmp_path, steps=1)
 
     def test_a_loss_that_is_not_finite_keeps_the_last_good_state(self, whole, tmp_path):
         class Poison(losses.SoftCrossEntropy):
@@ -263,14 +250,17 @@ class TestBadInput:
 
             name = "SoftCrossEntropy"
 
-        _, good = school.eagle()
+        _, good = eagle()
         bad = Objective([losses.SmoothL1Features(), Poison(0.1)], noise=good.noise)
         with pytest.raises(MMSpecError, match="step 5: the loss is nan"):
-            trainer(tmp_path, objective=bad).run()
-        again = trainer(tmp_path)
+            tiny_training.trainer(tmp_path, objective=bad).run()
+        again = tiny_training.trainer(tmp_path)
         assert again.step == 4
         again.run()
-        assert all(torch.equal(tensor, weights(tmp_path)[key]) for key, tensor in weights(whole).items())
+        assert all(
+            torch.equal(tensor, tiny_training.weights(tmp_path)[key])
+            for key, tensor in tiny_training.weights(whole).items()
+        )
 
     @pytest.mark.parametrize("file", ["state.safetensors", "model.safetensors"])
     def test_a_full_disk_leaves_the_last_checkpoint(self, tmp_path, monkeypatch, file):
@@ -286,24 +276,30 @@ class TestBadInput:
         save = module.save_file
         monkeypatch.setattr(module, "save_file", full)
         with pytest.raises(MMSpecError, match="No space left on device.* the last one is kept"):
-            trainer(tmp_path, validate_every=2, save_every=2).run()
+            tiny_training.trainer(tmp_path, validate_every=2, save_every=2).run()
         monkeypatch.undo()
         if file == "state.safetensors":
-            assert trainer(tmp_path, validate_every=2, save_every=2).step == 2
+            assert tiny_training.trainer(tmp_path, validate_every=2, save_every=2).step == 2
         else:
-            mmspec.load_drafter(str(tmp_path / "last"), school.target())
+            mmspec.load_drafter(str(tmp_path / "last"), target())
         assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob("*.new"))
 
     def test_a_drafter_that_cannot_be_trained(self, tmp_path):
-        drafter = mmspec.drafters.NGramDrafter(school.target())
+        drafter = mmspec.drafters.NGramDrafter(target())
         with pytest.raises(MMSpecError, match="NGramDrafter has no weights to train"):
-            Trainer(drafter, Objective([losses.CrossEntropy()]), school.Answered(), tmp_path, school.settings())
+            Trainer(
+                drafter,
+                Objective([losses.CrossEntropy()]),
+                Answered(),
+                tmp_path,
+                settings(),
+            )
 
     @pytest.mark.parametrize("name", ["steps", "batch_size", "rows", "depth", "held_out"])
     def test_settings_that_make_no_sense(self, name):
         with pytest.raises(MMSpecError, match=f"{name}=0 must be at least 1"):
-            school.settings(**{name: 0})
+            settings(**{name: 0})
 
     def test_an_unknown_schedule(self, tmp_path):
         with pytest.raises(MMSpecError, match="schedule='cosin'"):
-            trainer(tmp_path, schedule="cosin")
+            tiny_training.trainer(tmp_path, schedule="cosin")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import helpers
 import pytest
 import torch
-from helpers import RAGGED, case
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_drafters import blurred_drafter, eagle3_drafter
+from tiny_requests import RAGGED, case
 from toy_drafters import KNOWN, ROOT, VOCAB, Ranked, Seeded, falling, ranked, shape
 from toy_drafters import tree_of as grow
 
@@ -212,7 +212,7 @@ def test_settings_that_make_no_sense_are_refused(options, message):
 
 
 def test_it_refuses_to_be_drawn():
-    drafter = helpers.blurred_drafter("llava", "sdpa")
+    drafter = blurred_drafter("llava", "sdpa")
     inputs, _ = case("llava", "sdpa", *RAGGED, 14)
     with pytest.raises(MMSpecError, match="ConfidenceTree keeps the likeliest nodes.*use PointMassSampling"):
         mmspec.generate(
@@ -229,7 +229,7 @@ def test_it_refuses_to_be_drawn():
 @pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3"])
 def test_text_is_that_of_plain_decoding(name, options):
     inputs, expected = case(name, "sdpa", *RAGGED, 14)
-    for drafter in (helpers.blurred_drafter(name, "sdpa"), helpers.eagle3_drafter(name, "sdpa")):
+    for drafter in (blurred_drafter(name, "sdpa"), eagle3_drafter(name, "sdpa")):
         settings = {"inputs": inputs, "max_new_tokens": 14}
         out = mmspec.generate(drafter.target, drafter, tree=ConfidenceTree(**options), **settings)
         assert out.token_ids == expected and out.stats.num_accepted_draft_tokens

@@ -6,14 +6,14 @@ import math
 import pickle
 from dataclasses import replace
 
-import helpers
 import models
 import pytest
 import torch
-from helpers import RAGGED, case
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import Enumeration, g_test, random_tables
+from tiny_drafters import blurred_drafter, eagle3_drafter, record_drafts
+from tiny_requests import RAGGED, case
 from toy_drafters import ROOT, Ranked, Seeded, falling, shape
 from toy_drafters import tree_of as grow
 from toy_law import ALPHA, exact_law, sample, toy
@@ -428,7 +428,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3"])
 def test_greedy_text_is_that_of_plain_decoding(name, variant):
     inputs, expected = case(name, "sdpa", *RAGGED, 14)
-    for drafter in (helpers.blurred_drafter(name, "sdpa"), helpers.eagle3_drafter(name, "sdpa")):
+    for drafter in (blurred_drafter(name, "sdpa"), eagle3_drafter(name, "sdpa")):
         out = mmspec.generate(
             drafter.target, drafter, inputs=inputs, max_new_tokens=14, tree=SageTree(**VARIANTS[variant])
         )
@@ -448,15 +448,15 @@ def trees_of(drafts, row: int) -> list[tuple]:
 
 @pytest.mark.parametrize("name", ["llava", "qwen_vl"])
 def test_a_ragged_batch_drafts_for_each_row_what_it_drafts_alone(name, monkeypatch):
-    drafter, tree = helpers.blurred_drafter(name, "sdpa"), SageTree(window=2, source="tip")
+    drafter, tree = blurred_drafter(name, "sdpa"), SageTree(window=2, source="tip")
     inputs, _ = case(name, "sdpa", *RAGGED, 14)
-    together = helpers.record_drafts(monkeypatch, DraftModelDrafter)
+    together = record_drafts(monkeypatch, DraftModelDrafter)
     mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=14, tree=tree)
     together = list(together)
     assert any(draft.tree.valid is not None for draft in together)
     for row in range(4):
         with monkeypatch.context() as patch:
-            alone = helpers.record_drafts(patch, DraftModelDrafter)
+            alone = record_drafts(patch, DraftModelDrafter)
             mmspec.generate(drafter.target, drafter, inputs=models.one_row(inputs, row), max_new_tokens=14, tree=tree)
         assert trees_of(together, row) == trees_of(alone, 0)
 
@@ -477,7 +477,7 @@ class Watched(SageTree):
 
 
 def test_interleaved_requests_draft_what_they_draft_one_after_the_other():
-    drafter, tree = helpers.blurred_drafter("llava", "sdpa"), Watched(window=2)
+    drafter, tree = blurred_drafter("llava", "sdpa"), Watched(window=2)
     tree.requests = []
     inputs, _ = case("llava", "sdpa", *RAGGED, 14)
     options = [

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laws import TableModel, random_tables, sequence_law, zeroed
+from laws import ForcedNoise, TableModel, point_tree, random_tables, sequence_law, zeroed
 from models import VISUAL, inputs_for, llama, llava, one_row
 
 import mmspec
@@ -25,29 +25,6 @@ TARGETS = {
     "lacks_a_token": zeroed(random_tables(3, 2, seed=1), [2]),
     "certain": zeroed(random_tables(3, 2, seed=1), [1, 2]),
 }
-
-
-class ForcedNoise:
-    """Noise that makes the choice after `d` tokens be token `d` of a row's prescribed sequence."""
-
-    def __init__(self, sequences: torch.Tensor, vocab: int):
-        self.noise = 1e9 * torch.nn.functional.one_hot(sequences, vocab).double()
-        self.consumed: list[int] = []
-
-    def peek(self, count: int) -> torch.Tensor:
-        return self.noise[:, :count]
-
-    def consume(self, counts: list[int]) -> None:
-        self.consumed = counts
-
-
-def point_tree(paths, draws, rows: int) -> DraftTree:
-    """A tree whose node `path` holds the token `draws[path]`, the same in all rows."""
-    paths = sorted(paths, key=lambda path: (len(path), path))
-    index = {(): 0, **{path: i + 1 for i, path in enumerate(paths)}}
-    tokens = torch.tensor([[0, *(draws[path] for path in paths)]]).expand(rows, -1)
-    parents = torch.tensor([[-1, *(index[path[:-1]] for path in paths)]]).expand(rows, -1)
-    return DraftTree(tokens, parents, max(map(len, paths))).validate()
 
 
 def emitted_by_point_mass(tree: DraftTree, target) -> dict[tuple[int, ...], float]:

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from laws import Enumeration, TableModel, random_tables, sequence_law
+from laws import Enumeration, ForcedNoise, TableModel, point_tree, random_tables, sequence_law
 from models import inputs_for, llama
-from test_point_mass import ForcedNoise, point_tree
 
 import mmspec
 from mmspec import MMSpecError, Target

@@ -6,9 +6,10 @@ import io
 from itertools import pairwise
 
 import pytest
-from helpers import blurred_drafter, target_of
 from models import inputs_for
 from PIL import Image
+from tiny_drafters import blurred_drafter
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError, visualization

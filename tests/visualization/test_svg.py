@@ -6,8 +6,9 @@ from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
-from helpers import blurred_drafter, target_of
 from models import inputs_for
+from tiny_drafters import blurred_drafter
+from tiny_requests import target_of
 
 import mmspec
 from mmspec.trees import DynamicTree

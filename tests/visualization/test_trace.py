@@ -7,7 +7,9 @@ import math
 import models
 import pytest
 import torch
-from helpers import blurred_drafter, recompute, target_of
+from full_recompute import recompute
+from tiny_drafters import blurred_drafter
+from tiny_requests import target_of
 from toys import Scripted, byte_tokenizer
 
 import mmspec

@@ -1,21 +1,26 @@
-"""A small target that reads real prompts and pictures, and answers of its own, for tests of training."""
+"""A small target that reads real prompts and pictures, answers of its own, trainings and distillations of seconds."""
 
 from __future__ import annotations
 
+import csv
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import models
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import mmspec
 from mmspec import zoo
-from mmspec.data import Example, Source
+from mmspec.data import EmbeddedSource, Example, Source
 from mmspec.drafters import Eagle3Drafter, EagleDrafter
 from mmspec.loading import EMBEDDED
 from mmspec.training import Objective, UniformNoise, losses
 from mmspec.training.settings import TrainingSettings
+from mmspec.training.trainer import Trainer
 
 
 @cache
@@ -110,3 +115,42 @@ def eagle3(**changes) -> tuple[Eagle3Drafter, Objective]:
 
 def adam(parameters) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=3e-3)
+
+
+def trainer(folder, kind=eagle, examples=None, drafter=None, objective=None, recipe=None, cache=None, **changes):
+    made, aim = kind(**(drafter or {}))
+    return Trainer(
+        made,
+        objective or aim,
+        examples or Answered(),
+        folder,
+        settings(**changes),
+        adam,
+        recipe=recipe,
+        feature_cache=cache,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "state.safetensors")
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with (folder / "log.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+# Distillation.
+
+ANSWERS, SKIPPED, INFO = (
+    f"{kind}-00000-of-00001.{suffix}"
+    for kind, suffix in (("answers", "jsonl"), ("skipped", "jsonl"), ("distill", "json"))
+)
+SOURCE = EmbeddedSource(tasks=["scenes", "documents"], count=4)
+OPTIONS = {"batch_size": 3, "max_new_tokens": 4}
+SAMPLED = {**OPTIONS, "temperature": 1.5, "top_k": 50, "seed": 1}
+
+
+def lines(folder: Path, name: str = ANSWERS) -> list[dict]:
+    """The records of a file."""
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Small files of videos and sounds, written with PyAV and the standard library."""
+"""Small files of pictures, videos and sounds, written with Pillow, PyAV and the standard library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def pictures(count: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -42,3 +43,12 @@ def write_wave(path: str | Path | io.BytesIO, samples: np.ndarray, rate: int = 1
     with wave.open(path if isinstance(path, io.BytesIO) else str(path), "w") as file:
         file.setparams((channels, width, rate, 0, "NONE", ""))
         file.writeframes(np.ascontiguousarray(content).tobytes())
+
+
+def jpeg(width: int = 8, height: int = 4, orientation: int = 1) -> bytes:
+    """Return a picture of noise as a file that says how a camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 50).convert("RGB").save(buffer, format="JPEG", exif=exif)
+    return buffer.getvalue()

@@ -1,0 +1,120 @@
+"""Drafters of every kind with random weights for any tiny target, and a record of what a drafter proposes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import models
+import tiny_families
+import torch
+from tiny_requests import one_picture, target_of
+
+from mmspec.compressors import Elastic, FeatureGuided
+from mmspec.drafters import (
+    Drafter,
+    DraftModelDrafter,
+    DreamDrafter,
+    Eagle3Drafter,
+    EagleDrafter,
+    HiVisDrafter,
+    MedusaDrafter,
+    MsdDrafter,
+    ViSpecDrafter,
+)
+from mmspec.drafters.draft_model import VisualProjector
+from mmspec.inputs import prepare
+from mmspec.tree import DraftTree
+
+
+@cache
+def blurred_drafter(name: str, attention: str) -> DraftModelDrafter:
+    """A drafter that is right some of the time: the target's own model with noise on its weights."""
+    target = target_of(name, attention)
+    return DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
+
+
+def own_mode(name: str) -> str:
+    """The mode in which a model of the target's own kind drafts."""
+    tiny = tiny_families.FAMILIES.get(name)
+    return "own_vision" if name in models.VISUAL or (tiny is not None and tiny.kinds) else "text_only"
+
+
+def text_drafter(name: str, attention: str) -> DraftModelDrafter:
+    """A random language model of another kind, which never sees a picture."""
+    return DraftModelDrafter(target_of(name, attention), models.llama(attention, seed=5, layers=1), "text_only")
+
+
+def shared_vision_drafter(name: str, attention: str) -> DraftModelDrafter:
+    """A random language model that reads the target's vision tower through a random projector."""
+    target, model = target_of(name, attention), models.llama(attention, seed=6, layers=2)
+    vision = target.encode(prepare(target, inputs=one_picture(name)))
+    projector = models.redraw(VisualProjector(vision.features[0].shape[-1], models.TEXT["hidden_size"]), seed=0)
+    return DraftModelDrafter(target, model, "shared_vision", projector)
+
+
+def eagle_drafter(name: str, attention: str) -> EagleDrafter:
+    return models.redraw(EagleDrafter(target_of(name, attention)), seed=8)
+
+
+def eagle3_drafter(name: str, attention: str) -> Eagle3Drafter:
+    """One that can propose every third token only."""
+    tokens = torch.arange(1, models.VOCAB, 3)
+    drafter = Eagle3Drafter(target_of(name, attention), draft_vocab_size=len(tokens))
+    drafter.choose_vocabulary(tokens)
+    return models.redraw(drafter, seed=9)
+
+
+def dream_drafter(name: str, attention: str) -> DreamDrafter:
+    """One that keeps half of the visual tokens, and whose gates are open."""
+    drafter = models.redraw(DreamDrafter(target_of(name, attention), compressor=FeatureGuided(0.5)), seed=10)
+    for gate in (drafter.layers[1].cross_attn_attn_gate, drafter.layers[1].cross_attn_mlp_gate):
+        gate.data.fill_(1.0)
+    return drafter
+
+
+def head_of(make, seed: int):
+    """A builder of heads with random weights, in use rather than in training."""
+    return lambda name, attention: models.redraw(make(target_of(name, attention)), seed).eval()
+
+
+# Drafters that need weights, built on tiny random models for any family and back end.
+DRAFT_MODELS = {"own model": blurred_drafter, "shared vision": shared_vision_drafter, "text only": text_drafter}
+VISUAL_HEADS = {
+    "hivis": head_of(HiVisDrafter, 11),
+    "msd": head_of(MsdDrafter, 12),
+    "vispec": head_of(ViSpecDrafter, 13),
+    "specvlm": head_of(lambda target: EagleDrafter(target, input_norm=True, compressor=Elastic()), 14),
+}
+TINY_DRAFTERS = {
+    **DRAFT_MODELS,
+    "eagle": eagle_drafter,
+    "eagle3, fewer tokens": eagle3_drafter,
+    "dream, guided": dream_drafter,
+    "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
+    **VISUAL_HEADS,
+}
+# Without pictures they are no more than EAGLE, or cannot be built.
+NEED_PICTURES = {"shared vision", *VISUAL_HEADS}
+
+
+@dataclass
+class Draft:
+    """A tree as it was drafted, with the tokens of each row at that time (the root last)."""
+
+    tree: DraftTree
+    history: list[list[int]]
+    active: list[bool]
+
+
+def record_drafts(monkeypatch, cls: type[Drafter]) -> list[Draft]:
+    """Every tree that drafters of a class propose from now on."""
+    drafts, draft = [], cls.draft
+
+    def recording(self, root):
+        tree = draft(self, root)
+        drafts.append(Draft(tree, [list(history) for history in self.context.history], list(self.context.active)))
+        return tree
+
+    monkeypatch.setattr(cls, "draft", recording)
+    return drafts
