@@ -20,7 +20,7 @@ from mmspec.demo.limits import PageLimits  # noqa: E402
 from mmspec.demo.page import Page  # noqa: E402
 from mmspec.demo.session import Desk  # noqa: E402
 
-pytestmark = pytest.mark.slow  # minutes, and a browser
+pytestmark = [pytest.mark.product, pytest.mark.slow]  # minutes, and a browser
 
 GRADIOS = "warning: Method not implemented."
 """What Gradio's own client remarks at every upload."""

@@ -8,6 +8,8 @@ from mmspec.demo.choices import Choices
 from mmspec.errors import MMSpecError
 from mmspec.settings import configuration
 
+pytestmark = pytest.mark.product
+
 
 def test_every_option_that_needs_no_value_is_offered():
     choices, found = Choices(), configuration.groups()

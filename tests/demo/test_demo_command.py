@@ -13,6 +13,8 @@ from mmspec.commands import demo as command
 from mmspec.demo.limits import PageLimits
 from mmspec.settings import configuration
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture
 def without_gradio(monkeypatch):

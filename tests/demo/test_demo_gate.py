@@ -9,6 +9,8 @@ import pytest
 
 from mmspec.demo.gate import DEEPEST, MOST, PICTURE, STATE, VALUE, RequestGate
 
+pytestmark = pytest.mark.product
+
 LIMIT = 20_000
 
 

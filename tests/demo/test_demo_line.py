@@ -9,6 +9,8 @@ import pytest
 from mmspec.demo.line import WaitingLine
 from mmspec.errors import MMSpecError
 
+pytestmark = pytest.mark.product
+
 
 def test_places_move_up():
     line = WaitingLine(at_once=1, waiting=2)

@@ -17,6 +17,8 @@ pytest.importorskip("gradio")
 from mmspec.demo.page import Page
 from mmspec.errors import MMSpecError
 
+pytestmark = pytest.mark.product
+
 START = {"temperature": 0.0, "max_new_tokens": 16, "seed": 0}
 
 

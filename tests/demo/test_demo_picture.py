@@ -11,6 +11,8 @@ from PIL import Image
 from mmspec.demo.picture import PageLimits, read
 from mmspec.errors import MMSpecError
 
+pytestmark = pytest.mark.product
+
 
 def refused(path, name="holiday.png", limits=None) -> str:
     with pytest.raises(MMSpecError) as caught:

@@ -13,6 +13,8 @@ from mmspec.demo.session import SideState, View
 from mmspec.visualization import Node, RoundTrace
 from mmspec.visualization.colours import ACCEPTED, BONUS
 
+pytestmark = pytest.mark.product
+
 VOID = {"rect", "path", "br", "img"}
 
 

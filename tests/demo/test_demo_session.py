@@ -13,6 +13,8 @@ from mmspec.demo.choices import Choices
 from mmspec.demo.line import WaitingLine
 from mmspec.demo.session import Desk, Lane
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture
 def every_round(monkeypatch):

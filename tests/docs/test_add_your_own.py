@@ -33,7 +33,7 @@ from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling, Synth
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_your_own.md"
 BLOCK = re.compile(r"^(?:\*\*`(?P<name>[^`\n]+)`\*\*\n\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
-pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not a checkout")
+pytestmark = [pytest.mark.product, pytest.mark.skipif(not PAGE.exists(), reason="not a checkout")]
 
 BLOCKS = list(BLOCK.finditer(PAGE.read_text(encoding="utf-8"))) if PAGE.exists() else []
 FILES = {block["name"]: block["text"] for block in BLOCKS if block["name"]}

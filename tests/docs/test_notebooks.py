@@ -32,7 +32,7 @@ SMALL = {
 }
 """Values of parameters with which a notebook runs through in seconds and shows nothing of interest."""
 
-pytestmark = pytest.mark.skipif(not (ROOT / "examples").exists(), reason="not a checkout")
+pytestmark = [pytest.mark.product, pytest.mark.skipif(not (ROOT / "examples").exists(), reason="not a checkout")]
 
 
 def load_export():

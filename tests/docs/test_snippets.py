@@ -20,7 +20,7 @@ from mmspec import zoo
 from mmspec.cli import COMMANDS, main
 from mmspec.settings import configuration
 
-pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="not a checkout")
+pytestmark = [pytest.mark.product, pytest.mark.skipif(not (ROOT / "docs").exists(), reason="not a checkout")]
 
 
 def holding(what: str) -> list[Path]:
@@ -229,4 +229,4 @@ def test_notes_are_read(tmp_path):
 
 
 def test_add_your_own_has_a_test_of_its_own():
-    assert OWN_TEST.exists() and (ROOT / "tests" / "test_add_your_own.py").exists()
+    assert OWN_TEST.exists() and (ROOT / "tests" / "docs" / "test_add_your_own.py").exists()

@@ -4,6 +4,7 @@ import logging
 import tomllib
 from pathlib import Path
 
+import models
 import pytest
 import transformers
 from packaging.requirements import Requirement
@@ -11,7 +12,6 @@ from packaging.version import Version
 
 import mmspec
 from mmspec import compat
-from tests import models
 
 ROOT = Path(__file__).parents[2]
 

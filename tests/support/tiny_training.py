@@ -94,7 +94,7 @@ def settings(**changes) -> TrainingSettings:
         "save_every": 3,
         "log_every": 1,
         "depth": 3,
-        "measured_prompts": 1,
+        "measured_prompts": 0,
     }
     return TrainingSettings(**(values | changes))
 
