@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 import mmspec
 from mmspec.compressors import DraftPrompt, FeatureGuided, Pool
 from mmspec.drafters import DreamDrafter, FeatureDrafter
+from mmspec.drafters.reading import TargetView
 from mmspec.families import Vision
 from mmspec.inputs import Request
 from mmspec.trees import ConfidenceTree
@@ -38,7 +39,7 @@ def prompt_of(drafter: FeatureDrafter) -> DraftPrompt:
     features = {layer: torch.randn(1, TOKENS, target.hidden_size) for layer in drafter.feature_layers}
     seen = torch.randn(EDGE**2, target.hidden_size)
     embeds = torch.randn(1, TOKENS, target.hidden_size)
-    return drafter.read(request, request, embeds, features, Vision([seen], [seen]))
+    return drafter.read(TargetView(request, request, embeds, features, Vision([seen], [seen])))
 
 
 def box(axes, x: float, y: float, colour: str, label: str) -> None:

@@ -2,36 +2,47 @@
 
 from .base import Drafter
 from .draft_model import DraftModelDrafter
-from .dream import DreamDrafter
-from .eagle import EagleDrafter
-from .eagle3 import Eagle3Drafter
+from .dream import DreamDrafter, DreamSettings
+from .eagle import EagleDrafter, EagleSettings
+from .eagle3 import Eagle3Drafter, Eagle3Settings
 from .early_exit import EarlyExitDrafter
 from .feature import FeatureDrafter
-from .hivis import HiVisDrafter
+from .feature_settings import FeatureSettings
+from .head import HeadDrafter, HeadSettings
+from .hivis import HiVisDrafter, HiVisSettings
 from .jacobi import JacobiDrafter
-from .medusa import MedusaDrafter
+from .medusa import MedusaDrafter, MedusaSettings
 from .msd import MsdDrafter
 from .ngram import NGramDrafter
 from .nothing import NoDrafter
 from .session_step import SessionDrafter
 from .step import StepDrafter
-from .vispec import ViSpecDrafter
+from .vispec import ViSpecDrafter, ViSpecSettings
 
 __all__ = [
     "DraftModelDrafter",
     "Drafter",
     "DreamDrafter",
+    "DreamSettings",
     "Eagle3Drafter",
+    "Eagle3Settings",
     "EagleDrafter",
+    "EagleSettings",
     "EarlyExitDrafter",
     "FeatureDrafter",
+    "FeatureSettings",
+    "HeadDrafter",
+    "HeadSettings",
     "HiVisDrafter",
+    "HiVisSettings",
     "JacobiDrafter",
     "MedusaDrafter",
+    "MedusaSettings",
     "MsdDrafter",
     "NGramDrafter",
     "NoDrafter",
     "SessionDrafter",
     "StepDrafter",
     "ViSpecDrafter",
+    "ViSpecSettings",
 ]

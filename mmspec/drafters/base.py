@@ -181,6 +181,13 @@ class Drafter(nn.Module, PerRequest):
         """
         return cls.from_config(config, target)
 
+    def check_weights(self, source: str) -> None:
+        """Refuse weights that were loaded and cannot be right, such as draft tokens that the target does not have.
+
+        Args:
+            source: name of the place that the weights come from, for errors.
+        """
+
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> None:
         """Write `config.json` and `model.safetensors`, which `mmspec.load_drafter(folder, target)` reads.
 

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig
 
-from ..compressors import DraftPrompt, VisualCompressor
-from ..errors import MMSpecError, did_you_mean
+from ..compressors import DraftPrompt
 from ..lesson import Guess, Lesson
 from ..models.slots import pick
 from ..models.states import LAST
-from ..trees import TreeBuilder
 from ..trees.growth import Block
 from .feature import FeatureDrafter
+from .feature_settings import FeatureSettings
 from .head_config import initialise
 from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_unrolled
-
-if TYPE_CHECKING:
-    from ..target import Target
+from .reading import TargetView, view_of
 
 Entries = tuple[Tensor, Tensor]
 """Keys and values, each `[batch, key_value_heads, length, head_dim]`."""
 
-FIRST_TOKEN = ("nothing", "mean")
+
+@dataclass(frozen=True, kw_only=True)
+class DreamSettings(FeatureSettings):
+    """The settings of a `DreamDrafter`, beside those of `FeatureSettings`.
+
+    Args:
+        cross_attention: whether there is a middle layer; without it, for the ablation, no state of the target is read.
+        first_token: `nothing` or `mean`: the first token attends to nothing, or to all states alike.
+        tree_masked: whether a node sees of the memory the stand-ins of its own ancestors alone. No weight depends on
+            it.
+    """
+
+    cross_attention: bool = True
+    first_token: Literal["nothing", "mean"] = "nothing"
+    tree_masked: bool = True
 
 
 class DreamDrafter(FeatureDrafter):
@@ -52,42 +64,19 @@ class DreamDrafter(FeatureDrafter):
 
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
-    Args:
-        target, head, visual, draft_vocab_size, tree, compressor: see `FeatureDrafter`. The paper's compressor is
-            `FeatureGuided(keep=0.75)`.
-        cross_attention: False leaves the middle layer out, for the ablation: then no state of the target is read.
-        first_token: `nothing` or `mean`: the first token attends to nothing, or to all states alike.
-        tree_masked: True if a node sees of the memory the stand-ins of its own ancestors alone. May be changed on a
-            drafter that is loaded: no weight depends on it.
-
-    Raises:
-        MMSpecError: for another `first_token`; see also `FeatureDrafter`.
+    The arguments are those of `FeatureDrafter`, and its settings those of `DreamSettings`. The paper's compressor is
+    `FeatureGuided(keep=0.75)`.
     """
 
+    Settings = DreamSettings
+    settings: DreamSettings
     feature_layers = (LAST,)
-    switches = ("cross_attention",)
-    late_switches = ("first_token", "tree_masked")
     first_slot = 1
 
-    def __init__(
-        self,
-        target: Target,
-        head: dict[str, Any] | None = None,
-        visual: bool = True,
-        draft_vocab_size: int | None = None,
-        tree: TreeBuilder | None = None,
-        compressor: VisualCompressor | None = None,
-        cross_attention: bool = True,
-        first_token: str = "nothing",
-        tree_masked: bool = True,
-    ):
-        super().__init__(target, head, visual, draft_vocab_size, tree, compressor)
-        if first_token not in FIRST_TOKEN:
-            raise MMSpecError(f"first_token={first_token!r} is unknown.{did_you_mean(str(first_token), FIRST_TOKEN)}")
-        self.first_token, self.tree_masked = first_token, tree_masked
+    def build(self) -> None:
+        """Make the three layers and the norm."""
         hidden, eps = self.head.hidden_size, self.head.rms_norm_eps
-        self.cross_attention = cross_attention
-        middle = CrossLayer(self.head) if cross_attention else nn.Identity()
+        middle = CrossLayer(self.head) if self.settings.cross_attention else nn.Identity()
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden), middle, DraftLayer(self.head, hidden)])
         self._three[2].input_layernorm = nn.RMSNorm(hidden, eps=eps)
         self.norm = nn.RMSNorm(hidden, eps=eps)
@@ -112,10 +101,10 @@ class DreamDrafter(FeatureDrafter):
         """Return `[batch, entries]` positions: every token has a slot, the first one too."""
         return prompt.positions
 
-    def read(self, request, prompt, embeds, features, vision):
+    def read(self, view: TargetView) -> DraftPrompt:
         """Return the request as this drafter reads it, and count its entries."""
-        read = super().read(request, prompt, embeds, features, vision)
-        self._entries = torch.tensor(prompt.lengths, device=read.removed.device) - read.removed
+        read = super().read(view)
+        self._entries = torch.tensor(view.prompt.lengths, device=read.removed.device) - read.removed
         return read
 
     # Drafting.
@@ -130,7 +119,7 @@ class DreamDrafter(FeatureDrafter):
         return [first, (keys, values), last]
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
-        embeds = self._token_embeds(block.tokens)
+        embeds = self.token_embeds(block.tokens)
         with self.session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
             embeds, states = self.session.present(embeds), self.session.present(states)
@@ -149,10 +138,10 @@ class DreamDrafter(FeatureDrafter):
             return attend(queries, keys, values, mask)
 
         hidden = first.finish(embeds, attended(first, 0, embeds))
-        if self.cross_attention:
+        if self.settings.cross_attention:
             # An entry is the state before a token: who sees the token sees it, and nobody else does.
             keys, values = (part[:, :, 1:] for part in entries[1].update(*middle.keys_values(states)))
-            seen = mask if self.tree_masked or mask is None else self._by_slot(mask)
+            seen = mask if self.settings.tree_masked or mask is None else self._by_slot(mask)
             seen = None if seen is None else seen[..., 1:]
             hidden = middle.finish(hidden, attend(middle.queries(hidden), keys, values, seen))
         return last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
@@ -174,7 +163,7 @@ class DreamDrafter(FeatureDrafter):
         of every chain is that of the answer's own slots.
         """
         self._prepare()
-        prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
+        prompt = self.read(view_of(lesson))
         blocks, crossed, _, memory, prefix = self._read_all(prompt)
         slots = lesson.root_slots - prompt.removed[:, None] + 1
         columns = torch.arange(blocks.shape[1], device=slots.device)
@@ -188,7 +177,7 @@ class DreamDrafter(FeatureDrafter):
             if not valid.any():
                 return
             block = pick(blocks, (slots + step).clamp(max=blocks.shape[1] - 1))
-            if not self.cross_attention:
+            if not self.settings.cross_attention:
                 hidden = block
             elif not step:
                 hidden = pick(crossed, slots)
@@ -204,7 +193,7 @@ class DreamDrafter(FeatureDrafter):
             output = self.norm(last.finish(hidden, attended))
             chosen = output[valid]
             yield Guess(self.logits(chosen), chosen, places, valid.flatten().nonzero()[:, 0], block[valid])
-            if self.cross_attention:
+            if self.settings.cross_attention:
                 state = self.next_state(output)
                 remembered.append(middle.keys_values(state.detach() if detach else state))
 
@@ -220,12 +209,12 @@ class DreamDrafter(FeatureDrafter):
         entries = first.self_attn.keys_values(embeds, rope)
         block = first.finish(embeds, _causal(first.self_attn.queries(embeds, rope), *entries))
         hidden, memory = block, None
-        if self.cross_attention:
+        if self.settings.cross_attention:
             memory = middle.keys_values(prompt.states[:, :-1])
             queries = middle.queries(block)
             # The first token has no state before it: its attention is 0 [OUR], or the mean of all values.
             attended = [torch.zeros_like(queries[:, :, :1])]
-            if self.first_token == "mean":
+            if self.settings.first_token == "mean":
                 attended = [self._mean_value(prompt.states)]
             if queries.shape[2] > 1:
                 attended.append(_causal(queries[:, :, 1:], *memory))
@@ -240,10 +229,6 @@ class DreamDrafter(FeatureDrafter):
         mean = (states * share[..., None].to(states)).sum(1, keepdim=True)
         _, value = self._three[1].keys_values(mean)
         return value.repeat_interleave(self.head.num_attention_heads // value.shape[1], dim=1)
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return super().config() | {"cross_attention": self.cross_attention}
 
 
 class CrossLayer(nn.Module):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..compressors import VisualCompressor
 from ..models.states import LAST
-from ..trees import TreeBuilder
 from .feature import FeatureDrafter
+from .feature_settings import FeatureSettings
 from .head_config import initialise
 from .layer import DraftLayer
 
-if TYPE_CHECKING:
-    from ..target import Target
+
+@dataclass(frozen=True, kw_only=True)
+class EagleSettings(FeatureSettings):
+    """The settings of an `EagleDrafter`, beside those of `FeatureSettings`.
+
+    Args:
+        bias: whether the fusion has a bias.
+        input_norm: whether what the layer's attention reads is normed (EagleVLM; MSD for Qwen).
+    """
+
+    bias: bool = True
+    input_norm: bool = False
 
 
 class EagleDrafter(FeatureDrafter):
@@ -29,41 +39,23 @@ class EagleDrafter(FeatureDrafter):
     embedding of that token (`visual`), as in EagleVLM (arXiv 2509.11815) and in the baselines of ViSpec. The reduced
     vocabulary is that of FR-Spec (arXiv 2502.14856).
 
-    Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
-
-    Args:
-        target, head, visual, draft_vocab_size, tree, compressor, own_embedding: see `FeatureDrafter`.
-        bias: True for a bias in the fusion.
-        input_norm: normalise what the layer's attention reads (EagleVLM; MSD for Qwen).
-
-    Raises:
-        MMSpecError: see `FeatureDrafter`.
+    Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head. The arguments
+    are those of `FeatureDrafter`, and its settings those of `EagleSettings`.
     """
 
+    Settings = EagleSettings
+    settings: EagleSettings
     feature_layers = (LAST,)
-    switches: tuple[str, ...] = ("bias", "input_norm")
 
     fused = 2
     """Vectors that the fusion puts side by side."""
 
-    def __init__(
-        self,
-        target: Target,
-        head: dict[str, Any] | None = None,
-        visual: bool = True,
-        draft_vocab_size: int | None = None,
-        tree: TreeBuilder | None = None,
-        bias: bool = True,
-        input_norm: bool = False,
-        compressor: VisualCompressor | None = None,
-        own_embedding: int | None = None,
-    ):
-        super().__init__(target, head, visual, draft_vocab_size, tree, compressor, own_embedding)
+    def build(self) -> None:
+        """Make the fusion and the layer."""
         hidden = self.head.hidden_size
-        self.bias, self.input_norm = bias, input_norm
-        self.fc = nn.Linear(self.fused * hidden, hidden, bias=bias)
+        self.fc = nn.Linear(self.fused * hidden, hidden, bias=self.settings.bias)
         self.layers = nn.ModuleList([DraftLayer(self.head, hidden)])
-        if input_norm:
+        if self.settings.input_norm:
             self.layer.input_layernorm = nn.RMSNorm(hidden, eps=self.head.rms_norm_eps)
         initialise(self)
 
@@ -82,8 +74,4 @@ class EagleDrafter(FeatureDrafter):
 
     def enter(self, fused: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the layer's attention reads of its input, and the input as residual stream."""
-        return self.layer.input_layernorm(fused) if self.input_norm else fused, fused
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return super().config() | {"bias": self.bias, "input_norm": self.input_norm}
+        return self.layer.input_layernorm(fused) if self.settings.input_norm else fused, fused

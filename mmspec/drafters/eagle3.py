@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..compressors import VisualCompressor
-from ..errors import MMSpecError, did_you_mean
-from ..settings.arguments import as_int
-from ..trees import TreeBuilder
+from ..errors import MMSpecError
 from .feature import FeatureDrafter
+from .feature_settings import FeatureSettings
 from .head_config import initialise
 from .layer import DraftLayer
-from .rope import ROPES, axes_of
+from .rope import axes_of
 
 if TYPE_CHECKING:
     from ..target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Settings(FeatureSettings):
+    """The settings of an `Eagle3Drafter`, beside those of `FeatureSettings`.
+
+    Args:
+        feature_layers: three layers of the target, by the state that enters them; null for 2, n / 2 and n - 3 of n.
+        fc_norm: whether each of the three features is normed before they are fused (EAGLE-3.1).
+        norm_output: whether the next draft step is handed the normed state (EAGLE-3.1).
+        norm_before_fc: whether the three features are normed as one vector; not together with `fc_norm`.
+        norm_before_residual: whether the residual stream is the normed state.
+        rope: `1d`, or `mrope` for the target's positions of time, height and width in the prompt; `head` then has a
+            `mrope_section` among its `rope_parameters`. What is drafted is text, whose axes are equal.
+    """
+
+    visual: bool = False  # as in the ports to vision-language models: pictures are seen through the features
+    feature_layers: Sequence[int] | None = None
+    fc_norm: bool = False
+    norm_output: bool = False
+    norm_before_fc: bool = False
+    norm_before_residual: bool = False
+    rope: Literal["1d", "mrope"] = "1d"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fc_norm and self.norm_before_fc:
+            raise MMSpecError("fc_norm and norm_before_fc are two ways of doing the same: choose one")
+
+    def fit(self, target: Target) -> Self:
+        """Choose the layers, and refuse some that the target does not have."""
+        count = len(target.family.layers)
+        usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
+        chosen = list(self.feature_layers or usual)
+        if len(chosen) != 3 or not all(0 <= layer < count for layer in chosen):
+            raise MMSpecError(f"feature_layers={chosen} must be three layers of the target, from 0 to {count - 1}")
+        return replace(super().fit(target), feature_layers=chosen)
 
 
 class Eagle3Drafter(FeatureDrafter):
@@ -34,79 +70,39 @@ class Eagle3Drafter(FeatureDrafter):
 
     Lossless with every lossless verifier. Trained: everything but the embedding.
 
-    Args:
-        target, head, draft_vocab_size, tree, compressor, own_embedding: see `FeatureDrafter`. With an embedding of its
-            own, the hidden size may be another than the target's, if pictures are seen through the features alone.
-        visual: False by default, as in the ports to vision-language models: pictures are seen through the features.
-        feature_layers: three layers of the target, by the state that enters them; 2, n / 2 and n - 3 of n by default.
-        fc_norm: normalise each of the three features before they are fused (EAGLE-3.1).
-        norm_output: hand the normed state to the next draft step (EAGLE-3.1).
-        norm_before_fc: normalise all three features as one vector; not together with `fc_norm`.
-        norm_before_residual: the residual stream is the normed state.
-        rope: `1d`, or `mrope` for the target's positions of time, height and width in the prompt; `head` then has a
-            `mrope_section` among its `rope_parameters`, see `mmspec.drafters.rope`. What is drafted is text, whose axes
-            are equal.
-
-    Raises:
-        MMSpecError: for layers that the target does not have, both norms, or a rope that is not described.
+    The arguments are those of `FeatureDrafter`, and its settings those of `Eagle3Settings`. With an embedding of its
+    own, the hidden size may be another than the target's, if pictures are seen through the features alone.
     """
 
+    Settings = Eagle3Settings
+    settings: Eagle3Settings
     guesses_features = False
     any_width = True
-    late_switches = ("own_embedding", "rope")
-    switches = ("feature_layers", "fc_norm", "norm_output", "norm_before_fc", "norm_before_residual")
 
-    def __init__(
-        self,
-        target: Target,
-        head: dict[str, Any] | None = None,
-        visual: bool = False,
-        draft_vocab_size: int | None = None,
-        tree: TreeBuilder | None = None,
-        feature_layers: Sequence[int] | None = None,
-        fc_norm: bool = False,
-        norm_output: bool = False,
-        norm_before_fc: bool = False,
-        norm_before_residual: bool = False,
-        compressor: VisualCompressor | None = None,
-        own_embedding: int | None = None,
-        rope: str = "1d",
-    ):
-        super().__init__(target, head, visual, draft_vocab_size, tree, compressor, own_embedding)
-        hidden, eps, count = self.head.hidden_size, self.head.rms_norm_eps, len(target.family.layers)
-        state = target.hidden_size
-        if visual and hidden != state:
+    def build(self) -> None:
+        """Make the fusion, the layer and the vocabulary head."""
+        settings, hidden, state = self.settings, self.head.hidden_size, self.target.hidden_size
+        if settings.visual and hidden != state:
             raise MMSpecError(
                 f"visual=True: the target's visual embeddings have {state} numbers, and the hidden size of this "
                 f"Eagle3Drafter is {hidden}; use visual=False"
             )
-        if rope not in ROPES:
-            raise MMSpecError(f"rope={rope!r} is unknown.{did_you_mean(str(rope), ROPES)}")
-        self.rope = rope
-        if rope == "mrope":
+        if settings.rope == "mrope":
             assert self.head.head_dim is not None  # LlamaConfig fills it in
             self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
-        usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
-        self.fused = tuple(feature_layers or usual)
-        if len(self.fused) != 3 or not all(as_int(layer) is not None and 0 <= layer < count for layer in self.fused):
-            raise MMSpecError(
-                f"feature_layers={list(self.fused)} must be three layers of the target, from 0 to {count - 1}"
-            )
-        self.feature_layers = self.fused + self.feature_layers  # and what the compressor wants
-        if fc_norm and norm_before_fc:
-            raise MMSpecError("fc_norm and norm_before_fc are two ways of doing the same: choose one")
-        self.norm_output, self.norm_before_residual = norm_output, norm_before_residual
+        assert settings.feature_layers is not None  # chosen by `fit`
+        self.feature_layers = tuple(settings.feature_layers) + self.feature_layers  # and what the compressor wants
 
         def norm(width: int) -> nn.RMSNorm:
-            return nn.RMSNorm(width, eps=eps)
+            return nn.RMSNorm(width, eps=self.head.rms_norm_eps)
 
         self.fc = nn.Linear(3 * state, hidden, bias=False)
-        self.fc_norm = nn.ModuleList([norm(state) for _ in range(3)]) if fc_norm else None
-        self.input_norm = norm(3 * state) if norm_before_fc else None
+        self.fc_norm = nn.ModuleList([norm(state) for _ in range(3)]) if settings.fc_norm else None
+        self.input_norm = norm(3 * state) if settings.norm_before_fc else None
         self.midlayer = DraftLayer(self.head, 2 * hidden)
         self.midlayer.hidden_norm, self.midlayer.input_layernorm = norm(hidden), norm(hidden)
         self.norm = norm(hidden)
-        self.lm_head = nn.Linear(hidden, draft_vocab_size or target.vocab_size, bias=False)
+        self.lm_head = nn.Linear(hidden, self.draft_vocab_size or self.target.vocab_size, bias=False)
         initialise(self)
         self._copy_head()
 
@@ -122,7 +118,7 @@ class Eagle3Drafter(FeatureDrafter):
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         """Return a linear map of the states of three layers."""
-        streams = [features[layer].to(self._dtype) for layer in self.fused]
+        streams = [features[layer].to(self._dtype) for layer in self.settings.feature_layers or ()]
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
         joined = torch.cat(streams, dim=-1)
@@ -132,11 +128,11 @@ class Eagle3Drafter(FeatureDrafter):
         """Return embeddings and states, normed and side by side."""
         normed = self.midlayer.hidden_norm(states)
         mixed = torch.cat([self.midlayer.input_layernorm(embeds), normed], dim=-1)
-        return mixed, normed if self.norm_before_residual else states
+        return mixed, normed if self.settings.norm_before_residual else states
 
     def next_state(self, output: Tensor) -> Tensor:
         """Return the output as the state of the next step, normed if `norm_output`."""
-        return self.norm(output) if self.norm_output else output
+        return self.norm(output) if self.settings.norm_output else output
 
     def head_input(self, output: Tensor) -> Tensor:
         """Return the normed output."""
@@ -145,16 +141,6 @@ class Eagle3Drafter(FeatureDrafter):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the drafter's own head."""
         return self.lm_head(hidden)
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return super().config() | {
-            "feature_layers": list(self.fused),
-            "fc_norm": self.fc_norm is not None,
-            "norm_output": self.norm_output,
-            "norm_before_fc": self.input_norm is not None,
-            "norm_before_residual": self.norm_before_residual,
-        }
 
     def _rows(self) -> None:
         """Look nothing up of the target's head: this drafter has its own."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import getattr_static
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..compressors import DraftPrompt, VisualCompressor
+from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError
-from ..files.folders import stored
 from ..lesson import Guess, Lesson
-from ..models.cache import SlotShape, TreeCache
+from ..models.cache import TreeCache
 from ..models.masks import MaskForm
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
@@ -22,19 +21,19 @@ from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
+from .feature_settings import FeatureSettings
+from .head import HeadDrafter
 from .head_config import HEAD_SETTINGS, head_config
-from .layer import Rope, attend, attend_unrolled
-from .reading import PromptReader
+from .layer import DraftLayer, Rope, attend, attend_unrolled
+from .reading import OwnEmbedding, TargetView, compress, layers_for, view_of
 from .rope import Turning, rotary_of
-from .vocabulary import ReducedVocabulary
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..files.folders import Header
     from ..target import Target
 
 
-class FeatureDrafter(ReducedVocabulary, PromptReader):
+class FeatureDrafter(HeadDrafter):
     """A drafter that extrapolates the target's features, one draft token at a time, with a single transformer layer.
 
     Slot t of the drafter pairs the feature after token t with the embedding of token t + 1, and speaks of token t + 2.
@@ -42,37 +41,26 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
     output instead, and are thrown away and computed anew from true features once the target has spoken (EAGLE, arXiv
     2401.15077, section 4). Positions are those of the slots, in one dimension, whatever the target's are.
 
-    A subclass says how features become states (`fuse_features`), what the layer reads (`layer_input`, and
-    `prompt_input` if pictures are read differently), what goes on to the next step (`next_state`) and what the
-    vocabulary head reads (`head_input`, `logits`). A compressor makes the prompt shorter before
-    its embeddings and states are paired.
+    A subclass makes its layers in `build`, and says which is the `layer`, how features become states
+    (`fuse_features`) and what the layer reads (`layer_input`, and `prompt_input` if pictures are read differently). It
+    may also say what goes on to the next step (`next_state`) and what the vocabulary head reads (`head_input`,
+    `logits`). A compressor makes the prompt shorter before its embeddings and states are paired.
 
     Args:
         target: the model to draft for.
-        head: sizes and switches of the layer that differ from the target's, see `HEAD_SETTINGS`.
-        visual: True if the embedding of an image token is the target's visual embedding, False if it is that of the
-            placeholder token.
-        draft_vocab_size: number of tokens that the drafter can propose, see `choose_vocabulary`; None for all.
         tree: the builder of its trees; EAGLE-2's dynamic tree by default.
         compressor: the compressor through which it reads pictures; none by default.
-        own_embedding: rows of a frozen token embedding of the drafter's own, as some published checkpoints have; None
-            to read the target's. Pictures are read from the target in either case.
+        settings: fields of `Settings`, see `FeatureSettings`.
 
     Raises:
         MMSpecError: for settings that are unknown or do not fit the target, such as another hidden size than its own.
     """
 
-    switches: tuple[str, ...] = ()
-    """Names of further constructor arguments, which `config` gives too."""
-
-    late_switches: tuple[str, ...] = ("own_embedding",)
-    """Others, which folders written before there were any lack."""
+    Settings = FeatureSettings
+    settings: FeatureSettings
 
     any_width = False
     """True if the hidden size may differ from the target's, given an embedding of its own."""
-
-    rope = "1d"
-    """The kind of positions, see `mmspec.drafters.rope`."""
 
     axes: Tensor | None = None
     """The axis of each frequency, for positions that have several, see `mmspec.drafters.rope.axes_of`."""
@@ -88,28 +76,46 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
     def __init__(
         self,
         target: Target,
-        head: dict[str, Any] | None = None,
-        visual: bool = True,
-        draft_vocab_size: int | None = None,
+        *,
         tree: TreeBuilder | None = None,
         compressor: VisualCompressor | None = None,
-        own_embedding: int | None = None,
+        **settings: Any,
     ):
-        super().__init__(target, tree or DynamicTree())
-        self.head = head_config(target, head or {})
-        if self.head.hidden_size != target.hidden_size and not (self.any_width and own_embedding):
+        super().__init__(target, tree=tree or DynamicTree(), **settings)
+        self.head = head_config(target, self.settings.head)
+        self.settings = replace(self.settings, head={name: getattr(self.head, name) for name in HEAD_SETTINGS})
+        hidden, rows = self.head.hidden_size, self.settings.own_embedding
+        if hidden != target.hidden_size and not (self.any_width and rows):
             raise MMSpecError(
-                f"the hidden size of this {type(self).__name__} is {self.head.hidden_size} but the target's is "
-                f"{target.hidden_size}: it works on the target's own embeddings and states; train one for this target"
+                f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
+                "it works on the target's own embeddings and states; train one for this target"
             )
-        self.visual = visual
         self.rotary = rotary_of(self.head)
-        self.reduce_vocabulary(draft_vocab_size)
-        self.take_embedding(own_embedding)
-        if compressor is not None:
-            self.take_compressor(compressor)
+        self.reduce_vocabulary(self.settings.draft_vocab_size)
+        self.embed_tokens = None if rows is None else OwnEmbedding(rows, hidden)
+        if (chosen := self.choose_compressor(compressor)) is not None:
+            self.take_compressor(chosen)
+        self.build()
 
     # What a method is.
+
+    def build(self) -> None:
+        """Make the layers, of the sizes in `self.head` and with the switches in `self.settings`."""
+        raise NotImplementedError
+
+    @property
+    def layer(self) -> DraftLayer:
+        """The layer whose keys and values are cached; the first one if there are several."""
+        raise NotImplementedError
+
+    def choose_compressor(self, given: VisualCompressor | None) -> VisualCompressor | None:
+        """Return the compressor to read pictures through, from the one that was given or its absence."""
+        return given
+
+    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
+        """Return the states `[..., hidden]` that stand in the slots, from true features `[..., target hidden]` by
+        layer."""
+        raise NotImplementedError
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Return what the layer's attention reads, and its residual stream, from token embeddings and states.
@@ -143,25 +149,60 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
         vocabulary."""
         return self.target.family.head(hidden, self._head_rows)
 
+    # Reading.
+
+    def take_compressor(self, compressor: VisualCompressor) -> None:
+        """Read the pictures through a compressor, and ask the target for the states that it looks at.
+
+        Raises:
+            MMSpecError: if it does not fit the target's hidden size.
+        """
+        compressor.attach(self.head.hidden_size, self.target.hidden_size)
+        self.compressor = compressor
+        self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, *layers_for(compressor, self.target)]))
+
+    def read(self, view: TargetView) -> DraftPrompt:
+        """Return a text as this drafter reads it: `[batch, entries, hidden]` embeddings and states, not yet paired, as
+        many entries as tokens where nothing is compressed.
+
+        Raises:
+            MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
+        """
+        ids, family = view.request.inputs["input_ids"], self.target.family
+        embeds, visual = view.embeds.to(self._dtype), family.is_visual(ids)
+        if not self.settings.visual:  # bare placeholders
+            embeds = self.token_embeds(ids)
+        elif self.embed_tokens is not None:
+            embeds = torch.where(visual[..., None], embeds, self.token_embeds(ids))
+        whole = whole_prompt(embeds, self.fuse_features(view.features), visual)
+        if self.axes is not None:
+            whole.positions, whole.position_offset = family.positions_until(view.prompt.inputs, ids.shape[1])
+        return compress(self.compressor, self.target, whole, view)
+
+    def token_embeds(self, tokens: Tensor) -> Tensor:
+        """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
+        own = self.embed_tokens
+        return (self.target.family.embed(tokens, None) if own is None else own(tokens)).to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.layer.self_attn.q_proj.weight.dtype
+
     # Drafting.
 
     def start(self, context: Context) -> None:
         """Read the prompt with the target's states, into a session of the layer's own."""
         super().start(context)
-        lengths = context.request.lengths
-        parameter = self.layer.self_attn.k_proj.weight
-        heads, head_dim = self.head.num_key_value_heads, self.head.head_dim
-        assert heads is not None and head_dim is not None  # LlamaConfig fills them in
-        slot = SlotShape(heads, head_dim, parameter.dtype, parameter.device)
+        request = context.request
         self._prepare()
-        prompt = self.read(context.request, context.request, context.embeds, context.features, context.vision)
-        last = torch.tensor(lengths, device=prompt.removed.device) - 1 - prompt.removed
+        prompt = self.read(view_of(context))
+        last = torch.tensor(request.lengths, device=prompt.removed.device) - 1 - prompt.removed
         # Nothing is asked of the prompt's slots but what later ones see of them: keys and values.
-        remembered = self.prefill_kv(prompt)
-        cache = TreeCache(
-            [(slot, slot)] * len(remembered), context.batch_size, context.request.max_length + context.spare_capacity
-        )
-        self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, parameter.dtype)
+        remembered, slot = self.prefill_kv(prompt), self.layer.self_attn.slot
+        size = request.max_length + context.spare_capacity
+        cache = TreeCache([(slot, slot)] * len(remembered), context.batch_size, size)
+        self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, slot.dtype)
         self.session.enter(remembered, (last + self.first_slot).tolist())
         self.session.position_offset = prompt.position_offset
         # A feature is known before the token behind it, with which it is entered: the true features of what is pending,
@@ -228,7 +269,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         """Run the layer once: from nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
         session, attention = self.session, self.layer.self_attn
-        mixed, residual = self.layer_input(self._token_embeds(block.tokens), states, step)
+        mixed, residual = self.layer_input(self.token_embeds(block.tokens), states, step)
         with session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             mixed, residual = session.present(mixed), session.present(residual)
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
@@ -246,7 +287,7 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
         prompt contributes keys and values.
         """
         self._prepare()
-        prompt = self.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
+        prompt = self.read(view_of(lesson))
         attention, slots = self.layer.self_attn, lesson.root_slots - prompt.removed[:, None]
         mixed, residual = self.prompt_input(prompt)
         columns = torch.arange(mixed.shape[1], device=mixed.device)
@@ -273,6 +314,24 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
             following = pick(prompt.embeds, (slots + step + 2).clamp(max=prompt.embeds.shape[1] - 1))
             mixed, residual = self.layer_input(following, state.detach() if detach else state, step + 1)
 
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Return all weights but the embedding's."""
+        return (weight for name, weight in self.named_parameters() if not name.startswith("embed_tokens."))
+
+    # In folders.
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings and the compressor, see `Drafter.config`."""
+        return super().config() | {"compressor": None if self.compressor is None else self.compressor.config()}
+
+    def compute(self) -> None:
+        """Compute the frequencies of the rotary positions."""
+        self.rotary = rotary_of(self.head).to(self.target.device)
+
+    @classmethod
+    def _keywords(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return super()._keywords(config) | {"compressor": compressor_of(config.get("compressor"))}
+
     # Small parts.
 
     def _rope(self, like: Tensor, slots: Tensor) -> Rope:
@@ -287,48 +346,3 @@ class FeatureDrafter(ReducedVocabulary, PromptReader):
     def _rows(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the rows of the target's head that the logits need."""
         return self.target.family.head_rows(self.draft_vocabulary)
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return {
-            "head": {name: getattr(self.head, name) for name in HEAD_SETTINGS},
-            "visual": self.visual,
-            "draft_vocab_size": self.draft_vocab_size,
-            "compressor": None if self.compressor is None else self.compressor.config(),
-            **{name: getattr(self, name) for name in self.late_switches},
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
-        """Rebuild the drafter, on the target's device."""
-        return cls._from_config(config, target).to(target.device)
-
-    @classmethod
-    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> FeatureDrafter:
-        """Rebuild the drafter for weights that are brought along, see `Drafter.empty`."""
-        if getattr_static(cls, "from_config") is not getattr_static(FeatureDrafter, "from_config"):
-            return cls.from_config(config, target)
-        with torch.device("meta"):
-            drafter = cls._from_config(config, target)
-        if there is not None:
-            there.check_fits(stored(drafter), cls.__name__)
-        drafter.rotary = rotary_of(drafter.head).to(target.device)  # computed, not stored
-        return cls.from_config(config, target) if has_unstored(drafter) else drafter
-
-    @classmethod
-    def _from_config(cls, config: dict[str, Any], target: Target) -> FeatureDrafter:
-        """Rebuild the drafter on the current device."""
-        names = ("head", "visual", "draft_vocab_size", *cls.switches, *(n for n in cls.late_switches if n in config))
-        compressor = compressor_of(config.get("compressor"))
-        drafter = cls(target, **{name: config[name] for name in names}, compressor=compressor)
-        for parameter in drafter.parameters():  # not the rotary frequencies, which stay in float32
-            parameter.data = parameter.data.to(target.dtype)
-        return drafter
-
-
-def has_unstored(drafter: nn.Module) -> bool:
-    """Return True if a module on the meta device has tensors there that no checkpoint will bring: computed ones."""
-    stored = {id(tensor) for tensor in drafter.state_dict(keep_vars=True).values()}
-    holders = [values for module in drafter.modules() for values in (vars(module), module._buffers)]
-    tensors = [value for values in holders for value in values.values() if isinstance(value, Tensor)]
-    return any(tensor.is_meta and id(tensor) not in stored for tensor in tensors)

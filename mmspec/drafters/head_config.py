@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 
 from ..errors import MMSpecError, did_you_mean, first_line, listed, shown
-from ..settings.arguments import as_int
+from ..settings.arguments import as_int, is_number
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -100,11 +99,6 @@ def _check(settings: dict[str, Any]) -> None:
         )
     if not is_number(base := rope.get("rope_theta", 1.0)) or base <= 0:
         raise MMSpecError(f"head setting rope_parameters.rope_theta={shown(base)} must be a number above 0")
-
-
-def is_number(value: Any) -> bool:
-    """Return True for a finite number that is no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:

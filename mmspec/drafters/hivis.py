@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..compressors import Hide
+from ..compressors import DraftPrompt, Hide, VisualCompressor
 from ..errors import MMSpecError
-from ..trees import TreeBuilder
-from .eagle import EagleDrafter
+from .eagle import EagleDrafter, EagleSettings
+from .reading import TargetView
 
-if TYPE_CHECKING:
-    from ..target import Target
+
+@dataclass(frozen=True, kw_only=True)
+class HiVisSettings(EagleSettings):
+    """The settings of a `HiVisDrafter`, beside those of `EagleSettings`.
+
+    Args:
+        steps: rows of the residual, one for true states and one for every draft step that has its own.
+        packed: whether the text behind a picture moves up to its place, see `Hide`.
+    """
+
+    steps: int = 4
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise MMSpecError(f"steps={self.steps} must be at least 1")
 
 
 class HiVisDrafter(EagleDrafter):
@@ -32,64 +47,48 @@ class HiVisDrafter(EagleDrafter):
 
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
-    Args:
-        target, head, draft_vocab_size, tree, bias, input_norm, own_embedding: see `EagleDrafter`.
-        steps: rows of the residual.
-        packed: see `Hide`.
-        compressor: a `Hide` in place of `Hide(packed)`, for one with a margin.
+    The arguments are those of `FeatureDrafter`, and its settings those of `HiVisSettings`; the compressor is a `Hide`,
+    given for one with a margin.
 
     Raises:
         MMSpecError: when a request's pictures are not among its tokens, so that hiding them hides nothing, or nothing
             is left beside them.
     """
 
+    Settings = HiVisSettings
+    settings: HiVisSettings
     fused = 3
-    switches = ("bias", "input_norm", "steps", "packed")
 
-    def __init__(
-        self,
-        target: Target,
-        head: dict[str, Any] | None = None,
-        visual: bool = True,
-        draft_vocab_size: int | None = None,
-        tree: TreeBuilder | None = None,
-        bias: bool = True,
-        input_norm: bool = False,
-        steps: int = 4,
-        packed: bool = False,
-        compressor: Hide | None = None,
-        own_embedding: int | None = None,
-    ):
-        compressor = compressor or Hide(packed)
-        if not isinstance(compressor, Hide):
+    def choose_compressor(self, given: VisualCompressor | None) -> VisualCompressor | None:
+        """Return the compressor that hides pictures."""
+        hide = given or Hide(self.settings.packed)
+        if not isinstance(hide, Hide):
             raise MMSpecError(
-                f"HiVisDrafter hides pictures, so compressor={type(compressor).__name__} does not fit; use EagleDrafter"
+                f"HiVisDrafter hides pictures, so compressor={type(hide).__name__} does not fit; use EagleDrafter"
             )
-        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor, own_embedding)
-        if steps < 1:
-            raise MMSpecError(f"HiVisDrafter: steps={steps} must be at least 1")
-        self.steps, self.packed = steps, compressor.packed
-        self.residual = nn.Parameter(torch.empty(steps, self.head.hidden_size))
+        self.settings = replace(self.settings, packed=hide.packed)
+        return hide
+
+    def build(self) -> None:
+        """Make EAGLE's layers and the residual."""
+        super().build()
+        self.residual = nn.Parameter(torch.empty(self.settings.steps, self.head.hidden_size))
         nn.init.xavier_uniform_(self.residual)
 
-    def read(self, request, prompt, embeds, features, vision):
+    def read(self, view: TargetView) -> DraftPrompt:
         """Return the request without its pictures; refuse one in which that hides nothing, or all."""
-        read = super().read(request, prompt, embeds, features, vision)
+        read, vision = super().read(view), view.vision
         if vision is not None and vision.sizes and not read.removed.any():
             raise MMSpecError(
                 "HiVisDrafter: the prompt has pictures, but hiding them removed no token: none of the target's "
                 f"placeholder tokens {sorted(self.target.family.placeholders)} is in it"
             )
-        if (torch.tensor(request.lengths, device=read.removed.device) <= read.removed).any():
+        if (torch.tensor(view.request.lengths, device=read.removed.device) <= read.removed).any():
             raise MMSpecError("HiVisDrafter: with its pictures hidden nothing is left of a prompt; ask a question")
         return read
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Return the fusion of embeddings, states and the residual of the step."""
-        row = torch.as_tensor(step, device=states.device).clamp(max=self.steps - 1)
+        row = torch.as_tensor(step, device=states.device).clamp(max=len(self.residual) - 1)
         residual = self.residual[row].squeeze(-2) if row.ndim else self.residual[row]
         return self.enter(self.fc(torch.cat([embeds, states, residual.expand_as(states).to(states)], dim=-1)))
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return super().config() | {"steps": self.steps, "packed": self.packed}

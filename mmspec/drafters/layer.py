@@ -15,6 +15,8 @@ from torch.nn import functional
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from ..models.cache import SlotShape
+
 Rope = tuple[Tensor, Tensor]
 """Cosines and signed sines, `[batch, length, head_dim]`, see `mmspec.drafters.rope`."""
 
@@ -37,6 +39,12 @@ class DraftAttention(nn.Module):
         self.k_proj = nn.Linear(width, shared, bias=config.attention_bias)
         self.v_proj = nn.Linear(width, shared, bias=config.attention_bias)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    @property
+    def slot(self) -> SlotShape:
+        """The shape of the keys, and of the values, of one token."""
+        weight = self.k_proj.weight
+        return SlotShape(weight.shape[0] // self.head_dim, self.head_dim, weight.dtype, weight.device)
 
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of `[batch, length, width]` states, each `[batch, heads, length, head_dim]`:

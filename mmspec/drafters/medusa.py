@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from ..models.slots import pick
 from ..models.states import LAST
 from ..outcome import Scores, Verdict
 from ..settings.arguments import positive
+from ..settings.fields import settings_from
 from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
-from .step import StepDrafter
+from .head import HeadDrafter, HeadSettings
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -43,7 +45,24 @@ class ResBlock(nn.Module):
         return states + functional.silu(self.linear(states))
 
 
-class MedusaDrafter(StepDrafter):
+@dataclass(frozen=True, kw_only=True)
+class MedusaSettings(HeadSettings):
+    """The settings of a `MedusaDrafter`.
+
+    Args:
+        heads: number of places ahead that are guessed.
+        layers: number of residual blocks of a head.
+    """
+
+    heads: int = 5
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, heads=self.heads, layers=self.layers)
+
+
+class MedusaDrafter(HeadDrafter):
     """The heads of Medusa (arXiv 2401.10774, section 2.1).
 
     Head k reads h, the target's last state after the final norm, at the newest token that has one. The root came from
@@ -60,20 +79,21 @@ class MedusaDrafter(StepDrafter):
 
     Args:
         target: the model to draft for.
-        heads: number of places ahead that are guessed.
-        layers: number of residual blocks of a head.
         tree: the builder of its trees; the released one of 63 nodes by default.
+        settings: fields of `MedusaSettings`.
 
     Raises:
         MMSpecError: for numbers that are not positive integers.
     """
 
+    Settings = MedusaSettings
+    settings: MedusaSettings
     feature_layers = (LAST,)
 
-    def __init__(self, target: Target, heads: int = 5, layers: int = 1, tree: TreeBuilder | None = None):
-        super().__init__(target, tree or StaticTree("medusa"))
-        positive(self, heads=heads, layers=layers)
-        self.heads, self.layers, self.max_depth = heads, layers, heads
+    def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
+        super().__init__(target, tree=tree or StaticTree("medusa"), **settings)
+        heads, layers = self.settings.heads, self.settings.layers
+        self.max_depth = heads
         hidden, vocab = target.hidden_size, target.vocab_size
         self.medusa_head = nn.ModuleList(
             nn.Sequential(*(ResBlock(hidden) for _ in range(layers)), nn.Linear(hidden, vocab, bias=False))
@@ -131,21 +151,12 @@ class MedusaDrafter(StepDrafter):
         """The dtype of the weights."""
         return self._last[0].weight.dtype
 
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return {"heads": self.heads, "layers": self.layers}
-
     @classmethod
-    def from_config(cls, config: dict[str, Any], target: Target) -> MedusaDrafter:
-        """Rebuild the drafter, on the target's device and in its dtype."""
-        return cls(target, config["heads"], config["layers"]).to(device=target.device, dtype=target.dtype)
-
-    @classmethod
-    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> MedusaDrafter:
+    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> Self:
         """Rebuild the drafter on the meta device, see `Drafter.empty`."""
         if there is not None:
-            there.check_count("heads", config["heads"])
-            there.check_count("layers", config["layers"])
-            there.check_count("heads times layers", config["heads"] * config["layers"])
-        with torch.device("meta"):
-            return cls(target, config["heads"], config["layers"]).to(target.dtype)
+            settings = settings_from(MedusaSettings, cls._keywords(config))
+            there.check_count("heads", settings.heads)
+            there.check_count("layers", settings.layers)
+            there.check_count("heads times layers", settings.heads * settings.layers)
+        return super().empty(config, target, there)

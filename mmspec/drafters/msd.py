@@ -20,7 +20,7 @@ class MsdDrafter(EagleDrafter):
     which is ours to allow, the entries that are left enter like visual tokens.
 
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head, on text first
-    and then on more and more pictures (recipe `msd`). The arguments are those of `EagleDrafter`.
+    and then on more and more pictures (recipe `msd`). Arguments and settings are those of `EagleDrafter`.
     """
 
     def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,6 @@ from ..errors import MMSpecError, first_line, shown
 from ..settings.arguments import as_int
 from .layer import Rope
 
-ROPES = ("1d", "mrope")
-"""One-dimensional positions, whatever the target's are; or those of the target, of time, height and width."""
-
 
 def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
     """Return `[head_dim / 2]` the axis by whose position each frequency is turned.

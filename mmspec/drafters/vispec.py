@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..compressors import DraftPrompt, Resampler
+from ..compressors import DraftPrompt, Resampler, VisualCompressor
 from ..errors import MMSpecError
-from ..trees import TreeBuilder
-from .eagle import EagleDrafter
+from .eagle import EagleDrafter, EagleSettings
 
 if TYPE_CHECKING:
     from ..target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViSpecSettings(EagleSettings):
+    """The settings of a `ViSpecDrafter`, beside those of `EagleSettings`.
+
+    Args:
+        queries: number of queries of the adaptor, the one for the global vector included: at least 2.
+        heads: number of heads in the adaptor's attention; null for as many as the target has.
+        use_summary: whether the global vector is injected.
+    """
+
+    queries: int = 2
+    heads: int | None = None
+    use_summary: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.queries < 2:
+            raise MMSpecError(f"queries={self.queries} must be at least 2, one of them for the global vector")
+
+    def fit(self, target: Target) -> Self:
+        """Choose the number of heads."""
+        heads = self.heads or target.family.text_config.num_attention_heads
+        return replace(super().fit(target), heads=heads)
 
 
 class ViSpecDrafter(EagleDrafter):
@@ -31,42 +56,28 @@ class ViSpecDrafter(EagleDrafter):
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head, in a second
     stage on long answers that the target wrote itself (recipe `vispec`).
 
-    Args:
-        target, head, draft_vocab_size, tree, bias, input_norm, own_embedding: see `EagleDrafter`.
-        queries: number of queries of the adaptor, the one for g included: at least 2.
-        heads: number of heads in the adaptor's attention; the layer's by default.
-        use_summary: whether g is injected.
+    The arguments are those of `FeatureDrafter`, and its settings those of `ViSpecSettings`; the compressor is a
+    `Resampler` with a summary.
 
     Raises:
-        MMSpecError: for fewer than two queries, or a compressor that makes no summary.
+        MMSpecError: for a compressor that makes no summary.
     """
 
-    switches = ("bias", "input_norm", "queries", "heads", "use_summary")
+    Settings = ViSpecSettings
+    settings: ViSpecSettings
 
-    def __init__(
-        self,
-        target: Target,
-        head: dict[str, Any] | None = None,
-        visual: bool = True,
-        draft_vocab_size: int | None = None,
-        tree: TreeBuilder | None = None,
-        bias: bool = True,
-        input_norm: bool = False,
-        queries: int = 2,
-        heads: int | None = None,
-        use_summary: bool = True,
-        compressor: Resampler | None = None,
-        own_embedding: int | None = None,
-    ):
-        if queries < 2:
-            raise MMSpecError(f"ViSpecDrafter: queries={queries} must be at least 2, one of them for the global vector")
-        heads = heads or target.family.text_config.num_attention_heads
-        compressor = compressor or Resampler(queries, heads, summary=True)
-        if not getattr(compressor, "summary", False):
-            name = type(compressor).__name__
+    def choose_compressor(self, given: VisualCompressor | None) -> VisualCompressor | None:
+        """Return the adaptor."""
+        assert self.settings.heads is not None  # chosen by `fit`
+        adaptor = given or Resampler(self.settings.queries, self.settings.heads, summary=True)
+        if not getattr(adaptor, "summary", False):
+            name = type(adaptor).__name__
             raise MMSpecError(f"ViSpecDrafter: {name} makes no summary; use Resampler(summary=True)")
-        super().__init__(target, head, visual, draft_vocab_size, tree, bias, input_norm, compressor, own_embedding)
-        self.queries, self.heads, self.use_summary = queries, heads, use_summary
+        return adaptor
+
+    def build(self) -> None:
+        """Make EAGLE's layers and the injection, which begins as the identity on states."""
+        super().build()
         hidden = self.head.hidden_size
         self.img_fc = nn.Linear(2 * hidden, hidden)
         with torch.no_grad():
@@ -76,7 +87,7 @@ class ViSpecDrafter(EagleDrafter):
     def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
         """Return the fusion with the summary at text slots, and the bare embedding at visual ones."""
         summary = prompt.summary
-        if summary is None or not self.use_summary:
+        if summary is None or not self.settings.use_summary:
             summary = prompt.states.new_zeros(*prompt.states.shape[:2], self.head.hidden_size)
         # What comes behind the prompt knows the last picture. A state is of the entry before its embedding's.
         self._summary = summary[:, -1:]
@@ -95,7 +106,3 @@ class ViSpecDrafter(EagleDrafter):
     def _fuse(self, embeds: Tensor, states: Tensor, summary: Tensor) -> Tensor:
         states = self.img_fc(torch.cat([states, summary.to(states)], dim=-1))
         return self.fc(torch.cat([embeds, states], dim=-1))
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings, see `Drafter.config`."""
-        return super().config() | {"queries": self.queries, "heads": self.heads, "use_summary": self.use_summary}

@@ -133,10 +133,8 @@ def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]], source: 
         source: name of the place that the weights come from, for messages.
 
     Raises:
-        MMSpecError: if the tokens that can be drafted do not belong to the target's vocabulary.
+        MMSpecError: see `Drafter.check_weights`.
     """
-    from ..drafters.vocabulary import ReducedVocabulary
-
     broken = []
     for name, tensor in drafter.state_dict().items():
         if name in tensors:
@@ -154,5 +152,4 @@ def fill(drafter: Drafter, tensors: Mapping[str, Callable[[], Tensor]], source: 
             str(drafter.target.dtype).removeprefix("torch."),
             listed(broken, 3),
         )
-    if isinstance(drafter, ReducedVocabulary):
-        drafter.check_vocabulary(source)
+    drafter.check_weights(source)

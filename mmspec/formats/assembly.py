@@ -4,16 +4,19 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ..drafters import FeatureDrafter
+from ..compressors import VisualCompressor
+from ..drafters import FeatureDrafter, FeatureSettings
 from ..drafters.head_config import MROPE_SETTINGS
 from ..errors import MMSpecError, listed
 from ..files.checkpoints import fill
 from ..target import Target
+from .base import Shapes
 from .checkpoint import Checkpoint
 from .embedding import EMBEDDING, embedding_rows
 from .head import head_settings
@@ -21,13 +24,22 @@ from .head import head_settings
 ROTARY = "rotary_emb.inv_freq"
 """Suffix of frequencies that old code saved as buffers; they follow from rope_theta."""
 
+INPUT_NORM = "layers.0.input_layernorm.weight"
+"""Key of the norm at the input of EAGLE's layer."""
+
+
+def fusion_of(keys: Shapes) -> dict[str, Any]:
+    """Return the settings that all drafters with EAGLE's fusion and one layer share."""
+    return {"bias": "fc.bias" in keys, "input_norm": INPUT_NORM in keys}
+
 
 def assemble(
     cls: type[FeatureDrafter],
     checkpoint: Checkpoint,
     target: Target,
-    settings: Mapping[str, Any],
+    settings: FeatureSettings,
     *,
+    compressor: VisualCompressor | None = None,
     layer: str = "layers.0",
     head_dim: int | None = None,
     names: Mapping[str, str] | None = None,
@@ -40,7 +52,8 @@ def assemble(
         cls: class of the drafter.
         checkpoint: the checkpoint to read.
         target: the model to draft for.
-        settings: arguments of the constructor, except the head and the embedding; these win over the defaults set here.
+        settings: settings of the drafter; the head and the embedding are found here.
+        compressor: the compressor that the drafter reads pictures through.
         layer: prefix of the keys from which the head's sizes are derived.
         head_dim: width of a head, if another tensor tells it; see `head_settings`.
         names: prefixes of the class's names, mapped to those of the checkpoint's keys.
@@ -52,15 +65,12 @@ def assemble(
     """
     names, made = names or {}, made or {}
     head = head_settings(checkpoint, target, layer, head_dim)
-    if settings.get("rope") != "mrope":  # the original turns by one position, whatever the configuration has left over
+    if getattr(settings, "rope", "1d") != "mrope":  # the original turns by one position, whatever is left over
         rope = head["rope_parameters"]
         head["rope_parameters"] = {name: value for name, value in rope.items() if name not in MROPE_SETTINGS}
-    config = {"head": head, "visual": True, "draft_vocab_size": None, "compressor": None, **settings}
-    unread = {*unread}
-    if "own_embedding" in cls.late_switches:
-        config["own_embedding"] = embedding_rows(checkpoint, target, head["hidden_size"])
-        unread.add(EMBEDDING)
-    drafter = cls.empty(config, target)
+    rows = embedding_rows(checkpoint, target, head["hidden_size"])
+    config = asdict(replace(settings, head=head, own_embedding=rows))
+    drafter = cls.empty(config | {"compressor": None if compressor is None else compressor.config()}, target)
 
     def theirs(name: str) -> str:
         start = next((start for start in names if name.startswith(start)), "")
@@ -69,7 +79,7 @@ def assemble(
     expected = {name: tuple(tensor.shape) for name, tensor in drafter.state_dict().items()}
     keys = {name: theirs(name) for name in expected if name not in made}
     missing = [key for key in keys.values() if key not in checkpoint.shapes]
-    known = {*keys.values(), *unread}
+    known = {*keys.values(), *unread, EMBEDDING}
     unexpected = [key for key in checkpoint.shapes if key not in known and not key.endswith(ROTARY)]
     if missing or unexpected:
         raise MMSpecError(

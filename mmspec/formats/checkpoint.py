@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..drafters.head_config import is_number
 from ..errors import MMSpecError, listed, shown
 from ..files.checkpoints import HEADS, INDEX, PICKLES
 from ..files.folders import WEIGHTS, Header, named_file, read_config, read_json
-from ..settings.arguments import as_int
+from ..settings.fields import fits, in_words
 
 PREFIX = "model."
 """Prefix of all keys where a trainer saved the drafter as a part of a model."""
@@ -19,17 +18,6 @@ PREFIX = "model."
 NESTED = ("text_config", "transformer_layer_config")
 """Entries in which configurations of vision-language models and of speculators keep those of their language model and
 layer."""
-
-
-NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a list of whole numbers",
-    dict: "settings by name",
-    str: "a text",
-}
-"""Names of the kinds of settings in errors."""
 
 
 class Checkpoint:
@@ -80,13 +68,12 @@ class Checkpoint:
             raise MMSpecError(f"{self}: {name} has shape {list(shape)}, not [{', '.join(axes)}]")
         return shape
 
-    def said(self, name: str, kind: type, default: Any = None) -> Any:
+    def said(self, name: str, kind: Any, default: Any = None) -> Any:
         """Return a setting of `config.json`, or the default where it is missing or null.
 
         Args:
             name: key of the setting.
-            kind: type of the value: `bool`, `int`, `float` (a finite one, or an int), `list` (of ints), `dict` or
-                `str`.
+            kind: type of the value, such as `bool` or `list[int]`, see `mmspec.settings.fields.fits`.
             default: value if the setting is missing or null.
 
         Raises:
@@ -95,13 +82,8 @@ class Checkpoint:
         value = self.config.get(name)
         if value is None:
             return default
-        right = {
-            float: is_number(value),
-            int: as_int(value) is not None,
-            list: isinstance(value, list) and all(as_int(number) is not None for number in value),
-        }
-        if not right.get(kind, isinstance(value, kind)):
-            raise MMSpecError(f"{self}: config.json says {name}={shown(value)}, which should be {NAMES[kind]}")
+        if not fits(value, kind):
+            raise MMSpecError(f"{self}: config.json says {name}={shown(value)}, which should be {in_words(kind)}")
         return value
 
     def require(self, *names: str) -> None:

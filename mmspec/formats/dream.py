@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..drafters import DreamDrafter, FeatureDrafter
+from ..drafters import DreamDrafter, DreamSettings, FeatureDrafter
 from ..target import Target
 from .assembly import assemble
 from .base import Format, Shapes
@@ -19,7 +19,8 @@ class Dream(Format):
 
     The drafter computes as the release does: the first token sees the mean of all states of the prompt, and the mask of
     the tree does not cover the memory, see `DreamDrafter`. The paper means a memory that the tree masks;
-    `drafter.tree_masked = True` gives that, with the same weights. All visual tokens stay, as in the released code.
+    `drafter.settings = dataclasses.replace(drafter.settings, tree_masked=True)` gives that, with the same weights. All
+    visual tokens stay, as in the released code.
     """
 
     name = "dream"
@@ -32,7 +33,7 @@ class Dream(Format):
         """Make the drafter with the checkpoint's weights."""
         norm = "layers.1.cross_attn.q_norm.weight"
         checkpoint.require(GATE, norm)
-        settings = {"cross_attention": True, "first_token": "mean", "tree_masked": False}
+        settings = DreamSettings(first_token="mean", tree_masked=False)
         return assemble(DreamDrafter, checkpoint, target, settings, head_dim=checkpoint.sizes(norm, "head_dim")[0])
 
 

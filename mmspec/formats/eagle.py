@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..drafters import EagleDrafter, FeatureDrafter, MsdDrafter
+from ..drafters import EagleDrafter, EagleSettings, FeatureDrafter, MsdDrafter
 from ..target import Target
-from .assembly import assemble
+from .assembly import INPUT_NORM, assemble, fusion_of
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
 from .dream import is_dream
 from .eagle3 import is_eagle3
 from .hivis import is_hivis
 from .vispec import is_vispec
-
-INPUT_NORM = "layers.0.input_layernorm.weight"
 
 
 class Eagle(Format):
@@ -40,7 +38,7 @@ class Eagle(Format):
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
         """Make the drafter with the checkpoint's weights."""
-        return assemble(EagleDrafter, checkpoint, target, switches_of(checkpoint.shapes))
+        return assemble(EagleDrafter, checkpoint, target, EagleSettings(**fusion_of(checkpoint.shapes)))
 
 
 class Msd(Format):
@@ -63,7 +61,7 @@ class Msd(Format):
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
         """Make the drafter with the checkpoint's weights."""
-        return assemble(MsdDrafter, checkpoint, target, switches_of(checkpoint.shapes))
+        return assemble(MsdDrafter, checkpoint, target, EagleSettings(**fusion_of(checkpoint.shapes)))
 
 
 def is_plain(keys: Shapes) -> bool:
@@ -75,8 +73,3 @@ def is_plain(keys: Shapes) -> bool:
 def is_vlm(config: Mapping[str, Any]) -> bool:
     """Return True for the configuration of a whole vision-language model, of transformers or of LLaVA's own code."""
     return isinstance(config.get("vision_config"), Mapping) or any(name.startswith("mm_") for name in config)
-
-
-def switches_of(keys: Shapes) -> dict[str, Any]:
-    """Return the constructor arguments that all drafters with a fusion and one layer share."""
-    return {"bias": "fc.bias" in keys, "input_norm": INPUT_NORM in keys}

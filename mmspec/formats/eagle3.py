@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..drafters import Eagle3Drafter, FeatureDrafter
+from ..drafters import Eagle3Drafter, Eagle3Settings, FeatureDrafter
 from ..drafters.head_config import MROPE_SETTINGS
 from ..drafters.vocabulary import is_padding
 from ..errors import MMSpecError, shown
@@ -61,16 +61,15 @@ class Eagle3(Format):
         checkpoint.require("fc.weight", "norm.weight", HEAD)
         made = vocabulary_of(checkpoint, target)
         ropes = [checkpoint.said(name, dict, {}) for name in ("rope_parameters", "rope_scaling")]
-        settings = {
-            "visual": False,
-            "draft_vocab_size": len(made["d2t"]) if "d2t" in made else None,
-            "feature_layers": feature_layers(checkpoint),
-            "fc_norm": norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
-            "norm_before_fc": norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
-            "norm_output": checkpoint.said("norm_output", bool, False),
-            "norm_before_residual": normed_residual(checkpoint),
-            "rope": "mrope" if any(MROPE_SETTINGS[0] in rope for rope in ropes) else "1d",
-        }
+        settings = Eagle3Settings(
+            draft_vocab_size=len(made["d2t"]) if "d2t" in made else None,
+            feature_layers=feature_layers(checkpoint),
+            fc_norm=norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
+            norm_before_fc=norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
+            norm_output=checkpoint.said("norm_output", bool, False),
+            norm_before_residual=normed_residual(checkpoint),
+            rope="mrope" if any(MROPE_SETTINGS[0] in rope for rope in ropes) else "1d",
+        )
         names, unread = {"midlayer.": f"{layer}."}, ("d2t", "t2d", HEAD, *idle_bias(checkpoint, layer))
         return assemble(Eagle3Drafter, checkpoint, target, settings, layer=layer, names=names, made=made, unread=unread)
 
@@ -124,7 +123,7 @@ def feature_layers(checkpoint: Checkpoint) -> list[int] | None:
         MMSpecError: if the two conventions contradict each other, or the configuration does not say which one it uses.
     """
     nested = checkpoint.said("eagle_config", dict, {})
-    entering, leaving = (checkpoint.said(name, list) for name in (ENTERING, LEAVING))
+    entering, leaving = (checkpoint.said(name, list[int]) for name in (ENTERING, LEAVING))
     if entering is None and leaving is None and nested.get(ENTERING):
         raise MMSpecError(
             f"{checkpoint}: eagle_config says {ENTERING}={shown(nested[ENTERING])}, which SGLang reads as layers that "

@@ -85,13 +85,13 @@ def _check(drafter: Drafter) -> Eagle3Drafter:
     if drafter.compressor is not None:
         compressor = type(drafter.compressor).__name__
         raise MMSpecError(f"this {name} sees pictures through {compressor}, which speculators cannot express: {able}")
-    if drafter.visual:
+    if drafter.settings.visual:
         raise MMSpecError(
             f"this {name} reads visual embeddings (visual=True), but vLLM gives a drafter the placeholder's embedding: "
             f"{able}"
         )
-    if len(set(drafter.fused)) < len(drafter.fused):
-        raise MMSpecError(f"this {name} reads feature_layers={list(drafter.fused)}, one of them twice: {able}")
+    if len(set(layers := _fused(drafter))) < len(layers):
+        raise MMSpecError(f"this {name} reads feature_layers={layers}, one of them twice: {able}")
     if drafter.head.hidden_act != SERVED_ACTIVATION:
         raise MMSpecError(
             f"this {name} has hidden_act={drafter.head.hidden_act!r}, but vLLM's layer computes {SERVED_ACTIVATION!r} "
@@ -100,10 +100,15 @@ def _check(drafter: Drafter) -> Eagle3Drafter:
     return drafter
 
 
+def _fused(drafter: Eagle3Drafter) -> list[int]:
+    """Return the layers of the three features, in the drafter's order."""
+    return list(drafter.settings.feature_layers or ())
+
+
 def _config(drafter: Eagle3Drafter, verifier_name: str, speculative_tokens: int) -> dict[str, Any]:
     model, head = drafter.target.model, drafter.head
     rope: dict[str, Any] = dict(head.rope_parameters or {})
-    if drafter.rope != "mrope":  # vLLM goes by what it finds
+    if drafter.settings.rope != "mrope":  # vLLM goes by what it finds
         rope = {name: value for name, value in rope.items() if name not in MROPE_SETTINGS}
     layer = {name: getattr(head, name) for name in HEAD_SETTINGS} | {
         "rope_parameters": rope,
@@ -137,11 +142,11 @@ def _config(drafter: Eagle3Drafter, verifier_name: str, speculative_tokens: int)
         "transformer_layer_config": layer,
         "draft_vocab_size": drafter.draft_vocab_size or drafter.target.vocab_size,
         "target_hidden_size": drafter.target.hidden_size,
-        "eagle_aux_hidden_state_layer_ids": sorted(drafter.fused),
-        "norm_before_residual": drafter.norm_before_residual,  # vLLM takes True where it is missing
-        "norm_before_fc": drafter.input_norm is not None,
-        "fc_norm": drafter.fc_norm is not None,
-        "norm_output": drafter.norm_output,
+        "eagle_aux_hidden_state_layer_ids": sorted(_fused(drafter)),
+        "norm_before_residual": drafter.settings.norm_before_residual,  # vLLM takes True where it is missing
+        "norm_before_fc": drafter.settings.norm_before_fc,
+        "fc_norm": drafter.settings.fc_norm,
+        "norm_output": drafter.settings.norm_output,
         "embed_requires_grad": False,
         "tie_word_embeddings": False,
         "dtype": str(drafter.fc.weight.dtype).removeprefix("torch."),
@@ -155,7 +160,7 @@ def _weights(drafter: Eagle3Drafter) -> dict[str, Tensor]:
         del weights["d2t"], weights["t2d"]
     # What the drafter reads of a token, a factor of the target's embedding (Gemma) included.
     tokens = torch.arange(target.vocab_size, device=target.device)
-    weights["embed_tokens.weight"] = drafter._token_embeds(tokens[None])[0]
+    weights["embed_tokens.weight"] = drafter.token_embeds(tokens[None])[0]
     if drafter.head.attention_bias:  # there it includes the output projection, which has none here
         output = weights["layers.0.self_attn.o_proj.weight"]
         weights["layers.0.self_attn.o_proj.bias"] = output.new_zeros(output.shape[0])
@@ -164,7 +169,7 @@ def _weights(drafter: Eagle3Drafter) -> dict[str, Tensor]:
 
 def _ascending(drafter: Eagle3Drafter, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights on the three features in the order of their layers: vLLM collects features in that order."""
-    order = sorted(range(3), key=lambda number: drafter.fused[number])
+    order = sorted(range(3), key=lambda number: _fused(drafter)[number])
     sorted_weights: dict[str, Tensor] = {}
     for name in ("fc.weight", "input_norm.weight"):
         if name in weights:

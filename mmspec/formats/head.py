@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..drafters.head_config import STATIC_ROPES, is_number
+from ..drafters.head_config import STATIC_ROPES
 from ..errors import MMSpecError, shown
+from ..settings.arguments import is_number
 from ..target import Target
 from .checkpoint import Checkpoint
 

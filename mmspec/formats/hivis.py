@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..compressors import Hide
-from ..drafters import FeatureDrafter, HiVisDrafter
+from ..drafters import FeatureDrafter, HiVisDrafter, HiVisSettings
 from ..errors import MMSpecError
 from ..target import Target
-from .assembly import assemble
+from .assembly import assemble, fusion_of
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
 
@@ -33,18 +33,13 @@ class HiVis(Format):
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
         """Make the drafter with the checkpoint's weights."""
-        keys = checkpoint.shapes
-        residual = next((name for name in RESIDUALS if name in keys), RESIDUALS[0])
+        residual = next((name for name in RESIDUALS if name in checkpoint.shapes), RESIDUALS[0])
         checkpoint.require(residual, "fc.weight")
         hide = hidden_of(checkpoint, target)
-        settings = {
-            "bias": "fc.bias" in keys,
-            "input_norm": "layers.0.input_layernorm.weight" in keys,
-            "steps": checkpoint.sizes(residual, "steps", "hidden")[0],
-            "packed": hide.packed,
-            "compressor": hide.config(),
-        }
-        return assemble(HiVisDrafter, checkpoint, target, settings, names={RESIDUALS[0]: residual})
+        steps = checkpoint.sizes(residual, "steps", "hidden")[0]
+        settings = HiVisSettings(steps=steps, packed=hide.packed, **fusion_of(checkpoint.shapes))
+        names = {RESIDUALS[0]: residual}
+        return assemble(HiVisDrafter, checkpoint, target, settings, compressor=hide, names=names)
 
 
 def is_hivis(keys: Shapes) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..compressors import Resampler
-from ..drafters import FeatureDrafter, ViSpecDrafter
+from ..drafters import FeatureDrafter, ViSpecDrafter, ViSpecSettings
 from ..target import Target
-from .assembly import assemble
+from .assembly import assemble, fusion_of
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
 
@@ -33,16 +33,9 @@ class ViSpec(Format):
         keys = checkpoint.shapes
         queries, heads, head_dim = checkpoint.sizes(QUERIES, "queries", "heads", "head_dim")
         adaptor = Resampler(queries, heads, summary=True, bias="imadpt.k_proj.bias" in keys)
-        settings = {
-            "bias": "fc.bias" in keys,
-            "input_norm": "layers.0.input_layernorm.weight" in keys,
-            "queries": queries,
-            "heads": heads,
-            "use_summary": True,
-            "compressor": adaptor.config(),
-        }
+        settings = ViSpecSettings(queries=queries, heads=heads, **fusion_of(keys))
         names = {"compressor.": "imadpt."}
-        return assemble(ViSpecDrafter, checkpoint, target, settings, head_dim=head_dim, names=names)
+        return assemble(ViSpecDrafter, checkpoint, target, settings, compressor=adaptor, head_dim=head_dim, names=names)
 
 
 def is_vispec(keys: Shapes) -> bool:

@@ -99,6 +99,11 @@ def as_int(value: Any) -> int | None:
         return None
 
 
+def is_number(value: Any) -> bool:
+    """Return True for a finite number that is no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def callables(name: str, value: Any) -> list[Callable]:
     """Return functions as a list, given as a list or as a single function."""
     if value is None:

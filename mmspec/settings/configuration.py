@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -184,6 +184,9 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     folders, found, (chosen, keys) = search_folders(config_dir), groups(config_dir), settings(name)
     choices, values, names, literals = {}, [], {}, {}
     free = {key for key, (default, _) in keys.items() if default == "{}"}
+    given = {group: value for group, _, value in (override.partition("=") for override in overrides)}
+    choice_of = {group: given.get(group, default) for group, (default, _) in chosen.items()}
+    left = _left_to_classes(name, choice_of, config_dir)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals and not override.startswith("~"):
@@ -195,8 +198,8 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
             if key.removeprefix(f"{name}/") not in chosen:
                 raise MMSpecError(f"mmspec {name} has no group {key!r}.{did_you_mean(key, chosen)}")
             choices[key], names[f"{key}.name"] = _choose(key, value, options)
-        elif key.partition(".")[0] in free and "." in key:
-            values.append(f"++{override}")  # any name may stand there
+        elif (key.partition(".")[0] in free and "." in key) or any(f"{key}.".startswith(f"{one}.") for one in left):
+            values.append(f"++{override}")  # no file has the name
         elif "/" in value and key[:1] not in "+~" and Path(value).expanduser().exists():
             literals[key] = str(Path(value).expanduser())
         else:
@@ -214,9 +217,16 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
             put(config, key, value)
         OmegaConf.to_container(config, resolve=True)  # finds broken interpolations now, where the error can say so
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        reason = _unknown_key(name, choices, [*values, *literals], folders) or " ".join(str(error).split())
+        reason = _unknown_key(name, choices, [*values, *literals], folders, left) or " ".join(str(error).split())
         raise MMSpecError(reason) from error
     return config
+
+
+def _left_to_classes(name: str, choices: Mapping[str, str], config_dir: str | Path | None) -> set[str]:
+    """Return the settings of the chosen options that their files leave to the classes' own defaults."""
+    files = {group: option_files(name, group, config_dir).get(option) for group, option in choices.items()}
+    found = (setting for group, file in files.items() if file for setting in options.read(file, group).values())
+    return {setting.key for setting in found if not setting.written}
 
 
 def _choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, str | None]:
@@ -265,7 +275,9 @@ def _compose(name: str, overrides: list[str], folders: list[Path]) -> Any:
             restore_gh_from_backup(before)
 
 
-def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], folders: list[Path]) -> str | None:
+def _unknown_key(
+    name: str, choices: dict[str, str], overrides: Iterable[str], folders: list[Path], left: Collection[str]
+) -> str | None:
     """Return an error text about the override that names an unknown key, or None if no override does."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -283,7 +295,7 @@ def _unknown_key(name: str, choices: dict[str, str], overrides: Iterable[str], f
             continue
         group = key.partition(".")[0]
         files = option_files(name, group, folders[-1] if folders[1:] else None) if group in defaults else {}
-        inside = [other for other in known if other.startswith(f"{group}.")]
+        inside = [other for other in {*known, *left} if other.startswith(f"{group}.")]
         able = [f"{group}={option}" for option, file in files.items() if key in options.read(file, group)]
         if group in defaults and (able or not inside):
             has = "has none of this name" if inside else "has no settings"

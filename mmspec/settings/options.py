@@ -2,7 +2,8 @@
 
 They are read from the YAML text, without hydra, so that `--help` and the Tab key answer at once. The comment at the end
 of its line describes a setting. If an option has none, the setting of the same class in another file of its group
-describes it; so what several options share is described once.
+describes it; so what several options share is described once. Classes with a dataclass of settings have all its fields,
+those that a file leaves out too, and the dataclass describes them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import MMSpecError
+from .source import stated_settings
 
 COMMENT = re.compile(r"[^#]*?\s# (.*)")
 DIRECTIVE = "# @package _global_"
@@ -40,12 +42,15 @@ class OptionSetting:
         default: default value as the file writes it.
         comment: description of the setting; empty if the file has none.
         owner: full name of the class that takes the setting, and the argument's name there.
+        written: True if the file has the setting; False if it leaves it to the class, see
+            `mmspec.settings.source.stated_settings`.
     """
 
     key: str
     default: str
     comment: str
     owner: tuple[str, str]
+    written: bool = True
 
     @property
     def own(self) -> bool:
@@ -97,6 +102,7 @@ def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator
     if not isinstance(node, yaml.MappingNode):
         return
     target = class_of(node)
+    stated, written = stated_settings(target), {key.value for key, _ in node.value}
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if key.value.startswith("_") or name == "defaults":
@@ -104,9 +110,13 @@ def _walk(node: yaml.Node, prefix: str, lines: list[str], text: str) -> Iterator
         if isinstance(value, yaml.MappingNode) or _classes(value):
             yield from _walk(value, f"{name}.", lines, text)
             continue
-        written = " ".join(text[value.start_mark.index : value.end_mark.index].split())
+        default = " ".join(text[value.start_mark.index : value.end_mark.index].split())
         said = COMMENT.fullmatch(lines[key.start_mark.line])
-        yield OptionSetting(name, written, said[1] if said else "", (target, key.value))
+        comment = said[1] if said else stated[key.value].description if key.value in stated else ""
+        yield OptionSetting(name, default, comment, (target, key.value))
+    for name, setting in stated.items():
+        if name not in written:
+            yield OptionSetting(f"{prefix}{name}", setting.default, setting.description, (target, name), written=False)
 
 
 def _classes(node: yaml.Node) -> bool:

@@ -3,6 +3,8 @@ stage."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -121,8 +123,8 @@ def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:
             f"the second stage begins with a drafter of the first, and {name!r} is none ({error}): run mmspec train "
             "recipe=hivis1 first, and give its folder best as recipe.drafter.name"
         ) from error
-    if not isinstance(first, HiVisDrafter) or first.steps != 1:
+    if not isinstance(first, HiVisDrafter) or first.settings.steps != 1:
         raise MMSpecError(f"{name!r} is no HiViS drafter of the first stage, which has a single residual")
     first.residual = nn.Parameter(first.residual.detach().repeat(steps, 1))
-    first.steps = steps
+    first.settings = replace(first.settings, steps=steps)
     return first

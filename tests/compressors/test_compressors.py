@@ -33,6 +33,7 @@ from mmspec.compressors import (
 )
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import EagleDrafter, HiVisDrafter, NGramDrafter, ViSpecDrafter
+from mmspec.drafters.reading import view_of
 from mmspec.inputs import append, prepare
 from mmspec.settings import configuration
 
@@ -586,11 +587,11 @@ def test_hivis_refuses_pictures_that_it_cannot_hide(monkeypatch):
     inputs, _ = case("llava", "sdpa", (1,), (9,), 14)
     request = prepare(drafter.target, inputs=inputs)
     context = drafter.target.prefill(request, drafter.target.encode(request), feature_layers=drafter.feature_layers)
-    view = (request, request, context.embeds, context.features, context.vision)
-    assert drafter.read(*view).removed.tolist() == [4]
+    view = view_of(context)
+    assert drafter.read(view).removed.tolist() == [4]
     monkeypatch.setattr(type(drafter.target.family), "placeholders", {5000: "image"})
     with pytest.raises(MMSpecError, match="hiding them removed no token: .* placeholder tokens .5000. is in it"):
-        drafter.read(*view)
+        drafter.read(view)
 
 
 def test_a_configuration_chooses_drafter_and_compressor():

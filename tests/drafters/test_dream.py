@@ -110,7 +110,7 @@ def test_its_caches_hold_true_states_only(name, variant):
         # The pictures' places are those of the prompt, whatever the answer says.
         fresh.start(context)
     ours, theirs = script.session.session.cache, fresh.session.cache
-    assert len(ours.layers) == len(theirs.layers) == (3 if drafter.cross_attention else 2)
+    assert len(ours.layers) == len(theirs.layers) == (3 if drafter.settings.cross_attention else 2)
     for row in [row for row, on in enumerate(active) if on]:
         length = ours.lengths_list[row]
         assert length == theirs.lengths_list[row] and ours.speculative == 0

@@ -112,4 +112,4 @@ def test_what_is_saved_is_loaded(variant, tmp_path):
 
 def test_a_head_of_another_width_is_refused():
     with pytest.raises(MMSpecError, match="hidden size of this DreamDrafter is 16 but the target's is 32"):
-        DreamDrafter(target_of("llava", "sdpa"), {"hidden_size": 16})
+        DreamDrafter(target_of("llava", "sdpa"), head={"hidden_size": 16})

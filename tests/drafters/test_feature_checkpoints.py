@@ -140,7 +140,7 @@ def test_a_drafter_for_another_width_is_refused(variant, tmp_path):
         ),
         (EagleDrafter, {"head": {"hidden_size": 16}}, "hidden size of this EagleDrafter is 16 but the target's is 32"),
         (Eagle3Drafter, {"head": {"hidden_size": 64}}, "size of this Eagle3Drafter is 64 but the target's is 32"),
-        (EagleDrafter, {"draft_vocab_size": 2.5}, "draft_vocab_size=2.5 must lie between 1 and the target's 61, or be"),
+        (EagleDrafter, {"draft_vocab_size": 2.5}, "EagleDrafter: draft_vocab_size=2.5 must be a whole number or None"),
         (EagleDrafter, {"draft_vocab_size": 0}, "draft_vocab_size=0 must lie between 1 and the target's 61"),
         (Eagle3Drafter, {"draft_vocab_size": 62}, "draft_vocab_size=62 must lie between 1 and the target's 61"),
         (Eagle3Drafter, {"feature_layers": [0, 1, 3]}, r"feature_layers=\[0, 1, 3\] must be three layers .* 0 to 2"),

@@ -26,6 +26,7 @@ from yardstick import reference_at
 
 import mmspec
 from mmspec import Target
+from mmspec.drafters.reading import TargetView
 from mmspec.inputs import append, prepare
 from mmspec.outcome import Verdict
 from mmspec.training.teacher import Teacher
@@ -253,8 +254,8 @@ def has_true_features_only(script, drafter, inputs: dict) -> list[int]:
         fresh.start(context)
         logits = fresh.expand_root(torch.tensor([history[-1] for history in context.history]))
     ours, theirs = script.session.session.cache, fresh.session.cache
-    view = (context.embeds, context.features, context.vision)
-    removed = drafter.read(longer, prompt, *view).removed.tolist()
+    view = TargetView(longer, prompt, context.embeds, context.features, context.vision)
+    removed = drafter.read(view).removed.tolist()
     for row in [row for row, on in enumerate(active) if on]:
         length = prompt.lengths[row] + places[row] - removed[row] + drafter.first_slot
         assert ours.lengths_list[row] == theirs.lengths_list[row] == length

@@ -37,7 +37,7 @@ DEEP = {
 
 
 def medusa(name: str, count: int = 3, layers: int = 2) -> MedusaDrafter:
-    return models.redraw(MedusaDrafter(target_of(name, "sdpa"), count, layers), seed=6).eval()
+    return models.redraw(MedusaDrafter(target_of(name, "sdpa"), heads=count, layers=layers), seed=6).eval()
 
 
 def formula(weights: dict[str, torch.Tensor], head: int, state: torch.Tensor) -> torch.Tensor:
@@ -225,7 +225,9 @@ def test_a_published_checkpoint_is_loaded_whatever_its_config_counts(prefix, lay
     publish(tmp_path, weights, medusa_num_heads=5, medusa_num_layers=7)
     target, lesson = target_of("llava", "sdpa"), heads.lesson_of("llava")
     drafter = mmspec.load_drafter(str(tmp_path), target)
-    assert type(drafter) is MedusaDrafter and (drafter.heads, drafter.layers) == (2, layers) and not drafter.training
+    assert (
+        type(drafter) is MedusaDrafter and drafter.config() == {"heads": 2, "layers": layers} and not drafter.training
+    )
     named = {f"medusa_head.{key.removeprefix('medusa_head.')}": tensor for key, tensor in weights.items()}
     for (row, root, step), logits in heads.guesses_of(drafter, lesson, 5).items():
         state = heads.full_pass("llava", row)[0][LAST][lesson.prompt.lengths[row] - 1 + root]
@@ -253,9 +255,9 @@ def test_published_checkpoints_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(MMSpecError, match="python -m mmspec.formats.convert"):
         mmspec.load_drafter(str(tmp_path), target)
     convert(tmp_path)
-    assert mmspec.load_drafter(str(tmp_path), target).heads == 2
+    assert mmspec.load_drafter(str(tmp_path), target).max_depth == 2
     (tmp_path / "model.safetensors").rename(tmp_path / "medusa_lm_head.safetensors")  # as the release's training does
-    assert mmspec.load_drafter(str(tmp_path), target).heads == 2
+    assert mmspec.load_drafter(str(tmp_path), target).max_depth == 2
 
 
 @pytest.mark.parametrize("settings", [{"heads": 0}, {"layers": 0}, {"heads": 2.0}])

@@ -77,7 +77,7 @@ def test_what_is_written(variant, tmp_path):
     layer = config["transformer_layer_config"]
     assert (layer["model_type"], layer["num_hidden_layers"], layer["vocab_size"]) == ("llama", 1, models.VOCAB)
     assert layer["rope_theta"] == layer["rope_parameters"]["rope_theta"] == (50.0 if variant == "biased" else 10000.0)
-    assert config["eagle_aux_hidden_state_layer_ids"] == sorted(drafter.fused)
+    assert config["eagle_aux_hidden_state_layer_ids"] == sorted(drafter.settings.feature_layers)
     assert config["draft_vocab_size"] == (20 if variant == "eagle3.1" else models.VOCAB)
 
     assert weights.keys() == KEYS | MORE.get(variant, set())
@@ -87,7 +87,7 @@ def test_what_is_written(variant, tmp_path):
     if variant == "biased":
         assert not weights["layers.0.self_attn.o_proj.bias"].any()
     if "feature_layers" in VARIANTS[variant]:  # the columns go where their layers went
-        columns = dict(zip(drafter.fused, drafter.fc.weight.chunk(3, dim=1), strict=True))
+        columns = dict(zip(drafter.settings.feature_layers, drafter.fc.weight.chunk(3, dim=1), strict=True))
         assert weights["fc.weight"].equal(torch.cat([columns[layer] for layer in range(3)], dim=1))
 
 
@@ -97,7 +97,7 @@ def test_what_is_read_again_drafts_the_same(name, variant, tmp_path):
     drafter, lesson = drafter_of(name, variant), heads.lesson_of(name)
     mmspec.export_speculators(drafter, tmp_path, "owner/target")
     loaded = mmspec.load_drafter(str(tmp_path), drafter.target)
-    assert type(loaded) is Eagle3Drafter and loaded.fused == tuple(sorted(drafter.fused))
+    assert type(loaded) is Eagle3Drafter and loaded.settings.feature_layers == sorted(drafter.settings.feature_layers)
     ours, theirs = (heads.guesses_of(one, lesson, 3) for one in (drafter, loaded))
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert all(heads.error(logits, theirs[key]) < heads.TOLERANCE for key, logits in ours.items())
@@ -129,7 +129,7 @@ def test_positions_of_several_axes_and_an_embedding_of_its_own_are_handed_on(tmp
         found = config["transformer_layer_config"]["rope_parameters"].get("mrope_section")
         assert found == ([1, 1, 2] if rope == "mrope" else None)
         assert weights["embed_tokens.weight"].equal(drafter.embed_tokens.weight[: models.VOCAB])
-        assert mmspec.load_drafter(str(tmp_path), target).rope == rope
+        assert mmspec.load_drafter(str(tmp_path), target).settings.rope == rope
 
 
 def test_an_embedding_with_a_factor_is_written_as_it_is_read(tmp_path):
@@ -137,7 +137,7 @@ def test_an_embedding_with_a_factor_is_written_as_it_is_read(tmp_path):
     drafter = Eagle3Drafter(target_of("gemma3", "sdpa"), head={"hidden_act": "silu"})
     mmspec.export_speculators(drafter, tmp_path, "owner/target")
     table, tokens = load_file(tmp_path / "model.safetensors")["embed_tokens.weight"], torch.tensor([[3, 5]])
-    assert table[tokens].equal(drafter._token_embeds(tokens))
+    assert table[tokens].equal(drafter.token_embeds(tokens))
     assert not table.equal(drafter.target.model.get_input_embeddings().weight)
 
 
@@ -196,7 +196,7 @@ def test_the_library_itself_drafts_the_same(name, variant, tmp_path):
     assert len(ours) > 50
     for row, ids in enumerate(lesson.request.token_ids()):
         states = heads.full_pass(name, row)[0]
-        joined = torch.cat([states[layer] for layer in sorted(drafter.fused)], dim=-1)
+        joined = torch.cat([states[layer] for layer in sorted(drafter.settings.feature_layers)], dim=-1)
         heard.clear()
         with torch.no_grad():
             theirs(

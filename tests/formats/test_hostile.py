@@ -81,7 +81,8 @@ def test_tokens_that_the_target_does_not_have_are_refused(tmp_path, name):
             tensors["d2t"][-1] = 99
             save_file(tensors, path)
     refused(
-        folder, r"d2t of \d+ draft tokens leads to \d+ tokens from \d+ to 1\d\d; \d+ different ones of the target's 61"
+        folder,
+        r"d2t of \d+ draft tokens leads to \d+ tokens from \d+ to 1\d\d; \d+ different ones of the target's 61",
     )
 
 

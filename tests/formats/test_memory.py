@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import models
@@ -14,7 +15,7 @@ from heads import guesses_of, lesson_of
 from tiny_requests import target_of
 
 import mmspec
-from mmspec.drafters import EagleDrafter
+from mmspec.drafters import EagleDrafter, EagleSettings
 
 SMALL = {"hidden_size": 1536, "intermediate_size": 4096, "vocab_size": 16000}
 FULL = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
@@ -51,7 +52,7 @@ def measured(name):
     return drafter, status("VmHWM") - before
 
 drafter, published = measured(folder)
-assert drafter.own_embedding is None
+assert drafter.settings.own_embedding is None
 drafter.save_pretrained(folder + "/saved")
 del drafter
 drafter, saved = measured(folder + "/saved")
@@ -91,22 +92,28 @@ def test_loading_takes_little_more_than_the_drafter(tmp_path, sizes):
     assert peaks["saved"] <= LIMIT * size, "and so does one of our own, which lacks the embedding"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScaledSettings(EagleSettings):
+    """Where the tensor is kept: in an attribute, or in a buffer."""
+
+    kind: str = "attribute"
+
+
 class Scaled(EagleDrafter):
     """Of an inventor: with a tensor that is computed when it is made, and kept in no file."""
 
-    def __init__(self, *args, kind: str = "attribute", **options):
-        super().__init__(*args, **options)
-        self.kind, scale = kind, torch.full((1,), 0.5)
-        if kind == "buffer":
+    Settings = ScaledSettings
+
+    def build(self):
+        super().build()
+        scale = torch.full((1,), 0.5)
+        if self.settings.kind == "buffer":
             self.register_buffer("scale", scale, persistent=False)
         else:
             self.scale = scale
 
     def head_input(self, output):
         return output * self.scale
-
-    def config(self):
-        return super().config() | {"kind": self.kind}
 
 
 class Chosen(Scaled):
@@ -117,9 +124,6 @@ class Chosen(Scaled):
         drafter = super().from_config(config | {"kind": "buffer"}, target)
         drafter.chosen = True
         return drafter
-
-
-Scaled.late_switches = (*EagleDrafter.late_switches, "kind")
 
 
 @pytest.mark.parametrize(("cls", "kind"), [(Scaled, "attribute"), (Scaled, "buffer"), (Chosen, "buffer")])

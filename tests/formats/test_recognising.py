@@ -30,7 +30,7 @@ def test_a_copy_of_the_targets_embedding_is_not_kept(tmp_path):
     padded = torch.cat([table, torch.ones(7, 32)])
     for number, copied in enumerate((table, table.half(), table.bfloat16(), padded, table[:50])):
         drafter = load(tmp_path / str(number), tensors | {"embed_tokens.weight": copied}, config)
-        assert drafter.own_embedding is None and "embed_tokens.weight" not in drafter.state_dict()
+        assert drafter.settings.own_embedding is None and "embed_tokens.weight" not in drafter.state_dict()
 
 
 @pytest.mark.parametrize("format", ["eagle", "vispec"])
@@ -80,7 +80,7 @@ def test_another_width_is_refused(tmp_path):
     wide = Target(models.rescale(transformers.LlamaForCausalLM(config), 0))
     for format, message in {
         "eagle": "hidden size of this EagleDrafter is 32 but the target's is 48",
-        "dream": "hidden size of this DreamDrafter is 32 but the target's is 48",
+        "dream": "has hidden size 32 and no embed_tokens.weight, so it works on a target of that size; this one's is",
         "eagle3": "has hidden size 32 and no embed_tokens.weight, so it works on a target of that size; this one's is",
     }.items():
         folder = published.write(tmp_path / format, *written(format, "llama"))
@@ -119,7 +119,7 @@ def test_what_only_the_configuration_tells_is_said_aloud_unless_it_was_asked_for
     other = {"eagle": "msd", "msd": "eagle"}[format]
     with caplog.at_level(logging.WARNING):
         drafter = load(tmp_path, tensors, config, "qwen_vl")
-        assert type(drafter) is {"eagle": EagleDrafter, "msd": MsdDrafter}[format] and drafter.input_norm
+        assert type(drafter) is {"eagle": EagleDrafter, "msd": MsdDrafter}[format] and drafter.settings.input_norm
         assert f"is taken for format={format!r}, but " in caplog.text and f"say format={other!r}" in caplog.text
         caplog.clear()
         load(tmp_path, tensors, config, "qwen_vl", format=format)

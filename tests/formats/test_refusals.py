@@ -82,7 +82,7 @@ def test_what_makes_a_method_is_missed_by_its_published_name(tmp_path, format, k
         ("eagle", "lm_head.weight"),
         ("eagle", "layers.0.self_attn.o_proj.bias"),
         ("eagle", "layers.1.mlp.up_proj.weight"),
-        ("dream", "embed_tokens.weight"),
+        ("dream", "layers.3.mlp.up_proj.weight"),
         ("eagle3", "midlayer.self_attn.q_norm.weight"),
     ],
 )
@@ -285,11 +285,11 @@ def test_a_membership_mask_may_be_padded(tmp_path):
             r"needs rope_parameters with three mrope_section .* \[\]$",
         ),
         (
-            lambda target: Eagle3Drafter(target, {"hidden_size": 48}, visual=True, own_embedding=61),
+            lambda target: Eagle3Drafter(target, head={"hidden_size": 48}, visual=True, own_embedding=61),
             "visual=True: the target's visual embeddings have 32 numbers, and the hidden size .* is 48; use visual=F",
         ),
         (
-            lambda target: EagleDrafter(target, {"hidden_size": 48}, own_embedding=61),
+            lambda target: EagleDrafter(target, head={"hidden_size": 48}, own_embedding=61),
             "hidden size of this EagleDrafter",
         ),
         (lambda target: DreamDrafter(target, first_token="none"), "first_token='none' is unknown.* mean, nothing"),

@@ -124,7 +124,7 @@ def reference(drafter, states: torch.Tensor, embeds: torch.Tensor, chain: torch.
     tokens, guesses = embeds, []
     for step in range(len(chain) + 1):
         x = llama("layers.0", tokens, tokens)
-        if drafter.cross_attention:
+        if drafter.settings.cross_attention:
             x = cross(x, states)
         x = llama("layers.2", x, norm("layers.2.input_layernorm", x))
         output = norm("norm", x[-1:])
@@ -140,4 +140,6 @@ def reference_at(name: str, drafter, row: int, root: int, chain: list[int]) -> l
     table = drafter.target.model.get_input_embeddings()
     with torch.no_grad():
         own = table(torch.tensor(chain, dtype=torch.long)) if chain else merged[:0]
-        return reference(drafter, states[LAST][:length], (merged if drafter.visual else plain)[: length + 1], own)
+        return reference(
+            drafter, states[LAST][:length], (merged if drafter.settings.visual else plain)[: length + 1], own
+        )

@@ -77,7 +77,7 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
     ids = lesson_of(name).request.token_ids()[row][: lesson_of(name).prompt.lengths[row] + root + 1]
     visual = [token == models.IMAGE for token in ids]
     entries = entries_of(drafter, visual)
-    table = merged if drafter.visual else plain
+    table = merged if drafter.settings.visual else plain
 
     def mean(tensor: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
         return torch.stack([tensor[group].mean(0) for group in groups])
@@ -97,7 +97,7 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
     following = embeds[1:]
     if wrong == "unshifted":  # pairs first, hides then
         following = table[[group[0] + 1 for group in slots]]
-    before, packed = isinstance(drafter, ViSpecDrafter), getattr(drafter, "packed", False)
+    before, packed = isinstance(drafter, ViSpecDrafter), getattr(drafter.settings, "packed", False)
     if wrong == "positions":
         before, packed = False, not before and not packed
     at = [place - 1 for place in places[1:]] if before else places[:-1]  # ViSpec counts from the embedding
@@ -146,11 +146,11 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
     def fuse():
         if not third:
             return features[LAST]
-        streams = [features[number] for number in drafter.fused]
+        streams = [features[number] for number in drafter.settings.feature_layers]
         if drafter.fc_norm is not None:
             streams = [norm(f"fc_norm.{i}", stream) for i, stream in enumerate(streams)]
         joined = torch.cat(streams, dim=-1)
-        return linear("fc", joined if drafter.input_norm is None else norm("input_norm", joined))
+        return linear("fc", joined if not drafter.settings.norm_before_fc else norm("input_norm", joined))
 
     def heads(name, x):
         return linear(f"{layer}.self_attn.{name}", x).view(len(x), -1, head.head_dim).transpose(0, 1)
@@ -169,7 +169,7 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         if isinstance(drafter, ViSpecDrafter):
             parts[1] = linear("img_fc", torch.cat([states, summary], dim=-1))
         if isinstance(drafter, HiVisDrafter):
-            rows = [0 if wrong == "residual" else min(level, drafter.steps - 1) for level in levels]
+            rows = [0 if wrong == "residual" else min(level, drafter.settings.steps - 1) for level in levels]
             parts.append(weights["residual"][rows])
         return torch.where(raw[:, None], tokens, linear("fc", torch.cat(parts, dim=-1)))
 
@@ -177,10 +177,10 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         if third:
             normed = norm("midlayer.hidden_norm", states)
             read = torch.cat([norm("midlayer.input_layernorm", tokens), normed], dim=-1)
-            residual = normed if drafter.norm_before_residual else states
+            residual = normed if drafter.settings.norm_before_residual else states
         else:
             residual = pair(tokens, states)
-            read = norm("layers.0.input_layernorm", residual) if drafter.input_norm else residual
+            read = norm("layers.0.input_layernorm", residual) if drafter.settings.input_norm else residual
         groups = head.num_attention_heads // head.num_key_value_heads
         q, k, v = turn(heads("q_proj", read)), turn(heads("k_proj", read)), heads("v_proj", read)
         k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
@@ -202,7 +202,7 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
     for step in range(len(chain) + 1):
         output = run(tokens, states)[-1:]
         guesses.append(logits(output)[0])
-        state = norm("norm", output) if third and drafter.norm_output else output
+        state = norm("norm", output) if third and drafter.settings.norm_output else output
         tokens, states = torch.cat([tokens, chain[step : step + 1]]), torch.cat([states, state])
         raw, summary = torch.cat([raw, raw[:1] & False]), torch.cat([summary, summary[-1:]])
         places.append(places[-1] + 1)

@@ -1,0 +1,46 @@
+"""FeatureSettings: what all heads on the target's hidden states can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import MMSpecError, shown
+from .head import HeadSettings
+from .vocabulary import is_padding
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(HeadSettings):
+    """The settings of a `FeatureDrafter`.
+
+    Args:
+        head: sizes and switches of the layer that differ from the target's, see `HEAD_SETTINGS`.
+        visual: whether the embedding of an image token is the target's visual embedding; otherwise it is that of the
+            placeholder token.
+        draft_vocab_size: number of tokens that the head can propose, the most frequent ones; null for all.
+        own_embedding: rows of a frozen token embedding of the head's own, as some published checkpoints have; null to
+            read the target's. Pictures are read from the target in either case.
+    """
+
+    head: dict[str, Any] = field(default_factory=dict)
+    visual: bool = True
+    draft_vocab_size: int | None = None
+    own_embedding: int | None = None
+
+    def fit(self, target: Target) -> Self:
+        """Refuse a vocabulary that the target does not have."""
+        size, rows, vocab = self.draft_vocab_size, self.own_embedding, target.vocab_size
+        if size is not None and not 0 < size <= vocab:
+            raise MMSpecError(
+                f"draft_vocab_size={size} must lie between 1 and the target's {vocab}, or be None for all tokens"
+            )
+        if rows is not None and rows < vocab and not is_padding(rows, vocab):
+            raise MMSpecError(
+                f"own_embedding={shown(rows)} rows are too few for the target's {vocab} tokens: both must share a "
+                "tokenizer"
+            )
+        return super().fit(target)
