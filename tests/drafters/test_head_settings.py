@@ -9,8 +9,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 import pytest
-from helpers import target_of
 from omegaconf import OmegaConf
+from tiny_requests import target_of
 
 from mmspec import MMSpecError, drafters
 from mmspec.drafters import EagleDrafter, EagleSettings, FeatureDrafter

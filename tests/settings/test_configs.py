@@ -359,7 +359,7 @@ def test_arguments_of_the_caller_win():
 
 def test_listing_configurations_imports_nothing_heavy():
     code = (
-        "import sys; from mmspec import configuration as c; c.groups(); c.settings('generate');"
+        "import sys; from mmspec.settings import configuration as c; c.groups(); c.settings('generate');"
         "print([m for m in ('torch', 'transformers', 'hydra') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
