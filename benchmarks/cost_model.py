@@ -27,7 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
-from mmspec.evaluation.tables import markdown_table
+from mmspec.evaluation.sheets import Sheet
 from mmspec.inputs import prepare
 from mmspec.outcome import Verdict
 from mmspec.speed import Acceptance, Costs, Shape, measure_costs, predict
@@ -227,11 +227,11 @@ def main() -> None:
     parts = [
         f"Decoding of the embedded target, {options.threads} threads, float32; {options.prompts} pictures of each "
         f"task, at most {options.tokens} tokens, medians of {options.repeats} repeats.",
-        markdown_table(headings, rows),
+        Sheet("", headings, rows).markdown(),
         f"- Error with the measured tokens a round: {summary(errors)}.\n"
         f"- Error with predicted acceptance as well: {summary(blind)}.",
         f"Passes of random models of another size, float32, from {found}:",
-        markdown_table(["method", "nodes", "measured ms", "projected ms", "error"], passes),
+        Sheet("", ["method", "nodes", "measured ms", "projected ms", "error"], passes).markdown(),
         f"- Error of the roofline: {summary(roof)}.\n- All of this took {time.perf_counter() - started:.0f} s.",
     ]
     text = "\n\n".join(parts) + "\n"

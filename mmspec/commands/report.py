@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..evaluation.conventions import explained
     from ..evaluation.reporting import marks, report
-    from ..evaluation.tables import WIDTH
+    from ..evaluation.sheets import WIDTH
 
     if arguments.units is not None:
         explained(arguments.units)  # refused before anything is written

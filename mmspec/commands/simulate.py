@@ -85,10 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise MMSpecError(f"name the bundles whose acceptance is to be projected: {_usage()}")
 
     from rich.console import Console
-    from rich.text import Text
 
     from ..evaluation.reporting import report
-    from ..evaluation.tables import WIDTH, markdown_table, markdown_text, terminal_tables
+    from ..evaluation.sheets import WIDTH, Sheet, Shown, markdown_text
     from ..speed.projection import Deployment, methods_of, project_all
     from ..speed.roofline import device_of, model_of
 
@@ -103,17 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     if gaps := [row.method for row in made.rows if row.mean is None]:
         notes.append(LEFT_OUT.format(names="; ".join(gaps)))
     notes += [line for name in settings.models if (line := _room(name, model_of(name), setting))]
-    tables = {name: _cells(methods, predictions) for name, predictions in projected.items()}
-    titles = {name: _title(name, predictions[0]) for name, predictions in projected.items()}
+    sheets = [Sheet(_title(name, found[0]), HEADINGS, _cells(methods, found)) for name, found in projected.items()]
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    for name, rows in tables.items():
-        for table in terminal_tables(titles[name], HEADINGS, rows, console.width, 1):
-            console.print(table)
-    for note in notes:
-        console.print(Text(f"- {note}"))
+    console.print(Shown(sheets, notes))
     values = {
         "projection": True,
         "notes": notes,
@@ -125,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         },
     }
     if arguments.output is not None:
-        parts = [f"## {titles[name]}\n\n{markdown_table(HEADINGS, rows)}" for name, rows in tables.items()]
+        parts = [f"## {sheet.title}\n\n{sheet.markdown()}" for sheet in sheets]
         text = "\n\n".join(["# Projection", *parts, "\n".join(f"- {markdown_text(note)}" for note in notes)])
         text += "\n"
         for path in _write(Path(arguments.output), text, values):

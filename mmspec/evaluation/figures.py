@@ -1,173 +1,275 @@
-"""The figures of a method on a task, and over tasks. Every name that vLLM has is used as vLLM does."""
+"""The figures of a method on a task, and over tasks, from the frames. Every name that vLLM has is used as vLLM does.
+
+`mmspec.metrics` defines each figure and says which sums it is a ratio of. Intervals are a bootstrap over prompts.
+"""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from ..decoding.clock import PROMPT_PHASES
-from ..decoding.stats import Stats
-from .bootstrap import Estimate, Measured, Sample, Totals, ratio, spread, together
-from .grouping import PLAIN, BundleGroup, MergedMethod
+from ..metrics import METRICS
+from .grouping import PLAIN, BundleGroup
 
+RESAMPLES, SEED, INTERVAL = 2000, 0, (2.5, 97.5)
+SUMMED = sorted({column for metric in METRICS.values() for column in (*metric.over, *metric.under)})
+"""Columns of the frame whose sums the figures are made of."""
 
-def speedup(totals: Totals) -> np.ndarray:
-    """Return tokens per second over the baseline's, vision and prompt included: total tokens over total seconds."""
-    return ratio(totals["tokens"] * totals["plain_seconds"], totals["seconds"] * totals["plain_tokens"])
+Sums = Mapping[str, Any]
+"""Column to its sums: of the sample and its resamples, of every repeat, or each request's own number."""
 
-
-def speedup_decode(totals: Totals) -> np.ndarray:
-    """Return the speed-up without vision and prefill, and without the tokens that the prompt's pass gives."""
-    plain = totals["decode_seconds"] * totals["plain_decode_tokens"]
-    return ratio(totals["decode_tokens"] * totals["plain_decode_seconds"], plain, nothing=1.0)
-
-
-def acceptance_length(totals: Totals) -> np.ndarray:
-    """Return `Stats.mean_acceptance_length` over all requests."""
-    return ratio(totals["emitted"], totals["steps"], nothing=1.0)
-
-
-def accepted_tokens(totals: Totals) -> np.ndarray:
-    """Return `Stats.mean_accepted_draft_tokens` over all requests."""
-    return ratio(totals["accepted"], totals["steps"])
-
-
-def drafted_nodes(totals: Totals) -> np.ndarray:
-    """Return the drafted nodes per target pass."""
-    return ratio(totals["drafted"], totals["known_steps"])
-
-
-def tree_levels(totals: Totals) -> np.ndarray:
-    """Return the levels of the tree per target pass."""
-    return ratio(totals["levels"], totals["known_steps"])
-
-
-def drafting(totals: Totals) -> np.ndarray:
-    """Return the seconds of drafting per round over those of a pass of the baseline."""
-    ours = totals["draft_seconds"] * totals["plain_passes"]
-    return ratio(ours, totals["rounds"] * totals["plain_decode_seconds"])
-
-
-def accuracy(totals: Totals) -> np.ndarray:
-    """Return the points over the points that there were to get, by the metric of the task."""
-    return ratio(totals["points"], totals["points_of"])
-
-
-def likeness(totals: Totals) -> np.ndarray:
-    """Return how like plain decoding's the answers are on average, from 0 to 1."""
-    return ratio(totals["similarity"], totals["similarity_of"])
+Average = Callable[..., Any]
+"""A mean of numbers over an axis."""
 
 
 @dataclass(frozen=True)
-class Exactness:
-    """A comparison of the answers with plain decoding, token by token.
+class Estimate:
+    """A figure and the ends of its 95 % confidence interval, None where a single prompt leaves nothing to resample."""
 
-    Args:
-        compared: requests for which the question makes sense.
-        same: those of the compared with the same tokens.
-        near_ties: those of the others that left plain decoding where the target's scores of both tokens were as good
-            as equal (`bench` says by how much).
-        changed: requests whose tokens or rounds were not the same in all repeats; of all, compared or not.
-        first: the earliest divergence: `ids`, `row`, `position` (of the new tokens, from 0), `margin`, `tie`.
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, resampled: bool) -> Estimate:
+        """Make an estimate from the value of the sample itself, followed by those of its resamples."""
+        ends = np.percentile(values[1:], INTERVAL).tolist() if resampled else ()
+        return cls(float(values[0]), *ends)
+
+
+class Figures(dict[str, Any]):
+    """Figures by their names in code, which are attributes too: `figures.speedup.value`.
+
+    Those that depend on the prompts are of type `Estimate`, a figure that is unknown is None.
     """
 
-    compared: int
-    same: int
-    near_ties: int
-    changed: int
-    first: dict[str, Any] | None
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no figure {name!r}") from None
 
 
-@dataclass(frozen=True)
-class Means:
-    """The figures that can be averaged over tasks; each task counts the same, however long its answers are.
-
-    Args:
-        speedup, speedup_decode: pooled within a task, see the functions of these names.
-        speedup_geometric: geometric mean over tasks of the tasks' speed-ups; of one task or a pool, its speed-up.
-        speedup_per_prompt, speedup_decode_per_prompt: mean over requests of the request's own ratio.
-        speedup_per_prompt_geometric: geometric mean over requests of the request's own ratio.
-        spread, spread_decode: lowest and highest pooled speed-up of a single repeat; None with fewer than two.
-        mean_acceptance_length: tokens per target pass, with the target's own.
-        mean_accepted_draft_tokens: drafted tokens among them. Of transformers' own drafting, which reports no rounds,
-            it is what the passes, of which the prompt's is one, do not explain.
-        nodes: mean number of drafted nodes per target pass; None where unknown.
-        levels: mean depth of the trees, which is the passes of a drafter that grows them; None where unknown.
-        draft_cost: seconds of drafting and observing per round over the baseline's decoding seconds per pass; None
-            where unknown.
-        accuracy: points that the answers got by the metric of their task over those that there were to get; the mean
-            is over the tasks that have a metric. None without one, or where runs were judged by different ones.
-        similarity: how like plain decoding's the text of a method that is not lossless is: 1 - edit distance in tokens
-            over the longer length, the mean over prompts. None of lossless methods and of sampled text.
-    """
-
-    speedup: Estimate
-    speedup_geometric: Estimate
-    speedup_per_prompt: float
-    speedup_per_prompt_geometric: float
-    spread: tuple[float, float] | None
-    speedup_decode: Estimate
-    speedup_decode_per_prompt: float
-    spread_decode: tuple[float, float] | None
-    mean_acceptance_length: Estimate
-    mean_accepted_draft_tokens: Estimate
-    nodes: float | None
-    levels: float | None
-    draft_cost: float | None
-    accuracy: Estimate | None
-    similarity: Estimate | None
-
-
-@dataclass(frozen=True)
-class Figures(Means):
-    """All figures of a method on one task, or pooled over several.
+@dataclass
+class Sample:
+    """The answers of one method to one task, or to several tasks that are pooled.
 
     Args:
-        requests: answered by both the method and the baseline; a batch is one.
-        prompts: rows of these requests.
-        repeats: how often the request was measured that has fewest.
-        tokens: new ones, of one repeat.
-        tokens_per_second: speed of decoding; seconds per request are the median over its repeats.
-        tokens_per_second_end_to_end: vision and prefill included.
-        ttft: median over requests of the seconds before the first token: vision and prefill, the drafter's too.
-        draft_acceptance_rate: accepted share of all drafted nodes, low by nature for trees; None where unknown.
-        acceptance_rate_per_position: entry i: share of target passes that accepted more than i drafted tokens.
-        conditional_acceptance_rate: entry i: the same among the passes that accepted i or more and had a tree deeper
-            than i. Where an end token or the length limit cut a round, what was cut counts as not accepted.
-        acceptance_histogram: accepted drafted tokens to the number of target passes.
-        nodes_max: most nodes in any pass.
-        budget: most nodes that the settings allow; None where unknown.
-        round_seconds: seconds per round of the batch by phase, without the prompt's part.
-        unaccounted: share of the wall time that no phase explains, over all repeats.
-        exact: how the answers compare with plain decoding.
-        metric: by which accuracy was measured; several names where runs or tasks have different ones.
-        alike: for a method that is not lossless, prompts whose answer is plain decoding's all the same, and prompts
-            compared; None where `similarity` is.
+        answers, passes: their rows of the frames of `mmspec.evaluation.frame`.
+        parts: the samples that are pooled; none of a single task.
     """
 
-    requests: int
-    prompts: int
-    repeats: int
-    tokens: int
-    tokens_per_second: float
-    tokens_per_second_end_to_end: float
-    ttft: float
-    draft_acceptance_rate: float | None
-    acceptance_rate_per_position: list[float]
-    conditional_acceptance_rate: list[float]
-    acceptance_histogram: dict[int, int]
-    nodes_max: int | None
-    budget: int | None
-    round_seconds: dict[str, float]
-    unaccounted: float
-    exact: Exactness
-    metric: str | None
-    alike: tuple[int, int] | None
+    answers: pd.DataFrame
+    passes: pd.DataFrame
+    parts: Sequence[Sample] = field(default_factory=list)
+
+    @classmethod
+    def pool(cls, parts: Sequence[Sample]) -> Sample:
+        """Pool the samples of several tasks."""
+        answers, passes = (pd.concat([getattr(one, name) for one in parts]) for name in ("answers", "passes"))
+        return cls(answers, passes, parts)
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """A row per request, by its number: times are medians over its repeats, counts those of the first."""
+        times = [name for name in self.answers if name == "ttft" or str(name).endswith("seconds")]
+        medians = self.answers.groupby("answer", sort=False)[times].median()
+        return self.answers[self.answers["repeat"] == 0].set_index("answer").assign(**medians)
+
+    @cached_property
+    def totals(self) -> Sums:
+        """The sums over requests, `[1 + resamples]`: of the sample itself, then of each of its resamples."""
+        if self.parts:
+            return {name: sum(one.totals[name] for one in self.parts) for name in SUMMED}
+        return resampled_sums(self.requests)
+
+    @property
+    def metrics(self) -> set[str]:
+        """The metrics by which the answers were judged."""
+        return {name for names in self.answers["metric"].dropna() for name in names.split()}
+
+    @cached_property
+    def repeats(self) -> Sums:
+        """The sums over requests of every single repeat that all of them have."""
+        common = self.answers.groupby("answer")["repeat"].max().min()
+        return self.answers[self.answers["repeat"] <= common].groupby("repeat")[SUMMED].sum()
+
+    def informs(self, name: str) -> bool:
+        """Return True if there is what a figure needs."""
+        return METRICS[name].nothing is not None or all(self.totals[column][0] > 0 for column in METRICS[name].under)
+
+    def varies(self, name: str) -> bool:
+        """Return True if a figure has an interval: resamples differ as soon as one task has several prompts."""
+        return any(one.informs(name) and one.requests["ids"].nunique() > 1 for one in self.parts or [self])
+
+
+def resampled_sums(requests: pd.DataFrame) -> Sums:
+    """Return the sums over the requests of one task, `[1 + resamples]`: first of the sample itself.
+
+    The bootstrap draws prompts with replacement, the turns of a conversation together because they are not independent,
+    and a method's time together with the baseline's. The draws depend on the task and on nothing else, so methods that
+    answered the same prompts are resampled alike.
+    """
+    units, names = pd.factorize(requests["ids"])
+    weights = draws(len(names), requests["task"].iat[0])[:, units]
+    return dict(zip(SUMMED, (weights @ requests[SUMMED].to_numpy(float)).T, strict=True))
+
+
+def draws(units: int, task: str) -> np.ndarray:
+    """Return how often each unit is drawn `[1 + resamples, units]`: once in the sample itself."""
+    random = np.random.default_rng([SEED, zlib.crc32(task.encode())])
+    drawn = random.multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
+    return np.concatenate([np.ones((1, units)), drawn])
+
+
+def ratio(name: str, sums: Sums) -> np.ndarray:
+    """Return a figure for every entry of sums, by the columns that `METRICS` names."""
+    metric = METRICS[name]
+    over, under = (np.prod([np.asarray(sums[one], float) for one in of], axis=0) for of in (metric.over, metric.under))
+    return np.divide(over, under, out=np.full(len(under), metric.nothing or 0.0), where=under != 0)
+
+
+def geometric_mean(values: Any, axis: int | None = None) -> Any:
+    """Return the geometric mean of numbers that are not negative: 0 if one of them is, and exact of a single one."""
+    if len(values) == 1:
+        return np.mean(values, axis=axis)
+    with np.errstate(divide="ignore"):
+        return np.exp(np.mean(np.log(values), axis=axis))
+
+
+def estimate(name: str, samples: Sequence[Sample], average: Average = np.mean) -> Estimate:
+    """Return a figure averaged over tasks, each of which counts the same."""
+    values = average([ratio(name, one.totals) for one in samples], axis=0)
+    return Estimate.of(values, any(one.varies(name) for one in samples))
+
+
+def means(samples: Sequence[Sample]) -> Figures:
+    """Return the figures that can be averaged over tasks; of a single sample, or a pool, they are its own.
+
+    - `speedup`, `speedup_decode`, `mean_acceptance_length`, `mean_accepted_draft_tokens`: pooled within a task;
+    - `speedup_geometric`: the geometric mean over tasks;
+    - `..._per_prompt`: mean over requests of the request's own ratio, and `..._per_prompt_geometric`;
+    - `spread`, `spread_decode`: lowest and highest speed-up of a single repeat; None with fewer than two;
+    - `nodes`, `levels`, `draft_cost`: None where the rounds are unknown;
+    - `accuracy`: over the tasks that have a metric; None without one, or where runs were judged by different ones;
+    - `similarity`: None of lossless methods and of sampled text.
+    """
+
+    def per_prompt(name: str, needed: str, average: Average = np.mean) -> float:
+        values = []
+        for one in samples:
+            timed = one.requests[(one.requests[needed] > 0) & (one.requests[f"plain_{needed}"] > 0)]
+            values.append(average(ratio(name, timed)) if len(timed) else 1.0)
+        return float(average(values))
+
+    def spread(name: str) -> tuple[float, float] | None:
+        repeats = list(zip(*(ratio(name, one.repeats) for one in samples), strict=False))
+        values = [float(np.mean(one)) for one in repeats]
+        return (min(values), max(values)) if len(values) > 1 else None
+
+    def if_known(name: str) -> float | None:
+        """Return a figure of the rounds, which not every engine reports."""
+        return estimate(name, samples).value if all(one.informs(name) for one in samples) else None
+
+    def where_judged(name: str) -> Estimate | None:
+        found = [one for one in samples if one.informs(name)]
+        return estimate(name, found) if found else None
+
+    one_metric = all(len(one.metrics) < 2 for one in samples)  # points of one do not add to those of another
+    return Figures(
+        speedup=estimate("speedup", samples),
+        speedup_geometric=estimate("speedup", samples, geometric_mean),
+        speedup_per_prompt=per_prompt("speedup", "tokens"),
+        speedup_per_prompt_geometric=per_prompt("speedup", "tokens", geometric_mean),
+        spread=spread("speedup"),
+        speedup_decode=estimate("speedup_decode", samples),
+        speedup_decode_per_prompt=per_prompt("speedup_decode", "decode_tokens"),
+        spread_decode=spread("speedup_decode"),
+        mean_acceptance_length=estimate("mean_acceptance_length", samples),
+        mean_accepted_draft_tokens=estimate("mean_accepted_draft_tokens", samples),
+        nodes=if_known("nodes"),
+        levels=if_known("levels"),
+        draft_cost=if_known("draft_cost"),
+        accuracy=where_judged("accuracy") if one_metric else None,
+        similarity=where_judged("similarity"),
+    )
+
+
+def figures(sample: Sample, side: Mapping[str, Any]) -> Figures:
+    """Return all figures of a method on one task, or pooled over several: those of `means`, and
+
+    - `requests` that both the method and the baseline answered (a batch is one), `prompts` in them, `repeats` of the
+      request that has fewest, `tokens` of one repeat;
+    - `ttft`: median over requests; `unaccounted`: share of the wall time that no phase explains, over all repeats;
+    - `conditional_acceptance_rate`: where an end token or the length limit cut a round, what was cut counts as not
+      accepted;
+    - `round_seconds`: seconds per round of the batch by phase, without the prompt's part;
+    - `exact`: how the answers compare with plain decoding, see `exactness`;
+    - `metric`: by which accuracy was measured; several names where runs or tasks have different ones;
+    - `alike`: prompts whose answer is plain decoding's all the same, and prompts compared, of a lossy method.
+    """
+    requests, answers, passes = sample.requests, sample.answers, sample.passes
+    accepted, depth, known = passes["accepted"], passes["depth"], len(passes) > 0
+    positions = range(depth.max()) if known else range(0)
+    phases = requests.filter(regex="^round_.*_seconds$").sum(min_count=1).dropna() / requests["rounds"].sum()
+    wall, drafted, compared = answers["seconds"].sum(), passes["drafted"].sum(), int(requests["similarity_of"].sum())
+    return Figures(
+        **means([sample]),
+        requests=len(requests),
+        prompts=int(requests["ids"].map(len).sum()),
+        repeats=int(answers.groupby("answer")["repeat"].max().min()) + 1,
+        tokens=int(requests["tokens"].sum()),
+        tokens_per_second=float(ratio("tokens_per_second", sample.totals)[0]),
+        tokens_per_second_end_to_end=float(ratio("tokens_per_second_end_to_end", sample.totals)[0]),
+        ttft=float(requests["ttft"].median()),
+        draft_acceptance_rate=(float(accepted.sum() / drafted) if drafted else 0.0) if known else None,
+        acceptance_rate_per_position=[float((accepted > i).mean()) for i in positions],
+        conditional_acceptance_rate=conditional_acceptance_rate(passes),
+        acceptance_histogram=accepted.value_counts().sort_index().to_dict(),
+        nodes_max=int(passes["drafted"].max()) if known else None,
+        budget=side.get("budget"),
+        round_seconds={str(name)[len("round_") : -len("_seconds")]: float(value) for name, value in phases.items()},
+        unaccounted=float(answers["unbooked"].sum() / wall) if wall else 0.0,
+        exact=exactness(sample, side),
+        metric=" ".join(sorted(sample.metrics)) or None,
+        alike=(int(requests["alike"].sum()), compared) if compared else None,
+    )
+
+
+def conditional_acceptance_rate(passes: pd.DataFrame) -> list[float]:
+    """Return per position the share that accepted the drafted token there, of the passes that could have."""
+    accepted, depth = passes["accepted"], passes["depth"]
+    reached = (accepted[(accepted >= i) & (depth > i)] for i in count())
+    return [float((found > i).mean()) for i, found in enumerate(takewhile(len, reached))]
+
+
+def exactness(sample: Sample, side: Mapping[str, Any]) -> Figures:
+    """Compare the answers with plain decoding, token by token.
+
+    Returns:
+        `compared`, requests for which the question makes sense; `same`, those with the same tokens; `near_ties`, those
+        of the others that left plain decoding where the target's scores of both tokens were as good as equal (`bench`
+        says by how much); `changed`, requests whose tokens or rounds were not the same in all repeats, compared or not;
+        `first`, the earliest divergence: `ids`, `row`, `position` (of the new tokens, from 0), `margin`, `tie`.
+    """
+    requests = sample.requests
+    compared = requests[requests["same"].notna() & (side["label"] != PLAIN)]
+    different = compared[~compared["same"].astype(bool)]
+    first = min(different["divergence"].dropna(), key=lambda one: one["position"], default=None)
+    return Figures(
+        compared=len(compared),
+        same=len(compared) - len(different),
+        near_ties=int(different["near_tie"].astype(bool).sum()),
+        changed=int(sample.answers.groupby("answer")["changed"].any().sum()),
+        first=first,
+    )
 
 
 @dataclass(frozen=True)
@@ -177,9 +279,10 @@ class Row:
     Args:
         conditions: those of its group, by the names in `grouping.CONDITIONS`.
         side: the manifest's entry of the first bundle that has it.
-        tasks: the group's tasks in order, None for one that the method has not answered.
-        mean: the unweighted mean over tasks; None if one is missing, because it would not compare with the others'.
-        overall: pooled over all that was answered; None if nothing was.
+        tasks: all figures by the group's tasks in order, None for one that the method has not answered.
+        mean: the unweighted mean over tasks, see `means`; None if one is missing, because it would not compare with
+            the others'.
+        overall: all figures, pooled over all that was answered; None if nothing was.
         behind: by how much the fastest method's mean speed-up is above this one's, with the interval of a paired
             bootstrap (see `difference`); None for the fastest, the baseline, and where the two cannot be compared.
         failed: why it has no figures, or of which bundles they are not; None if it never failed.
@@ -190,7 +293,7 @@ class Row:
     conditions: dict[str, Any]
     side: dict[str, Any]
     tasks: dict[str, Figures | None]
-    mean: Means | None
+    mean: Figures | None
     overall: Figures | None
     behind: Estimate | None = None
     failed: str | None = None
@@ -211,209 +314,59 @@ class Row:
         return None if self.overall is None else self.overall.mean_acceptance_length
 
 
-def rows_of(group: BundleGroup) -> list[Row]:
-    """Return the figures of every method: the baseline first, then the fastest, those without a mean last."""
-    methods = {method.label: method for method in group.methods}
-    rows = [_row(group, method) for method in group.methods]
-
-    def place(row: Row) -> tuple[bool, bool, float]:
-        return not row.baseline, not row.control, -(row.mean.speedup.value if row.mean else 0.0)
-
-    rows = sorted(rows, key=place)
-    fastest = next((row for row in rows if row.competes), None)
-    if fastest is None:
-        return rows
-    first = methods[fastest.method]
+def samples_of(group: BundleGroup) -> list[dict[str, Sample]]:
+    """Return the samples of every method, by task in the order of the group."""
+    answers, passes = (
+        dict(list(frame.groupby(["side", "task"], sort=False))) for frame in (group.answers, group.passes)
+    )
     return [
-        replace(row, behind=difference(first, methods[row.method], group.tasks))
-        if row.competes and row is not fastest
-        else row
-        for row in rows
+        {
+            task: Sample(answers[i, task], passes.get((i, task), group.passes[:0]))
+            for task in group.tasks
+            if (i, task) in answers
+        }
+        for i in range(len(group.methods))
     ]
 
 
-def difference(first: MergedMethod, second: MergedMethod, tasks: Sequence[str]) -> Estimate | None:
+def rows_of(group: BundleGroup) -> list[Row]:
+    """Return the figures of every method: the baseline first, then the fastest, those without a mean last."""
+    found = []
+    for method, samples in zip(group.methods, samples_of(group), strict=True):
+        side, parts = dict(method.side), list(samples.values())
+        tasks = {task: figures(samples[task], side) if task in samples else None for task in group.tasks}
+        mean = means(parts) if parts and all(tasks.values()) else None
+        overall = figures(Sample.pool(parts), side) if parts else None
+        failed = "; ".join(dict.fromkeys(method.failures)) or None
+        row = Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall, failed=failed)
+        found.append((row, samples))
+
+    def place(one: tuple[Row, dict[str, Sample]]) -> tuple[bool, bool, float]:
+        row = one[0]
+        return not row.baseline, not row.control, -(row.mean.speedup.value if row.mean else 0.0)
+
+    found.sort(key=place)
+    fastest = next((one for one in found if one[0].competes), None)
+    return [
+        replace(row, behind=difference(fastest[1], samples))
+        if fastest and row.competes and row is not fastest[0]
+        else row
+        for row, samples in found
+    ]
+
+
+def difference(first: Mapping[str, Sample], second: Mapping[str, Sample]) -> Estimate | None:
     """Return by how much the first method's mean speed-up over tasks is above the second's.
 
     The bootstrap is paired: every resample draws the same requests for both, of those that both have answered, so what
     makes a request fast or slow for both is no part of the interval. None without such a request of every task.
     """
-    totals: tuple[list[Totals], list[Totals]] = [], []
-    for task in tasks:
-        shared = [key for key, answer in first.answers.items() if answer.task == task and key in second.answers]
-        if not shared:
+    values, several = [], False
+    for task, sample in first.items():
+        shared = sample.requests.index.intersection(second[task].requests.index, sort=False)
+        if shared.empty:
             return None
-        for method, sums in zip((first, second), totals, strict=True):
-            sums.append(Sample(task, [method.answers[key] for key in shared]).totals())
-    return Estimate.of(_average(speedup, totals[0]) - _average(speedup, totals[1]))
-
-
-def _row(group: BundleGroup, method: MergedMethod) -> Row:
-    samples = {task: Sample(task, answers) for task in group.tasks if (answers := method.of_task(task))}
-    side = dict(method.side)
-    tasks = {task: _figures([samples[task]], side) if task in samples else None for task in group.tasks}
-    mean = Means(**_means(list(samples.values()), _average)) if all(tasks.values()) and tasks else None
-    overall = _figures(list(samples.values()), side) if samples else None
-    failed = "; ".join(dict.fromkeys(method.failures)) or None
-    return Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall, failed=failed)
-
-
-Combine = Callable[[Callable[[Totals], np.ndarray], Sequence[Totals]], np.ndarray]
-
-
-def _average(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
-    return np.mean(spread([figure(one) for one in totals]), axis=0)
-
-
-def geometric_mean(values: Any, axis: int | None = None) -> Any:
-    """Return the geometric mean of numbers that are not negative: 0 if one of them is."""
-    with np.errstate(divide="ignore"):
-        return np.exp(np.mean(np.log(values), axis=axis))
-
-
-def _average_geometrically(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
-    return geometric_mean(spread([figure(one) for one in totals]), axis=0)
-
-
-def _pool(figure: Callable[[Totals], np.ndarray], totals: Sequence[Totals]) -> np.ndarray:
-    return figure(together(totals))
-
-
-def _means(samples: Sequence[Sample], combine: Combine) -> dict[str, Any]:
-    """Return the fields of `Means` over one or more tasks, averaged or pooled."""
-    totals = [sample.totals() for sample in samples]
-    repeats = list(zip(*(sample.repeats() for sample in samples), strict=False))
-
-    def of_repeats(figure: Callable[[Totals], np.ndarray]) -> tuple[float, float] | None:
-        values = [float(combine(figure, one)[0]) for one in repeats]
-        return (min(values), max(values)) if len(values) > 1 else None
-
-    def per_prompt(
-        figure: Callable[[Totals], np.ndarray], needed: str, mean: Callable[[Any], float] = np.mean
-    ) -> float:
-        each = [_each(figure, sample, needed) for sample in samples]
-        if combine is _pool:
-            each = [np.concatenate(each)]
-        return float(mean([mean(one) if len(one) else 1.0 for one in each]))
-
-    def if_known(figure: Callable[[Totals], np.ndarray], *needed: str) -> float | None:
-        """Return a figure of the rounds, which not every engine reports."""
-        parts = [together(totals)] if combine is _pool else totals
-        known = all(one[name][0] > 0 for one in parts for name in needed)
-        return float(combine(figure, totals)[0]) if known else None
-
-    def where_judged(figure: Callable[[Totals], np.ndarray], needed: str) -> Estimate | None:
-        """Return a figure of the tasks that have it."""
-        found = [sums for sums in totals if sums[needed][0] > 0]
-        return Estimate.of(combine(figure, found)) if found else None
-
-    metrics = [sample.metrics for sample in samples] if combine is _average else [_metrics(samples)]
-    one_each = all(len(names) < 2 for names in metrics)  # points of one metric do not add to those of another
-    return {
-        "accuracy": where_judged(accuracy, "points_of") if one_each else None,
-        "similarity": where_judged(likeness, "similarity_of"),
-        "nodes": if_known(drafted_nodes, "known_steps"),
-        "levels": if_known(tree_levels, "known_steps"),
-        "draft_cost": if_known(drafting, "rounds", "plain_passes", "plain_decode_seconds"),
-        "speedup": Estimate.of(combine(speedup, totals)),
-        "speedup_geometric": Estimate.of((_pool if combine is _pool else _average_geometrically)(speedup, totals)),
-        "speedup_per_prompt": per_prompt(speedup, "tokens"),
-        "speedup_per_prompt_geometric": per_prompt(speedup, "tokens", geometric_mean),
-        "spread": of_repeats(speedup),
-        "speedup_decode": Estimate.of(combine(speedup_decode, totals)),
-        "speedup_decode_per_prompt": per_prompt(speedup_decode, "decode_tokens"),
-        "spread_decode": of_repeats(speedup_decode),
-        "mean_acceptance_length": Estimate.of(combine(acceptance_length, totals)),
-        "mean_accepted_draft_tokens": Estimate.of(combine(accepted_tokens, totals)),
-    }
-
-
-def _each(figure: Callable[[Totals], np.ndarray], sample: Sample, needed: str) -> np.ndarray:
-    """Return a figure per request, of the requests in which there was something to time."""
-    columns = {name: sample.column(name) for name in sample.measured[0].columns}
-    return figure(columns)[(columns[needed] > 0) & (columns[f"plain_{needed}"] > 0)]
-
-
-def _figures(samples: Sequence[Sample], side: dict[str, Any]) -> Figures:
-    """Return the figures of one task, or pooled over several."""
-    measured = [one for sample in samples for one in sample.measured]
-    sums = {name: float(sum(one.columns[name] for one in measured)) for name in measured[0].columns}
-    stats = Stats([record for one in measured for record in one.stats.rounds])
-    known = bool(stats.rounds)
-    runs = [run.record for one in measured for run in one.answer.runs]
-    wall = sum(record["wall"] for record in runs)
-    return Figures(
-        **_means(samples, _pool),
-        requests=len(measured),
-        prompts=sum(len(one.answer.ids) for one in measured),
-        repeats=min(len(one.answer.runs) for one in measured),
-        tokens=int(sums["tokens"]),
-        tokens_per_second=sums["decode_tokens"] / sums["decode_seconds"] if sums["decode_seconds"] else 0.0,
-        tokens_per_second_end_to_end=sums["tokens"] / sums["seconds"] if sums["seconds"] else 0.0,
-        ttft=float(np.median([one.columns["ttft"] for one in measured])),
-        draft_acceptance_rate=stats.draft_acceptance_rate if known else None,
-        acceptance_rate_per_position=stats.acceptance_rate_per_position,
-        conditional_acceptance_rate=conditional_acceptance_rate(stats),
-        acceptance_histogram=stats.acceptance_histogram,
-        nodes_max=max((max(record.drafted) for record in stats.rounds), default=None),
-        budget=side.get("budget"),
-        round_seconds=_round_seconds(measured),
-        unaccounted=1 - sum(math.fsum(record["seconds"].values()) for record in runs) / wall if wall else 0.0,
-        exact=_exactness(measured, side),
-        metric=" ".join(sorted(_metrics(samples))) or None,
-        alike=_alike(measured),
-    )
-
-
-def _metrics(samples: Sequence[Sample]) -> set[str]:
-    return set().union(*(sample.metrics for sample in samples))
-
-
-def _alike(measured: Sequence[Measured]) -> tuple[int, int] | None:
-    found = [one for answer in measured for one in answer.answer.judged("similarity")]
-    return (sum(one == 1 for one in found), len(found)) if found else None
-
-
-def conditional_acceptance_rate(stats: Stats) -> list[float]:
-    """Return per position the share that accepted the drafted token there, of the passes that could have."""
-    reached: dict[int, int] = defaultdict(int)
-    passed: dict[int, int] = defaultdict(int)
-    for record in stats.rounds:
-        for accepted, emitted in zip(record.accepted, record.emitted, strict=True):
-            if emitted:
-                for i in range(min(accepted + 1, record.depth)):
-                    reached[i] += 1
-                    passed[i] += accepted > i
-    return [passed[i] / reached[i] for i in range(len(reached))]
-
-
-def _round_seconds(measured: Sequence[Measured]) -> dict[str, float]:
-    """Return the seconds of the mean round by phase; per request they are the median over repeats."""
-    sums: dict[str, float] = defaultdict(float)
-    rounds = 0
-    for one in measured:
-        phases: dict[str, list[float]] = defaultdict(list)
-        for run in one.answer.runs:
-            booked: dict[str, float] = defaultdict(float)
-            for record in run.rounds:
-                for phase, seconds in record["seconds"].items():
-                    booked[phase] += seconds
-            for phase, seconds in booked.items():
-                phases[phase].append(seconds)
-        for phase, seconds in phases.items():
-            sums[phase] += float(np.median(seconds))
-        rounds += len(one.stats.rounds)
-    return {phase: seconds / rounds for phase, seconds in sums.items() if phase not in PROMPT_PHASES}
-
-
-def _exactness(measured: Sequence[Measured], side: dict[str, Any]) -> Exactness:
-    itself = side["label"] == PLAIN
-    compared = [] if itself else [one.record for one in measured if one.record["same"] is not None]
-    different = [record for record in compared if not record["same"]]
-    found = [{"ids": record["ids"], **one} for record in different for one in record.get("divergence") or []]
-    ties = sum(
-        bool(record.get("divergence")) and all(one["tie"] for one in record["divergence"]) for record in different
-    )
-    changed = sum(any(run.record.get("repeatable") is False for run in one.answer.runs) for one in measured)
-    first = min(found, key=lambda one: one["position"], default=None)
-    return Exactness(len(compared), len(compared) - len(different), ties, changed, first)
+        ours, theirs = (one.requests.loc[shared] for one in (sample, second[task]))
+        values.append(ratio("speedup", resampled_sums(ours)) - ratio("speedup", resampled_sums(theirs)))
+        several |= ours["ids"].nunique() > 1
+    return Estimate.of(np.mean(values, axis=0), several)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .bootstrap import RESAMPLES
 from .bundle import COMPLETE
-from .figures import Exactness, Row
-from .grouping import CONDITIONS, BundleGroup
+from .figures import RESAMPLES, Figures, Row
+from .grouping import BundleGroup, sampling_shown
 
 COLUMNS = (
     "Speed-ups are tokens per second over {baseline} in the same process on the same prompts. Of the tasks and of the "
@@ -73,7 +71,7 @@ def _apart(rows: Sequence[Row]) -> list[str]:
     return [f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}."]
 
 
-def _numerics(name: str, exact: Exactness) -> str:
+def _numerics(name: str, exact: Figures) -> str:
     return (
         f"{name}: plain decoding run against itself gave the same text in {exact.same} of {exact.compared} "
         "answers; the rest is what numerics alone change, and where it differs from 1 in speed, what the machine does."
@@ -113,7 +111,7 @@ def _measured(group: BundleGroup, rows: Sequence[Row]) -> str:
     days = _joined(m["started"][:10] for m in manifests)
     return (
         f"Measured on {machines}: target {group.conditions['target']} in {group.conditions['dtype']}, {what}{batch}, "
-        f"{_sampling(group.conditions['sampling'])}, at most {group.conditions['max_new_tokens']} new tokens; "
+        f"{sampling_shown(group.conditions['sampling'])}, at most {group.conditions['max_new_tokens']} new tokens; "
         f"{versions}; {days}."
     )
 
@@ -147,13 +145,6 @@ def _revision(git: dict[str, Any]) -> str:
     return f" ({git['revision'][:7]}{', changed' if git.get('dirty') else ''})"
 
 
-def _sampling(sampling: dict[str, Any]) -> str:
-    if not sampling.get("temperature"):
-        rest = {name: value for name, value in sampling.items() if name == "repetition_penalty" and value}
-        return ", ".join(["greedy", *(f"{name} {value}" for name, value in rest.items())])
-    return ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)
-
-
 def _budgets(rows: Sequence[Row]) -> str:
     drafting = [row for row in rows if row.side.get("drafter") is not None]
     budgets = [row.side.get("budget") for row in drafting]
@@ -184,26 +175,6 @@ def _warnings(group: BundleGroup) -> list[str]:
             status = manifest["status"] if manifest["status"] != COMPLETE else "damaged"
             lines.append(f"PARTIAL: {bundle.folder} is {status}{because}, with {of}.")
     return lines
-
-
-def conditions_shown(conditions: dict[str, Any], groups: Sequence[BundleGroup]) -> str:
-    """Return what sets a group apart from the others in the table."""
-    shown = []
-    for name in CONDITIONS:
-        values = {json.dumps(group.conditions[name], sort_keys=True) for group in groups}
-        if name == "target" or len(values) == 1:
-            continue
-        value = conditions[name]
-        if name == "fingerprint":
-            # Two targets may well have the same name, such as that of a checkpoint before and after more training.
-            names = {group.conditions["target"] for group in groups}
-            value = conditions["target"] if len(names) == len(values) else f"{conditions['target']} [{value}]"
-        elif name == "sampling":
-            value = _sampling(value)
-        elif name in ("batch", "max_new_tokens"):
-            value = f"{name} {value}"
-        shown.append(str(value))
-    return ", ".join(shown)
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -1,62 +1,185 @@
-"""A tidy data frame of all that was measured: one row per method, request and repeat."""
+"""The tidy frames from which all figures are computed: a row per method, request and repeat, and a row per target pass.
+
+`answers`, in this order of rows: methods, requests as they first occur, repeats. Its columns:
+
+- `side` (number of the method) and `answer` (number of the request, the same for all methods);
+- `task`, `ids` (of the prompts in the request), `turn`, and `repeat` from 0; a request that occurs in several bundles
+  has the repeats of all;
+- seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, of the baseline beside it
+  `plain_seconds` and `plain_decode_seconds`, and those of all rounds by phase (`round_draft_seconds`, ...);
+- counts, which are those of the first repeat: `tokens`, `decode_tokens`, `steps` (target passes), `emitted`,
+  `accepted`, `drafted`, `levels`, `rounds`, `known_steps` (passes of which there is a record), the baseline's
+  `plain_tokens`, `plain_decode_tokens` and `plain_passes`, `retokenized` (tokens of the baseline's text when it is
+  tokenized again), and what was judged: `points` of `points_of` by `metric`, `similarity` of `similarity_of`, `alike`
+  (prompts with a similarity of 1);
+- `same` and `near_tie`: how the text compares with plain decoding's, None where it is not compared; `divergence`: the
+  earliest; `changed`: whether the tokens were others than in the first repeat; `unbooked`: seconds of no phase.
+
+`passes` has the first repeat's passes of each prompt: `side`, `answer`, `task`, `drafted`, `accepted`, `emitted` and
+`depth` (levels of the tree).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from .bootstrap import Measured, timings
-from .grouping import CONDITIONS, BundleGroup, MergedMethod
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas
+from ..decoding.clock import PROMPT_PHASES
+from .bundle import Block, Bundle
+
+Record = Mapping[str, Any]
+Runs = dict[str, dict[Block, tuple[Record, list[Record]]]]
+COUNTED = ("drafted", "accepted", "emitted", "depth")
 
 
-def frame_of(groups: Sequence[BundleGroup]) -> pandas.DataFrame:
-    """Return one row per method, request and repeat, in the order of the report.
+class Collector:
+    """Collects the answers of bundles of the same conditions, each beside the baseline's of the same block.
 
-    The columns, in this order:
-
-    - conditions (`target`, `fingerprint`, `dtype`, `device`, `batch`, `max_new_tokens`, and those of sampling under
-      their own names), `method`, `baseline`, `engine`, `drafter`, `tree`, `lossless`;
-    - `task`, `request` (the ids of its prompts, joined by spaces), `turn` and `repeat` (from 0);
-    - seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, and of the baseline beside it
-      `plain_seconds` and `plain_decode_seconds`;
-    - counts, which are those of the first repeat: `tokens`, `decode_tokens`, `steps` (target passes), `emitted`,
-      `accepted`, `drafted`, `levels`, `rounds`, the baseline's `plain_tokens`, `plain_decode_tokens` and
-      `plain_passes`, and what was judged: `points` of `points_of` by `metric`, `similarity` of `similarity_of`;
-    - `same` and `near_tie`: how the text compares with plain decoding's; None where it is not compared.
-
-    The table shows ratios of sums over requests: the speed-up of a task is the sum of `tokens` over that of `seconds`,
-    divided by the sum of `plain_tokens` over that of `plain_seconds`. Of the seconds of a request it takes the median
-    over repeats first.
+    Args:
+        baseline: label of the side that the others are measured against.
     """
-    import pandas
 
-    return pandas.DataFrame([line for group in groups for method in group.methods for line in _lines(group, method)])
+    def __init__(self, baseline: str):
+        self.baseline = baseline
+        self._runs: dict[Bundle, Runs] = {}
+        self._requests: dict[tuple[Any, ...], int] = {}
+        self._found: dict[tuple[int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        self._passes: list[dict[str, Any]] = []
+
+    def add(self, bundle: Bundle, side: Record, number: int) -> None:
+        """Add what one side of a bundle answered, as the method of that number."""
+        if bundle not in self._runs:
+            self._runs[bundle] = _runs(bundle)
+        runs = self._runs[bundle]
+        sampled = bundle.manifest["sampling"].get("temperature", 0) > 0
+        ours, theirs = runs[side["label"]], runs[self.baseline]
+        (plain_engine,) = (one["engine"] for one in bundle.manifest["sides"] if one["label"] == self.baseline)
+        for block in sorted(ours):
+            (record, rounds), (plain, _) = ours[block], theirs[block]
+            # Another seed samples other tokens: that is another answer, not a repeat of this one.
+            seed = bundle.manifest["seed"] if sampled else None
+            request = record["task"], tuple(record["ids"]), record["turn"], seed
+            answer = self._requests.setdefault(request, len(self._requests))
+            place = {"side": number, "answer": answer, "task": record["task"]}
+            if (number, answer) not in self._found:
+                passes = [
+                    dict(zip(COUNTED, (*row, one["depth"]), strict=True))
+                    for one in rounds
+                    for row in zip(one["drafted"], one["accepted"], one["emitted"], strict=True)
+                    if row[2]
+                ]
+                self._passes += [place | one for one in passes]
+                first = place | {"ids": request[1], "turn": record["turn"], "metrics": set()}
+                first |= {"rounds": len(rounds)} | _counts(record, plain, passes, side["engine"], plain_engine)
+                self._found[number, answer] = first, []
+            first, repeats = self._found[number, answer]
+            for name, value in _judged(record).items():  # of a request in several bundles, the first that was judged
+                first.setdefault(name, value)
+            if record.get("metric") is not None:
+                first["metrics"].add(record["metric"])
+            repeats.append(_timings(record, plain, rounds) | _comparison(record))
+
+    def answers(self) -> pd.DataFrame:
+        """Return the frame of all that was added."""
+        nothing = {"points": 0, "points_of": 0, "similarity": 0, "similarity_of": 0, "alike": 0}
+        rows = [
+            nothing | first | {"metric": " ".join(sorted(first["metrics"])) or None, "repeat": repeat} | run
+            for first, repeats in self._found.values()
+            for repeat, run in enumerate(repeats)
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["side", "answer", "task", "ids"])
+
+    def passes(self) -> pd.DataFrame:
+        """Return the frame of the passes of all that was added."""
+        return pd.DataFrame(self._passes, columns=["side", "answer", "task", *COUNTED])
 
 
-def _lines(group: BundleGroup, method: MergedMethod) -> Iterator[dict[str, Any]]:
-    conditions = {name: group.conditions[name] for name in CONDITIONS if name != "sampling"}
-    conditions |= {name: value for name, value in group.conditions["sampling"].items() if value is not None}
-    of_side = {name: method.side.get(name) for name in ("engine", "drafter", "tree", "lossless")}
-    for answer in method.answers.values():
-        measured = Measured(answer)
-        what = {"task": answer.task, "request": " ".join(answer.ids), "turn": answer.turn}
-        judged = {"metric": " ".join(sorted(answer.metrics)) or None}
-        for repeat, run in enumerate(answer.runs):
-            same, divergences = run.record["same"], run.record["divergence"] or []
-            near_tie = None if same is None else bool(divergences) and all(one["tie"] for one in divergences)
-            yield {
-                **conditions,
-                "method": method.label,
-                "baseline": method.baseline,
-                **of_side,
-                **what,
-                "repeat": repeat,
-                **timings(run),
-                **measured.counts,
-                **judged,
-                "same": same,
-                "near_tie": near_tie,
-            }
+def _runs(bundle: Bundle) -> Runs:
+    """Return `{label: {(request, turn, repeat): (record, rounds)}}`."""
+    found: Runs = {side["label"]: {} for side in bundle.manifest["sides"]}
+    for record in bundle.requests:
+        found[record["side"]][record["request"], record["turn"], record["repeat"]] = (record, [])
+    for record in bundle.rounds:
+        found[record["side"]][record["request"], record["turn"], record["repeat"]][1].append(record)
+    return found
+
+
+def _timings(record: Record, plain: Record, rounds: list[Record]) -> dict[str, float]:
+    """Return the seconds of one answer and of the baseline's beside it.
+
+    The whole is the wall time, which is measured alike for every engine; decoding is what remains of it after vision
+    and prefill.
+    """
+    prompt, plain_prompt = (sum(one["seconds"].get(phase, 0.0) for phase in PROMPT_PHASES) for one in (record, plain))
+    by_phase: dict[str, float] = {}
+    for one in rounds:
+        for phase, seconds in one["seconds"].items():
+            if phase not in PROMPT_PHASES:
+                by_phase[phase] = by_phase.get(phase, 0.0) + seconds
+    return {
+        "seconds": record["wall"],
+        "decode_seconds": record["wall"] - prompt,
+        "ttft": prompt,
+        "draft_seconds": by_phase.get("draft", 0.0) + by_phase.get("observe", 0.0),
+        "plain_seconds": plain["wall"],
+        "plain_decode_seconds": plain["wall"] - plain_prompt,
+        "unbooked": record["wall"] - math.fsum(record["seconds"].values()),
+        **{f"round_{phase}_seconds": seconds for phase, seconds in by_phase.items()},
+    }
+
+
+def _counts(
+    record: Record, plain: Record, passes: list[dict[str, int]], engine: str, plain_engine: str
+) -> dict[str, Any]:
+    """Return the counts of an answer.
+
+    transformers reports no rounds. Its passes verify drafts from the prompt's on and each adds one token of the
+    target's own, so the other tokens were drafted; of a batch it only decodes without drafts.
+    """
+    tokens, first = sum(record["new_tokens"]), sum(record["first_tokens"])
+    drafted, accepted, _, levels = (sum(one[name] for one in passes) for name in COUNTED)
+    steps, emitted = len(passes), tokens - first
+    if engine == "transformers":
+        steps = record["passes"] if len(record["new_tokens"]) == 1 else tokens
+        emitted, accepted = tokens, tokens - steps
+    return {
+        "tokens": tokens,
+        "decode_tokens": tokens - first,
+        "plain_tokens": sum(plain["new_tokens"]),
+        "plain_decode_tokens": sum(plain["new_tokens"]) - sum(plain["first_tokens"]),
+        "plain_passes": plain["passes"] - (plain_engine == "transformers"),
+        "steps": steps,
+        "emitted": emitted,
+        "accepted": accepted,
+        "drafted": drafted,
+        "known_steps": len(passes),
+        "levels": levels,
+        "retokenized": (plain.get("retokenized") or [None])[0],
+    }
+
+
+def _judged(record: Record) -> dict[str, float]:
+    """Return how right an answer is, as far as its record says."""
+    found: dict[str, float] = {}
+    if (accuracy := record.get("accuracy")) is not None:
+        known = [one for one in accuracy if one is not None]
+        found |= {"points": sum(one["points"] for one in known), "points_of": sum(one["of"] for one in known)}
+    if (alike := record.get("similarity")) is not None:
+        equal = sum(one == 1 for one in alike)
+        found |= {"similarity": sum(alike), "similarity_of": len(alike), "alike": equal}
+    return found
+
+
+def _comparison(record: Record) -> dict[str, Any]:
+    """Return how the text of an answer compares with plain decoding's."""
+    same, found = record["same"], record["divergence"] or []
+    first = min(found, key=lambda one: one["position"], default=None)
+    return {
+        "same": same,
+        "near_tie": None if same is None else bool(found) and all(one["tie"] for one in found),
+        "divergence": None if same is None or same or first is None else {"ids": record["ids"], **first},
+        "changed": record.get("repeatable") is False,
+    }

@@ -1,4 +1,4 @@
-"""From bundles to methods: which runs belong together, and which of the baseline's each of them is measured against."""
+"""From bundles to groups: which of them belong together, and which of their sides are one method."""
 
 from __future__ import annotations
 
@@ -8,55 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..errors import MMSpecError, did_you_mean
 from .bundle import COMPLETE, Bundle
+from .frame import Collector
 
 PLAIN = "plain"
 
 # What has to agree for figures to stand in one table, in the order in which a difference is reported.
 CONDITIONS = ("target", "fingerprint", "dtype", "device", "sampling", "batch", "max_new_tokens")
-
-
-@dataclass
-class TimedAnswer:
-    """One timed answer: the method's record, the baseline's of the same bundle and repeat, and the method's rounds."""
-
-    record: Mapping[str, Any]
-    plain: Mapping[str, Any]
-    rounds: Sequence[Mapping[str, Any]]
-
-
-@dataclass
-class MergedAnswer:
-    """One request as one method answered it, once per repeat. The tokens are the same in all of them.
-
-    What is not of time (tokens, texts, how right they are) is in the records of the first repeat alone, and of that in
-    every bundle.
-
-    Args:
-        ids: ids of the prompts in the request, one per row.
-        task: that the request belongs to.
-        turn: number of the turn in its conversation, 0 for the first.
-        engine: that gave the answer, `"mmspec"` or `"transformers"`.
-        plain_engine: the baseline's.
-        runs: the repeats, in order; a request that occurs in several bundles has the repeats of all.
-    """
-
-    ids: tuple[str, ...]
-    task: str
-    turn: int
-    engine: str
-    plain_engine: str
-    runs: list[TimedAnswer] = field(default_factory=list)
-
-    def judged(self, name: str) -> list:
-        """Return `accuracy` or `similarity` of every row by the first record that has it; nothing if none has."""
-        return next((found for run in self.runs if (found := run.record.get(name)) is not None), [])
-
-    @property
-    def metrics(self) -> set[str]:
-        """The metrics by which it was judged."""
-        return {run.record["metric"] for run in self.runs if run.record.get("metric") is not None}
 
 
 @dataclass
@@ -67,19 +28,15 @@ class MergedMethod:
         label: unique within the group.
         side: the manifest's entry.
         baseline: whether the others are measured against it.
-        answers: by what makes a request the same one, in the order in which they were given.
+        bundles: those whose answers of it count.
         failures: why it failed, of the bundles in which it did, whose answers of it are left out.
     """
 
     label: str
     side: Mapping[str, Any]
     baseline: bool
-    answers: dict[tuple, MergedAnswer] = field(default_factory=dict)
+    bundles: list[Bundle] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-
-    def of_task(self, task: str) -> list[MergedAnswer]:
-        """Return the answers to a task."""
-        return [answer for answer in self.answers.values() if answer.task == task]
 
 
 @dataclass
@@ -90,12 +47,15 @@ class BundleGroup:
         conditions: name to value, for every name in `CONDITIONS`.
         tasks: in the order in which they first occur.
         methods: the baseline first.
+        answers, passes: the frames of `mmspec.evaluation.frame`; `side` is the place of the method in `methods`.
     """
 
     conditions: dict[str, Any]
     bundles: list[Bundle]
     tasks: list[str]
     methods: list[MergedMethod]
+    answers: pd.DataFrame
+    passes: pd.DataFrame
 
 
 def find_bundles(folders: Sequence[str | Path]) -> list[Path]:
@@ -160,6 +120,40 @@ def conditions_of(bundle: Bundle) -> dict[str, Any]:
     return dict(zip(CONDITIONS, (*where, *how), strict=True))
 
 
+def columns_of(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return conditions as columns of a table: those of sampling under their own names."""
+    given = {name: conditions[name] for name in CONDITIONS if name != "sampling"}
+    return given | {name: value for name, value in conditions["sampling"].items() if value is not None}
+
+
+def conditions_shown(conditions: Mapping[str, Any], groups: Sequence[BundleGroup]) -> str:
+    """Return what sets a group apart from the others in the table."""
+    shown = []
+    for name in CONDITIONS:
+        values = {json.dumps(group.conditions[name], sort_keys=True) for group in groups}
+        if name == "target" or len(values) == 1:
+            continue
+        value = conditions[name]
+        if name == "fingerprint":
+            # Two targets may well have the same name, such as that of a checkpoint before and after more training.
+            names = {group.conditions["target"] for group in groups}
+            value = conditions["target"] if len(names) == len(values) else f"{conditions['target']} [{value}]"
+        elif name == "sampling":
+            value = sampling_shown(value)
+        elif name in ("batch", "max_new_tokens"):
+            value = f"{name} {value}"
+        shown.append(str(value))
+    return ", ".join(shown)
+
+
+def sampling_shown(sampling: Mapping[str, Any]) -> str:
+    """Return the settings of sampling in words; of greedy decoding only what matters there."""
+    if not sampling.get("temperature"):
+        penalty = sampling.get("repetition_penalty")
+        return f"greedy, repetition_penalty {penalty}" if penalty else "greedy"
+    return ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)
+
+
 def _refuse_incomplete(bundle: Bundle) -> None:
     if bundle.complete:
         return
@@ -190,52 +184,26 @@ def _plain(value: Any) -> str:
 
 def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> BundleGroup:
     """Merge bundles of the same conditions: sides of one label and the same settings become one method."""
-    methods: dict[tuple[str, str], MergedMethod] = {}
-    tasks: dict[str, None] = {}
+    found: dict[tuple[str, str], MergedMethod] = {}
     for bundle in bundles:
-        runs = _runs(bundle)
-        tasks |= {record["task"]: None for record in bundle.requests}
         for side in bundle.manifest["sides"]:
             key = side["label"], json.dumps([side["engine"], side["settings"]], sort_keys=True)
-            method = methods.setdefault(key, MergedMethod(side["label"], side, side["label"] == baseline))
+            method = found.setdefault(key, MergedMethod(side["label"], side, side["label"] == baseline))
             if (reason := bundle.failures.get(side["label"])) is not None:
                 method.failures.append(reason)
             elif method.side.get("failed"):
                 method.side = side
             if reason is None or partial:
-                _collect(method, bundle, runs, baseline)
-    _distinguish(list(methods.values()))
-    ordered = sorted(methods.values(), key=lambda method: not method.baseline)
+                method.bundles.append(bundle)
+    methods = sorted(found.values(), key=lambda method: not method.baseline)
+    collector = Collector(baseline)
+    for number, method in enumerate(methods):
+        for bundle in method.bundles:
+            collector.add(bundle, method.side, number)
+    _distinguish(methods)
+    tasks = list(dict.fromkeys(record["task"] for bundle in bundles for record in bundle.requests))
     # The name of the first bundle's target stands for all: their fingerprints agree.
-    return BundleGroup(conditions_of(bundles[0]), bundles, list(tasks), ordered)
-
-
-Runs = dict[str, dict[tuple[int, int, int], tuple[Mapping[str, Any], list]]]
-
-
-def _runs(bundle: Bundle) -> Runs:
-    """Return `{label: {(request, turn, repeat): (record, rounds)}}`."""
-    found: Runs = {side["label"]: {} for side in bundle.manifest["sides"]}
-    for record in bundle.requests:
-        found[record["side"]][record["request"], record["turn"], record["repeat"]] = (record, [])
-    for record in bundle.rounds:
-        found[record["side"]][record["request"], record["turn"], record["repeat"]][1].append(record)
-    return found
-
-
-def _collect(method: MergedMethod, bundle: Bundle, runs: Runs, baseline: str) -> None:
-    """Add a bundle's answers to a method, each beside the baseline's of the same request and repeat."""
-    sampled = bundle.manifest["sampling"].get("temperature", 0) > 0
-    ours, theirs = runs[method.side["label"]], runs[baseline]
-    (plain_engine,) = (side["engine"] for side in bundle.manifest["sides"] if side["label"] == baseline)
-    for place in sorted(ours):
-        (record, rounds), (plain, _) = ours[place], theirs[place]
-        # Another seed samples other tokens: that is another answer, not a repeat of this one.
-        key = (record["task"], tuple(record["ids"]), record["turn"], bundle.manifest["seed"] if sampled else None)
-        if key not in method.answers:
-            engines = method.side["engine"], plain_engine
-            method.answers[key] = MergedAnswer(tuple(record["ids"]), record["task"], record["turn"], *engines)
-        method.answers[key].runs.append(TimedAnswer(record, plain, rounds))
+    return BundleGroup(conditions_of(bundles[0]), bundles, tasks, methods, collector.answers(), collector.passes())
 
 
 def _distinguish(methods: list[MergedMethod]) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..metrics import SHOWN
 from ..speed.prediction import LEVERS, Prediction
-from .figures import Row
-from .footnotes import conditions_shown
-from .grouping import BundleGroup
-from .tables import Shown, markdown_table, markdown_text, terminal_tables
+from .figures import Figures, Row
+from .grouping import BundleGroup, conditions_shown
+from .sheets import DASH, Sheet, Shown
 
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-
-DASH = "-"
-HEADINGS = tuple(SHOWN[name] for name in ("speedup_decode", "limit", "share", *LEVERS))
+FIGURES = ("speedup_decode", "limit", "share", *LEVERS)
 NOTE = (
     "From the phases of the mean round of every task, the prompt's part left out; each task counts the same. With tau "
     "tokens per pass, D seconds of drafting, V of scoring, O of the rest, s of plain decoding's own pass and P per "
@@ -33,71 +27,50 @@ MISSING = (
 OVERHEAD = ("verify", "commit", "observe", "other")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The speed-ups that a method could reach, averaged over tasks.
-
-    Args:
-        speedup_decode: as the table has it.
-        rounds: the mean round of each task.
-    """
-
-    speedup_decode: float
-    rounds: dict[str, Prediction]
-
-    @property
-    def limit(self) -> float:
-        """Highest speed-up of decoding: no overhead, and scoring as cheap as a step."""
-        return fmean(one.limit for one in self.rounds.values())
-
-    @property
-    def share(self) -> float:
-        """Share of the limit that is reached."""
-        return self.speedup_decode / self.limit
-
-    @property
-    def levers(self) -> dict[str, float | None]:
-        """The speed-up of decoding with one thing changed; None where it is unknown of a task."""
-        found = [one.levers for one in self.rounds.values()]
-        known = {name: [value for one in found if (value := one[name]) is not None] for name in LEVERS}
-        return {name: fmean(values) if len(values) == len(found) else None for name, values in known.items()}
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        figures = {name: getattr(self, name) for name in ("speedup_decode", "limit", "share", "levers")}
-        return figures | {"tasks": {task: one.as_json() for task, one in self.rounds.items()}}
-
-
-def limits_of(row: Row, plain: Row | None) -> Limits | None:
+def limits_of(row: Row, plain: Row | None) -> Figures | None:
     """Return what a method could reach, by its phases and the baseline's; None where a task of one has no rounds.
 
     Args:
         row: figures of the method.
         plain: the baseline's of the same group, plain decoding by mmspec's own loop.
+
+    Returns:
+        Averages over tasks: `speedup_decode` as the table has it, `limit` (the highest: no overhead, and scoring as
+        cheap as a step), `share` of it that is reached, `levers` (the speed-up with one thing changed; None where it is
+        unknown of a task); and `tasks`, the mean round of each as `Prediction`.
     """
     if plain is None or row.mean is None or plain.mean is None or plain.side.get("drafter") is not None:
         return None
-    rounds = {}
-    for task, figures in row.tasks.items():
-        of_plain = plain.tasks[task]
-        if figures is None or of_plain is None:
-            return None
-        ours, theirs = figures.round_seconds, of_plain.round_seconds
-        if not ours.get("score") or not theirs.get("score"):
-            return None
-        rounds[task] = Prediction(
-            tokens=figures.mean_acceptance_length.value,
-            draft=ours.get("draft", 0.0),
-            score=ours["score"],
-            overhead=sum(ours.get(phase, 0.0) for phase in OVERHEAD),
-            step=theirs["score"],
-            plain=sum(theirs.values()),
-            depth=figures.levels,
-        )
-    return Limits(row.mean.speedup_decode.value, rounds)
+    rounds = {task: _round(row.tasks[task], plain.tasks[task]) for task in row.tasks}
+    known = [one for one in rounds.values() if one is not None]
+    if len(known) < len(rounds):
+        return None
+    limit, speedup = fmean(one.limit for one in known), row.mean.speedup_decode.value
+    levers = {name: [value for one in known if (value := one.levers[name]) is not None] for name in LEVERS}
+    return Figures(
+        speedup_decode=speedup,
+        limit=limit,
+        share=speedup / limit,
+        levers={name: fmean(values) if len(values) == len(known) else None for name, values in levers.items()},
+        tasks=rounds,
+    )
 
 
-@dataclass
+def _round(ours: Figures | None, plain: Figures | None) -> Prediction | None:
+    """Return the mean round of a method on a task; None where there is none."""
+    if ours is None or plain is None or not ours.round_seconds.get("score") or not plain.round_seconds.get("score"):
+        return None
+    return Prediction(
+        tokens=ours.mean_acceptance_length.value,
+        draft=ours.round_seconds.get("draft", 0.0),
+        score=ours.round_seconds["score"],
+        overhead=sum(ours.round_seconds.get(phase, 0.0) for phase in OVERHEAD),
+        step=plain.round_seconds["score"],
+        plain=sum(plain.round_seconds.values()),
+        depth=ours.levels,
+    )
+
+
 class LimitsTable(Shown):
     """One line per method that drafts, for Markdown and the terminal.
 
@@ -106,51 +79,28 @@ class LimitsTable(Shown):
         groups: that they are from.
     """
 
-    rows: Sequence[Row]
-    groups: Sequence[BundleGroup]
-
-    @property
-    def limits(self) -> list[tuple[Row, Limits | None]]:
+    def __init__(self, rows: Sequence[Row], groups: Sequence[BundleGroup]):
+        plain = {id(row.conditions): row for row in rows if row.baseline}
+        methods = [row for row in rows if not row.baseline and not row.control and row.overall]
+        self.limits = [(row, limits_of(row, plain.get(id(row.conditions)))) for row in methods]
         """Every method but the baselines and those that failed, with what it could reach."""
-        plain = {id(row.conditions): row for row in self.rows if row.baseline}
-        return [
-            (row, limits_of(row, plain.get(id(row.conditions))))
-            for row in self.rows
-            if not row.baseline and not row.control and row.overall
-        ]
-
-    @property
-    def notes(self) -> list[str]:
-        """The lines under the table."""
-        missing = [row.method for row, one in self.limits if one is None]
-        return [NOTE, *([MISSING.format(names="; ".join(dict.fromkeys(missing)))] if missing else [])]
-
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the headings and the rows, the methods of which nothing is known left out."""
-        mixed = len(self.groups) > 1
-        rows = []
+        mixed = len(groups) > 1
+        cells = []
         for row, one in self.limits:
-            if one is None:
-                continue
-            names = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else [])]
-            levers = [DASH if one.levers[name] is None else f"{one.levers[name]:.2f}" for name in LEVERS]
-            rows.append([*names, f"{one.speedup_decode:.2f}", f"{one.limit:.2f}", f"{one.share:.0%}", *levers])
-        return ["method", *(["measured on"] if mixed else []), *HEADINGS], rows
+            if one is not None:
+                where = [conditions_shown(row.conditions, groups)] if mixed else []
+                levers = [DASH if value is None else f"{value:.2f}" for value in one.levers.values()]
+                figures = [f"{one.speedup_decode:.2f}", f"{one.limit:.2f}", f"{one.share:.0%}", *levers]
+                cells.append([row.method, *where, *figures])
+        names = ["method", *(["measured on"] if mixed else [])]
+        sheet = Sheet("limits of the speed-up", [*names, *(SHOWN[name] for name in FIGURES)], cells, len(names))
+        missing = "; ".join(dict.fromkeys(row.method for row, one in self.limits if one is None))
+        super().__init__([sheet], [NOTE, *([MISSING.format(names=missing)] if missing else [])])
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return every method's limit, levers and mean rounds as plain JSON values."""
-        return [{"method": row.method, **one.as_json()} for row, one in self.limits if one is not None]
-
-    def markdown(self) -> str:
-        """Return a Markdown table and the lines under it."""
-        return (
-            f"{markdown_table(*self.cells())}\n\n" + "\n".join(f"- {markdown_text(note)}" for note in self.notes) + "\n"
-        )
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        from rich.text import Text
-
-        headings, rows = self.cells()
-        names = headings.index(HEADINGS[0])
-        yield from terminal_tables("limits of the speed-up", headings, rows, options.max_width, names, ("measured on",))
-        yield from (Text(f"- {note}") for note in self.notes)
+        return [
+            {"method": row.method, **one, "tasks": {task: of.as_json() for task, of in one.tasks.items()}}
+            for row, one in self.limits
+            if one is not None
+        ]

@@ -2,145 +2,213 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from itertools import count, cycle, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..errors import cut, printable
+from ..files.storage import replacing
 from ..metrics import SHOWN
-from .bootstrap import Estimate
-from .figures import Figures, Row
-from .style import GREY, PHASE_COLOURS, Looks, axes_of, family, figure_of, legend, literal, name_of, write
+from ..visualization.colours import COLOURS, GREY, LINES, MARKERS, NEAR, PHASE_COLOURS
+from ..visualization.figures import Plot, figure, legend, titled
+from .figures import Estimate, Figures, Row
 from .table import PHASE_COLUMNS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+# Drafters and trees that are often measured keep their looks from plot to plot, whatever else is in them.
+DRAFTERS = (
+    "eagle3",
+    "eagle",
+    "draft_model",
+    "ngram",
+    "vispec",
+    "hivis",
+    "specvlm",
+    "msd",
+    "dream",
+    "text_only",
+    "medusa",
+)
+TREES = ("chain", "dynamic", "static", "sage", "auto", "confidence", None)
+FILLS = ("full", "none", "left", "top", "right", "bottom")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++", "--", "OO", "**", "/.", "-o")
+BESIDE = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}  # hides a line behind a text
+DPI, PALETTE = 110, 128
+
+
+class Look(NamedTuple):
+    """The look of a method in all plots: the colour is its drafter's, and a number stands for its tree."""
+
+    colour: str = GREY
+    number: int = 0
+
+    @property
+    def bar(self) -> dict[str, Any]:
+        """The look of its bars."""
+        again, hatch = divmod(self.number, len(HATCHES))
+        return {"color": self.colour, "hatch": HATCHES[hatch] + "|" * again}
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """The look of its points, with and without a line."""
+        again, marker = divmod(self.number, len(MARKERS))
+        return {"color": self.colour, "marker": MARKERS[marker], "fillstyle": FILLS[again % len(FILLS)]}
+
+    @property
+    def line(self) -> str:
+        """The dashes of its lines."""
+        return LINES[self.number % len(LINES)]
+
+
+Looks = dict[int, Look]
+"""Looks of rows, by their `id`."""
+
+
+def looks_of(rows: Sequence[Row]) -> Looks:
+    """Return a look for every row, no two of which are alike.
+
+    Drafters that are not known take the colours that are left, in the order of the alphabet; where a colour has a tree
+    already, the next method takes the next number.
+    """
+    drafting = [row for row in rows if row.side.get("drafter") is not None]
+    drafters, trees = ({row.side[name] for row in drafting} for name in ("drafter", "tree"))
+    colours = {name: place for place, name in enumerate(DRAFTERS)}
+    free = set(range(len(COLOURS))) - {colours[name] for name in drafters & colours.keys()}
+    colours |= dict(zip(sorted(drafters - colours.keys()), cycle(sorted(free) or range(len(COLOURS))), strict=False))
+    numbers = [*TREES, *sorted(trees - set(TREES))]
+    looks, taken = {id(row): Look() for row in rows}, set()
+    # transformers' own come last, so that our loop has the looks of a tree's name.
+    drafting.sort(key=lambda row: (row.side["engine"] == "transformers", row.side.get("budget") or 0, row.method))
+    for row in drafting:
+        place = colours[row.side["drafter"]]
+        first = numbers.index(row.side.get("tree")) + 6 * (COLOURS[place] in NEAR)
+        look = next(look for number in count(first) if (look := Look(COLOURS[place], number)) not in taken)
+        taken.add(look)
+        looks[id(row)] = look
+    return looks
 
 
 def save_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     """Write a PNG per plot into an existing folder; return those that had something to show."""
-    looks, written = Looks(rows), []
-    for name, plot in PLOTS.items():
-        figure = plot(rows, looks)
-        if figure is not None:
-            path = Path(folder) / f"{name}.png"
-            write(figure, path)
-            written.append(path)
+    looks, written = looks_of(rows), []
+    for name, drawn in PLOTS.items():
+        plot = drawn.draw(rows, looks)
+        if plot is not None:
+            written.append(Path(folder) / f"{name}.png")
+            write(plot, written[-1])
     return written
 
 
-def _drafting(rows: Sequence[Row]) -> list[tuple[Row, Figures]]:
-    return [(row, one) for row in rows if row.side.get("drafter") is not None and (one := row.overall) is not None]
+def write(plot: Plot, path: Path) -> None:
+    """Write a PNG with a palette: half the size, and the eye sees no difference."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    plot.savefig(data, dpi=DPI, bbox_inches="tight", format="png")
+    picture = Image.open(data).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="png", optimize=True)
 
 
-def _of_task(task: str, row: Row) -> Figures | None:
-    return row.tasks.get(task)
+def name_of(row: Row, rows: Sequence[Row]) -> str:
+    """Return the method's name, with the target's where methods of several groups have the same."""
+    shared = sum(other.method == row.method for other in rows) > 1
+    return literal(f"{row.method} [{row.conditions['target']}, {row.conditions['dtype']}]" if shared else row.method)
 
 
-def _by_task(
-    rows: Sequence[Row], looks: Looks, value: Callable[[Any], Estimate], title: str, line: str
-) -> Figure | None:
+def literal(name: str) -> str:
+    """Return a name as plots take it: bounded, printable, and no formula, which a dollar sign begins."""
+    return cut(printable(name), 60).replace("$", r"\$")
+
+
+def _canvas(height: float, title: str) -> tuple[Plot, Axes]:
+    """Return a figure of that height in inches, and its only axes."""
+    plot = figure(8.2, height)
+    return plot, titled(plot.add_subplot(), title)
+
+
+def _by_task(rows: Sequence[Row], looks: Looks, name: str, title: str, line: str) -> Plot | None:
     """Draw a panel per task and one for the mean, a bar per method, from the best at the top."""
     shown = [row for row in rows if not row.baseline and not row.control and row.overall is not None]
     if not shown:
         return None
     tasks = list(dict.fromkeys(task for row in shown for task in row.tasks))
-    panels: dict[str, Callable[[Row], Any]] = {task: partial(_of_task, task) for task in tasks}
+    panels: dict[str, list[Figures | None]] = {task: [row.tasks.get(task) for row in shown] for task in tasks}
     if len(tasks) > 1:
-        panels["mean of tasks"] = lambda row: row.mean
-    figure = figure_of(2.6 + 2.1 * len(panels), 1.1 + 0.3 * len(shown))
+        panels["mean of tasks"] = [row.mean for row in shown]
+    plot = figure(2.6 + 2.1 * len(panels), 1.1 + 0.3 * len(shown))
     places = np.arange(len(shown))[::-1]
-    panel_axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
-    widest = max(
-        (estimate.high or estimate.value)
-        for get in panels.values()
-        for estimate in (value(get(row)) for row in shown if get(row) is not None)
-    )
-    for axes, (name, get) in zip(panel_axes, panels.items(), strict=True):
-        for place, row in zip(places, shown, strict=True):
-            figures = get(row)
-            if figures is None:
+    all_axes = plot.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
+    found = [one[name] for panel in panels.values() for one in panel if one is not None]
+    widest = max(one.high or one.value for one in found)
+    for axes, (panel, figures) in zip(all_axes, panels.items(), strict=True):
+        for place, row, one in zip(places, shown, figures, strict=True):
+            if one is None:
                 axes.text(0.03 * widest, place, "not measured", va="center", fontsize=7, color=GREY)
                 continue
-            estimate = value(figures)
-            axes.barh(
-                place, estimate.value, 0.72, color=looks.colour(row), hatch=looks.hatch(row), edgecolor="white", lw=0
-            )
-            end = estimate.value
-            if estimate.low is not None and estimate.high is not None:
-                axes.plot([estimate.low, estimate.high], [place, place], color="black", lw=1.1, solid_capstyle="butt")
-                end = estimate.high
-            paper = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}  # hides the dotted line
-            axes.text(end + 0.03 * widest, place, f"{estimate.value:.2f}", va="center", fontsize=8, bbox=paper)
+            value, low, high = one[name].value, one[name].low, one[name].high
+            axes.barh(place, value, 0.72, edgecolor="white", lw=0, **looks[id(row)].bar)
+            if low is not None:
+                axes.plot([low, high], [place, place], color="black", lw=1.1, solid_capstyle="butt")
+            end = (value if high is None else high) + 0.03 * widest
+            axes.text(end, place, f"{value:.2f}", va="center", fontsize=8, bbox=BESIDE)
         axes.axvline(1, color="black", lw=0.8, ls=":", zorder=2.5)
-        axes.set_title(literal(name), fontsize=10, weight="bold" if name == "mean of tasks" else "normal")
+        axes.set_title(literal(panel), fontsize=10, weight="bold" if panel == "mean of tasks" else "normal")
         axes.set_xlim(0, widest * 1.28)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(labelsize=8)
-    panel_axes[0].set_yticks(places, [name_of(row, rows) for row in shown])
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    figure.supxlabel(line, fontsize=8.5)
-    return figure
+    all_axes[0].set_yticks(places, [name_of(row, rows) for row in shown])
+    plot.suptitle(title, fontsize=11, x=0.01, ha="left")
+    plot.supxlabel(line, fontsize=8.5)
+    return plot
 
 
-def plot_speedup(rows: Sequence[Row], looks: Looks) -> Figure | None:
-    """Speed-up per task with its confidence interval."""
+def plot_speedup(rows: Sequence[Row], looks: Looks) -> Plot | None:
+    """Draw the speed-up per task with its confidence interval."""
     base = next((row.side["label"] for row in rows if row.baseline), "plain")
     note = "tokens per second over the baseline's; black lines: 95 % interval over prompts; dotted: the baseline"
-    title = f"{SHOWN['speedup'].capitalize()}, over {literal(base)}"
-    return _by_task(rows, looks, lambda figures: figures.speedup, title, note)
+    return _by_task(rows, looks, "speedup", f"{SHOWN['speedup'].capitalize()}, over {literal(base)}", note)
 
 
-def plot_acceptance(rows: Sequence[Row], looks: Looks) -> Figure | None:
-    """Accepted length per task with its confidence interval."""
+def plot_acceptance(rows: Sequence[Row], looks: Looks) -> Plot | None:
+    """Draw the accepted length per task with its confidence interval."""
     note = "the target's own token included; black lines: 95 % interval over prompts; dotted: no drafts"
-    title = SHOWN["mean_acceptance_length"].capitalize()
-    return _by_task(rows, looks, lambda figures: figures.mean_acceptance_length, title, note)
+    name = "mean_acceptance_length"
+    return _by_task(rows, looks, name, SHOWN[name].capitalize(), note)
 
 
-def plot_positions(rows: Sequence[Row], looks: Looks) -> Figure | None:
+def plot_positions(rows: Sequence[Row], looks: Looks) -> Plot | None:
     """Draw how far the target follows: the share of passes that accepted at least so many drafted tokens."""
-    shown = [(row, rates) for row, one in _drafting(rows) if (rates := one.acceptance_rate_per_position)]
+    name = "acceptance_rate_per_position"
+    shown = [(row, 100 * np.array(one[name])) for row in _drafting(rows) if (one := row.overall) and one[name]]
     if not shown:
         return None
-    figure = figure_of(8.2, 4.4)
-    axes = axes_of(figure, "Acceptance by position, all tasks pooled")
+    plot, axes = _canvas(4.4, "Acceptance by position, all tasks pooled")
     for row, rates in shown:
-        axes.plot(
-            range(1, len(rates) + 1),
-            [100 * rate for rate in rates],
-            color=looks.colour(row),
-            ls=looks.line(row),
-            marker=looks.marker(row),
-            mfc=looks.face(row),
-            ms=5,
-            lw=1.6,
-            label=name_of(row, rows),
-        )
+        look = looks[id(row)]
+        axes.plot(np.arange(len(rates)) + 1, rates, label=name_of(row, rows), ls=look.line, ms=5, lw=1.6, **look.point)
     deepest = max(len(rates) for _, rates in shown)
     axes.set_xticks(range(1, deepest + 1, 1 + deepest // 16))
-    axes.set_ylim(0, 102)
-    axes.set_xlabel("drafted token")
-    axes.set_ylabel("passes that accepted it, %")
+    axes.set(ylim=(0, 102), xlabel="drafted token", ylabel="passes that accepted it, %")
     axes.grid(alpha=0.25)
     legend(axes)
-    return figure
+    return plot
 
 
-def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
+def plot_rounds(rows: Sequence[Row], looks: Looks) -> Plot | None:
     """Draw where the time of a round goes."""
-    shown = [(row, seconds) for row in rows if row.overall is not None and (seconds := row.overall.round_seconds)]
+    shown = [(row, one.round_seconds) for row in rows if (one := row.overall) and one.round_seconds]
     if not shown:
         return None
-    figure = figure_of(8.2, 1.3 + 0.3 * len(shown))
-    axes = axes_of(figure, "Where a round's time goes, all tasks pooled")
-    places = np.arange(len(shown))[::-1]
-    left = np.zeros(len(shown))
+    plot, axes = _canvas(1.3 + 0.3 * len(shown), "Where a round's time goes, all tasks pooled")
+    places, left = np.arange(len(shown))[::-1], np.zeros(len(shown))
     for phase in PHASE_COLUMNS:
         widths = np.array([1e3 * seconds.get(phase, 0.0) for _, seconds in shown])
         if widths.any():
@@ -153,42 +221,38 @@ def plot_rounds(rows: Sequence[Row], looks: Looks) -> Figure | None:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("milliseconds in a round of draft, score, verify, commit and observe")
     legend(axes)
-    return figure
+    return plot
 
 
-def plot_budget(rows: Sequence[Row], looks: Looks) -> Figure | None:
-    """Speed-up against the nodes that are drafted; the points of one drafter are joined."""
-    points = [
-        Point(row, mean.nodes, mean.speedup)
-        for row, _ in _drafting(rows)
-        if (mean := row.mean) is not None and mean.nodes is not None
-    ]
+def plot_budget(rows: Sequence[Row], looks: Looks) -> Plot | None:
+    """Draw the speed-up against the nodes that are drafted; the points of one drafter are joined."""
+    points = _points(rows, "nodes", "speedup")
     if not points:
         return None
-    figure = figure_of(8.2, 4.4)
-    axes = axes_of(figure, "Speed-up against tree budget")
-    _draw(axes, rows, points, looks, join=True)
+    plot, axes = _canvas(4.4, "Speed-up against tree budget")
+    _draw(axes, rows, points, looks)
+    for _, group in groupby(sorted(points, key=_family), _family):
+        members = sorted(group, key=lambda point: point.at)
+        look = looks[id(members[0].row)]
+        heights = [point.height.value for point in members]
+        axes.plot(
+            [point.at for point in members], heights, lw=1.2, alpha=0.7, zorder=2, color=look.colour, ls=look.line
+        )
     axes.axhline(1, color="black", lw=0.8, ls=":")
-    axes.set_xlabel(SHOWN["nodes"])
-    axes.set_ylabel(f"{SHOWN['speedup']}, mean of tasks")
+    axes.set(xlabel=SHOWN["nodes"], ylabel=f"{SHOWN['speedup']}, mean of tasks")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     legend(axes)
-    return figure
+    return plot
 
 
-def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
-    """Draft cost against accepted length: what is up and left of all others is on the front."""
-    points = [
-        Point(row, mean.draft_cost, mean.mean_acceptance_length)
-        for row, _ in _drafting(rows)
-        if (mean := row.mean) is not None and mean.draft_cost is not None
-    ]
+def plot_pareto(rows: Sequence[Row], looks: Looks) -> Plot | None:
+    """Draw accepted length against draft cost: what is up and left of all others is on the front."""
+    points = _points(rows, "draft_cost", "mean_acceptance_length")
     if not points:
         return None
-    figure = figure_of(8.2, 4.6)
-    axes = axes_of(figure, f"{SHOWN['mean_acceptance_length'].capitalize()} against {SHOWN['draft_cost']}")
+    plot, axes = _canvas(4.6, f"{SHOWN['mean_acceptance_length'].capitalize()} against {SHOWN['draft_cost']}")
     costs, lengths = [point.at for point in points], [point.height.value for point in points]
     right, top, bottom = max(costs) * 1.15 + 0.05, max(lengths) * 1.12, min(1.0, *lengths) - 0.1
     for predicted in _predictions(max(length / (1 + cost) for length, cost in zip(lengths, costs, strict=True))):
@@ -196,23 +260,18 @@ def plot_pareto(rows: Sequence[Row], looks: Looks) -> Figure | None:
         axes.plot(line, predicted * (1 + line), color=GREY, lw=0.7, ls="--", zorder=1)
         at = min(right, 0.985 * top / predicted - 1)
         if at > 0.04 * right and predicted * (1 + at) > bottom:
-            style: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "right", "va": "center"}
-            paper = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}
-            axes.text(at, predicted * (1 + at), f"{predicted:g} x", bbox=paper, **style)
-    on_front = front(costs, lengths)
-    axes.plot(
-        [costs[i] for i in on_front], [lengths[i] for i in on_front], color="black", lw=1.2, zorder=2, label="front"
-    )
+            style: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "right", "va": "center", "bbox": BESIDE}
+            axes.text(at, predicted * (1 + at), f"{predicted:g} x", **style)
+    best = [points[i] for i in front(costs, lengths)]
+    ends = [point.at for point in best], [point.height.value for point in best]
+    axes.plot(*ends, color="black", lw=1.2, zorder=2, label="front")
     _draw(axes, rows, points, looks)
-    for i in on_front:
-        axes.plot(costs[i], lengths[i], "o", ms=13, mfc="none", mec="black", mew=1.0, zorder=4)
-    axes.set_xlim(0, right)
-    axes.set_ylim(bottom, top)
+    axes.plot(*ends, "o", ms=13, mfc="none", mec="black", mew=1.0, zorder=4)
+    axes.set(xlim=(0, right), ylim=(bottom, top), ylabel=f"{SHOWN['mean_acceptance_length']}, bonus included")
     axes.set_xlabel(f"{SHOWN['draft_cost']} of a round, in passes of plain decoding, mean of tasks")
-    axes.set_ylabel(f"{SHOWN['mean_acceptance_length']}, bonus included")
     legend(axes)
-    figure.supxlabel(f"dashed: {SHOWN['speedup_decode']}, if scoring a tree cost as much as a plain pass", fontsize=8.5)
-    return figure
+    plot.supxlabel(f"dashed: {SHOWN['speedup_decode']}, if scoring a tree cost as much as a plain pass", fontsize=8.5)
+    return plot
 
 
 def front(costs: Sequence[float], lengths: Sequence[float]) -> list[int]:
@@ -230,8 +289,7 @@ def _predictions(best: float) -> list[float]:
     return [0.5, *(1 + step * i for i in range(max(0, int((best - 1) / step)) + 2))]
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A method in a plane: its place, and its height with an interval."""
 
     row: Row
@@ -239,37 +297,42 @@ class Point:
     height: Estimate
 
 
-def _draw(axes: Axes, rows: Sequence[Row], points: Sequence[Point], looks: Looks, join: bool = False) -> None:
+def _drafting(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.side.get("drafter") is not None]
+
+
+def _points(rows: Sequence[Row], at: str, height: str) -> list[Point]:
+    """Return the methods that have both figures in the mean of tasks."""
+    means = [(row, row.mean) for row in _drafting(rows) if row.mean is not None]
+    return [Point(row, mean[at], mean[height]) for row, mean in means if mean[at] is not None]
+
+
+def _family(point: Point) -> tuple[str, bool]:
+    """Return what a line through several methods stands for: a drafter, and transformers' own apart."""
+    return point.row.side["drafter"], point.row.side["engine"] == "transformers"
+
+
+def _draw(axes: Axes, rows: Sequence[Row], points: Sequence[Point], looks: Looks) -> None:
     """Draw a point per method with the interval of its height."""
-    families: dict[str | None, list[Point]] = {}
-    for point in points:
-        row, estimate, colour = point.row, point.height, looks.colour(point.row)
-        families.setdefault(family(row), []).append(point)
-        if estimate.low is not None and estimate.high is not None:
-            axes.plot([point.at, point.at], [estimate.low, estimate.high], color=colour, lw=1, alpha=0.6)
-        style: dict[str, Any] = {"marker": looks.marker(row), "mfc": looks.face(row), "mec": colour}
-        axes.plot([point.at], [estimate.value], label=name_of(row, rows), ms=7, ls="", zorder=3, **style)
-    for members in families.values() if join else []:
-        members.sort(key=lambda point: point.at)
-        line: dict[str, Any] = {"color": looks.colour(members[0].row), "ls": looks.line(members[0].row)}
-        places = [point.at for point in members], [point.height.value for point in members]
-        axes.plot(*places, lw=1.2, alpha=0.7, zorder=2, **line)
+    for row, at, height in points:
+        look = looks[id(row)]
+        if height.low is not None and height.high is not None:
+            axes.plot([at, at], [height.low, height.high], color=look.colour, lw=1, alpha=0.6)
+        axes.plot([at], [height.value], label=name_of(row, rows), ms=7, ls="", zorder=3, **look.point)
 
 
-PLOTS: dict[str, Callable[[Sequence[Row], Looks], Any]] = {
-    "speedup": plot_speedup,
-    "acceptance": plot_acceptance,
-    "positions": plot_positions,
-    "rounds": plot_rounds,
-    "budget": plot_budget,
-    "pareto": plot_pareto,
-}
+class Drawn(NamedTuple):
+    """A plot: what it shows, and the function that draws it, or returns None where there is nothing to show."""
 
-CAPTIONS = {
-    "speedup": "Speed-up, end to end, by task",
-    "acceptance": "Tokens per pass by task",
-    "positions": "Acceptance by position",
-    "rounds": "Where a round's time goes",
-    "budget": "Speed-up against tree budget",
-    "pareto": "Tokens per pass against draft cost",
+    caption: str
+    draw: Callable[[Sequence[Row], Looks], Plot | None]
+
+
+PLOTS = {
+    "speedup": Drawn("Speed-up, end to end, by task", plot_speedup),
+    "acceptance": Drawn("Tokens per pass by task", plot_acceptance),
+    "positions": Drawn("Acceptance by position", plot_positions),
+    "rounds": Drawn("Where a round's time goes", plot_rounds),
+    "budget": Drawn("Speed-up against tree budget", plot_budget),
+    "pareto": Drawn("Tokens per pass against draft cost", plot_pareto),
 }

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import pandas as pd
+
 from ..errors import MMSpecError
 from ..files.storage import atomic_write_text
 from .conventions import UnitTable, in_units
 from .figures import Row, rows_of
-from .frame import frame_of
-from .grouping import PLAIN, BundleGroup, open_groups
+from .grouping import PLAIN, BundleGroup, columns_of, open_groups
 from .limits import LimitsTable
-from .plots import CAPTIONS, save_plots
-from .table import Table
+from .plots import PLOTS, save_plots
+from .table import MethodTable
 
 if TYPE_CHECKING:
-    import pandas
     from rich.console import RenderableType
 
 
@@ -50,13 +50,33 @@ class Report:
     groups: list[BundleGroup]
     rows: list[Row]
 
-    def table(self) -> Table:
+    def table(self) -> MethodTable:
         """Return the table, which prints in a terminal with rich, and has `.markdown()` and `.csv()`."""
-        return Table(self.rows, self.groups)
+        return MethodTable(self.rows, self.groups)
 
-    def frame(self) -> pandas.DataFrame:
-        """Return a row per method, request and repeat as a pandas data frame; see `mmspec.evaluation.frame`."""
-        return frame_of(self.groups)
+    def frame(self) -> pd.DataFrame:
+        """Return the frame from which all figures are computed: a row per method, request and repeat.
+
+        In front of the columns of `mmspec.evaluation.frame` stand the conditions (`target`, `fingerprint`, `dtype`,
+        `device`, `batch`, `max_new_tokens`, and those of sampling under their own names), `method`, `baseline`,
+        `engine`, `drafter`, `tree` and `lossless`; `request` has the ids of its prompts, joined by spaces.
+
+        The table shows ratios of sums over requests: the speed-up of a task is the sum of `tokens` over that of
+        `seconds`, divided by the sum of `plain_tokens` over that of `plain_seconds`. Of the seconds of a request it
+        takes the median over repeats first.
+        """
+        frames = []
+        for group in self.groups:
+            about = [
+                columns_of(group.conditions)
+                | {"method": method.label, "baseline": method.baseline}
+                | {name: method.side.get(name) for name in ("engine", "drafter", "tree", "lossless")}
+                for method in group.methods
+            ]
+            answers = group.answers.assign(request=[" ".join(ids) for ids in group.answers["ids"]])
+            methods = pd.DataFrame(about).loc[answers["side"]].set_index(answers.index)
+            frames.append(pd.concat([methods, answers.drop(columns=["side", "answer", "ids"])], axis=1))
+        return pd.concat(frames, ignore_index=True)
 
     def limits(self) -> LimitsTable:
         """Return what share of its own limit every method reaches, and what each lever would buy."""
@@ -123,10 +143,10 @@ class Report:
             plots.mkdir(parents=True, exist_ok=True)
             pictures = save_plots(self.rows, plots)
             links = [
-                f"![{CAPTIONS[path.stem]}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
+                f"![{PLOTS[path.stem].caption}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
                 for path in pictures
             ]
-            tables: list[Table | LimitsTable] = [self.table(), *([self.limits()] if limits else [])]
+            tables: list[MethodTable | LimitsTable] = [self.table(), *([self.limits()] if limits else [])]
             parts = [begin, *(table.markdown().rstrip("\n") for table in tables), *links, end]
             atomic_write_text(file.resolve(), before + "\n\n".join(parts) + after)
         except (OSError, UnicodeDecodeError) as error:

@@ -2,170 +2,127 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 
 from ..errors import cut
 from ..metrics import SHOWN
-from .figures import Estimate, Figures, Means, Row
-from .footnotes import conditions_shown, notes, repeated
-from .grouping import CONDITIONS, BundleGroup
-from .tables import BROKEN, Shown, csv_text, least_width, markdown_table, markdown_text, terminal_tables
+from .figures import Estimate, Row
+from .footnotes import notes, repeated
+from .grouping import BundleGroup, columns_of, conditions_shown
+from .sheets import DASH, SAME, Sheet, Shown
 
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-
-DASH = "-"
-NODES = f"{SHOWN['nodes']} (limit)"
-SAME = "same text as plain"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 REASON = 100  # characters of why a method failed that stand in its row
-
 PHASE_COLUMNS = ("draft", "score", "verify", "commit", "observe", "other")
 
+Column = tuple[str, Callable[[Row], str]]
+"""A heading, and the cell of a row."""
 
-@dataclass
-class Table(Shown):
-    """Rows as text, for Markdown, CSV and the terminal.
+
+class MethodTable(Shown):
+    """The figures of all methods, for Markdown, CSV and the terminal.
 
     Args:
         rows: figures of every method of all groups, in the order in which they are shown.
         groups: that they are from.
     """
 
-    rows: Sequence[Row]
-    groups: Sequence[BundleGroup]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Tasks of all groups, in the order in which they first occur."""
-        return list(dict.fromkeys(task for group in self.groups for task in group.tasks))
-
-    @property
-    def notes(self) -> list[str]:
-        """The lines under the table, each a sentence or more."""
-        return notes(self.groups, self.rows)
-
-    @property
-    def judged(self) -> bool:
+    def __init__(self, rows: Sequence[Row], groups: Sequence[BundleGroup]):
+        self.rows = rows
+        lossy = any(row.overall is not None and not row.side.get("lossless", True) for row in rows)
+        self.judged = lossy and any(row.mean is not None and row.mean.accuracy is not None for row in rows)
         """True if accuracy stands beside the speed: where a method may change the text."""
-        lossy = any(row.overall is not None and not row.side.get("lossless", True) for row in self.rows)
-        return lossy and any(row.mean is not None and row.mean.accuracy is not None for row in self.rows)
-
-    def accuracies(self) -> tuple[list[str], list[list[str]]]:
-        """Return the headings and the rows of the accuracy by task."""
-        mixed = len(self.groups) > 1
-        tasks = {
-            task: metrics
-            for task in self.tasks
-            if (metrics := {one.metric for row in self.rows if (one := row.tasks.get(task)) and one.metric})
-        }
-        headings = ["method", *(["measured on"] if mixed else [])]
-        headings += [f"{_named(task)} ({' '.join(sorted(metrics))})" for task, metrics in tasks.items()]
-        rows = []
-        for row in self.rows:
-            if row.overall is not None:
-                where = [conditions_shown(row.conditions, self.groups)] if mixed else []
-                figures = [row.tasks.get(task) for task in tasks]
-                rows.append([row.method, *where, *(_value(one.accuracy if one else None) for one in figures)])
-        return headings, rows
-
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the headings and the rows."""
-        again = repeated(self.rows)
-        mixed = len(self.groups) > 1
-        headings = ["method", *(["measured on"] if mixed else []), NODES, *map(_named, self.tasks)]
-        several = len(self.tasks) > 1
-        headings += ["mean (95 % interval)", *([SHOWN["speedup_geometric"]] if several else [])]
-        headings += [*(["single repeats"] if again else []), SHOWN["speedup_decode"]]
-        headings += [SHOWN["accuracy"]] if self.judged else []
-        headings += [SHOWN["mean_acceptance_length"], *([SHOWN["pooled_acceptance_length"]] if several else [])]
-        headings += [SHOWN["mean_accepted_draft_tokens"], SAME]
-        rows = []
-        for row in self.rows:
-            cells = [row.method, *([conditions_shown(row.conditions, self.groups)] if mixed else []), _nodes(row)]
-            mean = row.mean
-            cells += [_value(one.speedup if one else None) for one in (row.tasks.get(task) for task in self.tasks)]
-            cells += [_interval(mean.speedup if mean else None)]
-            cells += [_value(mean.speedup_geometric if mean else None)] if several else []
-            cells += [_spread(mean)] if again else []
-            cells += [_value(mean.speedup_decode if mean else None)]
-            cells += [_interval(mean.accuracy if mean else None)] if self.judged else []
-            cells += [_value(mean.mean_acceptance_length if mean else None)]
-            cells += [_value(row.pooled_acceptance_length if mean else None)] if several else []
-            cells += [_value(mean.mean_accepted_draft_tokens if mean else None), _same(row)]
-            rows.append(cells)
-        return headings, rows
-
-    def markdown(self) -> str:
-        """Return a Markdown table, one of the accuracy where that is measured, and the lines under them."""
-        notes = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
-        tables = [self.cells(), *([self.accuracies()] if self.judged else [])]
-        return "\n\n".join([*(markdown_table(*cells) for cells in tables), f"{notes}\n"])
+        tasks = list(dict.fromkeys(task for group in groups for task in group.tasks))
+        names: list[Column] = [("method", lambda row: row.method)]
+        if len(groups) > 1:
+            names.append(("measured on", lambda row: conditions_shown(row.conditions, groups)))
+        baselines = " and ".join(dict.fromkeys(row.side["label"] for row in rows if row.baseline))
+        first = len(names) + 1
+        sheets = [
+            _sheet(
+                f"{SHOWN['speedup']}, over {baselines}",
+                [*names, *_columns(tasks, repeated(rows), self.judged)],
+                rows,
+                len(names),
+                range(first, first + len(tasks)),
+            )
+        ]
+        if self.judged:
+            columns = [*names, *_accuracies(tasks, rows)]
+            answered = [row for row in rows if row.overall is not None]
+            sheets.append(_sheet(f"{SHOWN['accuracy']}, by task", columns, answered, len(names)))
+        super().__init__(sheets, notes(groups, rows))
 
     def csv(self) -> str:
         """Return one line per method and task, and one over all tasks, with every figure."""
-        lines = [line for row in self.rows for line in csv_lines(row)]
-        names = list(dict.fromkeys(name for line in lines for name in line))
-        out = io.StringIO()
-        writer = csv.DictWriter(out, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{name: csv_text(value) for name, value in line.items()} for line in lines])
-        return out.getvalue()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Yield what a terminal shows. Where the tasks do not fit beside the rest, they get a table of their own."""
-        from rich.text import Text
-
-        headings, rows = self.cells()
-        first = headings.index(NODES) + 1
-        names, end = (2 if len(self.groups) > 1 else 1), first + len(self.tasks)
-        title, width = f"{SHOWN['speedup']}, over {_baseline(self.rows)}", options.max_width
-
-        def part(places: Sequence[int], title: str) -> Iterator[RenderableType]:
-            cells = [[row[i] for i in places] for row in rows]
-            yield from terminal_tables(title, [headings[i] for i in places], cells, width, names, BROKEN)
-
-        everything = range(len(headings))
-        if least_width(headings, rows, BROKEN) <= width:
-            yield from part(everything, title)
-        else:
-            yield from part([i for i in everything if not first <= i < end], title)
-            yield from part([*range(names), *range(first, end)], f"{title}, by task")
-        if self.judged:
-            yield from terminal_tables(f"{SHOWN['accuracy']}, by task", *self.accuracies(), width, names, BROKEN)
-        yield from (Text(f"- {note}") for note in self.notes)
+        lines = [
+            {name: _csv_text(value) for name, value in line.items()} for row in self.rows for line in csv_lines(row)
+        ]
+        return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _baseline(rows: Sequence[Row]) -> str:
-    return " and ".join(dict.fromkeys(row.side["label"] for row in rows if row.baseline))
+def _sheet(title: str, columns: Sequence[Column], rows: Sequence[Row], *places: Any) -> Sheet:
+    return Sheet(
+        title, [heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows], *places
+    )
+
+
+def _columns(tasks: Sequence[str], repeats: bool, judged: bool) -> list[Column]:
+    """Return the columns behind the names. One task has no geometric mean and no pool beside its figure."""
+    several = len(tasks) > 1
+    found: list[tuple[bool, str, Callable[[Row], str]]] = [
+        (True, f"{SHOWN['nodes']} (limit)", _nodes),
+        *((True, _named(task), _of_task(task, "speedup")) for task in tasks),
+        (True, "mean (95 % interval)", lambda row: _interval(_mean(row, "speedup"))),
+        (several, SHOWN["speedup_geometric"], lambda row: _value(_mean(row, "speedup_geometric"))),
+        (repeats, "single repeats", lambda row: _spread(_mean(row, "spread"))),
+        (True, SHOWN["speedup_decode"], lambda row: _value(_mean(row, "speedup_decode"))),
+        (judged, SHOWN["accuracy"], lambda row: _interval(_mean(row, "accuracy"))),
+        (True, SHOWN["mean_acceptance_length"], lambda row: _value(_mean(row, "mean_acceptance_length"))),
+        (
+            several,
+            SHOWN["pooled_acceptance_length"],
+            lambda row: _value(row.pooled_acceptance_length if row.mean else None),
+        ),
+        (True, SHOWN["mean_accepted_draft_tokens"], lambda row: _value(_mean(row, "mean_accepted_draft_tokens"))),
+        (True, SAME, _same),
+    ]
+    return [(heading, cell) for shown, heading, cell in found if shown]
+
+
+def _accuracies(tasks: Sequence[str], rows: Sequence[Row]) -> list[Column]:
+    """Return a column for every task that has a metric."""
+    metrics = {
+        task: sorted({one.metric for row in rows if (one := row.tasks.get(task)) and one.metric}) for task in tasks
+    }
+    return [(f"{_named(task)} ({' '.join(by)})", _of_task(task, "accuracy")) for task, by in metrics.items() if by]
 
 
 def _named(task: str) -> str:
     return task or "(no task)"
 
 
-def _value(estimate: Estimate | None) -> str:
-    return DASH if estimate is None else f"{estimate.value:.2f}"
+def _of_task(task: str, name: str) -> Callable[[Row], str]:
+    return lambda row: _value(figures[name] if (figures := row.tasks.get(task)) else None)
+
+
+def _mean(row: Row, name: str) -> Any:
+    return None if row.mean is None else row.mean[name]
+
+
+def _value(one: Estimate | None) -> str:
+    return f"{one.value:.2f}" if one else DASH
 
 
 def _interval(one: Estimate | None) -> str:
-    if one is None:
-        return DASH
-    return (
-        f"{one.value:.2f}"
-        if one.low is None or one.low == one.high
-        else f"{one.value:.2f} ({one.low:.2f}-{one.high:.2f})"
-    )
+    return f"{_value(one)} ({one.low:.2f}-{one.high:.2f})" if one and one.low != one.high else _value(one)
 
 
-def _spread(means: Means | None) -> str:
-    if means is None or means.spread is None:
-        return DASH
-    low, high = (f"{value:.2f}" for value in means.spread)
-    return low if low == high else f"{low}-{high}"
+def _spread(ends: tuple[float, float] | None) -> str:
+    return "-".join(dict.fromkeys(f"{one:.2f}" for one in ends)) if ends else DASH
 
 
 def _nodes(row: Row) -> str:
@@ -176,24 +133,19 @@ def _nodes(row: Row) -> str:
     if row.side.get("drafter") is None:
         return "0"
     nodes = row.mean and row.mean.nodes
-    if nodes is None:
-        return DASH if budget is None else f"({budget})"
-    return f"{nodes:.1f}" + (f" ({budget})" if budget is not None else "")
+    shown = [*([] if nodes is None else [f"{nodes:.1f}"]), *([] if budget is None else [f"({budget})"])]
+    return " ".join(shown) or DASH
 
 
 def _same(row: Row) -> str:
-    if row.overall is None and row.failed:
-        return cut(f"FAILED: {row.failed}", REASON)
-    if row.overall is not None and row.overall.alike is not None:
+    if row.overall is None:
+        return cut(f"FAILED: {row.failed}", REASON) if row.failed else DASH
+    if row.overall.alike is not None:
         same, of = row.overall.alike
         return f"lossy: {same}/{of}, similarity {_value((row.mean or row.overall).similarity)}"
-    exact = row.overall.exact if row.overall else None
-    if exact is None or not exact.compared:
-        return DASH
-    text = f"{exact.same}/{exact.compared}"
-    if exact.near_ties:
-        text += f", {exact.near_ties} near-tie{'s' * (exact.near_ties > 1)}"
-    return text
+    exact = row.overall.exact
+    ties = f", {exact.near_ties} near-tie{'s' * (exact.near_ties > 1)}" if exact.near_ties else ""
+    return f"{exact.same}/{exact.compared}{ties}" if exact.compared else DASH
 
 
 def csv_lines(row: Row) -> list[dict[str, Any]]:
@@ -201,42 +153,35 @@ def csv_lines(row: Row) -> list[dict[str, Any]]:
 
     A method that failed has one line, which says why.
     """
-    conditions = {name: row.conditions[name] for name in CONDITIONS if name != "sampling"}
-    conditions |= {name: value for name, value in row.conditions["sampling"].items() if value is not None}
     side = {name: row.side.get(name) for name in ("engine", "drafter", "tree", "lossless")} | {"failed": row.failed}
-    if row.overall is None:
-        return [{"method": row.method, "task": "all", "baseline": row.baseline, **side, **conditions}]
     parts = {task: flat(figures) for task, figures in row.tasks.items() if figures is not None}
     if row.mean is not None:
-        of_row = {name: getattr(row, name) for name in ("pooled_acceptance_length", "behind")}
-        parts["mean"] = flat(row.mean) | {
-            f"{name}{end}": estimate and getattr(estimate, part)
-            for name, estimate in of_row.items()
-            for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
-        }
-    parts["all"] = flat(row.overall)
+        pooled = flat({"pooled_acceptance_length": row.pooled_acceptance_length})
+        parts["mean"] = flat(row.mean) | pooled | dict.fromkeys(("behind", "behind_low", "behind_high"))
+        parts["mean"] |= flat({"behind": row.behind})
+    parts["all"] = flat(row.overall or {})
     return [
-        {"method": row.method, "task": task, "baseline": row.baseline, **figures, **side, **conditions}
+        {"method": row.method, "task": task, "baseline": row.baseline, **figures, **side, **columns_of(row.conditions)}
         for task, figures in parts.items()
     ]
 
 
-def flat(figures: Means | Figures) -> dict[str, Any]:
+def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return figures by name as numbers and short texts: an estimate is three, a list is joined by spaces."""
     found: dict[str, Any] = {}
-    for name, value in vars(figures).items():
+    for name, value in figures.items():
         if isinstance(value, Estimate):
             found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         elif name.startswith("spread"):
-            found |= {f"{name}_low": value and value[0], f"{name}_high": value and value[1]}
+            found |= dict(zip((f"{name}_low", f"{name}_high"), value or (None, None), strict=True))
+        elif name == "alike":
+            found |= dict(zip(("alike_same", "alike_compared"), value or (None, None), strict=True))
         elif name == "round_seconds":
             found |= {f"round_{phase}_seconds": value.get(phase) for phase in PHASE_COLUMNS}
         elif name == "exact":
-            found |= {f"exact_{part}": getattr(value, part) for part in ("compared", "same", "near_ties", "changed")}
-            first = value.first or {}
+            first = value["first"]
+            found |= {f"exact_{part}": one for part, one in value.items() if part != "first"}
             found["first_divergence"] = f"{' '.join(first['ids'])} at {first['position']}" if first else None
-        elif name == "alike":
-            found |= {"alike_same": value and value[0], "alike_compared": value and value[1]}
         elif isinstance(value, list):
             found[name] = " ".join(f"{one:.6g}" for one in value)
         elif isinstance(value, dict):
@@ -244,3 +189,8 @@ def flat(figures: Means | Figures) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _csv_text(value: Any) -> Any:
+    """Return a value for a CSV cell: a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DPI = 80
 
@@ -25,3 +29,16 @@ def figure(width: float, height: float) -> Plot:
     plot = Plot(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(plot)
     return plot
+
+
+def titled(axes: Axes, title: str) -> Axes:
+    """Give axes the look that all plots share, and return them."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.set_title(title, fontsize=11, loc="left")
+    return axes
+
+
+def legend(axes: Axes) -> None:
+    """Put the legend beside the axes, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

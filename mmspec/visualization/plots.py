@@ -10,14 +10,12 @@ from matplotlib.ticker import AutoLocator
 
 from ..decoding.clock import PHASES
 from ..errors import MMSpecError
-from ..evaluation.style import COLOURS, LINES, MARKERS, axes_of, legend
 from ..metrics import SHOWN
-from .figures import Plot, figure
+from .colours import COLOURS, LINES, MARKERS, PHASE_COLOURS
+from .figures import Plot, figure, legend, titled
 
 if TYPE_CHECKING:
     from ..generation import Output
-
-PHASE_COLOURS = dict(zip(PHASES, (*COLOURS[:7], "#999999"), strict=True))
 
 
 def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
@@ -27,7 +25,7 @@ def acceptance_by_position(outs: Mapping[str, Output]) -> Plot:
         outs: names with their answers.
     """
     plot = figure(6.5, 3.2)
-    axes = axes_of(plot, SHOWN["acceptance_rate_per_position"])
+    axes = titled(plot.add_subplot(), SHOWN["acceptance_rate_per_position"])
     for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
         rates = out.stats.acceptance_rate_per_position
         axes.plot(range(1, len(rates) + 1), rates, label=name, **look)
@@ -45,7 +43,7 @@ def acceptance_over_time(outs: Mapping[str, Output], row: int = 0) -> Plot:
         row: index of the row in the batch.
     """
     plot = figure(7.5, 3.2)
-    axes = axes_of(plot, f"{SHOWN['mean_acceptance_length']}, over the answer")
+    axes = titled(plot.add_subplot(), f"{SHOWN['mean_acceptance_length']}, over the answer")
     for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
         emitted = [record.emitted[row] for record in out.stats.rounds if record.emitted[row]]
         starts = [1 + sum(emitted[:number]) for number in range(len(emitted))]
@@ -75,8 +73,7 @@ def entropy_and_depth(outs: Mapping[str, Output]) -> Plot:
     plot = figure(8, 3.4)
     left, right = plot.subplots(1, 2, sharex=True)
     for axes, title in ((left, SHOWN["levels"]), (right, SHOWN["mean_accepted_draft_tokens"])):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(title, fontsize=11, loc="left")
+        titled(axes, title)
         axes.set_xlabel("entropy of the target (nats)")
         _whole_numbers(axes.yaxis)
     for look, (name, out) in zip(_looks(outs), outs.items(), strict=True):
@@ -99,7 +96,7 @@ def phase_times(outs: Mapping[str, Output]) -> Plot:
     """
     _looks(outs)  # refuses what is empty
     plot = figure(7.5, 1.2 + 0.4 * len(outs))
-    axes = axes_of(plot, "time per token, by phase")
+    axes = titled(plot.add_subplot(), "time per token, by phase")
     left = [0.0] * len(outs)
     for phase in PHASES:
         shares = [1000 * out.stats.seconds.get(phase, 0) / sum(out.stats.new_tokens) for out in outs.values()]

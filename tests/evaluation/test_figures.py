@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from bundles import PLAIN_PASS, eagle3, lookup, plain, write_bundle
 
-from mmspec.decoding.stats import Round, Stats
 from mmspec.evaluation import report
-from mmspec.evaluation.bootstrap import RESAMPLES, _weights
-from mmspec.evaluation.figures import conditional_acceptance_rate, geometric_mean
+from mmspec.evaluation.figures import RESAMPLES, conditional_acceptance_rate, draws, geometric_mean
 
 # An answer of n tokens takes plain decoding 1 + (n - 1) / 2 seconds. eagle3 emits 3, 1, 3, 1, ... tokens in rounds of
 # PLAIN_PASS, so 9 tokens are 1 + 8, in four rounds: 3 seconds instead of 5.
@@ -177,7 +176,7 @@ def test_intervals_come_from_the_prompts(rows):
 
 
 def test_resamples_draw_as_many_prompts_and_every_task_for_itself():
-    scenes, charts = (_weights(3, task) for task in ("scenes", "charts"))
+    scenes, charts = (draws(3, task) for task in ("scenes", "charts"))
     assert scenes.shape == (1 + RESAMPLES, 3)
     assert scenes[0].tolist() == [1, 1, 1] and (scenes.sum(1) == 3).all()
     # Tasks drawn alike would go wrong together, and the interval of their mean would be too wide.
@@ -226,6 +225,5 @@ def test_exactness(tmp_path):
 
 
 def test_conditional_rate_only_asks_passes_whose_tree_was_deep_enough():
-    rounds = [Round([3], [1], [2], depth=1), Round([3], [2], [3], depth=2), Round([3], [0], [1], depth=2)]
-    rounds += [Round([0], [0], [0], depth=2)]  # the row had finished
-    assert conditional_acceptance_rate(Stats(rounds)) == [2 / 3, 1]
+    passes = pd.DataFrame({"accepted": [1, 2, 0], "depth": [1, 2, 2]})
+    assert conditional_acceptance_rate(passes) == [2 / 3, 1]

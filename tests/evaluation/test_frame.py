@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from bundles import eagle3, lookup, plain, write_bundle
 
@@ -26,6 +28,7 @@ def test_a_row_is_a_method_a_request_and_a_repeat(made):
     assert (row.seconds, row.decode_seconds, row.ttft, row.plain_seconds) == (5, 4, 1, 5)
     assert (row.tokens, row.decode_tokens, row.steps, row.accepted, row.drafted) == (9, 8, 4, 4, 16)
     assert (row["dtype"], row.temperature, row.drafter, row.same) == ("float32", 0, "eagle3", True)
+    assert (row.round_score_seconds, row.known_steps, row.plain_passes) == (2, 4, 8)
     ties = frame[frame.near_tie.fillna(False).astype(bool)]
     assert set(ties.request) == {"charts/test/0"} and set(ties.method) == {"eagle3 chain"} and not ties.same.any()
 
@@ -40,3 +43,20 @@ def test_the_tables_figures_follow_from_it(made):
         for task, figures in row.tasks.items():
             assert speedups[row.method, task] == pytest.approx(figures.speedup.value)
             assert lengths[row.method, task] == pytest.approx(figures.mean_acceptance_length.value)
+
+
+def test_a_row_of_a_batch_that_had_finished_has_no_passes(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9]}, batch=2)
+    for name, doubled in (
+        ("requests.jsonl", ("ids", "prompt_tokens", "new_tokens", "first_tokens")),
+        ("rounds.jsonl", ("drafted", "accepted", "emitted")),
+    ):
+        records = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for record in records:
+            late = record.get("round", 0) > 1
+            record |= {key: record[key] + ([0] if late else record[key]) for key in doubled}
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = report(folder)
+    row = made.frame().set_index("method").loc["eagle3 chain"]
+    assert (row["rounds"], row.steps, row.accepted, row.drafted) == (4, 6, 6, 24)
+    assert made.rows[1].overall.acceptance_histogram == {0: 3, 2: 3} and made.rows[1].overall.prompts == 2

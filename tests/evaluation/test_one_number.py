@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,10 @@ from mmspec.demo.rendering import FIGURES
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 from mmspec.evaluation.bench import benchmark, prepare_run
-from mmspec.evaluation.figures import Figures
-from mmspec.evaluation.plots import PLOTS
-from mmspec.evaluation.style import Looks
+from mmspec.evaluation.plots import looks_of, plot_pareto
 from mmspec.evaluation.sweep import Sweep
 from mmspec.evaluation.table import csv_lines
-from mmspec.metrics import SHOWN
+from mmspec.metrics import METRICS, SHOWN
 from mmspec.speed.projection import methods_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -58,8 +55,8 @@ def test_every_figure_over_tasks_is_the_mean_of_the_tasks(made, capsys):
     headings, rows = made.limits().cells()
     assert rows[0][1] == f"{row.mean.speedup_decode.value:.2f}"
     limits = dict((row.method, one) for row, one in made.limits().limits)["eagle3 chain"]
-    assert limits.limit == sum(one.limit for one in limits.rounds.values()) / 2
-    points = [line for line in PLOTS["pareto"](made.rows, Looks(made.rows)).axes[0].lines if line.get_marker() == "o"]
+    assert limits.limit == sum(one.limit for one in limits.tasks.values()) / 2
+    points = [line for line in plot_pareto(made.rows, looks_of(made.rows)).axes[0].lines if line.get_marker() == "o"]
     assert points[0].get_ydata()[0] == mean and points[0].get_xdata()[0] == row.mean.draft_cost
 
 
@@ -76,7 +73,7 @@ def test_repeats_are_those_of_the_methods(tmp_path):
 def test_every_name_that_is_shown_is_defined(made):
     defined = PAGE[: PAGE.index("## Theirs")]
     in_code = set(re.findall(r"`(\w+)(?:\[i\])?`", defined))
-    names = set(Stats().summary()) | {field.name for field in fields(Figures)}
+    names = set(Stats().summary()) | set(made.rows[1].overall) | set(METRICS)
     assert names - in_code == set()
     for name, words in SHOWN.items():
         assert re.search(rf"\|[^|\n]*`{name}[`\[][^|\n]*\|[^|\n]*{re.escape(words)}[^|\n]*\|", defined), name

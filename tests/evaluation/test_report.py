@@ -68,7 +68,7 @@ def test_into_replaces_only_what_it_wrote_before(bundle, tmp_path):
 
 def test_into_makes_the_file(bundle, tmp_path):
     assert run(bundle, "--into", tmp_path / "new.md") == 0
-    assert (tmp_path / "new.md").read_text().startswith(f"{BEGIN}\n\n| method |")
+    assert (tmp_path / "new.md").read_text().startswith(f"{BEGIN}\n\n| method ")
 
 
 @pytest.mark.parametrize("text", [BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])

@@ -129,7 +129,7 @@ def test_names_are_read_and_do_nothing_else(tmp_path, monkeypatch):
         assert "red" in text
     assert "[red]x[/red]" in texts[0] and "![](http" not in texts[1] and "<!--" not in texts[1]
     assert "'=1+1," in texts[2] and "\n=1+1" not in texts[2]
-    monkeypatch.setattr(plots, "PLOTS", {"rounds": plots.plot_rounds})  # a dollar sign begins no formula
+    monkeypatch.setattr(plots, "PLOTS", {"rounds": plots.PLOTS["rounds"]})  # a dollar sign begins no formula
     for _ in range(2):
         made.put_into(tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text().count("<!-- mmspec report: end -->") == 1

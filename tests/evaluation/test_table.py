@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from bundles import eagle3, lookup, plain, write_bundle
 
 from mmspec.evaluation import report
-from mmspec.evaluation.tables import as_text
+from mmspec.evaluation.sheets import as_text
 
 TASKS = ("scenes", "charts", "documents", "questions")
 
@@ -20,31 +21,24 @@ def made(tmp_path, sides=None, **changes):
 
 def test_markdown_rows(tmp_path):
     lines = made(tmp_path).table().markdown().splitlines()
-    assert lines[0].startswith(
-        "| method | drafted nodes per pass (limit) | scenes | charts | documents | questions | mean"
-    )
-    assert lines[2] == "| plain | 0 |" + 9 * " 1.00 |" + " 0.00 | - |"
-    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert cells[:6] == ["eagle3 chain", "4.0 (4)", "1.75", "1.75", "1.75", "1.75"]
-    assert cells[6] == "1.75 (1.69-1.79)" and cells[7:] == ["1.75", "2.00", "2.00", "2.00", "1.00", "8/8"]
-    assert "| transformers lookup | (5) |" in lines[4]
+    head, rule, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
+    assert head[:7] == ["method", "drafted nodes per pass (limit)", *TASKS, "mean (95 % interval)"]
+    assert [bool(re.fullmatch("-+:", cell)) for cell in rule] == [False, *[True] * (len(rule) - 2), False]
+    assert rows[0] == ["plain", "0", *["1.00"] * 9, "0.00", "-"]
+    assert rows[1][:7] == ["eagle3 chain", "4.0 (4)", "1.75", "1.75", "1.75", "1.75", "1.75 (1.69-1.79)"]
+    assert rows[1][7:] == ["1.75", "2.00", "2.00", "2.00", "1.00", "8/8"]
+    assert rows[2][:2] == ["transformers lookup", "(5)"] and lines[5] == "" and lines[6].startswith("- Speed-ups are")
 
 
-def test_the_spread_is_shown_when_there_is_one(tmp_path):
-    table = made(tmp_path, [plain(), eagle3(repeat_factors=[1.0, 2.0])], repeats=2).table()
+def test_what_is_shown_where_there_is_something_to_show(tmp_path):
+    tie = {"row": 0, "position": 7, "margin": 0.001, "tie": True, "token": 1, "plain": 2}
+    ties = {"charts/test/0": [tie], "scenes/test/0": [tie], "scenes/test/1": [tie | {"tie": False}]}
+    sides = [plain(), eagle3(label="a|b", repeat_factors=[1.0, 2.0], divergences=ties)]
+    table = made(tmp_path, sides, repeats=2).table()
     headings, rows = table.cells()
     assert rows[1][headings.index("single repeats")] == "1.00-1.75"
-
-
-def test_near_ties_are_told_apart(tmp_path):
-    tie = {"row": 0, "position": 7, "margin": 0.001, "tie": True, "token": 1, "plain": 2}
-    side = eagle3(divergences={"charts/test/0": [tie], "scenes/test/0": [tie], "scenes/test/1": [tie | {"tie": False}]})
-    _, rows = made(tmp_path, [plain(), side]).table().cells()
     assert rows[1][-1] == "5/8, 2 near-ties"
-
-
-def test_a_pipe_in_a_name_stays_in_its_cell(tmp_path):
-    assert r"| a\|b |" in made(tmp_path, [plain(), eagle3(label="a|b")]).table().markdown()
+    assert r"| a\|b " in table.markdown(), "a pipe in a name stays in its cell"
 
 
 def test_notes_say_where_and_how(tmp_path):
@@ -64,26 +58,22 @@ def test_notes_say_where_and_how(tmp_path):
         assert part in notes
 
 
-def test_equal_budgets_are_said_to_be(tmp_path):
-    notes = made(tmp_path, [plain(), eagle3(), eagle3(label="other")]).table().notes
-    assert "All methods may draft up to 4 nodes per pass." in notes
-
-
-def test_answers_that_changed_between_repeats_are_noted(tmp_path):
-    folder = write_bundle(tmp_path / "bundle", [plain(), eagle3()], {"scenes": [9]}, repeats=2)
+def test_notes_of_equal_budgets_and_of_answers_that_changed(tmp_path):
+    folder = write_bundle(tmp_path / "b", [plain(), eagle3()], {"scenes": [9]}, repeats=2)
     path = folder / "requests.jsonl"
     *lines, last = path.read_text().splitlines()
     path.write_text("\n".join([*lines, last.replace("{", '{"repeatable": false, ', 1)]) + "\n")
-    notes = "\n".join(report(folder).table().notes)
-    assert "not the same in every repeat: eagle3 chain (1)" in notes
+    notes = report(folder).table().notes
+    assert "All methods may draft up to 4 nodes per pass." in notes
+    assert "not the same in every repeat: eagle3 chain (1)" in "\n".join(notes)
 
 
 def test_csv_has_a_line_per_method_and_task(tmp_path):
-    lines = list(csv.DictReader(io.StringIO(made(tmp_path).table().csv())))
-    assert len(lines) == 3 * (len(TASKS) + 2)
-    (mean,) = [line for line in lines if (line["method"], line["task"]) == ("transformers lookup", "mean")]
+    read = list(csv.DictReader(io.StringIO(made(tmp_path).table().csv())))
+    lines = {(line["method"], line["task"]): line for line in read}
+    assert len(lines) == len(read) == 3 * (len(TASKS) + 2)
+    mean, line = lines["transformers lookup", "mean"], lines["eagle3 chain", "charts"]
     assert float(mean["pooled_acceptance_length"]) == 26 / 14 and float(mean["behind"]) > 0 and mean["behind_low"]
-    (line,) = [line for line in lines if (line["method"], line["task"]) == ("eagle3 chain", "charts")]
     assert float(line["speedup"]) == 1.75 and float(line["round_draft_seconds"]) == 0.125
     assert line["acceptance_rate_per_position"] == "0.5 0.5 0"
     assert line["acceptance_histogram"] == "0:6 2:6"
@@ -96,18 +86,9 @@ def test_the_terminal_cuts_no_name_and_keeps_to_its_width(tmp_path):
     for width in (200, 120, 100):
         shown = as_text(table, width)
         assert all(len(line) <= width for line in shown.splitlines())
-        assert long in shown
-        for task in TASKS:
-            assert task in shown
-    narrow = as_text(table, 40)
-    assert all(len(line) <= 40 for line in narrow.splitlines())
-    assert "1.75 (1.69-1.79)" in as_text(table, 100)
-
-
-def test_tasks_stand_beside_the_rest_if_they_fit(tmp_path):
-    table = made(tmp_path, [plain(), eagle3()]).table()
-    assert "by task" not in as_text(table, 140)
-    assert "by task" in as_text(table, 70)
+        assert all(part in shown for part in (long, "1.75 (1.69-1.79)", *TASKS))
+    assert all(len(line) <= 40 for line in as_text(table, 40).splitlines())
+    assert "by task" in as_text(table, 100) and "by task" not in as_text(table, 200), "tasks stand beside what fits"
 
 
 def test_mixed_rows_say_what_sets_them_apart(tmp_path):
