@@ -42,19 +42,28 @@ class Eagle3Settings(FeatureSettings):
     norm_before_residual: bool = False
     rope: Literal["1d", "mrope"] = "1d"
 
+    any_width = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fc_norm and self.norm_before_fc:
             raise MMSpecError("fc_norm and norm_before_fc are two ways of doing the same: choose one")
 
     def fit(self, target: Target) -> Self:
-        """Choose the layers, and refuse some that the target does not have."""
+        """Choose the layers, and refuse some that the target does not have, or embeddings of another size."""
         count = len(target.family.layers)
         usual = sorted((min(2, count - 1), count // 2, max(count - 3, 0)))  # few layers may turn them around
         chosen = list(self.feature_layers or usual)
         if len(chosen) != 3 or not all(0 <= layer < count for layer in chosen):
             raise MMSpecError(f"feature_layers={chosen} must be three layers of the target, from 0 to {count - 1}")
-        return replace(super().fit(target), feature_layers=chosen)
+        fitted = super().fit(target)
+        hidden, state = fitted.head["hidden_size"], target.hidden_size
+        if self.visual and hidden != state:
+            raise MMSpecError(
+                f"visual=True: the target's visual embeddings have {state} numbers, and the hidden size is {hidden}; "
+                "use visual=False"
+            )
+        return replace(fitted, feature_layers=chosen)
 
 
 class Eagle3Drafter(FeatureDrafter):
@@ -77,16 +86,10 @@ class Eagle3Drafter(FeatureDrafter):
     Settings = Eagle3Settings
     settings: Eagle3Settings
     guesses_features = False
-    any_width = True
 
     def build(self) -> None:
         """Make the fusion, the layer and the vocabulary head."""
         settings, hidden, state = self.settings, self.head.hidden_size, self.target.hidden_size
-        if settings.visual and hidden != state:
-            raise MMSpecError(
-                f"visual=True: the target's visual embeddings have {state} numbers, and the hidden size of this "
-                f"Eagle3Drafter is {hidden}; use visual=False"
-            )
         if settings.rope == "mrope":
             assert self.head.head_dim is not None  # LlamaConfig fills it in
             self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
 from .feature_settings import FeatureSettings
 from .head import HeadDrafter
-from .head_config import HEAD_SETTINGS, head_config
+from .head_config import head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .reading import OwnEmbedding, TargetView, compress, layers_for, view_of
 from .rope import Turning, rotary_of
@@ -59,9 +58,6 @@ class FeatureDrafter(HeadDrafter):
     Settings = FeatureSettings
     settings: FeatureSettings
 
-    any_width = False
-    """True if the hidden size may differ from the target's, given an embedding of its own."""
-
     axes: Tensor | None = None
     """The axis of each frequency, for positions that have several, see `mmspec.drafters.rope.axes_of`."""
 
@@ -83,16 +79,10 @@ class FeatureDrafter(HeadDrafter):
     ):
         super().__init__(target, tree=tree or DynamicTree(), **settings)
         self.head = head_config(target, self.settings.head)
-        self.settings = replace(self.settings, head={name: getattr(self.head, name) for name in HEAD_SETTINGS})
-        hidden, rows = self.head.hidden_size, self.settings.own_embedding
-        if hidden != target.hidden_size and not (self.any_width and rows):
-            raise MMSpecError(
-                f"the hidden size of this {type(self).__name__} is {hidden} but the target's is {target.hidden_size}: "
-                "it works on the target's own embeddings and states; train one for this target"
-            )
         self.rotary = rotary_of(self.head)
         self.reduce_vocabulary(self.settings.draft_vocab_size)
-        self.embed_tokens = None if rows is None else OwnEmbedding(rows, hidden)
+        rows = self.settings.own_embedding
+        self.embed_tokens = None if rows is None else OwnEmbedding(rows, self.head.hidden_size)
         if (chosen := self.choose_compressor(compressor)) is not None:
             self.take_compressor(chosen)
         self.build()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import MMSpecError, shown
 from .head import HeadSettings
+from .head_config import HEAD_SETTINGS, head_config
 from .vocabulary import is_padding
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ class FeatureSettings(HeadSettings):
     draft_vocab_size: int | None = None
     own_embedding: int | None = None
 
+    any_width = False
+    """True if the hidden size may differ from the target's, given an embedding of its own."""
+
     def fit(self, target: Target) -> Self:
-        """Refuse a vocabulary that the target does not have."""
+        """Take the sizes of the layer from the target, and refuse those and a vocabulary that do not fit it."""
         size, rows, vocab = self.draft_vocab_size, self.own_embedding, target.vocab_size
         if size is not None and not 0 < size <= vocab:
             raise MMSpecError(
@@ -43,4 +47,10 @@ class FeatureSettings(HeadSettings):
                 f"own_embedding={shown(rows)} rows are too few for the target's {vocab} tokens: both must share a "
                 "tokenizer"
             )
-        return super().fit(target)
+        layer = head_config(target, self.head)
+        if layer.hidden_size != target.hidden_size and not (self.any_width and rows):
+            raise MMSpecError(
+                f"the hidden size is {layer.hidden_size} but the target's is {target.hidden_size}: it works on the "
+                "target's own embeddings and states; train one for this target"
+            )
+        return replace(super().fit(target), head={name: getattr(layer, name) for name in HEAD_SETTINGS})

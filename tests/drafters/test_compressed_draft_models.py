@@ -9,7 +9,7 @@ import pytest
 import torch
 from full_recompute import paths_of, recompute, start
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
-from test_feature_drafters import decode
+from scripted_rounds import decode
 from tiny_drafters import DRAFT_MODELS, blurred_drafter, record_drafts, shared_vision_drafter, text_drafter
 from tiny_requests import RAGGED, case, target_of
 

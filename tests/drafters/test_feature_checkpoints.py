@@ -57,6 +57,15 @@ KEYS["hivis"] = KEYS["eagle"] | {"residual"}
 KEYS["hivis, packed"] = KEYS["hivis"] | {"d2t", "t2d"}
 KEYS["vispec"] = KEYS["eagle"] | {"img_fc.weight", "img_fc.bias", "compressor.q"}
 KEYS["vispec"] |= {f"compressor.{part}_proj.weight" for part in "kvo"}
+KEYS["dream"] = {"layers.2.input_layernorm.weight", "norm.weight"}
+KEYS["dream"] |= {f"layers.{layer}.{name}" for layer in (0, 2) for name in LAYER}
+KEYS["dream, without memory"] = set(KEYS["dream"])
+KEYS["dream"] |= {"layers.1.input_layernorm.weight", "layers.1.cross_attn_attn_gate", "layers.1.cross_attn_mlp_gate"}
+KEYS["dream"] |= {f"layers.1.{name.replace('self', 'cross')}" for name in LAYER}
+KEYS["dream"] |= {f"layers.1.cross_attn.{name}_norm.weight" for name in "qk"}
+KEYS["dream, hidden"] = KEYS["dream"]
+BIASES = {f"layers.{layer}_attn.{name}_proj.bias" for layer in ("0.self", "1.cross", "2.self") for name in "qkv"}
+KEYS["dream, other"] = KEYS["dream"] | BIASES | {"d2t", "t2d"}
 SHAPES = {
     "hivis": {"fc.weight": (32, 96), "residual": (3, 32)},
     "vispec": {"fc.weight": (32, 64), "img_fc.weight": (32, 64), "compressor.q": (3, 2, 16)},
@@ -120,7 +129,7 @@ def wide() -> Target:
 def test_a_drafter_for_another_width_is_refused(variant, tmp_path):
     drafter_of("llama", variant).save_pretrained(tmp_path)
     name = VARIANTS[variant][0].__name__
-    with pytest.raises(MMSpecError, match=f"hidden size of this {name} is 32 but the target's is 48.*train") as caught:
+    with pytest.raises(MMSpecError, match=f"{name}: the hidden size is 32 but the target's is 48.*train") as caught:
         mmspec.load_drafter(str(tmp_path), wide())
     assert "\n" not in str(caught.value)
 
@@ -128,25 +137,24 @@ def test_a_drafter_for_another_width_is_refused(variant, tmp_path):
 @pytest.mark.parametrize(
     ("cls", "settings", "message"),
     [
-        (
-            EagleDrafter,
-            {"head": {"hidden": 3, "hidden_size": 32}},
-            r"head settings \['hidden'\] are unknown",
-        ),
-        (
-            Eagle3Drafter,
-            {"head": {"rope_theta": 1e4, "layers": 2}},
-            r"head settings \['layers', 'rope_theta'\]",
-        ),
-        (EagleDrafter, {"head": {"hidden_size": 16}}, "hidden size of this EagleDrafter is 16 but the target's is 32"),
-        (Eagle3Drafter, {"head": {"hidden_size": 64}}, "size of this Eagle3Drafter is 64 but the target's is 32"),
-        (EagleDrafter, {"draft_vocab_size": 2.5}, "EagleDrafter: draft_vocab_size=2.5 must be a whole number or None"),
+        (EagleDrafter, {"head": {"hidden": 3, "hidden_size": 32}}, r"head settings \['hidden'\] are unknown"),
+        (Eagle3Drafter, {"head": {"rope_theta": 1e4, "layers": 2}}, r"head settings \['layers', 'rope_theta'\]"),
+        (EagleDrafter, {"head": {"hidden_size": 16}}, "EagleDrafter: the hidden size is 16 but the target's is 32"),
+        (Eagle3Drafter, {"head": {"hidden_size": 64}}, "Eagle3Drafter: the hidden size is 64 but the target's is 32"),
         (EagleDrafter, {"draft_vocab_size": 0}, "draft_vocab_size=0 must lie between 1 and the target's 61"),
         (Eagle3Drafter, {"draft_vocab_size": 62}, "draft_vocab_size=62 must lie between 1 and the target's 61"),
         (Eagle3Drafter, {"feature_layers": [0, 1, 3]}, r"feature_layers=\[0, 1, 3\] must be three layers .* 0 to 2"),
         (Eagle3Drafter, {"feature_layers": [0, 1]}, r"feature_layers=\[0, 1\] must be three layers of the target"),
         (Eagle3Drafter, {"feature_layers": [0, 1, -1]}, r"feature_layers=\[0, 1, -1\] must be three layers"),
         (Eagle3Drafter, {"fc_norm": True, "norm_before_fc": True}, "fc_norm and norm_before_fc are two ways"),
+        (EagleDrafter, {"own_embedding": 50}, "EagleDrafter: own_embedding=50 rows are too few for the target's 61"),
+        (EagleDrafter, {"head": {"hidden_size": 48}, "own_embedding": 61}, "EagleDrafter: the hidden size is 48"),
+        (Eagle3Drafter, {"rope": "mrope"}, r"needs rope_parameters with three mrope_section .* \[\]$"),
+        (
+            Eagle3Drafter,
+            {"head": {"hidden_size": 48}, "visual": True, "own_embedding": 61},
+            "visual=True: the target's visual embeddings have 32 numbers, and the hidden size is 48; use visual=False",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(cls, settings, message):

@@ -39,7 +39,7 @@ def test_every_weight_is_trained(variant):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 1e-6, name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "dream, without memory"])
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_step_teaches_earlier_ones_unless_detached(variant, detach, monkeypatch):
     drafter, outputs = build(target_of("llama", "sdpa"), variant), []
@@ -61,7 +61,7 @@ def test_a_step_teaches_earlier_ones_unless_detached(variant, detach, monkeypatc
 def test_only_a_head_that_continues_the_last_feature_guesses_it(variant):
     """And only that one reads the target's vocabulary head, which is large."""
     drafter, lesson = drafter_of("llama", variant), lesson_of("llama")
-    first = issubclass(VARIANTS[variant][0], EagleDrafter)
+    first = VARIANTS[variant][0] is not Eagle3Drafter
     assert (drafter._rows() is not None) == first
     for guess in drafter.unroll(lesson, 2):
         assert (guess.features is not None) == first

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import dreams
 import pytest
 import torch
 from heads import TOLERANCE, drafter_of, error, inputs_of, lesson_of
-from test_feature_drafters import Script, Told, has_true_features_only
+from scripted_rounds import Script, Told, has_true_features_only
 
 import mmspec
 from mmspec import MMSpecError
@@ -25,7 +24,7 @@ VARIANTS = ["eagle", "eagle3.1", "eagle, pool", "hivis", "msd", "vispec"]
 
 
 def head(variant: str):
-    return dreams.drafter_of(NAME, variant) if variant in dreams.VARIANTS else drafter_of(NAME, variant)
+    return drafter_of(NAME, variant)
 
 
 def scripted(variant: str, rounds=ROUNDS) -> Script:
@@ -35,7 +34,7 @@ def scripted(variant: str, rounds=ROUNDS) -> Script:
     return script
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "dream", "without memory"])
+@pytest.mark.parametrize("variant", [*VARIANTS, "dream", "dream, without memory"])
 def test_once_the_target_has_read_a_head_has_true_states_only(variant):
     has_true_features_only(scripted(variant), head(variant), inputs_of(NAME))
 

@@ -11,8 +11,8 @@ import mutations
 import published
 import pytest
 import torch
+from published_drafters import outcome
 from safetensors.torch import load_file, save_file
-from test_mutations import outcome
 from tiny_requests import target_of
 
 import mmspec

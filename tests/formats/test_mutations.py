@@ -5,37 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-from functools import cache
 
-import models
 import mutations
 import pytest
-from tiny_requests import target_of
-
-import mmspec
-from mmspec import MMSpecError
+from published_drafters import outcome
 
 NAMES = [*mutations.originals(), *(f"saved {name}" for name in mutations.OWN), mutations.SMALL_MODEL]
-
-
-@cache
-def asked(family: str) -> tuple[dict, list]:
-    """A prompt with a picture, and what the target alone says to it."""
-    inputs = models.inputs_for(family, [1])
-    return inputs, mmspec.generate(target_of(family, "sdpa"), inputs=inputs, max_new_tokens=6).token_ids
-
-
-def outcome(folder, family: str) -> str | None:
-    """What is said of a folder; None if its drafter works."""
-    inputs, expected = asked(family)
-    target = target_of(family, "sdpa")
-    try:
-        drafter = mmspec.load_drafter(str(folder), target)
-        written = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=6).token_ids
-    except MMSpecError as error:
-        return str(error)
-    assert written == expected
-    return None
 
 
 def broken(folder, name: str, seed: int) -> tuple[str, str]:

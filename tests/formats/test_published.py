@@ -6,22 +6,20 @@ import json
 from dataclasses import replace
 from functools import cache
 
-import heads
-import models
 import originals
 import published
 import pytest
 import torch
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
-from test_feature_drafters import decode, guesses_compared
+from published_drafters import load_written, original, text_of, written
+from scripted_rounds import decode, guesses_compared
 from tiny_drafters import record_drafts
-from tiny_requests import RAGGED, case, target_of
+from tiny_requests import RAGGED, case
 
 import mmspec
 from mmspec.compressors import Hide, Pool, Prune
 from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
-from mmspec.models.states import LAST
 from mmspec.trees import Chain, DynamicTree
 
 # Format to the targets that it is loaded for, the class, and options that tell what was recognised.
@@ -52,85 +50,15 @@ LOADED = {
 CASES = [(format, name) for format, (names, _, _) in LOADED.items() for name in names]
 
 
-@cache
-def written(format: str, name: str) -> tuple[dict, dict]:
-    return published.WRITERS[format](target_of(name, "sdpa").model)
-
-
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """Loads a checkpoint of a format for a target, once."""
 
     @cache
     def load(format: str, name: str):
-        folder = published.write(tmp_path_factory.mktemp("checkpoint"), *written(format, name))
-        return mmspec.load_drafter(folder, target_of(name, "sdpa"))
+        return load_written(tmp_path_factory.mktemp("checkpoint"), *written(format, name), name)
 
     return load
-
-
-def original(format: str, name: str) -> originals.Original:
-    """The original, told what its own code would know."""
-    options = {"eps": published.EPS, "base": published.BASE}
-    if format in ("msd", "msd, qwen"):
-        cls = originals.Decoupled
-    elif format == "vispec":
-        cls = originals.Adapted
-    elif format.startswith("hivis"):
-        cls, options["packed"] = originals.Hidden, name == "llava"
-    elif format == "dream":
-        cls = originals.Asking
-    elif format.startswith("eagle3"):
-        cls = originals.Third
-        options["layers"] = LOADED[format][2].get("feature_layers", [1, 1, 2])
-        if format == "eagle3, speculators":
-            options |= {"prefix": "layers.0", "norm_output": True}
-        if format == "eagle3, other width":
-            options |= {"norm_before_residual": True}
-        if format in ("eagle3, mrope", "eagle3, interleaved"):
-            options |= {"sections": (2, 1, 1), "interleaved": format == "eagle3, interleaved"}
-    else:
-        cls = originals.Fused
-    made = cls(written(format, name)[0], **options)
-    if format == "hivis, old":
-        made.residual = "adaptive_embedding"
-    return made
-
-
-@cache
-def axes_of(name: str, row: int) -> torch.Tensor:
-    """`[3, length]` positions of prompt and answer, by transformers' own count."""
-    target, lesson = target_of(name, "sdpa"), lesson_of(name)
-    ids = torch.tensor(lesson.request.token_ids()[row])
-    if name != "qwen_vl":
-        return torch.arange(len(ids)).expand(3, -1)
-    single = models.one_row(inputs_of(name), row)
-    positions, _ = target.model.model.get_rope_index(
-        ids[None],
-        mm_token_type_ids=(ids[None] == models.IMAGE).int(),
-        image_grid_thw=single.get("image_grid_thw"),
-        attention_mask=torch.ones_like(ids[None]),
-    )
-    return positions[:, 0]
-
-
-@cache
-def text_of(name: str, row: int, root: int) -> originals.Text:
-    """A row of the lesson up to a root, the answer's token of that number."""
-    lesson, model = lesson_of(name), target_of(name, "sdpa").model
-    states, read, _ = heads.full_pass(name, row)
-    length = lesson.prompt.lengths[row]
-    ids = lesson.request.token_ids()[row][: length + root + 1]
-    return originals.Text(
-        ids,
-        {(-1 if layer == LAST else layer): state[: len(ids) - 1] for layer, state in states.items()},
-        read[: len(ids)],
-        model.get_input_embeddings().weight.detach(),
-        model.get_output_embeddings().weight.detach(),
-        models.IMAGE,
-        length,
-        axes_of(name, row),
-    )
 
 
 @pytest.mark.parametrize(("format", "name"), CASES)

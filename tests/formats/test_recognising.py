@@ -11,8 +11,7 @@ import pytest
 import torch
 import transformers
 from heads import TOLERANCE, error, guesses_of, lesson_of
-from test_published import original, text_of
-from test_refusals import load, refused, written
+from published_drafters import load_written, original, refused, text_of, written
 from tiny_requests import target_of
 from toys import byte_tokenizer
 
@@ -29,7 +28,7 @@ def test_a_copy_of_the_targets_embedding_is_not_kept(tmp_path):
     table = tensors["embed_tokens.weight"]
     padded = torch.cat([table, torch.ones(7, 32)])
     for number, copied in enumerate((table, table.half(), table.bfloat16(), padded, table[:50])):
-        drafter = load(tmp_path / str(number), tensors | {"embed_tokens.weight": copied}, config)
+        drafter = load_written(tmp_path / str(number), tensors | {"embed_tokens.weight": copied}, config)
         assert drafter.settings.own_embedding is None and "embed_tokens.weight" not in drafter.state_dict()
 
 
@@ -38,7 +37,7 @@ def test_another_embedding_is_kept_for_text_and_said_aloud(tmp_path, caplog, for
     tensors, config = written(format)
     table = tensors["embed_tokens.weight"] = tensors["embed_tokens.weight"] * 1.05
     with caplog.at_level(logging.WARNING):
-        drafter = load(tmp_path, tensors, config)
+        drafter = load_written(tmp_path, tensors, config)
     assert drafter.config()["own_embedding"] == models.VOCAB and drafter.embed_tokens.weight.equal(table)
     assert "has another embed_tokens.weight than the target, which is kept" in caplog.text
     guesses, lesson = guesses_of(drafter, lesson_of("llava"), 2), lesson_of("llava")
@@ -79,7 +78,7 @@ def test_another_width_is_refused(tmp_path):
     config = transformers.LlamaConfig(**{**models.TEXT, "hidden_size": 48})
     wide = Target(models.rescale(transformers.LlamaForCausalLM(config), 0))
     for format, message in {
-        "eagle": "hidden size of this EagleDrafter is 32 but the target's is 48",
+        "eagle": "EagleDrafter: the hidden size is 32 but the target's is 48",
         "dream": "has hidden size 32 and no embed_tokens.weight, so it works on a target of that size; this one's is",
         "eagle3": "has hidden size 32 and no embed_tokens.weight, so it works on a target of that size; this one's is",
     }.items():
@@ -107,7 +106,7 @@ def test_msd_is_told_from_eagle_by_its_configuration_or_by_the_user(tmp_path):
 
 def test_what_was_recognised_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        load(tmp_path, *written("msd"))
+        load_written(tmp_path, *written("msd"))
     assert f"checkpoint {str(tmp_path)!r} is loaded as format='msd' (MsdDrafter)" in caplog.text
 
 
@@ -118,12 +117,12 @@ def test_what_only_the_configuration_tells_is_said_aloud_unless_it_was_asked_for
         del config["vision_config"]
     other = {"eagle": "msd", "msd": "eagle"}[format]
     with caplog.at_level(logging.WARNING):
-        drafter = load(tmp_path, tensors, config, "qwen_vl")
+        drafter = load_written(tmp_path, tensors, config, "qwen_vl")
         assert type(drafter) is {"eagle": EagleDrafter, "msd": MsdDrafter}[format] and drafter.settings.input_norm
         assert f"is taken for format={format!r}, but " in caplog.text and f"say format={other!r}" in caplog.text
         caplog.clear()
-        load(tmp_path, tensors, config, "qwen_vl", format=format)
-        load(tmp_path / "eagle", *written("eagle"))
+        load_written(tmp_path, tensors, config, "qwen_vl", format=format)
+        load_written(tmp_path / "eagle", *written("eagle"))
     assert not caplog.text
 
 
@@ -133,7 +132,7 @@ def test_a_nested_configuration_of_a_whole_model_is_read(tmp_path):
     text = {name: config.pop(name) for name in ("rms_norm_eps", "rope_theta", "num_attention_heads", "hidden_size")}
     del config["mm_vision_tower"]
     nested = {"model_type": "llava", "text_config": text, "vision_config": {"hidden_size": 1024, "rms_norm_eps": 7.0}}
-    drafter = load(tmp_path, tensors, nested)
+    drafter = load_written(tmp_path, tensors, nested)
     assert type(drafter) is MsdDrafter and drafter.head.rms_norm_eps == published.EPS
     assert drafter.head.rope_parameters["rope_theta"] == published.BASE
 
@@ -178,7 +177,7 @@ def test_a_drafter_of_our_own_needs_no_format(tmp_path):
 
 @pytest.mark.parametrize("shards", [2, 5])
 def test_a_checkpoint_in_shards_is_the_one_in_a_single_file(tmp_path, shards):
-    one, several = (load(tmp_path / str(count), *written("vispec"), shards=count) for count in (1, shards))
+    one, several = (load_written(tmp_path / str(count), *written("vispec"), shards=count) for count in (1, shards))
     ours, theirs = one.state_dict(), several.state_dict()
     assert ours.keys() == theirs.keys() and all(theirs[key].equal(value) for key, value in ours.items())
 

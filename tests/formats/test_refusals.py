@@ -10,28 +10,11 @@ import pytest
 import torch
 import transformers
 from heads import TOLERANCE, error, guesses_of, lesson_of
-from test_published import original, text_of
+from published_drafters import load_written, original, refused, text_of, written
 from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.compressors import Hide
-from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter
-
-
-def written(format: str, name: str = "llava") -> tuple[dict, dict]:
-    return published.WRITERS[format](target_of(name, "sdpa").model)
-
-
-def load(folder, tensors: dict, config: dict, name: str = "llava", shards: int = 1, **options):
-    return mmspec.load_drafter(published.write(folder, tensors, config, shards), target_of(name, "sdpa"), **options)
-
-
-def refused(folder, tensors: dict, config: dict, message: str, name: str = "llava", **options) -> None:
-    with pytest.raises(MMSpecError, match=message) as caught:
-        load(folder, tensors, config, name, **options)
-    assert "\n" not in str(caught.value)
-
 
 # Keys.
 
@@ -127,7 +110,7 @@ MISLEADING = {
 @pytest.mark.parametrize("changes", MISLEADING.values(), ids=list(MISLEADING))
 def test_what_tensors_tell_is_not_taken_from_the_configuration(tmp_path, changes):
     tensors, config = written("eagle")
-    drafter = load(tmp_path, tensors, config | changes)
+    drafter = load_written(tmp_path, tensors, config | changes)
     guesses = guesses_of(drafter, lesson_of("llava"), 1)
     with torch.no_grad():
         expected = original("eagle", "llava").draft(text_of("llava", 0, 3), [])[0]
@@ -136,10 +119,10 @@ def test_what_tensors_tell_is_not_taken_from_the_configuration(tmp_path, changes
 
 def test_a_head_dim_that_agrees_with_the_tensors_is_the_configurations(tmp_path):
     tensors, config = written("eagle")
-    head = load(tmp_path, tensors, config | {"head_dim": 16}).head
+    head = load_written(tmp_path, tensors, config | {"head_dim": 16}).head
     assert (head.head_dim, head.num_attention_heads, head.num_key_value_heads) == (16, 2, 1)
     config = config | {"num_attention_heads": 2, "num_key_value_heads": 1}
-    assert load(tmp_path / "implied", tensors, config).head.head_dim == 16
+    assert load_written(tmp_path / "implied", tensors, config).head.head_dim == 16
 
 
 def test_heads_that_cannot_be_counted_are_refused(tmp_path):
@@ -157,7 +140,7 @@ def test_what_no_tensor_tells_is_the_targets_where_the_configuration_is_silent(t
     tensors, config = written("eagle")
     for name in ("rms_norm_eps", "hidden_act", "max_position_embeddings", "rope_theta"):
         del config[name]
-    head = load(tmp_path, tensors, config).head
+    head = load_written(tmp_path, tensors, config).head
     text = target_of("llava", "sdpa").family.text_config
     assert head.rms_norm_eps == text.rms_norm_eps and head.hidden_act == text.hidden_act
     assert head.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
@@ -203,7 +186,7 @@ def test_positions_that_cannot_be_followed_are_refused(tmp_path, changes, messag
     if message:
         refused(tmp_path, tensors, config | changes, message)
     else:
-        load(tmp_path, tensors, config | changes)
+        load_written(tmp_path, tensors, config | changes)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +217,13 @@ def test_norms_that_the_configuration_denies_are_refused(tmp_path):
 
 def test_both_ways_to_count_layers_name_one_state(tmp_path):
     tensors, config = written("eagle3")
-    both = load(tmp_path / "both", tensors, config | {"eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
+    both = load_written(tmp_path / "both", tensors, config | {"eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
     del config["aux_hidden_states_layer_ids"]
-    one = load(tmp_path / "one", tensors, config | {"eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
+    one = load_written(tmp_path / "one", tensors, config | {"eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
     assert both.config()["feature_layers"] == one.config()["feature_layers"] == [1, 1, 2]
-    assert load(tmp_path / "none", tensors, config).config()["feature_layers"] == [0, 1, 2], "EAGLE-3's own of 3 layers"
+    assert load_written(tmp_path / "none", tensors, config).config()["feature_layers"] == [0, 1, 2], (
+        "EAGLE-3's own of 3 layers"
+    )
     nested = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 1, 2]}}
     refused(tmp_path / "nested", tensors, config | nested, "SGLang reads as layers that the states leave and vLLM as")
 
@@ -265,45 +250,15 @@ def test_a_draft_vocabulary_that_leads_astray_is_refused(tmp_path, change, messa
 def test_a_membership_mask_may_be_padded(tmp_path):
     tensors, config = written("eagle3")
     tensors["t2d"] = torch.cat([tensors["t2d"], torch.zeros(3, dtype=torch.bool)])
-    drafter = load(tmp_path, tensors, config)
+    drafter = load_written(tmp_path, tensors, config)
     assert len(drafter.t2d) == models.VOCAB and drafter.t2d.nonzero().flatten().tolist() == published.DRAFTED
 
 
-# What a constructor refuses.
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda target: EagleDrafter(target, own_embedding=50),
-            "own_embedding=50 rows are too few for the target's 61",
-        ),
-        (lambda target: Eagle3Drafter(target, rope="2d"), "rope='2d' is unknown.* Available: 1d, mrope"),
-        (
-            lambda target: Eagle3Drafter(target, rope="mrope"),
-            r"needs rope_parameters with three mrope_section .* \[\]$",
-        ),
-        (
-            lambda target: Eagle3Drafter(target, head={"hidden_size": 48}, visual=True, own_embedding=61),
-            "visual=True: the target's visual embeddings have 32 numbers, and the hidden size .* is 48; use visual=F",
-        ),
-        (
-            lambda target: EagleDrafter(target, head={"hidden_size": 48}, own_embedding=61),
-            "hidden size of this EagleDrafter",
-        ),
-        (lambda target: DreamDrafter(target, first_token="none"), "first_token='none' is unknown.* mean, nothing"),
-        (lambda target: Hide(margin=(1, -2)), r"Hide: margin=\(1, -2\) must be two numbers"),
-        (lambda target: Hide(margin=[1]), r"Hide: margin=\[1\] must be two numbers"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(make, message):
-    with pytest.raises(MMSpecError, match=message):
-        make(target_of("llava", "sdpa"))
+# What a prompt may lack.
 
 
 def test_a_prompt_of_a_picture_and_little_else_leaves_nothing_to_hivis(tmp_path):
-    drafter = load(tmp_path, *written("hivis", "qwen_vl"), "qwen_vl")
+    drafter = load_written(tmp_path, *written("hivis", "qwen_vl"), "qwen_vl")
     inputs = models.inputs_for("qwen_vl", [1], [2])
     start = inputs["input_ids"][0].tolist().index(models.VISION_START)
     per_token = {name: value for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}

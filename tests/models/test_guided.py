@@ -7,7 +7,7 @@ import pytest
 import torch
 from full_recompute import recompute
 from models import eager_twin
-from test_feature_drafters import Script, Told
+from scripted_rounds import Script, Told
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec

@@ -1,4 +1,4 @@
-"""What the tests of DREAM share: variants with random weights, and a yardstick that knows neither caches nor trees."""
+"""A second formulation of DREAM: one sequence, no caches, no trees."""
 
 from __future__ import annotations
 
@@ -8,56 +8,19 @@ import heads
 import models
 import torch
 import transformers
-from heads import FAMILIES, lesson_of
+from heads import lesson_of
 from tiny_requests import target_of
 from torch.nn import functional
 
-from mmspec.compressors import FeatureGuided, Hide
+from mmspec.compressors import FeatureGuided
 from mmspec.drafters import DreamDrafter
 from mmspec.models.states import LAST
-
-VARIANTS = {
-    "dream": {},
-    "dream, other": {
-        "visual": False,
-        "draft_vocab_size": 20,
-        "head": {"attention_bias": True, "num_key_value_heads": 4},
-    },
-    "without memory": {"cross_attention": False},
-    "hidden": {"compressor": Hide()},
-}
-GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
-
-
-def build(name: str, variant: str) -> DreamDrafter:
-    """One with random weights and gates that are open."""
-    drafter = DreamDrafter(target_of(name, "sdpa"), **VARIANTS[variant])
-    if drafter.draft_vocab_size:
-        drafter.choose_vocabulary(heads.FEW)
-    models.redraw(drafter, seed=4)
-    return open_gates(drafter)
-
-
-def open_gates(drafter: DreamDrafter, value: float = 1.0) -> DreamDrafter:
-    with torch.no_grad():
-        for name, parameter in drafter.named_parameters():
-            if name.endswith("_gate"):
-                parameter.fill_(value)
-    return drafter
-
-
-@cache
-def drafter_of(name: str, variant: str) -> DreamDrafter:
-    return build(name, variant)
 
 
 @cache
 def guided(name: str) -> DreamDrafter:
     drafter = DreamDrafter(target_of(name, "sdpa"), compressor=FeatureGuided(0.5))
-    return open_gates(models.redraw(drafter, seed=5))
-
-
-# The yardstick: one sequence, no caches, no trees.
+    return heads.open_gates(models.redraw(drafter, seed=5))
 
 
 def reference(drafter, states: torch.Tensor, embeds: torch.Tensor, chain: torch.Tensor) -> list[torch.Tensor]:

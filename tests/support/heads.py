@@ -11,7 +11,7 @@ from tiny_requests import ragged_inputs, target_of
 
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
-from mmspec.drafters import Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.inputs import prepare
 from mmspec.lesson import Lesson
 from mmspec.models.states import LAST
@@ -49,9 +49,17 @@ VARIANTS = {
     "hivis, packed": (HiVisDrafter, {"steps": 1, "packed": True, "draft_vocab_size": 20}),
     "msd": (MsdDrafter, {"input_norm": True}),
     "vispec": (ViSpecDrafter, {"queries": 3, "heads": 2, "use_summary": True}),
+    "dream": (DreamDrafter, {}),
+    "dream, other": (
+        DreamDrafter,
+        {"visual": False, "draft_vocab_size": 20, "head": {"attention_bias": True, "num_key_value_heads": 4}},
+    ),
+    "dream, without memory": (DreamDrafter, {"cross_attention": False}),
+    "dream, hidden": (DreamDrafter, compressor("hide.Hide", packed=False, margin=[0, 0])),
 }
-# The choice hangs on the question, and a prompt with an answer behind it asks another one: no yardstick for these.
-ASKING = {"eagle, elastic"}
+# The choice hangs on the question, and a prompt with an answer behind it asks another one: no yardstick for these. Nor
+# is there one for a memory without pictures.
+ASKING = {"eagle, elastic", "dream, hidden"}
 FEW = torch.arange(1, 60, 3)
 GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
 
@@ -62,7 +70,16 @@ def build(target: Target, variant: str):
     drafter = cls(target, **{**settings, "compressor": compressor_of(settings.get("compressor"))})
     if drafter.draft_vocab_size:
         drafter.choose_vocabulary(FEW)
-    return models.redraw(drafter, seed=3)
+    return open_gates(models.redraw(drafter, seed=3))
+
+
+def open_gates(drafter, value: float = 1.0):
+    """Set the gates of DREAM's cross-attention, which begin closed."""
+    with torch.no_grad():
+        for name, parameter in drafter.named_parameters():
+            if name.endswith("_gate"):
+                parameter.fill_(value)
+    return drafter
 
 
 @cache

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import dreams
 import models
 import torch
 import transformers
 from heads import FEW, full_pass, lesson_of
 from torch.nn import functional
 
-from mmspec.drafters import Eagle3Drafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.drafters import DreamDrafter, Eagle3Drafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
 from mmspec.models.states import LAST
 
 
@@ -211,7 +212,9 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
 
 
 def reference_at(name: str, drafter, row: int, root: int, chain: list[int], wrong: str = "") -> list[torch.Tensor]:
-    """`reference` with the answer's token number `root` as the root."""
+    """`reference` with the answer's token number `root` as the root; that of DREAM for DREAM."""
+    if isinstance(drafter, DreamDrafter):
+        return dreams.reference_at(name, drafter, row, root, chain)
     table = drafter.target.model.get_input_embeddings()
     with torch.no_grad():
         own = table(torch.tensor(chain, dtype=torch.long))
