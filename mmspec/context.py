@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from .decoding.clock import PhaseClock
 from .decoding.wellformed import refuse_malformed
 from .families import Family, Vision, visual_spans
 from .families.frequencies import ceilings
@@ -33,6 +34,7 @@ class Context(ModelSession):
         history: per row, all token ids so far, prompt included, the newest (the root) last.
         active: per row, False once it has finished.
         proposals: how a drafter is to choose children.
+        clock: the clock of the run, for those who learn from how long rounds take; None outside a run.
         logits: `[batch, vocab]` after the prompt.
         vision: the encoded pictures, or None.
         embeds: `[batch, length, hidden]` what the language model read as its prompt.
@@ -47,6 +49,7 @@ class Context(ModelSession):
     """
 
     history: list[list[int]]  # never None, as it may be in a session
+    clock: PhaseClock | None = None
 
     def __init__(
         self,

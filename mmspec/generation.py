@@ -168,8 +168,6 @@ def stream(
     pipeline.begin(request.lengths)
     for read in [request] if guidance is None else [request, guidance.other]:
         target.family.check_reach(read.inputs, stopping.max_new_tokens)
-    if drafter is not None and drafter.tree is not None:
-        drafter.tree.calibrate(drafter, request)  # before the clock starts
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
     run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole_seed, trace, guidance)

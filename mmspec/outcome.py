@@ -74,6 +74,7 @@ class Verdict:
         settled: True if the target was not asked. Its cache then holds nothing of the path, and the bonus is the last
             node of the path itself.
         limited: True for a verdict that holds for active rows only, see `only`.
+        heard: `length` as numbers, once the host has heard of it; None before.
     """
 
     path: Tensor
@@ -82,6 +83,12 @@ class Verdict:
     tail: Tensor | None = None
     settled: bool = False
     limited: bool = False
+    heard: list[int] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """`length` as numbers. The host waits for them if it has not heard of them yet."""
+        return self.length.tolist() if self.heard is None else self.heard
 
     def only(self, active: list[bool]) -> Verdict:
         """Return the verdict on the active rows: rows that have ended keep and emit nothing."""
@@ -112,7 +119,7 @@ class Verdict:
             name: [row[start : start + width] for row in table]
             for name, start, width in zip(parts, starts, widths, strict=True)
         }
-        lengths = [length for (length,) in rows["length"]]
+        lengths = self.heard = [length for (length,) in rows["length"]]
         tree.known("account", lambda: tree.told(rows["facts"]))
         tree.read = _read(tree, [length - self.settled for length in lengths], rows.get("entries"))
         emitted = []

@@ -121,6 +121,15 @@ class PhaseClock:
         self._round = dict.fromkeys(PHASES, 0.0)
         return self._round
 
+    @property
+    def round(self) -> dict[str, float]:
+        """The seconds by phase of the present round, as `begin_round` returned them."""
+        return self._round
+
+    def booked(self, seconds: dict[str, float]) -> bool:
+        """Return True if all laps so far of a round are in its seconds; see `begin_round`."""
+        return all(of_round is not seconds for *_, of_round in self._open)
+
     def settle(self) -> None:
         """Wait for the device, and book everything."""
         if self._open:

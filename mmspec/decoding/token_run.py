@@ -61,6 +61,7 @@ class TokenRun(Run):
         capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
         context = self.target.prefill(request, vision, capacity, drafter.feature_layers, self.guidance)
         self.context = context
+        context.clock = clock
         self.verifier = self.verifier.fork_for(context, self.pipeline, self.seed)
         self.transcript = Transcript(context, self.stopping, self.pipeline, self.verifier.lossless, self.trace)
         self.root = self.verifier.first_token(context)

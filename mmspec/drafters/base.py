@@ -48,6 +48,8 @@ class Drafter(nn.Module, PerRequest):
     draft_vocab_size: int | None = None
     """Size of a reduced vocabulary; None where every token can be drafted."""
 
+    shared = ("known",)
+
     max_depth: int | None = None
     """Levels of a tree that it can draft; None where one can always follow. Builders ask `Growth.limit_depth`."""
 
@@ -56,6 +58,7 @@ class Drafter(nn.Module, PerRequest):
         self.target = target
         self.tree = tree
         self.compressor: VisualCompressor | None = None
+        self.known: dict[Any, Any] = {}  # what one request teaches the next, shared by all copies
 
     def take_compressor(self, compressor: VisualCompressor) -> None:
         """Read the pictures through a compressor, whose weights are then among this drafter's.

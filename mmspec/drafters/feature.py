@@ -16,6 +16,7 @@ from ..models.cache import TreeCache
 from ..models.masks import MaskForm
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
+from ..models.transfer import to_device
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
@@ -243,7 +244,21 @@ class FeatureDrafter(HeadDrafter):
             return
         if any(self._guessed):
             self._take_back()
-        self._states, self._steps = self.fuse_features(scores.features_along(path, first=tree.is_chain)), 0
+        states = self.fuse_features(scores.features_along(path, first=tree.is_chain))
+        self._states, self._steps = self._behind_skipped(states, scores, verdict), 0
+
+    def _behind_skipped(self, states: Tensor, scores: Scores, verdict: Verdict) -> Tensor:
+        """Return the states of all pending tokens, from those of the tokens that the last pass has made certain: behind
+        rounds that drafted nothing there are older ones, whose states are kept."""
+        unread = scores.unread or [0] * len(states)
+        new = [before + length for before, length in zip(unread, verdict.lengths, strict=True)]
+        older = [max(pending - count, 0) for pending, count in zip(self.session.pending, new, strict=True)]
+        if not any(older):
+            return states
+        kept, width = self._states.shape[1], max(map(sum, zip(older, new, strict=True)))
+        places = [[n if n < count else kept + n - count for n in range(width)] for count in older]
+        both = torch.cat([self._states, states], dim=1)
+        return pick(both, to_device(places, both.device).clamp(max=both.shape[1] - 1))
 
     def _go_on(self, expanded: Tensor) -> None:
         """Let the states that the draft went on with, `[batch, new]` of its expansions, stand for those of tokens that

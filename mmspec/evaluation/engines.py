@@ -116,12 +116,6 @@ class MMSpecEngine(Engine):
         else:
             self.exact = True  # the default rules reproduce plain decoding, at any temperature
 
-    def ready(self, request: Request) -> None:
-        """Calibrate a tree that measures the machine."""
-        tree = self.tree if self.tree is not None else getattr(self.drafter, "tree", None)
-        if tree is not None and self.drafter is not None:
-            tree.calibrate(self.drafter, request)
-
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request by `mmspec.stream`."""
         pieces = stream(

@@ -1,250 +1,316 @@
-"""The fastest tree for this machine and this text: measured costs, learnt acceptance, and the shape that is best for
-both."""
+"""The fastest tree for this machine and this text, learnt while decoding."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from ..decoding.clock import PhaseClock
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..inputs import Request
 from ..outcome import Scores, Verdict
 from ..settings.arguments import positive
 from ..tree import DraftTree
-from ..trees import Chain, DynamicTree, Growth, StaticTree, TreeBuilder
-from ..trees.growth import Expander
+from ..trees import DynamicTree, Growth, StaticTree, TreeBuilder
 from . import store
-from .acceptance import Acceptance
-from .calibration import describe, measure_costs
+from .calibration import describe
 from .choosing import Candidate, candidates, fastest
 from .costs import Costs
-from .learning import AcceptanceTracker
+from .knowledge import Knowledge, Rate, seconds_of
 from .prediction import predict
+from .round_costs import RoundCosts
+from .shapes import Shape
 
-PRIOR = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01, 0.008, 0.006)
-"""Acceptance of the drafter's ranks before anything is known: about that of published trained heads [OUR]."""
+FIRST_LENGTH = 8
+"""Levels that the very first round drafts at most: nothing is known of the drafter yet."""
 
-GAIN = 1.05
-"""Factor by which a dynamic tree is assumed to accept more than the best tree of ranks, before one was tried [OUR]."""
+RATE_DECAY, RATE_ROUNDS = 0.95, 4
+"""Factor by which a round of an answer counts less with every later one, and the number of rounds that its beginning
+weighs as much as."""
 
-GAIN_ROUNDS = 16
-"""Number of rounds that this assumption weighs as much as."""
+CLEARLY = 0.96
+"""A rate below so much of plain decoding's is no accident: a few rounds tell it only roughly."""
 
-_MEASURING = threading.RLock()
+FORGOTTEN = 0.2
+"""Weight of what was seen before a rest: the text has moved on."""
+
+PROVEN = 32
+"""Rounds after which a drafter that was tried again is trusted as at the beginning."""
+
+TRIED = 3
+"""Rounds of an answer after which it may be better not to draft."""
+
+RETRY = 2
+"""Rounds that are drafted when that is tried again."""
+
+PAUSES = (16, 128)
+"""Rounds without drafts before it is tried again: the first time, doubled every time, and at most."""
+
+NEAR = 1.3
+"""Where drafting is less than so many times as fast as plain decoding is thought to be, that is measured."""
 
 
 class AutoTree(TreeBuilder):
-    """Chooses the tree with the best predicted speed among chains, static and dynamic trees, and chooses again while
-    decoding.
+    """Drafts what pays on this machine for this text: chains that end where the next guess is not worth its cost, trees
+    where these are faster, or nothing.
 
-    On first use it measures what drafting and scoring cost on this machine (`mmspec.speed.measure_costs`: once for a
-    target, drafter, dtype, device, number of threads and batch size; kept in `$MMSPEC_CACHE` or `~/.cache/mmspec`).
-    From those costs and the acceptance by level and rank that it sees (`mmspec.speed.learning`) it predicts tokens per
-    second of every candidate, and every `every` rounds changes to the fastest if that is `margin` faster than the
-    present one. All rows of a batch have the same shape. A drafter never drafts less than a chain of one: its root pass
-    is also what keeps it in step with the text.
+    **Costs.** Every round is timed anyway, so nothing is measured beforehand: what a level of drafting, a scored node
+    and the rest of a round take follows from the rounds themselves (`RoundCosts`).
 
-    The rank model is Sequoia's (arXiv 2402.12374), and so is the choice by measured hardware; choosing while decoding,
-    the estimate and the hysteresis are ours. Needs no training.
+    **Chains.** A further level is drafted while
+
+        (chance that the chain so far is accepted) x (usual chance of a guess) x (tokens per second so far)
+
+    is above what the level costs in drafting and scoring: where the marginal yield falls to the mean yield, the mean is
+    largest. The chance of a chain is the product of the drafter's probabilities, each of them corrected by what such
+    probabilities turned out to be worth (`Confidence`). So lengths follow the text, token by token, and have no limit
+    but `limit`.
+
+    **Trees.** Now and then the predictions for static and dynamic trees (from the acceptance by rank, as in Sequoia,
+    arXiv 2402.12374) are compared with what chains reach, and the kind that is faster by `margin` is drafted.
+
+    **Nothing.** Where an answer is written no faster than plain decoding would, the drafter rests, and is tried again
+    after 16 rounds, 32, and so on up to 128.
+
+    What is learnt holds for a target, drafter, dtype, device, number of threads and batch size, and is kept in this
+    process and in `$MMSPEC_CACHE` or `~/.cache/mmspec` (`remember`). All rows of a batch have the same shape. All of
+    this is our own. Needs no training.
 
     Lossless with any verifier. With greedy and point-mass verification the *text* is the target's whatever the shape,
-    so no timing can change it. With drawn children (`RejectionSampling`) only shapes that do not depend on the drawn
-    tokens are used, chains and static trees; the law is then the target's, but which sample is drawn depends on the
-    shapes, and so on the costs: give `costs` to repeat a run elsewhere.
+    so no timing can change it. With drawn children (`RejectionSampling`) only chains and static trees are used, for
+    whether a level is drafted depends on the tokens before it; the law is then the target's, but which sample is drawn
+    depends on the shapes. There nothing is remembered and no time is looked at, so that a seed repeats its text: the
+    costs are `costs`, or a fixed guess.
 
     Args:
-        max_depth: largest number of levels of drafted nodes.
         limit: largest number of drafted nodes.
-        every: number of rounds between two choices; before that, it also chooses in rounds 2, 4, 8 and so on.
-        margin: relative gain in predicted speed from which on the shape is changed.
-        decay: factor per round by which older rounds count less.
-        weight: number of tries that the prior acceptance weighs as much as.
-        prior: acceptance of the drafter's ranks at the beginning, the first rank first.
-        remember: whether to begin every request with the acceptance that earlier ones taught, instead of the prior.
-            Shapes then depend on the order of requests; texts do not. Refused for drawn children, whose text would.
-        repeats: number of measurements of every shape.
-        remeasure: whether to measure again, even if costs are on disk, once for the lifetime of this object.
-        costs: costs on this machine, `Costs` or the result of `Costs.to_dict()`; then nothing is measured or stored.
+        margin: relative gain in predicted speed from which on another kind of tree is drafted.
+        remember: whether to begin with what earlier requests taught, and to keep what this one teaches.
+        costs: costs on this machine (`mmspec.speed.measure_costs`, or the result of `Costs.to_dict()`), to be believed
+            instead of any times. Shapes then repeat everywhere, and nothing is remembered.
+
+    Attributes:
+        shape: shape of the newest round; None before the first one.
 
     Raises:
         MMSpecError: if a number is out of range.
     """
 
-    shared = ("_measured", "_learnt")
-
     def __init__(
         self,
-        max_depth: int = 8,
         limit: int = 32,
-        every: int = 16,
         margin: float = 0.05,
-        decay: float = 0.98,
-        weight: float = 4.0,
-        prior: Sequence[float] = PRIOR,
-        remember: bool = False,
-        repeats: int = 3,
-        remeasure: bool = False,
+        remember: bool = True,
         costs: Costs | Mapping[str, Any] | None = None,
     ):
-        positive(self, max_depth=max_depth, limit=limit, every=every, repeats=repeats)
-        if not 0 < decay <= 1:
-            raise MMSpecError(f"AutoTree: decay={decay!r} must be above 0, and 1 at most")
-        for name, value in {"margin": margin, "weight": weight}.items():
-            if value < 0:
-                raise MMSpecError(f"AutoTree: {name}={value!r} must not be negative")
-        Acceptance((tuple(prior),))  # refuses what is no distribution
-        self.max_depth, self.limit, self.every, self.margin = max_depth, limit, every, margin
-        self.decay, self.weight, self.prior = decay, weight, tuple(prior)
-        self.remember, self.repeats, self.remeasure = remember, repeats, remeasure
+        positive(self, limit=limit)
+        if margin < 0:
+            raise MMSpecError(f"AutoTree: margin={margin!r} must not be negative")
+        self.limit, self.margin, self.remember = limit, margin, remember
         self.costs = Costs.from_dict(costs) if isinstance(costs, Mapping) else costs
         self.sampled = False
-        self.chosen: Candidate | None = None
-        """Tree that is drafted at present; None before the first round."""
-        # What all requests share: costs by their file, and under `remember` what was learnt about each drafter.
-        self._measured: dict[str, Costs] = {}
-        self._learnt: dict[str, tuple[AcceptanceTracker, list[float]]] = {}
-        self._reset()
-
-    def _reset(self) -> None:
-        self._builder: TreeBuilder | None = None
-        self._rounds = 0
+        self.renew()
 
     @property
     def max_nodes(self) -> int:
         """Largest number of drafted nodes."""
         return self.limit
 
-    def renew(self) -> None:
-        """Prepare for a new request: forget the acceptance of the last one, unless `remember` is set."""
-        self.chosen = None
-        self._reset()
-
     def check(self, proposal: str) -> None:
-        """Refuse drawn children together with `remember`, and record whether children are drawn."""
-        if proposal == "sampled" and self.remember:
-            raise MMSpecError(
-                "AutoTree(remember=True) lets earlier requests decide what is drawn in this one; with "
-                "RejectionSampling leave remember=False"
-            )
+        """Record whether children are drawn."""
         self.sampled = proposal == "sampled"
 
+    def renew(self) -> None:
+        """Prepare for a new request."""
+        self.shape: Shape | None = None
+        self._known: Knowledge | None = None
+        self._resting, self._pause, self._drafts = 0, PAUSES[0], 0
+        self._confirmed = 1
+        self._conditions: dict[str, Any] | None = None
+        self._seconds: dict[str, float] | None = None
+        self._waiting: deque[tuple[Shape, int, dict[str, float]]] = deque()
+
     def build(self, growth: Growth) -> DraftTree:
-        """Grow the tree that is chosen at present."""
-        builder = self._builder or self._begin(growth)
-        return builder.build(growth)
+        """Grow the tree that pays, or none."""
+        known = self._known or self._begin(growth)
+        if self._waiting:
+            self._learn()
+        clock = self._clock
+        self._seconds = None if clock is None else clock.round
+        if self._resting:
+            self._resting -= 1
+            self.shape = Shape.plain()
+            return growth.nothing()
+        if self._builder is not None:
+            self.shape = Shape.of(self._builder)
+            return self._builder.build(growth)
+        self._chances = [1.0] * len(growth.root)
+        self._sure: list[list[float]] = []
+        tree = growth.chain(self._reach if known.rounds else min(self._reach, FIRST_LENGTH), self._go_on)
+        self.shape = Shape.chain(len(self._sure))
+        return tree
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
-        """Update the acceptance from the verdict, and choose again when it is time.
-
-        A round that was settled without the target teaches nothing about what the target accepts.
-        """
+        """Learn from the verdict. A round that was settled without the target teaches nothing about what the target
+        accepts."""
+        known, shape, lengths = self._known, self.shape, verdict.lengths
+        assert known is not None and shape is not None, "build has begun the round"
+        rows = [row for row, length in enumerate(lengths) if length]
         if verdict.settled:
+            self._confirmed += max(lengths)
             return
-        rows = [row for row, length in enumerate(verdict.length.tolist()) if length]
-        parents, paths = tree.parents.tolist(), verdict.path.tolist()
-        self._tracker.fade()
-        self._gains[:] = [count * self.decay for count in self._gains]
-        for row in rows:
-            path = [node for node in paths[row] if node >= 0]
-            self._tracker.add(parents[row], path)
-            if self.chosen is not None and self.chosen.shape.kind == "dynamic":
-                self._gains[0] += len(path) - 1
-                self._gains[1] += self.chosen.ranked
-        self._rounds += 1
-        # Sooner at first, at rounds 2, 4, 8 and so on: most is learnt then, and many answers are short.
-        early = 1 < self._rounds < self.every and self._rounds.bit_count() == 1
-        if early or self._rounds % self.every == 0:
+        if self._seconds is not None:
+            self._waiting.append((shape, self._confirmed, self._seconds))
+        if shape.kind == "plain":
+            self._confirmed += 1
+            return
+        tokens, seconds = float(sum(lengths)), seconds_of(known.costs, shape, self._confirmed)
+        self._confirmed = max(lengths)
+        self._drafts += 1
+        self._rate.add(tokens, seconds)
+        self._accept(tree, verdict, rows, lengths)
+        known.gains[shape.kind].add(tokens, self._expected * seconds)
+        known.add(tokens, seconds)
+        if known.rounds in (8, 16, 32) or known.rounds % (64 if shape.kind == "chain" else 8) == 0:
             self._choose()
+        self._weigh_resting(len(rows))
 
-    @property
-    def gain(self) -> float:
-        """Factor by which dynamic trees accept more than trees of ranks, as far as it is known."""
-        accepted, ranked = self._gains
-        return (accepted + GAIN_ROUNDS * GAIN) / (ranked + GAIN_ROUNDS)
+    def _accept(self, tree: DraftTree, verdict: Verdict, rows: list[int], lengths: list[int]) -> None:
+        """Learn from what was accepted."""
+        known, shape = self._known, self.shape
+        assert known is not None and shape is not None
+        if known.rounds % 8 == 0:
+            known.ranks.fade(8)
+        if shape.kind == "chain":
+            known.confidence.fade()
+            for row in rows:
+                known.confidence.add([level[row] for level in self._sure], lengths[row] - 1)
+                known.ranks.add_chain(shape.passes, lengths[row] - 1)
+            return
+        parents, paths = tree.parents.tolist(), verdict.path.tolist()
+        for row in rows:
+            known.ranks.add(parents[row], [node for node in paths[row] if node >= 0])
 
-    def _begin(self, growth: Growth) -> TreeBuilder:
-        """Get the costs and make the first choice."""
-        drafter = growth.drafter
-        request: Any = None if drafter is None else drafter.context.request
-        if self.costs is not None:
-            self._costs = self.costs
-        elif isinstance(drafter, Drafter):
-            self._costs = self._measure(drafter, request)
-        else:
-            raise MMSpecError("AutoTree does not know its drafter: pass costs= (mmspec.speed.measure_costs)")
-        self._reach = growth.limit_depth(self.max_depth)
-        self._tracker = AcceptanceTracker(self.prior, self._reach, self.decay, self.weight)
-        self._gains = [0.0, 0.0]
-        if self.remember:
-            name = _name(drafter, request) if isinstance(drafter, Drafter) else ""
-            self._tracker, self._gains = self._learnt.setdefault(name, (self._tracker, self._gains))
-        return self._choose()
+    def _begin(self, growth: Growth) -> Knowledge:
+        """Find out what is known, and where an answer like this one begins."""
+        known, rows = self._what_is_known(growth.drafter), len(growth.root)
+        self._known, self._rows = known, rows
+        self._reach = growth.limit_depth(self.limit)
+        first = Shape.chain(min(3, self._reach))
+        tokens, seconds = known.usual or (2.0 * rows, seconds_of(known.costs, first, 2))
+        self._rate = Rate(RATE_ROUNDS * tokens, RATE_ROUNDS * seconds, RATE_DECAY)
+        self._builder: TreeBuilder | None = None
+        self._candidate: Candidate | None = None
+        self._look_at_costs()
+        if known.kind != "chain":
+            self._choose()
+        return known
 
-    def calibrate(self, drafter: Expander, request: Request) -> None:
-        """Measure the costs for a request in advance."""
-        if self.costs is None and isinstance(drafter, Drafter):
-            self._measure(drafter, request)
+    def _what_is_known(self, drafter: Any) -> Knowledge:
+        """Return given costs, or what this and earlier requests teach."""
+        self._clock: PhaseClock | None = None
+        if not isinstance(drafter, Drafter):
+            if self.costs is None:
+                raise MMSpecError("AutoTree does not know its drafter: pass costs= (mmspec.speed.measure_costs)")
+            return Knowledge(self.costs)
+        context: Any = drafter.context
+        conditions = _conditions(drafter, context.request)
+        share = conditions["drafter_parameters"] / max(conditions["target_parameters"], 1)
+        if self.costs is not None or self.sampled:
+            return Knowledge(self.costs or RoundCosts(share).costs)
+        self._clock = context.clock
+        if not self.remember:
+            return Knowledge(share=share)
+        self._conditions = conditions
+        return store.knowledge_of(conditions, share)
 
-    def _measure(self, drafter: Drafter, request: Request) -> Costs:
-        """Return the costs of this machine: from an earlier request, from disk, or measured now."""
-        key = describe(drafter.target, drafter, request) | {"max_nodes": self.limit}
-        name = store.file_of(key).name
-        with _MEASURING:  # two requests that measure at once would each measure the other
-            if name not in self._measured:
-                costs = None if self.remeasure else store.load(key)
-                if costs is None:
-                    costs = measure_costs(
-                        drafter.target, _plain_tree(drafter), request, max_nodes=self.limit, repeats=self.repeats
-                    )
-                    store.store(key, costs)
-                self._measured[name] = costs
-            return self._measured[name]
+    def _learn(self) -> None:
+        """Learn the costs from the rounds whose times are known by now."""
+        known, clock = self._known, self._clock
+        assert known is not None and known.learnt is not None and clock is not None
+        while self._waiting and clock.booked(self._waiting[0][2]):
+            known.learnt.add(*self._waiting.popleft())
+            rounds = known.learnt.rounds
+            if rounds in (1, 2, 4, 8) or rounds % 16 == 0:
+                self._rate.seconds *= known.learn()
+                self._look_at_costs()
+                if self._conditions is not None and rounds.bit_count() == 1 and rounds > 4:
+                    store.keep(self._conditions, known)
 
-    def _choose(self) -> TreeBuilder:
-        """Change to the fastest shape if it is faster by the margin, and return the builder to use."""
-        found = candidates(
-            self._costs,
-            self._tracker.acceptance(),
-            max_depth=self._reach,
-            max_nodes=self.limit,
-            dynamic=not self.sampled,
-            gain=self.gain,
-        )
-        best = fastest(found)
-        if self.chosen is not None and self._builder is not None:
-            present = self._again(self.chosen, found)
-            # Static trees are made of the likeliest nodes, so the present one is as good as its size allows.
-            threshold = present.prediction.tokens_per_second * (1 + self.margin)
-            if best.prediction.tokens_per_second <= threshold:
-                self.chosen = present
-                return self._builder
-        self.chosen = best
-        self._builder = _builder(best)
-        return self._builder
+    def _look_at_costs(self) -> None:
+        """Work out what a further level of a chain costs, a pass of the drafter and one more node to score, and how
+        fast the best tree of the present kind is predicted to be."""
+        known = self._known
+        assert known is not None
+        costs = known.costs
+        self._level = costs.level(1) + costs.score(10) - costs.score(9) + costs.overhead.slope
+        self._usual = known.confidence.usual
+        candidate = self._candidate or fastest(self._found("chain"))
+        prediction = predict(costs, candidate.shape, candidate.ranked)
+        self._expected = self._rows * prediction.tokens_per_second
 
-    def _again(self, present: Candidate, found: Sequence[Candidate]) -> Candidate:
-        """Return the present shape with its present prediction."""
-        for one in found:
-            if (one.shape, one.settings, one.paths) == (present.shape, present.settings, present.paths):
-                return one
-        accepted = self._tracker.acceptance().static(present.paths)
-        return replace(present, prediction=predict(self._costs, present.shape, accepted), ranked=accepted)
+    def _go_on(self, probabilities: list[float]) -> bool:
+        """Return whether a further level of the chain is worth what it costs."""
+        assert self._known is not None
+        chance = self._known.confidence.chance
+        self._sure.append(probabilities)
+        self._chances = [before * chance(now) for before, now in zip(self._chances, probabilities, strict=True)]
+        return sum(self._chances) * self._usual > self._level * self._rate.value
+
+    def _found(self, *kinds: str) -> list[Candidate]:
+        """Return the candidates of some kinds, with their predictions."""
+        known, reach, limit = self._known, self._reach, self.limit
+        assert known is not None
+        return candidates(known.costs, known.acceptance, max_depth=reach, max_nodes=limit, kinds=kinds)
+
+    def _choose(self) -> None:
+        """Change to the fastest kind of tree if it is faster by the margin."""
+        known = self._known
+        assert known is not None
+        kinds = ("chain", "static") if self.sampled else ("chain", "static", "dynamic")
+        best = {kind: fastest(found) for kind in kinds if (found := self._found(kind))}
+        speeds = {kind: one.prediction.tokens_per_second * known.gains[kind].value for kind, one in best.items()}
+        present = known.kind if known.kind in speeds else "chain"
+        fastest_kind = max(speeds, key=lambda kind: speeds[kind])
+        if speeds[fastest_kind] > speeds[present] * (1 + self.margin):
+            present = fastest_kind
+        known.kind, self._candidate, self._builder = present, None, None
+        if present != "chain":
+            self._candidate = best[present]
+            self._builder = _builder(best[present])
+        self._look_at_costs()
+
+    def _weigh_resting(self, rows: int) -> None:
+        """Let the drafter rest where it does not make the answer faster."""
+        known = self._known
+        assert known is not None
+        plain = rows / known.costs.plain
+        if self._drafts == PROVEN:
+            self._pause = PAUSES[0]
+        if self._drafts < TRIED or self._rate.value > NEAR * plain:
+            return
+        if known.learnt is not None and known.learnt.plain_rounds < 2:
+            self._resting = 1
+        elif self._rate.value < CLEARLY * plain:
+            self._resting, self._pause = self._pause, min(2 * self._pause, PAUSES[1])
+            self._drafts = TRIED - RETRY
+            self._rate.fade(FORGOTTEN)
+
+
+def _conditions(drafter: Drafter, request: Request) -> dict[str, Any]:
+    """Return `describe`, which takes as long as a round, made once for a drafter."""
+    target = drafter.target
+    key = request.batch_size, target.dtype, target.attention, target.compile, torch.get_num_threads()
+    if key not in drafter.known:
+        drafter.known[key] = describe(target, drafter, request)
+    return drafter.known[key]
 
 
 def _builder(candidate: Candidate) -> TreeBuilder:
     if candidate.settings is not None:
         return DynamicTree(*candidate.settings)
-    return StaticTree(candidate.paths) if candidate.paths else Chain(int(candidate.shape.nodes))
-
-
-def _name(drafter: Drafter, request: Request) -> str:
-    """Return a text that tells a drafter and its target from others: their classes, settings and sizes."""
-    return store.file_of(describe(drafter.target, drafter, request)).name
-
-
-def _plain_tree(drafter: Drafter) -> Drafter:
-    """Return the drafter with a tree that does not measure: calibration sets its own trees."""
-    return drafter.fork(Chain(1))
+    return StaticTree(candidate.paths)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .acceptance import Acceptance
+from .acceptance import Acceptance, RankNode
 from .costs import Costs
 from .prediction import Prediction, predict
 from .shapes import Ranks, Shape
@@ -40,38 +40,51 @@ def candidates(
     *,
     max_depth: int = 8,
     max_nodes: int = 32,
-    dynamic: bool = True,
-    gain: float = 1.0,
+    kinds: Collection[str] = ("chain", "static", "dynamic"),
 ) -> list[Candidate]:
     """Return chains, the best static trees, and dynamic trees, each with its prediction.
 
     A static tree of n nodes consists of the n nodes that are most likely reached (the optimum for its size, as in
-    Sequoia, arXiv 2402.12374, which finds it by dynamic programming). A dynamic tree is assumed to accept as much as
-    the best rank tree within its bounds, times `gain`: it chooses anew each round, by the drafter's own probabilities.
+    Sequoia, arXiv 2402.12374, which finds it by dynamic programming). A dynamic tree is taken to accept as much as the
+    best rank tree within its bounds, although it chooses anew each round, by the drafter's own probabilities.
 
     Args:
         costs: costs on this machine.
         acceptance: acceptance by level and rank.
         max_depth: largest number of levels.
         max_nodes: largest number of drafted nodes.
-        dynamic: whether to include trees whose shape depends on the drafted tokens.
-        gain: factor by which a dynamic tree accepts more than the rank tree.
+        kinds: which of the three kinds to return.
     """
-    found = []
-    for length in range(1, min(max_depth, max_nodes) + 1):
+    found: list[Candidate] = []
+    if "chain" in kinds:
+        found += _chains(costs, acceptance, min(max_depth, max_nodes))
+    if "static" in kinds or "dynamic" in kinds:
+        width = max(map(len, acceptance.chances))
+        # Every part of this list is a tree, and so is what it holds within a depth and a width, in the same order.
+        nodes = acceptance.likeliest(4 * max_nodes, max_depth, width)
+        if "static" in kinds:
+            found += _statics(costs, nodes, max_nodes)
+        if "dynamic" in kinds:
+            found += _dynamics(costs, nodes, max_depth, max_nodes, width)
+    return found
+
+
+def _chains(costs: Costs, acceptance: Acceptance, longest: int) -> Iterator[Candidate]:
+    for length in range(1, longest + 1):
         shape, accepted = Shape.chain(length), acceptance.chain(length)
-        found.append(Candidate(shape, predict(costs, shape, accepted), ranked=accepted))
-    width = max(map(len, acceptance.chances))
-    # Every part of this list is a tree, and so is what it holds within a depth and a width, in the same order.
-    nodes = acceptance.likeliest(4 * max_nodes, max_depth, width)
+        yield Candidate(shape, predict(costs, shape, accepted), ranked=accepted)
+
+
+def _statics(costs: Costs, nodes: list[RankNode], max_nodes: int) -> Iterator[Candidate]:
     for size in (size for size in STATIC_SIZES if size <= min(max_nodes, len(nodes))):
         paths = tuple(node.path for node in nodes[:size])
         if all(path[-1] == 0 for path in paths):
             continue  # that is a chain
         shape, accepted = Shape.static(paths), sum(node.probability for node in nodes[:size])
-        found.append(Candidate(shape, predict(costs, shape, accepted), paths, ranked=accepted))
-    if not dynamic:
-        return found
+        yield Candidate(shape, predict(costs, shape, accepted), paths, ranked=accepted)
+
+
+def _dynamics(costs: Costs, nodes: list[RankNode], max_depth: int, max_nodes: int, width: int) -> Iterator[Candidate]:
     for depth in (depth for depth in DYNAMIC_DEPTHS if depth <= max_depth):
         for top_k in (k for k in TOP_K if k <= width):
             bounded = [node.probability for node in nodes if len(node.path) <= depth and max(node.path) < top_k]
@@ -80,10 +93,8 @@ def candidates(
                 shape = Shape.dynamic(*settings)
                 if size > max_nodes or shape.nodes < size:
                     continue
-                ranked = sum(bounded[:size])
-                accepted = min(depth, gain * ranked)
-                found.append(Candidate(shape, predict(costs, shape, accepted), settings=settings, ranked=ranked))
-    return found
+                accepted = sum(bounded[:size])
+                yield Candidate(shape, predict(costs, shape, accepted), settings=settings, ranked=accepted)
 
 
 def fastest(found: Sequence[Candidate]) -> Candidate:

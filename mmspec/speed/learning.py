@@ -31,11 +31,12 @@ class AcceptanceTracker:
         self.tries = [[0.0] * len(self.prior) for _ in range(levels)]
         self.hits = [[0.0] * len(self.prior) for _ in range(levels)]
 
-    def fade(self) -> None:
-        """Reduce the weight of older rounds, once per round."""
+    def fade(self, rounds: int = 1) -> None:
+        """Reduce the weight of older rounds, after so many new ones."""
+        factor = self.decay**rounds
         for table in (self.tries, self.hits):
             for level in table:
-                level[:] = [count * self.decay for count in level]
+                level[:] = [count * factor for count in level]
 
     def add(self, parents: Sequence[int], path: Sequence[int]) -> None:
         """Count one row of a round.
@@ -52,6 +53,12 @@ class AcceptanceTracker:
             for rank, child in enumerate(children.get(node, [])[: len(self.prior)]):
                 self.tries[level][rank] += 1
                 self.hits[level][rank] += child == kept
+
+    def add_chain(self, length: int, accepted: int) -> None:
+        """Count one row of a round that drafted a chain, of which so many tokens were accepted."""
+        for level in range(min(length, accepted + 1, self.levels)):
+            self.tries[level][0] += 1
+            self.hits[level][0] += level < accepted
 
     def acceptance(self) -> Acceptance:
         """Return the estimated acceptance."""

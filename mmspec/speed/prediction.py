@@ -101,6 +101,8 @@ def draft_seconds(costs: Costs, shape: Shape, tokens: float) -> float:
         shape: shape of the tree.
         tokens: tokens per round; the drafter reads those that the last round confirmed.
     """
+    if shape.kind == "plain":
+        return 0.0
     if costs.block is not None:
         return costs.block
     further = shape.passes - 1
@@ -119,11 +121,12 @@ def predict(costs: Costs, shape: Shape, accepted: float, rows: int = 1) -> Predi
         rows: number of rows of the batch that the costs were measured with.
     """
     tokens = 1 + accepted
+    overhead = costs.overhead(shape.nodes) + (costs.branching if shape.kind != "chain" else 0.0)
     return Prediction(
         tokens=tokens,
         draft=draft_seconds(costs, shape, tokens),
         score=costs.score(shape.nodes + 1),
-        overhead=costs.overhead(shape.nodes) + (costs.branching if shape.kind != "chain" else 0.0),
+        overhead=costs.plain_overhead if shape.kind == "plain" else overhead,
         step=costs.step,
         plain=costs.plain,
         depth=shape.deepest,

@@ -17,7 +17,8 @@ class Shape:
     """The numbers of nodes drafted and scored in a round.
 
     Args:
-        kind: `chain`, `static`, `dynamic`, or `block` for a drafter that proposes whole trees at once.
+        kind: `plain` if nothing is drafted, `chain`, `static`, `dynamic`, or `block` for a drafter that proposes whole
+            trees at once.
         levels: number of nodes that the drafter expands in each of its passes: the first one expands the root alone.
             Empty for a `block`.
         nodes: number of drafted nodes that the target scores, without the root.
@@ -38,6 +39,11 @@ class Shape:
     def deepest(self) -> float:
         """Largest number of tokens that a round can accept."""
         return self.passes if self.depth is None else self.depth
+
+    @classmethod
+    def plain(cls) -> Shape:
+        """Return the shape of a round that drafts nothing."""
+        return cls("plain", (), 0)
 
     @classmethod
     def chain(cls, length: int) -> Shape:

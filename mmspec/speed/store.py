@@ -1,9 +1,10 @@
-"""Keep costs on disk, so that a machine is measured once."""
+"""Keep what was learnt about a target and a drafter, in this process and on disk."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 from ..errors import MMSpecError
 from ..files.identity import content_hash
 from ..files.storage import atomic_write_text
-from .costs import Costs
+from .knowledge import Knowledge
 
-FORMAT = 1
+FORMAT = 2
+
+_KNOWN: dict[Path, Knowledge] = {}
+_LOCK = threading.Lock()
 
 
 def cache_folder() -> Path:
@@ -26,50 +30,63 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "mmspec"
 
 
-def file_of(key: Mapping[str, Any]) -> Path:
-    """Return the file for costs measured under these conditions."""
-    name = content_hash(json.dumps(key, sort_keys=True, default=str).encode())
-    return cache_folder() / "costs" / f"{name}.json"
+def file_of(conditions: Mapping[str, Any]) -> Path:
+    """Return the file of what was learnt under these conditions."""
+    name = content_hash(json.dumps(conditions, sort_keys=True, default=str).encode())
+    return cache_folder() / "rounds" / f"{name}.json"
 
 
-def load(key: Mapping[str, Any]) -> Costs | None:
-    """Load the costs that were measured under these conditions before; None if there are none. A file that cannot be
-    read is left out with a warning: measuring again repairs it."""
-    path = file_of(key)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        _warn(path, error)
-        return None
-    try:
-        held = json.loads(text)
-        if held["format"] == FORMAT:
-            return Costs.from_dict(held["costs"])
-        _warn(path, f"it has format {held['format']!r}, and this version reads {FORMAT}")
-    except (KeyError, TypeError, ValueError, MMSpecError) as error:
-        _warn(path, error)
-    return None
+def knowledge_of(conditions: Mapping[str, Any], share: float) -> Knowledge:
+    """Return what earlier requests taught under the same conditions: the same object for all requests of this process,
+    which begins with what is on disk.
+
+    A file that cannot be read is left out with a warning: it is written anew.
+
+    Args:
+        conditions: see `describe`.
+        share: see `RoundCosts`.
+    """
+    path = file_of(conditions)
+    with _LOCK:
+        if path not in _KNOWN:
+            _KNOWN[path] = _loaded(path, share)
+        return _KNOWN[path]
 
 
-def store(key: Mapping[str, Any], costs: Costs) -> Path | None:
-    """Store costs atomically, so that another process never reads half a file. If they cannot be written there is a
-    warning, because decoding can continue without them; the path is returned, None if there is no file."""
-    path = file_of(key)
-    text = json.dumps({"format": FORMAT, "costs": costs.to_dict()}, indent=1, default=str) + "\n"
+def keep(conditions: Mapping[str, Any], known: Knowledge) -> Path | None:
+    """Write what is known atomically, so that another process never reads half a file. If it cannot be written there is
+    a warning, because decoding can continue without it; the path is returned, None if there is no file."""
+    path = file_of(conditions)
+    held = {"format": FORMAT, "conditions": conditions, "knowledge": known.to_dict()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, text, shared=True)
+        atomic_write_text(path, json.dumps(held, default=str) + "\n", shared=True)
     except OSError as error:
         warnings.warn(
-            f"the measured costs cannot be kept in {path}: {error.strerror or error}; they will be measured again next "
-            "time (set MMSPEC_CACHE to a folder that can be written)",
+            f"what tree=auto has learnt cannot be kept in {path}: {error.strerror or error}; it will be learnt again "
+            "next time (set MMSPEC_CACHE to a folder that can be written)",
             stacklevel=2,
         )
         return None
     return path
 
 
-def _warn(path: Path, reason: object) -> None:
-    warnings.warn(f"the measured costs in {path} cannot be read ({reason}); measuring again", stacklevel=3)
+def forget() -> None:
+    """Forget what this process has learnt; what is on disk stays."""
+    with _LOCK:
+        _KNOWN.clear()
+
+
+def _loaded(path: Path, share: float) -> Knowledge:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["format"] != FORMAT:
+            raise ValueError(f"it has format {held['format']!r}, and this version reads {FORMAT}")
+        known = Knowledge(share=share)
+        known.load(held["knowledge"])
+        return known
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, KeyError, TypeError, ValueError, MMSpecError) as error:
+        warnings.warn(f"what tree=auto has learnt in {path} cannot be read ({error}); learning again", stacklevel=4)
+    return Knowledge(share=share)

@@ -3,6 +3,7 @@
 from .base import TreeBuilder
 from .chain import Chain
 from .confidence import ConfidenceTree
+from .confident_chain import ConfidentChain
 from .dynamic import DynamicTree
 from .growth import Growth
 from .proposals import Proposals
@@ -12,6 +13,7 @@ from .static import StaticTree
 __all__ = [
     "Chain",
     "ConfidenceTree",
+    "ConfidentChain",
     "DynamicTree",
     "Growth",
     "Proposals",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from ..errors import MMSpecError
-from ..inputs.request import Request
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..tree import DraftTree
-from .growth import Expander, Growth
+from .growth import Growth
 
 
 class TreeBuilder(PerRequest):
@@ -24,14 +23,6 @@ class TreeBuilder(PerRequest):
     def max_nodes(self) -> int | None:
         """Drafted nodes of a tree at most, the root not counted; None if that cannot be said beforehand."""
         return None
-
-    def calibrate(self, drafter: Expander, request: Request) -> None:
-        """Measure what the builder needs to know of the machine, before anything is timed: nothing, unless it adapts.
-
-        Args:
-            drafter: the drafter whose trees the builder will grow.
-            request: the request that will be answered; builders for single calls share what was measured.
-        """
 
     def build(self, growth: Growth) -> DraftTree:
         """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""

@@ -304,11 +304,17 @@ class Growth:
             self._numbers = torch.arange(2 * number + 16, device=like.device)
         return self._numbers[number].expand_as(like)
 
-    def chain(self, length: int) -> DraftTree:
+    def chain(self, length: int, go_on: Callable[[list[float]], bool] | None = None) -> DraftTree:
         """Return the tree of `length` nodes (or as many as `limit_depth` allows), each the best (or the one drawn)
         child of the one before.
 
         What `expand` does for any tree is done here with less: of a chain everything but the tokens is known.
+
+        Args:
+            length: number of nodes at most.
+            go_on: function that is told, after every level, each row's probability of the newest token given its
+                parent (0 where the logits are no distribution), and returns False to end the chain there. The host
+                waits for these numbers. Without it nothing is waited for.
         """
         length = self.limit_depth(length)
         batch, device = len(self._root), self._root.device
@@ -324,7 +330,10 @@ class Growth:
             child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
             tokens.append(child.tokens[:, 0])
             chosen.append(child)
+            if go_on is not None and not go_on(cleaned(child.log_probs()[:, 0, 0]).exp().tolist()):
+                break
         self.logits = logits
+        length, steps = len(chosen), steps[: len(chosen) + 1]
         return DraftTree.chain(
             torch.cat(tokens, dim=1),
             likelihood=lambda: torch.cat([self._certain, *(cleaned(one.log_probs()[:, 0]) for one in chosen)], dim=1),
@@ -334,6 +343,10 @@ class Growth:
             unusable=lambda: doubt(torch.cat([one.best for one in chosen], dim=1)).cumsum(-1).isnan(),
             grown=True,
         )
+
+    def nothing(self) -> DraftTree:
+        """Return the root alone. The drafter is not asked, and reads the tokens of the round in a later one."""
+        return DraftTree.root_only(self._root[:, 0])
 
     def _choose(self, logits: Tensor, count: int, paths: Callable) -> Children:
         """Choose children as `Proposals.choose` does, in the target's tokens."""

@@ -159,7 +159,7 @@ def test_its_blocks_run(page, folder, things, no_plots, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", holding(r"<!-- test:[^>]*\bslow\b"), ids=lambda page: str(page.relative_to(ROOT)))
-def test_its_blocks_run_with_the_long_ones(page, folder, things, measuring, monkeypatch):
+def test_its_blocks_run_with_the_long_ones(page, folder, things, monkeypatch):
     follow(page, read(page), things, monkeypatch)
 
 

@@ -109,7 +109,7 @@ def test_every_tree_ends_where_the_heads_do(name, tree, monkeypatch):
 def test_the_tree_that_adapts_ends_there_too():
     drafter = medusa("llava")
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
-    tree = AutoTree(max_depth=8)
+    tree = AutoTree(limit=8)
     out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree)
     assert out.token_ids == expected
     assert max(record.depth for record in out.stats.rounds) <= 3

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from running import measure, side, tiny
+from running import tiny
 
 import mmspec
-from mmspec import loop
 from mmspec.decoding.sampling import Sampling
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
-from mmspec.evaluation import engines
 from mmspec.evaluation.engines import MMSpecEngine, TransformersEngine
 from mmspec.inputs import prepare
-from mmspec.speed import AutoTree, Costs, Curve, Line, auto_tree
 from mmspec.trees import Chain
 
 TOKENS = 40
@@ -91,20 +88,3 @@ def test_sampling_has_the_law_of_the_other_sides():
     first, again, other = (side.answer(request, seed).token_ids for seed in (1, 1, 2))
     assert first == again != other
     assert torch.equal(state, torch.get_rng_state()), "the caller's random numbers are left alone"
-
-
-def test_no_answer_is_timed_while_the_machine_is_measured(measuring, monkeypatch, tmp_path):
-    """Not in a benchmark without warm-up, and not in a single call."""
-    costs = Costs(Curve((1, 9), (8.0, 9.6)), 0.5, Line(0.5, 0.01), 0.2, Line(0.2), Line(0.2), Line(0.1), Line(0.1))
-    events, settled, clock = [], engines._settled, loop.PhaseClock
-    monkeypatch.setattr(auto_tree, "measure_costs", lambda *_, **__: events.append("measured") or costs)
-    monkeypatch.setattr(engines, "_settled", lambda device: events.append("timed") or settled(device))
-    monkeypatch.setattr(loop, "PhaseClock", lambda *given: events.append("clock") or clock(*given))
-    target = tiny()
-    drafter = mmspec.load_drafter("tiny/text_only", target)
-    chosen = [side("plain", target), side("auto", target, drafter, AutoTree(limit=8, remeasure=True))]
-    assert measure(tmp_path / "b", target=target, chosen=chosen, warmup=0).complete
-    assert events[0] == "measured" and events.count("measured") == 1 and events.count("timed") == 2
-    events.clear()
-    mmspec.generate(target, drafter, "Hello", max_new_tokens=4, tree=AutoTree(limit=8, remeasure=True))
-    assert events == ["measured", "clock"]

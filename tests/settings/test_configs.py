@@ -161,7 +161,7 @@ def test_overrides_reach_groups_and_keys():
             "drafter=draftmodel",
             "drafter 'draftmodel' is unknown. Did you mean 'draft_model'? Available: draft_model, dream, eagle",
         ),
-        ("tree=null", "tree 'null' is unknown. Available: auto, chain, confidence, default"),
+        ("tree=null", "tree 'null' is unknown. Available: auto, chain, confidence, confident_chain, default"),
         ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
         ("max_new_token=3", "setting 'max_new_token' is unknown. Did you mean 'max_new_tokens'?"),
         ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean 'drafter.name'? Available: drafter.name."),

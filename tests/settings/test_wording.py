@@ -20,7 +20,7 @@ def wrong(capsys, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tree=auto", "tree.decay=2"], "tree.decay=2 must be above 0, and 1 at most"),
+        (["tree=auto", "tree.margin=-1"], "tree.margin=-1 must not be negative"),
         (["tree=chain", "tree.length=0"], "tree.length=0 must be a positive integer"),
         (
             ["tree=dynamic", "+tree.deep=3"],
@@ -53,8 +53,8 @@ def test_what_is_wrong_is_called_what_was_typed(overrides, message, capsys):
 
 
 def test_python_keeps_its_own_names():
-    with pytest.raises(MMSpecError, match=r"^AutoTree: decay=2 must be above 0"):
-        AutoTree(decay=2)
+    with pytest.raises(MMSpecError, match=r"^AutoTree: margin=-1 must not"):
+        AutoTree(margin=-1)
 
 
 def test_settings_deep_inside_a_configuration():

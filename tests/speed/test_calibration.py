@@ -139,7 +139,7 @@ def test_small_trees_only(clock):
     assert predict(costs, Shape.chain(3), 1.0).draft == pytest.approx(FIRST(2) + 2 * LEVEL(1))
 
 
-def test_nothing_is_left_behind(measuring):
+def test_nothing_is_left_behind():
     target = target_of("llava", "sdpa")
     drafter = blurred_drafter("llava", "sdpa")
     inputs = models.inputs_for("llava", [1], [9])

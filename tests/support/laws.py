@@ -188,9 +188,11 @@ class Enumeration:
         self.bonus = probs
         return probs.argmax(-1)
 
-    def law(self) -> Tensor:
-        """`[vocab] * (depth + 1)`: the law of the text, if the target itself writes what follows the round."""
+    def law(self, where: Tensor | None = None) -> Tensor:
+        """`[vocab] * (depth + 1)`: the law of the text, if the target itself writes what follows the round; or the part
+        of it that comes from some of the outcomes, `[rows]`."""
         torch.testing.assert_close(self.weight.sum(), torch.ones((), dtype=torch.float64), rtol=0, atol=1e-12)
+        weight = self.weight if where is None else self.weight * where
         tables = processed(self.target, self.pipeline)
         law = torch.zeros([self.vocab] * len(tables), dtype=torch.float64)
         tokens = self.tree.tokens.gather(1, self.path.clamp(min=0))
@@ -200,7 +202,7 @@ class Enumeration:
             for token in tokens[rows, 1 : accepted + 1].unbind(1):
                 prefix = prefix * self.vocab + token
             part = torch.zeros(self.vocab**accepted, self.vocab, dtype=torch.float64)
-            part.index_add_(0, prefix, self.weight[rows, None] * self.bonus[rows])
+            part.index_add_(0, prefix, weight[rows, None] * self.bonus[rows])
             part = part.view([self.vocab] * (accepted + 1))
             for table in tables[accepted + 1 :]:
                 part = part[..., None] * table

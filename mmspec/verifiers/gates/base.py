@@ -100,7 +100,8 @@ class Gated(Verifier):
 
     def skim(self, tree: DraftTree) -> Verdict | None:
         """Settle the round if the gate chooses to."""
-        ends = self.gate.settle(tree, self.context) if self.may_settle else None
+        nothing = tree.num_nodes == 1  # a tree builder may let its drafter rest
+        ends = None if nothing or not self.may_settle else self.gate.settle(tree, self.context)
         if ends is None:
             return None
         active = torch.tensor(self.context.active, device=ends.device)
