@@ -14,6 +14,7 @@ import mmspec
 from mmspec import MMSpecError
 from mmspec.compressors import FeatureGuided, Prune, VisualSpan
 from mmspec.drafters import DreamDrafter, EagleDrafter
+from mmspec.drafters.reading import TargetView, view_of
 from mmspec.inputs import prepare
 from mmspec.models.states import LAST
 from mmspec.training.teacher import Teacher
@@ -60,13 +61,13 @@ def drafter_of(name: str, cls=EagleDrafter):
 def test_a_drafters_prompt_keeps_what_the_eager_model_looks_at(name, cls):
     """The choice is checked against attention that the model itself wrote down, picture by picture."""
     drafter = drafter_of(name, cls)
-    target, eager = drafter.target, eager_twin(name, drafter.target)
+    target, eager = drafter.target, eager_twin(name, drafter.target.model)
     assert set(drafter.feature_layers) == {LAST, 2}
     inputs = models.inputs_for(name, list(RAGGED[0]), list(RAGGED[1]))
     request = prepare(target, inputs=inputs)
     vision = target.encode(request)
     context = target.prefill(request, vision, feature_layers=drafter.feature_layers)
-    prompt = drafter.read(request, request, context.embeds, context.features, vision)
+    prompt = drafter.read(TargetView(request, request, context.embeds, context.features, vision))
     pictures = 0
     for row, spans in enumerate(context.visual_spans()):
         single = models.one_row(inputs, row)
@@ -93,8 +94,8 @@ def test_training_chooses_as_decoding_does(name):
     lesson = Teacher(drafter.target, drafter.feature_layers).study(request, answers)
     script = Script(drafter, inputs, answers, Told(1, 2))
     context = script.context
-    decoding = drafter.read(request, request, context.embeds, context.features, context.vision)
-    training = drafter.read(lesson.request, lesson.prompt, lesson.embeds, lesson.features, lesson.vision)
+    decoding = drafter.read(view_of(context))
+    training = drafter.read(view_of(lesson))
     assert decoding.removed.any() and decoding.removed.tolist() == training.removed.tolist()
     for row, length in enumerate(request.lengths):
         kept = length - int(decoding.removed[row])
