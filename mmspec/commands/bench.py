@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import MMSpecError
+
+if TYPE_CHECKING:
+    from ..evaluation.sweep import Sweep
 
 FAILED = 1
 
@@ -31,29 +34,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark and print the table."""
-    from ..evaluation import bench
+    from ..evaluation.bench import new_folder
     from ..evaluation.resuming import is_hydra
     from ..evaluation.sweep import Sweep, parts_of
 
     overrides, config_dir = arguments.overrides, arguments.config_dir
     if arguments.resume is not None:
         return resume(arguments)
-    folder = Path(arguments.output) if arguments.output else bench.new_folder()
+    folder = Path(arguments.output) if arguments.output else new_folder()
     if arguments.multirun:
         return run_sweep(Sweep.begin(folder, overrides, config_dir))
     if strange := next(filter(is_hydra, overrides), None):
         raise MMSpecError(f"{strange!r} is about sweeps: add --multirun")
-    settings = bench.settings_of(overrides, config_dir)
-    if settings.parts:
-        return run_sweep(Sweep.begin(folder, [], config_dir, parts_of(overrides, config_dir)))
-    with progress_bar(folder) as (progress, notice):
-        bench.benchmark(overrides, folder, config_dir, progress, notice)
-    return show([folder], settings.units, settings.json)
+    if parts := parts_of(overrides, config_dir):
+        return run_sweep(Sweep.begin(folder, [], config_dir, parts))
+    return run_one(overrides, folder, config_dir)
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """Continue a bundle or a sweep that was interrupted."""
-    from ..evaluation import bench
     from ..evaluation.resuming import is_hydra, overrides_of
     from ..evaluation.sweep import SWEEP, Sweep
 
@@ -66,42 +65,64 @@ def resume(arguments: argparse.Namespace) -> int:
         )
     if is_sweep:
         return run_sweep(Sweep.resume(folder, config_dir, hydra))
-    overrides = overrides_of(folder, config_dir)
-    settings = bench.settings_of(overrides, config_dir)
-    with progress_bar(folder) as (progress, notice):
-        bench.benchmark(overrides, folder, config_dir, progress, notice)
+    return run_one(overrides_of(folder, config_dir), folder, config_dir)
+
+
+def run_one(overrides: Sequence[str], folder: Path, config_dir: str | None) -> int:
+    """Run one benchmark and print its table."""
+    from ..evaluation.bench import settings_of
+
+    settings = settings_of(overrides, config_dir)
+    with going_on(f"what was measured is in {folder}; mmspec bench --resume {folder} goes on"):
+        measure(overrides, folder, config_dir)
     return show([folder], settings.units, settings.json)
 
 
-def run_sweep(sweep: Any) -> int:
+def run_sweep(sweep: Sweep) -> int:
     """Run a sweep, print one table of all its bundles, or of each part, and say which jobs failed."""
     from ..evaluation.bench import settings_of
     from ..evaluation.sweep import say
 
     say(f"{len(sweep.jobs)} jobs, bundles in {sweep.folder}")
-    settings = [settings_of(job, sweep.config_dir) for job in sweep.jobs]
-    try:
-        sweep.run()
-    except KeyboardInterrupt:
-        say(f"mmspec bench --resume {sweep.folder} goes on")
-        raise
-    codes = []
-    if sweep.names is not None:
-        for name, its in zip(sweep.names, settings, strict=True):
-            if sweep.folder / name in sweep.bundles:
-                codes.append(show([sweep.folder / name], its.units, its.json))
-    elif sweep.bundles:
-        units = {its.units for its in settings}
-        codes.append(show(sweep.bundles, units.pop() if len(units) == 1 else None, settings[0].json))
+    settings = {name: settings_of(job, sweep.config_dir) for name, job in sweep.jobs.items()}
+    with going_on(f"mmspec bench --resume {sweep.folder} goes on"):
+        sweep.run(measure)
     failures = sweep.failures()
-    for number, reason in failures.items():
-        say(f"{sweep.folder_of(number).name}: {reason}")
+    whole = [name for name in sweep.jobs if name not in failures]
+    codes = []
+    for names in [[name] for name in whole] if sweep.parts else [whole] if whole else []:
+        units = {settings[name].units for name in names}
+        folders = [sweep.folder / name for name in names]
+        codes.append(show(folders, units.pop() if len(units) == 1 else None, settings[names[0]].json))
+    for name, reason in failures.items():
+        say(f"{name}: {reason}")
     if failures:
         say(
             f"{len(failures)} of {len(sweep.jobs)} jobs are not complete; to try them again: "
             f"mmspec bench --resume {sweep.folder}"
         )
     return FAILED if failures or any(codes) else 0
+
+
+def measure(overrides: Sequence[str], folder: Path, config_dir: str | None) -> None:
+    """Measure one bundle and show how far it is, in whatever process this is."""
+    from ..evaluation.bench import benchmark
+    from .progress import Display
+
+    with Display(folder.name) as display:
+        benchmark(overrides, folder, config_dir, display.show, display.say)
+
+
+@contextmanager
+def going_on(line: str) -> Iterator[None]:
+    """Print how to go on if the command is interrupted within."""
+    from ..evaluation.sweep import say
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(line)
+        raise
 
 
 def show(folders: list[Path], units: str | None, as_json: bool) -> int:
@@ -131,35 +152,3 @@ def show(folders: list[Path], units: str | None, as_json: bool) -> int:
             "their own, they join the table: mmspec report FOLDER OTHER"
         )
     return FAILED if failed else 0
-
-
-@contextmanager
-def progress_bar(folder: Path) -> Iterator[tuple[Callable[[int, int, str], None], Callable[[str], None]]]:
-    """Show a progress bar on standard error, or a line now and then where that is no terminal; yield a function that
-    updates it, and one that prints a line beside it. Finished work stays when the command is interrupted."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ..errors import printable
-    from ..evaluation.sweep import announcer, say
-
-    console = Console(stderr=True)
-    description = TextColumn("{task.description}", markup=False)  # a task's name is no markup
-    columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=printable(what))
-
-        def notice(line: str) -> None:
-            if console.is_terminal:
-                bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-            else:
-                say(line)
-
-        try:
-            yield show if console.is_terminal else announcer(folder.name), notice
-        except KeyboardInterrupt:
-            say(f"what was measured is in {folder}; mmspec bench --resume {folder} goes on")
-            raise

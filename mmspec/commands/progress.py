@@ -8,6 +8,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..errors import printable
+
 SECONDS_BETWEEN_LINES = 30  # where standard error is no terminal
 
 
@@ -23,7 +25,8 @@ class Display:
     def __init__(self, name: str, console: Console | None = None, quiet: bool = False):
         console = console or Console(stderr=True)
         self.name, self.quiet, self.terminal = name, quiet, console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        description = TextColumn("{task.description}", markup=False)  # a name is no markup
+        columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=quiet or not self.terminal, transient=True)
         self._task = self._bar.add_task(name, total=None)
         self._begun, self._shown = False, time.monotonic()
@@ -38,7 +41,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if not self.quiet:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, done: int, total: int, text: str = "") -> None:
         """Show the progress; as lines at most every half minute, except for the last one.
@@ -48,7 +51,7 @@ class Display:
             total: number of things in all.
             text: further information to show beside the numbers.
         """
-        text = ", ".join(part for part in (self.name, text) if part)
+        text = printable(", ".join(part for part in (self.name, text) if part))
         if not self._begun:  # what earlier runs did says nothing about the time that is left
             self._bar.reset(self._task, total=total, completed=done)
             self._begun = True

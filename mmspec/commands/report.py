@@ -87,5 +87,5 @@ def _parts(folders: list[str], partial: bool) -> dict[str, list[Path]]:
     if len(folders) != 1 or not (Path(folders[0]) / SWEEP).exists():
         return {}
     sweep = Sweep.open(folders[0])
-    found = {name: sweep.folder_of(number) for number, name in enumerate(sweep.names or [])}
+    found = {name: sweep.folder / name for name in sweep.jobs} if sweep.parts else {}
     return {name: [folder] for name, folder in found.items() if folder.exists() or not partial}

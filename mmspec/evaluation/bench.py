@@ -7,49 +7,46 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import transformers
+from omegaconf import OmegaConf
+
+from ..data import Source
+from ..decoding.sampling import Sampling
 from ..errors import MMSpecError
 from ..settings import configuration
 from ..version import __version__
 from .bundle import FORMAT, BundleWriter
-from .methods import GROUPS, Method, plan
-
-if TYPE_CHECKING:
-    from ..data import Source
-    from .measure import Protocol
+from .machine import circumstances
+from .measure import Measurement, Progress, Protocol
+from .methods import GROUPS, Method, build_engines, plan
+from .questions import grouped
 
 EXPERIMENT = "experiment="
 
 
-@dataclass
-class BenchSettings:
-    """The top-level keys of `configs/bench.yaml`, where their defaults and meanings are."""
+@dataclass(kw_only=True)
+class BenchSettings(Protocol):
+    """The top-level keys of `configs/bench.yaml`, where their defaults and meanings are.
+
+    Raises:
+        MMSpecError: for what cannot be measured or shown, with the setting and what it may be.
+    """
 
     max_new_tokens: int
-    repeats: int
-    warmup: int
-    batch: int
-    limit: int | None
-    seed: int
     budget: int | None
     control: bool | None
-    on_divergence: str
-    tie: float
     threads: int | None
     units: str | None
     json: bool
     parts: dict[str, str] | None
 
-    def check(self) -> None:
-        """Refuse what cannot be measured or shown, before anything is loaded.
-
-        Raises:
-            MMSpecError: with the setting and what it may be.
-        """
+    def __post_init__(self) -> None:
         from .conventions import explained
 
-        self.protocol()
+        super().__post_init__()
         for name, least in (("max_new_tokens", 1), ("threads", 1), ("budget", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -60,12 +57,6 @@ class BenchSettings:
             explained(self.units)
             if self.batch > 1:
                 raise MMSpecError(f"units={self.units} needs one prompt at a time, and batch={self.batch}")
-
-    def protocol(self) -> Protocol:
-        """Return how it is measured."""
-        from .measure import Protocol
-
-        return Protocol(**{name: getattr(self, name) for name in Protocol.__dataclass_fields__})
 
 
 def complete(overrides: Sequence[str]) -> list[str]:
@@ -95,8 +86,6 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
     Raises:
         MMSpecError: for whatever is wrong with the overrides, with the nearest thing that exists.
     """
-    from ..decoding.sampling import Sampling
-
     overrides = complete(overrides)
     config = configuration.compose("bench", overrides, config_dir)
     settings = configuration.typed(config, BenchSettings)
@@ -105,7 +94,6 @@ def prepare_run(overrides: Sequence[str], config_dir: str | None = None) -> tupl
             f"{' '.join(overrides)} is several runs ({', '.join(settings.parts)}), and here there can be one: "
             "`mmspec bench` without --multirun runs them all, parts=null none"
         )
-    settings.check()
     configuration.typed(config.sampling, Sampling)
     control = config.dtype != "float32" if settings.control is None else settings.control
     return config, settings, plan(config, overrides, config_dir, control)
@@ -115,7 +103,7 @@ def benchmark(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
     config_dir: str | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = lambda done, total, what: None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Measure, or go on with an interrupted measurement, and return the folder of the bundle.
@@ -135,15 +123,6 @@ def benchmark(
     """
     config, settings, methods = prepare_run(overrides, config_dir)
 
-    import torch
-    import transformers
-    from omegaconf import OmegaConf
-
-    from ..decoding.sampling import Sampling
-    from .machine import describe_code, describe_machine, describe_target, describe_versions
-    from .measure import Measurement
-    from .methods import build_sides
-
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -152,18 +131,14 @@ def benchmark(
     folder = Path(output) if output is not None else new_folder()
     with BundleWriter(folder, OmegaConf.to_yaml(config, resolve=True)) as writer:
         target = configuration.build(config.target)
-        sides = build_sides(methods, target, sampling, settings.max_new_tokens, settings.budget, settings.batch)
-        measurement = Measurement(target, sides, source, settings.protocol(), writer, notice)
-        measurement.run(
+        build_engines(methods, target, sampling, settings.max_new_tokens, settings.budget, settings.batch)
+        Measurement(target, methods, source, settings, writer, notice).run(
             {
                 "format": FORMAT,
                 "mmspec": __version__,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "finished": None,
-                "git": describe_code(),
-                "versions": describe_versions(),
-                "machine": describe_machine(target.device),
-                "target": describe_target(target, str(config.target.name)),
+                **circumstances(target, str(config.target.name)),
                 "task": source.describe(),
                 "sampling": asdict(sampling),
                 "max_new_tokens": settings.max_new_tokens,
@@ -171,7 +146,7 @@ def benchmark(
                 "config_dir": None if config_dir is None else str(Path(config_dir).resolve()),
                 "command": shlex.join(["mmspec", "bench", *overrides]),
             },
-            lambda done, what: progress(done, measurement.blocks, what),
+            progress,
         )
     return folder
 
@@ -182,8 +157,6 @@ def source_of(config: Any, settings: BenchSettings) -> Source:
     Raises:
         MMSpecError: if they cannot be read, or there are none.
     """
-    from .questions import grouped
-
     source = configuration.build(config.task)
     if next(grouped(source, settings.batch, settings.limit), None) is None:
         raise MMSpecError("the task has no question: give one that has")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from ..decoding.draining import drain
 from ..decoding.sampling import Sampling
 from ..decoding.stats import Round
-from ..decoding.text import whole_text
 from ..drafters import Drafter, DraftModelDrafter, NGramDrafter
 from ..errors import MMSpecError
 from ..generation import stream
@@ -28,6 +27,8 @@ from .assistant import quiet, sighted, stock_assistant
 ASSISTANT_TOKENS = 20
 """Tokens that an assistant drafts at most, if nothing else is said: the default of transformers."""
 
+Result = TypeVar("Result")
+
 
 @dataclass
 class Answer:
@@ -39,7 +40,7 @@ class Answer:
         wall: seconds from outside, the reading of the prompt included.
         seconds: the same by phase, from inside.
         first_tokens: tokens that came with the prompt's own pass.
-        passes: target passes that verified something; see `Engine.answer`.
+        passes: target passes that verified something; see `TransformersEngine`.
         rounds: records of the loop, where it is ours.
     """
 
@@ -51,12 +52,8 @@ class Answer:
     passes: int
     rounds: list[Round] = field(default_factory=list)
 
-    @property
-    def new_tokens(self) -> list[int]:
-        """Number of new tokens per row."""
-        return [len(ids) for ids in self.token_ids]
 
-
+@dataclass(eq=False)
 class Engine:
     """One side of a comparison: a way to answer requests.
 
@@ -73,48 +70,32 @@ class Engine:
         one_row: whether it takes one prompt at a time only.
     """
 
-    lossless = True
-    one_row = False
-    exact = False
-    budget: int | None = 0
-
-    def __init__(
-        self,
-        target: Target,
-        drafter: Drafter | None,
-        tree: TreeBuilder | None,
-        verifier: Verifier | None,
-        sampling: Sampling,
-        max_new_tokens: int,
-    ):
-        self.target, self.drafter, self.tree, self.verifier = target, drafter, tree, verifier
-        self.sampling, self.max_new_tokens = sampling, max_new_tokens
-        self.setup()
-
-    def setup(self) -> None:
-        """Check what was given and set the attributes."""
-
-    def ready(self, request: Request) -> None:
-        """Do what comes once for a machine and a kind of request, so that no answer's time has it."""
+    target: Target
+    drafter: Drafter | None
+    tree: TreeBuilder | None
+    verifier: Verifier | None
+    sampling: Sampling
+    max_new_tokens: int
+    lossless: bool = field(init=False, default=True)
+    exact: bool = field(init=False, default=True)
+    budget: int | None = field(init=False, default=0)
+    one_row: bool = field(init=False, default=False)
 
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request; the preparation of the prompt is not part of it, everything after it is."""
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class MMSpecEngine(Engine):
     """The loop of this library."""
 
-    def setup(self) -> None:
-        """Read the budget off the tree or the drafter, and exactness off the verifier."""
-        drafter = self.drafter
-        if drafter is not None:
-            self.budget = drafter.max_nodes if self.tree is None else self.tree.max_nodes
-        if self.verifier is not None:
+    def __post_init__(self) -> None:
+        if self.drafter is not None:
+            self.budget = self.drafter.max_nodes if self.tree is None else self.tree.max_nodes
+        if self.verifier is not None:  # the default rules reproduce plain decoding, at any temperature
             self.lossless = self.verifier.lossless
             self.exact = self.lossless and self.verifier.proposal == "point"
-        else:
-            self.exact = True  # the default rules reproduce plain decoding, at any temperature
 
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request by `mmspec.stream`."""
@@ -128,15 +109,12 @@ class MMSpecEngine(Engine):
             seed=seed,
             **vars(self.sampling),
         )
-        with _settled(self.target.device) as seconds:
-            out = drain(pieces)
-        stats = out.stats
-        first = [1] * request.batch_size
-        return Answer(
-            out.token_ids, out.finish_reason, seconds[0], dict(stats.seconds), first, len(stats.rounds), stats.rounds
-        )
+        wall, out = _timed(self.target.device, lambda: drain(pieces))
+        rounds, first = out.stats.rounds, [1] * request.batch_size
+        return Answer(out.token_ids, out.finish_reason, wall, dict(out.stats.seconds), first, len(rounds), rounds)
 
 
+@dataclass(eq=False)
 class TransformersEngine(Engine):
     """The target's own `generate`: plain, with prompt lookup, or with an assistant model.
 
@@ -153,27 +131,35 @@ class TransformersEngine(Engine):
         MMSpecError: for a drafter that has no counterpart in transformers, another tree, or a verifier.
     """
 
-    def __init__(self, *arguments: Any, mend_pictures: bool = True, **keywords: Any):
-        self.mend_pictures = mend_pictures
-        super().__init__(*arguments, **keywords)
+    mend_pictures: bool = True
 
-    def setup(self) -> None:
-        """Make the options of `generate`."""
+    def __post_init__(self) -> None:
         self.exact = self.sampling.temperature == 0
         self.one_row = self.drafter is not None
-        self.options = self._options()
+        self._refuse()
+        self.options = self._options() | self._drafting()
 
-    def _options(self) -> dict[str, Any]:
+    def _refuse(self) -> None:
+        """Refuse what transformers cannot do."""
+        drafter, tree = self.drafter, self.tree
         if self.verifier is not None:
             raise MMSpecError("engine=transformers has its own rule of acceptance: leave verifier=auto")
-        if self.tree is not None and not (isinstance(self.tree, Chain) and isinstance(self.drafter, DraftModelDrafter)):
+        if tree is not None and not (isinstance(tree, Chain) and isinstance(drafter, DraftModelDrafter)):
             raise MMSpecError(
-                f"engine=transformers knows no {type(self.tree).__name__} for drafter "
-                f"{type(self.drafter).__name__}: it drafts chains, with draft models only"
+                f"engine=transformers knows no {type(tree).__name__} for drafter {type(drafter).__name__}: it drafts "
+                "chains, with draft models only"
             )
         if self.target.family.cross_attends:
             name = type(self.target.model).__name__
             raise MMSpecError(f"engine=transformers does not ask {name}, an encoder-decoder model: use engine=mmspec")
+        if drafter is not None and not isinstance(drafter, NGramDrafter | DraftModelDrafter):
+            raise MMSpecError(
+                f"engine=transformers has no counterpart of {type(drafter).__name__}: choose drafter=none, "
+                "drafter=ngram (prompt lookup) or a draft model (assisted generation)"
+            )
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options of `generate` about sampling."""
         sampling = self.sampling
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": sampling.temperature > 0}
         if options["do_sample"]:
@@ -182,51 +168,49 @@ class TransformersEngine(Engine):
             options |= {"top_p": 1.0 if sampling.top_p is None else sampling.top_p, "min_p": sampling.min_p}
         if sampling.repetition_penalty is not None:
             options["repetition_penalty"] = sampling.repetition_penalty
+        return options
+
+    def _drafting(self) -> dict[str, Any]:
+        """Return the options of `generate` about guesses, and set the budget by them."""
         drafter = self.drafter
         if isinstance(drafter, NGramDrafter):
             self.budget = drafter.length
-            options |= {"prompt_lookup_num_tokens": drafter.length, "max_matching_ngram_size": drafter.max_ngram}
-        elif isinstance(drafter, DraftModelDrafter):
-            assistant = options["assistant_model"] = stock_assistant(drafter)
-            settings = assistant.generation_config
-            if self.tree is not None:
-                settings.num_assistant_tokens = self.tree.length
-                settings.num_assistant_tokens_schedule = "constant"
-                settings.assistant_confidence_threshold = 0.0
-            self.budget = settings.num_assistant_tokens or ASSISTANT_TOKENS
-        elif drafter is not None:
-            raise MMSpecError(
-                f"engine=transformers has no counterpart of {type(drafter).__name__}: choose drafter=none, "
-                "drafter=ngram (prompt lookup) or a draft model (assisted generation)"
-            )
-        return options
+            return {"prompt_lookup_num_tokens": drafter.length, "max_matching_ngram_size": drafter.max_ngram}
+        if not isinstance(drafter, DraftModelDrafter):
+            return {}
+        assistant = stock_assistant(drafter)
+        settings = assistant.generation_config
+        if isinstance(self.tree, Chain):
+            settings.num_assistant_tokens = self.tree.length
+            settings.num_assistant_tokens_schedule = "constant"
+            settings.assistant_confidence_threshold = 0.0
+        self.budget = settings.num_assistant_tokens or ASSISTANT_TOKENS
+        return {"assistant_model": assistant}
 
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request by the target's `generate`."""
         inputs = _left_padded(request)
-        width = inputs["input_ids"].shape[1]
-        watch = _StopWatch(width)
-        assistant, drafter = self.options.get("assistant_model"), self.drafter
+        width, device = inputs["input_ids"].shape[1], self.target.device
+        mend, drafter = self.mend_pictures, self.drafter
         with (
-            sighted(assistant, drafter, request)
-            if self.mend_pictures and assistant is not None and isinstance(drafter, DraftModelDrafter)
+            sighted(self.options["assistant_model"], drafter, request)
+            if mend and isinstance(drafter, DraftModelDrafter)
             else nullcontext(),
             quiet(),
-            torch.random.fork_rng([self.target.device] if self.target.device.type == "cuda" else []),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
             torch.manual_seed(seed)
-            with _settled(self.target.device) as seconds:
-                watch.start()
-                ids = self.target.model.generate(**inputs, **self.options, stopping_criteria=[watch])
+            watch = _StopWatch(width)
+            generate = self.target.model.generate
+            wall, ids = _timed(device, lambda: generate(**inputs, **self.options, stopping_criteria=[watch.begin()]))
         rows = [_cut(row, self.target.eos_token_ids) for row in ids[:, width:].tolist()]
-        wall = seconds[0]
         return Answer(
-            [row for row, _ in rows],
-            [reason for _, reason in rows],
-            wall,
-            {"prefill": watch.first, "transformers": wall - watch.first},
-            [min(watch.first_tokens, len(row)) for row, _ in rows],
-            watch.passes,
+            token_ids=rows,
+            finish=["eos" if row and row[-1] in self.target.eos_token_ids else "length" for row in rows],
+            wall=wall,
+            seconds={"prefill": watch.first, "transformers": wall - watch.first},
+            first_tokens=[min(watch.first_tokens, len(row)) for row in rows],
+            passes=watch.passes,
         )
 
 
@@ -236,30 +220,33 @@ class _StopWatch:
     def __init__(self, width: int):
         self.width, self.passes, self.first, self.first_tokens = width, 0, 0.0, 0
 
-    def start(self) -> None:
+    def begin(self) -> _StopWatch:
+        """Set the watch to zero and return it."""
         self._started = time.perf_counter()
+        return self
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         if not self.passes:
-            if input_ids.is_cuda:
-                torch.cuda.synchronize(input_ids.device)
+            _settle(input_ids.device)
             self.first = time.perf_counter() - self._started
             self.first_tokens = input_ids.shape[1] - self.width
         self.passes += 1
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-@contextmanager
-def _settled(device: torch.device) -> Iterator[list[float]]:
-    """Time a block, with nothing queued on the device at either end; the list holds the seconds afterwards."""
-    seconds: list[float] = []
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _timed(device: torch.device, act: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the seconds that an act takes, with nothing queued on the device at either end, and its result."""
+    _settle(device)
     started = time.perf_counter()
-    yield seconds
+    result = act()
+    _settle(device)
+    return time.perf_counter() - started, result
+
+
+def _settle(device: torch.device) -> None:
+    """Wait until a device has done all that it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds.append(time.perf_counter() - started)
 
 
 def _left_padded(request: Request) -> dict[str, Any]:
@@ -275,14 +262,6 @@ def _left_padded(request: Request) -> dict[str, Any]:
     return inputs
 
 
-def _cut(ids: list[int], eos: tuple[int, ...]) -> tuple[list[int], str]:
+def _cut(ids: list[int], eos: tuple[int, ...]) -> list[int]:
     """Return a row of `generate` up to its end token; what follows is padding."""
-    for place, token in enumerate(ids):
-        if token in eos:
-            return ids[: place + 1], "eos"
-    return ids, "length"
-
-
-def texts(target: Target, token_ids: list[list[int]]) -> list[str | None]:
-    """Return the texts of answers."""
-    return [whole_text(target.tokenizer, ids) for ids in token_ids]
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in eos), ids)

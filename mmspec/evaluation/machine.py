@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,39 @@ from ..target import Target
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "hydra-core")
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return system, processor, threads and device."""
-    name = "cpu" if device.type == "cpu" else f"{device.type}: {_device_name(device)}"
-    return {
-        "system": platform.platform(terse=True),
-        "cpu": _processor(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": name,
-    }
+def circumstances(target: Target, name: str) -> dict[str, dict[str, Any]]:
+    """Return what a measurement was made on, as the manifest of a bundle has it.
 
+    Args:
+        target: who answers.
+        name: name of the target in the configuration.
 
-def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and the packages that speed and text depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def describe_target(target: Target, name: str) -> dict[str, Any]:
-    """Return which model answered."""
-    return {
-        "name": name,
-        "class": type(target.model).__name__,
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "fingerprint": target.fingerprint,
-        "parameters": sum(parameter.numel() for parameter in target.model.parameters()),
-        "attention": target.attention,
-    }
-
-
-def describe_code() -> dict[str, Any]:
-    """Return the git revision of the checkout that mmspec runs from; None where it runs from an installed package."""
-    folder = Path(__file__).resolve().parents[2]
+    Returns:
+        `git`, the revision of the checkout that mmspec runs from (None where it runs from an installed package);
+            `versions` of Python and the packages that speed and text depend on; `machine`; and `target`.
+    """
+    device, folder = target.device, Path(__file__).resolve().parents[2]
     revision = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
-    return {"revision": revision, "dirty": bool(_git(folder, "status", "--porcelain")) if revision else None}
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "git": {"revision": revision, "dirty": bool(_git(folder, "status", "--porcelain")) if revision else None},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(terse=True),
+            "cpu": _processor(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": "cpu" if device.type == "cpu" else f"{device.type}: {on}",
+        },
+        "target": {
+            "name": name,
+            "class": type(target.model).__name__,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "fingerprint": target.fingerprint,
+            "parameters": sum(parameter.numel() for parameter in target.model.parameters()),
+            "attention": target.attention,
+        },
+    }
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -67,7 +66,3 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

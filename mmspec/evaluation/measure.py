@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,17 +15,21 @@ import torch
 from ..data import Source
 from ..decoding.clock import PHASES, PhaseClock
 from ..decoding.stats import Round
+from ..decoding.text import whole_text
 from ..errors import MMSpecError, cut
 from ..exactness import TIE, Divergence, complaint_of, divergences
 from ..inputs import Request
 from ..similarity import similarity
 from ..target import Target
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
-from .engines import Answer, texts
-from .methods import PLAIN, Side, failure, out_of_memory, reason_of, wrapped
+from .engines import Answer, Engine
+from .failures import failure, out_of_memory, reason_of, wrapped
+from .methods import PLAIN, Method
 from .questions import QuestionGroup, Questions
 
 REPORT, FAIL = "report", "fail"
+
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -62,70 +67,63 @@ class Protocol:
 class Measurement:
     """One run of a comparison.
 
-    A side that fails, whatever the reason, is left out from there on and the others are measured; the bundle says why.
-    The run ends early if plain decoding fails, with which all are compared, or when no other side is left.
+    A method that fails, whatever the reason, is left out from there on and the others are measured; the bundle says
+    why. The run ends early if plain decoding fails, with which all are compared, or when no other method is left.
 
     Args:
         target: who answers.
-        sides: what is compared, plain decoding first.
+        methods: what is compared, plain decoding first.
         source: what is asked.
         protocol: how it is measured.
         writer: writes the bundle.
-        notice: called with a line when a side fails.
+        notice: called with a line when a method fails.
     """
 
     def __init__(
         self,
         target: Target,
-        sides: Sequence[Side],
+        methods: Sequence[Method],
         source: Source,
         protocol: Protocol,
         writer: BundleWriter,
         notice: Callable[[str], None] = lambda line: None,
     ):
-        self.target, self.sides, self.protocol, self.writer = target, list(sides), protocol, writer
-        self.notice = notice
-        self.failed: set[str] = set()
+        self.target, self.protocol, self.writer, self.notice = target, protocol, writer, notice
+        self.methods = [replace(method) for method in methods]  # what fails here has not failed elsewhere
         self.questions = Questions(target, source, protocol.batch, protocol.limit)
         self.first: dict[tuple[int, int, str], tuple[list[list[int]], list[tuple]]] = {}
         self.timed = self.booked = 0.0
         self.booking, self.warmed = booking_seconds(), False
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks that `run` reports to `progress`, if no picture fails."""
-        return self.protocol.repeats * sum(group.turns for group in self.questions.groups)
-
-    def run(self, manifest: dict[str, Any], progress: Callable[[int, str], None] = lambda done, what: None) -> None:
+    def run(self, manifest: dict[str, Any], progress: Progress = lambda done, total, what: None) -> None:
         """Measure what is not yet in the bundle.
 
         Args:
             manifest: manifest of the bundle; what the measurement itself knows is added.
-            progress: called with the blocks done and what is being done.
+            progress: called with the blocks done, the blocks in all if no picture fails, and what is being done.
 
         Raises:
             Divergence: if no method is left, and the last one wrote another text than plain decoding and must not.
             MMSpecError: if no question could be asked, no method is left, or the bundle cannot be written.
         """
-        manifest |= {"requests": len(self.questions.groups), "skipped": [], **vars(self.protocol)}
-        done = self.writer.begin(manifest | {"sides": [side.describe() for side in self.sides]})
+        protocol = {field.name: getattr(self.protocol, field.name) for field in fields(Protocol)}
+        manifest |= {"requests": len(self.questions.groups), "skipped": [], **protocol}
+        done = self.writer.begin(manifest | {"sides": [method.describe() for method in self.methods]})
         self.questions.skipped = {skip["id"]: skip["reason"] for skip in self.writer.manifest["skipped"]}
-        for side in self.writer.manifest["sides"]:
+        for method, side in zip(self.methods, self.writer.manifest["sides"], strict=True):
             if side["failed"]:
-                self.failed.add(side["label"])
-                self.notice(f"{side['label']} is left out: {side['failed']['reason']}")
+                method.failed = side["failed"]
+                self.notice(f"{method.label} is left out: {side['failed']['reason']}")
         started = time.perf_counter()
         try:
             self._recall(done)
             self._go_on()
-            count = 0
-            for repeat in range(self.protocol.repeats):
-                for group in self.questions.groups:
-                    for turn in range(group.turns):
-                        progress(count, f"{group.task or 'question'} {group.number + 1}, repeat {repeat + 1}")
-                        count += 1
-                        if (group.number, turn, repeat) not in done:
-                            self._measure(group, turn, repeat)
+            turns = [(group, turn) for group in self.questions.groups for turn in range(group.turns)]
+            blocks = [(*one, repeat) for repeat in range(self.protocol.repeats) for one in turns]
+            for count, (group, turn, repeat) in enumerate(blocks):
+                progress(count, len(blocks), f"{group.task or 'question'} {group.number + 1}, repeat {repeat + 1}")
+                if (group.number, turn, repeat) not in done:
+                    self._measure(group, turn, repeat)
             if not self.first:
                 reasons = "; ".join(dict.fromkeys(self.questions.skipped.values()))
                 raise MMSpecError(f"none of the {len(self.questions.skipped)} questions could be asked: {reasons}")
@@ -150,158 +148,150 @@ class Measurement:
             return
         question = examples[0].id
         for _ in range(0 if self.warmed else self.protocol.warmup):
-            for side in self.sides:
-                self._try(side, question, lambda side: side.running.answer(request, 0))
+            self._each(self.methods, question, lambda engine: engine.answer(request, 0))
         self.warmed = True
-        for side in self.sides:
-            self._try(side, question, lambda side: side.running.ready(request))
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
-        answers: dict[str, Answer] = {}
         order = self._order(group.number + turn, repeat)
-        for side in order:
-            answer = self._try(side, question, lambda side: side.running.answer(request, seed))
-            if answer is not None:
-                answers[side.label] = answer
+        answers: dict[str, Answer] = self._each(order, question, lambda engine: engine.answer(request, seed))
         self.timed += sum(answer.wall for answer in answers.values())
         self.booked += self.booking * sum(len(answer.rounds) for answer in answers.values())
-        plain = answers[PLAIN]
+        ids, plain = [example.id for example in examples], answers[PLAIN]
         records: list[dict[str, Any]] = []
         rounds: list[dict[str, Any]] = []
-        wrong: dict[str, Divergence] = {}
-        for side in self.sides:
-            if side.label in self.failed:
-                continue
-            answer = answers[side.label]
-            key = {"request": group.number, "turn": turn, "repeat": repeat, "side": side.label}
-            record: dict[str, Any] = key | {
-                "ids": [example.id for example in examples],
-                "task": group.task,
-                "order": order.index(side),
-                "wall": answer.wall,
-                "seconds": answer.seconds,
-                "prompt_tokens": request.lengths,
-                "new_tokens": answer.new_tokens,
-                "first_tokens": answer.first_tokens,
-                "passes": answer.passes,
-                "finish": answer.finish,
-            }
+        wrong: list[tuple[Method, Divergence]] = []
+        for method in (method for method in self.methods if method.label in answers):
+            answer = answers[method.label]
+            place = {"request": group.number, "turn": turn, "repeat": repeat, "side": method.label}
+            record = place | {"ids": ids, "task": group.task, "order": order.index(method)} | _timed(request, answer)
             if repeat == 0:
-                said = texts(self.target, answer.token_ids)
-                record |= {"token_ids": answer.token_ids, "text": said, "retokenized": self._counts(said)}
-                record |= self.questions.judged(group, turn, dict(zip(record["ids"], said, strict=True)))
-                record["similarity"] = self._similarity(side, plain, answer)
-            record["repeatable"] = self._repeatable(key, answer)
-            record |= self._compared(side, request, plain, answer, seed)
-            if (complaint := self._complaint(side, record)) is not None:
-                wrong[side.label] = complaint
+                record |= self._judged(method.running, group, turn, ids, plain, answer)
+            record |= self._repeated(place, answer) | self._compared(method.running, request, plain, answer, seed)
+            if (complaint := self._complaint(method, record)) is not None:
+                wrong.append((method, complaint))
             records.append(record)
-            rounds += [key | {"round": number} | vars(entry) for number, entry in enumerate(answer.rounds)]
+            rounds += [place | {"round": number} | vars(entry) for number, entry in enumerate(answer.rounds)]
         if repeat == 0:
-            group.said[turn] = dict(zip(records[0]["ids"], records[0]["text"], strict=True))
+            group.said[turn] = dict(zip(ids, records[0]["text"], strict=True))
         self.writer.add(records, rounds)
-        for label, complaint in wrong.items():
-            self._fail(label, complaint, complaint)
-        if wrong:
-            self._go_on(next(reversed(wrong.values())))
+        for method, complaint in wrong:
+            self._fail(method, complaint)
+            self._go_on(complaint)
 
-    def _try(self, side: Side, question: str, act: Callable[[Side], Any]) -> Any:
-        """Return what a side does, or None if it failed before or does so now."""
-        if side.label in self.failed:
-            return None
-        try:
-            return act(side)
-        except Exception as error:  # of whatever kind: it must not cost the others their figures
-            outcome = wrapped(error, f"method {side.label!r}, question {question!r}")
-            if side.label == PLAIN:
-                raise outcome from (None if outcome is error else error)
-            self._fail(side.label, error, outcome, f"question {question!r}: ")
-            self._go_on(outcome)
-        return None
+    def _each(self, methods: Sequence[Method], question: str, act: Callable[[Engine], Any]) -> dict[str, Any]:
+        """Return what each method does that has not failed, by its label; one that fails now is left out from here on.
 
-    def _fail(self, label: str, error: Exception, outcome: Exception, where: str = "") -> None:
-        """Leave a side out from here on."""
-        self.failed.add(label)
-        self.writer.fail(label, failure(error, where))
+        Raises:
+            Exception: that of plain decoding, or of the last method.
+        """
+        results = {}
+        for method in methods:
+            if method.failed:
+                continue
+            try:
+                results[method.label] = act(method.running)
+            except Exception as error:  # of whatever kind: it must not cost the others their figures
+                outcome = wrapped(error, f"method {method.label!r}, question {question!r}")
+                if method.label == PLAIN:
+                    raise outcome from (None if outcome is error else error)
+                self._fail(method, error, f"question {question!r}: ")
+                self._go_on(outcome)
+        return results
+
+    def _fail(self, method: Method, error: Exception, where: str = "") -> None:
+        """Leave a method out from here on."""
+        method.failed = failure(error, where)
+        self.writer.update(sides=[one.describe() for one in self.methods])
         if out_of_memory(error):  # what it held must not keep the others from theirs
             error.__traceback__ = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        others = ", the others go on" if self._left() else ""
-        self.notice(f"{label} failed{others}: {where}{reason_of(error)}")
+        others = ", the others go on" if any(one.competes and not one.failed for one in self.methods) else ""
+        self.notice(f"{method.label} failed{others}: {where}{reason_of(error)}")
 
     def _go_on(self, error: Exception | None = None) -> None:
-        """End the run if no side is left to compare with plain decoding."""
-        if not self._left() and any(side.competes for side in self.sides):
-            reasons = [side["failed"]["reason"] for side in self.writer.manifest["sides"] if side["failed"]]
-            raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
+        """End the run if no method is left to compare with plain decoding."""
+        failed = [method.failed for method in self.methods if method.competes]
+        if failed and all(failed):
+            reason = failed[0] and failed[0]["reason"]
+            raise error or MMSpecError(f"no method is left to measure: {reason}; begin another bundle")
 
-    def _left(self) -> list[Side]:
-        """Return the methods that have not failed."""
-        return [side for side in self.sides if side.competes and side.label not in self.failed]
-
-    def _order(self, number: int, repeat: int) -> list[Side]:
-        """Return the sides in turns: the first one changes from request to request, the direction by repeat."""
-        shift = number % len(self.sides)
-        order = self.sides[shift:] + self.sides[:shift]
+    def _order(self, number: int, repeat: int) -> list[Method]:
+        """Return the methods in turns: the first one changes from request to request, the direction by repeat."""
+        shift = number % len(self.methods)
+        order = self.methods[shift:] + self.methods[:shift]
         return order[::-1] if repeat % 2 else order
 
-    def _counts(self, said: Sequence[str | None]) -> list[int | None]:
+    def _judged(
+        self, engine: Engine, group: QuestionGroup, turn: int, ids: list[str], plain: Answer, answer: Answer
+    ) -> dict[str, Any]:
+        """Return what a record has of an answer's text: it is the same in every repeat, and so in the first alone."""
         tokenizer = self.target.tokenizer
-        return [None if text is None else len(tokenizer(text)["input_ids"]) for text in said]
+        said = [whole_text(tokenizer, row) for row in answer.token_ids]
+        similar = None
+        if not engine.lossless and engine.sampling.temperature == 0:  # where it may differ, and is not drawn
+            similar = [similarity(*pair) for pair in zip(plain.token_ids, answer.token_ids, strict=True)]
+        return {
+            "token_ids": answer.token_ids,
+            "text": said,
+            "retokenized": [None if text is None else len(tokenizer(text)["input_ids"]) for text in said],
+            **self.questions.judged(group, turn, dict(zip(ids, said, strict=True))),
+            "similarity": similar,
+        }
 
-    def _repeatable(self, key: dict[str, Any], answer: Answer) -> bool:
-        """Return True if the same seed gave the same tokens and counts as the first time."""
-        place = key["request"], key["turn"], key["side"]
-        counts = [(entry.drafted, entry.accepted, entry.emitted) for entry in answer.rounds]
-        return self.first.setdefault(place, (answer.token_ids, counts)) == (answer.token_ids, counts)
+    def _repeated(self, place: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+        """Return whether the same seed gave the same tokens and counts as the first time."""
+        given = answer.token_ids, [(entry.drafted, entry.accepted, entry.emitted) for entry in answer.rounds]
+        first = self.first.setdefault((place["request"], place["turn"], place["side"]), given)
+        return {"repeatable": first == given}
 
-    def _compared(self, side: Side, request: Request, plain: Answer, answer: Answer, seed: int) -> dict[str, Any]:
-        if not side.running.exact:
-            return {"same": None, "divergence": None}
-        if plain.token_ids == answer.token_ids:
-            return {"same": True, "divergence": None}
-        found = divergences(
-            self.target, request, plain.token_ids, answer.token_ids, side.running.sampling, seed, self.protocol.tie
-        )
+    def _compared(self, engine: Engine, request: Request, plain: Answer, answer: Answer, seed: int) -> dict[str, Any]:
+        """Return whether an answer that has to be plain decoding's is, and where it differs."""
+        if not engine.exact or plain.token_ids == answer.token_ids:
+            return {"same": True if engine.exact else None, "divergence": None}
+        both = plain.token_ids, answer.token_ids
+        found = divergences(self.target, request, *both, engine.sampling, seed, self.protocol.tie)
         return {"same": False, "divergence": found}
 
-    def _similarity(self, side: Side, plain: Answer, answer: Answer) -> list[float] | None:
-        """Return how like plain decoding's the tokens of every row are where they may differ; None if sampled."""
-        if side.running.lossless or side.running.sampling.temperature > 0:
-            return None
-        return [similarity(*pair) for pair in zip(plain.token_ids, answer.token_ids, strict=True)]
-
-    def _complaint(self, side: Side, record: dict[str, Any]) -> Divergence | None:
-        """Return what makes a side fail that has answered. What transformers decodes, and the control, never fail."""
-        ours = side.method.choices.get("engine", "mmspec") == "mmspec" and not side.method.control
+    def _complaint(self, method: Method, record: dict[str, Any]) -> Divergence | None:
+        """Return what makes a method fail that has answered. What transformers decodes, and the control, never fail."""
+        ours = method.choices.get("engine", "mmspec") == "mmspec" and not method.control
         if self.protocol.on_divergence == REPORT or not ours:
             return None
         complaint = complaint_of(self.target, record)
-        if complaint is None:
-            return None
         way_out = f"the bundle {self.writer.folder} has the answers; on_divergence={REPORT} measures on"
-        return Divergence(f"method {side.label!r} {complaint}; {way_out}")
+        return None if complaint is None else Divergence(f"method {method.label!r} {complaint}; {way_out}")
 
     def _recall(self, done: set[Block]) -> None:
         """Take up what an earlier run has measured."""
-        if not done:
-            return
-        bundle = Bundle.open(self.writer.folder)
-        counts: dict[tuple, list] = {}
-        for entry in bundle.rounds:
+        bundle = Bundle.open(self.writer.folder) if done else None
+        counts: dict[tuple, list] = defaultdict(list)
+        for entry in bundle.rounds if bundle is not None else ():
             if entry["repeat"] == 0:
                 place = entry["request"], entry["turn"], entry["side"]
-                counts.setdefault(place, []).append((entry["drafted"], entry["accepted"], entry["emitted"]))
-        for record in bundle.requests:
+                counts[place].append((entry["drafted"], entry["accepted"], entry["emitted"]))
+        for record in bundle.requests if bundle is not None else ():
             if record["repeat"] == 0:
                 place = record["request"], record["turn"], record["side"]
-                self.first[place] = record["token_ids"], counts.get(place, [])
+                self.first[place] = record["token_ids"], counts[place]
                 if record["side"] == PLAIN:
                     if record["request"] >= len(self.questions.groups):
                         raise MMSpecError(f"{self.writer.folder} has answers to questions that the task does not have")
                     said = dict(zip(record["ids"], record["text"], strict=True))
                     self.questions.groups[record["request"]].said[record["turn"]] = said
+
+
+def _timed(request: Request, answer: Answer) -> dict[str, Any]:
+    """Return what a record has of an answer's times and counts."""
+    return {
+        "wall": answer.wall,
+        "seconds": answer.seconds,
+        "prompt_tokens": request.lengths,
+        "new_tokens": [len(row) for row in answer.token_ids],
+        "first_tokens": answer.first_tokens,
+        "passes": answer.passes,
+        "finish": answer.finish,
+    }
 
 
 def booking_seconds(rounds: int = 2000) -> float:

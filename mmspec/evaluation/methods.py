@@ -1,22 +1,23 @@
-"""From words such as `drafter=eagle tree=chain` to the sides of a comparison."""
+"""From words such as `drafter=eagle tree=chain` to the methods of a comparison, and to the engines that run them."""
 
 from __future__ import annotations
 
 import shlex
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..decoding.sampling import Sampling
 from ..drafters import Drafter, DraftModelDrafter, FeatureDrafter
-from ..errors import MMSpecError, cut, first_line, printable
+from ..errors import MMSpecError, printable
 from ..settings import configuration
 from ..target import Target
 from .engines import Engine
+from .failures import failure, wrapped
+from .records import Failure, SideRecord
 
 GROUPS = ("drafter", "tree", "compressor", "verifier", "engine")
 """Groups of options that make a method; the rest of the configuration is the same for all sides."""
@@ -25,9 +26,9 @@ PLAIN, PLAIN_AGAIN = "plain", "plain again"
 PLAIN_OVERRIDES = ("drafter=none", "tree=default", "compressor=default", "verifier=auto", "engine=mmspec")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Method:
-    """One side of a comparison, as it is written.
+    """One side of a comparison: first as it is written, then with the engine that runs it.
 
     Args:
         label: its name in tables.
@@ -35,12 +36,16 @@ class Method:
         config: the whole configuration with them.
         control: True for plain decoding that is run again to see what numerics alone change. It is no method, and
             no difference makes it fail.
+        engine: engine that runs it; None before it is built, and where it cannot be.
+        failed: why it has no figures, as the bundle says it; None as long as it has them.
     """
 
     label: str
     overrides: tuple[str, ...]
     config: Any
     control: bool = False
+    engine: Engine | None = None
+    failed: Failure | None = None
 
     @property
     def choices(self) -> dict[str, str]:
@@ -51,50 +56,28 @@ class Method:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that make the method, resolved."""
-        from omegaconf import OmegaConf
-
         config: Any = OmegaConf.to_container(self.config, resolve=True)
         return {group: config[group] for group in GROUPS}
-
-
-@dataclass
-class Side:
-    """A method that is ready to run, or why it is not.
-
-    Args:
-        method: as it was planned.
-        engine: engine that runs it; None where it could not be built.
-        error: why not.
-    """
-
-    method: Method
-    engine: Engine | None
-    error: Exception | None = None
-
-    @property
-    def label(self) -> str:
-        """Name of the method in tables."""
-        return self.method.label
-
-    @property
-    def running(self) -> Engine:
-        """Engine of a side that could be built."""
-        assert self.engine is not None
-        return self.engine
 
     @property
     def competes(self) -> bool:
         """True for a method that is compared with plain decoding: neither that itself nor its control."""
-        return self.label != PLAIN and not self.method.control
+        return self.label != PLAIN and not self.control
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def running(self) -> Engine:
+        """Engine of a method that could be built."""
+        assert self.engine is not None
+        return self.engine
+
+    def describe(self) -> SideRecord:
         """Return what the bundle says of it."""
-        settings, choices, engine = self.method.settings, self.method.choices, self.engine
+        settings, choices, engine = self.settings, self.choices, self.engine
         return {
             "label": self.label,
             "engine": choices.get("engine", "mmspec"),
             "baseline": self.label == PLAIN,
-            "control": self.method.control,
+            "control": self.control,
             "settings": settings,
             "drafter": choices.get("drafter") if settings["drafter"] is not None else None,
             "tree": choices.get("tree") if settings["tree"] is not None else None,
@@ -102,28 +85,8 @@ class Side:
             "budget": None if engine is None else engine.budget,
             "lossless": engine is None or engine.lossless,
             "exact": engine is None or engine.exact,
-            "failed": None if self.error is None else failure(self.error),
+            "failed": self.failed,
         }
-
-
-def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
-    """Return how a drafter is made next to its target, as `mmspec.speed.projection.Structure` takes it."""
-    if drafter is None:
-        return None
-    target, family = drafter.target, drafter.target.family
-    own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
-    if not own:
-        return {"kind": "lookup"}
-    if isinstance(drafter, FeatureDrafter):
-        drafted = drafter.draft_vocab_size or target.vocab_size
-        layer = _weights(family.layers[0])
-        return {"kind": "head", "layers": own / layer, "vocabulary": drafted / target.vocab_size}
-    layers = len(drafter.draft_target.family.layers) if isinstance(drafter, DraftModelDrafter) else 1
-    return {"kind": "model", "layers": layers / len(family.layers), "share": own / _weights(target.model)}
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def plan(config: Any, overrides: Sequence[str], config_dir: str | None = None, control: bool = False) -> list[Method]:
@@ -191,32 +154,31 @@ def label_of(overrides: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def build_sides(
+def build_engines(
     methods: Sequence[Method],
     target: Target,
     sampling: Sampling,
     max_new_tokens: int,
     budget: int | None = None,
     batch: int = 1,
-) -> list[Side]:
-    """Build the sides; methods with the same drafter share it.
+) -> None:
+    """Build the engines of methods; those with the same drafter share it.
+
+    A method that cannot be built, takes single prompts only, or may draft more than the budget has failed, and the
+    others are measured.
 
     Args:
-        methods: planned.
+        methods: methods as they were planned, plain decoding first.
         target: who answers.
         sampling, max_new_tokens: the same for all.
         budget: drafted nodes a round that no method may exceed; None for no limit.
         batch: prompts that will be answered together.
 
-    Returns:
-        A side for each. One that cannot be built, takes single prompts only, or may draft more than the budget says
-        so, and the others are measured.
-
     Raises:
         MMSpecError: if plain decoding cannot be built, or no other method.
     """
     drafters: dict[str, Any] = {}
-    sides = []
+    errors: dict[str, Exception] = {}
     for method in methods:
         config, key = method.config, str([method.settings[name] for name in ("drafter", "compressor")])
         try:
@@ -232,15 +194,12 @@ def build_sides(
                 max_new_tokens=max_new_tokens,
             )
             _refuse(engine, budget, batch)
-            sides.append(Side(method, engine))
+            method.engine = engine
         except Exception as error:  # of whatever kind: it must not cost the others their figures
-            sides.append(Side(method, None, error))
-    failed = [side for side in sides if side.error is not None]
-    if failed and (sides[0].error is not None or all(side.error is not None for side in sides if side.competes)):
-        reason = failed[0].error
-        assert reason is not None
-        raise wrapped(reason, f"method {failed[0].label!r}") from reason
-    return sides
+            method.failed, errors[method.label] = failure(error), error
+    if errors and (methods[0].failed or all(method.failed for method in methods if method.competes)):
+        label, reason = next(iter(errors.items()))
+        raise wrapped(reason, f"method {label!r}") from reason
 
 
 def _refuse(engine: Engine, budget: int | None, batch: int) -> None:
@@ -255,34 +214,24 @@ def _refuse(engine: Engine, budget: int | None, batch: int) -> None:
         raise MMSpecError(f"it takes one prompt at a time, but batch={batch}: set batch=1, or leave the method out")
 
 
-def wrapped(error: Exception, where: str) -> Exception:
-    """Return an error that says where it happened, if the user can put it right; a fault of code stays as it is."""
-    if isinstance(error, MMSpecError) or out_of_memory(error):
-        kind = type(error) if isinstance(error, MMSpecError) else MMSpecError
-        return kind(f"{where}: {reason_of(error)}")
-    return error
+def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
+    """Return how a drafter is made next to its target, as `mmspec.speed.projection.Structure` takes it."""
+    if drafter is None:
+        return None
+    target, family = drafter.target, drafter.target.family
+    own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
+    if not own:
+        return {"kind": "lookup"}
+    if isinstance(drafter, FeatureDrafter):
+        drafted = drafter.draft_vocab_size or target.vocab_size
+        layer = _weights(family.layers[0])
+        return {"kind": "head", "layers": own / layer, "vocabulary": drafted / target.vocab_size}
+    layers = len(drafter.draft_target.family.layers) if isinstance(drafter, DraftModelDrafter) else 1
+    return {"kind": "model", "layers": layers / len(family.layers), "share": own / _weights(target.model)}
 
 
-def reason_of(error: Exception) -> str:
-    """Return what went wrong, in one line."""
-    if out_of_memory(error):
-        return f"out of memory ({first_line(error)}): a smaller batch=, max_new_tokens= or tree needs less"
-    return str(error) if isinstance(error, MMSpecError) else f"{type(error).__name__}: {first_line(error)}"
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return True if the machine or its device had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
-def failure(error: Exception, where: str = "") -> dict[str, Any]:
-    """Return what a bundle says of a side that failed; where it is a fault of code, its traceback too.
-
-    `final` is a failure that trying again does not undo: the side has answered, and wrongly.
-    """
-    lines = None if isinstance(error, MMSpecError) else "".join(traceback.format_exception(error))
-    final = getattr(error, "exit_code", None) == 1
-    return {"reason": cut(f"{where}{reason_of(error)}", 500), "traceback": lines, "final": final}
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _group(override: str) -> str:

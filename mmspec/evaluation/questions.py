@@ -20,7 +20,7 @@ class QuestionGroup:
     number: int
     task: str
     examples: list[Example]
-    said: dict[int, dict[str, str]] = field(default_factory=dict)
+    said: dict[int, dict[str, str | None]] = field(default_factory=dict)
     """Turn to what plain decoding answered, by the question's id."""
 
     @property
@@ -34,7 +34,7 @@ class QuestionGroup:
             return example.prompt
         texts = [example.prompt]
         for earlier, follow_up in enumerate(example.follow_ups[:turn]):
-            texts += [self.said[earlier][example.id], follow_up]
+            texts += [self.said[earlier][example.id] or "", follow_up]
         return tuple(texts)
 
 

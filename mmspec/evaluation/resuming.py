@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import MMSpecError
 from ..settings.configuration import search_folders
 from ..settings.trust import TARGET, unshipped
+from .bench import prepare_run
 from .bundle import Bundle
 
 HYDRA = "hydra"
@@ -53,8 +53,6 @@ def check(overrides: Sequence[str], named_dir: str | None, config_dir: str | Non
         MMSpecError: for another folder of configurations, settings of hydra, interpolations, and whatever would import
             or run what is neither in a configuration of mmspec nor in one of the caller's.
     """
-    from .bench import prepare_run
-
     anew = f"if you trust it, give its settings yourself: mmspec bench {shlex.join(overrides)} --output {folder}"
     if named_dir is not None and (config_dir is None or Path(config_dir).resolve() != Path(named_dir).resolve()):
         raise MMSpecError(
@@ -69,12 +67,5 @@ def check(overrides: Sequence[str], named_dir: str | None, config_dir: str | Non
         own |= {name for file in path.rglob("*.yaml") for name in TARGET.findall(file.read_text(encoding="utf-8"))}
     config, _, methods = prepare_run(overrides, config_dir)
     for one in [config, *(method.config for method in methods)]:
-        if strange := [name for name in unshipped(plain(one)) if name not in own]:
+        if strange := [name for name in unshipped(one) if name not in own]:
             raise MMSpecError(f"{folder} asks for {strange[0]}, which is not run because a file says so: {anew}")
-
-
-def plain(config: Any) -> Any:
-    """Return a configuration as plain values."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(config, resolve=True)

@@ -1,48 +1,32 @@
-"""Many runs: all combinations of the values given, or the parts of an experiment, here or through a hydra launcher."""
+"""Many runs: all combinations of the values given, or the parts of an experiment, as jobs of hydra's multirun."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import MMSpecError, printable
+from ..errors import MMSpecError, first_line, printable
 from ..extras import missing
 from ..files.storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
-from ..settings import configuration
-from .bench import EXPERIMENT, BenchSettings, benchmark, complete, prepare_run, source_of
+from .bench import EXPERIMENT, benchmark, complete, prepare_run, settings_of, source_of
 from .bundle import ERROR, MANIFEST, Bundle
-from .reading import read_object, read_text
+from .records import Reader, SweepPlan, read_text
 from .resuming import check, is_hydra
-from .schema import require
 
 SWEEP = "sweep.json"
-SHAPE = {"jobs": [[str]], "config_dir": (str, None), "hydra": [str], "names": ([str], None)}
+PLANS = Reader(SweepPlan)
 NAME = re.compile(r"[\w.,=+-]*[\w=+-][\w.,=+-]*")  # of a folder in the sweep's own: no way out of it
 LONGEST = 200
+JOB = "mmspec_bench"  # as a cluster's queue shows it
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher"  # what the launchers of the extra `cluster` are in
-
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return every combination of the values in overrides such as `drafter=eagle,eagle3 tree.total=range(8,33,8)`.
-
-    Raises:
-        MMSpecError: if an override is not in hydra's grammar.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
-    except HydraException as error:
-        raise MMSpecError(f"the sweep cannot be read: {' '.join(str(error).split())}") from error
+UNSTARTED = "it was not started, or ended before it had measured anything"
 
 
 class Sweep:
@@ -54,23 +38,28 @@ class Sweep:
         config_dir: the user's configurations.
         hydra: overrides for hydra itself: who launches the jobs, and how.
         names: names of the jobs, if they are the parts of an experiment.
+
+    Attributes:
+        jobs: the overrides of each job, by the name of its folder: the part's, or the job's number and what sets it
+            apart from the others.
+        parts: True if the jobs are the parts of an experiment.
     """
 
     def __init__(
         self,
-        folder: Path,
-        jobs: list[list[str]],
+        folder: str | Path,
+        jobs: Sequence[list[str]],
         config_dir: str | None = None,
         hydra: Sequence[str] = (),
         names: Sequence[str] | None = None,
     ):
-        self.folder, self.jobs, self.config_dir, self.hydra = Path(folder), jobs, config_dir, list(hydra)
-        self.names = None if names is None else list(names)
+        self.folder, self.config_dir, self.hydra, self.parts = Path(folder), config_dir, list(hydra), names is not None
+        self.jobs = dict(zip(_numbered(jobs) if names is None else names, jobs, strict=True))
 
     @classmethod
     def begin(
         cls,
-        folder: Path,
+        folder: str | Path,
         overrides: Sequence[str],
         config_dir: str | None = None,
         parts: dict[str, list[str]] | None = None,
@@ -84,34 +73,26 @@ class Sweep:
             parts: jobs by name, see `parts_of`.
 
         Raises:
-            MMSpecError: if any job names what does not exist, or the folder holds another sweep.
+            MMSpecError: if any job names what does not exist, hydra cannot launch them so, or the folder holds another
+                sweep.
         """
-        jobs = list((parts or {}).values()) or expand([override for override in overrides if not is_hydra(override)])
-        asked = set()
-        for job in jobs:
-            try:
-                config, settings, _ = prepare_run(job, config_dir)
-                task = f"{config.task} {settings.batch} {settings.limit}"
-                if task not in asked:  # a big one takes a while to read
-                    source_of(config, settings)
-                    asked.add(task)
-            except MMSpecError as error:
-                raise MMSpecError(f"job {' '.join(job) or '(no overrides)'}: {error}") from error
-        config_dir = None if config_dir is None else str(Path(config_dir).resolve())
+        folder, path = Path(folder), Path(folder) / SWEEP
         hydra = [override for override in overrides if is_hydra(override)]
+        jobs = list((parts or {}).values()) or expand([override for override in overrides if not is_hydra(override)])
+        _check_jobs(jobs, config_dir)
         _check_launcher(hydra)
-        sweep = cls(folder, jobs, config_dir, hydra, list(parts) if parts else None)
-        for name in sweep.names or []:
+        for name in parts or {}:
             _refuse_name(name, "the experiment")
-        path = sweep.folder / SWEEP
+        sweep = cls(folder, jobs, config_dir and str(Path(config_dir).resolve()), hydra, list(parts) if parts else None)
         if path.exists() and not _of_beginning(path):
-            if cls.open(folder).jobs != jobs:
+            if list(cls.open(folder).jobs.values()) != jobs:
                 raise MMSpecError(f"{folder} holds another sweep: choose another --output, or --resume {folder}")
-        elif sweep.folder.exists() and any(not _of_beginning(found) for found in sweep.folder.iterdir()):
+        elif folder.exists() and any(not _of_beginning(found) for found in folder.iterdir()):
             raise MMSpecError(f"{folder} is not empty and holds no sweep: choose another --output")
-        plan = {"jobs": jobs, "config_dir": config_dir, "hydra": sweep.hydra, "names": sweep.names}
+        names = list(sweep.jobs) if sweep.parts else None
+        plan = SweepPlan(jobs=jobs, config_dir=sweep.config_dir, hydra=hydra, names=names)
         try:
-            sweep.folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(path, plan, indent=1)
         except OSError as error:
             raise MMSpecError(
@@ -127,16 +108,14 @@ class Sweep:
             MMSpecError: if it holds none, or one whose jobs would not stay in the folder.
         """
         folder, path = Path(folder), Path(folder) / SWEEP
-        plan = read_object(path)
-        require(plan, SHAPE, str(path))
+        plan = PLANS.file(path)
         names, jobs = plan["names"], plan["jobs"]
         if names is not None and (len(names) != len(jobs) or len(set(names)) != len(names)):
             raise MMSpecError(f"{path}: there must be a name of its own for each of the {len(jobs)} jobs")
         for name in names or []:
             _refuse_name(name, str(path))
         sweep = cls(folder, jobs, plan["config_dir"], plan["hydra"], names)
-        for number in range(len(jobs)):
-            found = sweep.folder_of(number)
+        for found in (folder / name for name in sweep.jobs):
             if found.is_symlink() and not found.resolve().is_relative_to(folder.resolve()):
                 raise MMSpecError(f"{found} leads out of the sweep's folder, and is neither read nor written")
         return sweep
@@ -160,98 +139,75 @@ class Sweep:
                 f"{folder} was begun with {wanted}, which is not taken from a file: say it again behind --resume, if "
                 "you trust it"
             )
-        for job in sweep.jobs:
+        for job in sweep.jobs.values():
             check(job, sweep.config_dir, config_dir, folder)
         return sweep
 
-    def folder_of(self, job: int) -> Path:
-        """Return where the bundle of a job goes: its name, or its number and what sets it apart from the other jobs."""
-        if self.names is not None:
-            return self.folder / self.names[job]
-        own = [override for override in self.jobs[job] if not all(override in other for other in self.jobs)]
-        name = re.sub(r"[^\w.,=+-]+", "_", ",".join(own))
-        return self.folder / f"{job:0{len(str(len(self.jobs) - 1))}d},{name}"[:LONGEST].rstrip(",")
-
-    def run(self) -> None:
+    def run(self, run_one: Callable[[Sequence[str], Path, str | None], object] = benchmark) -> None:
         """Run the jobs that are not complete, through hydra's launcher.
 
         A job that fails keeps the others from nothing; `failures` tells.
+
+        Args:
+            run_one: function that measures one job, given its overrides, its folder and the user's configurations; it
+                is called in whatever process the launcher has put the job.
         """
-        import hydra
+        from hydra import initialize
+        from hydra.core.global_hydra import GlobalHydra
 
-        open_jobs = [number for number in range(len(self.jobs)) if not self._complete(number)]
-        if not open_jobs:
+        failures = self.failures()
+        numbers = [str(number) for number, name in enumerate(self.jobs) if name in failures]
+        if not numbers:
             return
-        arguments = ["--multirun", "hydra/hydra_logging=none", "hydra/job_logging=none"]
-        arguments += [f"+sweep='{self._quoted()}'", f"+job={','.join(map(str, open_jobs))}"]
-        arguments += [f"hydra.sweep.dir='{self._quoted()}'", "hydra.sweep.subdir=logs/${hydra.job.num}"]
-        # A job that failed makes hydra leave the program; what is to be said of it is in `failures`.
-        with _arguments([*arguments, *self.hydra]), contextlib.suppress(SystemExit):
-            hydra.main(version_base="1.3", config_path=None, config_name=None)(run_job)()
+        place = str(self.folder.resolve()).replace("\\", r"\\").replace("'", r"\'")
+        overrides = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.mode=MULTIRUN"]
+        overrides += [f"hydra.sweep.dir='{place}'", "hydra.sweep.subdir=logs/${hydra.job.num}"]
+        overrides += [f"+job={','.join(numbers)}", *self.hydra]
+        with initialize(version_base="1.3", config_path=None, job_name=JOB):
+            launching = GlobalHydra.instance().hydra
+            assert launching is not None
+            try:
+                launching.multirun(None, partial(self._run_job, run_one), overrides)
+            except Exception as error:  # of the launcher: the jobs keep their own
+                say(f"the launcher failed: {first_line(error)}")
 
-    def failures(self) -> dict[int, str]:
+    def _run_job(self, run_one: Callable[[Sequence[str], Path, str | None], object], job: Any) -> None:
+        """Run the job whose number hydra gives, and leave the reason in its folder if there can be no bundle."""
+        name = list(self.jobs)[job.job]
+        folder = self.folder / name
+        try:
+            run_one(self.jobs[name], folder, self.config_dir)
+        except Exception as error:
+            if not isinstance(error, MMSpecError):
+                traceback.print_exc()
+            if not (folder / MANIFEST).exists():
+                with suppress(OSError):  # a full disk; what is wrong is printed below
+                    folder.mkdir(parents=True, exist_ok=True)
+                    atomic_write_text(folder / ERROR, f"{error}\n")
+            say(f"{name}: {error}")
+        else:
+            (folder / ERROR).unlink(missing_ok=True)
+
+    def failures(self) -> dict[str, str]:
         """Return the jobs that are not complete, and why."""
         reasons = {}
-        for number in range(len(self.jobs)):
-            folder = self.folder_of(number)
-            bundle = self._bundle(number)
-            if bundle is not None and not bundle.complete:
-                status = bundle.manifest["status"]
-                reasons[number] = bundle.manifest["error"] or bundle.lost or status
-            elif bundle is None:
-                reason = read_text(folder / ERROR).strip() if (folder / ERROR).exists() else ""
-                reasons[number] = reason or "it was not started, or ended before it had measured anything"
+        for name in self.jobs:
+            folder = self.folder / name
+            try:
+                bundle = Bundle.open(folder)
+            except MMSpecError:  # what it left cannot be read, and it has to be run
+                said = read_text(folder / ERROR).strip() if (folder / ERROR).exists() else ""
+                reasons[name] = said or UNSTARTED
+            else:
+                if not bundle.complete:
+                    reasons[name] = bundle.manifest["error"] or bundle.lost or bundle.manifest["status"]
         return reasons
 
     @property
     def bundles(self) -> list[Path]:
         """The folders of the complete jobs."""
-        return [self.folder_of(number) for number in range(len(self.jobs)) if self._complete(number)]
-
-    def _complete(self, job: int) -> bool:
-        bundle = self._bundle(job)
-        return bundle is not None and bundle.complete
-
-    def _bundle(self, job: int) -> Bundle | None:
-        """Return what a job has left; None if it left nothing that can be read, and has to be run."""
-        folder = self.folder_of(job)
-        if not (folder / MANIFEST).is_file():
-            return None
-        try:
-            return Bundle.open(folder)
-        except MMSpecError:
-            return None
-
-    def _quoted(self) -> str:
-        return str(self.folder.resolve()).replace("\\", r"\\").replace("'", r"\'")
-
-
-def _check_launcher(overrides: Sequence[str]) -> None:
-    """Refuse a launcher of the extra that is not installed, before a folder is made."""
-    for override in overrides:
-        if override.startswith("hydra/launcher=submitit"):
-            try:
-                importlib.import_module(SUBMITIT)
-            except ImportError as error:
-                raise MMSpecError(missing(override, "hydra-submitit-launcher")) from error
-
-
-def run_job(job: Any) -> None:
-    """Run one job, in whatever process the launcher has put it: hydra calls this."""
-    sweep = Sweep.open(job.sweep)
-    folder = sweep.folder_of(job.job)
-    try:
-        benchmark(sweep.jobs[job.job], folder, sweep.config_dir, announcer(folder.name), say)
-    except Exception as error:
-        if not isinstance(error, MMSpecError):
-            traceback.print_exc()
-        if not (folder / MANIFEST).exists():
-            with contextlib.suppress(OSError):  # a full disk; what is wrong is printed below
-                folder.mkdir(parents=True, exist_ok=True)
-                atomic_write_text(folder / ERROR, f"{error}\n")
-        say(f"{folder.name}: {error}")
-    else:
-        (folder / ERROR).unlink(missing_ok=True)
+        failures = self.failures()
+        return [self.folder / name for name in self.jobs if name not in failures]
 
 
 def say(line: str) -> None:
@@ -259,27 +215,63 @@ def say(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def announcer(name: str) -> Callable[[int, int, str], None]:
-    """Return a function that says how far a job is, ten times: a launcher may put its output into a file."""
-    said = set()
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Return every combination of the values in overrides such as `drafter=eagle,eagle3 tree.total=range(8,33,8)`.
 
-    def progress(done: int, total: int, what: str) -> None:
-        tenth = 10 * done // max(total, 1)
-        if tenth not in said:
-            said.add(tenth)
-            say(f"{name}: {done} of {total}")
+    Raises:
+        MMSpecError: if an override is not in hydra's grammar.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    return progress
-
-
-@contextlib.contextmanager
-def _arguments(arguments: list[str]) -> Iterator[None]:
-    """Set the command line within, because hydra's launchers read their arguments from the command line alone."""
-    before, sys.argv = sys.argv, ["mmspec bench", *arguments]
     try:
-        yield
-    finally:
-        sys.argv = before
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+    except HydraException as error:
+        raise MMSpecError(f"the sweep cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _numbered(jobs: Sequence[list[str]]) -> list[str]:
+    """Return a name for each job: its number, and what sets it apart from the other jobs."""
+    names = []
+    for number, job in enumerate(jobs):
+        own = [override for override in job if not all(override in other for other in jobs)]
+        name = re.sub(r"[^\w.,=+-]+", "_", ",".join(own))
+        names.append(f"{number:0{len(str(len(jobs) - 1))}d},{name}"[:LONGEST].rstrip(","))
+    return names
+
+
+def _check_jobs(jobs: Sequence[list[str]], config_dir: str | None) -> None:
+    """Refuse jobs that name what does not exist, and tasks without a question."""
+    asked = set()
+    for job in jobs:
+        try:
+            config, settings, _ = prepare_run(job, config_dir)
+            task = f"{config.task} {settings.batch} {settings.limit}"
+            if task not in asked:  # a big one takes a while to read
+                source_of(config, settings)
+                asked.add(task)
+        except MMSpecError as error:
+            raise MMSpecError(f"job {' '.join(job) or '(no overrides)'}: {error}") from error
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    """Refuse a launcher that is not installed, and settings that hydra does not have, before a folder is made."""
+    from hydra import compose, initialize
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        if override.startswith("hydra/launcher=submitit"):
+            try:
+                importlib.import_module(SUBMITIT)
+            except ImportError as error:
+                raise MMSpecError(missing(override, "hydra-submitit-launcher")) from error
+    try:
+        with initialize(version_base="1.3", config_path=None, job_name=JOB):
+            compose(overrides=list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        raise MMSpecError(f"hydra refuses {' '.join(overrides)}: {' '.join(str(error).split())}") from error
 
 
 def _refuse_name(name: str, where: str) -> None:
@@ -310,32 +302,25 @@ def parts_of(overrides: Sequence[str], config_dir: str | None = None) -> dict[st
     Raises:
         MMSpecError: if nothing is left, or a part is no list of overrides.
     """
-    overrides = complete(overrides)
-    config = configuration.compose("bench", overrides, config_dir)
-    parts = configuration.typed(config, BenchSettings).parts
-    if not parts:
-        return {}
-    typed = dict(map(_split, overrides))
+    parts = settings_of(overrides, config_dir).parts
+    typed = dict(map(_split, complete(overrides)))
     chosen = typed.pop("experiment", None)
     runs = {}
-    for name, line in parts.items():
-        own = dict(map(_split, _words(name, line)))
+    for name, line in (parts or {}).items():
+        words = line.split() if isinstance(line, str) else []
+        if not words or not all("=" in word for word in words):
+            raise MMSpecError(
+                f"part {name!r} is {line!r}: it must be overrides, such as 'sampling=sampled dtype=bfloat16'"
+            )
+        own = dict(map(_split, words))
         experiment = own.pop("experiment", chosen)
         if all(typed.get(key, value) == value for key, value in own.items()):
-            settings = {**own, **typed, "parts": "null"}
             runs[name] = [f"{EXPERIMENT}{experiment}"] if experiment is not None else []
-            runs[name] += [f"{key}={value}" for key, value in settings.items()]
-    if not runs:
+            runs[name] += [f"{key}={value}" for key, value in {**own, **typed, "parts": "null"}.items()]
+    if parts and not runs:
         named = "; ".join(f"{name}: {line}" for name, line in parts.items())
-        raise MMSpecError(f"no part goes with {' '.join(overrides)}. The parts are {named}")
+        raise MMSpecError(f"no part goes with {' '.join(complete(overrides))}. The parts are {named}")
     return runs
-
-
-def _words(name: str, line: Any) -> list[str]:
-    words = line.split() if isinstance(line, str) else []
-    if not words or not all("=" in word for word in words):
-        raise MMSpecError(f"part {name!r} is {line!r}: it must be overrides, such as 'sampling=sampled dtype=bfloat16'")
-    return words
 
 
 def _split(override: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -333,6 +334,7 @@ def typed(config: Any, schema: type[Settings]) -> Settings:
         try:
             result[key] = config[key]
         except OmegaConfBaseException as error:
-            wanted = str(schema.__annotations__[key]).replace("| None", "or null")
+            (declared,) = [field.type for field in fields(cast(Any, schema)) if field.name == key]
+            wanted = str(declared).replace("| None", "or null")
             raise MMSpecError(f"{key}={config[key]} is not valid: it must be of type {wanted}") from error
     return cast(Settings, OmegaConf.to_object(result))

@@ -9,7 +9,7 @@ import re
 
 import pytest
 from bundles import eagle3, plain, write_bundle
-from running import Listed, measure, side, tiny
+from running import Listed, interrupted_at, measure, side, tiny
 
 from mmspec.data import Example
 from mmspec.data.accuracy import metrics_of
@@ -56,12 +56,8 @@ def bundle(tmp_path_factory):
     sides += [side("exact", target, NGramDrafter(target), tokens=TOKENS)]
     sides += [side("lossy", target, NGramDrafter(target), verifier=TakesAll(), tokens=TOKENS)]
 
-    def interrupt(done, what):
-        if done == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        measure(folder, source, chosen=sides, progress=interrupt, repeats=2)
+        measure(folder, source, chosen=sides, progress=interrupted_at(2), repeats=2)
     return measure(folder, source, chosen=sides, repeats=2)
 
 

@@ -7,9 +7,11 @@ from running import tiny
 import mmspec
 from mmspec.decoding.sampling import Sampling
 from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.errors import MMSpecError
 from mmspec.evaluation.engines import MMSpecEngine, TransformersEngine
 from mmspec.inputs import prepare
 from mmspec.trees import Chain
+from mmspec.verifiers import Greedy
 
 TOKENS = 40
 
@@ -19,9 +21,8 @@ def request_of(*tasks: str):
     return prepare(tiny(), [sample.prompt for sample in samples], [[sample.image] for sample in samples])
 
 
-def engine(cls, drafter=None, tree=None, sampling=None, **options):
-    sampling = sampling or Sampling()
-    return cls(tiny(), drafter, tree, None, sampling=sampling, max_new_tokens=TOKENS, **options)
+def engine(cls, drafter=None, tree=None, sampling=None, verifier=None, **options):
+    return cls(tiny(), drafter, tree, verifier, sampling or Sampling(), TOKENS, **options)
 
 
 def drafter_of(name: str):
@@ -40,7 +41,7 @@ def test_passes_are_those_of_the_target_and_the_text_is_plain(name):
         hook.remove()
     assert answer.token_ids == plain.token_ids and answer.passes == len(passes)
     assert 0 < answer.seconds["prefill"] < answer.wall and sum(answer.seconds.values()) == pytest.approx(answer.wall)
-    assert answer.new_tokens == [TOKENS] and answer.finish == ["length"]
+    assert len(answer.token_ids[0]) == TOKENS and answer.finish == ["length"]
     assert 1 <= answer.first_tokens[0] <= TOKENS and (name is not None or answer.first_tokens == [1])
     assert plain.passes == TOKENS - 1 and plain.first_tokens == [1]
 
@@ -51,6 +52,20 @@ def test_a_batch_of_unequal_prompts_is_padded_to_the_left():
     assert len(set(request.lengths)) == 2
     ours, theirs = (engine(cls).answer(request, 0) for cls in (MMSpecEngine, TransformersEngine))
     assert ours.token_ids == theirs.token_ids and ours.finish == theirs.finish
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "verifier", "message"),
+    [
+        ("eagle3", None, None, "no counterpart of Eagle3Drafter: choose drafter=none"),
+        ("ngram", Chain(3), None, "knows no Chain for drafter NGramDrafter"),
+        ("text_only", None, None, "a text-only draft model cannot take them"),
+        (None, None, Greedy(), "its own rule of acceptance: leave verifier=auto"),
+    ],
+)
+def test_what_transformers_cannot_do_is_refused(name, tree, verifier, message):
+    with pytest.raises(MMSpecError, match=message):
+        engine(TransformersEngine, name and drafter_of(name), tree, verifier=verifier)
 
 
 def test_the_answer_ends_with_the_end_token():

@@ -8,7 +8,7 @@ import json
 
 import pytest
 from bundles import eagle3, plain, write_bundle
-from running import QUICK, AcceptsAll, Listed, measure, questions, side, sides, tiny
+from running import QUICK, AcceptsAll, Listed, interrupted_at, measure, questions, side, sides, tiny
 
 from mmspec.cli import main
 from mmspec.data import Example
@@ -89,14 +89,10 @@ def test_a_method_that_is_wrong_fails_alone(tmp_path):
 def test_a_side_that_failed_stays_failed_when_its_run_goes_on(tmp_path):
     target = tiny()
 
-    def interrupt(done, what):
-        if done == 2:
-            raise KeyboardInterrupt
-
     source = questions(100, 101, 102)
     wrong = [*sides(target), side("stumbles", target, Stumbles(target, MMSpecError("it slipped")))]
     with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "b", source, chosen=wrong, progress=interrupt)
+        measure(tmp_path / "b", source, chosen=wrong, progress=interrupted_at(2))
     mended = [*sides(target), side("stumbles", target, NGramDrafter(target))]
     bundle = measure(tmp_path / "b", source, chosen=mended)
     assert bundle.complete and list(bundle.failures) == ["stumbles"] and len(bundle.blocks()) == 3
@@ -111,7 +107,7 @@ def test_a_side_that_has_answered_all_there_is_is_tried_again(tmp_path):
     bundle = measure(tmp_path / "b", source, chosen=chosen)
     assert bundle.complete and not bundle.failures and len(bundle.requests) == 4
     # One that wrote another text has answered, and trying again does not mend that.
-    wrong = [side("plain", target, tokens=40), side("wrong", target, NGramDrafter(target), None, AcceptsAll(), 0.0, 40)]
+    wrong = [side("plain", target, tokens=9), side("wrong", target, NGramDrafter(target), None, AcceptsAll(), 0.0, 9)]
     for message in ("is not lossless", "no method is left to measure: method 'wrong' is not lossless"):
         with pytest.raises(MMSpecError, match=message):
             measure(tmp_path / "c", PAGE, chosen=wrong)

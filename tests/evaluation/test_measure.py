@@ -1,11 +1,10 @@
 """Measuring: what is recorded, what is checked, what makes a run fail, and how it goes on."""
 
-import errno
 import json
 from dataclasses import replace
 
 import pytest
-from running import SHORT, AcceptsAll, Listed, OtherNoise, lines, measure, questions, side, sides, tiny
+from running import SHORT, AcceptsAll, Listed, OtherNoise, interrupted_at, lines, measure, questions, side, sides, tiny
 
 import mmspec
 from mmspec.data import Example
@@ -13,7 +12,7 @@ from mmspec.decoding.sampling import Sampling
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
-from mmspec.evaluation.bundle import Bundle
+from mmspec.evaluation.bundle import REQUESTS, ROUNDS, Bundle, BundleWriter
 from mmspec.evaluation.measure import Protocol, booking_seconds
 from mmspec.evaluation.methods import PLAIN, PLAIN_AGAIN
 from mmspec.evaluation.questions import grouped
@@ -22,10 +21,17 @@ from mmspec.inputs import prepare
 from mmspec.verifiers import RejectionSampling, Synthetic
 
 
-def test_a_bundle_holds_every_answer_and_round(tmp_path):
-    bundle = measure(tmp_path / "b", questions(100, 101, tasks=("scenes", "charts")), repeats=2)
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Three methods, four requests, two repeats."""
+    target, place = tiny(), tmp_path_factory.mktemp("measured") / "b"
+    chosen = [*sides(target, tokens=30), side("again", target, tokens=30)]
+    return measure(place, questions(100, 101, tasks=("scenes", "charts")), chosen=chosen, repeats=2)
+
+
+def test_a_bundle_holds_every_answer_and_round(bundle):
     assert bundle.complete and bundle.manifest["requests"] == 4 and bundle.manifest["skipped"] == []
-    assert len(bundle.requests) == 4 * 2 * 2
+    assert len(bundle.requests) == 4 * 3 * 2
     for record in bundle.requests:
         rounds = [
             entry
@@ -38,23 +44,16 @@ def test_a_bundle_holds_every_answer_and_round(tmp_path):
         assert ("token_ids" in record) == (record["repeat"] == 0)
 
 
-def test_phases_add_up_to_the_wall_time(tmp_path):
-    bundle = measure(tmp_path / "b", questions(100, 101), chosen=sides(tiny(), tokens=60))
+def test_phases_add_up_to_the_wall_time_and_measuring_costs_little(bundle):
     inside = sum(sum(record["seconds"].values()) for record in bundle.requests)
     outside = sum(record["wall"] for record in bundle.requests)
     assert 0.98 * outside < inside <= outside
-
-
-def test_measuring_costs_less_than_two_percent(tmp_path):
-    seconds = measure(tmp_path / "b", questions(100), chosen=sides(tiny(), tokens=60)).manifest["seconds"]
+    seconds = bundle.manifest["seconds"]
     assert 0 < seconds["measuring"] < 0.02 * seconds["timed"]
     assert 0 < booking_seconds(200) < 1e-3
 
 
-def test_the_sides_take_turns_and_change_places(tmp_path):
-    target = tiny()
-    three = [*sides(target), side("again", target)]
-    bundle = measure(tmp_path / "b", questions(100, 101, 102), chosen=three, repeats=2)
+def test_the_methods_take_turns_and_change_places(bundle):
     order = {}
     for record in bundle.requests:
         order.setdefault((record["request"], record["repeat"]), {})[record["order"]] = record["side"]
@@ -101,14 +100,13 @@ def test_wrong_noise_fails_a_sampled_run(tmp_path):
 
 def test_plain_decoding_is_its_own_control(tmp_path):
     target = tiny("bfloat16")
-    again = side(PLAIN_AGAIN, target)
-    again.method = replace(again.method, control=True)
+    again = replace(side(PLAIN_AGAIN, target), control=True)
     plain, ngram = sides(target)
     bundle = measure(tmp_path / "b", target=target, chosen=[plain, again, ngram])
     assert [record["same"] for record in bundle.requests if record["side"] == PLAIN_AGAIN] == [True]
     assert [one["control"] for one in bundle.manifest["sides"]] == [False, True, False]
-    other = side(PLAIN_AGAIN, target, NGramDrafter(target), verifier=AcceptsAll())  # as if numerics changed the text
-    other.method = again.method
+    wrong = side(PLAIN_AGAIN, target, NGramDrafter(target), verifier=AcceptsAll())
+    other = replace(wrong, control=True)  # as if numerics changed the text
     bundle = measure(tmp_path / "c", target=target, chosen=[plain, other, ngram])
     assert bundle.complete and not bundle.failures, "the control is reported and never fails"
     assert [record["same"] for record in bundle.requests if record["side"] == PLAIN_AGAIN] == [False]
@@ -158,55 +156,40 @@ def test_the_margin_is_what_the_loop_decides_by(temperature):
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
-    source = questions(100, 101, 102)
-
-    def interrupt(done, what):
-        if done == 2:
-            raise KeyboardInterrupt
-
+    source, folder = questions(100, 101, 102), tmp_path / "b"
     with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "b", source, progress=interrupt)
-    stopped = Bundle.open(tmp_path / "b")
+        measure(folder, source, progress=interrupted_at(2))
+    stopped = Bundle.open(folder)
     assert stopped.manifest["status"] == "interrupted" and len(stopped.blocks()) == 2
-    before = (tmp_path / "b" / "requests.jsonl").read_text()
-    # A kill in the middle of a block, and of a line.
-    for name in ("requests.jsonl", "rounds.jsonl"):
-        first = lines(tmp_path / "b" / name)[0]
-        with (tmp_path / "b" / name).open("a") as file:
+    before = (folder / REQUESTS).read_text()
+    # A full disk, and a kill in the middle of a block and of a line.
+    (folder / ROUNDS).rename(tmp_path / "kept")
+    (folder / ROUNDS).symlink_to("/dev/full")
+    with BundleWriter(folder, "") as writer, pytest.raises(MMSpecError, match="No space left.*--resume"):
+        writer.add([], [{"request": 1}])
+    (tmp_path / "kept").replace(folder / ROUNDS)
+    for name in (REQUESTS, ROUNDS):
+        first = lines(folder / name)[0]
+        with (folder / name).open("a") as file:
             file.write(json.dumps(first | {"request": 2}) + '\n{"requ')
-    bundle = measure(tmp_path / "b", source)
-    after = (tmp_path / "b" / "requests.jsonl").read_text()
-    assert bundle.complete and after.startswith(before) and len(bundle.requests) == 6
+    bundle = measure(folder, source)
+    assert bundle.complete and (folder / REQUESTS).read_text().startswith(before)
     whole = measure(tmp_path / "c", source)
+    assert len(bundle.requests) == len(whole.requests) == 6
     for a, b in zip(bundle.requests, whole.requests, strict=True):
         assert a["token_ids"] == b["token_ids"] and a["order"] == b["order"]
     with pytest.raises(MMSpecError, match="is complete"):
-        measure(tmp_path / "b", source)
+        measure(folder, source)
 
 
-def test_a_full_disk_loses_nothing(tmp_path):
-    source = questions(100, 101)
-    with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "b", source, progress=lambda done, what: 1 / 0 if done > 9 else _stop(done))
-    (tmp_path / "b" / "rounds.jsonl").rename(tmp_path / "kept")
-    (tmp_path / "b" / "rounds.jsonl").symlink_to("/dev/full")
-    from mmspec.evaluation.bundle import BundleWriter
-
-    with BundleWriter(tmp_path / "b", "") as writer, pytest.raises(MMSpecError, match="No space left") as caught:
-        writer.add([], [{"request": 1}])
-    assert "--resume" in str(caught.value) and caught.value.__cause__.errno == errno.ENOSPC
-    (tmp_path / "kept").replace(tmp_path / "b" / "rounds.jsonl")
-    assert measure(tmp_path / "b", source).complete
-
-
-def _stop(done):
-    if done == 1:
-        raise KeyboardInterrupt
+def test_a_folder_of_others_is_refused(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    with BundleWriter(tmp_path / "full", "") as writer, pytest.raises(MMSpecError, match="'thesis.tex' and no bundle"):
+        writer.begin({})
 
 
 def test_another_process_cannot_write_to_the_same_bundle(tmp_path):
-    from mmspec.evaluation.bundle import BundleWriter
-
     with (
         BundleWriter(tmp_path / "b", ""),
         pytest.raises(MMSpecError, match="another process"),
@@ -257,13 +240,8 @@ def test_later_turns_are_asked_after_what_plain_decoding_said(tmp_path):
         questions(101)[0],
     )
     target = tiny()
-
-    def interrupt(done, what):
-        if done == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "b", source, progress=interrupt)
+        measure(tmp_path / "b", source, progress=interrupted_at(2))
     bundle = measure(tmp_path / "b", source)
     turns = [r for r in bundle.requests if r["side"] == "plain" and r["ids"] == ["talk"]]
     assert [record["turn"] for record in turns] == [0, 1, 2]
@@ -293,17 +271,3 @@ def test_bad_protocols_are_refused(settings, message):
 def test_an_empty_task_is_refused(tmp_path):
     with pytest.raises(MMSpecError, match="no question"):
         measure(tmp_path / "b", Listed())
-
-
-def test_a_method_that_fails_is_named_and_the_rest_kept(tmp_path):
-    class Clumsy(NGramDrafter):
-        def draft(self, root):
-            if self.context.request.lengths[0] and len(self.context.history[0]) > 155:
-                raise MMSpecError("it slipped")
-            return super().draft(root)
-
-    target = tiny()
-    with pytest.raises(MMSpecError, match="method 'clumsy', question 'scenes/test/100': it slipped"):
-        measure(tmp_path / "b", chosen=[side("plain", target), side("clumsy", target, Clumsy(target))])
-    assert lines(tmp_path / "b" / "requests.jsonl") == [] if (tmp_path / "b" / "requests.jsonl").exists() else True
-    assert Bundle.open(tmp_path / "b").manifest["status"] == "failed"

@@ -55,7 +55,7 @@ def test_resuming_reads_the_callers_configurations_alone(tmp_path):
     with pytest.raises(MMSpecError, match=r"begun with hydra/launcher=basic.*say it again"):
         (tmp_path / SWEEP).write_text(json.dumps(PLAN | {"hydra": ["hydra/launcher=basic"]}))
         Sweep.resume(tmp_path)
-    assert Sweep.resume(tmp_path, None, ["hydra/launcher=basic"]).jobs == PLAN["jobs"]
+    assert list(Sweep.resume(tmp_path, None, ["hydra/launcher=basic"]).jobs.values()) == PLAN["jobs"]
 
 
 @pytest.mark.parametrize(

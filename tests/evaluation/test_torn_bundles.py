@@ -124,17 +124,17 @@ def test_a_sweep_that_was_killed_at_its_beginning_is_begun_again(tmp_path):
     for torn in ("", '{"jobs": [["dr'):
         (tmp_path / SWEEP).write_text(torn)
         sweep = Sweep.begin(tmp_path, ["drafter=ngram", "seed=1,2", "task=scenes", *QUICK])
-    assert [job[1] for job in Sweep.open(tmp_path).jobs] == ["seed=1", "seed=2"]
-    for number, text in enumerate(("", '{"format": 1')):  # jobs that left an empty or a torn manifest
-        sweep.folder_of(number).mkdir()
-        (sweep.folder_of(number) / MANIFEST).write_text(text)
-    assert sweep.bundles == [] and set(sweep.failures()) == {0, 1}
+    assert [job[1] for job in Sweep.open(tmp_path).jobs.values()] == ["seed=1", "seed=2"]
+    for name, text in zip(sweep.jobs, ("", '{"format": 1'), strict=True):  # jobs that left an empty or a torn manifest
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text(text)
+    assert sweep.bundles == [] and list(sweep.failures()) == ["0,seed=1", "1,seed=2"]
 
 
 def test_the_manifest_counts_after_every_block(tmp_path):
     seen = []
 
-    def look(done, what):
+    def look(done, total, what):
         if done:
             written = json.loads((tmp_path / "b" / MANIFEST).read_text())["written"]
             seen.append((written, len(lines(tmp_path / "b" / REQUESTS)), len(lines(tmp_path / "b" / ROUNDS))))

@@ -15,7 +15,7 @@ from mmspec.drafters import NGramDrafter
 from mmspec.evaluation.bundle import Bundle, BundleWriter
 from mmspec.evaluation.engines import MMSpecEngine
 from mmspec.evaluation.measure import Measurement, Protocol
-from mmspec.evaluation.methods import GROUPS, PLAIN, Method, Side
+from mmspec.evaluation.methods import GROUPS, PLAIN, Method
 from mmspec.verifiers import Greedy, PointMassSampling
 
 SHORT = 10
@@ -66,12 +66,12 @@ def questions(*indices: int, tasks=("scenes",)) -> Listed:
     return Listed(*(Example(name, "Describe the picture.", (f"tiny:{name}",), task) for task, name in places))
 
 
-def side(label: str, target, drafter=None, tree=None, verifier=None, temperature=0.0, tokens=SHORT) -> Side:
-    method = Method(label, (), OmegaConf.create(dict.fromkeys(GROUPS)))
-    return Side(method, MMSpecEngine(target, drafter, tree, verifier, Sampling(temperature), tokens))
+def side(label: str, target, drafter=None, tree=None, verifier=None, temperature=0.0, tokens=SHORT) -> Method:
+    engine = MMSpecEngine(target, drafter, tree, verifier, Sampling(temperature), tokens)
+    return Method(label, (), OmegaConf.create(dict.fromkeys(GROUPS)), engine=engine)
 
 
-def sides(target, *, verifier=None, temperature=0.0, tokens=SHORT) -> list[Side]:
+def sides(target, *, verifier=None, temperature=0.0, tokens=SHORT) -> list[Method]:
     """Plain decoding and an n-gram drafter."""
     options = {"temperature": temperature, "tokens": tokens}
     return [
@@ -99,7 +99,7 @@ def measure(
     source=None,
     target=None,
     chosen=None,
-    progress=lambda done, what: None,
+    progress=lambda done, total, what: None,
     notice=lambda line: None,
     **protocol,
 ) -> Bundle:
@@ -116,3 +116,13 @@ def measure(
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def interrupted_at(block: int):
+    """Return a progress function that is Ctrl-C before a block."""
+
+    def progress(done, total, what):
+        if done == block:
+            raise KeyboardInterrupt
+
+    return progress
