@@ -8,6 +8,7 @@ import time
 import models
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from toys import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -79,8 +80,7 @@ def test_a_pickle_is_refused_unless_it_is_asked_for(folder):
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     before = mmspec.load_target(str(folder), device="cpu").fingerprint
     weights.unlink()
-    with pytest.raises(MMSpecError, match=r"weights only as a pickle \(\['pytorch_model.bin'\]\), which may run code"):
-        mmspec.load_target(str(folder), device="cpu")
+    refused(lambda: mmspec.load_target(str(folder), device="cpu"), "weights only as a pickle (['pytorch_model.bin'])")
     assert mmspec.load_target(str(folder), device="cpu", use_safetensors=False).fingerprint == before
 
 
@@ -115,15 +115,12 @@ def test_nothing_random_is_taken_for_a_model(monkeypatch, folder, settings, kept
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda t: mmspec.generate("tiny", None, "?"),
-            r"takes a Target, and 'tiny' is a name: mmspec.load_target\('ti",
-        ),
+        (lambda t: mmspec.generate("tiny", None, "?"), "takes a Target, and 'tiny' is a name: mmspec.load_target('ti"),
         (lambda t: mmspec.generate(t.model, None, "?"), "a LlamaForCausalLM: make one with mmspec.Target"),
         (lambda t: mmspec.generate(mmspec.drafters.EagleDrafter(t), t, "?"), "this is a drafter, a EagleDrafter"),
         (
             lambda t: mmspec.generate(t, t.model, "?"),
-            r"drafter is a LlamaForCausalLM, .*DraftModelDrafter\(target, model",
+            "drafter is a LlamaForCausalLM, ... DraftModelDrafter(target, model",
         ),
         (
             lambda t: mmspec.generate(t, None, "?", max_tokens=3),
@@ -133,18 +130,16 @@ def test_nothing_random_is_taken_for_a_model(monkeypatch, folder, settings, kept
             lambda t: mmspec.stream(t, None, "?", max_tokens=3),
             "stream has no argument 'max_tokens'. Did you mean 'max_new",
         ),
-        (lambda t: mmspec.hf.custom_generate("tiny/eagle3"), r"drafter='tiny/eagle3' is no Drafter; load one with"),
+        (lambda t: mmspec.hf.custom_generate("tiny/eagle3"), "drafter='tiny/eagle3' is no Drafter; load one with"),
         (lambda t: mmspec.hf.custom_generate(t, sead=1), "custom_generate has no argument 'sead'. Did you mean 'seed'"),
         (lambda t: mmspec.Target(t.model, compiled=True), "Target has no argument 'compiled'. Did you mean 'compile'"),
-        (lambda t: mmspec.Target("tiny"), r"a name is loaded with mmspec.load_target\('tiny'\)"),
+        (lambda t: mmspec.Target("tiny"), "a name is loaded with mmspec.load_target('tiny')"),
         (lambda t: mmspec.load_target(t.model), "a LlamaForCausalLM: for a model there is mmspec.Target"),
-        (lambda t: mmspec.load_drafter("tiny/eagle3", "tiny"), r"and 'tiny' is a name: mmspec.load_target\('tiny'\)"),
+        (lambda t: mmspec.load_drafter("tiny/eagle3", "tiny"), "and 'tiny' is a name: mmspec.load_target('tiny')"),
         (lambda t: mmspec.load_drafter(t, "tiny/eagle3"), "takes a Target, and 'tiny/eagle3' is a name"),
         (lambda t: mmspec.load_drafter("tiny/eagle3", t, revison="x"), "'revison'. Did you mean 'revision'"),
     ],
 )
 def test_what_was_meant_is_said_in_one_line(call, message):
     target = mmspec.Target(models.llama())
-    with pytest.raises(MMSpecError, match=message) as caught:
-        call(target)
-    assert len(str(caught.value)) < 600
+    refused(lambda: call(target), message)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from full_recompute import accept, paths_of, random_tree, recompute, start, tree_error
+from refusals import refused
 from tiny_requests import BACK_ENDS, pictures_for, ragged_inputs, target_of
 
 from mmspec.errors import MMSpecError
@@ -20,17 +21,12 @@ TOLERANCE = 1e-4
 FEATURES = {0: 0, 1: 1, 2: 2, LAST: 3}
 
 
-def ragged(name: str, seed: int = 0) -> dict:
-    """Four rows of different length: a picture, none, two, one."""
-    return ragged_inputs(name, seed)
-
-
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_random_trees_equal_a_recompute_over_rounds(name, attention, seed):
     """Every round the rows accept other paths of other lengths, some of them nothing but the root."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = ragged(name, seed)
+    inputs = ragged_inputs(name, seed)
     context = start(target_of(name, attention), inputs)
     for nodes in (6, 1, 9, 4):
         tree = random_tree(context, nodes, generator)
@@ -60,7 +56,7 @@ def test_after_a_path_through_a_non_first_child_the_next_step_equals_a_recompute
 def test_features_equal_the_hidden_states_of_a_recompute(name, attention):
     """A layer's number stands for the state that enters it, LAST for the state after the final norm."""
     generator = torch.Generator().manual_seed(0)
-    inputs = ragged(name)
+    inputs = ragged_inputs(name)
     context = start(target_of(name, attention), inputs, feature_layers=tuple(FEATURES))
     for row in range(4):
         single = models.one_row(inputs, row)
@@ -79,7 +75,7 @@ def test_features_equal_the_hidden_states_of_a_recompute(name, attention):
 @pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_padding_on_either_side_or_none_makes_no_difference(name, attention):
     target = target_of(name, attention)
-    left = ragged(name)
+    left = ragged_inputs(name)
     order = left["attention_mask"].argsort(dim=1, descending=True, stable=True)
     right = {key: v.gather(1, order) if v.shape == order.shape else v for key, v in left.items()}
     assert not torch.equal(left["input_ids"], right["input_ids"])
@@ -91,24 +87,6 @@ def test_padding_on_either_side_or_none_makes_no_difference(name, attention):
             assert (context.logits[row] - single.logits[0]).abs().max() < TOLERANCE
     bare = recompute(target.model, models.one_row(left, 2), [[]]).logits[0, -1]
     assert (contexts[0].logits[2] - bare).abs().max() < TOLERANCE
-
-
-@pytest.mark.parametrize("name", models.VISUAL)
-def test_interleaved_requests_do_not_disturb_each_other(name):
-    """Qwen2.5-VL keeps the offset of its positions in an attribute of the model, one for all requests."""
-    generator = torch.Generator().manual_seed(0)
-    target = target_of(name, "sdpa")
-    requests = [
-        models.inputs_for(name, images, [7] * len(images), seed) for seed, images in enumerate(([2, 1], [0], [1]))
-    ]
-    contexts = [start(target, inputs) for inputs in requests]
-    for step in range(3):
-        for inputs, context in zip(requests, contexts, strict=True):
-            tree = random_tree(context, 4, generator)
-            scores = context.score(tree)
-            models.reference(target.model, requests[step], 2)  # someone else uses the model in between
-            assert tree_error(context, inputs, tree, scores) < TOLERANCE
-            accept(context, tree, [3] * context.batch_size, [9] * context.batch_size)
 
 
 def test_a_request_leaves_the_position_state_of_the_model_alone():
@@ -125,7 +103,7 @@ def test_a_request_leaves_the_position_state_of_the_model_alone():
 def test_a_cache_that_grows_in_the_middle_of_a_request(name, attention, monkeypatch):
     monkeypatch.setattr("mmspec.models.cache.CHUNK", 4)
     generator = torch.Generator().manual_seed(0)
-    inputs = ragged(name)
+    inputs = ragged_inputs(name)
     context = start(target_of(name, attention), inputs)
     capacities = set()
     for nodes in (5, 2, 7):
@@ -138,7 +116,7 @@ def test_a_cache_that_grows_in_the_middle_of_a_request(name, attention, monkeypa
 
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_another_picture_gives_other_logits_in_its_row_only(name):
-    target, inputs = target_of(name, "sdpa"), ragged(name)
+    target, inputs = target_of(name, "sdpa"), ragged_inputs(name)
     context = start(target, inputs)
     # The last pictures of the batch belong to row 3.
     other = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
@@ -147,26 +125,9 @@ def test_another_picture_gives_other_logits_in_its_row_only(name):
     assert changed[3] > 1e-2 and changed[:3].max() < TOLERANCE
 
 
-def test_rows_that_have_finished_stay_as_they_are():
-    target, inputs = target_of("llama", "sdpa"), ragged("llama")
-    context = start(target, inputs)
-    context.active = [True, False, True, False]
-    before = [list(history) for history in context.history]
-    tree = random_tree(context, 5, torch.Generator().manual_seed(0))
-    scores = context.score(tree)
-    lengths = context.lengths.tolist()
-    emitted = accept(context, tree, [4, 4, 4, 4], [9, 9, 9, 9])
-    assert [bool(tokens) for tokens in emitted] == context.active
-    assert [h == b for h, b in zip(context.history, before, strict=True)] == [False, True, False, True]
-    assert [n == old for n, old in zip(context.lengths.tolist(), lengths, strict=True)] == [False, True, False, True]
-    assert scores.logits.shape == (4, 5, models.VOCAB)
-    step = random_tree(context, 2, torch.Generator().manual_seed(1))
-    assert tree_error(context, inputs, step, context.score(step)) < TOLERANCE
-
-
 def test_the_recompute_walks_every_path():
     """Guards the guard: all nodes of the helper's trees lie on a path that is compared."""
-    context = start(target_of("llama", "sdpa"), ragged("llama"))
+    context = start(target_of("llama", "sdpa"), ragged_inputs("llama"))
     tree = random_tree(context, 9, torch.Generator().manual_seed(3))
     for row in range(4):
         assert {node for path in paths_of(tree, row) for node in path} == set(range(9))
@@ -196,7 +157,7 @@ OTHERS = {
 def test_plain_language_models_work_without_a_family(other):
     config, model, settings = OTHERS[other]
     generator = torch.Generator().manual_seed(0)
-    inputs = ragged("llama")
+    inputs = ragged_inputs("llama")
     context = start(Target(models.of_class(config, model, **settings)), inputs)
     for _ in range(2):
         tree = random_tree(context, 6, generator)
@@ -217,14 +178,15 @@ RECURRENT = {
 @pytest.mark.parametrize("model", RECURRENT)
 def test_recurrent_state_is_refused(model):
     config, settings = RECURRENT[model]
-    with pytest.raises(MMSpecError, match=f"{model} keeps recurrent state that cannot be rolled back"):
-        Target(models.of_class(config, model, **settings))
+    refused(
+        lambda: Target(models.of_class(config, model, **settings)),
+        f"{model} keeps recurrent state that cannot be rolled back",
+    )
 
 
 def test_linear_attention_layers_are_refused():
     model = models.of_class("MiniMaxConfig", "MiniMaxForCausalLM", num_local_experts=2, num_experts_per_tok=1)
-    with pytest.raises(MMSpecError, match=r"'minimax' has layers of type linear_attention, .* cannot be rolled back"):
-        Target(model)
+    refused(lambda: Target(model), "'minimax' has layers of type ... cannot be rolled back")
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
@@ -232,14 +194,12 @@ def test_attention_without_arbitrary_masks_is_refused(attention):
     model = models.llava()
     # As a model loaded with this back end has it; loading it takes a GPU.
     model.config.get_text_config()._attn_implementation_internal = attention
-    with pytest.raises(MMSpecError, match=f"'{attention}' takes no tree mask; .*'sdpa' or 'eager' or 'flex"):
-        Target(model)
+    refused(lambda: Target(model), f"'{attention}' takes no tree mask; ... 'sdpa' or 'eager' or 'flex")
 
 
 def test_a_model_without_the_parts_that_are_read_is_refused():
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(MMSpecError, match=r"GPT2LMHeadModel: its decoder GPT2Model has no `layers` and `norm`"):
-        Target(model)
+    refused(lambda: Target(model), "GPT2LMHeadModel: its decoder GPT2Model has no `layers` and")
 
 
 # Bad inputs.
@@ -262,8 +222,7 @@ def test_pictures_and_placeholders_must_agree(name, placeholders, given):
 def test_a_video_is_refused():
     target, inputs = target_of("qwen_vl", "sdpa"), models.inputs_for("qwen_vl", [0])
     inputs["input_ids"][0, 3:5] = models.VIDEO
-    with pytest.raises(MMSpecError, match="video placeholder tokens"):
-        target.encode(prepare(target, inputs=inputs))
+    refused(lambda: target.encode(prepare(target, inputs=inputs)), "video placeholder tokens")
 
 
 IDS = torch.ones(2, 5, dtype=torch.long)
@@ -275,21 +234,20 @@ IDS = torch.ones(2, 5, dtype=torch.long)
         ({}, "inputs has no input_ids, only nothing"),
         ({"pixel_values": IDS}, "inputs has no input_ids, only pixel_values"),
         ({"input_ids": None}, "inputs has no input_ids"),
-        ({"input_ids": IDS[0]}, r"input_ids must be \[batch, length\], got shape \(5,\)"),
-        ({"input_ids": IDS[None]}, r"input_ids must be \[batch, length\], got shape \(1, 2, 5\)"),
+        ({"input_ids": IDS[0]}, "input_ids must be [batch, length], got shape (5,)"),
+        ({"input_ids": IDS[None]}, "input_ids must be [batch, length], got shape (1, 2, 5)"),
         ({"input_ids": IDS[:0]}, "at least one token per row"),
-        ({"input_ids": IDS[:, :0]}, r"at least one token per row, the rows' lengths are \[0, 0\]"),
-        ({"input_ids": IDS, "attention_mask": IDS * torch.tensor([[1], [0]])}, r"rows' lengths are \[5, 0\]"),
-        ({"input_ids": IDS, "attention_mask": IDS[:, :4]}, r"attention_mask has shape \(2, 4\) but input_ids \(2, 5\)"),
-        ({"input_ids": IDS, "token_type_ids": IDS[:1]}, r"token_type_ids has shape \(1, 5\) but input_ids"),
-        ({"input_ids": IDS, "pixel_values": IDS}, "inputs has pixel_values, which .* LlamaForCausalLM"),
+        ({"input_ids": IDS[:, :0]}, "at least one token per row, the rows' lengths are [0, 0]"),
+        ({"input_ids": IDS, "attention_mask": IDS * torch.tensor([[1], [0]])}, "rows' lengths are [5, 0]"),
+        ({"input_ids": IDS, "attention_mask": IDS[:, :4]}, "attention_mask has shape (2, 4) but input_ids (2, 5)"),
+        ({"input_ids": IDS, "token_type_ids": IDS[:1]}, "token_type_ids has shape (1, 5) but input_ids"),
+        ({"input_ids": IDS, "pixel_values": IDS}, "inputs has pixel_values, which ... LlamaForCausalLM"),
         ({"input_ids": IDS, "input_features": IDS}, "inputs has input_features"),
-        ({"input_ids": IDS.repeat(1, 103)}, "515 tokens .* but the model's limit is 512"),
+        ({"input_ids": IDS.repeat(1, 103)}, "515 tokens ... but the model's limit is 512"),
     ],
 )
 def test_bad_inputs_are_explained(inputs, message):
-    with pytest.raises(MMSpecError, match=message):
-        prepare(target_of("llama", "sdpa"), inputs=inputs)
+    refused(lambda: prepare(target_of("llama", "sdpa"), inputs=inputs), message)
 
 
 def test_lists_are_as_good_as_tensors():
@@ -303,7 +261,5 @@ def test_what_is_read_is_one_of_prompt_and_inputs():
     for arguments in ({}, {"prompt": "a", "inputs": {"input_ids": IDS}}):
         with pytest.raises(MMSpecError, match="give either prompt="):
             prepare(target, **arguments)
-    with pytest.raises(MMSpecError, match=r"images= goes with prompt="):
-        prepare(target, images=[object()], inputs={"input_ids": IDS})
-    with pytest.raises(MMSpecError, match="the target has no processor"):
-        prepare(target, prompt="hello")
+    refused(lambda: prepare(target, images=[object()], inputs={"input_ids": IDS}), "images= goes with prompt=")
+    refused(lambda: prepare(target, prompt="hello"), "the target has no processor")

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from refusals import refused
 from torch import Tensor
 
-from mmspec import MMSpecError, chains
+from mmspec import chains
 from mmspec.chains import AncestralChain, ChainDrafter, FrozenDrafter, GaussianChain, Reflection, StateDrafter
 from mmspec.chains.reflection import acceptance, reflected
 from mmspec.loop import Run
@@ -242,27 +243,16 @@ def test_what_is_wrong_is_said_in_a_line():
         (lambda: chains.sample(target, Reflection()), "drafter is a Reflection; of chains it must be a StateDrafter"),
         (lambda: chains.sample(target, seed=0.5), "seed=0.5 must be an integer"),
         (lambda: chains.sample(target, batch_size=0), "batch_size=0 must be a positive integer"),
-        (lambda: chains.sample(target, first=torch.zeros(2, 4)), r"first has shape \(2, 4\); it must be \[batch, 3\]"),
-        (lambda: chains.sample(target, ChainDrafter(Pull(1.0, 2))), r"shape \[2\] and 9 steps, and the target \[3\]"),
-        (
-            lambda: chains.sample(target, Crooked()),
-            r"Crooked drafted states of shape \(1, 1, 1\); they must be",
-        ),
-        (
-            lambda: chains.sample(Short(0.5), batch_size=2),
-            r"deviations of shape \(1,\); they must be .* \[2\]",
-        ),
+        (lambda: chains.sample(target, first=torch.zeros(2, 4)), "first has shape (2, 4); it must be [batch, 3]"),
+        (lambda: chains.sample(target, ChainDrafter(Pull(1.0, 2))), "shape [2] and 9 steps, and the target [3]"),
+        (lambda: chains.sample(target, Crooked()), "Crooked drafted states of shape (1, 1, 1); they must be"),
+        (lambda: chains.sample(Short(0.5), batch_size=2), "deviations of shape (1,); they must be ... [2]"),
         (
             lambda: chains.sample(Broken(0.5), first=-torch.ones(1, 3)),
             "Broken: a mean in row 0 is NaN or infinite, 0 steps",
         ),
         (lambda: FrozenDrafter(0), "FrozenDrafter: length=0 must be a positive integer"),
         (lambda: Pull(0.5, steps=0), "Pull: steps=0 must be a positive integer"),
-        (
-            lambda: AncestralChain(len, [0.1, 1.5], (2,)),
-            "AncestralChain: betas hold 1.5; each must lie",
-        ),
+        (lambda: AncestralChain(len, [0.1, 1.5], (2,)), "AncestralChain: betas hold 1.5; each must lie"),
     ]:
-        with pytest.raises(MMSpecError, match=message) as error:
-            call()
-        assert "\n" not in str(error.value)
+        refused(call, message)

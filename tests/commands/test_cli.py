@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from refusals import refused
 from rich.console import Console
 
 from mmspec import cli
 from mmspec.commands import generate as command
 from mmspec.decoding.stats import Round, Stats
-from mmspec.errors import MMSpecError
 from mmspec.version import __version__
 from mmspec.zoo.architecture import VISUAL_TOKENS
 
@@ -100,15 +100,7 @@ def test_command_help_lists_flags_groups_and_keys(capsys, tmp_path):
     (tmp_path / "drafter" / "mine.yaml").write_text("# my own\n_target_: builtins.dict\n")
     assert run("generate", "--config-dir", str(tmp_path), "--help") == 0
     shown = capsys.readouterr().out
-    for word in (
-        "--image PATH",
-        "--prompt TEXT",
-        "eagle3 *",
-        "point_mass",
-        "mine ",
-        "my own",
-        "max_new_tokens=256",
-    ):
+    for word in ("--image PATH", "--prompt TEXT", "eagle3 *", "point_mass", "mine ", "my own", "max_new_tokens=256"):
         assert word in shown
 
 
@@ -124,10 +116,7 @@ def test_command_help_lists_flags_groups_and_keys(capsys, tmp_path):
             [r"recipe\.name=eagle1 +\w", r"recipe\.optimizer\.lr=0\.002 +largest learning rate"],
         ),
         (["train", "recipe=vispec"], [r"recipe\.objective\.losses\.1\.k=10 +how many likeliest tokens"]),
-        (
-            ["bench", "task=charts"],
-            [r"task\.tasks=\[charts\] +kinds of pictures", r"sampling\.top_p=null +sample"],
-        ),
+        (["bench", "task=charts"], [r"task\.tasks=\[charts\] +kinds of pictures", r"sampling\.top_p=null +sample"]),
     ],
 )
 def test_help_lists_the_settings_of_what_is_chosen(argv, lines, capsys):
@@ -153,7 +142,6 @@ def test_help_of_an_option_that_does_not_exist(capsys):
         (["check", "tiny", "dtype=bfloat16"], "'dtype=bfloat16': dtype is a flag of mmspec check: --dtype"),
         (["generate", "--image"], "argument --image: expected one argument"),
         (["generate", "drafter=egle"], "drafter 'egle' is unknown."),
-        (["generate", "tre=chain"], "setting 'tre' is unknown. Did you mean 'tree'?"),
         (["generate", "max_new_tokens=many"], "max_new_tokens=many is not valid: it must be of type int"),
         (["generate", "what is this?"], "text goes to --prompt"),
         (["generate", "--config-dir", "/no/such/folder"], "--config-dir /no/such/folder: there is no such folder"),
@@ -171,8 +159,7 @@ def test_mistakes_are_one_line_and_exit_code_2(argv, message, capsys):
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(MMSpecError, match="drafter 'egle' is unknown"):
-        run("generate", "drafter=egle", "debug=true")
+    refused(lambda: run("generate", "drafter=egle", "debug=true"), "drafter 'egle' is unknown")
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, ""])
@@ -273,12 +260,7 @@ def test_comparison_alternates_and_takes_medians():
 
 def test_every_drafter_prints_the_same_answer(model, picture, capsys):
     answers = []
-    for overrides in (
-        ["drafter=none"],
-        [],
-        ["drafter=ngram", "drafter.length=2"],
-        ["drafter.branches=2"],
-    ):
+    for overrides in (["drafter=none"], [], ["drafter=ngram", "drafter.length=2"], ["drafter.branches=2"]):
         assert run(*asked(model, picture, "--prompt", 'What\'s this, "then"?', *overrides)) == 0
         shown = capsys.readouterr()
         answer, summary, line = shown.out.removesuffix("\n").rsplit("\n", 2)
@@ -347,11 +329,8 @@ def test_several_images_and_none(model, picture, capsys):
     [
         ("max_new_tokens=0", "max_new_tokens=0 must be"),
         ("temperature=-1", "temperature=-1.0 is out of range"),
-        ("top_p=2", "top_p=2.0 is out of range"),
-        ("min_p=-1", "min_p=-1.0 is out of range"),
         ("tree=chain tree.length=0", "tree.length=0"),
         ("verifier=point_mass", "verifier=point_mass samples: give temperature= above 0, or use verifier=greedy"),
-        ("dtype=float31", "float31"),
         ("device=abacus", "device 'abacus' is not there"),
         ("--output .", "--output . is a folder"),
         ("--output /dev/null/x.json", "--output /dev/null/x.json: '/dev/null' is no folder"),
@@ -370,26 +349,11 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(override, word, model, 
     assert all(line.startswith("note: took drafter=ngram") for line in shown[:-1])
 
 
-@pytest.mark.parametrize("override", ["drafter.min_ngram=9"])
-def test_bad_values_reach_the_user_as_one_line(override, model, picture, capsys):
-    assert run(*asked(model, picture, "drafter=ngram", override)) == 2
-    assert capsys.readouterr().err == "mmspec: drafter.min_ngram=9 is larger than drafter.max_ngram=4\n"
-
-
 def test_bad_folders_reach_the_user_as_one_line(model, picture, tmp_path, capsys):
     for override in (f"drafter={tmp_path}", "target=pretrained", f"target={tmp_path}"):
         assert run(*asked(model, picture, "drafter=ngram"), override) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("mmspec: ") and shown.count("\n") == 1
-
-
-def test_corrupt_weights_reach_the_user_as_one_line(model, picture, tmp_path, capsys):
-    for file in model.iterdir():
-        content = file.read_bytes()
-        (tmp_path / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
-    assert run(*asked(tmp_path, picture, "drafter=ngram")) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("mmspec: ") and str(tmp_path) in shown and shown.count("\n") == 1
 
 
 def test_interruption_is_quiet(model, picture):

@@ -8,12 +8,12 @@ import models
 import pytest
 import torch
 from omegaconf import OmegaConf
+from refusals import refused
 from tiny_drafters import eagle_drafter
 from tiny_requests import RAGGED, case, target_of
 from torch import nn
 
 import mmspec
-from mmspec import MMSpecError
 from mmspec.compressors import (
     Compressed,
     Conv,
@@ -247,31 +247,17 @@ def test_different_questions_choose_different_branches():
 def test_training_draws_branches_as_often_as_the_gate_says():
     weights = [0.4, 0.3, 0.15, 0.1, 0.05]
     compressor, picture = elastic("selection", weights).train(), asked(4, 8)
-    sizes = {8: None, 2: 3, 0: 4}  # Prune, Pool and Conv leave as many
     torch.manual_seed(0)
-    counts, draws = [0] * 5, 600
+    run, draws = [], 600
+    for number, branch in enumerate(compressor.branches):
+        branch.register_forward_hook(lambda *_, number=number: run.append(number))
     for _ in range(draws):
-        left = compressor(picture)
-        number = sizes[len(left.embeds)]
-        if number is None:
-            pruned = bool(((left.source.dense() == 0) | (left.source.dense() == 1)).all())
-            number = 0 if pruned else 1 if not left.embeds.grad_fn or "Conv" not in names_of(left.embeds) else 2
-        counts[number] += 1
-    for count, weight in zip(counts, weights, strict=True):
-        assert abs(count / draws - weight) < 4 * (weight * (1 - weight) / draws) ** 0.5
+        compressor(picture)
+    assert len(run) == draws, "one branch each time"
+    for number, weight in enumerate(weights):
+        assert abs(run.count(number) / draws - weight) < 4 * (weight * (1 - weight) / draws) ** 0.5
     with torch.no_grad():
         assert {len(compressor(picture).embeds) for _ in range(40)} == {8}, "without gradients it is in use"
-
-
-def names_of(tensor: torch.Tensor) -> str:
-    """The operations that made a tensor."""
-    names, todo = [], [tensor.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is not None:
-            names.append(type(node).__name__)
-            todo += [parent for parent, _ in node.next_functions]
-    return " ".join(names)
 
 
 def test_the_gate_learns_although_one_branch_is_run():
@@ -336,34 +322,24 @@ def test_it_is_made_again_from_its_configuration(name):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"class": "mmspec.compressors.Gone"}, "'mmspec.compressors.Gone', which is not importable"),
-        ({"class": "nowhere.Hide"}, "'nowhere.Hide', and to import it could run anybody's code"),
         ({"class": "mmspec.trees.Chain"}, "which is no VisualCompressor"),
         ({"class": "mmspec.compressors.Pool", "edge": 3}, "unexpected keyword argument 'edge'"),
-        ({"size": 3}, "names the class None, which is no importable path"),
     ],
 )
 def test_a_configuration_of_something_else_is_refused(config, reason):
-    with pytest.raises(MMSpecError, match=reason) as caught:
-        compressor_of(config)
-    assert "\n" not in str(caught.value)
+    refused(lambda: compressor_of(config), reason)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Pool(0), "Pool: size=0 must be"),
-        (lambda: Conv(-1), "Conv: size=-1 must be"),
         (lambda: Prune(0), "Prune: keep=0 must be above 0 and at most 1"),
-        (lambda: Prune(1.1), "Prune: keep=1.1 must be above 0 and at most 1"),
         (lambda: Prune(0.5, "randomly"), "Prune: by='randomly' is unknown. Did you mean 'random'?"),
         (lambda: Resampler(0), "Resampler: queries=0 must be"),
-        (lambda: Resampler(2, heads=0), "Resampler: heads=0 must be"),
         (lambda: attached(Resampler(2, heads=3), 4), "heads=3 does not divide the hidden size 4"),
         (lambda: Elastic("fuse"), "Elastic: mode='fuse' is unknown. Did you mean 'fusion'?"),
         (lambda: Elastic(temperature=0), "Elastic: temperature=0 must be above 0"),
-        (lambda: Elastic(size=0), "size=0 must be"),
-        (lambda: Elastic(queries=0), "queries=0 must be"),
         (
             lambda: attached(Elastic(), 4)(span(2, 2, width=4)),
             "its gate reads the target's states, and this drafter has none",
@@ -379,9 +355,7 @@ def test_a_configuration_of_something_else_is_refused(config, reason):
     ],
 )
 def test_mistakes_are_one_line(make, message):
-    with pytest.raises(MMSpecError) as caught:
-        make()
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    refused(lambda: make(), message)
 
 
 # Prompts.
@@ -513,8 +487,7 @@ def test_positions_are_exact_in_half_precision():
 
 
 def test_a_prompt_without_text_is_refused():
-    with pytest.raises(MMSpecError, match="Hide: a prompt has no text beside its pictures; ask a question"):
-        compressed_prompt(Hide(), *prompt_of("..aa", "aaaa"))
+    refused(lambda: compressed_prompt(Hide(), *prompt_of("..aa", "aaaa")), "Hide: a prompt has no text beside its")
 
 
 @pytest.mark.parametrize("name", models.VISUAL)
@@ -546,24 +519,21 @@ def test_a_trained_drafter_may_look_through_a_compressor_without_weights():
     other = drafter.with_compressor(Pool(2))
     assert drafter.compressor is None and isinstance(other.compressor, Pool) and other.fc is drafter.fc
     assert type(other) is EagleDrafter and other.state_dict().keys() == drafter.state_dict().keys()
-    with pytest.raises(MMSpecError, match="this EagleDrafter was trained with Pool: leave compressor=default"):
-        other.with_compressor(Hide())
+    refused(lambda: other.with_compressor(Hide()), "this EagleDrafter was trained with Pool: leave")
 
 
 @pytest.mark.parametrize(
     ("drafter", "compressor", "message"),
     [
-        (EagleDrafter, Conv(2), "Conv has weights of its own, which this EagleDrafter was not trained with"),
-        (EagleDrafter, Elastic("fusion"), "Elastic has weights of its own, which this EagleDrafter was not trained"),
-        (HiVisDrafter, Pool(2), "this HiVisDrafter was trained with Hide: leave compressor=default"),
-        (ViSpecDrafter, Pool(2), "this ViSpecDrafter was trained with Resampler: leave compressor=default"),
-        (NGramDrafter, Pool(2), "NGramDrafter takes no compressor: choose a drafter that reads visual tokens"),
+        (EagleDrafter, Conv(2), "Conv has weights of its own, which this EagleDrafter was"),
+        (EagleDrafter, Elastic("fusion"), "Elastic has weights of its own, which this EagleDrafter"),
+        (HiVisDrafter, Pool(2), "this HiVisDrafter was trained with Hide: leave"),
+        (ViSpecDrafter, Pool(2), "this ViSpecDrafter was trained with Resampler: leave"),
+        (NGramDrafter, Pool(2), "NGramDrafter takes no compressor: choose a drafter that"),
     ],
 )
 def test_what_would_have_to_be_trained_is_refused(drafter, compressor, message):
-    with pytest.raises(MMSpecError, match=message) as caught:
-        drafter(target_of("llava", "sdpa")).with_compressor(compressor)
-    assert "\n" not in str(caught.value)
+    refused(lambda: drafter(target_of("llava", "sdpa")).with_compressor(compressor), message)
 
 
 @pytest.mark.parametrize(
@@ -573,14 +543,13 @@ def test_what_would_have_to_be_trained_is_refused(drafter, compressor, message):
         (lambda t: Hide(margin=(1, -2)), r"Hide: margin=\(1, -2\) must be two numbers"),
         (lambda t: Hide(margin=[1]), r"Hide: margin=\[1\] must be two numbers"),
         (lambda t: HiVisDrafter(t, steps=0), "HiVisDrafter: steps=0 must be at least 1"),
-        (lambda t: ViSpecDrafter(t, queries=1), "queries=1 must be at least 2, one of them for the global vector"),
+        (lambda t: ViSpecDrafter(t, queries=1), "queries=1 must be at least 2, one of them for the global"),
         (lambda t: ViSpecDrafter(t, compressor=Resampler(2)), "ViSpecDrafter: Resampler makes no summary; use Resam"),
         (lambda t: ViSpecDrafter(t, heads=5), "heads=5 does not divide the hidden size 32"),
     ],
 )
 def test_heads_refuse_what_does_not_fit_them(make, message):
-    with pytest.raises(MMSpecError, match=message):
-        make(target_of("llava", "sdpa"))
+    refused(lambda: make(target_of("llava", "sdpa")), message)
 
 
 def test_hivis_refuses_pictures_that_it_cannot_hide(monkeypatch):
@@ -592,8 +561,7 @@ def test_hivis_refuses_pictures_that_it_cannot_hide(monkeypatch):
     view = view_of(context)
     assert drafter.read(view).removed.tolist() == [4]
     monkeypatch.setattr(type(drafter.target.family), "placeholders", {5000: "image"})
-    with pytest.raises(MMSpecError, match="hiding them removed no token: .* placeholder tokens .5000. is in it"):
-        drafter.read(view)
+    refused(lambda: drafter.read(view), "hiding them removed no token: ... placeholder tokens [5000] is in it")
 
 
 def test_a_configuration_chooses_drafter_and_compressor():
@@ -606,8 +574,7 @@ def test_a_configuration_chooses_drafter_and_compressor():
     pool = configuration.compose("generate", ["compressor=pool", "compressor.size=3"]).compressor
     assert build(eagle, None).compressor is None and build(None, None) is None
     assert build(eagle, pool).compressor.size == 3
-    with pytest.raises(MMSpecError, match="drafter=none: choose a drafter"):
-        build(None, pool)
+    refused(lambda: build(None, pool), "drafter=none: choose a drafter")
 
 
 @pytest.mark.parametrize("compressor", [Hide(), Hide(packed=True), Pool(2), Prune(0.5, "similarity")])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from refusals import refused
 
 from mmspec import zoo
 from mmspec.data import METRICS, ConversationFile, EmbeddedSource, Metric
 from mmspec.data.accuracy import metrics_of
-from mmspec.errors import MMSpecError
 
 TABLE = "| label | colour | value |\n| --- | --- | --- |\n| J1 | brown | 4 |\n| K1 | orange | 14 |"
 
@@ -59,8 +59,7 @@ def test_a_task_names_one_for_all_one_for_each_or_none():
 
 @pytest.mark.parametrize("metric", ["anl", {"charts": "anl"}])
 def test_an_unknown_name_is_refused_with_the_nearest(metric):
-    with pytest.raises(MMSpecError, match="metric='anl' is unknown. Did you mean 'anls'"):
-        metrics_of(metric)
+    refused(lambda: metrics_of(metric), "metric='anl' is unknown. Did you mean 'anls'")
 
 
 def test_embedded_questions_bring_their_answer():
@@ -87,5 +86,4 @@ def test_rows_of_files_say_what_is_right(tmp_path, row, references):
 def test_answers_that_are_no_texts_matter_only_to_who_measures(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "How many?", "answers": [2]}))
     assert ConversationFile(tmp_path / "a.jsonl")[0].references == ()
-    with pytest.raises(MMSpecError, match="row 1: answers must be a list of texts, not"):
-        ConversationFile(tmp_path / "a.jsonl", metric="contains")[0]
+    refused(lambda: ConversationFile(tmp_path / "a.jsonl", metric="contains")[0], "row 1: answers must be a list of")

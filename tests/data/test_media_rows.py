@@ -11,7 +11,7 @@ import tiny_processors
 import torch
 from media_files import pictures, write_video, write_wave
 from PIL import Image
-from tiny_families import FAMILIES
+from refusals import refused
 from tiny_requests import target_of
 
 import mmspec
@@ -91,8 +91,7 @@ def test_records_keep_videos_and_sounds():
     for field in ({"videos": (np.zeros((1, 2, 2, 3)),)}, {"audio": (b"RIFF",)}):
         with pytest.raises(MMSpecError, match="in memory: save it to a file"):
             to_record(Example("a", "What?", **field))
-    with pytest.raises(MMSpecError, match="videos must be a list of paths, or of lists of paths, not"):
-        from_record({"id": "a", "prompt": "?", "videos": [3]})
+    refused(lambda: from_record({"id": "a", "prompt": "?", "videos": [3]}), "videos must be a list of paths, or of")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +181,3 @@ def test_a_sound_that_a_row_holds_is_saved_with_the_answers(folder, tmp_path):
     (answer,) = open_source(tmp_path)
     assert Path(answer.audio[0]).read_bytes() == content and Path(answer.audio[0]).parent.name == "pictures"
     assert prepare(listener, answer.prompt, audio=answer.audio).max_length > len(answer.prompt) + 10
-
-
-def test_the_tiny_models_are_those_of_the_families():
-    assert {"qwen2_5_vl", "qwen2_audio"} <= FAMILIES.keys()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from refusals import refused
 
 from mmspec.data import Example, MMSpecBenchmark, open_image
-from mmspec.errors import MMSpecError
 
 VQA, TALK, CHARTS = "general vqa", "multi-turn conversation", "chart understanding"
 ROWS = [
@@ -57,11 +57,9 @@ def test_pictures_are_found_and_a_missing_one_is_no_matter_until_it_is_opened(tm
     for index in range(len(names)):
         assert open_image(source[index].images[0], source.folder).size == (3, 2)
     assert source[0].id == "row-1" and source[0].task == ""
-    with pytest.raises(MMSpecError, match=r"test/images/absent\.png' does not exist"):
-        open_image(source[len(names)].images[0], source.folder)
+    refused(lambda: open_image(source[len(names)].images[0], source.folder), "test/images/absent.png' does not exist")
     (tmp_path / "test" / "images" / "absent.png").write_text("no picture")
-    with pytest.raises(MMSpecError, match="not in a picture format"):
-        open_image(source[len(names)].images[0], source.folder)
+    refused(lambda: open_image(source[len(names)].images[0], source.folder), "not in a picture format")
 
 
 def test_a_row_may_have_several_pictures_or_none(tmp_path):
@@ -86,16 +84,10 @@ def test_subtasks_and_count_choose_items(tmp_path):
     assert ids(count=1) == ["301", "001", "501"]
     assert ids(subtasks=[VQA]) == ["001", "002"]
     assert ids(subtasks=["Multi-turn_conversation", "general_vqa"], count=1) == ["001", "501"]
-    with pytest.raises(
-        MMSpecError, match="Did you mean 'general vqa'. Available: chart understanding, general vqa, multi"
-    ):
-        ids(subtasks=["general_vga"])
-    with pytest.raises(MMSpecError, match=r"subtasks=\[\] must be a list of names"):
-        ids(subtasks=[])
-    with pytest.raises(MMSpecError, match="subtasks='general vqa' must be a list"):
-        ids(subtasks=VQA)
-    with pytest.raises(MMSpecError, match="count=0 must be a positive number"):
-        ids(count=0)
+    refused(lambda: ids(subtasks=["general_vga"]), "Did you mean 'general vqa'. Available: chart")
+    refused(lambda: ids(subtasks=[]), "subtasks=[] must be a list of names")
+    refused(lambda: ids(subtasks=VQA), "subtasks='general vqa' must be a list")
+    refused(lambda: ids(count=0), "count=0 must be a positive number")
 
 
 def test_the_repository_the_data_and_the_split_are_all_good_folders(tmp_path):
@@ -104,17 +96,13 @@ def test_the_repository_the_data_and_the_split_are_all_good_folders(tmp_path):
     for folder in (tmp_path, data, data / "test"):
         assert len(MMSpecBenchmark(folder)) == 4
     assert len(MMSpecBenchmark(tmp_path, "testmini")) == len(MMSpecBenchmark(data / "testmini", "testmini")) == 1
-    with pytest.raises(MMSpecError, match="split 'testmin' is unknown in .* Did you mean 'testmini'"):
-        MMSpecBenchmark(tmp_path, "testmin")
-    with pytest.raises(MMSpecError, match="split 'testmini' is unknown in .*Available: test"):
-        MMSpecBenchmark(data / "test", "testmini")
+    refused(lambda: MMSpecBenchmark(tmp_path, "testmin"), "split 'testmin' is unknown in ... Did you mean 'testmini'")
+    refused(lambda: MMSpecBenchmark(data / "test", "testmini"), "split 'testmini' is unknown in ... Available: test")
 
 
 def test_a_folder_without_the_data_is_refused(tmp_path):
-    with pytest.raises(MMSpecError, match="absent' does not exist"):
-        MMSpecBenchmark(tmp_path / "absent")
-    with pytest.raises(MMSpecError, match=r"holds no test/mmspec.jsonl: give the folder dataset/MMSpec of a copy"):
-        MMSpecBenchmark(tmp_path)
+    refused(lambda: MMSpecBenchmark(tmp_path / "absent"), "absent' does not exist")
+    refused(lambda: MMSpecBenchmark(tmp_path), "holds no test/mmspec.jsonl: give the folder dataset/MMSpec")
 
 
 def test_the_description_changes_with_what_is_chosen_and_not_with_the_place(tmp_path):
@@ -130,18 +118,14 @@ def test_the_description_changes_with_what_is_chosen_and_not_with_the_place(tmp_
     ("change", "message"),
     [
         ({"turns": None}, "row 2: turns must be a list of questions, not None"),
-        ({"turns": []}, "row 2: turns must be a list of questions, not []"),
         ({"turns": ["What?", " "]}, "row 2: turns must be a list of questions, not ['What?', ' ']"),
         ({"image": 3}, "row 2: images must be a list of paths, not 3"),
-        ({"image": [3]}, "row 2: images must be a list of paths, not [3]"),
     ],
 )
 def test_a_malformed_row_is_refused_when_it_is_asked_for(change, message, tmp_path):
     source = MMSpecBenchmark(write(tmp_path, [ROWS[0], ROWS[1] | change]))
     assert source[0].id == "mmspec_301"
-    with pytest.raises(MMSpecError) as caught:
-        source[1]
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    refused(lambda: source[1], message)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +138,4 @@ def test_a_malformed_row_is_refused_when_it_is_asked_for(change, message, tmp_pa
     ],
 )
 def test_a_file_that_is_no_benchmark_is_refused(rows, message, tmp_path):
-    with pytest.raises(MMSpecError) as caught:
-        MMSpecBenchmark(write(tmp_path, rows))
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    refused(lambda: MMSpecBenchmark(write(tmp_path, rows)), message)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from media_files import jpeg
 from PIL import Image
+from refusals import refused
 
 from mmspec import zoo
 from mmspec.data import ConversationFile, EmbeddedSource, Example, MediaFolder, open_image
-from mmspec.errors import MMSpecError
 from mmspec.media.pictures import load_image
 from mmspec.training.answers import open_source
 
@@ -138,8 +138,7 @@ def test_single_questions_are_read_too(name, tmp_path):
 def test_count_takes_the_first_questions(tmp_path):
     assert read(tmp_path / "data.json", ROWS, count=3) == EXAMPLES[:3]
     assert read(tmp_path / "data.json", ROWS, count=99) == EXAMPLES
-    with pytest.raises(MMSpecError, match="count=0 must be a positive number"):
-        ConversationFile(tmp_path / "data.json", count=0)
+    refused(lambda: ConversationFile(tmp_path / "data.json", count=0), "count=0 must be a positive number")
 
 
 def test_pictures_may_be_in_another_folder(tmp_path):
@@ -147,8 +146,7 @@ def test_pictures_may_be_in_another_folder(tmp_path):
     Image.new("RGB", (5, 4)).save(tmp_path / "pictures" / "a.jpg")
     source = ConversationFile(write(tmp_path / "data.json", ROWS), images=tmp_path / "pictures")
     assert open_image(source[0].images[0], source.folder).size == (5, 4)
-    with pytest.raises(MMSpecError, match="absent' does not exist"):
-        ConversationFile(tmp_path / "data.json", images=tmp_path / "absent")
+    refused(lambda: ConversationFile(tmp_path / "data.json", images=tmp_path / "absent"), "absent' does not exist")
 
 
 def test_a_parquet_file_may_hold_the_pictures(tmp_path):
@@ -162,8 +160,7 @@ def test_a_parquet_file_may_hold_the_pictures(tmp_path):
     source = ConversationFile(write(tmp_path / "data.parquet", rows))
     assert [open_image(image).size for image in source[0].images] == [(6, 5), (6, 5)]
     assert source[1].images == ("b.jpg",)
-    with pytest.raises(MMSpecError, match="row 3: image in the row is not in a picture format"):
-        source[2]
+    refused(lambda: source[2], "row 3: image in the row is not in a picture format")
 
 
 def test_pictures_that_datasets_wrote_are_read(tmp_path):
@@ -180,21 +177,16 @@ def test_pictures_that_datasets_wrote_are_read(tmp_path):
     ("row", "message"),
     [
         ({"conversations": "hello"}, "row 2: the conversation must be a list of messages, not 'hello'"),
-        ({"conversations": ["hello"]}, "row 2: the conversation must be a list of messages"),
         ({"conversations": [{"from": "human"}]}, "row 2: a message must hold text, not None"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "row 2: a message must hold text, not 3"),
         ({"prompt": 3}, "row 2: prompt must be text, not 3"),
         ({"prompt": "?", "image": 3}, "row 2: a picture must be a path, not 3"),
         ({"prompt": "?", "image": [{"file": "x"}]}, "row 2: a picture must be a path, not None"),
         ({"prompt": "<image> What?"}, "row 2: the text has 1 places for pictures (<image>) but the row names 0: name"),
-        ({"prompt": "Is <image> <image>?", "image": "a.jpg"}, "2 places for pictures (<image>) but the row names 1"),
         ({"conversations": [turn("human", "<image>\nWhat?")]}, "1 places for pictures (<image>) but the row names 0"),
         ({"prompt": "?", "video": 3}, "row 2: a video must be a path, not 3"),
         ({"prompt": "?", "audio": [{"path": ""}]}, "row 2: a sound must be a path, not ''"),
-        ({"conversations": [turn("human", "<video>\nWhat?")]}, "1 places for videos (<video>) but the row names 0"),
         ({"conversations": [turn("human", "<sound>\nWhat?")]}, "the text has '<sound>'; a sound stands at <audio>"),
         ({"prompt": "<audio> or <audio>?", "audio": "a.wav"}, "2 places for sounds (<audio>) but the row names 1"),
-        ({"messages": [said({"type": "image"})]}, "1 places for pictures (<image>) but the row names 0"),
         ({"messages": [said({"type": "image", "base64": "*"})]}, "row 2: image in a message is not base64"),
         ({"messages": [said({"type": "image", "image": "data:image/png;base64,AA=="})]}, "not in a picture format"),
         ({"messages": [{"role": "system", "content": [{"type": "image", "path": "a"}]}]}, None),
@@ -207,34 +199,26 @@ def test_a_malformed_row_is_refused_when_it_is_asked_for(row, message, tmp_path)
     if message is None:  # there is nothing to ask
         assert len(source) == 1
         return
-    with pytest.raises(MMSpecError) as caught:
-        source[1]
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    refused(lambda: source[1], message)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("data.json", "[{}, {]", "data.json is not JSON: Expecting property name"),
-        ("data.json", "[{} {}]", "data.json is not JSON: Expecting ',' delimiter"),
-        ("data.json", '[{"id": 1}', "data.json is not JSON: Expecting ',' delimiter"),
-        ("data.json", "[", "data.json is not JSON"),
         ("data.json", "[3]", "row 1 must be an object with keys, not 3"),
         ("data.json", "{\n", "row 1 is not JSON"),
         ("data.jsonl", '{"id": 1}\nhello\n', "row 2 is not JSON"),
         ("data.jsonl", b'{"id": "\xff"}\n', "row 1 is not JSON"),
         ("data.json", "", "has no question in its 0 rows"),
-        ("data.json", "[]", "has no question in its 0 rows"),
-        ("data.jsonl", '{"id": 1}\n', "has no question in its 1 rows: it needs one of 'conversations', 'messages'"),
+        ("data.jsonl", '{"id": 1}\n', "has no question in its 1 rows: it needs one of"),
         ("data.parquet", "hello", "cannot be read as Parquet"),
         ("data.csv", "a,b", "is none of .json, .jsonl, .ndjson, .parquet"),
     ],
 )
 def test_a_file_that_is_no_data_is_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(MMSpecError) as caught:
-        ConversationFile(tmp_path / name)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    refused(lambda: ConversationFile(tmp_path / name), message)
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
@@ -245,10 +229,8 @@ def test_marks_and_blank_lines_do_not_matter(name, tmp_path):
 
 
 def test_an_absent_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(MMSpecError, match="'.*absent.json' does not exist"):
-        ConversationFile(tmp_path / "absent.json")
-    with pytest.raises(MMSpecError, match="is a folder, not a file"):
-        ConversationFile(tmp_path)
+    refused(lambda: ConversationFile(tmp_path / "absent.json"), "absent.json' does not exist")
+    refused(lambda: ConversationFile(tmp_path), "is a folder, not a file")
 
 
 # Pictures among the texts
@@ -364,9 +346,7 @@ def test_more_embedded_examples_leave_the_first_where_they_are():
     ],
 )
 def test_embedded_settings_are_checked(options, message):
-    with pytest.raises(MMSpecError) as caught:
-        EmbeddedSource(**options)
-    assert message in str(caught.value)
+    refused(lambda: EmbeddedSource(**options), message)
 
 
 # Folders of pictures
@@ -395,12 +375,9 @@ def test_every_picture_is_asked_every_prompt(tmp_path):
 
 
 def test_an_image_folder_needs_pictures_and_prompts(tmp_path):
-    with pytest.raises(MMSpecError, match="holds no picture, video or sound whose suffix is known: .*\\.png"):
-        MediaFolder(tmp_path)
-    with pytest.raises(MMSpecError, match="absent' does not exist"):
-        MediaFolder(tmp_path / "absent")
-    with pytest.raises(MMSpecError, match="must be a list of texts, at least one"):
-        MediaFolder(tmp_path, [" "])
+    refused(lambda: MediaFolder(tmp_path), "holds no picture, video or sound whose ... .png")
+    refused(lambda: MediaFolder(tmp_path / "absent"), "absent' does not exist")
+    refused(lambda: MediaFolder(tmp_path, [" "]), "must be a list of texts, at least one")
 
 
 # What a path holds
@@ -408,7 +385,5 @@ def test_an_image_folder_needs_pictures_and_prompts(tmp_path):
 
 def test_a_path_tells_what_it_holds(tmp_path):
     assert list(open_source(write(tmp_path / "data.json", ROWS))) == EXAMPLES
-    with pytest.raises(MMSpecError, match=r"no answers in .*: run `mmspec distill --output .*` first"):
-        open_source(tmp_path)
-    with pytest.raises(MMSpecError, match="which does not exist: run `mmspec distill"):
-        open_source(tmp_path / "absent")
+    refused(lambda: open_source(tmp_path), "no answers in ... : run `mmspec distill --output ... ` first")
+    refused(lambda: open_source(tmp_path / "absent"), "which does not exist: run `mmspec distill")

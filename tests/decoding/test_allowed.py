@@ -5,6 +5,7 @@ from __future__ import annotations
 import models
 import pytest
 import torch
+from refusals import refused
 from tiny_drafters import blurred_drafter
 from tiny_requests import target_of
 from transformers import PrefixConstrainedLogitsProcessor
@@ -114,9 +115,7 @@ def test_a_dead_end_is_told_when_the_text_gets_there_and_not_before(fails):
         with pytest.raises(KeyError, match="no way on"):
             run(5)
     else:
-        with pytest.raises(MMSpecError, match=r"allows no token in row 0 after 13 tokens, the last of them \[") as told:
-            run(5)
-        assert "\n" not in str(told.value)
+        refused(lambda: run(5), "allows no token in row 0 after 13 tokens, the last of them [")
 
 
 def test_a_row_that_has_ended_is_asked_about_no_more():
@@ -140,7 +139,7 @@ def test_a_derived_class_is_refused_as_it_numbers_nodes():
         pass
 
     target = target_of("llama", "sdpa")
-    with pytest.raises(MMSpecError, match="logits_processor holds a Own, which cannot judge the nodes of a tree"):
+    with pytest.raises(MMSpecError, match="logits_processor holds a Own, which cannot judge the nodes"):
         mmspec.generate(
             target, inputs=models.inputs_for("llama", [0], [9]), logits_processor=[Own(by_row_and_token, 1)]
         )
@@ -153,8 +152,7 @@ def test_failures_are_kept_for_as_long_as_they_may_matter():
     rule.settle(0, [1, 4], 1, 1, False)  # the text went another way
     rule.settle(0, [1, 3, 0], 2, 1, False)  # which is all that is known of it
     rule(torch.tensor([[1, 4]]), torch.zeros(1, 5), [0])
-    with pytest.raises(MMSpecError, match="allows no token in row 0"):
-        rule.settle(0, [1, 4, 2], 2, 1, False)
+    refused(lambda: rule.settle(0, [1, 4, 2], 2, 1, False), "allows no token in row 0")
 
 
 def test_criteria_that_go_by_the_number_of_a_row_are_refused():
@@ -162,5 +160,5 @@ def test_criteria_that_go_by_the_number_of_a_row_are_refused():
         return torch.tensor([True, False])
 
     target = target_of("llama", "sdpa")
-    with pytest.raises(MMSpecError, match="stopping_criteria holds both, which gave 2 answers about one row"):
+    with pytest.raises(MMSpecError, match="stopping_criteria holds both, which gave 2 answers about"):
         mmspec.generate(target, inputs=models.inputs_for("llama", [0] * 2, [9, 5]), stopping_criteria=[both])

@@ -36,10 +36,6 @@ def default(dtype: torch.dtype | None = None, device: str | None = None) -> Iter
         torch.set_default_device(None)
 
 
-def ragged(name: str) -> dict:
-    return ragged_inputs(name)
-
-
 @pytest.mark.parametrize(
     ("name", "attention", "weights", "cast"),
     [
@@ -52,7 +48,7 @@ def ragged(name: str) -> dict:
 def test_autocast(name, attention, weights, cast):
     """A ragged batch differs from what `generate` writes under the same autocast by near-ties alone, and so does what
     is drafted, with a target that was made outside; one that was made inside is exact outside."""
-    model, inputs = models.MODELS[name](attention).to(weights), ragged(name)
+    model, inputs = models.MODELS[name](attention).to(weights), ragged_inputs(name)
     target = Target(model)
     drafters = [DraftModelDrafter(target, models.blurred(model), own_mode(name))]
     drafters.append(models.redraw(EagleDrafter(target), 8).to(weights))

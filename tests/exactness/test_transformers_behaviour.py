@@ -11,6 +11,7 @@ import models
 import pytest
 import torch
 import transformers
+from tiny_families import FAMILIES
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -266,33 +267,9 @@ def test_hooks_before_layers_see_the_entering_states(name):
     assert (model.get_output_embeddings()(seen[3]) - out.logits).abs().max() < CLOSE
 
 
-def qwen3_vl():
-    """A tiny Qwen3-VL whose second and third layer get visual features."""
-    config = transformers.Qwen3VLConfig(
-        text_config=models.TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
-        vision_config={
-            "hidden_size": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "out_hidden_size": 32,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        image_token_id=models.IMAGE,
-        video_token_id=models.VIDEO,
-        vision_start_token_id=models.VISION_START,
-        vision_end_token_id=models.VISION_END,
-    )
-    return models.rescale(transformers.Qwen3VLForConditionalGeneration._from_config(config), 0)
-
-
 def test_deep_features_join_behind_a_layers_own_hooks():
     """`capture` reads entering states for this: they hold what DeepStack adds, and a layer's output does not."""
-    model, inputs, seen = qwen3_vl(), models.inputs_for("qwen_vl", [1]), {}
+    model, inputs, seen = FAMILIES["qwen3_vl"].build(), models.inputs_for("qwen_vl", [1]), {}
     layers = model.get_decoder().layers
     layers[0].register_forward_hook(
         lambda _, args, output: seen.update(left=output[0] if isinstance(output, tuple) else output)
@@ -308,7 +285,7 @@ def test_deep_features_join_behind_a_layers_own_hooks():
 
 def test_the_language_model_takes_deep_features_that_the_outer_model_drops():
     """`Qwen3VL.forward`: prompts go to the language model directly."""
-    model, inputs = qwen3_vl(), models.inputs_for("qwen_vl", [1])
+    model, inputs = FAMILIES["qwen3_vl"].build(), models.inputs_for("qwen_vl", [1])
     expected = model(**inputs).logits
     found = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
     # Per layer all pictures, in one tensor or (as of 5.23) in one each.

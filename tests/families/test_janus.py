@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import MODELS, PAD, VISION_START, blurred, inputs_for, llama, one_row, reference
+from refusals import refused
 from tiny_janus import CODES, START, TOKENS, janus, processor
 from toys import Scripted, cut
 from transformers import DynamicCache
@@ -99,8 +100,7 @@ def test_a_draft_model_is_led_as_the_target_is(painter, writer, expected):
     drafter = DraftModelDrafter(writer, writer.model, "text_only", tree=Chain(4))
     led = mmspec.generate(writer, drafter, **options, negative_prompt=padded([[1, 2], [3, 4, 5, 6]]))
     assert led.stats.mean_acceptance_length == 5
-    with pytest.raises(MMSpecError, match="target vocab is 40 but the drafter's is 32"):
-        DraftModelDrafter(painter, janus(codes=32), "text_only")
+    refused(lambda: DraftModelDrafter(painter, janus(codes=32), "text_only"), "target vocab is 40 but the drafter's is")
 
 
 def test_the_scale_and_the_attention_matter(painter, expected):
@@ -181,17 +181,15 @@ def test_the_processor_writes_the_prompt_and_shows_the_picture(painter):
     assert other != out.token_ids
     four = mmspec.generate(target, **options, temperature=1e-4, num_return_sequences=2).token_ids
     assert four == [row for row in other for _ in range(2)]
-    with pytest.raises(MMSpecError, match="draw: picture 1 has 3 of 16 tokens"):
-        target.draw([out.token_ids[0], out.token_ids[1][:3]])
-    with pytest.raises(MMSpecError, match="1 images were given but JanusForConditionalGeneration takes none"):
-        mmspec.generate(target, prompt="a cab", images=[first])
+    refused(lambda: target.draw([out.token_ids[0], out.token_ids[1][:3]]), "draw: picture 1 has 3 of 16 tokens")
+    refused(lambda: mmspec.generate(target, prompt="a cab", images=[first]), "1 images were given but")
 
 
 def test_rules_find_what_the_ids_mean_on_the_target(painter):
     space = painter.space
     assert space.codes == (0, CODES - 1) and space.codebook.shape == (CODES, 8)
     assert space.grid == (4, 4) and space.length == TOKENS and space.bins is None
-    with pytest.raises(MMSpecError, match=r"Distance needs to know .* or set target.space = TokenSpace\(bins="):
+    with pytest.raises(MMSpecError, match=r"Distance needs to know.*or set target\.space = TokenSpace\(bins="):
         mmspec.generate(painter, inputs=prompts(), verifier=TreeWalk(Distance(2)))
     robot = Target(llama())
     robot.space = TokenSpace(bins=(10, 40))
@@ -217,16 +215,13 @@ def test_what_is_wrong_is_said_in_a_line(painter):
         with pytest.raises(MMSpecError, match=message) as error:
             mmspec.generate(painter, inputs=prompts(), **{name: value})
         assert "\n" not in str(error.value)
-    with pytest.raises(MMSpecError, match="negative_prompt= is what guidance leads away from: give guidance_scale="):
+    with pytest.raises(MMSpecError, match="negative_prompt= is what guidance leads away from: give"):
         mmspec.generate(Target(llama()), inputs=inputs_for("llama", [0]), negative_prompt=padded([[1]]))
-    with pytest.raises(MMSpecError, match=r"writes='image': model type 'llama' does not; .* of type janus"):
-        Target(llama(), writes="image")
-    with pytest.raises(MMSpecError, match="writes text here, and no picture"):
-        Target(painter.model).draw([[1] * TOKENS])
+    refused(lambda: Target(llama(), writes="image"), "writes='image': model type 'llama' does not; ... of type janus")
+    refused(lambda: Target(painter.model).draw([[1] * TOKENS]), "writes text here, and no picture")
     lacking = Target(janus(), writes="image")
     lacking.model.generation_config.generation_kwargs = None
-    with pytest.raises(MMSpecError, match="need generation_kwargs.* in model.generation_config"):
-        mmspec.generate(lacking, inputs=prompts())
+    refused(lambda: mmspec.generate(lacking, inputs=prompts()), "need generation_kwargs ... in model.generation_config")
 
 
 # The same model, which writes text.

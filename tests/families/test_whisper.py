@@ -10,6 +10,7 @@ import pytest
 import torch
 from heads import guesses_of
 from models import blurred, llama
+from refusals import refused
 from tiny_whisper import (
     ID,
     PROMPTS,
@@ -117,11 +118,12 @@ def test_the_texts_depend_on_the_sounds_and_on_what_came_before():
 
 
 @pytest.mark.parametrize("mode", ["own_vision", "shared_encoder"])
-def test_a_draft_model_that_is_the_target_is_always_right(mode):
-    drafter = DraftModelDrafter(target_of(), target_of().model, mode, tree=Chain(4))
+@pytest.mark.parametrize(("tree", "length"), [("chain", 5), ("static", 4)])
+def test_a_draft_model_that_is_the_target_is_always_right(mode, tree, length):
+    drafter = DraftModelDrafter(target_of(), target_of().model, mode, tree=TREES[tree])
     out = mmspec.generate(target_of(), drafter, inputs=inputs_for(), max_new_tokens=NEW)
     whole = [record.emitted for record in out.stats.rounds if all(record.emitted)][:-1]
-    assert out.token_ids == expected() and whole and all(emitted == [5, 5, 5] for emitted in whole)
+    assert out.token_ids == expected() and whole and all(emitted == [length] * 3 for emitted in whole)
 
 
 def test_rows_end_where_generate_ends_them():
@@ -196,13 +198,6 @@ def test_a_mistake_shows(mistake, monkeypatch):
         assert not mmspec.check.check_target(Target(target_of().model)).ok
 
 
-@pytest.mark.parametrize("mode", ["own_vision", "shared_encoder"])
-def test_without_a_mistake_nothing_shows(mode):
-    drafter = DraftModelDrafter(target_of(), target_of().model, mode, tree=TREES["static"])
-    out = mmspec.generate(target_of(), drafter, inputs=inputs_for(), max_new_tokens=NEW)
-    assert out.token_ids == expected() and out.stats.mean_acceptance_length > 3
-
-
 def test_the_self_check_passes():
     report = target_of().check()
     assert report.ok and max(finding.relative for finding in report.findings) < 1e-4
@@ -237,8 +232,7 @@ def test_timestamps_are_those_of_generate():
     out = mmspec.generate(target, drafter, inputs=inputs_for(prompts), max_new_tokens=NEW)
     assert out.token_ids == want and out.stats.num_accepted_draft_tokens > 0
     del model.generation_config.no_timestamps_token_id
-    with pytest.raises(MMSpecError, match="return_timestamps=True but no no_timestamps_token_id"):
-        mmspec.generate(target, inputs=inputs_for(prompts))
+    refused(lambda: mmspec.generate(target, inputs=inputs_for(prompts)), "return_timestamps=True but no")
 
 
 def test_a_sampled_text_does_not_depend_on_the_drafter():
@@ -404,28 +398,26 @@ def test_an_adapter_of_peft_may_be_on_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"audio": (sound(1, 1.2), RATE)}, r"its sound lasts 1\.2 seconds, but .* hears 1 at a time: cut it"),
+        ({"audio": (sound(1, 1.2), RATE)}, "its sound lasts 1.2 seconds, but ... hears 1 at a time: cut it"),
         ({"audio": (sound(1), 8000)}, "8000 samples a second, but the model reads 16000: resample it"),
         ({"audio": []}, "audio is an empty list"),
         ({"prompt": "hello"}, "prompt 0 has 0 sounds in 1 messages"),
         ({"prompt": "hello", "audio": [(sound(1), RATE)] * 2}, "prompt 0 has 2 sounds in 1 messages"),
-        ({"prompt": "<|en|> a", "audio": (sound(1), RATE)}, r"prompt 0: .* special token: <\|en\|>"),
-        ({"audio": (sound(1), RATE), "system": "a"}, "system= goes with prompt=; without one, Wh.* audio= alone"),
+        ({"prompt": "<|en|> a", "audio": (sound(1), RATE)}, "prompt 0: ... special token: <|en|>"),
+        ({"audio": (sound(1), RATE), "system": "a"}, "system= goes with prompt=; without one, Wh ... audio= alone"),
         ({"audio": (sound(1), RATE), "images": "a.png"}, "images= goes with prompt="),
         ({"audio": (sound(1), RATE), "chat_template_kwargs": {"language": "klingon"}}, "Unsupported language: klingon"),
         ({"audio": (sound(1), RATE), "chat_template_kwargs": {"task": "sing"}}, "The `sing` task is not supported"),
-        ({"audio": (sound(1), RATE), "chat_template_kwargs": {"lang": "en"}}, "has 'lang', .* language and task only"),
+        ({"audio": (sound(1), RATE), "chat_template_kwargs": {"lang": "en"}}, "has 'lang', ... language and task only"),
         ({"inputs": {"input_ids": [START]}}, "listens, and no sound was given; pass audio="),
-        ({"inputs": {"input_features": features((1,)).numpy()}}, "is a ndarray; call .* return_tensors='pt'"),
-        ({"inputs": inputs_for([START]) | {"input_features": features((1,))[:, :4]}}, r"reads \(1, 8, 100\), a window"),
-        ({"inputs": {"input_features": features((1,)).repeat(1, 1, 2)}}, r"\(1, 8, 200\), .* cut what is longer"),
+        ({"inputs": {"input_features": features((1,)).numpy()}}, "is a ndarray; call ... return_tensors='pt'"),
+        ({"inputs": inputs_for([START]) | {"input_features": features((1,))[:, :4]}}, "reads (1, 8, 100), a window"),
+        ({"inputs": {"input_features": features((1,)).repeat(1, 1, 2)}}, "(1, 8, 200), ... cut what is longer"),
         ({"inputs": inputs_for()["decoder_input_ids"]}, "inputs is a Tensor"),
     ],
 )
 def test_what_cannot_be_heard_is_refused(options, message):
-    with pytest.raises(MMSpecError, match=message) as error:
-        prepare(target_of(), **options)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 1500
+    refused(lambda: prepare(target_of(), **options), message)
 
 
 def test_what_does_not_fit_a_whisper_is_refused(tmp_path):
@@ -433,7 +425,10 @@ def test_what_does_not_fit_a_whisper_is_refused(tmp_path):
     model = target_of().model
     cases = [
         (lambda: mmspec.generate(target_of(), **listening, max_new_tokens=56), "ask for max_new_tokens=55 at most"),
-        (lambda: Target(model, compile=True), "compile=true: passes of WhisperForConditionalGeneration, .* leave comp"),
+        (
+            lambda: Target(model, compile=True),
+            "compile=true: passes of WhisperForConditionalGeneration, ... leave comp",
+        ),
         (lambda: mmspec.generate(Target(decoder_alone()), **listening, max_new_tokens=9), "is a decoder alone"),
         (lambda: DraftModelDrafter(target_of(), model, "text_only"), "use 'own_vision' or 'shared_encoder'"),
         (lambda: DraftModelDrafter(target_of(), decoder_alone()), "takes none; use mode='shared_encoder'"),
@@ -445,16 +440,12 @@ def test_what_does_not_fit_a_whisper_is_refused(tmp_path):
         ),
     ]
     for call, message in cases:
-        with pytest.raises(MMSpecError, match=message) as error:
-            call()
-        assert "\n" not in str(error.value)
+        refused(call, message)
     assert len(mmspec.generate(target_of(), **listening, max_new_tokens=55).token_ids[0]) == 55  # to the last position
     deaf = whisper()
     deaf.generation_config.no_speech_threshold = 0.5
-    with pytest.raises(MMSpecError, match=r"no_speech_threshold=0\.5, which mmspec does not apply"):
-        mmspec.generate(Target(deaf), **listening)
+    refused(lambda: mmspec.generate(Target(deaf), **listening), "no_speech_threshold=0.5, which mmspec does not apply")
     text = T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=9))
     text.save_pretrained(tmp_path)
     for load in (lambda: Target(text), lambda: mmspec.load_target(str(tmp_path), device="cpu")):
-        with pytest.raises(MMSpecError, match="model type 't5' is an encoder-decoder model, .* of type whisper only"):
-            load()
+        refused(load, "model type 't5' is an encoder-decoder ... of type whisper only")

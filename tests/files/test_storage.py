@@ -7,8 +7,8 @@ import sys
 import threading
 
 import pytest
+from refusals import refused
 
-from mmspec.errors import MMSpecError
 from mmspec.files import storage
 
 
@@ -52,8 +52,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 
 def test_a_folder_is_held_by_one(tmp_path):
     lock = storage.hold_folder(tmp_path, "choose another output folder")
-    with pytest.raises(MMSpecError, match="is being written by another process: choose another output folder"):
-        storage.hold_folder(tmp_path, "choose another output folder")
+    refused(lambda: storage.hold_folder(tmp_path, "choose another output folder"), "is being written by another")
     imports = "from pathlib import Path; from mmspec.files.storage import hold_folder"
     held = f"{imports}; hold_folder(Path({str(tmp_path)!r}), '')"
     assert "is being written" in subprocess.run([sys.executable, "-c", held], capture_output=True, text=True).stderr

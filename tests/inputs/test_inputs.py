@@ -10,14 +10,13 @@ import pytest
 import torch
 from models import IMAGE, inputs_for, llama, llava
 from PIL import Image
+from refusals import refused
 
 import mmspec
 from mmspec import Target, zoo
-from mmspec.errors import MMSpecError
 from mmspec.inputs import Request, prepare
 from mmspec.inputs.processing import apply_template
 from mmspec.inputs.prompts import conversation_of
-from mmspec.media import load_image
 
 TALK = ("What is this?", "A red square.", "And below it?")
 """A conversation: a question, what the model answered, and the next question."""
@@ -26,24 +25,6 @@ TALK = ("What is this?", "A red square.", "And below it?")
 @pytest.fixture(scope="module")
 def tiny():
     return mmspec.load_target("tiny")
-
-
-def said(role: str, text: str, images: int = 0) -> dict:
-    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
-
-
-def test_pictures_as_arrays():
-    """NumPy arrays of 8-bit RGB values are read as the PIL pictures that they were made from."""
-    target, picture = mmspec.load_target("tiny"), zoo.demo_image()
-    array = np.asarray(picture)
-    assert np.array_equal(np.asarray(load_image(array)), array) and array.shape[-1] == 3
-    assert np.array_equal(np.asarray(load_image(array[:, ::-1])), array[:, ::-1]), "strides"
-    options = {"prompt": "Describe the picture.", "max_new_tokens": 6}
-    want = mmspec.generate(target, images=[picture], **options).token_ids
-    assert mmspec.generate(target, images=[array], **options).token_ids == want
-    assert mmspec.generate(target, images=array, **options).token_ids == want
-    black = mmspec.generate(target, images=[np.zeros_like(array)], **options).token_ids
-    assert black != want, "the picture makes no difference: the test is blind"
 
 
 def test_placeholders_and_padding_may_lie_outside_the_vocabulary():
@@ -71,24 +52,6 @@ def test_numbers_of_other_types():
 # Conversations
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_conversation_is_written_by_the_chat_template(tiny, count):
-    messages = [said("user", TALK[0], count), said("assistant", TALK[1]), said("user", TALK[2])]
-    text = tiny.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert text.index("<image>" * count) < text.index(TALK[0]), "pictures come first"
-    pictures = [zoo.sample("scenes", "test", number).image for number in range(count)]
-    want = tiny.processor(
-        text=[text], images=[pictures] if pictures else None, return_tensors="pt", add_special_tokens=False
-    )
-    request = prepare(tiny, [TALK], [pictures])
-    assert torch.equal(request.inputs["input_ids"], want["input_ids"])
-    assert ("pixel_values" in want) == bool(count)
-    if count:
-        assert torch.equal(request.inputs["pixel_values"], want["pixel_values"])
-    (asked,) = request.conversations
-    assert [message.texts[0] for message in asked] == list(TALK) and request.images == [pictures]
-
-
 def test_a_tokenizer_writes_conversations_as_plain_text(tiny):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }} {% endfor %}"
@@ -97,44 +60,21 @@ def test_a_tokenizer_writes_conversations_as_plain_text(tiny):
     assert ids == tokenizer("user: What is this? assistant: A red square. user: And below it? ")["input_ids"]
 
 
-def test_questions_and_conversations_share_a_batch(tiny):
-    prompts = [TALK, "Describe the picture.", (TALK[2],), ("What is this?", "", "Is it?")]
-    pictures = [zoo.sample("scenes", "test", number).image for number in range(4)]
-    together = mmspec.generate(tiny, prompt=prompts, images=pictures, max_new_tokens=8)
-    for row, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        alone = mmspec.generate(tiny, prompt=[prompt], images=[picture], max_new_tokens=8)
-        assert together.token_ids[row] == alone.token_ids[0]
-    single, question = prepare(tiny, [(TALK[2],)]), prepare(tiny, TALK[2])
-    assert single.token_ids() == question.token_ids()
-    assert prepare(tiny, [TALK]).token_ids() != question.token_ids()
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("What?", "That."), "prompt 1 is a conversation of 2 texts; it must be of odd length"),
+        (("What?", "That."), "prompt 1 is a conversation of 2 texts ... it must be of odd length"),
         ((), "prompt 1 is a conversation of 0 texts"),
         (("What?", "That.", " "), "prompt 1, text 3 of 3 is empty: ' '; say what you want to know"),
         (("", "That.", "Why?"), "prompt 1, text 1 of 3 is empty"),
-        (("What?", None, "Why?"), "prompt 1, text 2 of 3 is None, which is no text; a conversation is a tuple of str"),
+        (("What?", None, "Why?"), "prompt 1, text 2 of 3 is None, which is no ... a conversation is a tuple of"),
         ((["What?"],), "prompt 1, text 1 of 1 is ['What?'], which is no text"),
-        (["What?", "That.", "Why?"], "which is no text; pass a list of str, one per row, or of tuples of str"),
+        (["What?", "That.", "Why?"], "which is no text ... pass a list of str, one per"),
         (" ", "prompt 1 is empty: ' '"),
     ],
 )
 def test_what_is_no_conversation_is_refused(tiny, row, message):
-    with pytest.raises(MMSpecError) as caught:
-        prepare(tiny, ["What?", row])
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_processor_without_a_chat_template_reads_no_conversation(tiny):
-    processor = copy.deepcopy(tiny.processor)
-    processor.chat_template = processor.tokenizer.chat_template = None
-    mute = Target(tiny.model, processor)
-    with pytest.raises(MMSpecError, match="prompt 1 is a conversation, but .* has no chat template"):
-        prepare(mute, ["What?", TALK])
-    assert prepare(mute, [("What?",)]).token_ids() == prepare(mute, "What?").token_ids()
+    refused(lambda: prepare(tiny, ["What?", row]), message)
 
 
 @pytest.mark.parametrize("knows", ["parts of messages", "texts alone"])
@@ -158,13 +98,9 @@ def test_a_chat_template_of_the_tokenizer_alone_is_used(tiny, knows):
     ):
         assert prepare(other, [prompt], [images]).token_ids() == prepare(tiny, [prompt], [images]).token_ids()
     processor.tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    with pytest.raises(
-        MMSpecError, match="prompt 1: the chat template of LlavaProcessor does not take it: what it write"
-    ):
-        prepare(other, ["What?", TALK])
+    refused(lambda: prepare(other, ["What?", TALK]), "prompt 1: the chat template of LlavaProcessor does not")
     processor.tokenizer.chat_template = "{{ raise_exception('only one turn') }}"
-    with pytest.raises(MMSpecError, match="prompt 0: the chat template of .* does not take it: only one turn"):
-        prepare(other, ["What?"])
+    refused(lambda: prepare(other, ["What?"]), "prompt 0: the chat template of ... does not take it: only one turn")
 
 
 # Pictures at their places
@@ -195,26 +131,24 @@ def test_a_marker_says_where_a_picture_stands(tiny):
 @pytest.mark.parametrize(
     ("prompt", "count", "message"),
     [
-        ("What is <image>?", 0, "prompt 1 has 1 <image> but 0 pictures: give as many pictures as markers"),
-        ("<image>", 1, "prompt 1 has a question of pictures alone: say what you want to know"),
+        ("What is <image>?", 0, "prompt 1 has 1 <image> but 0 pictures: give as many"),
+        ("<image>", 1, "prompt 1 has a question of pictures alone: say what you"),
         ("<image> <image> What?", 1, "prompt 1 has 2 <image> but 1 pictures"),
-        (
-            ("What?", "<image>", "Why?"),
-            1,
-            "prompt 1: an answer of the conversation has '<image>', which this model takes",
-        ),
+        (("What?", "<image>", "Why?"), 1, "prompt 1: an answer of the conversation has '<image>'"),
     ],
 )
 def test_markers_that_do_not_fit_are_refused(tiny, prompt, count, message):
-    with pytest.raises(MMSpecError) as caught:
-        mmspec.generate(tiny, prompt=["What?", prompt], images=[[], [zoo.demo_image()] * count], max_new_tokens=2)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    refused(
+        lambda: mmspec.generate(
+            tiny, prompt=["What?", prompt], images=[[], [zoo.demo_image()] * count], max_new_tokens=2
+        ),
+        message,
+    )
 
 
 def test_the_tokens_of_a_family_are_no_markers(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny.processor), "boi_token", "<start_of_image>", raising=False)
-    with pytest.raises(MMSpecError, match="prompt 0: it has '<start_of_image>', which this model takes for a picture"):
-        prepare(tiny, "What is <start_of_image>?", [zoo.demo_image()])
+    refused(lambda: prepare(tiny, "What is <start_of_image>?", [zoo.demo_image()]), "prompt 0: it has")
 
 
 def test_what_a_processor_refuses_is_said_with_its_row(tiny):
@@ -229,18 +163,14 @@ def test_what_a_processor_refuses_is_said_with_its_row(tiny):
     processor.__class__ = Narrow
     narrow = Target(tiny.model, processor)
     pictures = [zoo.demo_image(), Image.new("RGB", (4000, 8))]
-    with pytest.raises(MMSpecError) as caught:
-        mmspec.generate(narrow, prompt=["What?", "Why?"], images=pictures)
-    assert "prompt 1: Narrow does not take it or its pictures: aspect ratio must be smaller than 200," in str(
-        caught.value
+    refused(
+        lambda: mmspec.generate(narrow, prompt=["What?", "Why?"], images=pictures),
+        "prompt 1: Narrow does not take it or its pictures: aspect",
     )
 
 
 def test_a_tokenizer_reads_no_pictures(tiny):
-    with pytest.raises(
-        MMSpecError, match="images were given, but the target has a .* for a processor, which reads text"
-    ):
-        prepare(Target(tiny.model, tiny.tokenizer), "What?", [zoo.demo_image()])
+    refused(lambda: prepare(Target(tiny.model, tiny.tokenizer), "What?", [zoo.demo_image()]), "images were given, but")
 
 
 # Requests that are prepared once
@@ -264,17 +194,11 @@ def test_a_request_may_be_answered_twice(tiny, name):
 
 def test_a_request_is_checked_against_its_target(tiny, monkeypatch):
     request = prepare(tiny, "Describe the picture.", [zoo.demo_image()])
-    with pytest.raises(MMSpecError, match="inputs has pixel_values, which mmspec does not know how to give to Llama"):
-        prepare(Target(llama()), inputs=request)
-    with pytest.raises(MMSpecError, match="the token ids of Llava.* go from 0 to"):
-        prepare(Target(llava()), inputs=request)
+    refused(lambda: prepare(Target(llama()), inputs=request), "inputs has pixel_values, which mmspec does not know how")
+    refused(lambda: prepare(Target(llava()), inputs=request), "the token ids of Llava ... go from 0 to")
     halves = Request({**request.inputs, "pixel_values": request.inputs["pixel_values"].half()}, request.lengths)
-    with pytest.raises(MMSpecError, match=r"pixel_values is torch.float16 on cpu, but the target reads torch.float32"):
-        prepare(tiny, inputs=halves)
-    with pytest.raises(MMSpecError, match="give either prompt= .* not prompt= and inputs="):
-        prepare(tiny, "What?", inputs=request)
-    with pytest.raises(MMSpecError, match="images= goes with prompt="):
-        prepare(tiny, images=[zoo.demo_image()], inputs=request)
+    refused(lambda: prepare(tiny, inputs=halves), "pixel_values is torch.float16 on cpu, but the target reads")
+    refused(lambda: prepare(tiny, "What?", inputs=request), "give either prompt= ... not prompt= and inputs=")
+    refused(lambda: prepare(tiny, images=[zoo.demo_image()], inputs=request), "images= goes with prompt=")
     monkeypatch.setattr(tiny.family.text_config, "max_position_embeddings", request.max_length)
-    with pytest.raises(MMSpecError, match="but the model's limit is"):
-        prepare(tiny, inputs=request)
+    refused(lambda: prepare(tiny, inputs=request), "but the model's limit is")

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from mmspec.errors import MMSpecError
 from mmspec.media import load_image, places
@@ -53,8 +54,6 @@ def test_what_cannot_be_fetched_is_refused_in_one_line(address, monkeypatch):
         load_image(f"{address}/to-a-file")
     with pytest.raises(MMSpecError, match=rf"cannot be fetched \(.*refused.*\): {ended}"):
         load_image("http://127.0.0.1:9/a.png")
-    with pytest.raises(MMSpecError, match="cannot be fetched"):
-        load_image("http://a b/\n")
+    refused(lambda: load_image("http://a b/\n"), "cannot be fetched")
     monkeypatch.setitem(places.MOST_BYTES, "image", 20)
-    with pytest.raises(MMSpecError, match=r"cannot be fetched \(it has more than 0 MiB\)"):
-        load_image(f"{address}/a.png")
+    refused(lambda: load_image(f"{address}/a.png"), "cannot be fetched (it has more than 0 MiB)")

@@ -7,6 +7,7 @@ import json
 import models
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from tiny_requests import pictures_for
 
@@ -79,16 +80,14 @@ def test_custom_generate_of_the_wrapped_model(peft):
 
 def test_an_adapter_that_writes_into_the_prompt_is_refused(peft):
     config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
-    with pytest.raises(MMSpecError, match="PeftModelForCausalLM: its adapter writes virtual tokens into the prompt"):
-        Target(peft.get_peft_model(models.llama(), config))
+    refused(lambda: Target(peft.get_peft_model(models.llama(), config)), "PeftModelForCausalLM: its adapter writes")
 
 
 def test_a_head_that_is_not_the_models_own_is_refused():
     """A model that changes its states between the last norm and the head, whoever does it."""
     model = models.llama()
     model.lm_head.register_forward_pre_hook(lambda _, args: (args[0] * 1.5,))
-    with pytest.raises(MMSpecError, match="LlamaForCausalLM: its output embedding does not make its logits"):
-        Target(model)
+    refused(lambda: Target(model), "LlamaForCausalLM: its output embedding does not make its")
 
 
 def folder_of_adapter(peft, tiny_folder, path):
@@ -119,17 +118,12 @@ def test_the_folder_of_an_adapter_is_its_base_model_with_it(peft, base, tmp_path
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     kept = load_file(weights)
     save_file({name: value for name, value in kept.items() if "layers.1.self_attn" not in name}, weights)
-    with pytest.raises(MMSpecError, match=r"does not fit its base model: missing keys \['base_model.model.+layers.1"):
-        mmspec.load_target(str(tmp_path / "adapter"), device="cpu")
+    refused(lambda: mmspec.load_target(str(tmp_path / "adapter"), device="cpu"), "does not fit its base ... layers.1")
     weights.unlink()
-    with pytest.raises(MMSpecError, match="is an adapter without weights: adapter_model.safetensors is missing"):
-        mmspec.load_target(str(tmp_path / "adapter"), device="cpu")
+    refused(lambda: mmspec.load_target(str(tmp_path / "adapter"), device="cpu"), "is an adapter without weights")
     save_file(kept, weights)
     monkeypatch.setattr(sources, "is_peft_available", lambda: False)
-    with pytest.raises(
-        MMSpecError, match=r"is an adapter \(LORA\) of '.*base', which needs peft, which is not installed"
-    ):
-        mmspec.load_target(str(tmp_path / "adapter"), device="cpu")
+    refused(lambda: mmspec.load_target(str(tmp_path / "adapter"), device="cpu"), "is an adapter ... base', which")
 
 
 @pytest.mark.parametrize("settings", [{"base_model_name_or_path": None, "peft_type": "LORA"}, [], {"peft_type": 3}])

@@ -22,10 +22,7 @@ def wrong(capsys, *argv: str) -> str:
     [
         (["tree=auto", "tree.margin=-1"], "tree.margin=-1 must not be negative"),
         (["tree=chain", "tree.length=0"], "tree.length=0 must be a positive integer"),
-        (
-            ["tree=dynamic", "+tree.deep=3"],
-            "setting 'tree.deep' is unknown. Did you mean 'depth'? Available: depth",
-        ),
+        (["tree=dynamic", "+tree.deep=3"], "setting 'tree.deep' is unknown. Did you mean 'depth'? Available: depth"),
         (["tree=static", "tree.paths=bush"], "tree=static preset 'bush' is unknown."),
         (
             ["verifier=synthetic", "verifier.acceptance_rate=2"],

@@ -73,12 +73,7 @@ def lookup(**changes: Any) -> Side:
 
 
 def write_bundle(
-    folder: Path,
-    sides: list[Side],
-    prompts: dict[str, list[int]],
-    repeats: int = 1,
-    turns: int = 1,
-    **changes: Any,
+    folder: Path, sides: list[Side], prompts: dict[str, list[int]], repeats: int = 1, turns: int = 1, **changes: Any
 ) -> Path:
     """Write a bundle.
 

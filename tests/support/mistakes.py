@@ -11,7 +11,7 @@ from mmspec.models.masks import TreeMask
 from mmspec.models.session import ModelSession
 
 
-def no_tree_mask(monkeypatch, target):
+def no_tree_mask(monkeypatch, target=None):
     """Every node sees all nodes before it."""
     read = ModelSession.read
 
@@ -22,7 +22,7 @@ def no_tree_mask(monkeypatch, target):
     monkeypatch.setattr(ModelSession, "read", causal)
 
 
-def sequential_positions(monkeypatch, target):
+def sequential_positions(monkeypatch, target=None):
     """Siblings stand behind one another, as the nodes do in the batch of tokens."""
     read = ModelSession.read
 

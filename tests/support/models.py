@@ -12,21 +12,7 @@ import logging
 
 import torch
 import transformers
-from transformers import (
-    CLIPVisionConfig,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -76,76 +62,52 @@ def redraw(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model
 
 
+def of_parts(
+    kind: str, attention: str, seed: int = 0, text: dict | None = None, vision: dict | None = None, **settings
+):
+    """Build a `<kind>ForConditionalGeneration` from the settings of its parts."""
+    parts = {"text_config": text or TEXT} | ({"vision_config": vision} if vision is not None else {})
+    # A tied random model repeats its last token for ever, whatever it attends to.
+    config = getattr(transformers, f"{kind}Config")(**parts, **{"tie_word_embeddings": False} | settings)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")
+    return rescale(model._from_config(config, attn_implementation=attention), seed)
+
+
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIP = TOWER | {"image_size": 16, "patch_size": 8}
+CLIP_VISION = CLIP | {"model_type": "clip_vision_model", "projection_dim": 16}
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+MIXED_WINDOWS = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 8,
+    "tie_word_embeddings": False,
+}
+
+
 def llava(attention="sdpa", seed=0, layers=3):
-    config = LlavaConfig(
-        text_config=LlamaConfig(**{**TEXT, "num_hidden_layers": layers}),
-        vision_config=CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-            projection_dim=16,
-        ),
-        image_token_index=IMAGE,
-        image_seq_length=4,
-        vision_feature_layer=-1,
-        attn_implementation=attention,
-    )
-    return rescale(LlavaForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
+    text = TEXT | {"model_type": "llama", "num_hidden_layers": layers}
+    settings = {"image_token_index": IMAGE, "image_seq_length": 4, "vision_feature_layer": -1}
+    return of_parts("Llava", attention, seed, text, CLIP_VISION, **settings)
 
 
 def qwen_vl(attention="sdpa", seed=0):
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
-        },
-        vision_config={
-            "hidden_size": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1],
-            "patch_size": 4,
-            "window_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-    )
-    return rescale(Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
+    vision = QWEN_VISION | {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+    vision |= {"fullatt_block_indexes": [1], "window_size": 16}
+    return of_parts("Qwen2_5_VL", attention, seed, TEXT | MROPE, vision, **QWEN_IDS)
 
 
 def gemma3(attention="sdpa", seed=0):
-    config = Gemma3Config(
-        text_config={
-            **TEXT,
-            "sliding_window": WINDOW,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-            "query_pre_attn_scalar": 8,
-            "tie_word_embeddings": False,
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-        },
-        mm_tokens_per_image=4,
-        image_token_id=IMAGE,
-        boi_token_id=VISION_START,
-        eoi_token_id=VISION_END,
-        tie_word_embeddings=False,  # a tied random model repeats its last token for ever, whatever it attends to
-    )
-    return rescale(Gemma3ForConditionalGeneration._from_config(config, attn_implementation=attention), seed)
+    ids = {"image_token_id": IMAGE, "boi_token_id": VISION_START, "eoi_token_id": VISION_END}
+    vision = CLIP | {"patch_size": 4}
+    return of_parts("Gemma3", attention, seed, TEXT | MIXED_WINDOWS, vision, mm_tokens_per_image=4, **ids)
 
 
 def llama(attention="sdpa", seed=0, layers=3):
@@ -179,14 +141,7 @@ def of_class(config: str, model: str, attention: str = "eager", **settings) -> t
     return rescale(getattr(transformers, model)._from_config(config, attn_implementation=attention), 0)
 
 
-MODELS = {
-    "llava": llava,
-    "qwen_vl": qwen_vl,
-    "gemma3": gemma3,
-    "llama": llama,
-    "qwen3": qwen3,
-    "mistral": mistral,
-}
+MODELS = {"llava": llava, "qwen_vl": qwen_vl, "gemma3": gemma3, "llama": llama, "qwen3": qwen3, "mistral": mistral}
 VISUAL = ("llava", "qwen_vl", "gemma3")
 
 

@@ -74,10 +74,7 @@ def side(label: str, target, drafter=None, tree=None, verifier=None, temperature
 def sides(target, *, verifier=None, temperature=0.0, tokens=SHORT) -> list[Method]:
     """Plain decoding and an n-gram drafter."""
     options = {"temperature": temperature, "tokens": tokens}
-    return [
-        side(PLAIN, target, **options),
-        side("ngram", target, NGramDrafter(target), verifier=verifier, **options),
-    ]
+    return [side(PLAIN, target, **options), side("ngram", target, NGramDrafter(target), verifier=verifier, **options)]
 
 
 def manifest(target) -> dict:

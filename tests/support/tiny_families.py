@@ -12,7 +12,22 @@ from functools import partial
 import models
 import torch
 import transformers
-from models import IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START, WINDOW, rescale
+from models import (
+    CLIP,
+    CLIP_VISION,
+    IMAGE,
+    MROPE,
+    PAD,
+    QWEN_IDS,
+    QWEN_VISION,
+    TEXT,
+    TOWER,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    WINDOW,
+    rescale,
+)
 from torch import Tensor
 
 Row = list[str]
@@ -202,129 +217,66 @@ def counted(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
 
 # The models.
 
-CLIP = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
-}
-QWEN_TEXT = TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
-QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
-QWEN_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-}
 
-
-def builder(kind: str, text: dict | None = None, vision: dict | None = None, **settings):
-    """Builds a `<kind>ForConditionalGeneration` from the settings of its parts."""
-
-    def build(attention: str = "sdpa") -> torch.nn.Module:
-        parts = {"text_config": text or TEXT} | ({"vision_config": vision} if vision is not None else {})
-        config = getattr(transformers, f"{kind}Config")(**parts, **{"tie_word_embeddings": False} | settings)
-        model = getattr(transformers, f"{kind}ForConditionalGeneration")
-        return rescale(model._from_config(config, attn_implementation=attention), 0)
-
-    return build
+def builder(kind: str, *parts: dict | None, **settings) -> Callable[[str], torch.nn.Module]:
+    """Return what builds a model of `models.of_parts` for a back end."""
+    return lambda attention="sdpa": models.of_parts(kind, attention, 0, *parts, **settings)
 
 
 def gemma3_text(attention: str = "sdpa") -> torch.nn.Module:
-    config = transformers.Gemma3TextConfig(
-        **TEXT,
-        sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        query_pre_attn_scalar=8,
-        tie_word_embeddings=False,
-    )
+    config = transformers.Gemma3TextConfig(**TEXT, **models.MIXED_WINDOWS)
     return rescale(transformers.Gemma3ForCausalLM._from_config(config, attn_implementation=attention), 0)
 
 
 LLAMA, QWEN2 = TEXT | {"model_type": "llama"}, TEXT | {"model_type": "qwen2"}
 SIGLIP = CLIP | {"model_type": "siglip_vision_model"}
 
-EARS = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_mel_bins": 8,
-}
-AUDIO_ID = {"audio_token_id": IMAGE}
+MTEXT = TEXT | MROPE
+QWEN_SIZES = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+SEES_VIDEOS = {"types": {"mm_token_type_ids": (0, 1, 2)}, "kinds": ("image", "video")}
+EARS = TOWER | {"num_mel_bins": 8}
+IMAGE_ID, IMAGE_INDEX, AUDIO_ID = ({name: IMAGE} for name in ("image_token_id", "image_token_index", "audio_token_id"))
 
 FAMILIES: dict[str, Tiny] = {
     "llava": Tiny(models.llava, square),
     "llava_next": Tiny(
         builder(
-            "LlavaNext",
-            LLAMA,
-            CLIP | {"model_type": "clip_vision_model", "projection_dim": 16},
-            image_token_index=IMAGE,
-            image_grid_pinpoints=PINPOINTS,
-            vision_feature_layer=-1,
+            "LlavaNext", LLAMA, CLIP_VISION, **IMAGE_INDEX, image_grid_pinpoints=PINPOINTS, vision_feature_layer=-1
         ),
         anyres,
     ),
     "llava_onevision": Tiny(
         builder(
-            "LlavaOnevision",
-            QWEN2,
-            SIGLIP,
-            image_token_index=IMAGE,
-            video_token_index=VIDEO,
-            image_grid_pinpoints=PINPOINTS,
+            "LlavaOnevision", QWEN2, SIGLIP, **IMAGE_INDEX, video_token_index=VIDEO, image_grid_pinpoints=PINPOINTS
         ),
         onevision,
         counted,
         kinds=("image", "video"),
     ),
     "qwen2_vl": Tiny(
-        builder("Qwen2VL", QWEN_TEXT, QWEN_VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, **QWEN_IDS),
+        builder("Qwen2VL", MTEXT, QWEN_VISION | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, **QWEN_IDS),
         patches,
-        types={"mm_token_type_ids": (0, 1, 2)},
-        kinds=("image", "video"),
+        **SEES_VIDEOS,
     ),
-    "qwen2_5_vl": Tiny(models.qwen_vl, patches, types={"mm_token_type_ids": (0, 1, 2)}, kinds=("image", "video")),
+    "qwen2_5_vl": Tiny(models.qwen_vl, patches, **SEES_VIDEOS),
     "qwen3_vl": Tiny(
         builder(
             "Qwen3VL",
-            QWEN_TEXT,
-            QWEN_VISION
-            | {
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "out_hidden_size": 32,
-                "deepstack_visual_indexes": [0, 1],
-                "num_position_embeddings": 64,
-            },
+            MTEXT,
+            QWEN_VISION | QWEN_SIZES | {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
             **QWEN_IDS,
         ),
         partial(patches, framed=True),
-        types={"mm_token_type_ids": (0, 1, 2)},
-        kinds=("image", "video"),
+        **SEES_VIDEOS,
     ),
     "internvl": Tiny(
         builder(
-            "InternVL",
-            QWEN2,
-            {
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": [16, 16],
-                "patch_size": [4, 4],
-            },
-            image_token_id=IMAGE,
-            image_seq_length=4,
+            "InternVL", QWEN2, TOWER | {"image_size": [16, 16], "patch_size": [4, 4]}, **IMAGE_ID, image_seq_length=4
         ),
         tiles,
     ),
     "smolvlm": Tiny(
-        builder("SmolVLM", LLAMA, CLIP | {"patch_size": 4}, image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD),
+        builder("SmolVLM", LLAMA, CLIP | {"patch_size": 4}, **IMAGE_ID, scale_factor=2, pad_token_id=PAD),
         square,
         rows_of_pictures,
     ),
@@ -333,24 +285,15 @@ FAMILIES: dict[str, Tiny] = {
         builder(
             "Mistral3",
             TEXT | {"model_type": "mistral", "sliding_window": None},
-            {
-                "model_type": "pixtral",
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "head_dim": 8,
-                "image_size": 32,
-                "patch_size": 4,
-            },
-            image_token_index=IMAGE,
+            TOWER | {"model_type": "pixtral", "head_dim": 8, "image_size": 32, "patch_size": 4},
+            **IMAGE_INDEX,
             vision_feature_layer=-1,
             spatial_merge_size=2,
         ),
         pixtral,
     ),
     "paligemma": Tiny(
-        builder("PaliGemma", TEXT | {"model_type": "gemma"}, SIGLIP, image_token_index=IMAGE, projection_dim=32),
+        builder("PaliGemma", TEXT | {"model_type": "gemma"}, SIGLIP, **IMAGE_INDEX, projection_dim=32),
         square,
         types={"token_type_ids": (0, 0, 0)},
     ),
@@ -359,7 +302,7 @@ FAMILIES: dict[str, Tiny] = {
             "PaliGemma",
             TEXT | {"model_type": "gemma2", "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
             SIGLIP,
-            image_token_index=IMAGE,
+            **IMAGE_INDEX,
             projection_dim=32,
         ),
         square,
@@ -396,21 +339,12 @@ COHERE2 = TEXT | {
 
 # Models without a family, which are read like those that have one.
 UNLISTED: dict[str, Tiny] = {
-    "vipllava": Tiny(
-        builder(
-            "VipLlava",
-            LLAMA,
-            CLIP | {"model_type": "clip_vision_model", "projection_dim": 16},
-            image_token_index=IMAGE,
-            vision_feature_layers=[-1, -2],
-        ),
-        square,
-    ),
+    "vipllava": Tiny(builder("VipLlava", LLAMA, CLIP_VISION, **IMAGE_INDEX, vision_feature_layers=[-1, -2]), square),
     "glm4v": Tiny(
         builder(
             "Glm4v",
-            QWEN_TEXT,
-            QWEN_VISION | {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32, "image_size": 32},
+            MTEXT,
+            QWEN_VISION | QWEN_SIZES | {"image_size": 32},
             image_token_id=IMAGE,
             video_token_id=VIDEO,
             image_start_token_id=VISION_START,
@@ -423,16 +357,10 @@ UNLISTED: dict[str, Tiny] = {
         builder(
             "Idefics2",
             TEXT | {"model_type": "mistral"},
-            {key: value for key, value in CLIP.items() if key != "projection_dim"},
-            image_token_id=IMAGE,
-            perceiver_config={
-                "hidden_size": 32,
-                "resampler_n_latents": 4,
-                "resampler_depth": 1,
-                "resampler_n_heads": 2,
-                "resampler_head_dim": 8,
-                "num_key_value_heads": 2,
-            },
+            CLIP,
+            **IMAGE_ID,
+            perceiver_config={"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2}
+            | {"resampler_head_dim": 8, "num_key_value_heads": 2},
         ),
         square,
         rows_of_pictures,

@@ -135,6 +135,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "state.safetensors")
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Say whether two trainings have come to the same numbers."""
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def logged(folder: Path) -> list[dict[str, str]]:
     with (folder / "log.csv").open() as file:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]

@@ -65,13 +65,9 @@ def test_the_command_reads_pictures_and_conversations(model, tmp_path, capsys):
     [
         (["--data", "/no/such.json"], "data '/no/such.json' does not exist"),
         (["--images", "/no/such"], "--images sets 'images', which this source of prompts does not have; it has tasks"),
-        (["--prompt", "What?"], "--prompt sets 'prompts', which this source of prompts does not have"),
-        (["--data", "/", "--images", "/"], "--images sets 'images'"),
         (["source=conversations"], "source needs a value for source.path"),
-        (["source=paintings"], "source 'paintings' is unknown. Available: conversations, images, tiny"),
         (["source.tasks=[scene]"], "task 'scene' is unknown. Did you mean 'scenes'?"),
         (["tree=chain"], "mmspec distill has no group 'tree'."),
-        (["batch_size=many"], "batch_size=many is not valid: it must be of type int"),
         (["shard=3"], "shard=3 of shards=1"),
     ],
 )

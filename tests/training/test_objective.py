@@ -8,9 +8,9 @@ from functools import cache
 import models
 import pytest
 import torch
+from refusals import refused
 from tiny_requests import ragged_inputs, target_of
 
-from mmspec import MMSpecError
 from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, Eagle3Drafter, EagleDrafter
 from mmspec.inputs import prepare
@@ -287,12 +287,10 @@ def test_a_row_gets_the_same_noise_in_every_batch():
     [
         ({"losses": []}, "an objective needs at least one loss"),
         ({"losses": [CrossEntropy()], "steps": 0}, "objective: steps=0 must be a positive integer"),
-        ({"losses": [CrossEntropy()], "steps": 1.5}, "objective: steps=1.5 must be a positive integer"),
     ],
 )
 def test_an_objective_without_terms_or_steps_is_refused(arguments, message):
-    with pytest.raises(MMSpecError, match=message):
-        Objective(**arguments)
+    refused(lambda: Objective(**arguments), message)
 
 
 def test_losses_of_one_class_have_names_of_their_own_in_the_log():

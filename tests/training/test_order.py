@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from refusals import refused
 from tiny_training import Answered, settings
 
-from mmspec.errors import MMSpecError
 from mmspec.training.curriculum import LEAST, MOST, Curriculum, Order, order_of
 
 TEXT, PICTURES = list(range(0, 30)), list(range(30, 70))
@@ -52,15 +52,14 @@ def test_each_kind_is_seen_equally_often():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": []}, "text_steps=20: .*none of the examples is without pictures"),
+        ({"text": []}, "text_steps=20: ... none of the examples is without pictures"),
         ({"pictures": []}, "none of the examples is with pictures"),
-        ({"picture_steps": 81}, "text_steps=20 and picture_steps=81 are more than steps=100 together"),
+        ({"picture_steps": 81}, "text_steps=20 and picture_steps=81 are more than steps=100"),
     ],
 )
 def test_what_cannot_be_a_curriculum(changes, message):
     values = {"text": TEXT, "pictures": PICTURES, "batch_size": 10, "seed": 3, "steps": 100, "text_steps": 20}
-    with pytest.raises(MMSpecError, match=message):
-        Curriculum(**(values | changes))
+    refused(lambda: Curriculum(**(values | changes)), message)
 
 
 def test_settings_choose_the_order():
@@ -76,5 +75,4 @@ def test_settings_choose_the_order():
     order = order_of(Mixed(), numbers, settings(text_steps=2))
     assert all(number % 2 for step in range(2) for number in order.step(step))
     assert order.pools == [numbers[1::2], numbers[::2]]
-    with pytest.raises(MMSpecError, match="text_steps=-1 must not be negative"):
-        settings(text_steps=-1)
+    refused(lambda: settings(text_steps=-1), "text_steps=-1 must not be negative")

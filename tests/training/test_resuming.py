@@ -8,10 +8,11 @@ import shutil
 
 import pytest
 import torch
+from refusals import refused
 from tiny_training import ANSWERS, INFO, OPTIONS, SAMPLED, SOURCE, lines, small_model
 
 from mmspec import Target
-from mmspec.data import EmbeddedSource, Example
+from mmspec.data import EmbeddedSource
 from mmspec.errors import MMSpecError
 from mmspec.training import distill as module
 from mmspec.training.answers import Answers
@@ -44,8 +45,7 @@ def test_an_interrupted_run_keeps_its_batches_and_goes_on(target, whole, tmp_pat
         distill(target, SOURCE, tmp_path, progress=interrupt, **OPTIONS)
     assert len(lines(tmp_path)) == 3
     assert json.loads((tmp_path / INFO).read_text())["complete"] is False
-    with pytest.raises(MMSpecError, match="shards \\[0\\] of 1 are not complete; run `mmspec distill`"):
-        Answers(tmp_path)
+    refused(lambda: Answers(tmp_path), "shards [0] of 1 are not complete; run `mmspec distill`")
     assert len(Answers(tmp_path, partial=True)) == 3
 
     seen = []
@@ -77,11 +77,9 @@ def test_another_batch_size_goes_on(target, whole, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_new_tokens": 5}, "max_new_tokens was 4, now 5"),
         ({"temperature": 1.0}, "temperature was 0.0, now 1.0"),
         ({"shards": 2}, "shards was 1, now 2"),
         ({"source": EmbeddedSource(tasks=["scenes", "documents"], start=1)}, "source.start was 0, now 1"),
-        ({"source": [Example("a", "What?")]}, "source.source was 'tiny', now 'list'"),
         ({"target": 1}, "target.weights was"),
         ({"target": torch.bfloat16}, "target.dtype was 'float32', now 'bfloat16'"),
     ],
@@ -93,10 +91,10 @@ def test_other_settings_are_refused_by_name(change, message, target, whole, tmp_
         change = {"target": Target(*small_model(seed=1))}
     elif "target" in change:
         change = {"target": Target(small_model()[0].to(change["target"]), target.processor)}
-    with pytest.raises(MMSpecError) as caught:
-        distill(**{"target": target, "source": SOURCE, "folder": tmp_path, **OPTIONS} | change)
-    assert message in str(caught.value) and "go on with the same settings" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    said = refused(
+        lambda: distill(**{"target": target, "source": SOURCE, "folder": tmp_path, **OPTIONS} | change), message
+    )
+    assert "go on with the same settings" in said
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
@@ -119,13 +117,10 @@ def test_settings_are_free_until_there_is_an_answer(target, tmp_path):
 def test_answers_of_unknown_origin_are_not_continued(target, whole, tmp_path):
     shutil.copytree(whole["greedy"], tmp_path, dirs_exist_ok=True)
     (tmp_path / INFO).write_text('{"settings')
-    with pytest.raises(MMSpecError, match="is damaged"):
-        distill(target, SOURCE, tmp_path, **OPTIONS)
+    refused(lambda: distill(target, SOURCE, tmp_path, **OPTIONS), "is damaged")
     (tmp_path / INFO).unlink()
-    with pytest.raises(MMSpecError, match="is missing, so the settings of the answers beside it are unknown"):
-        distill(target, SOURCE, tmp_path, **OPTIONS)
-    with pytest.raises(MMSpecError, match="is missing: it belongs to the answers beside it"):
-        Answers(tmp_path)
+    refused(lambda: distill(target, SOURCE, tmp_path, **OPTIONS), "is missing, so the settings of the answers beside")
+    refused(lambda: Answers(tmp_path), "is missing: it belongs to the answers beside it")
 
 
 def test_a_second_process_on_a_shard_is_refused(target, tmp_path):
@@ -141,8 +136,10 @@ def test_a_full_disk_keeps_what_is_there(target, whole, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) * 2 // 3, hard))
     try:
-        with pytest.raises(MMSpecError, match=f"{ANSWERS} cannot be written: .*; all answers before are kept"):
-            distill(target, SOURCE, tmp_path, **OPTIONS)
+        refused(
+            lambda: distill(target, SOURCE, tmp_path, **OPTIONS),
+            f"{ANSWERS} cannot be written: ... ; all answers before are kept",
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     left = (tmp_path / ANSWERS).read_bytes()
@@ -156,8 +153,7 @@ def test_too_little_memory_names_the_way_out(target, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(module, "generate", exhausted)
-    with pytest.raises(MMSpecError, match="cpu has too little memory for 3 prompts at once: lower batch_size"):
-        distill(target, SOURCE, tmp_path, **OPTIONS)
+    refused(lambda: distill(target, SOURCE, tmp_path, **OPTIONS), "cpu has too little memory for 3 prompts at once")
 
 
 # Shards
@@ -166,8 +162,7 @@ def test_too_little_memory_names_the_way_out(target, tmp_path, monkeypatch):
 def test_shards_together_are_the_whole(target, whole, tmp_path):
     for shard in (2, 0):
         distill(target, SOURCE, tmp_path, shard=shard, shards=3, **OPTIONS)
-    with pytest.raises(MMSpecError, match="shards \\[1\\] of 3 are missing"):
-        Answers(tmp_path)
+    refused(lambda: Answers(tmp_path), "shards [1] of 3 are missing")
     assert len(Answers(tmp_path, partial=True)) == 5
     distill(target, SOURCE, tmp_path, shard=1, shards=3, **OPTIONS)
     assert list(Answers(tmp_path)) == list(Answers(whole["greedy"]))
@@ -177,16 +172,13 @@ def test_what_is_not_one_data_set_is_refused(target, whole, tmp_path):
     shutil.copytree(whole["greedy"], tmp_path, dirs_exist_ok=True)
     for file in whole["greedy"].iterdir():
         shutil.copy(file, tmp_path / file.name.replace("00000-of-00001", "00001-of-00002"))
-    with pytest.raises(MMSpecError, match="under several settings"):
-        Answers(tmp_path)
+    refused(lambda: Answers(tmp_path), "under several settings")
     for file in whole["greedy"].iterdir():
         (tmp_path / file.name).rename(tmp_path / file.name.replace("of-00001", "of-00002"))
-    with pytest.raises(MMSpecError, match="id 'scenes/train/0' occurs in .* and again in"):
-        Answers(tmp_path)
+    refused(lambda: Answers(tmp_path), "id 'scenes/train/0' occurs in ... and again in")
 
 
 def test_a_folder_without_an_answer_is_refused(target, whole, tmp_path):
     shutil.copytree(whole["greedy"], tmp_path, dirs_exist_ok=True)
     (tmp_path / ANSWERS).write_bytes(b"")
-    with pytest.raises(MMSpecError, match="has not given the first one yet"):
-        Answers(tmp_path)
+    refused(lambda: Answers(tmp_path), "has not given the first one yet")

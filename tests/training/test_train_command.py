@@ -105,11 +105,9 @@ def test_a_second_stage_begins_with_the_first_ones_weights(answers, tmp_path, ca
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "nowhere"),
-        (["recipe=eagle4"], "eagle3"),
         (["mixed_precision=fp8"], "mixed_precision=fp8 must be one of no, bf16"),
         (["steps=0"], "steps=0 must be at least 1"),
         (["text_steps=1"], "none of the examples is without pictures; leave text_steps and picture_steps at 0"),
-        (["start=nowhere/at/all"], "nowhere/at/all"),
         (["recipe.drafter.draft_vocab_size=100000"], "draft_vocab_size=100000 must lie between 1 and"),
         (["recipe.drafter.bais=true"], "recipe.drafter.bais"),
         (["tracker=nonsense"], "tracker=nonsense is unknown"),

@@ -10,12 +10,4 @@ from mmspec.training.trainer import Trainer
 
 drafter, objective = eagle()
 settings = tiny_training.settings(steps=20, validate_every=20, save_every=20)
-Trainer(
-    drafter,
-    objective,
-    Answered(),
-    sys.argv[1],
-    settings,
-    adam,
-    accelerator=Accelerator(cpu=True),
-).run()
+Trainer(drafter, objective, Answered(), sys.argv[1], settings, adam, accelerator=Accelerator(cpu=True)).run()

@@ -134,10 +134,7 @@ TREES = {
     "static": StaticTree(["0", "1", "2", "00", "01", "10", "000"]),
     "dynamic": DynamicTree(depth=3, top_k=3, total=12),
 }
-SAMPLING = [
-    {"temperature": 0.3},
-    {"temperature": 1.0, "top_p": 0.8, "repetition_penalty": 1.2},
-]
+SAMPLING = [{"temperature": 0.3}, {"temperature": 1.0, "top_p": 0.8, "repetition_penalty": 1.2}]
 
 
 @pytest.mark.parametrize("options", SAMPLING, ids=str)
