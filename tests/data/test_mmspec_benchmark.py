@@ -84,7 +84,7 @@ def test_subtasks_and_count_choose_items(tmp_path):
     assert ids(count=1) == ["301", "001", "501"]
     assert ids(subtasks=[VQA]) == ["001", "002"]
     assert ids(subtasks=["Multi-turn_conversation", "general_vqa"], count=1) == ["001", "501"]
-    refused(lambda: ids(subtasks=["general_vga"]), "Did you mean 'general vqa'. Available: chart")
+    refused(lambda: ids(subtasks=["general_vga"]), "Did you mean 'general vqa'? Available: chart")
     refused(lambda: ids(subtasks=[]), "subtasks=[] must be a list of names")
     refused(lambda: ids(subtasks=VQA), "subtasks='general vqa' must be a list")
     refused(lambda: ids(count=0), "count=0 must be a positive number")
