@@ -7,8 +7,8 @@ import pytest
 import torch
 from full_recompute import recompute
 from models import eager_twin
-from scripted_rounds import Script, Told
 from refusals import refused
+from scripted_rounds import Script, Told
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec
