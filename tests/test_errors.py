@@ -77,6 +77,7 @@ def test_arguments(text_target, arguments, message):
         (torch.tensor([[1, 2]]), 'inputs is a Tensor, ... pass inputs={"input_ids": tensor}'),
         ([[1, 2]], "inputs is a list, but a processor returns a mapping"),
         ({"input_ids": [[1, 61]]}, "input_ids holds 61, but the token ids of ... make"),
+        ({"input_ids": [[1, -1]]}, "input_ids holds -1, but the token ids"),
         ({"input_ids": [[1, 2], [3]]}, "input_ids is no rectangular table of ... pad its rows to one length"),
         ({"input_ids": [["a", "b"]]}, "input_ids is no rectangular table of integers"),
         ({"input_ids": [[1.0, 2.0]]}, "input_ids holds torch.float32 values; it must hold integers"),

@@ -330,6 +330,7 @@ def test_several_images_and_none(model, picture, capsys):
         ("max_new_tokens=0", "max_new_tokens=0 must be"),
         ("temperature=-1", "temperature=-1.0 is out of range"),
         ("tree=chain tree.length=0", "tree.length=0"),
+        ("dtype=float31", "float31"),
         ("verifier=point_mass", "verifier=point_mass samples: give temperature= above 0, or use verifier=greedy"),
         ("device=abacus", "device 'abacus' is not there"),
         ("--output .", "--output . is a folder"),

@@ -335,6 +335,7 @@ def test_a_configuration_of_something_else_is_refused(config, reason):
     [
         (lambda: Pool(0), "Pool: size=0 must be"),
         (lambda: Prune(0), "Prune: keep=0 must be above 0 and at most 1"),
+        (lambda: Prune(1.1), "Prune: keep=1.1 must be above 0 and at most 1"),
         (lambda: Prune(0.5, "randomly"), "Prune: by='randomly' is unknown. Did you mean 'random'?"),
         (lambda: Resampler(0), "Resampler: queries=0 must be"),
         (lambda: attached(Resampler(2, heads=3), 4), "heads=3 does not divide the hidden size 4"),

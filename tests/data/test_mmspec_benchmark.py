@@ -118,6 +118,7 @@ def test_the_description_changes_with_what_is_chosen_and_not_with_the_place(tmp_
     ("change", "message"),
     [
         ({"turns": None}, "row 2: turns must be a list of questions, not None"),
+        ({"turns": []}, "row 2: turns must be a list of questions, not []"),
         ({"turns": ["What?", " "]}, "row 2: turns must be a list of questions, not ['What?', ' ']"),
         ({"image": 3}, "row 2: images must be a list of paths, not 3"),
     ],

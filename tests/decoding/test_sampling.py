@@ -85,9 +85,12 @@ def test_greedy_ignores_what_shapes_a_draw():
     ("name", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", float("nan")),
         ("top_k", 0),
+        ("top_k", 2.5),
         ("top_p", 0.0),
         ("top_p", 1.01),
+        ("min_p", -0.1),
         ("min_p", 1.5),
         ("repetition_penalty", 0.0),
     ],

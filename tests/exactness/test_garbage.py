@@ -298,7 +298,9 @@ def sampled(value):
         (lambda root: tree_of(root, parents=(-1, 0)), "parents of shape (1, 2), but tokens of shape (1, 3)"),
         (lambda root: tree_of(root, valid=torch.ones(1, 3)), "valid of torch.float32 on cpu; they must be torch.bool"),
         (lambda root: tree_of(root, tokens=(5, 61)), "node 2 is token 61, but tokens go from 0 to 60"),
+        (lambda root: tree_of(root, tokens=(-1, 5)), "node 1 is token -1, but tokens go from 0 to 60"),
         (lambda root: tree_of(root, parents=(-1, 2, 0)), "node 1 has parent 2, which does not stand before it"),
+        (lambda root: tree_of(root, parents=(-1, 0, -1)), "node 2 has parent -1, which does not stand before it"),
         (lambda root: tree_of(root, parents=(0, 0, 1)), "node 0 must be the root"),
         (lambda root: tree_of(root, parents=(-1, 0, 1), depth=1), "node 2 lies deeper than max_depth 1"),
         (lambda root: tree_of(root, is_chain=True), "node 2 is not below the node before it"),
@@ -306,6 +308,8 @@ def sampled(value):
         (lambda root: tree_of(root, valid=torch.tensor([[True, False, True]])), "node 2 is valid, but a node before"),
         (lambda root: tree_of(root, draft_probs=torch.ones(1, 1, 61)), "need expansion"),
         (sampled(NAN), "node 0 was expanded to draft_probs that are no distribution"),
+        (sampled(-0.1), "node 0 was expanded to draft_probs that are no distribution"),
+        (sampled(3.0), "node 0 was expanded to draft_probs that are no distribution"),
     ],
 )
 def test_a_drafters_own_tree_that_is_none_is_refused_in_one_line(make, message):

@@ -134,9 +134,12 @@ def test_the_first_frame_of_several():
     ("source", "message"),
     [
         (RAMP.astype(np.float32), "image in an array has floating point values from 0 to 255"),
+        (np.array([[np.nan, 1.0]]), "from nan to nan"),
+        (RAMP / 255 - 0.5, "from -0.5 to 0.5"),
         (RAMP.astype(np.int64), "int64 values, whose black and white are unknown"),
         (np.zeros((3, 8, 8), np.uint8), "shape (3, 8, 8); arrays are read as [height, width]"),
         (Image.fromarray(RAMP.astype(np.float32)), "image in memory has floating point values from 0 to 255"),
+        (Image.fromarray(RAMP.astype(np.int32) - 1), "image in memory has 32-bit values from -1 to 254"),
         (Image.new("RGB", (0, 3)), "image in memory is empty: it has 0 x 3 pixels"),
         (b"", "image in bytes is not in a picture format"),
         (saved(Image.effect_noise((64, 64), 9), "JPEG")[:300], "image in bytes cannot be read"),

@@ -138,6 +138,7 @@ def test_classes_of_a_function_or_a_script_are_passed(target, tmp_path):
         ("os.system", "no Drafter"),
         ("mmspec.drafters.feature.nn.Linear", "no Drafter"),
         ("mmspec.load_drafter", "anybody's code"),
+        ("mmspec.__main__.Drafter", "anybody's code"),
         ("antigravity.Drafter", "anybody's code"),
         ("os; system.Drafter", "no importable path"),
         ("a." * 10**6 + "Drafter", "no importable path"),

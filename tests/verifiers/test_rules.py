@@ -290,7 +290,9 @@ def test_limits_write_the_exact_text_with_every_tree(pair):
     ("make", "message"),
     [
         (lambda: Typical(0.0), "Typical: threshold=0.0 must be a number above 0 and at most 1"),
+        (lambda: Typical(0.3, 0), "Typical: scale=0 must be a number above 0"),
         (lambda: TopRank(0), "TopRank: rank=0 must be a positive integer"),
+        (lambda: LogitRatio(1.2), "LogitRatio: ratio=1.2 must be a number above 0 and at most 1"),
         (lambda: Additive(-0.1), "Additive: tolerance=-0.1 must be a number from 0 to 1"),
         (lambda: Mixture("x"), "Mixture: weight='x' must be a number above 0 and at most 1"),
         (lambda: Distance(1, (5, 2)), "Distance: bins=(5, 2) must be the first and the last token id"),
