@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .bundle import COMPLETE
-from .figures import RESAMPLES, Figures, Row
+from .figures import RESAMPLES, Row
 from .grouping import BundleGroup, sampling_shown
 
 COLUMNS = (
@@ -20,66 +20,139 @@ COLUMNS = (
 REPEATS = "; single repeats: the lowest and the highest mean that one repeat alone gave"
 
 
-def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> list[str]:
-    """Return the lines for a table with these rows."""
+def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines for a table with these rows."""
     baseline = _joined(row.side["label"] for row in rows if row.baseline)
-    lines = [COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated(rows) else "")]
-    lines += [_measured(group, [row for row in rows if row.conditions is group.conditions]) for group in groups]
-    lines += [
-        f"FAILED, so without figures: {row.method}: {row.failed}" for row in rows if row.failed and not row.overall
-    ]
-    lines += [
-        f"{row.method} failed in one run, and its figures are from elsewhere or from before: {row.failed}"
-        for row in rows
-        if row.failed and row.overall
-    ]
-    rows = [row for row in rows if row.overall is not None]
-    for group in groups:
-        lines += _apart([row for row in rows if row.conditions is group.conditions])
-    lines += [
-        _numerics(row.method, one.exact) for row in rows if row.control and (one := row.overall) and one.exact.compared
-    ]
-    lines.append(_budgets(rows))
-    lines += [line for group in groups for line in _warnings(group)]
-    loose = [row.method for row in rows if not row.side.get("lossless", True)]
-    if loose:
-        lines.append(f"Not lossless, so its text may differ by design: {_joined(loose)}.{_judged(rows)}")
-    changed = [
-        f"{row.method} ({row.overall.exact.changed})" for row in rows if row.overall and row.overall.exact.changed
-    ]
-    if changed:
-        lines.append(f"Answers that were not the same in every repeat: {_joined(changed)}; counts are of the first.")
-    return lines
-
-
-def _apart(rows: Sequence[Row]) -> list[str]:
-    """Say which methods of a group are as fast as its fastest, as far as its prompts can tell."""
-    close, compared = [], False
+    yield COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated(rows) else "")
+    answered = [row for row in rows if row.overall is not None]
+    of_group = [[row for row in answered if row.conditions is group.conditions] for group in groups]
+    for group, members in zip(groups, of_group, strict=True):
+        yield _measured(group, members)
     for row in rows:
-        one = row.behind
-        if one is None or one.low is None or one.high is None:
-            continue
-        compared = True
-        if one.low <= 0 <= one.high:
-            close.append(f"{row.method} (behind by {one.value:.2f}, {one.low:.2f} to {one.high:.2f})")
-    if not compared:
-        return []
-    fastest = next(row.method for row in rows if row.competes)
-    if not close:
-        return [f"{fastest} is faster than every other method at 95 %, by a paired bootstrap of the prompts."]
-    how = "at 95 % (paired bootstrap of the prompts)"
-    return [f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}."]
+        if row.failed and row not in answered:
+            yield f"FAILED, so without figures: {row.method}: {row.failed}"
+    for row in answered:
+        if row.failed:
+            yield f"{row.method} failed in one run, and its figures are from elsewhere or from before: {row.failed}"
+    for members in of_group:
+        yield from _apart(members)
+    exact = [(row, row.overall.exact) for row in answered if row.overall]
+    for row, one in exact:
+        if row.control and one.compared:
+            yield (
+                f"{row.method}: plain decoding run against itself gave the same text in {one.same} of {one.compared} "
+                "answers; the rest is what numerics alone change, and where it differs from 1 in speed, what the "
+                "machine does."
+            )
+    yield _budgets(answered)
+    for group in groups:
+        yield from _warnings(group)
+    if loose := [row for row in answered if not row.side.get("lossless", True)]:
+        names = _joined(row.method for row in loose)
+        yield f"Not lossless, so its text may differ by design: {names}.{_judged(answered)}"
+    if changed := [f"{row.method} ({one.changed})" for row, one in exact if one.changed]:
+        yield f"Answers that were not the same in every repeat: {_joined(changed)}; counts are of the first."
 
 
-def _numerics(name: str, exact: Figures) -> str:
+def _measured(group: BundleGroup, rows: Sequence[Row]) -> str:
+    """Say where a group was measured, on what, and how often."""
+    manifests, conditions = [bundle.manifest for bundle in group.bundles], group.conditions
+    versions = _joined(
+        f"mmspec {one['mmspec']}{_revision(one['git'])}, torch {one['versions'].get('torch')}, "
+        f"transformers {one['versions'].get('transformers')}"
+        for one in manifests
+    )
+    machines = _joined(
+        f"{machine['cpu']} ({machine['threads']} of {machine['cpus']} threads)"
+        if machine["device"] == "cpu"
+        else machine["device"].removeprefix("cuda: ")
+        for machine in (one["machine"] for one in manifests)
+    )
+    counted = next((row.overall for row in rows if row.baseline), None)
+    what = "nothing" if counted is None else f"{_count(counted.prompts, 'prompt')} x {_repeats(rows, counted.repeats)}"
+    batch = f", batches of {conditions['batch']}" if conditions["batch"] > 1 else ""
     return (
-        f"{name}: plain decoding run against itself gave the same text in {exact.same} of {exact.compared} "
-        "answers; the rest is what numerics alone change, and where it differs from 1 in speed, what the machine does."
+        f"Measured on {machines}: target {conditions['target']} in {conditions['dtype']}, {what}{batch}, "
+        f"{sampling_shown(conditions['sampling'])}, at most {conditions['max_new_tokens']} new tokens; "
+        f"{versions}; {_joined(one['started'][:10] for one in manifests)}."
     )
 
 
+def repeats_of(rows: Sequence[Row]) -> list[int]:
+    """Return how often the methods were measured, plain decoding left aside, which every bundle has, but where it is
+    alone."""
+    measured = [(row, row.overall.repeats) for row in rows if row.overall is not None]
+    return sorted({number for row, number in measured if not row.baseline} or {number for _, number in measured})
+
+
+def repeated(rows: Sequence[Row]) -> bool:
+    """Return True if any method was measured more than once."""
+    return any(number > 1 for number in repeats_of(rows))
+
+
+def _repeats(rows: Sequence[Row], of_baseline: int) -> str:
+    counts = repeats_of(rows)
+    text = _count(counts[-1], "repeat") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repeats"
+    return text if of_baseline <= counts[-1] else f"{text} ({of_baseline} of the baseline)"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _revision(git: dict[str, Any]) -> str:
+    return f" ({git['revision'][:7]}{', changed' if git.get('dirty') else ''})" if git.get("revision") else ""
+
+
+def _apart(rows: Sequence[Row]) -> Iterator[str]:
+    """Say which methods of a group are as fast as its fastest, as far as its prompts can tell."""
+    behind = [(row.method, one.value, one.low, one.high) for row in rows if (one := row.behind) is not None]
+    told = [(name, value, low, high) for name, value, low, high in behind if low is not None and high is not None]
+    if not told:
+        return
+    fastest = next(row.method for row in rows if row.competes)
+    near = [one for one in told if one[2] <= 0 <= one[3]]
+    close = [f"{name} (behind by {value:.2f}, {low:.2f} to {high:.2f})" for name, value, low, high in near]
+    if close:
+        how = "at 95 % (paired bootstrap of the prompts)"
+        yield f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}."
+    else:
+        yield f"{fastest} is faster than every other method at 95 %, by a paired bootstrap of the prompts."
+
+
+def _budgets(rows: Sequence[Row]) -> str:
+    """Say how many nodes the methods may draft."""
+    budgets = [(row.method, row.side.get("budget")) for row in rows if row.side.get("drafter") is not None]
+    known = sorted({budget for _, budget in budgets if budget is not None})
+    missing = [name for name, budget in budgets if budget is None]
+    unknown = f" The limit of {_joined(missing)} is unknown." if missing else ""
+    if len(known) > 1:
+        return f"Budgets are NOT equal: the methods may draft from {known[0]} to {known[-1]} nodes per pass.{unknown}"
+    if known:
+        return f"All methods may draft up to {known[0]} nodes per pass.{unknown}"
+    return f"No method has a known limit of drafted nodes.{unknown}"
+
+
+def _warnings(group: BundleGroup) -> Iterator[str]:
+    """Say what is missing in the bundles of a group."""
+    skipped = {skip["id"]: skip["reason"] for bundle in group.bundles for skip in bundle.manifest["skipped"]}
+    for name, reason in list(skipped.items())[:1]:
+        count = "1 prompt was left out" if len(skipped) == 1 else f"{len(skipped)} prompts were left out"
+        yield f"{count} for failing to load; the first, {name}: {reason}."
+    for bundle in group.bundles:
+        manifest = bundle.manifest
+        if not bundle.complete:
+            reasons = "; ".join(reason for reason in (manifest.get("error"), bundle.lost) if reason)
+            status = manifest["status"] if manifest["status"] != COMPLETE else "damaged"
+            done = len({record["request"] for record in bundle.requests})
+            yield (
+                f"PARTIAL: {bundle.folder} is {status}{f' ({reasons})' if reasons else ''}, with {done} of "
+                f"{manifest['requests']} requests."
+            )
+
+
 def _judged(rows: Sequence[Row]) -> str:
-    """Say how right such texts are."""
+    """Say how right the texts of methods are that are not lossless."""
     text = ""
     if any(row.overall is not None and row.overall.alike is not None for row in rows):
         text += " Similarity: 1 - edit distance to plain decoding's tokens over the longer length."
@@ -90,91 +163,6 @@ def _judged(rows: Sequence[Row]) -> str:
     elif without:
         text += f" Accuracy is without {_joined(without)}: no right answers, no metric, or another one in each run."
     return text
-
-
-def _measured(group: BundleGroup, rows: Sequence[Row]) -> str:
-    manifests = [bundle.manifest for bundle in group.bundles]
-    versions = _joined(
-        f"mmspec {m['mmspec']}{_revision(m['git'])}, torch {m['versions'].get('torch')}, "
-        f"transformers {m['versions'].get('transformers')}"
-        for m in manifests
-    )
-    machines = _joined(
-        f"{machine['cpu']} ({machine['threads']} of {machine['cpus']} threads)"
-        if machine["device"] == "cpu"
-        else machine["device"].removeprefix("cuda: ")
-        for machine in (m["machine"] for m in manifests)
-    )
-    counted = next((row.overall for row in rows if row.baseline), None)
-    batch = f", batches of {group.conditions['batch']}" if group.conditions["batch"] > 1 else ""
-    what = "nothing" if counted is None else f"{_count(counted.prompts, 'prompt')} x {_repeats(rows)}"
-    days = _joined(m["started"][:10] for m in manifests)
-    return (
-        f"Measured on {machines}: target {group.conditions['target']} in {group.conditions['dtype']}, {what}{batch}, "
-        f"{sampling_shown(group.conditions['sampling'])}, at most {group.conditions['max_new_tokens']} new tokens; "
-        f"{versions}; {days}."
-    )
-
-
-def repeated(rows: Sequence[Row]) -> bool:
-    """Return True if any method was measured more than once, plain decoding left aside, which every bundle has."""
-    return any(row.overall is not None and row.overall.repeats > 1 for row in _methods(rows))
-
-
-def _methods(rows: Sequence[Row]) -> Sequence[Row]:
-    """Return the rows of the methods; of the baseline, where it is alone."""
-    measured = [row for row in rows if row.overall is not None]
-    return [row for row in measured if not row.baseline] or measured
-
-
-def _repeats(rows: Sequence[Row]) -> str:
-    """Say how often the methods were measured, and the baseline if more often, once more in every bundle."""
-    counts = sorted({one.repeats for row in _methods(rows) if (one := row.overall)})
-    most = next(one.repeats for row in rows if row.baseline and (one := row.overall))
-    text = _count(counts[-1], "repeat") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repeats"
-    return text if most <= counts[-1] else f"{text} ({most} of the baseline)"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def _revision(git: dict[str, Any]) -> str:
-    if not git.get("revision"):
-        return ""
-    return f" ({git['revision'][:7]}{', changed' if git.get('dirty') else ''})"
-
-
-def _budgets(rows: Sequence[Row]) -> str:
-    drafting = [row for row in rows if row.side.get("drafter") is not None]
-    budgets = [row.side.get("budget") for row in drafting]
-    known = sorted({budget for budget in budgets if budget is not None})
-    unknown = f" The limit of {_joined(row.method for row in drafting if row.side.get('budget') is None)} is unknown."
-    unknown = unknown if None in budgets else ""
-    if len(known) > 1:
-        return f"Budgets are NOT equal: the methods may draft from {known[0]} to {known[-1]} nodes per pass.{unknown}"
-    if known:
-        return f"All methods may draft up to {known[0]} nodes per pass.{unknown}"
-    return f"No method has a known limit of drafted nodes.{unknown}"
-
-
-def _warnings(group: BundleGroup) -> list[str]:
-    lines = []
-    skipped = {skip["id"]: skip["reason"] for bundle in group.bundles for skip in bundle.manifest["skipped"]}
-    if skipped:
-        name, reason = next(iter(skipped.items()))
-        count = "1 prompt was left out" if len(skipped) == 1 else f"{len(skipped)} prompts were left out"
-        lines.append(f"{count} for failing to load; the first, {name}: {reason}.")
-    for bundle in group.bundles:
-        manifest = bundle.manifest
-        if not bundle.complete:
-            reasons = [reason for reason in (manifest.get("error"), bundle.lost) if reason]
-            because = f" ({'; '.join(reasons)})" if reasons else ""
-            done = len({record["request"] for record in bundle.requests})
-            of = f"{done} of {manifest['requests']} requests"
-            status = manifest["status"] if manifest["status"] != COMPLETE else "damaged"
-            lines.append(f"PARTIAL: {bundle.folder} is {status}{because}, with {of}.")
-    return lines
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from itertools import count, cycle, groupby
 from pathlib import Path
@@ -39,7 +38,7 @@ TREES = ("chain", "dynamic", "static", "sage", "auto", "confidence", None)
 FILLS = ("full", "none", "left", "top", "right", "bottom")
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++", "--", "OO", "**", "/.", "-o")
 BESIDE = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}  # hides a line behind a text
-DPI, PALETTE = 110, 128
+DPI = 110
 
 
 class Look(NamedTuple):
@@ -106,14 +105,9 @@ def save_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
 
 
 def write(plot: Plot, path: Path) -> None:
-    """Write a PNG with a palette: half the size, and the eye sees no difference."""
-    from PIL import Image
-
-    data = io.BytesIO()
-    plot.savefig(data, dpi=DPI, bbox_inches="tight", format="png")
-    picture = Image.open(data).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    """Write a PNG."""
     with replacing(path) as unfinished:
-        picture.save(unfinished, format="png", optimize=True)
+        plot.savefig(unfinished, dpi=DPI, bbox_inches="tight", format="png")
 
 
 def name_of(row: Row, rows: Sequence[Row]) -> str:
@@ -145,19 +139,16 @@ def _by_task(rows: Sequence[Row], looks: Looks, name: str, title: str, line: str
     plot = figure(2.6 + 2.1 * len(panels), 1.1 + 0.3 * len(shown))
     places = np.arange(len(shown))[::-1]
     all_axes = plot.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
-    found = [one[name] for panel in panels.values() for one in panel if one is not None]
-    widest = max(one.high or one.value for one in found)
+    widest = max(one[name].high or one[name].value for panel in panels.values() for one in panel if one is not None)
+    bars = [looks[id(row)].bar for row in shown]
+    style = {key: [bar[key] for bar in bars] for key in bars[0]} | {"edgecolor": "white", "lw": 0}
     for axes, (panel, figures) in zip(all_axes, panels.items(), strict=True):
-        for place, row, one in zip(places, shown, figures, strict=True):
-            if one is None:
-                axes.text(0.03 * widest, place, "not measured", va="center", fontsize=7, color=GREY)
-                continue
-            value, low, high = one[name].value, one[name].low, one[name].high
-            axes.barh(place, value, 0.72, edgecolor="white", lw=0, **looks[id(row)].bar)
-            if low is not None:
-                axes.plot([low, high], [place, place], color="black", lw=1.1, solid_capstyle="butt")
-            end = (value if high is None else high) + 0.03 * widest
-            axes.text(end, place, f"{value:.2f}", va="center", fontsize=8, bbox=BESIDE)
+        found = [Estimate(0.0) if one is None else one[name] for one in figures]
+        values, *ends = (np.array([getattr(one, end) for one in found], float) for end in ("value", "low", "high"))
+        errors = np.nan_to_num(abs(ends - values))
+        drawn = axes.barh(places, values, 0.72, xerr=errors, error_kw={"lw": 1.1}, **style)
+        texts = ["not measured" if one is None else f"{one[name].value:.2f}" for one in figures]
+        axes.bar_label(drawn, texts, padding=4, fontsize=8, bbox=BESIDE)
         axes.axvline(1, color="black", lw=0.8, ls=":", zorder=2.5)
         axes.set_title(literal(panel), fontsize=10, weight="bold" if panel == "mean of tasks" else "normal")
         axes.set_xlim(0, widest * 1.28)

@@ -54,7 +54,7 @@ class MethodTable(Shown):
             columns = [*names, *_accuracies(tasks, rows)]
             answered = [row for row in rows if row.overall is not None]
             sheets.append(_sheet(f"{SHOWN['accuracy']}, by task", columns, answered, len(names)))
-        super().__init__(sheets, notes(groups, rows))
+        super().__init__(sheets, list(notes(groups, rows)))
 
     def csv(self) -> str:
         """Return one line per method and task, and one over all tasks, with every figure."""

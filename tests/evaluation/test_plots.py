@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
+import pytest
 from bundles import eagle3, lookup, plain, write_bundle
 from PIL import Image
 
@@ -55,6 +56,9 @@ def test_bars_and_points_are_at_their_values(tmp_path):
         "charts": [row.tasks["charts"].speedup.value for row in rows[1:]],
         "mean of tasks": [row.mean.speedup.value for row in rows[1:]],
     }
+    (mean,) = (row.mean.speedup for row in rows[1:2])
+    segments = panels["mean of tasks"].collections[0].get_segments()
+    assert segments[0][:, 0].tolist() == pytest.approx([mean.low, mean.high])
     joined = plot_budget(rows, looks_of(rows)).axes[0].lines[-2]  # the last is the line at 1
     assert sorted(joined.get_xdata()) == [4, 16]
 
