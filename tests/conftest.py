@@ -1,5 +1,6 @@
 """Set up before torch is imported: one thread per test process, so that parallel workers do not fight for cores."""
 
+import copy
 import os
 
 import pytest
@@ -18,6 +19,26 @@ def own_cache(tmp_path_factory):
     """What `tree=auto` learns stays away from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMSPEC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once():
+    """The embedded target is read from its files once for each precision and device; whoever loads it gets a copy."""
+    from mmspec import loading
+
+    real, read = loading._load, {}
+
+    def load(name, source, kind, dtype, device, kwargs, *adapters):
+        if name != loading.EMBEDDED_TARGET or kwargs or adapters:
+            return real(name, source, kind, dtype, device, kwargs, *adapters)
+        key = str(dtype), str(device)
+        if key not in read:
+            read[key] = real(name, source, kind, dtype, device, kwargs)
+        return copy.deepcopy(read[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_load", load)
         yield
 
 

@@ -21,7 +21,7 @@ from mmspec.inputs import prepare
 from mmspec.target import Target
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
-NEW = 20
+NEW = 16
 TREES = [Chain(3), StaticTree([[0], [1], [0, 0], [1, 0], [1, 1], [1, 1, 0]]), DynamicTree(3, 3, 9)]
 
 

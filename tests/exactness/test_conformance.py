@@ -23,7 +23,7 @@ from mmspec.settings import configuration
 from mmspec.testing import watched
 from mmspec.verifiers import Greedy
 
-NEW = 14
+NEW = 10
 ONE = ((1,), (9,))
 
 
@@ -61,7 +61,6 @@ EMBEDDED = {
     if not OmegaConf.is_missing(node, "name") and str(node.get("name")).startswith(f"{loading.EMBEDDED_TARGET}/")
 }
 TREES = [None, *options("tree")]
-EASY_AND_HARD = ("scenes", "documents")
 RULES = {name: configuration.build(node) for name, node in options("verifier").items()}
 VERIFIERS = {name: rule for name, rule in RULES.items() if rule.lossless and rule.proposal == "point"}
 LABELS = [*CONFIGURED, *TINY_DRAFTERS]
@@ -79,10 +78,10 @@ def builders(drafter: Drafter, turn: int | None = None) -> list:
 
     Args:
         drafter: to grow them.
-        turn: take every third tree only, those whose turn it is. Three neighbours then have all.
+        turn: take only the tree whose turn it is. As many neighbours as there are trees then have all.
     """
     names = TREES if drafter.tree is not None else [None]
-    names = names if turn is None or len(names) < 3 else names[turn % 3 :: 3]
+    names = names if turn is None else [names[turn % len(names)]]
     return [configuration.build(options("tree")[name]) if name else None for name in names]
 
 
@@ -106,12 +105,17 @@ def same_text(name: str, attention: str, label: str, rows: tuple, turn: int | No
         assert out.stats.lossless and out.stats.rounds
 
 
-@pytest.mark.parametrize("rows", [ONE, RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize("label", LABELS)
+def test_greedy_text_is_that_of_generate(label):
+    """With every tree in a ragged batch on one target."""
+    same_text(*TARGETS[0], label, RAGGED, None)
+
+
 @pytest.mark.parametrize(("name", "attention", "label"), CASES)
-def test_greedy_text_is_that_of_generate(name, attention, label, rows):
-    """Every drafter with every tree in a ragged batch on one target; on the others and alone they take turns."""
-    turn = [target for target, _ in TARGETS].index(name) + LABELS.index(label) + (rows is ONE)
-    same_text(name, attention, label, rows, None if (name, rows) == ("llava", RAGGED) else turn)
+def test_trees_and_batches_take_turns_on_every_target(name, attention, label):
+    """Every target meets every tree both ways, with some drafter."""
+    turn = TARGETS.index((name, attention)) + LABELS.index(label)
+    same_text(name, attention, label, (ONE, RAGGED)[turn % 2], turn)
 
 
 @pytest.mark.slow
@@ -143,21 +147,30 @@ def test_verifiers_whose_draws_are_tied_to_positions_give_one_text_with_every_dr
         assert mmspec.generate(drafter.target, drafter, tree=tree, **settings).token_ids == plain.token_ids, tree
 
 
-SHOWN = ("eagle3", "hivis", "draft_model")
-"""Of each kind one; tests/zoo/test_embedded.py asks all of them."""
-
-
-@pytest.mark.parametrize(
-    "option", [pytest.param(name, marks=[] if name in SHOWN else [pytest.mark.slow]) for name in EMBEDDED]
-)
-def test_options_with_weights_reproduce_the_embedded_target(option):
+def same_embedded_text(option: str, turn: int | None) -> None:
     target = _embedded_target()
     drafter = configuration.build(EMBEDDED[option], target=target)
-    pictures = [zoo.sample(task, "test", 7) for task in EASY_AND_HARD]
-    for sample, expected in zip(pictures, _embedded_text(), strict=True):
-        for tree in builders(drafter):
-            out = mmspec.generate(target, drafter, sample.prompt, [sample.image], max_new_tokens=24, tree=tree)
-            assert out.token_ids == expected
+    samples = _pictures()
+    request = {"prompt": [one.prompt for one in samples], "images": [one.image for one in samples]}
+    for tree in builders(drafter, turn):
+        assert mmspec.generate(target, drafter, max_new_tokens=24, tree=tree, **request).token_ids == _embedded_text()
+
+
+@pytest.mark.parametrize("option", EMBEDDED)
+def test_options_with_weights_reproduce_the_embedded_target(option):
+    """The trees take turns."""
+    same_embedded_text(option, list(EMBEDDED).index(option))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", EMBEDDED)
+def test_options_with_weights_reproduce_the_embedded_target_with_every_tree(option):
+    same_embedded_text(option, None)
+
+
+def _pictures() -> list:
+    """An easy and a hard one."""
+    return [zoo.sample(task, "test", 7) for task in ("scenes", "documents")]
 
 
 @cache
@@ -166,14 +179,12 @@ def _embedded_target():
 
 
 @cache
-def _embedded_text() -> list:
-    target = _embedded_target()
-    texts = []
-    for task in EASY_AND_HARD:
-        sample = zoo.sample(task, "test", 7)
-        inputs = prepare(target, sample.prompt, [sample.image]).inputs
+def _embedded_text() -> list[list[int]]:
+    target, texts = _embedded_target(), []
+    for one in _pictures():
+        inputs = prepare(target, one.prompt, [one.image]).inputs
         ids = target.model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        texts.append([ids[0, inputs["input_ids"].shape[1] :].tolist()])
+        texts.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
     return texts
 
 

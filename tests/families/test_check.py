@@ -10,6 +10,7 @@ from mistakes import no_tree_mask, sequential_positions
 from refusals import refused
 from tiny_families import FAMILIES, UNLISTED
 from tiny_requests import target_of
+from tiny_training import small_model
 
 import mmspec
 from mmspec import cli
@@ -39,7 +40,18 @@ def test_every_family_passes(name):
     assert report.kinds == set(FAMILIES[name].kinds)
 
 
-@pytest.mark.parametrize("name", [name for name, tiny in FAMILIES.items() if tiny.attention == "sdpa"])
+MASKS = ("llava", "qwen2_5_vl", "gemma3", "paligemma", "qwen2_audio", "mistral, sliding window")
+"""A family for each kind of mask, positions and tower; eager attention takes the masks in another form."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in MASKS else [pytest.mark.slow])
+        for name, tiny in FAMILIES.items()
+        if tiny.attention == "sdpa"
+    ],
+)
 def test_every_family_passes_on_eager_attention(name):
     report = check_target(Target(FAMILIES[name].build("eager")), shown(name))
     assert report.ok, f"\n{report}"
@@ -84,8 +96,10 @@ def kinds_mixed_up(monkeypatch, target):
     monkeypatch.setattr("mmspec.families.media.in_order", mistaken)
 
 
+COMMON = [(mistake, name, "text") for name in FAMILIES for mistake in (sequential_positions, no_tree_mask)]
 MISTAKES = [
-    *[(mistake, name, "text") for mistake in (sequential_positions, no_tree_mask) for name in FAMILIES],
+    *COMMON[::4],  # the two take turns; with the others slow
+    *COMMON[3::4],
     (without_types(Gemma3), "gemma3", "pictures"),
     *[(without_types(PaliGemma), name, "pictures") for name in ("paligemma2",)],
     *[(from_zero, name, "text") for name in ("paligemma", "paligemma2")],
@@ -96,7 +110,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("mistake", "name", "where"), MISTAKES, ids=[f"{m.__name__}-{name}-{where}" for m, name, where in MISTAKES]
+    ("mistake", "name", "where"),
+    [
+        *[pytest.param(*one, id=f"{one[0].__name__}-{one[1]}-{one[2]}") for one in MISTAKES],
+        *[pytest.param(*one, marks=pytest.mark.slow) for one in COMMON if one not in MISTAKES],
+    ],
 )
 def test_a_mistake_is_seen(mistake, name, where, monkeypatch):
     mistake(monkeypatch, target_of(name))
@@ -199,16 +217,25 @@ def test_a_request_for_a_check_leaves_the_model_as_it_was():
     assert target.model.model.rope_deltas is theirs
 
 
-def test_the_command_prints_every_comparison(capsys):
-    assert cli.main(["check", "tiny"]) == 0
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small model with its processor."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in small_model():
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_command_prints_every_comparison(folder, capsys):
+    assert cli.main(["check", folder]) == 0
     printed = capsys.readouterr().out
     assert "LlavaForConditionalGeneration as Llava (listed)" in printed
     assert printed.count(" ok") == 8 and printed.rstrip().endswith("exact")
 
 
-def test_the_command_fails_where_something_is_wrong(capsys, monkeypatch):
+def test_the_command_fails_where_something_is_wrong(folder, capsys, monkeypatch):
     no_tree_mask(monkeypatch)
-    assert cli.main(["check", "tiny"]) == 1
+    assert cli.main(["check", folder]) == 1
     assert "WRONG: mmspec does not read this model as it is" in capsys.readouterr().out
     assert cli.main(["check"]) == cli.USAGE_ERROR
 

@@ -26,7 +26,7 @@ from mmspec.trees import DynamicTree
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 FLEX = ["llava", "gemma3", "mistral", "llama"]  # Qwen2.5-VL refuses it
-NEW = 12
+NEW = 8
 
 
 @cache

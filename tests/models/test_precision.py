@@ -25,7 +25,7 @@ from mmspec.target import Target
 from mmspec.trees import DynamicTree, StaticTree
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-NEW = 24
+NEW = 14
 HALVES = (torch.bfloat16, torch.float16)
 BACK_ENDS = ("sdpa", "eager", "flex_attention")
 # The one whose attention is plainest, both with windows, and the one with positions of its own.

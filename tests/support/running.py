@@ -18,7 +18,7 @@ from mmspec.evaluation.measure import Measurement, Protocol
 from mmspec.evaluation.methods import GROUPS, PLAIN, Method
 from mmspec.verifiers import Greedy, PointMassSampling
 
-SHORT = 10
+SHORT = 6
 QUICK = ("task.count=1", "repeats=1", "warmup=0", f"max_new_tokens={SHORT}", "threads=1")
 
 

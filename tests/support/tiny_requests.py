@@ -19,11 +19,13 @@ BACK_ENDS = [(name, attention) for name in models.MODELS for attention in ("sdpa
 RAGGED = ((1, 0, 2, 1), (9, 20, 5, 13))
 
 
-@cache
 def target_of(name: str, attention: str | None = None) -> Target:
     """Return the one tiny target of a family and back end (its usual one by default): requests must leave no trace."""
-    if attention is None:
-        attention = tiny_families.FAMILIES[name].attention
+    return _built(name, attention or tiny_families.FAMILIES[name].attention)
+
+
+@cache
+def _built(name: str, attention: str) -> Target:
     return Target((models.MODELS.get(name) or tiny_families.FAMILIES[name].build)(attention))
 
 
