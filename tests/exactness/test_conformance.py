@@ -17,7 +17,7 @@ from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import drafters, loading, zoo
-from mmspec.drafters import Drafter, FeatureDrafter, NoDrafter, SessionDrafter, StepDrafter
+from mmspec.drafters import Drafter, FeatureDrafter, HeadDrafter, NoDrafter, SessionDrafter, StepDrafter
 from mmspec.inputs import prepare
 from mmspec.settings import configuration
 from mmspec.testing import watched
@@ -190,7 +190,7 @@ def _embedded_text() -> list[list[int]]:
 
 def test_every_exported_drafter_is_in_this_suite():
     exported = {value for value in vars(drafters).values() if isinstance(value, type) and issubclass(value, Drafter)}
-    interfaces = {Drafter, FeatureDrafter, SessionDrafter, StepDrafter, NoDrafter}
+    interfaces = {Drafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
     assert tested and not missing, f"add a config, or an entry in TINY_DRAFTERS, for {missing}"
