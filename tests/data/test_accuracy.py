@@ -73,6 +73,7 @@ def test_embedded_questions_bring_their_answer():
         ({"prompt": "How many?", "answers": ["two", "2"]}, ("two", "2")),
         ({"prompt": "How many?", "answers": [{"answer": "two", "confidence": "yes"}]}, ("two",)),
         ({"prompt": "How many?", "answer": "two"}, ("two",)),
+        ({"prompt": "How many?", "references": ["2"], "answers": ["two"]}, ("2",)),
         ({"prompt": "How many?", "answers": "two"}, ("two",)),
         ({"prompt": "How many?"}, ()),
         ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "two"}]}, ("two",)),

@@ -68,6 +68,11 @@ def test_grey_is_the_same_grey_in_every_form(source):
     assert np.array_equal(values(source), GREY)
 
 
+def test_what_a_file_holds_in_32_bits_was_measured_in_16():
+    """However dark it is, while values in memory that fit 8 bits are meant to be 8 bits."""
+    assert values(saved(Image.fromarray(RAMP.astype(np.int32)), "TIFF")).max() <= 1
+
+
 def test_what_is_transparent_is_white():
     """Black on transparent is what charts and signatures are often saved as: black on black says nothing."""
     clear = np.array([[0, 255, 128]], dtype=np.uint8)
