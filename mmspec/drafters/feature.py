@@ -329,7 +329,7 @@ class FeatureDrafter(HeadDrafter):
         """Return the settings and the compressor, see `Drafter.config`."""
         return super().config() | {"compressor": None if self.compressor is None else self.compressor.config()}
 
-    def compute(self) -> None:
+    def compute_unstored(self) -> None:
         """Compute the frequencies of the rotary positions."""
         self.rotary = rotary_of(self.head).to(self.target.device)
 

@@ -104,10 +104,8 @@ class HeadDrafter(StepDrafter):
         """
         name, size, vocab = type(self).__name__, self.draft_vocab_size, self.target.vocab_size
         if size is None:
-            raise MMSpecError(
-                f"this {name} drafts from all {vocab} tokens, so there are none to choose; make it with "
-                "draft_vocab_size"
-            )
+            way = "make it with draft_vocab_size"
+            raise MMSpecError(f"this {name} drafts from all {vocab} tokens, so there are none to choose; {way}")
         check_tokens(tokens, size, vocab, f"choose_vocabulary: {len(tokens)} token ids lead to")
         for table, chosen in zip((self.d2t, self.t2d), tables_of(tokens.sort().values, vocab), strict=True):
             table.copy_(chosen)
@@ -115,13 +113,8 @@ class HeadDrafter(StepDrafter):
     def check_weights(self, source: str) -> None:
         """Refuse tokens that the target does not have, or has once but would be drafted twice."""
         if self.draft_vocab_size is not None:
-            tokens = draft_tokens(self.d2t)
-            check_tokens(
-                tokens,
-                self.draft_vocab_size,
-                self.target.vocab_size,
-                f"{source}: d2t of {len(tokens)} draft tokens leads to",
-            )
+            tokens, given = draft_tokens(self.d2t), f"{source}: d2t of {self.draft_vocab_size} draft tokens leads to"
+            check_tokens(tokens, self.draft_vocab_size, self.target.vocab_size, given)
 
     # In folders.
 
@@ -143,10 +136,10 @@ class HeadDrafter(StepDrafter):
             drafter = cls._remade(config, target)
         if there is not None:
             there.check_fits(stored(drafter), cls.__name__)
-        drafter.compute()
+        drafter.compute_unstored()
         return cls.from_config(config, target) if has_unstored(drafter) else drafter
 
-    def compute(self) -> None:
+    def compute_unstored(self) -> None:
         """Compute what no file has, on the target's device, after everything was made on the meta device."""
 
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, get_annotations, signature
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -110,15 +110,14 @@ def in_name_of(owner: str, settings: type) -> Iterator[None]:
 
 
 def expect_dataclass(cls: type) -> None:
-    """Refuse a class of settings with annotations that are no fields, because it was not made a dataclass.
+    """Refuse a class of settings whose annotations are no fields, because only its base is a dataclass.
 
     Raises:
         TypeError: with the line that is missing.
     """
-    own = [name for name in vars(cls).get("__annotations__", {}) if name not in {each.name for each in fields(cls)}]
-    if own:
+    if "__dataclass_fields__" not in vars(cls) and (names := get_annotations(cls)):
         raise TypeError(
-            f"{cls.__name__}: {listed(own)} are no fields; write @dataclass(frozen=True, kw_only=True) above the class"
+            f"{cls.__name__}: {listed(names)} are no fields: write @dataclass(frozen=True, kw_only=True) above it"
         )
 
 
@@ -140,8 +139,11 @@ def signature_with(cls: type, root: type, settings: type) -> Signature:
                 found.setdefault(each.name, each.replace(kind=kind))
         if not any(each.kind is Parameter.VAR_KEYWORD for each in own):
             return Signature(list(found.values()))
-    for name, each in signature(settings).parameters.items():
-        found.setdefault(name, each)
+    kinds = kinds_of(settings)
+    for field in fields(settings):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        shown_as = Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=kinds[field.name])
+        found.setdefault(field.name, shown_as)
     return Signature(sorted(found.values(), key=lambda each: each.kind))
 
 

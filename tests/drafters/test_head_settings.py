@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import pytest
 from omegaconf import OmegaConf
+from tiny_drafters import TINY_DRAFTERS
 from tiny_requests import target_of
 
 from mmspec import MMSpecError, drafters
@@ -40,13 +41,13 @@ def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
     others = ["target", "tree", *(["compressor"] if issubclass(cls, FeatureDrafter) else [])]
     shown = inspect.signature(cls).parameters
     assert list(shown) == [*others, *names]
-    dataclass_of = inspect.signature(cls.Settings).parameters
-    assert [shown[name].default for name in names] == [dataclass_of[name].default for name in names]
+    defaults = vars(cls.Settings())
+    assert {name: shown[name].default for name in names} == defaults
     stated = stated_settings(f"mmspec.drafters.{cls.__name__}")
     assert list(stated) == names and all(setting.description for setting in stated.values())
-    for field in fields(cls.Settings):
-        default = field.default if field.default is not MISSING else field.default_factory()
-        assert stated[field.name].default == json.dumps(default).strip('"')
+    assert {name: setting.default for name, setting in stated.items()} == {
+        name: json.dumps(default).strip('"') for name, default in defaults.items()
+    }
     config = made(cls).config()
     assert set(config) - {"compressor"} == set(names)
     for lacking in [set(), *({name} for name in names if name != "head")]:  # as older folders lack some
@@ -96,6 +97,15 @@ def test_choices_are_refused_with_the_nearest():
     refused(lambda: made(drafters.DreamDrafter, first_token="men"), "first_token='men' is unknown", "'mean'")
 
 
+@pytest.mark.parametrize("label", TINY_DRAFTERS)
+def test_every_drafter_that_is_saved_is_made_again_of_its_configuration(label):
+    drafter = TINY_DRAFTERS[label]("llava", "sdpa")
+    again = type(drafter).from_config(json.loads(json.dumps(drafter.config())), drafter.target)
+    config = json.loads(json.dumps(again.config()))  # of a model, with what transformers adds to a configuration
+    assert json.loads(json.dumps(type(drafter).from_config(config, drafter.target).config())) == config
+    assert again.state_dict().keys() == drafter.state_dict().keys()
+
+
 # One's own.
 
 
@@ -139,5 +149,5 @@ def test_settings_without_the_decorator_are_refused():
     class Forgotten(EagleSettings):
         scale: float = 0.5
 
-    with pytest.raises(TypeError, match=re.escape("Forgotten: ['scale'] are no fields; write @dataclass(frozen=True")):
+    with pytest.raises(TypeError, match=re.escape("Forgotten: ['scale'] are no fields: write @dataclass(frozen=True")):
         type("Lost", (EagleDrafter,), {"Settings": Forgotten})
