@@ -42,6 +42,7 @@ def assemble(
     compressor: VisualCompressor | None = None,
     layer: str = "layers.0",
     head_dim: int | None = None,
+    axes: bool = False,
     names: Mapping[str, str] | None = None,
     made: Mapping[str, Tensor] | None = None,
     unread: Collection[str] = (),
@@ -56,6 +57,7 @@ def assemble(
         compressor: the compressor that the drafter reads pictures through.
         layer: prefix of the keys from which the head's sizes are derived.
         head_dim: width of a head, if another tensor tells it; see `head_settings`.
+        axes: True if positions have several axes, as the configuration says.
         names: prefixes of the class's names, mapped to those of the checkpoint's keys.
         made: tensors that were derived from the checkpoint's, by the class's names.
         unread: keys that the class does not need, or that `made` was derived from.
@@ -65,7 +67,7 @@ def assemble(
     """
     names, made = names or {}, made or {}
     head = head_settings(checkpoint, target, layer, head_dim)
-    if getattr(settings, "rope", "1d") != "mrope":  # the original turns by one position, whatever is left over
+    if not axes:  # the original turns by one position, whatever the configuration has left over
         rope = head["rope_parameters"]
         head["rope_parameters"] = {name: value for name, value in rope.items() if name not in MROPE_SETTINGS}
     rows = embedding_rows(checkpoint, target, head["hidden_size"])

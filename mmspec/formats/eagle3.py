@@ -61,6 +61,7 @@ class Eagle3(Format):
         checkpoint.require("fc.weight", "norm.weight", HEAD)
         made = vocabulary_of(checkpoint, target)
         ropes = [checkpoint.said(name, dict, {}) for name in ("rope_parameters", "rope_scaling")]
+        axes = any(MROPE_SETTINGS[0] in rope for rope in ropes)
         settings = Eagle3Settings(
             draft_vocab_size=len(made["d2t"]) if "d2t" in made else None,
             feature_layers=feature_layers(checkpoint),
@@ -68,10 +69,19 @@ class Eagle3(Format):
             norm_before_fc=norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
             norm_output=checkpoint.said("norm_output", bool, False),
             norm_before_residual=normed_residual(checkpoint),
-            rope="mrope" if any(MROPE_SETTINGS[0] in rope for rope in ropes) else "1d",
+            rope="mrope" if axes else "1d",
         )
-        names, unread = {"midlayer.": f"{layer}."}, ("d2t", "t2d", HEAD, *idle_bias(checkpoint, layer))
-        return assemble(Eagle3Drafter, checkpoint, target, settings, layer=layer, names=names, made=made, unread=unread)
+        return assemble(
+            Eagle3Drafter,
+            checkpoint,
+            target,
+            settings,
+            layer=layer,
+            axes=axes,
+            names={"midlayer.": f"{layer}."},
+            made=made,
+            unread=("d2t", "t2d", HEAD, *idle_bias(checkpoint, layer)),
+        )
 
 
 def is_eagle3(keys: Shapes) -> bool:

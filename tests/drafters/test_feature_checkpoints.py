@@ -99,9 +99,6 @@ def test_what_is_saved_is_what_is_loaded(variant, tmp_path):
     assert all(theirs[key].equal(logits) for key, logits in ours.items())
     if drafter.draft_vocab_size:
         assert loaded.draft_vocabulary.equal(FEW)
-    options = {"inputs": inputs_of("llava"), "max_new_tokens": 10}
-    first, second = (mmspec.generate(drafter.target, d, **options) for d in (drafter, loaded))
-    assert [r.accepted for r in first.stats.rounds] == [r.accepted for r in second.stats.rounds]
     loaded.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again == {key: value for key, value in config.items() if key != "metadata"}

@@ -101,9 +101,6 @@ def test_what_is_read_again_drafts_the_same(name, variant, tmp_path):
     ours, theirs = (heads.guesses_of(one, lesson, 3) for one in (drafter, loaded))
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert all(heads.error(logits, theirs[key]) < heads.TOLERANCE for key, logits in ours.items())
-    inputs = heads.inputs_of(name)
-    runs = [mmspec.generate(drafter.target, one, inputs=inputs, max_new_tokens=10) for one in (drafter, loaded)]
-    assert [record.accepted for record in runs[0].stats.rounds] == [record.accepted for record in runs[1].stats.rounds]
     mmspec.export_speculators(loaded, tmp_path / "again", "owner/target")
     first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "again"))
     assert first.keys() == second.keys() and all(tensor.equal(second[key]) for key, tensor in first.items())

@@ -237,8 +237,6 @@ def test_what_was_loaded_can_be_saved_and_loaded_again(load, format, name, tmp_p
     assert json.dumps(again.config()) == json.dumps(drafter.config())
     ours, theirs = drafter.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys() and all(theirs[key].equal(value) for key, value in ours.items())
-    first, second = (guesses_of(one, lesson_of(name), 2) for one in (drafter, again))
-    assert all(second[key].equal(logits) for key, logits in first.items())
 
 
 @pytest.mark.parametrize("format", ["eagle3", "eagle3, speculators"])
