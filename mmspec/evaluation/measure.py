@@ -21,7 +21,7 @@ from ..exactness import TIE, Divergence, complaint_of, divergences
 from ..inputs import Request
 from ..similarity import similarity
 from ..target import Target
-from .bundle import COMPLETE, FAILED, INTERRUPTED, Block, Bundle, BundleWriter
+from .bundle import COMPLETE, FAILED, INTERRUPTED, Bundle, BundleWriter
 from .engines import Answer, Engine
 from .failures import failure, out_of_memory, reason_of, wrapped
 from .methods import PLAIN, Method
@@ -116,7 +116,8 @@ class Measurement:
                 self.notice(f"{method.label} is left out: {side['failed']['reason']}")
         started = time.perf_counter()
         try:
-            self._recall(done)
+            if done:
+                self._recall()
             self._go_on()
             turns = [(group, turn) for group in self.questions.groups for turn in range(group.turns)]
             blocks = [(*one, repeat) for repeat in range(self.protocol.repeats) for one in turns]
@@ -211,10 +212,10 @@ class Measurement:
 
     def _go_on(self, error: Exception | None = None) -> None:
         """End the run if no method is left to compare with plain decoding."""
-        failed = [method.failed for method in self.methods if method.competes]
-        if failed and all(failed):
-            reason = failed[0] and failed[0]["reason"]
-            raise error or MMSpecError(f"no method is left to measure: {reason}; begin another bundle")
+        competing = [method for method in self.methods if method.competes]
+        reasons = [method.failed["reason"] for method in competing if method.failed]
+        if reasons and len(reasons) == len(competing):
+            raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
 
     def _order(self, number: int, repeat: int) -> list[Method]:
         """Return the methods in turns: the first one changes from request to request, the direction by repeat."""
@@ -262,23 +263,22 @@ class Measurement:
         way_out = f"the bundle {self.writer.folder} has the answers; on_divergence={REPORT} measures on"
         return None if complaint is None else Divergence(f"method {method.label!r} {complaint}; {way_out}")
 
-    def _recall(self, done: set[Block]) -> None:
+    def _recall(self) -> None:
         """Take up what an earlier run has measured."""
-        bundle = Bundle.open(self.writer.folder) if done else None
+        bundle, groups = Bundle.open(self.writer.folder), self.questions.groups
         counts: dict[tuple, list] = defaultdict(list)
-        for entry in bundle.rounds if bundle is not None else ():
+        for entry in bundle.rounds:
             if entry["repeat"] == 0:
-                place = entry["request"], entry["turn"], entry["side"]
-                counts[place].append((entry["drafted"], entry["accepted"], entry["emitted"]))
-        for record in bundle.requests if bundle is not None else ():
-            if record["repeat"] == 0:
-                place = record["request"], record["turn"], record["side"]
-                self.first[place] = record["token_ids"], counts[place]
-                if record["side"] == PLAIN:
-                    if record["request"] >= len(self.questions.groups):
-                        raise MMSpecError(f"{self.writer.folder} has answers to questions that the task does not have")
-                    said = dict(zip(record["ids"], record["text"], strict=True))
-                    self.questions.groups[record["request"]].said[record["turn"]] = said
+                counted = entry["drafted"], entry["accepted"], entry["emitted"]
+                counts[entry["request"], entry["turn"], entry["side"]].append(counted)
+        for record in (record for record in bundle.requests if record["repeat"] == 0):
+            place = record["request"], record["turn"], record["side"]
+            self.first[place] = record["token_ids"], counts[place]
+            if record["request"] >= len(groups):
+                raise MMSpecError(f"{self.writer.folder} has answers to questions that the task does not have")
+            if record["side"] == PLAIN:
+                said = dict(zip(record["ids"], record["text"], strict=True))
+                groups[record["request"]].said[record["turn"]] = said
 
 
 def _timed(request: Request, answer: Answer) -> dict[str, Any]:

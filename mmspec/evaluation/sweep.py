@@ -29,6 +29,10 @@ SUBMITIT = "hydra_plugins.hydra_submitit_launcher"  # what the launchers of the 
 UNSTARTED = "it was not started, or ended before it had measured anything"
 
 
+RunOne = Callable[[Sequence[str], Path, str | None], object]
+"""What measures one job, given its overrides, its folder and the user's configurations."""
+
+
 class Sweep:
     """A folder with a bundle for every job.
 
@@ -143,14 +147,13 @@ class Sweep:
             check(job, sweep.config_dir, config_dir, folder)
         return sweep
 
-    def run(self, run_one: Callable[[Sequence[str], Path, str | None], object] = benchmark) -> None:
+    def run(self, run_one: RunOne = benchmark) -> None:
         """Run the jobs that are not complete, through hydra's launcher.
 
         A job that fails keeps the others from nothing; `failures` tells.
 
         Args:
-            run_one: function that measures one job, given its overrides, its folder and the user's configurations; it
-                is called in whatever process the launcher has put the job.
+            run_one: function that measures a job, in whatever process the launcher has put it.
         """
         from hydra import initialize
         from hydra.core.global_hydra import GlobalHydra
@@ -171,7 +174,7 @@ class Sweep:
             except Exception as error:  # of the launcher: the jobs keep their own
                 say(f"the launcher failed: {first_line(error)}")
 
-    def _run_job(self, run_one: Callable[[Sequence[str], Path, str | None], object], job: Any) -> None:
+    def _run_job(self, run_one: RunOne, job: Any) -> None:
         """Run the job whose number hydra gives, and leave the reason in its folder if there can be no bundle."""
         name = list(self.jobs)[job.job]
         folder = self.folder / name

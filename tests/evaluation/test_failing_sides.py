@@ -8,17 +8,14 @@ import json
 
 import pytest
 from bundles import eagle3, plain, write_bundle
-from running import QUICK, AcceptsAll, Listed, interrupted_at, measure, questions, side, sides, tiny
+from running import PAGE, QUICK, AcceptsAll, interrupted_at, measure, questions, side, sides, tiny
 
 from mmspec.cli import main
-from mmspec.data import Example
 from mmspec.drafters import NGramDrafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 from mmspec.evaluation.bundle import Bundle
 from mmspec.evaluation.table import csv_lines
-
-PAGE = Listed(Example("documents/test/100", "What does it say?", ("tiny:documents/test/100",), "documents"))
 
 
 class Stumbles(NGramDrafter):
@@ -79,8 +76,8 @@ def test_a_run_ends_when_no_method_is_left_or_plain_decoding_fails(tmp_path):
 
 def test_a_method_that_is_wrong_fails_alone(tmp_path):
     target = tiny()
-    wrong = side("wrong", target, NGramDrafter(target), verifier=AcceptsAll(), tokens=40)
-    bundle = measure(tmp_path / "b", PAGE, chosen=[*sides(target, tokens=40), wrong], repeats=2)
+    wrong = side("wrong", target, NGramDrafter(target), verifier=AcceptsAll())
+    bundle = measure(tmp_path / "b", PAGE, chosen=[*sides(target), wrong], repeats=2)
     assert bundle.complete and "is not lossless: on prompt 'documents/test/100'" in bundle.failures["wrong"]
     assert [r["same"] for r in bundle.requests if r["side"] == "wrong"] == [False], "one answer, and no second"
     assert [r["same"] for r in bundle.requests if r["side"] == "ngram"] == [True, True]
@@ -88,7 +85,6 @@ def test_a_method_that_is_wrong_fails_alone(tmp_path):
 
 def test_a_side_that_failed_stays_failed_when_its_run_goes_on(tmp_path):
     target = tiny()
-
     source = questions(100, 101, 102)
     wrong = [*sides(target), side("stumbles", target, Stumbles(target, MMSpecError("it slipped")))]
     with pytest.raises(KeyboardInterrupt):
@@ -107,8 +103,8 @@ def test_a_side_that_has_answered_all_there_is_is_tried_again(tmp_path):
     bundle = measure(tmp_path / "b", source, chosen=chosen)
     assert bundle.complete and not bundle.failures and len(bundle.requests) == 4
     # One that wrote another text has answered, and trying again does not mend that.
-    wrong = [side("plain", target, tokens=9), side("wrong", target, NGramDrafter(target), None, AcceptsAll(), 0.0, 9)]
-    for message in ("is not lossless", "no method is left to measure: method 'wrong' is not lossless"):
+    wrong = sides(target, verifier=AcceptsAll())
+    for message in ("is not lossless", "no method is left to measure: method 'ngram' is not lossless"):
         with pytest.raises(MMSpecError, match=message):
             measure(tmp_path / "c", PAGE, chosen=wrong)
 

@@ -13,7 +13,7 @@ from mmspec.commands import bench
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import benchmark
 from mmspec.evaluation.bundle import MANIFEST, Bundle
-from mmspec.evaluation.sweep import SWEEP, Sweep, expand, parts_of
+from mmspec.evaluation.sweep import SWEEP, UNSTARTED, Sweep, expand, parts_of
 
 
 @pytest.fixture
@@ -67,6 +67,16 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capsys):
     assert (folder / names[2] / MANIFEST).stat().st_mtime_ns == before
     with pytest.raises(MMSpecError, match="holds another sweep"):
         Sweep.begin(folder, ["drafter=ngram", "seed=1,2", "task=scenes"])
+
+
+def test_a_launcher_that_fails_is_said(tmp_path, capsys, monkeypatch):
+    def launch(*_, **__):
+        raise RuntimeError("the queue\nis closed")
+
+    sweep = Sweep.begin(tmp_path / "sweep", ["drafter=ngram", "task=scenes"])  # which finds hydra's plugins
+    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.BasicLauncher.launch", launch)
+    sweep.run(quick_job)
+    assert capsys.readouterr().err == "the launcher failed: the queue\n" and sweep.failures() == {"0": UNSTARTED}
 
 
 @pytest.mark.usefixtures("no_plots")

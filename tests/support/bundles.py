@@ -41,19 +41,10 @@ class Side:
     failed: str | None = None  # why it has not answered
 
     def manifest(self, baseline: str) -> dict[str, Any]:
-        return {
-            "label": self.label,
-            "engine": self.engine,
-            "baseline": self.label == baseline,
-            "control": self.control,
-            "settings": self.settings,
-            "drafter": self.drafter,
-            "tree": self.tree,
-            "budget": self.budget,
-            "lossless": self.lossless,
-            "exact": self.lossless,
-            "failed": None if self.failed is None else {"reason": self.failed, "traceback": None},
-        }
+        names = ("label", "engine", "control", "settings", "drafter", "tree", "budget", "lossless")
+        failed = None if self.failed is None else {"reason": self.failed, "traceback": None}
+        own = {"baseline": self.label == baseline, "exact": self.lossless, "failed": failed}
+        return {name: getattr(self, name) for name in names} | own
 
 
 def plain(**changes: Any) -> Side:

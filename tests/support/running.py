@@ -66,6 +66,10 @@ def questions(*indices: int, tasks=("scenes",)) -> Listed:
     return Listed(*(Example(name, "Describe the picture.", (f"tiny:{name}",), task) for task, name in places))
 
 
+PAGE = Listed(Example("documents/test/100", "What does it say?", ("tiny:documents/test/100",), "documents"))
+"""A question that the wrong verifier answers otherwise than plain decoding."""
+
+
 def side(label: str, target, drafter=None, tree=None, verifier=None, temperature=0.0, tokens=SHORT) -> Method:
     engine = MMSpecEngine(target, drafter, tree, verifier, Sampling(temperature), tokens)
     return Method(label, (), OmegaConf.create(dict.fromkeys(GROUPS)), engine=engine)
