@@ -30,7 +30,7 @@ UNSTARTED = "it was not started, or ended before it had measured anything"
 
 
 RunOne = Callable[[Sequence[str], Path, str | None], object]
-"""What measures one job, given its overrides, its folder and the user's configurations."""
+"""A function that measures one job, given its overrides, its folder and the user's configurations."""
 
 
 class Sweep:

@@ -73,8 +73,8 @@ def test_a_launcher_that_fails_is_said(tmp_path, capsys, monkeypatch):
     def launch(*_, **__):
         raise RuntimeError("the queue\nis closed")
 
-    sweep = Sweep.begin(tmp_path / "sweep", ["drafter=ngram", "task=scenes"])  # which finds hydra's plugins
-    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.BasicLauncher.launch", launch)
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.multirun", launch)
+    sweep = Sweep.begin(tmp_path / "sweep", ["drafter=ngram", "task=scenes"])
     sweep.run(quick_job)
     assert capsys.readouterr().err == "the launcher failed: the queue\n" and sweep.failures() == {"0": UNSTARTED}
 
