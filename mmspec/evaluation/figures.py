@@ -96,7 +96,7 @@ class Sample:
         return {name for names in self.answers["metric"].dropna() for name in names.split()}
 
     @cached_property
-    def repeats(self) -> Sums:
+    def repeats(self) -> pd.DataFrame:
         """The sums over requests of every single repeat that all of them have."""
         common = self.answers.groupby("answer")["repeat"].max().min()
         return self.answers[self.answers["repeat"] <= common].groupby("repeat")[SUMMED].sum()
@@ -224,7 +224,7 @@ def figures(sample: Sample, side: Mapping[str, Any]) -> Figures:
         **means([sample]),
         requests=len(requests),
         prompts=int(requests["ids"].map(len).sum()),
-        repeats=int(answers.groupby("answer")["repeat"].max().min()) + 1,
+        repeats=len(sample.repeats),
         tokens=int(requests["tokens"].sum()),
         tokens_per_second=float(ratio("tokens_per_second", sample.totals)[0]),
         tokens_per_second_end_to_end=float(ratio("tokens_per_second_end_to_end", sample.totals)[0]),
