@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MMSpecError, did_you_mean
-from .figures import Sample, samples_of
+from .figures import Sample, ratio, samples_of
 from .grouping import BundleGroup, conditions_shown
 from .sheets import DASH, Sheet, Shown
 
@@ -153,24 +153,14 @@ def _vispec(sample: Sample) -> dict[str, float | None]:
 
 
 def _mmspec(sample: Sample) -> dict[str, float | None]:
-    requests = sample.requests
-    with_bonus, without = _lengths(requests)
-    columns = [requests[name] for name in ("tokens", "seconds", "plain_tokens", "plain_seconds")]
-    paired, pooled = (
-        [_over(_over(tokens, seconds), _over(plain, plain_seconds)) for tokens, seconds, plain, plain_seconds in rows]
-        for rows in (zip(*columns, strict=True), [[column.sum() for column in columns]])
-    )
-    return {
-        "paired": float(np.mean(paired)),
-        "global": pooled[0],
-        "MAT (paper)": without,
-        "MAT (repository)": with_bonus,
-    }
+    with_bonus, without = _lengths(sample.requests)
+    paired, pooled = ratio("speedup", sample.requests).mean(), ratio("speedup", sample.totals)[0]
+    return {"paired": float(paired), "global": float(pooled), "MAT (paper)": without, "MAT (repository)": with_bonus}
 
 
 def _vllm(sample: Sample) -> dict[str, Any]:
-    requests, drafts = sample.requests, sample.passes[sample.passes["drafted"] > 0]
-    speed = _over(requests["tokens"].sum(), requests["seconds"].sum())
+    drafts = sample.passes[sample.passes["drafted"] > 0]
+    speed = float(ratio("tokens_per_second_end_to_end", sample.totals)[0])
     figures: dict[str, Any] = {"tokens/s": speed, "mean_acceptance_length": None, "draft_acceptance_rate": None}
     if len(drafts):
         figures["mean_acceptance_length"] = 1 + float(drafts["accepted"].mean())

@@ -280,8 +280,8 @@ class Row:
         conditions: those of its group, by the names in `grouping.CONDITIONS`.
         side: the manifest's entry of the first bundle that has it.
         tasks: all figures by the group's tasks in order, None for one that the method has not answered.
-        mean: the unweighted mean over tasks, see `means`; None if one is missing, because it would not compare with
-            the others'.
+        mean: the unweighted mean over tasks, see `means`, and `pooled_acceptance_length` (tokens per target pass over
+            all rounds of all tasks together); None if a task is missing, because it would not compare with the others'.
         overall: all figures, pooled over all that was answered; None if nothing was.
         behind: by how much the fastest method's mean speed-up is above this one's, with the interval of a paired
             bootstrap (see `difference`); None for the fastest, the baseline, and where the two cannot be compared.
@@ -308,11 +308,6 @@ class Row:
         """True for a method that is compared: neither the baseline nor the control, with figures of every task."""
         return not self.baseline and not self.control and self.mean is not None
 
-    @property
-    def pooled_acceptance_length(self) -> Estimate | None:
-        """Tokens per target pass over all rounds of all tasks together."""
-        return None if self.overall is None else self.overall.mean_acceptance_length
-
 
 def samples_of(group: BundleGroup) -> list[dict[str, Sample]]:
     """Return the samples of every method, by task in the order of the group."""
@@ -335,8 +330,10 @@ def rows_of(group: BundleGroup) -> list[Row]:
     for method, samples in zip(group.methods, samples_of(group), strict=True):
         side, parts = dict(method.side), list(samples.values())
         tasks = {task: figures(samples[task], side) if task in samples else None for task in group.tasks}
-        mean = means(parts) if parts and all(tasks.values()) else None
         overall = figures(Sample.pool(parts), side) if parts else None
+        mean = None
+        if overall is not None and all(tasks.values()):
+            mean = Figures(**means(parts), pooled_acceptance_length=overall.mean_acceptance_length)
         failed = "; ".join(dict.fromkeys(method.failures)) or None
         row = Row(method.label, method.baseline, group.conditions, side, tasks, mean, overall, failed=failed)
         found.append((row, samples))

@@ -18,8 +18,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 REASON = 100  # characters of why a method failed that stand in its row
 PHASE_COLUMNS = ("draft", "score", "verify", "commit", "observe", "other")
 
-Column = tuple[str, Callable[[Row], str]]
-"""A heading, and the cell of a row."""
+Cell = Callable[[Row], str]
+Column = tuple[str, Cell]
+"""A heading, and what makes the cell of a row."""
 
 
 class MethodTable(Shown):
@@ -58,59 +59,58 @@ class MethodTable(Shown):
 
     def csv(self) -> str:
         """Return one line per method and task, and one over all tasks, with every figure."""
-        lines = [
-            {name: _csv_text(value) for name, value in line.items()} for row in self.rows for line in csv_lines(row)
-        ]
-        return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
+        lines = [line for row in self.rows for line in csv_lines(row)]
+        safe = [{name: _csv_text(value) for name, value in line.items()} for line in lines]
+        return pd.DataFrame(safe, dtype=object).to_csv(index=False, lineterminator="\n")  # as objects counts stay whole
 
 
 def _sheet(title: str, columns: Sequence[Column], rows: Sequence[Row], *places: Any) -> Sheet:
-    return Sheet(
-        title, [heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows], *places
-    )
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    return Sheet(title, [heading for heading, _ in columns], cells, *places)
 
 
 def _columns(tasks: Sequence[str], repeats: bool, judged: bool) -> list[Column]:
     """Return the columns behind the names. One task has no geometric mean and no pool beside its figure."""
     several = len(tasks) > 1
-    found: list[tuple[bool, str, Callable[[Row], str]]] = [
-        (True, f"{SHOWN['nodes']} (limit)", _nodes),
-        *((True, _named(task), _of_task(task, "speedup")) for task in tasks),
-        (True, "mean (95 % interval)", lambda row: _interval(_mean(row, "speedup"))),
-        (several, SHOWN["speedup_geometric"], lambda row: _value(_mean(row, "speedup_geometric"))),
-        (repeats, "single repeats", lambda row: _spread(_mean(row, "spread"))),
-        (True, SHOWN["speedup_decode"], lambda row: _value(_mean(row, "speedup_decode"))),
-        (judged, SHOWN["accuracy"], lambda row: _interval(_mean(row, "accuracy"))),
-        (True, SHOWN["mean_acceptance_length"], lambda row: _value(_mean(row, "mean_acceptance_length"))),
-        (
-            several,
-            SHOWN["pooled_acceptance_length"],
-            lambda row: _value(row.pooled_acceptance_length if row.mean else None),
-        ),
-        (True, SHOWN["mean_accepted_draft_tokens"], lambda row: _value(_mean(row, "mean_accepted_draft_tokens"))),
-        (True, SAME, _same),
+    return [
+        (f"{SHOWN['nodes']} (limit)", _nodes),
+        *((_named(task), _of_task(task, "speedup")) for task in tasks),
+        ("mean (95 % interval)", _mean("speedup", _interval)),
+        *([_shown("speedup_geometric")] if several else []),
+        *([("single repeats", _mean("spread", _spread))] if repeats else []),
+        _shown("speedup_decode"),
+        *([_shown("accuracy", _interval)] if judged else []),
+        _shown("mean_acceptance_length"),
+        *([_shown("pooled_acceptance_length")] if several else []),
+        _shown("mean_accepted_draft_tokens"),
+        (SAME, _same),
     ]
-    return [(heading, cell) for shown, heading, cell in found if shown]
 
 
 def _accuracies(tasks: Sequence[str], rows: Sequence[Row]) -> list[Column]:
     """Return a column for every task that has a metric."""
-    metrics = {
-        task: sorted({one.metric for row in rows if (one := row.tasks.get(task)) and one.metric}) for task in tasks
-    }
-    return [(f"{_named(task)} ({' '.join(by)})", _of_task(task, "accuracy")) for task, by in metrics.items() if by]
+    found = []
+    for task in tasks:
+        if metrics := {one.metric for row in rows if (one := row.tasks.get(task)) and one.metric}:
+            found.append((f"{_named(task)} ({' '.join(sorted(metrics))})", _of_task(task, "accuracy")))
+    return found
 
 
 def _named(task: str) -> str:
     return task or "(no task)"
 
 
-def _of_task(task: str, name: str) -> Callable[[Row], str]:
+def _shown(name: str, show: Callable[[Any], str] | None = None) -> Column:
+    """Return the column of a figure of the mean of tasks, under its name in words."""
+    return SHOWN[name], _mean(name, show or _value)
+
+
+def _mean(name: str, show: Callable[[Any], str]) -> Cell:
+    return lambda row: show(row.mean[name] if row.mean else None)
+
+
+def _of_task(task: str, name: str) -> Cell:
     return lambda row: _value(figures[name] if (figures := row.tasks.get(task)) else None)
-
-
-def _mean(row: Row, name: str) -> Any:
-    return None if row.mean is None else row.mean[name]
 
 
 def _value(one: Estimate | None) -> str:
@@ -156,8 +156,7 @@ def csv_lines(row: Row) -> list[dict[str, Any]]:
     side = {name: row.side.get(name) for name in ("engine", "drafter", "tree", "lossless")} | {"failed": row.failed}
     parts = {task: flat(figures) for task, figures in row.tasks.items() if figures is not None}
     if row.mean is not None:
-        pooled = flat({"pooled_acceptance_length": row.pooled_acceptance_length})
-        parts["mean"] = flat(row.mean) | pooled | dict.fromkeys(("behind", "behind_low", "behind_high"))
+        parts["mean"] = flat(row.mean) | dict.fromkeys(("behind", "behind_low", "behind_high"))
         parts["mean"] |= flat({"behind": row.behind})
     parts["all"] = flat(row.overall or {})
     return [

@@ -71,11 +71,7 @@ def test_entropy_and_depth(outs):
 
 def test_more_answers_than_colours_all_look_different(outs):
     many = {f"answer {number}": outs["tree"] for number in range(40)}
-    for plot in (
-        visualization.acceptance_by_position,
-        visualization.acceptance_over_time,
-        visualization.entropy_and_depth,
-    ):
+    for plot in PLOTS[:3]:
         drawn = plot(many).axes[0].get_lines()
         looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}
         assert len(looks) == len(drawn) == 40
@@ -147,10 +143,7 @@ def test_a_script_gets_as_files_what_a_notebook_shows(outs, tmp_path, capsys):
     assert (tmp_path / "new" / "answer.html").read_text(encoding="utf-8") == outs["tree"]._repr_html_()
     with Image.open(tmp_path / "new" / "picture.png") as saved:
         assert saved.tobytes() == picture.tobytes() and saved.size == picture.size
-    assert (
-        visualization.show({"a": 1}, tmp_path / "dictionary") is None
-        and visualization.show(None, tmp_path / "none") is None
-    )
+    assert [visualization.show(thing, tmp_path / "none") for thing in ({"a": 1}, None)] == [None, None]
     assert capsys.readouterr().out == "{'a': 1}\n" and len(list((tmp_path / "new").iterdir())) == 4
 
 

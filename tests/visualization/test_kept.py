@@ -38,23 +38,16 @@ def one(drafter, **options):
     return only
 
 
-@pytest.mark.parametrize("name", ["eagle", "eagle3", "msd", "draft_model"])
-def test_without_a_compressor_everything_is_kept(name):
-    only = one(embedded(name))
-    assert only.entries == 144 and (only.weights == 1).all()
+EVERYTHING = dict.fromkeys(["eagle", "eagle3", "msd", "draft_model"], 144)
+NOTHING = dict.fromkeys(["text_only", "hivis", "hidden", "ngram", "medusa"], 0)  # blind, hiding, or without a prompt
 
 
-def test_who_has_no_prompt_or_is_blind_keeps_nothing():
-    for drafter in (embedded("text_only"), NGramDrafter(target()), MedusaDrafter(target())):
-        only = one(drafter)
-        assert only.entries == 0 and (only.weights == 0).all()
-
-
-@pytest.mark.parametrize("drafter", ["hivis", "eagle"])
-def test_hidden_pictures_leave_nothing(drafter):
-    drafter = embedded("hivis") if drafter == "hivis" else embedded("eagle").with_compressor(Hide())
-    only = one(drafter)
-    assert only.entries == 0 and (only.weights == 0).all()
+@pytest.mark.parametrize(("name", "entries"), (EVERYTHING | NOTHING).items())
+def test_without_a_compressor_that_chooses_all_is_kept_or_nothing(name, entries):
+    made = {"hidden": lambda: embedded("eagle").with_compressor(Hide())}
+    made |= {"ngram": lambda: NGramDrafter(target()), "medusa": lambda: MedusaDrafter(target())}
+    only = one(made[name]() if name in made else embedded(name))
+    assert only.entries == entries and (only.weights == (entries > 0)).all()
 
 
 def test_pruned_pictures_keep_some_places():
@@ -173,9 +166,5 @@ def test_the_panels_say_and_veil_what_is_left_out():
         picture, veil = (image.get_array() for image in axes.images)
         assert (picture == numpy.asarray(zoo.demo_image())).all()
         opaque = torch.tensor(veil[..., 3])
-        assert torch.allclose(opaque, 0.8 * (1 - one(drafter).weights)) and axes.images[1].get_extent() == [
-            0,
-            12,
-            12,
-            0,
-        ]
+        assert torch.allclose(opaque, 0.8 * (1 - one(drafter).weights))
+        assert axes.images[1].get_extent() == [0, 12, 12, 0]

@@ -24,9 +24,8 @@ def elements(svg: str, tag: str) -> list[ElementTree.Element]:
 def star(texts: list[str]) -> RoundTrace:
     """A root with a child for every text, of which the first is accepted."""
     children = [Node(n, text, 0, 1, 0.5, 0.25, n == 0) for n, text in enumerate(texts)]
-    return RoundTrace(
-        7, 0, [Node(1, "x", -1, 0, accepted=True), *children, Node(2, "y", 1, 2, None, 1.0, True, True)], 0.0
-    )
+    root, bonus = Node(1, "x", -1, 0, accepted=True), Node(2, "y", 1, 2, None, 1.0, True, True)
+    return RoundTrace(7, 0, [root, *children, bonus], 0.0)
 
 
 def boxes(one: RoundTrace) -> list[dict[str, float]]:
