@@ -19,6 +19,7 @@ from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
 from mmspec.evaluation.sweep import parts_of
 from mmspec.settings import configuration, options
+from mmspec.settings.groups import FOLDER_GROUPS
 from mmspec.trees import TreeBuilder
 from mmspec.verifiers import Verifier
 
@@ -181,8 +182,8 @@ def test_a_folder_stands_for_the_pretrained_option(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     for value in (tmp_path / name, f"./{name}"):
         monkeypatch.chdir(tmp_path)
-        config = configuration.compose("generate", [f"{group}={value}" for group in configuration.FOLDER_GROUPS])
-        for group in configuration.FOLDER_GROUPS:
+        config = configuration.compose("generate", [f"{group}={value}" for group in FOLDER_GROUPS])
+        for group in FOLDER_GROUPS:
             resolved = OmegaConf.to_container(config[group], resolve=True)
             assert resolved["_target_"] == f"mmspec.load_{group}"
             assert Path(resolved["name"]).resolve() == tmp_path / name
@@ -223,7 +224,7 @@ def own_commands(tmp_path, monkeypatch):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(configuration, "shipped_folder", lambda: tmp_path)
+    monkeypatch.setattr("mmspec.settings.groups.shipped_folder", lambda: tmp_path)
 
 
 def test_a_group_of_one_command_needs_no_path(own_commands):
