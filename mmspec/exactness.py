@@ -6,14 +6,20 @@ decoding, but only from a place on where the target is undecided: a near-tie. In
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .decoding.sampling import LogitsPipeline, NoiseTape, Sampling
+from .drafters import Drafter
 from .errors import MMSpecError
-from .inputs import Request
+from .generation import generate
+from .inputs import Request, append
+from .models.states import LAST
+from .node_by_node import Deviation
 from .target import Target
 from .tree import DraftTree
 from .verifiers import Greedy
@@ -21,6 +27,13 @@ from .verifiers import Greedy
 TIE = 2.0
 """Largest distance of two logits that counts as a near-tie, in steps of the number format at the size of the larger
 one."""
+
+
+ROUNDS_AS_MUCH = 8.0
+"""Times the rounding of another pass that a tree pass may be off: the largest of many nodes beside a mean [OUR]."""
+
+QUARTER_STEP = 0.25
+"""Least rounding, in steps of the number format at the size of the logits: two passes may agree by chance."""
 
 
 class Divergence(MMSpecError):
@@ -76,20 +89,113 @@ def divergences(
     return differences
 
 
+@dataclass(frozen=True)
+class Attribution:
+    """The cause of the differences between a method and plain decoding.
+
+    Args:
+        cause: `rounding` if every tree pass was as near to plain decoding as another pass of ordinary shape is, `fault`
+            if one was not: a wrong mask, position or cache entry, say.
+        ratio: the largest distance of a tree pass from plain decoding, in units of `rounding`.
+        worst: the node where that was, or the first one that rounding does not explain.
+        rounding: the distance from plain decoding of one pass over the whole text: what a pass of another shape makes
+            of it. Root mean square over tokens and vocabulary, in logits.
+    """
+
+    cause: str
+    ratio: float
+    worst: Deviation | None
+    rounding: float
+
+    def excuses(self, target: Target, difference: dict[str, Any]) -> bool:
+        """Return True if a difference of texts (see `divergences`) is rounding: in half precision, where no tree pass
+        is a fault, and the target preferred the plain token by no more than rounding moves logits."""
+        if self.cause == "fault" or torch.finfo(target.arithmetic).bits >= 32 or difference["margin"] is None:
+            return False
+        return difference["tie"] or abs(difference["margin"]) <= ROUNDS_AS_MUCH * self.rounding
+
+    def __str__(self) -> str:
+        if self.worst is None:
+            return "nothing was drafted, so nothing can differ"
+        place = f"round {self.worst.round}, node {self.worst.node} at depth {self.worst.depth}"
+        passes = "tree passes round as any pass does" if self.cause == "rounding" else "a tree pass is WRONG"
+        return f"{passes}: at most {self.ratio:.1f} times the rounding of another pass ({place})"
+
+
+def attribute(target: Target, drafter: Drafter, request: Request, **options: Any) -> Attribution:
+    """Find out whether a method differs from plain decoding by rounding, or by a fault.
+
+    The request is decoded with `node_by_node`: every tree is scored by its own pass and by the passes of plain
+    decoding, whose logits decide. How far the two may be apart is told by a third way of reading the same text that
+    nothing of speculation has touched: one pass over all of it. A wrong mask, position or cache entry moves logits by
+    much more, at the node where it is and at all later ones that see it. This measure is our own.
+
+    Args:
+        target: the model.
+        drafter: the drafter of the method.
+        request: one prompt, as `mmspec.inputs.prepare` makes it.
+        options: further arguments of `mmspec.generate`, such as `tree`, `verifier` and `max_new_tokens`.
+
+    Raises:
+        MMSpecError: see `mmspec.generate`; and for a batch.
+    """
+    out = generate(target, drafter, inputs=request, **options | {"node_by_node": True})
+    twice = out.scored_twice
+    drafted = [one for one in twice.deviations if one.depth]
+    if not drafted or not twice.written:
+        return Attribution("rounding", 0.0, None, 0.0)
+    rounding = _rounding(target, request, out.token_ids[0], twice.written)
+    worst = max(twice.deviations, key=lambda one: one.difference)
+    ratio = worst.difference / rounding
+    if ratio <= ROUNDS_AS_MUCH:
+        return Attribution("rounding", ratio, worst, rounding)
+    first = next(one for one in twice.deviations if one.difference > ROUNDS_AS_MUCH * rounding)
+    return Attribution("fault", ratio, first, rounding)
+
+
+@torch.inference_mode()
+def _rounding(target: Target, request: Request, tokens: list[int], written: list[Tensor]) -> float:
+    """Return how far one pass over a text is from decoding it token by token, see `Attribution`."""
+    length = min(len(tokens), len(written))
+    pictures = [place for place, token in enumerate(tokens) if token in target.family.placeholders]
+    # What the target wrote has no pictures, and the pass would look for them.
+    length = min([length, *pictures])
+    plain = torch.stack(written[: max(length, 1)]).float()
+    least = QUARTER_STEP * torch.finfo(target.arithmetic).eps * float(plain.square().mean().sqrt())
+    if not length:
+        return least
+    whole = append(request, [tokens[:length]])
+    context = target.prefill(whole, target.encode(whole), feature_layers=(LAST,))
+    logits = target.family.head(context.features[LAST][0, request.lengths[0] :]).float()
+    return max(least, float((logits - plain).square().mean().sqrt()))
+
+
 def explained(
     target: Target,
     request: Request,
     plain: list[list[int]],
     found: list[list[int]],
     sampling: Sampling | None = None,
+    attributed: Callable[[], Attribution] | None = None,
 ) -> dict[str, Any] | None:
     """Return the first difference of two greedy answers to one prompt; None if there is none.
 
+    Args:
+        target, request, plain, found, sampling: see `divergences`.
+        attributed: function that finds the cause (`attribute`), called if there is a difference.
+
     Returns:
-        The fields of `divergences`, whether rounding explains the difference (`excused`), and both in words (`text`).
+        The fields of `divergences`, whether rounding explains the difference (`excused`), and both in words (`text`);
+            with `attributed` also the `cause`, and then that decides too.
     """
     for one in divergences(target, request, plain, found, sampling):
-        return one | {"excused": excused(target, one), "text": described(target, one)}
+        answer = one | {"excused": excused(target, one), "text": described(target, one)}
+        if attributed is not None:
+            attribution = attributed()
+            answer["cause"] = attribution.cause
+            answer["excused"] = attribution.excuses(target, one)
+            answer["text"] += f"; {attribution}"
+        return answer
     return None
 
 

@@ -62,6 +62,7 @@ def stream(
     # who else hears of it
     streamer=None,
     trace: bool = False,
+    node_by_node: bool = False,
 ) -> Generator[Piece, None, Output]:
     """Generate, and yield what each round adds. The generator's return value is the `Output`.
 
@@ -104,6 +105,9 @@ def stream(
         streamer: a Hugging Face streamer, for a single row.
         trace: whether to keep the tree of every round with both models' probabilities, see `Output.trace`, which takes
             some time.
+        node_by_node: whether trees are scored a second time, one node at a time with the passes of plain decoding,
+            which then decide: for debugging, and a single row. `Output.scored_twice` tells how far the tree passes
+            were from them; `mmspec.exactness.attribute` says whether that is rounding.
 
     Raises:
         MMSpecError: for anything the caller can put right.
@@ -170,7 +174,7 @@ def stream(
         target.family.check_reach(read.inputs, stopping.max_new_tokens)
     if streamer is not None and request.batch_size > 1:
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
-    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole_seed, trace, guidance)
+    run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole_seed, trace, guidance, node_by_node)
     return _pieces(run, streamer)
 
 

@@ -20,6 +20,7 @@ from .models.cache import AHEAD
 from .models.guidance import Guidance, GuidedContext
 from .models.model import Model
 from .models.weights import device_of, fingerprint
+from .node_by_node import NodeByNode
 from .settings.calls import named_arguments
 
 
@@ -181,6 +182,7 @@ class Target(Model):
         capacity: int = 0,
         feature_layers: Iterable[int] = (),
         guidance: Guidance | None = None,
+        node_by_node: bool = False,
     ) -> Context:
         """Run a request's prompt.
 
@@ -190,7 +192,15 @@ class Target(Model):
             capacity: tokens per row to reserve in the cache, the prompt included.
             feature_layers: hidden states to keep for the drafter, see `mmspec.models.states`.
             guidance: what the text is led away from, see `mmspec.models.guidance`.
+            node_by_node: whether trees are scored one node at a time, see `NodeByNode`.
+
+        Raises:
+            MMSpecError: for a batch or guidance, if nodes are to be scored one at a time.
         """
+        if node_by_node:
+            if guidance is not None:
+                raise MMSpecError("node_by_node=True reads one row at a time, and guidance reads pairs: choose one")
+            return NodeByNode(self, request, vision, capacity, feature_layers)
         if guidance is None:
             return Context(self, request, vision, capacity, feature_layers)
         return GuidedContext(guidance, self, request, vision, capacity, feature_layers)

@@ -22,6 +22,7 @@ from . import output, question
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..drafters import Drafter
     from ..target import Target
 
 DRAFTED, OWN = "green", "bold"  # styles of the text that was drafted, and of the text that the target supplied itself
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         comparison = compare(
             lambda: mmspec.generate(target, drafter, **request, **shape),
             lambda: mmspec.generate(target, None, **request),
-            partial(difference, target, asked, settings) if exact else None,
+            partial(difference, target, drafter, asked, shape, settings) if exact else None,
         )
     line = summary_line(out.stats, comparison, sampled=settings.temperature > 0)
     if settings.compare and comparison is None:
@@ -195,16 +196,24 @@ def compare(
 
 
 def difference(
-    target: Target, asked: dict[str, Any], settings: GenerateSettings, plain: list, found: list
+    target: Target,
+    drafter: Drafter | None,
+    asked: dict[str, Any],
+    shape: dict[str, Any],
+    settings: GenerateSettings,
+    plain: list,
+    found: list,
 ) -> dict[str, Any] | None:
-    """Return where the ids of two answers to a question differ first; see `mmspec.exactness.explained`."""
+    """Return where the ids of two answers to a question differ first, and why; see `mmspec.exactness.explained`."""
     from mmspec.decoding.sampling import Sampling
-    from mmspec.exactness import explained
+    from mmspec.exactness import attribute, explained
     from mmspec.inputs import prepare
 
     sampling = Sampling(repetition_penalty=settings.repetition_penalty)
     request = prepare(target, **asked, chat_template_kwargs=settings.chat_template_kwargs or None)
-    return explained(target, request, plain, found, sampling)
+    options = {**shape, "max_new_tokens": settings.max_new_tokens, "repetition_penalty": settings.repetition_penalty}
+    attributed = None if drafter is None else partial(attribute, target, drafter, request, **options)
+    return explained(target, request, plain, found, sampling, attributed)
 
 
 def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -> str:

@@ -31,6 +31,7 @@ class TokenRun(Run):
         seed: what all draws follow from.
         trace: whether to keep the trees.
         guidance: what the text is led away from, or None.
+        node_by_node: whether trees are scored one node at a time, see `mmspec.node_by_node`.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class TokenRun(Run):
         seed: int,
         trace: bool = False,
         guidance: Guidance | None = None,
+        node_by_node: bool = False,
     ):
         super().__init__(target.device)
         self.target, self.drafter, self.verifier = target, drafter or NoDrafter(target), verifier
         self.pipeline, self.request, self.stopping, self.seed = pipeline, request, stopping, seed
-        self.guidance = guidance
+        self.guidance, self.node_by_node = guidance, node_by_node
         self.trace = Trace(target.speller) if trace else None
 
     @torch.inference_mode()
@@ -59,7 +61,9 @@ class TokenRun(Run):
         vision = self.target.encode(request)
         clock.lap("vision")
         capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
-        context = self.target.prefill(request, vision, capacity, drafter.feature_layers, self.guidance)
+        context = self.target.prefill(
+            request, vision, capacity, drafter.feature_layers, self.guidance, self.node_by_node
+        )
         self.context = context
         context.clock = clock
         self.verifier = self.verifier.fork_for(context, self.pipeline, self.seed)

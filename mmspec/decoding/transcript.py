@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..context import Context
 from ..errors import MMSpecError
+from ..node_by_node import NodeByNode
 from ..tree import DraftTree
 from ..visualization.html import answer
 from ..visualization.trace import Trace
@@ -70,6 +71,7 @@ class Output:
     stats: Stats = field(repr=False)
     _texts: list[TextStream] = field(repr=False)
     _trace: Trace | None = field(repr=False)
+    _twice: NodeByNode | None = field(repr=False)
 
     @property
     def trace(self) -> Trace:
@@ -81,6 +83,17 @@ class Output:
         if self._trace is None:
             raise MMSpecError("the trees of this answer were not kept: call generate(..., trace=True)")
         return self._trace
+
+    @property
+    def scored_twice(self) -> NodeByNode:
+        """The request whose trees were scored twice, see `NodeByNode`.
+
+        Raises:
+            MMSpecError: if they were not.
+        """
+        if self._twice is None:
+            raise MMSpecError("the trees of this answer were scored once: call generate(..., node_by_node=True)")
+        return self._twice
 
     def pieces(self, row: int = 0) -> list[str]:
         """Return the text that each token of a row completes: of a character in several tokens, the last one has it
@@ -165,7 +178,10 @@ class Transcript:
     def output(self) -> Output:
         """Return the result."""
         text = [whole_text(self.tokenizer, ids) for ids in self.token_ids]
-        return Output(text, self.token_ids, self.finish_reason, self.drafted, self.stats, self._texts, self.trace)
+        twice = self.context if isinstance(self.context, NodeByNode) else None
+        return Output(
+            text, self.token_ids, self.finish_reason, self.drafted, self.stats, self._texts, self.trace, twice
+        )
 
 
 def _merge(spans: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
