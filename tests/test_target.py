@@ -125,6 +125,23 @@ def test_another_picture_gives_other_logits_in_its_row_only(name):
     assert changed[3] > 1e-2 and changed[:3].max() < TOLERANCE
 
 
+def test_rows_that_have_finished_stay_as_they_are():
+    target, inputs = target_of("llama", "sdpa"), ragged_inputs("llama")
+    context = start(target, inputs)
+    context.active = [True, False, True, False]
+    before = [list(history) for history in context.history]
+    tree = random_tree(context, 5, torch.Generator().manual_seed(0))
+    scores = context.score(tree)
+    lengths = context.lengths.tolist()
+    emitted = accept(context, tree, [4, 4, 4, 4], [9, 9, 9, 9])
+    assert [bool(tokens) for tokens in emitted] == context.active
+    assert [h == b for h, b in zip(context.history, before, strict=True)] == [False, True, False, True]
+    assert [n == old for n, old in zip(context.lengths.tolist(), lengths, strict=True)] == [False, True, False, True]
+    assert scores.logits.shape == (4, 5, models.VOCAB)
+    step = random_tree(context, 2, torch.Generator().manual_seed(1))
+    assert tree_error(context, inputs, step, context.score(step)) < TOLERANCE
+
+
 def test_the_recompute_walks_every_path():
     """Guards the guard: all nodes of the helper's trees lie on a path that is compared."""
     context = start(target_of("llama", "sdpa"), ragged_inputs("llama"))

@@ -541,8 +541,8 @@ def test_what_would_have_to_be_trained_is_refused(drafter, compressor, message):
     ("make", "message"),
     [
         (lambda t: HiVisDrafter(t, compressor=Pool(2)), "hides pictures, so compressor=Pool does not fit; use Eagle"),
-        (lambda t: Hide(margin=(1, -2)), r"Hide: margin=\(1, -2\) must be two numbers"),
-        (lambda t: Hide(margin=[1]), r"Hide: margin=\[1\] must be two numbers"),
+        (lambda t: Hide(margin=(1, -2)), "Hide: margin=(1, -2) must be two numbers"),
+        (lambda t: Hide(margin=[1]), "Hide: margin=[1] must be two numbers"),
         (lambda t: HiVisDrafter(t, steps=0), "HiVisDrafter: steps=0 must be at least 1"),
         (lambda t: ViSpecDrafter(t, queries=1), "queries=1 must be at least 2, one of them for the global"),
         (lambda t: ViSpecDrafter(t, compressor=Resampler(2)), "ViSpecDrafter: Resampler makes no summary; use Resam"),
