@@ -1,4 +1,5 @@
-"""What a round costs on any device: operations launched, values read back, and copies to the device, by phase.
+"""What a round costs on any device: operations launched, values read back, copies to the device, and what is written
+outside attention.
 
     python benchmarks/operations.py
     python benchmarks/operations.py --drafter tiny/eagle --trees chain8 dynamic --rows 1 4
@@ -47,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     target = mmspec.load_target("tiny")
     drafter = None if options.drafter == "none" else mmspec.load_drafter(options.drafter, target)
-    columns = ["drafting a level", *DECODING, "elsewhere", "read-backs", "copies"]
+    columns = ["drafting a level", *DECODING, "elsewhere", "read-backs", "copies", "kB written"]
     print("| method | rows | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 2) + "|")
     for name in options.trees if drafter is not None and drafter.tree is not None else ["whole"]:
         levels, tree = TREES.get(name, (0, lambda: None))
@@ -60,7 +61,8 @@ def main() -> None:
             elsewhere = sum(launched.values()) - launched["draft"] - launched["score"]
             a_level = f"{launched['draft'] / levels:.1f}" if levels else ""
             totals = [sum(getattr(one, kind) for one in counts.values()) for kind in ("reads", "copies")]
-            cells = [a_level, *launched.values(), elsewhere, *totals]
+            written = sum(one.written for one in counts.values()) // 1000
+            cells = [a_level, *launched.values(), elsewhere, *totals, written]
             print(f"| {options.drafter} {name} | {rows} | " + " | ".join(map(str, cells)) + " |", flush=True)
 
 

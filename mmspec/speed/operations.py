@@ -1,11 +1,11 @@
-"""Count the cost of a round on any device by phase: operations that are launched, values that the host waits for, and
-copies to the device."""
+"""Count the cost of a round on any device by phase: operations that are launched, bytes that they write, values that
+the host waits for, and copies to the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +28,11 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "uniqu
 FUSED = {"rms_norm"}
 """Operations that are one kernel on an accelerator and several on a processor."""
 
+ATTENTION = {"scaled_dot_product_attention"}
+
+INTO = {"index_put_": 2, "_index_put_impl_": 2, "index_copy_": 3, "scatter_": 3}
+"""Operations that write into a part of a tensor: the place of the argument that is as large as what they write."""
+
 
 @dataclass
 class Counts:
@@ -38,11 +43,13 @@ class Counts:
             none.
         reads: number of values that the host reads, each of which waits for the device.
         copies: number of values that are copied from the host to the device.
+        written: bytes that the operations write, attention and its masks left out: these alone may grow with a prompt.
     """
 
     operations: int = 0
     reads: int = 0
     copies: int = 0
+    written: int = field(default=0, compare=False)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -64,15 +71,30 @@ class OperationCounter(TorchDispatchMode):
     ) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         if name not in FUSED and func._can_decompose():
+            written = self.counts.written
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
+                if name in ATTENTION:
+                    self.counts.written = written
                 return parts
         if name in WAITING or _chosen_by_mask(name, args):
             self.counts.reads += 1
         if name != "_local_scalar_dense" and name not in MEMORY_ONLY and not func.is_view:
             self.counts.operations += 1
+            result = func(*args, **kwargs)
+            self.counts.written += _written(name, args, result)
+            return result
         return func(*args, **kwargs)
+
+
+def _written(name: str, args: tuple, result: Any) -> int:
+    """Return the bytes that an operation writes."""
+    if name in INTO:
+        part = args[INTO[name]]
+        return part.nbytes if isinstance(part, Tensor) else 0
+    tensors = result if isinstance(result, (tuple, list)) else [result]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def _chosen_by_mask(name: str, args: tuple) -> bool:
@@ -127,7 +149,7 @@ def count_rounds(pieces: Iterable, most: int | None = None) -> list[dict[str, Co
 
             def booked(clock: PhaseClock, phase: str) -> Any:
                 phases[phase] = phases[phase] + Counts(*astuple(counts))
-                counts.operations = counts.reads = counts.copies = 0
+                counts.operations = counts.reads = counts.copies = counts.written = 0
                 return lap(clock, phase)
 
             with patch.object(PhaseClock, "lap", booked):

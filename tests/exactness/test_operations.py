@@ -9,6 +9,7 @@ import torch
 
 import mmspec
 from mmspec.inputs import prepare
+from mmspec.models.cache import TreeCacheLayer
 from mmspec.speed.operations import Counts, count_rounds, counting
 from mmspec.trees import Chain, DynamicTree
 
@@ -22,13 +23,13 @@ def embedded() -> tuple[mmspec.Target, mmspec.Drafter]:
 
 
 @cache
-def rounds_of(tree: str, questions: tuple[str, ...]) -> list[dict[str, Counts]]:
+def rounds_of(tree: str, questions: tuple[str, ...], most: int = 3) -> list[dict[str, Counts]]:
     """The second and the third round of a request, in which no row has ended, by phase."""
     target, drafter = embedded()
     shape = {"chain": Chain(8), "dynamic": DynamicTree(5, 4, 17)}.get(tree)
     drafter = None if shape is None else drafter
     options = {"inputs": prepare(target, list(questions)), "max_new_tokens": 40, "tree": shape, "eos_token_id": []}
-    return count_rounds(mmspec.stream(target, drafter, **options), most=3)[1:]
+    return count_rounds(mmspec.stream(target, drafter, **options), most=most)[1:]
 
 
 ONE = ("What colour is the sky?",)
@@ -63,6 +64,26 @@ def test_more_rows_and_longer_prompts_cost_nothing_more(tree):
     # A round masks the newest tokens if there are several; nothing else depends on what is written.
     for short, long in zip(one, rounds_of(tree, LONG), strict=True):
         assert abs(totals(short)[2].operations - totals(long)[2].operations) <= 16
+
+
+def least_written(tree: str, questions: tuple[str, ...]) -> dict[str, int]:
+    """Bytes that a round writes outside attention, by phase: of the round with the fewest new tokens."""
+    rounds = rounds_of.__wrapped__(tree, questions, most=6)
+    return {phase: min(counts[phase].written for counts in rounds) for phase in rounds[0]}
+
+
+@pytest.mark.parametrize("tree", ["chain", "dynamic", "none"])
+def test_nothing_but_attention_grows_with_the_prompt(tree, monkeypatch):
+    """Not by a byte, from some ten tokens to some thousand."""
+    longer = (LONG[0] * 6,)
+    assert least_written(tree, ONE) == least_written(tree, longer)
+    update = TreeCacheLayer.update
+
+    def copied(self, *states, **options):
+        return tuple(part.clone() for part in update(self, *states, **options))
+
+    monkeypatch.setattr(TreeCacheLayer, "update", copied)
+    assert least_written(tree, longer)[SCORE] > 1.5 * least_written(tree, ONE)[SCORE], "copies are seen"
 
 
 def test_plain_decoding_reads_a_token_and_copies_nothing():
