@@ -250,11 +250,11 @@ def test_every_family_hands_over_its_pictures_and_videos(name):
     drafter = blurred_drafter(name, tiny.attention)
     assert drafter.mode == "own_vision"
     inputs = tiny.inputs([["image", *tiny.kinds[1:]], [], ["image", "image"]])
-    options = {"max_new_tokens": 12, "do_sample": False}
+    options = {"max_new_tokens": 8, "do_sample": False}
     custom = mmspec.hf.custom_generate(drafter)
     drafted = drafter.target.model.generate(**inputs, **options, custom_generate=custom)
     assert drafted.equal(drafter.target.model.generate(**inputs, **options))
-    outside = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=12)
+    outside = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=8)
     rounds = [record.accepted for record in drafter.last_output.stats.rounds]
     assert rounds == [record.accepted for record in outside.stats.rounds], "it saw the same"
 

@@ -62,8 +62,16 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("filters", FILTERS)
-@pytest.mark.parametrize("name", ["rejection-static", "point-dynamic"])
+# Processors that look at the prefix behind both rules, the others in turns.
+BOTH = ("penalty", "prefix")
+BEHIND = [
+    pytest.param(name, filters, marks=[] if filters in BOTH or (rule + turn) % 2 == 0 else [pytest.mark.slow])
+    for rule, name in enumerate(("rejection-static", "point-dynamic"))
+    for turn, filters in enumerate(FILTERS)
+]
+
+
+@pytest.mark.parametrize(("name", "filters"), BEHIND)
 def test_sampled_text_follows_the_law_behind_processors(toys, name, filters):
     """`g_test` is 0 if a single token lies outside the allowed set."""
     which, tree, verifier = COMBINATIONS[name]

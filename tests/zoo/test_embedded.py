@@ -14,7 +14,7 @@ from mmspec.loading import EMBEDDED
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
 DRAFTERS = ("ngram", "draft_model", "text_only", "eagle", "eagle3", "hivis", "specvlm", "vispec", "msd", "dream")
-TOKENS = 40
+TOKENS = 36
 TREES = (Chain(4), DynamicTree(4, 3, 12), StaticTree())
 
 
@@ -37,12 +37,13 @@ def plain(task, index):
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("task", zoo.TASKS)
+@pytest.mark.parametrize("number", range(len(TREES)))
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_every_drafter_writes_what_the_model_writes(task, name):
-    """The trees take turns; every drafter meets all of them, and so does every task."""
+def test_every_drafter_writes_what_the_model_writes(number, name):
+    """With every tree; the tasks take turns."""
+    tree = None if name == "ngram" else TREES[number]
+    task = zoo.TASKS[(DRAFTERS.index(name) + number) % len(zoo.TASKS)]
     image, prompt, _ = zoo.sample(task, "test", 5)
-    tree = None if name == "ngram" else TREES[(DRAFTERS.index(name) + zoo.TASKS.index(task)) % 3]
     out = mmspec.generate(target(), drafter(name), prompt, [image], tree=tree, max_new_tokens=TOKENS)
     assert out.token_ids[0] == plain(task, 5)
     assert name == "ngram" or out.stats.mean_acceptance_length > 1  # a short answer may repeat nothing
