@@ -19,12 +19,12 @@ class FeatureSettings(HeadSettings):
     """The settings of a `FeatureDrafter`.
 
     Args:
-        head: sizes and switches of the layer that differ from the target's, see `HEAD_SETTINGS`.
-        visual: whether the embedding of an image token is the target's visual embedding; otherwise it is that of the
-            placeholder token.
+        head: sizes and switches of the layer that differ from the target's, such as `num_key_value_heads`. All of them
+            are in `mmspec.drafters.head_config.HEAD_SETTINGS`.
+        visual: whether image tokens have the target's visual embeddings. Otherwise they have that of the placeholder.
         draft_vocab_size: number of tokens that the head can propose, the most frequent ones; null for all.
-        own_embedding: rows of a frozen token embedding of the head's own, as some published checkpoints have; null to
-            read the target's. Pictures are read from the target in either case.
+        own_embedding: rows of a frozen token embedding of the head's own; null to read the target's. Some published
+            checkpoints have one. Pictures are read from the target in either case.
     """
 
     head: dict[str, Any] = field(default_factory=dict)
