@@ -3,8 +3,8 @@
 `answers`, in this order of rows: methods, requests as they first occur, repeats. Its columns:
 
 - `side` (number of the method) and `answer` (number of the request, the same for all methods);
-- `task`, `ids` (of the prompts in the request), `turn`, and `repeat` from 0; a request that occurs in several bundles
-  has the repeats of all;
+- `task`, `ids` of the prompts in the request, `request` (the same joined by spaces), `turn`, and `repeat` from 0; a
+  request that occurs in several bundles has the repeats of all;
 - seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, of the baseline beside it
   `plain_seconds` and `plain_decode_seconds`, and those of all rounds by phase (`round_draft_seconds`, ...);
 - counts, which are those of the first repeat: `tokens`, `decode_tokens`, `steps` (target passes), `emitted`,
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -33,6 +33,14 @@ from .bundle import Block, Bundle
 Record = Mapping[str, Any]
 Runs = dict[str, dict[Block, tuple[Record, list[Record]]]]
 COUNTED = ("drafted", "accepted", "emitted", "depth")
+
+
+class Answer(NamedTuple):
+    """One request as one method answered it: what stands in each of its rows, and what each repeat has of its own."""
+
+    request: dict[str, Any]
+    counts: dict[str, Any]
+    repeats: list[dict[str, Any]]
 
 
 class Collector:
@@ -46,7 +54,7 @@ class Collector:
         self.baseline = baseline
         self._runs: dict[Bundle, Runs] = {}
         self._requests: dict[tuple[Any, ...], int] = {}
-        self._found: dict[tuple[int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        self._answers: dict[tuple[int, int], Answer] = {}
         self._passes: list[dict[str, Any]] = []
 
     def add(self, bundle: Bundle, side: Record, number: int) -> None:
@@ -64,7 +72,7 @@ class Collector:
             request = record["task"], tuple(record["ids"]), record["turn"], seed
             answer = self._requests.setdefault(request, len(self._requests))
             place = {"side": number, "answer": answer, "task": record["task"]}
-            if (number, answer) not in self._found:
+            if (number, answer) not in self._answers:
                 passes = [
                     dict(zip(COUNTED, (*row, one["depth"]), strict=True))
                     for one in rounds
@@ -72,23 +80,23 @@ class Collector:
                     if row[2]
                 ]
                 self._passes += [place | one for one in passes]
-                first = place | {"ids": request[1], "turn": record["turn"], "metrics": set()}
-                first |= {"rounds": len(rounds)} | _counts(record, plain, passes, side["engine"], plain_engine)
-                self._found[number, answer] = first, []
-            first, repeats = self._found[number, answer]
+                about = {"ids": request[1], "request": " ".join(request[1]), "turn": record["turn"]}
+                counts = {"rounds": len(rounds)} | _counts(record, plain, passes, side["engine"], plain_engine)
+                self._answers[number, answer] = Answer(place | about, counts | {"metric": None}, [])
+            _, counts, repeats = self._answers[number, answer]
             for name, value in _judged(record).items():  # of a request in several bundles, the first that was judged
-                first.setdefault(name, value)
+                counts.setdefault(name, value)
             if record.get("metric") is not None:
-                first["metrics"].add(record["metric"])
+                counts["metric"] = " ".join(sorted({record["metric"], *(counts["metric"] or "").split()}))
             repeats.append(_timings(record, plain, rounds) | _comparison(record))
 
     def answers(self) -> pd.DataFrame:
         """Return the frame of all that was added."""
-        nothing = {"points": 0, "points_of": 0, "similarity": 0, "similarity_of": 0, "alike": 0}
+        nothing = dict.fromkeys(("points", "points_of", "similarity", "similarity_of", "alike"), 0)
         rows = [
-            nothing | first | {"metric": " ".join(sorted(first["metrics"])) or None, "repeat": repeat} | run
-            for first, repeats in self._found.values()
-            for repeat, run in enumerate(repeats)
+            one.request | {"repeat": repeat} | seconds | nothing | one.counts
+            for one in self._answers.values()
+            for repeat, seconds in enumerate(one.repeats)
         ]
         return pd.DataFrame(rows, columns=None if rows else ["side", "answer", "task", "ids"])
 

@@ -59,7 +59,7 @@ class Report:
 
         In front of the columns of `mmspec.evaluation.frame` stand the conditions (`target`, `fingerprint`, `dtype`,
         `device`, `batch`, `max_new_tokens`, and those of sampling under their own names), `method`, `baseline`,
-        `engine`, `drafter`, `tree` and `lossless`; `request` has the ids of its prompts, joined by spaces.
+        `engine`, `drafter`, `tree` and `lossless`.
 
         The table shows ratios of sums over requests: the speed-up of a task is the sum of `tokens` over that of
         `seconds`, divided by the sum of `plain_tokens` over that of `plain_seconds`. Of the seconds of a request it
@@ -73,9 +73,8 @@ class Report:
                 | {name: method.side.get(name) for name in ("engine", "drafter", "tree", "lossless")}
                 for method in group.methods
             ]
-            answers = group.answers.assign(request=[" ".join(ids) for ids in group.answers["ids"]])
-            methods = pd.DataFrame(about).loc[answers["side"]].set_index(answers.index)
-            frames.append(pd.concat([methods, answers.drop(columns=["side", "answer", "ids"])], axis=1))
+            methods = pd.DataFrame(about).loc[group.answers["side"]].set_index(group.answers.index)
+            frames.append(pd.concat([methods, group.answers.drop(columns=["side", "answer", "ids"])], axis=1))
         return pd.concat(frames, ignore_index=True)
 
     def limits(self) -> LimitsTable:

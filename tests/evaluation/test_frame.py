@@ -22,6 +22,20 @@ def made(tmp_path):
 def test_a_row_is_a_method_a_request_and_a_repeat(made):
     frame = made.frame()
     names = ["method", "task", "request", "turn", "repeat"]
+    first = [
+        "method",
+        "baseline",
+        "engine",
+        "drafter",
+        "tree",
+        "lossless",
+        "task",
+        "request",
+        "turn",
+        "repeat",
+        "seconds",
+    ]
+    assert list(frame.columns[7:18]) == first and {"side", "answer", "ids"}.isdisjoint(frame.columns)
     assert len(frame) == 3 * 3 * 3 and not frame.duplicated(names).any()
     row = frame.set_index(names).loc["eagle3 chain", "scenes", "scenes/test/0", 0, 1]
     # 9 tokens: one of the prompt's second, eight in four rounds of half a second, twice as slow in this repeat.
