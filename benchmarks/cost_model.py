@@ -31,8 +31,8 @@ from mmspec.evaluation.sheets import Sheet
 from mmspec.inputs import prepare
 from mmspec.outcome import Verdict
 from mmspec.speed import Acceptance, Costs, Shape, measure_costs, predict
-from mmspec.speed.auto_tree import PRIOR
 from mmspec.speed.calibration import random_request
+from mmspec.speed.knowledge import RANKS
 from mmspec.speed.learning import AcceptanceTracker
 from mmspec.speed.roofline import Architecture, Device, pass_seconds
 from mmspec.tree import DraftTree
@@ -81,7 +81,7 @@ def decode(target, drafter, tree, requests, tokens: int) -> tuple[float, float]:
 
 def taught(target, drafter, requests, tokens: int) -> Acceptance:
     """Acceptance by level and rank on these prompts."""
-    tracker = AcceptanceTracker(PRIOR[:4], levels=6, decay=1.0, weight=1.0)
+    tracker = AcceptanceTracker(RANKS[:4], levels=6, decay=1.0, weight=1.0)
     for request in requests:
         mmspec.generate(target, drafter, inputs=request, tree=Taught(tracker), max_new_tokens=tokens)
     return tracker.acceptance()
