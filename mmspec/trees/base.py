@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from .growth import Growth
 
 
+@dataclass(eq=False)
 class TreeBuilder(PerRequest):
     """A builder of draft trees: it grows the tree of a round from a drafter's next-token distributions.
 
     A subclass implements `build`; one that adapts also `observe`, keeping what it learns in attributes: every request
-    works on a copy (`fork`).
+    works on a copy (`fork`). Its settings are the fields of a dataclass, of which those of type `int` are sizes, 1 or
+    more.
     """
 
     value_independent = True
     """True if the shape never depends on which tokens were chosen. Only such trees may be drawn from q."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none; a subclass with settings of other kinds adds their checks."""
+        positive(self, **{each.name: getattr(self, each.name) for each in fields(self) if each.type == "int"})
 
     @property
     def max_nodes(self) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ..settings.arguments import positive
+from dataclasses import dataclass
+
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth
 
 
+@dataclass(eq=False)
 class Chain(TreeBuilder):
     """A tree of width one (Leviathan et al., arXiv 2211.17192).
 
@@ -15,9 +17,7 @@ class Chain(TreeBuilder):
         length: tokens to draft per round (gamma in the literature); as many drafter passes.
     """
 
-    def __init__(self, length: int = 5):
-        positive(self, length=length)
-        self.length = length
+    length: int = 5
 
     @property
     def max_nodes(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError
-from ..settings.arguments import positive
+from ..settings.arguments import number
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth
@@ -15,6 +16,7 @@ ROUNDING = 1e-3
 """Taken from exp(H), so that two equally likely tokens are two and not 2.0000002, of which three would be made."""
 
 
+@dataclass(eq=False)
 class ConfidenceTree(TreeBuilder):
     """A tree that branches where the drafter is uncertain, and keeps what is likeliest overall (Spec-LLaVA, arXiv
     2509.11961).
@@ -43,20 +45,16 @@ class ConfidenceTree(TreeBuilder):
 
     value_independent = False
 
-    def __init__(
-        self,
-        certainty: float = 0.8,
-        branches: int = 4,
-        beam: int = 8,
-        depth: int = 5,
-        total: int = 33,
-        graded: bool = True,
-    ):
-        positive(self, branches=branches, beam=beam, depth=depth, total=total)
-        if not 0 <= certainty <= 1:
-            raise MMSpecError(f"ConfidenceTree: certainty={certainty!r} must be from 0 to 1")
-        self.certainty, self.branches, self.beam, self.depth = certainty, branches, beam, depth
-        self.total, self.graded = total, graded
+    certainty: float = 0.8
+    branches: int = 4
+    beam: int = 8
+    depth: int = 5
+    total: int = 33
+    graded: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self, lowest=0, highest=1, certainty=self.certainty)
 
     @property
     def max_nodes(self) -> int:

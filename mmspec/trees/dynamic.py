@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth
 
 
+@dataclass(eq=False)
 class DynamicTree(TreeBuilder):
     """The context-aware tree of EAGLE-2 (arXiv 2406.16858, sections 4.1 and 4.2).
 
@@ -25,9 +27,9 @@ class DynamicTree(TreeBuilder):
 
     value_independent = False
 
-    def __init__(self, depth: int = 5, top_k: int = 4, total: int = 24):
-        positive(self, depth=depth, top_k=top_k, total=total)
-        self.depth, self.top_k, self.total = depth, top_k, total
+    depth: int = 5
+    top_k: int = 4
+    total: int = 24
 
     @property
     def max_nodes(self) -> int:

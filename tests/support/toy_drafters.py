@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mmspec.outcome import Verdict
 from mmspec.trees import Growth, Proposals, TreeBuilder
 
 ROWS, ROOT = 3, 9
@@ -109,6 +110,19 @@ def paths_of(tree, row: int) -> list[Path]:
 def shape(tree, row: int) -> list[Path]:
     """The token paths of a row's own nodes but the root."""
     return paths_of(tree, row)[1 : 1 + int(tree.drafted[row])]
+
+
+def rows_of(tree) -> list[tuple[list[int], list[int]]]:
+    """Tokens and parents of each row's own nodes."""
+    counts = (1 + tree.drafted).tolist()
+    return [(tree.tokens[row, :n].tolist(), tree.parents[row, :n].tolist()) for row, n in enumerate(counts)]
+
+
+def verdict(tree, nodes) -> Verdict:
+    """The path to a node of each row was accepted; None for a row that has finished."""
+    path, length = tree.path_to(torch.tensor([node or 0 for node in nodes]))
+    length = length * torch.tensor([node is not None for node in nodes])
+    return Verdict(path, length, torch.zeros(len(nodes), dtype=torch.long))
 
 
 def ranked(toy: Toy, row: int, path: Path) -> list[tuple[float, int]]:

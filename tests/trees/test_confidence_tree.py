@@ -5,18 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from tiny_drafters import blurred_drafter, eagle3_drafter
-from tiny_requests import RAGGED, case
-from toy_drafters import KNOWN, ROOT, VOCAB, Ranked, Seeded, falling, ranked, shape
+from toy_drafters import KNOWN, VOCAB, Ranked, Seeded, falling, ranked, shape
 from toy_drafters import tree_of as grow
 
-import mmspec
-from mmspec import MMSpecError
 from mmspec.trees import ConfidenceTree
-from mmspec.verifiers import PointMassSampling, RejectionSampling
 
 
 def branching(probs: list[float], certainty=0.8, branches=4, graded=True) -> int:
@@ -117,19 +109,6 @@ def test_the_beam_bounds_what_is_expanded():
         assert passes == [1] * 4, "rows that are certain cost one node per level"
 
 
-def test_each_row_of_a_batch_has_the_tree_that_it_has_alone():
-    builder, seeds = ConfidenceTree(certainty=0.4, depth=4), [1, 2, 3, 4]
-
-    def rows(tree):
-        counts = (1 + tree.drafted).tolist()
-        return [(tree.tokens[r, :n].tolist(), tree.parents[r, :n].tolist()) for r, n in enumerate(counts)]
-
-    for kind in ("random", "ties", "certain", "impossible"):
-        together = grow(builder, Seeded(14, *seeds, kind=kind))
-        assert rows(together) == [rows(grow(builder, Seeded(14, seed, kind=kind)))[0] for seed in seeds]
-        assert kind != "random" or together.valid is not None, "all rows had trees of one size"
-
-
 def test_children_that_are_impossible_are_left_out():
     """Literal branching wants four children where only two can be."""
     builder = ConfidenceTree(graded=False, depth=3, beam=6, total=9)
@@ -147,93 +126,9 @@ def test_as_many_children_as_tokens_that_are_equally_likely(size):
     assert tree.drafted.tolist() == [size]
 
 
-def test_padding_is_no_node():
-    tree = grow(ConfidenceTree(), Ranked(falling(0.97), falling()))
-    padding = ~tree.valid
-    assert padding.sum() == 27
-    assert (tree.parents[padding] == 0).all() and (tree.tokens[padding] == ROOT).all()
-    assert torch.equal(tree.depth, tree.ancestors.sum(-1) - 1) and (tree.expansion[padding] == -1).all()
-    assert grow(ConfidenceTree(), Ranked(falling(), falling())).valid is None
-
-
-@given(
-    st.fixed_dictionaries(
-        {
-            "certainty": st.sampled_from([0.0, 0.3, 0.8, 1.0]),
-            "branches": st.integers(1, 6),
-            "beam": st.integers(1, 6),
-            "depth": st.integers(1, 5),
-            "total": st.integers(1, 40),
-            "graded": st.booleans(),
-        }
-    ),
-    st.integers(0, 50),
-    st.sampled_from(["random", "ties", "certain", "impossible"]),
-    st.integers(1, 8),
-)
-def test_every_tree_keeps_the_contract(options, seed, kind, vocab):
-    """Topological, one root, within the budget, likeliest children first and none skipped, no token twice."""
-    builder, toy = ConfidenceTree(**options), Seeded(vocab, seed, seed + 1, seed + 2, kind=kind)
-    tree = grow(builder, toy)
-    assert tree.max_depth == builder.depth and not builder.value_independent
-    for row in range(3):
-        nodes = shape(tree, row)
-        assert min(1, builder.max_nodes) <= len(nodes) <= builder.max_nodes and len(set(nodes)) == len(nodes)
-        for parent in {(), *nodes}:
-            children = [path[-1] for path in nodes if path[:-1] == parent]
-            log_probs = toy.logits(row, parent).log_softmax(-1)
-            probs = log_probs.exp().tolist()
-            if max(probs) < builder.certainty - 1e-3:
-                assert len(children) <= branching(probs, builder.certainty, builder.branches, builder.graded)
-            elif max(probs) > builder.certainty + 1e-3:
-                assert len(children) <= 1
-            assert log_probs[children].tolist() == pytest.approx(log_probs.topk(len(children)).values.tolist())
-
-
 def test_entropy_is_over_the_drafters_own_vocabulary():
     """Six flat tokens of twenty are worth six children, not what is left of twenty."""
     for size, branches in ((6, 20), (4, 20), (6, 3)):
         tree = grow(ConfidenceTree(branches=branches, depth=1), Ranked([1 / size] * size), None, KNOWN[:size], VOCAB)
         assert tree.drafted.tolist() == [min(size, branches)]
         assert set(tree.tokens[0, 1:].tolist()) <= set(KNOWN[:size].tolist())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"branches": 0}, "ConfidenceTree: branches=0 must be a positive integer"),
-        ({"beam": 1.5}, "ConfidenceTree: beam=1.5 must be a positive integer"),
-        ({"certainty": 1.1}, "ConfidenceTree: certainty=1.1 must be from 0 to 1"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(MMSpecError, match=message):
-        ConfidenceTree(**options)
-
-
-def test_it_refuses_to_be_drawn():
-    drafter = blurred_drafter("llava", "sdpa")
-    inputs, _ = case("llava", "sdpa", *RAGGED, 14)
-    with pytest.raises(MMSpecError, match="ConfidenceTree keeps the likeliest nodes.*use PointMassSampling"):
-        mmspec.generate(
-            drafter.target,
-            drafter,
-            inputs=inputs,
-            tree=ConfidenceTree(),
-            verifier=RejectionSampling(),
-            temperature=1.0,
-        )
-
-
-@pytest.mark.parametrize("options", [{}, {"certainty": 0.3, "total": 7}, {"graded": False, "beam": 2}], ids=str)
-@pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3"])
-def test_text_is_that_of_plain_decoding(name, options):
-    inputs, expected = case(name, "sdpa", *RAGGED, 14)
-    for drafter in (blurred_drafter(name, "sdpa"), eagle3_drafter(name, "sdpa")):
-        settings = {"inputs": inputs, "max_new_tokens": 14}
-        out = mmspec.generate(drafter.target, drafter, tree=ConfidenceTree(**options), **settings)
-        assert out.token_ids == expected and out.stats.num_accepted_draft_tokens
-        settings |= {"temperature": 0.8, "seed": 3, "verifier": PointMassSampling()}
-        plain = mmspec.generate(drafter.target, **settings)
-        drafted = mmspec.generate(drafter.target, drafter, tree=ConfidenceTree(**options), **settings)
-        assert drafted.token_ids == plain.token_ids

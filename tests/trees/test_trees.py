@@ -8,16 +8,12 @@ import math
 import pytest
 import torch
 from laws import draw_probability, g_test
-from models import inputs_for, llama
 from toy_drafters import KNOWN, ROOT, ROWS, VOCAB, Toy, grow, paths_of, ranked
 
-import mmspec
-from mmspec import MMSpecError, Target
+from mmspec import MMSpecError
 from mmspec.decoding.sampling import LogitsPipeline
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
 from mmspec.trees import Chain, DynamicTree, Proposals, StaticTree, TreeBuilder
 from mmspec.trees.static import PRESETS
-from mmspec.verifiers import RejectionSampling
 
 
 def naive_eagle2(toy: Toy, row: int, depth: int, top_k: int, total: int) -> list[tuple[int, ...]]:
@@ -162,23 +158,6 @@ def test_static_tree_refuses_broken_templates(paths, message):
 def test_static_tree_wider_than_the_vocabulary_is_refused():
     with pytest.raises(MMSpecError, match="StaticTree asks for 4 children but the drafter's vocabulary is smaller"):
         grow(StaticTree("eagle1"), Toy(3, 0))
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-@pytest.mark.parametrize(("cls", "name"), [(Chain, "length"), (DynamicTree, "depth"), (DynamicTree, "total")])
-def test_sizes_must_be_positive_integers(cls, name, value):
-    with pytest.raises(MMSpecError, match=f"{cls.__name__}: {name}={value!r} must be a positive integer"):
-        cls(**{name: value})
-
-
-def test_trees_that_choose_by_probability_refuse_to_be_drawn():
-    target = Target(llama(layers=1))
-    drafter = DraftModelDrafter(target, llama(layers=1), "text_only", tree=DynamicTree())
-    options = {"inputs": inputs_for("llama", [0]), "temperature": 1.0, "max_new_tokens": 2}
-    with pytest.raises(MMSpecError, match="DynamicTree keeps the likeliest nodes.*use PointMassSampling, or Chain"):
-        mmspec.generate(target, drafter, verifier=RejectionSampling(), **options)
-    mmspec.generate(target, drafter, verifier=RejectionSampling(), tree=Chain(2), **options)
-    mmspec.generate(target, NGramDrafter(target), verifier=RejectionSampling(), **options)
 
 
 # Children drawn from q.
