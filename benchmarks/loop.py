@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.decoding.draining import drain
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import TextOnlyDrafter
 from mmspec.inputs import prepare
 from mmspec.trees import DynamicTree
 from mmspec.verifiers import Synthetic
@@ -100,7 +100,7 @@ def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=16, **shape)).to(dtype)
     draft = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **shape)).to(dtype)
     target = mmspec.Target(model)
-    drafter = DraftModelDrafter(target, draft, "text_only", tree=DynamicTree(5, 4, 24))
+    drafter = TextOnlyDrafter(target, draft, tree=DynamicTree(5, 4, 24))
     result = {}
     for length in PREFIXES:
         ids = torch.randint(0, shape["vocab_size"], (1, length))

@@ -22,12 +22,12 @@ import torch
 import mmspec
 from mmspec.compressors import Elastic, FeatureGuided, Pool
 from mmspec.drafters import (
-    DraftModelDrafter,
     DreamDrafter,
     Eagle3Drafter,
     EagleDrafter,
     HiVisDrafter,
     MsdDrafter,
+    SharedVisionDrafter,
     ViSpecDrafter,
 )
 from mmspec.families import Vision
@@ -44,7 +44,7 @@ def methods(target: mmspec.Target) -> dict:
     chain = {"tree": Chain(5)}
     draft_model = mmspec.load_drafter("tiny/draft_model", target)
     drafters = {
-        "draft_model": DraftModelDrafter(target, draft_model.model, "shared_vision", draft_model.projector, **chain),
+        "draft_model": SharedVisionDrafter(target, draft_model.model, draft_model.projector, **chain),
         "eagle": EagleDrafter(target, **chain),
         "eagle3": Eagle3Drafter(target, **chain),
         "msd": MsdDrafter(target, **chain),

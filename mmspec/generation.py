@@ -149,7 +149,7 @@ def stream(
             raise MMSpecError(
                 f"{type(drafter).__name__} drafts from the target's hidden states alone, which are not there after a "
                 "round that a gate has settled without the target: leave the gate out, or choose a drafter that goes "
-                "on from its own, such as Eagle3Drafter or DraftModelDrafter"
+                "on from its own, such as Eagle3Drafter or TextOnlyDrafter"
             )
         drafter = drafter.fork(tree)
         drafter.check(verifier.proposal_under(pipeline))

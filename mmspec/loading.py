@@ -18,15 +18,14 @@ from transformers import (
 )
 
 from . import extras
-from .drafters import Drafter, DraftModelDrafter
-from .drafters.draft_model import mode_of
+from .drafters import Drafter, as_drafter
 from .errors import MMSpecError, did_you_mean, first_line, listed
 from .families import class_for
 from .files.checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
 from .files.sources import base_of_adapter, check_weights, own_processor, put_on
 from .formats import FORMATS, load_published
 from .settings.calls import named_arguments
-from .target import Target, expect_target, unwrapped
+from .target import Target, expect_target
 
 EMBEDDED = Path(__file__).parent / "zoo" / "weights"
 EMBEDDED_TARGET = "tiny"
@@ -220,8 +219,7 @@ def load_drafter(
             raise
         known = ", ".join(format.name for format in FORMATS)
         raise MMSpecError(f"{error}; nor has it the keys of a published drafter ({known})") from error
-    model = unwrapped(model)
-    return DraftModelDrafter(target, model, mode_of(target, model), processor=processor)
+    return as_drafter(target, model, processor)
 
 
 def _resolve(name: str, kind: str) -> str:

@@ -12,7 +12,7 @@ from transformers import BatchFeature, LlamaConfig, LlamaForCausalLM, MaxLengthC
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import DraftModelDrafter, NGramDrafter, OwnEncoderDrafter, SharedEncoderDrafter, TextOnlyDrafter
 from mmspec.errors import did_you_mean, first_line
 from mmspec.trees import Chain, DynamicTree
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
@@ -102,7 +102,7 @@ def test_trees_for_drafters(text_target):
         tree=Chain(2),
         **PROMPT,
     )
-    drafter = DraftModelDrafter(text_target, llama(), "text_only")
+    drafter = TextOnlyDrafter(text_target, llama())
     request_refused(
         text_target, "tree='chain' is no TreeBuilder ... mmspec.trees.Chain()", drafter, tree="chain", **PROMPT
     )
@@ -124,13 +124,13 @@ def test_a_draft_model_shares_the_vocabulary(text_target):
         LlamaConfig(vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
     with pytest.raises(MMSpecError, match="target vocab is 61 but the drafter's is 64: they must share a tokenizer"):
-        DraftModelDrafter(text_target, other, "text_only")
+        TextOnlyDrafter(text_target, other)
     # Padded embedding tables are fine when the tokenizers agree, and only then.
     same, renamed = byte_tokenizer(), byte_tokenizer()
     renamed.add_tokens(["<new>"])
 
     def with_processor(processor):
-        return DraftModelDrafter(text_target, other, "text_only", processor=processor)
+        return TextOnlyDrafter(text_target, other, processor=processor)
 
     with pytest.raises(MMSpecError, match=r"tokenizer \(62 tokens\) is not the target's \(61 tokens\)"):
         with_processor(renamed)
@@ -139,17 +139,15 @@ def test_a_draft_model_shares_the_vocabulary(text_target):
 
 
 @pytest.mark.parametrize(
-    ("mode", "projector", "message"),
+    ("cls", "message"),
     [
-        ("blind", None, "mode 'blind' is unknown ... Available: own_vision, shared_encoder"),
-        ("text_onyl", None, "mode 'text_onyl' is unknown. Did you mean 'text_only'?"),
-        ("shared_vision", None, "a projector belongs to mode='shared_vision'"),
-        ("text_only", torch.nn.Identity(), "a projector belongs to mode='shared_vision'"),
-        ("own_vision", None, "takes pictures or sound, LlamaForCausalLM ... use mode='text_only'"),
+        (DraftModelDrafter, "does not say what a model reads ... as_drafter(target, model) ... TextOnlyDrafter"),
+        (OwnEncoderDrafter, "cannot draft with LlamaForCausalLM: ... neither pictures nor sound; use TextOnlyDrafter"),
+        (SharedEncoderDrafter, "cannot draft with LlamaForCausalLM: ... use TextOnlyDrafter or OwnEncoderDrafter"),
     ],
 )
-def test_modes_of_draft_models(visual_target, mode, projector, message):
-    refused(lambda: DraftModelDrafter(visual_target, llama(), mode, projector), message)
+def test_a_draft_model_fits_its_class(visual_target, cls, message):
+    refused(lambda: cls(visual_target, llama()), message)
 
 
 # Pictures.
@@ -176,7 +174,7 @@ def test_pictures_for_a_text_model(text_target):
 def test_a_blind_drafter_needs_words(visual_target):
     ids = torch.tensor([[IMAGE] * 4])
     inputs = {"input_ids": ids, "pixel_values": torch.zeros(1, 3, 16, 16)}
-    drafter = DraftModelDrafter(visual_target, llama(), "text_only")
+    drafter = TextOnlyDrafter(visual_target, llama())
     request_refused(visual_target, "a prompt without its images is empty", drafter, inputs=inputs)
 
 

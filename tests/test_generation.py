@@ -12,7 +12,7 @@ from toys import Scripted, byte_tokenizer, hooks_of
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.decoding.sampling import LogitsPipeline
-from mmspec.drafters import Drafter, DraftModelDrafter, NGramDrafter
+from mmspec.drafters import Drafter, NGramDrafter, TextOnlyDrafter
 from mmspec.trees import Chain, DynamicTree, StaticTree, TreeBuilder
 from mmspec.verifiers import RejectionSampling
 
@@ -33,7 +33,7 @@ def drafters(target) -> dict[str, Drafter]:
     return {
         "scripted": Scripted(target, text, right=2),
         "ngram": NGramDrafter(target),
-        "draft_model": DraftModelDrafter(target, llama(seed=1), "text_only", tree=DynamicTree(2, 3, 8)),
+        "draft_model": TextOnlyDrafter(target, llama(seed=1), tree=DynamicTree(2, 3, 8)),
     }
 
 
@@ -113,7 +113,7 @@ def test_an_interrupt_in_the_vision_tower_leaves_no_hooks(monkeypatch):
 
 @pytest.mark.parametrize("verifier", [None, RejectionSampling()], ids=["point_mass", "rejection"])
 def test_two_sampled_streams_do_not_share_their_draws(target, verifier):
-    drafter = DraftModelDrafter(target, llama(seed=1), "text_only", tree=Chain(3))
+    drafter = TextOnlyDrafter(target, llama(seed=1), tree=Chain(3))
     options = request(temperature=1.0, verifier=verifier, seed=4)
     want = mmspec.generate(target, drafter, **options).token_ids[0]
     first, second = (mmspec.stream(target, drafter, **options) for _ in range(2))
@@ -144,7 +144,7 @@ class Learner(TreeBuilder):
 
 def test_what_a_request_learns_is_not_seen_by_another(target):
     builder = Learner()
-    drafter = DraftModelDrafter(target, llama(seed=1), "text_only", tree=builder)
+    drafter = TextOnlyDrafter(target, llama(seed=1), tree=builder)
     depths = []
     for _ in range(2):
         out = mmspec.generate(target, drafter, **request())
@@ -157,7 +157,7 @@ def test_what_a_request_learns_is_not_seen_by_another(target):
 
 
 def test_forks_share_weights_and_nothing_else(target):
-    drafter = DraftModelDrafter(target, llama(seed=1), "text_only")
+    drafter = TextOnlyDrafter(target, llama(seed=1))
     one, two = drafter.fork(), drafter.fork(Chain(2))
     for (_, ours), (_, theirs) in zip(drafter.named_parameters(), one.named_parameters(), strict=True):
         assert ours is theirs
@@ -254,7 +254,7 @@ def test_drafters_hear_of_every_round_with_the_history_up_to_date(target):
 
 def test_pipeline_reaches_the_drafter_where_q_matters(target):
     """With a filter that leaves one token, q and p are the same point mass: everything is accepted."""
-    drafter = DraftModelDrafter(target, target.model, "text_only", tree=Chain(3))
+    drafter = TextOnlyDrafter(target, target.model, tree=Chain(3))
     options = request(temperature=0.8, top_k=1, verifier=RejectionSampling())
     out = mmspec.generate(target, drafter, **options)
     assert out.stats.draft_acceptance_rate > 0.9

@@ -27,7 +27,7 @@ from transformers import (
 import mmspec
 from mmspec import zoo
 from mmspec.compat import CACHE
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import NGramDrafter, OwnEncoderDrafter, TextOnlyDrafter
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
 
@@ -38,7 +38,7 @@ def test_greedy_equals_generate(name, images):
     images = images if name in models.VISUAL else [0] * len(images)
     model = models.MODELS[name]()
     target = mmspec.Target(model)
-    drafter = DraftModelDrafter(target, models.llama(seed=3, layers=1), "text_only")
+    drafter = TextOnlyDrafter(target, models.llama(seed=3, layers=1))
     inputs = models.inputs_for(name, images, [5 + 4 * i for i in range(len(images))])
     drafted = model.generate(
         **inputs, max_new_tokens=12, do_sample=False, custom_generate=mmspec.hf.custom_generate(drafter)
@@ -248,7 +248,7 @@ def test_every_family_hands_over_its_pictures_and_videos(name):
     """To a draft model that looks at them itself."""
     tiny = tiny_families.FAMILIES[name]
     drafter = blurred_drafter(name, tiny.attention)
-    assert drafter.mode == "own_vision"
+    assert type(drafter) is OwnEncoderDrafter
     inputs = tiny.inputs([["image", *tiny.kinds[1:]], [], ["image", "image"]])
     options = {"max_new_tokens": 8, "do_sample": False}
     custom = mmspec.hf.custom_generate(drafter)
@@ -385,7 +385,7 @@ def test_what_follows_a_row_that_has_ended_is_what_generate_writes_there(pad, en
 
     settings = {} if ends == "end token" else {"stopping_criteria": StoppingCriteriaList([criterion])}
     plain = model.generate(**inputs, max_new_tokens=10, do_sample=False, **settings)
-    drafter = DraftModelDrafter(mmspec.Target(model), models.blurred(model), "text_only")
+    drafter = TextOnlyDrafter(mmspec.Target(model), models.blurred(model))
     ours = model.generate(
         **inputs, max_new_tokens=10, do_sample=False, custom_generate=mmspec.hf.custom_generate(drafter), **settings
     )

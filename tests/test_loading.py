@@ -120,7 +120,7 @@ def test_nothing_random_is_taken_for_a_model(monkeypatch, folder, settings, kept
         (lambda t: mmspec.generate(mmspec.drafters.EagleDrafter(t), t, "?"), "this is a drafter, a EagleDrafter"),
         (
             lambda t: mmspec.generate(t, t.model, "?"),
-            "drafter is a LlamaForCausalLM, ... DraftModelDrafter(target, model",
+            "drafter is a LlamaForCausalLM, ... as_drafter(target, model",
         ),
         (
             lambda t: mmspec.generate(t, None, "?", max_tokens=3),

@@ -13,7 +13,7 @@ from torch import nn
 
 import mmspec
 from mmspec import Target
-from mmspec.drafters import Drafter, DraftModelDrafter, StepDrafter
+from mmspec.drafters import Drafter, StepDrafter, TextOnlyDrafter
 from mmspec.per_request import PerRequest
 from mmspec.trees import Chain, StaticTree
 from mmspec.verifiers import TreeWalk
@@ -69,7 +69,7 @@ def test_random_generators_go_on_from_where_they_stood_and_apart():
 
 def test_drafters_in_lists_of_modules_keep_their_weights_and_lose_their_state():
     target = Target(llama())
-    members = [DraftModelDrafter(target, llama(seed=seed), "text_only", tree=StaticTree(["0"])) for seed in (1, 2)]
+    members = [TextOnlyDrafter(target, llama(seed=seed), tree=StaticTree(["0"])) for seed in (1, 2)]
     mixture = Mixture(target, members)
     forked = mixture.fork(Chain(2))
     assert [id(p) for p in forked.parameters()] == [id(p) for p in mixture.parameters()]
@@ -152,7 +152,7 @@ def interleaved(target, drafter, requests):
 def test_two_drafters_mixed_in_interleaved_batches_guess_as_alone(tree):
     """Text is exact even where the members' caches are mixed up; what falls is the acceptance, and nothing says so."""
     target = Target(llama())
-    members = [DraftModelDrafter(target, model, "text_only") for model in (target.model, llama(seed=3))]
+    members = [TextOnlyDrafter(target, model) for model in (target.model, llama(seed=3))]
     requests = [
         {"inputs": inputs_for("llama", [0, 0], [9, 4]), "max_new_tokens": 24},
         {"inputs": inputs_for("llama", [0, 0], [6, 11]), "max_new_tokens": 24},

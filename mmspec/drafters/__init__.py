@@ -1,7 +1,15 @@
 """Drafters propose tokens. One method a file; a new one extends `Drafter`, `StepDrafter` or `FeatureDrafter`."""
 
 from .base import Drafter
-from .draft_model import DraftModelDrafter
+from .draft_model import (
+    DraftModelDrafter,
+    OwnEncoderDrafter,
+    SharedEncoderDrafter,
+    SharedVisionDrafter,
+    TextOnlyDrafter,
+    VisualProjector,
+    as_drafter,
+)
 from .dream import DreamDrafter, DreamSettings
 from .eagle import EagleDrafter, EagleSettings
 from .eagle3 import Eagle3Drafter, Eagle3Settings
@@ -41,8 +49,14 @@ __all__ = [
     "MsdDrafter",
     "NGramDrafter",
     "NoDrafter",
+    "OwnEncoderDrafter",
     "SessionDrafter",
+    "SharedEncoderDrafter",
+    "SharedVisionDrafter",
     "StepDrafter",
+    "TextOnlyDrafter",
     "ViSpecDrafter",
     "ViSpecSettings",
+    "VisualProjector",
+    "as_drafter",
 ]

@@ -253,6 +253,6 @@ def expect_drafter(given: Any, call: str) -> None:
     if isinstance(given, Drafter):
         return
     if hasattr(given, "generate"):
-        way = "mmspec.drafters.DraftModelDrafter(target, model) drafts with it"
+        way = "mmspec.drafters.as_drafter(target, model) drafts with it"
         raise MMSpecError(f"{call}: drafter is a {type(given).__name__}, which is no Drafter: {way}")
     raise MMSpecError(f"{call}: drafter={shown(given)} is no Drafter; load one with mmspec.load_drafter(name, target)")

@@ -234,7 +234,7 @@ class FeatureDrafter(HeadDrafter):
         if verdict.tail is not None:
             raise MMSpecError(
                 f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
-                "choose a drafter that reads tokens only, such as DraftModelDrafter"
+                "choose a drafter that reads tokens only, such as TextOnlyDrafter"
             )
         self.session.drop()
         path = verdict.path[:, : max(self.session.pending)]

@@ -12,7 +12,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from ..compat import CACHE
-from ..drafters import DraftModelDrafter
+from ..drafters import DraftModelDrafter, OwnEncoderDrafter, TextOnlyDrafter
 from ..errors import MMSpecError
 from ..inputs import Request
 from ..models.hooks import Ear, listening
@@ -28,9 +28,9 @@ def stock_assistant(drafter: DraftModelDrafter) -> PreTrainedModel:
         MMSpecError: for a blind draft model of a target that sees, or a shared tower that is not LLaVA's.
     """
     target = drafter.target
-    if drafter.mode == "own_vision" or "image" not in target.family.encoders:
+    if isinstance(drafter, OwnEncoderDrafter) or "image" not in target.family.encoders:
         model = copy.copy(drafter.model)
-    elif drafter.mode == "text_only":
+    elif isinstance(drafter, TextOnlyDrafter):
         raise MMSpecError(
             "engine=transformers gives the pictures to the assistant too, and a text-only draft model cannot take "
             "them: compare with engine=mmspec, or choose a draft model that sees"

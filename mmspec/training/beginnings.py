@@ -8,8 +8,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..drafters import DraftModelDrafter, HiVisDrafter
-from ..drafters.projector import VisualProjector
+from ..drafters import HiVisDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
 from ..errors import MMSpecError
 from ..loading import load_drafter
 from ..models.weights import is_adapted, is_plain
@@ -17,36 +16,49 @@ from ..target import Target
 from ..trees import TreeBuilder
 
 
-def cut_from_target(
-    target: Target, layers: int = 2, mode: str = "shared_vision", tree: TreeBuilder | None = None
-) -> DraftModelDrafter:
-    """Return a draft model, to be trained, that begins as the bottom layers of its target.
+def cut_text_only(target: Target, layers: int = 2, tree: TreeBuilder | None = None) -> TextOnlyDrafter:
+    """Return a draft model, to be trained, that begins as the bottom layers of its target and sees no pictures.
 
     Where the paper of a small draft model takes one off the shelf, this makes one for any target: the same tokens, the
-    same width, fewer layers. With `shared_vision` its projector is a copy of the target's if that has two linear
-    layers, as LLaVA's has, and begins with random weights otherwise.
+    same width, fewer layers.
 
     Args:
         target: the model to draft for.
         layers: number of the target's layers to copy, from the bottom.
-        mode: `shared_vision` or `text_only`, see `DraftModelDrafter`.
         tree: builder of the drafter's trees; the drafter's default if None.
 
     Raises:
-        MMSpecError: for a target whose language model transformers cannot build on its own, whose weights are quantised
-            or not in memory, or, with `shared_vision`, of no listed family; for too many layers.
+        MMSpecError: for a target whose language model transformers cannot build on its own, or whose weights are
+            quantised or not in memory; for too many layers.
     """
+    return TextOnlyDrafter(target, _cut(target, layers), tree=tree)
+
+
+def cut_shared_vision(target: Target, layers: int = 2, tree: TreeBuilder | None = None) -> SharedVisionDrafter:
+    """Return the same with a projector, through which it reads the target's vision tower: a copy of the target's if
+    that has two linear layers, as LLaVA's has, and one with random weights otherwise.
+
+    Args:
+        target, layers, tree: see `cut_text_only`.
+
+    Raises:
+        MMSpecError: see `cut_text_only`; for a target that takes no pictures, or is of no listed family.
+    """
+    name, family = type(target.model).__name__, target.family
+    if "image" not in family.encoders:
+        raise MMSpecError(f"cut_shared_vision: {name} takes no pictures; use cut_text_only (recipe=text_only)")
+    if family.vision_projector is None:
+        raise MMSpecError(
+            f"cut_shared_vision: the visual features of {name} are not known, because it is of no listed family; use "
+            "cut_text_only (recipe=text_only)"
+        )
+    model = _cut(target, layers)
+    return SharedVisionDrafter(target, model, _projector(family.vision_projector, target.hidden_size), tree=tree)
+
+
+def _cut(target: Target, layers: int) -> nn.Module:
+    """Return a causal language model of the target's bottom layers."""
     text = target.family.text_config
-    if mode == "shared_vision" and "image" not in target.family.encoders:
-        raise MMSpecError(
-            f"mode='shared_vision': {type(target.model).__name__} takes no pictures; use mode='text_only'"
-        )
-    theirs = target.family.vision_projector if mode == "shared_vision" else None
-    if mode == "shared_vision" and theirs is None:
-        raise MMSpecError(
-            f"mode='shared_vision': the visual features of {type(target.model).__name__} are not known, because it is "
-            "of no listed family; use mode='text_only'"
-        )
     if any(map(is_adapted, target.model.modules())):
         raise MMSpecError(
             f"this {type(target.model).__name__} has an adapter, whose layers cannot be copied: merge it with "
@@ -83,8 +95,7 @@ def cut_from_target(
         pairs.append((model.get_output_embeddings(), head))
     for copy, original in pairs:
         copy.load_state_dict(original.state_dict())
-    projector = None if theirs is None else _projector(theirs, target.hidden_size)
-    return DraftModelDrafter(target, model, mode, projector, tree=tree)
+    return model
 
 
 def _projector(theirs: nn.Module, hidden: int) -> VisualProjector:

@@ -95,7 +95,7 @@ def _reads_pictures(drafter: Drafter) -> bool:
     """Return True if the prompt of a drafter without a compressor contains the pictures. N-gram look-up and heads that
     read a single state have no prompt of their own."""
     if isinstance(drafter, DraftModelDrafter):
-        return drafter.mode != "text_only"
+        return drafter.reads_pictures
     return isinstance(drafter, FeatureDrafter)
 
 

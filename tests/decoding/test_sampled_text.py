@@ -16,7 +16,7 @@ from transformers import (
 
 import mmspec
 from mmspec import Target
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import NGramDrafter, TextOnlyDrafter
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import PointMassSampling, RejectionSampling, walk
 from mmspec.verifiers.rules import Rejection
@@ -25,7 +25,7 @@ from mmspec.verifiers.rules import Rejection
 @pytest.fixture(scope="module")
 def toys():
     target = Target(toy(0))
-    return target, DraftModelDrafter(target, toy(1), "text_only"), NGramDrafter(target, max_ngram=2, length=3)
+    return target, TextOnlyDrafter(target, toy(1)), NGramDrafter(target, max_ngram=2, length=3)
 
 
 TWO_LEVELS = StaticTree(["0", "1", "2", "00", "01", "10"])

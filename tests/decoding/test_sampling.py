@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, NoBadWordsLogits
 import mmspec
 from mmspec import Target
 from mmspec.decoding.sampling import LogitsPipeline, NoiseTape
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import NGramDrafter, TextOnlyDrafter
 from mmspec.seeds import random_stream
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import RejectionSampling
@@ -109,7 +109,7 @@ DRAFTERS = {
     "chain": lambda target: (_draft_model(target), Chain(3)),
     "static": lambda target: (_draft_model(target), StaticTree(["0", "1", "2", "00", "01", "10", "000"])),
     "dynamic": lambda target: (_draft_model(target), DynamicTree(depth=3, top_k=3, total=12)),
-    "self": lambda target: (DraftModelDrafter(target, target.model, "text_only"), DynamicTree(3, 3, 12)),
+    "self": lambda target: (TextOnlyDrafter(target, target.model), DynamicTree(3, 3, 12)),
 }
 
 
@@ -120,7 +120,7 @@ def _draft_model(target):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator) * parameter.std().nan_to_num(1.0))
-    return DraftModelDrafter(target, model, "text_only")
+    return TextOnlyDrafter(target, model)
 
 
 @pytest.mark.parametrize(

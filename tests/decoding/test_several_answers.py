@@ -98,7 +98,7 @@ def test_answers_are_those_to_the_prompt_given_so_often(tiny):
 
 
 def test_a_draft_model_with_a_processor_of_its_own_reads_every_copy(tiny):
-    drafter = mmspec.drafters.DraftModelDrafter(tiny, tiny.model, "own_vision", processor=tiny.processor)
+    drafter = mmspec.drafters.OwnEncoderDrafter(tiny, tiny.model, processor=tiny.processor)
     request = tiny.repeat(prepare(tiny, ["What?", "Why?"], [mmspec.zoo.demo_image(), None]), 2)
     out = mmspec.generate(tiny, drafter, inputs=request, max_new_tokens=NEW)
     assert out.token_ids[0] == out.token_ids[1] and out.token_ids[2] == out.token_ids[3]

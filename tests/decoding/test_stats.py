@@ -16,7 +16,7 @@ from mmspec.decoding import clock
 from mmspec.decoding.clock import PHASES, HostTime, PhaseClock
 from mmspec.decoding.draining import drain
 from mmspec.decoding.stats import Round, Stats, speed_in_words, tokens_by_origin
-from mmspec.drafters import DraftModelDrafter, EagleDrafter, NGramDrafter
+from mmspec.drafters import EagleDrafter, NGramDrafter, OwnEncoderDrafter, TextOnlyDrafter
 from mmspec.trees import Chain, DynamicTree
 
 
@@ -83,8 +83,8 @@ def test_without_a_drafter_every_pass_emits_one_token(temperature):
 
 RUNS = {
     "ngram": lambda target: NGramDrafter(target, length=4),
-    "chain": lambda target: DraftModelDrafter(target, target.model, "text_only", tree=Chain(3)),
-    "dynamic": lambda target: DraftModelDrafter(target, llama(seed=1), "text_only", tree=DynamicTree(3, 3, 10)),
+    "chain": lambda target: TextOnlyDrafter(target, target.model, tree=Chain(3)),
+    "dynamic": lambda target: TextOnlyDrafter(target, llama(seed=1), tree=DynamicTree(3, 3, 10)),
 }
 
 
@@ -209,7 +209,7 @@ def test_time_is_accounted_for():
     """The phases add up to the total, and the total is the time that a caller measures (best of three: others use this
     machine too)."""
     target = Target(llava())
-    drafter = DraftModelDrafter(target, llava(seed=1), "own_vision", tree=Chain(3))
+    drafter = OwnEncoderDrafter(target, llava(seed=1), tree=Chain(3))
     inputs = inputs_for("llava", [1, 2])
     missing = []
     for _ in range(3):

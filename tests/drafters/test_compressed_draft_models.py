@@ -16,7 +16,7 @@ from tiny_requests import RAGGED, case, target_of
 import mmspec
 from mmspec import MMSpecError
 from mmspec.compressors import Conv, Elastic, Hide, Pool, Prune
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import DraftModelDrafter, OwnEncoderDrafter, SharedVisionDrafter, TextOnlyDrafter
 from mmspec.inputs import prepare
 from mmspec.lesson import WIDTHS
 from mmspec.training.teacher import Teacher
@@ -51,7 +51,7 @@ def logits_of(drafter: DraftModelDrafter, compressor: str, single: dict, tokens:
     """`[len(tokens) + 1, vocab]` of the draft model after a row's prompt and after each token behind it."""
     ids = torch.tensor([single["input_ids"][0].tolist() + tokens])
     embeds, positions = embeds_of(drafter, single, tokens), torch.arange(ids.shape[1])[None]
-    if drafter.mode == "own_vision" and hasattr(drafter.model.model, "get_rope_index"):
+    if isinstance(drafter, OwnEncoderDrafter) and hasattr(drafter.model.model, "get_rope_index"):
         seen, grid = (ids == models.IMAGE).int(), single.get("image_grid_thw")
         everything = {"mm_token_type_ids": seen, "image_grid_thw": grid, "attention_mask": torch.ones_like(ids)}
         positions = drafter.model.model.get_rope_index(ids, **everything)[0][:, 0]
@@ -77,7 +77,7 @@ def logits_of(drafter: DraftModelDrafter, compressor: str, single: dict, tokens:
 def embeds_of(drafter: DraftModelDrafter, single: dict, tokens: list[int]) -> torch.Tensor:
     """`[length, hidden]` what the draft model would read of everything."""
     model, read = drafter.model, []
-    if drafter.mode == "own_vision":
+    if isinstance(drafter, OwnEncoderDrafter):
         hook = model.get_decoder().register_forward_pre_hook(
             lambda _, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
@@ -183,15 +183,15 @@ def test_its_prompt_is_shorter_and_what_follows_keeps_its_place(name, label):
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_a_blind_model_takes_no_compressor(name):
     target = target_of(name, "sdpa")
-    with pytest.raises(MMSpecError, match="mode='text_only' reads no pictures, so there is nothing for Pool to"):
+    with pytest.raises(MMSpecError, match="a TextOnlyDrafter .* reads no pictures, so there is nothing for Pool to"):
         text_drafter(name, "sdpa").with_compressor(Pool(2))
     with pytest.raises(MMSpecError, match="nothing for Hide to compress"):
-        DraftModelDrafter(target, models.llama(layers=1), "text_only", compressor=Hide())
+        TextOnlyDrafter(target, models.llama(layers=1), compressor=Hide())
 
 
 def test_one_that_learns_is_trained_and_saved_with_its_model(tmp_path):
     plain, lesson = shared_vision_drafter("llava", "sdpa"), lesson_of("llava")
-    drafter = DraftModelDrafter(plain.target, plain.model, plain.mode, plain.projector, compressor=Conv(2))
+    drafter = SharedVisionDrafter(plain.target, plain.model, plain.projector, compressor=Conv(2))
     pooled = guesses_of(plain.with_compressor(Pool(2)), lesson, 1)
     assert max(error(logits, pooled[key]) for key, logits in guesses_of(drafter, lesson, 1).items()) < TOLERANCE
     weight = drafter.compressor.conv.weight
@@ -209,7 +209,7 @@ def test_one_that_learns_is_trained_and_saved_with_its_model(tmp_path):
 
 def test_a_vision_tower_of_its_own_stays_as_it_is_but_the_compressor_learns():
     plain = blurred_drafter("llava", "sdpa")
-    drafter = DraftModelDrafter(plain.target, plain.model, plain.mode, compressor=Conv(2))
+    drafter = OwnEncoderDrafter(plain.target, plain.model, compressor=Conv(2))
     names = {id(parameter): name for name, parameter in drafter.named_parameters()}
     trained = {names[id(parameter)] for parameter in drafter.trainable_parameters()}
     assert {"compressor.conv.weight", "compressor.conv.bias"} < trained
@@ -218,6 +218,6 @@ def test_a_vision_tower_of_its_own_stays_as_it_is_but_the_compressor_learns():
 
 def test_a_gate_has_nothing_to_look_at():
     plain = drafter_of("llava", "shared vision")
-    drafter = DraftModelDrafter(plain.target, plain.model, plain.mode, plain.projector, compressor=Elastic())
+    drafter = SharedVisionDrafter(plain.target, plain.model, plain.projector, compressor=Elastic())
     with pytest.raises(MMSpecError, match="its gate reads the target's states, and this drafter has none"):
         mmspec.generate(drafter.target, drafter, inputs=inputs_of("llava"), max_new_tokens=2)

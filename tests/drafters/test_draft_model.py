@@ -1,4 +1,4 @@
-"""DraftModelDrafter: in every mode its proposals are the draft model's own; vocabularies; refusals."""
+"""Draft models: whatever they read, their proposals are the draft model's own; vocabularies; refusals."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter
-from mmspec.drafters.draft_model import VisualProjector
+from mmspec.drafters import DraftModelDrafter, OwnEncoderDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
 from mmspec.target import Target
@@ -30,9 +29,9 @@ def draft_logits(drafter: DraftModelDrafter, single: dict, continuations: list[l
     """Logits of a full pass of the draft model over a row's prompt and its continuations, and the prompt's length."""
     ids = single["input_ids"]
     visual = ids == models.IMAGE
-    if drafter.mode == "own_vision":
+    if isinstance(drafter, OwnEncoderDrafter):
         return recompute(drafter.model, single, continuations).logits, ids.shape[1]
-    if drafter.mode == "text_only" or not visual.any():
+    if isinstance(drafter, TextOnlyDrafter) or not visual.any():
         ids = ids[~visual][None]
         blind = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return recompute(drafter.model, blind, continuations).logits, ids.shape[1]
@@ -110,18 +109,17 @@ def test_a_shared_tower_twin_of_the_target_is_always_right():
     projector.inner.load_state_dict(theirs.multi_modal_projector.linear_1.state_dict())
     projector.outer.load_state_dict(theirs.multi_modal_projector.linear_2.state_dict())
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
-    for mode, wrong in (("shared_vision", False), ("text_only", True)):
-        drafter = DraftModelDrafter(target, twin, mode, None if wrong else projector)
+    for drafter in (SharedVisionDrafter(target, twin, projector), TextOnlyDrafter(target, twin)):
         out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=1 + 3 * 5, tree=Chain(4))
         assert out.token_ids == [ids[: 1 + 3 * 5] for ids in expected]
-        assert (out.stats.mean_acceptance_length < 5) == wrong
+        assert (out.stats.mean_acceptance_length == 5) == drafter.reads_pictures
 
 
 @pytest.mark.parametrize("module", [torch.nn.Linear(16, 32), torch.nn.ZeroPad1d((0, 16))], ids=["weights", "none"])
 def test_any_module_may_be_the_projector(module):
     target = target_of("llava", "sdpa")
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
-    drafter = DraftModelDrafter(target, models.llama(seed=6), "shared_vision", module)
+    drafter = SharedVisionDrafter(target, models.llama(seed=6), module)
     assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW).token_ids == expected
 
 
@@ -139,7 +137,7 @@ def test_only_a_drafter_that_sees_depends_on_the_picture(name, label):
             session.start(context)
             trees.append(session.draft(torch.tensor([5])))
     change = (trees[0].log_probs - trees[1].log_probs).abs().max()
-    assert change == 0 if drafter.mode == "text_only" else change > 1e-3
+    assert change > 1e-3 if drafter.reads_pictures else change == 0
 
 
 @pytest.mark.parametrize("name", models.VISUAL)
@@ -185,16 +183,18 @@ def llama_of(vocab: int, seed: int = 0):
     return models.rescale(transformers.LlamaForCausalLM._from_config(config, attn_implementation="sdpa"), seed)
 
 
-@pytest.mark.parametrize("mode", ["text_only", "shared_vision"])
+@pytest.mark.parametrize("sees", [False, True])
 @pytest.mark.parametrize("rows", [models.VOCAB + 3, models.VOCAB - 6])
-def test_embedding_tables_may_be_padded_differently(mode, rows):
+def test_embedding_tables_may_be_padded_differently(sees, rows):
     """One tokenizer, tables of different height: padding is never proposed, and what the target emits can be read."""
     target = Target(target_of("llava", "sdpa").model, tokenizer(50))
     draft = llama_of(rows)
     if rows > models.VOCAB:
         draft.lm_head.weight.data[models.VOCAB :] += 10 * draft.lm_head.weight.data.abs().max()
-    projector = models.redraw(VisualProjector(16, 32), 0) if mode == "shared_vision" else None
-    drafter = DraftModelDrafter(target, draft, mode, projector, tokenizer(50))
+    if sees:
+        drafter = SharedVisionDrafter(target, draft, models.redraw(VisualProjector(16, 32), 0), tokenizer(50))
+    else:
+        drafter = TextOnlyDrafter(target, draft, tokenizer(50))
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
     assert max(map(max, expected)) >= models.VOCAB - 6, "the target is to emit a token that the smaller table lacks"
     for tree in TREES:
@@ -213,7 +213,7 @@ def test_embedding_tables_may_be_padded_differently(mode, rows):
 def test_a_drafter_of_another_vocabulary_is_refused(ours, theirs, message):
     target = Target(target_of("llama", "sdpa").model, ours and tokenizer(ours))
     with pytest.raises(MMSpecError, match=message):
-        DraftModelDrafter(target, llama_of(64), "text_only", processor=theirs and tokenizer(theirs))
+        TextOnlyDrafter(target, llama_of(64), processor=theirs and tokenizer(theirs))
 
 
 def test_tokenizers_of_one_size_are_compared_word_by_word():
@@ -222,33 +222,16 @@ def test_tokenizers_of_one_size_are_compared_word_by_word():
     other.add_tokens(["something else"])
     assert len(other.get_vocab()) == 50
     with pytest.raises(MMSpecError, match="they must share one"):
-        DraftModelDrafter(target, llama_of(models.VOCAB), "text_only", processor=other)
+        TextOnlyDrafter(target, llama_of(models.VOCAB), processor=other)
 
 
 # Other bad input.
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mode": "textonly"}, "mode 'textonly' is unknown. Did you mean 'text_only'?"),
-        ({"mode": "shared_vision"}, "a projector belongs to mode='shared_vision'"),
-        ({"mode": "text_only", "projector": VisualProjector(16, 32)}, "a projector belongs to mode='shared_vision'"),
-        (
-            {"mode": "own_vision"},
-            "mode='own_vision' needs a model that takes .* sound, LlamaForCausalLM takes none",
-        ),
-    ],
-)
-def test_modes_and_their_parts_must_fit(arguments, message):
-    with pytest.raises(MMSpecError, match=message):
-        DraftModelDrafter(target_of("llava", "sdpa"), models.llama(layers=1), **arguments)
-
-
 def test_a_recurrent_draft_model_is_refused():
     config = transformers.MambaConfig(**{**models.TEXT, "state_size": 4})
     with pytest.raises(MMSpecError, match="recurrent state"):
-        DraftModelDrafter(target_of("llama", "sdpa"), transformers.MambaForCausalLM(config), "text_only")
+        TextOnlyDrafter(target_of("llama", "sdpa"), transformers.MambaForCausalLM(config))
 
 
 def test_a_prompt_of_pictures_alone_leaves_a_blind_model_nothing_to_read():
@@ -279,12 +262,12 @@ def test_pictures_that_the_caller_encoded_mean_nothing_to_another_model(label):
     encoded = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}
     inputs = {name: value for name, value in inputs.items() if name != "pixel_values"}
     options = {"max_new_tokens": NEW, "do_sample": False, "custom_generate": mmspec.hf.custom_generate(drafter)}
-    if drafter.mode == "text_only":
+    if isinstance(drafter, TextOnlyDrafter):
         out = model.generate(**inputs, mm_encoder_outputs=encoded, **options)
         assert out[:, -NEW:].tolist() == expected
     else:
         with pytest.raises(
-            MMSpecError, match=f"(?s)mode='{drafter.mode}' reads.*(pass them as|instead of mm_encoder_outputs)"
+            MMSpecError, match=f"(?s){type(drafter).__name__} reads.*(pass them as|instead of mm_encoder_outputs)"
         ):
             model.generate(**inputs, mm_encoder_outputs=encoded, **options)
 
@@ -318,7 +301,7 @@ class Reader:
 @pytest.mark.parametrize(("name", "other"), [("qwen_vl", "llava"), ("llava", "qwen_vl"), ("gemma3", "gemma3")])
 def test_a_draft_model_of_another_family_reads_the_prompt_by_its_own_processor(name, other, monkeypatch):
     target = Target(target_of(name, "sdpa").model, Reader(name))
-    drafter = DraftModelDrafter(target, models.MODELS[other](seed=4), "own_vision", processor=Reader(other))
+    drafter = OwnEncoderDrafter(target, models.MODELS[other](seed=4), processor=Reader(other))
     prompts = ["11 12 13 14", "21 22"]
     red, blue, white = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "white"))
     images = [[red], [blue, white]]
@@ -348,7 +331,7 @@ class Talker(Reader):
 
 def test_a_draft_model_with_its_own_processor_reads_the_whole_conversation(monkeypatch):
     target = Target(target_of("qwen_vl", "sdpa").model, Talker("qwen_vl"))
-    drafter = DraftModelDrafter(target, models.MODELS["llava"](seed=4), "own_vision", processor=Talker("llava"))
+    drafter = OwnEncoderDrafter(target, models.MODELS["llava"](seed=4), processor=Talker("llava"))
     red = Image.new("RGB", (20, 20), "red")
     request = prepare(target, [("11 12", "13", "14")], [[red]])
     read = prepare(drafter.draft_target, messages=request.conversations)

@@ -24,10 +24,10 @@ from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter
+from mmspec.drafters import Eagle3Drafter, EagleDrafter, SharedVisionDrafter
 from mmspec.inputs import prepare
 from mmspec.lesson import Lesson
-from mmspec.training.beginnings import cut_from_target
+from mmspec.training.beginnings import cut_shared_vision, cut_text_only
 from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain
 
@@ -172,7 +172,7 @@ def test_a_head_takes_the_sizes_of_its_target_and_the_base_of_its_positions():
     assert drafter_of("qwen_vl", "eagle").head.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
 
 
-MAKERS = {"cut": lambda target: cut_from_target(target, 1)} | {
+MAKERS = {"cut": lambda target: cut_shared_vision(target, 1)} | {
     variant: functools.partial(build, variant=variant)
     for variant in ("eagle", "eagle3", "eagle, pool", "eagle, elastic", "hivis", "vispec")
 }
@@ -199,17 +199,17 @@ def half_lesson(half: Target) -> Lesson:
 
 
 CUTS = [
-    ("llava", "shared_vision", 2),
-    ("llava", "text_only", 1),
-    ("llama", "text_only", 2),
-    ("gemma3", "shared_vision", 2),
+    ("llava", cut_shared_vision, 2),
+    ("llava", cut_text_only, 1),
+    ("llama", cut_text_only, 2),
+    ("gemma3", cut_shared_vision, 2),
 ]
 
 
-@pytest.mark.parametrize(("name", "mode", "layers"), CUTS)
-def test_a_draft_model_cut_from_its_target_begins_as_its_bottom(name, mode, layers):
+@pytest.mark.parametrize(("name", "cut", "layers"), CUTS)
+def test_a_draft_model_cut_from_its_target_begins_as_its_bottom(name, cut, layers):
     target = target_of(name, "sdpa")
-    drafter = cut_from_target(target, layers, mode, tree=Chain(3))
+    drafter = cut(target, layers, tree=Chain(3))
     ours, theirs = drafter.model.state_dict(), target.family.decoder.state_dict()
     numbers = {key: re.search(r"layers\.(\d+)", key) for key in theirs}
     copied = {key: theirs[key] for key, number in numbers.items() if number is None or int(number[1]) < layers}
@@ -224,7 +224,7 @@ def test_a_draft_model_cut_from_its_target_begins_as_its_bottom(name, mode, laye
 def test_cut_to_all_its_layers_it_is_the_target():
     target = target_of("llava", "sdpa")
     inputs, _ = case("llava", "sdpa", *RAGGED, 14)
-    out = mmspec.generate(target, cut_from_target(target, 3), inputs=inputs, max_new_tokens=13, tree=Chain(3))
+    out = mmspec.generate(target, cut_shared_vision(target, 3), inputs=inputs, max_new_tokens=13, tree=Chain(3))
     assert out.stats.mean_acceptance_length == 4
 
 
@@ -236,15 +236,15 @@ def test_a_cut_draft_model_sees_as_its_target_does(bias):
     if not bias:
         projector.linear_1.bias = projector.linear_2.bias = None
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    assert (cut_from_target(target).projector(features) - projector(features)).abs().max() < 1e-5
+    assert (cut_shared_vision(target).projector(features) - projector(features)).abs().max() < 1e-5
 
 
 def test_a_cut_draft_model_is_saved_like_any_other(tmp_path):
     target = target_of("llava", "sdpa")
-    drafter = cut_from_target(target)
+    drafter = cut_shared_vision(target)
     drafter.save_pretrained(tmp_path)
     loaded = mmspec.load_drafter(str(tmp_path), target)
-    assert isinstance(loaded, DraftModelDrafter)
+    assert isinstance(loaded, SharedVisionDrafter)
     ours, theirs = drafter.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
 
@@ -254,23 +254,22 @@ def test_a_tied_table_is_cut_once(tied):
     config = transformers.LlamaConfig(**models.TEXT, tie_word_embeddings=tied)
     target = Target(models.rescale(transformers.LlamaForCausalLM(config), 0))
     target.model.config.tie_word_embeddings = True  # what is there counts, not what the configuration says
-    model = cut_from_target(target, 1, "text_only").model
+    model = cut_text_only(target, 1).model
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     assert model.lm_head.weight.equal(target.model.lm_head.weight)
     assert model.get_input_embeddings().weight.equal(target.model.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "message"),
+    ("name", "cut", "layers", "message"),
     [
-        ("qwen_vl", (2, "text_only"), "no causal language model for 'qwen2_5_vl_text'.*mmspec.load_drafter the folder"),
-        ("llava", (0,), "layers=0 must lie between 1 and the target's 3"),
-        ("llava", (4,), "layers=4 must lie between 1 and the target's 3"),
-        ("llama", (2,), "mode='shared_vision': LlamaForCausalLM takes no pictures; use mode='text_only'"),
-        ("llava", (2, "textonly"), "mode 'textonly' is unknown"),
+        ("qwen_vl", cut_text_only, 2, "no causal language model for 'qwen2_5_vl_text'.*mmspec.load_drafter the folder"),
+        ("llava", cut_text_only, 0, "layers=0 must lie between 1 and the target's 3"),
+        ("llava", cut_text_only, 4, "layers=4 must lie between 1 and the target's 3"),
+        ("llama", cut_shared_vision, 2, "LlamaForCausalLM takes no pictures.*recipe=text_only"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(name, arguments, message):
+def test_what_cannot_be_cut_is_refused(name, cut, layers, message):
     with pytest.raises(MMSpecError, match=message) as caught:
-        cut_from_target(target_of(name, "sdpa"), *arguments)
+        cut(target_of(name, "sdpa"), layers)
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from running import tiny
 
 import mmspec
 from mmspec.decoding.sampling import Sampling
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import NGramDrafter, OwnEncoderDrafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.engines import MMSpecEngine, TransformersEngine
 from mmspec.inputs import prepare
@@ -91,7 +91,7 @@ def test_a_mended_assistant_sees_the_picture_and_drafts_as_ours_does():
 
 
 def test_a_model_that_assists_itself_is_right_every_time():
-    drafter = DraftModelDrafter(tiny(), tiny().model, "own_vision")
+    drafter = OwnEncoderDrafter(tiny(), tiny().model)
     answer = engine(TransformersEngine, drafter, Chain(3)).answer(request_of("charts"), 0)
     assert answer.passes == TOKENS // 4
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from full_recompute import accept, random_tree, start, tree_error
 from mistakes import MISTAKES, boolean_mask
-from tiny_drafters import blurred_drafter, own_mode
+from tiny_drafters import blurred_drafter
 from tiny_requests import BACK_ENDS, RAGGED, case, pictures_for, target_of
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import TextOnlyDrafter, as_drafter
 from mmspec.target import Target
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Greedy
@@ -62,7 +62,7 @@ def test_the_tiny_models_write_varied_text(name):
 @pytest.mark.parametrize("situation", ["one picture", "ragged batch"])
 def test_every_draft_of_the_target_itself_is_accepted(name, attention, situation):
     target = target_of(name, attention)
-    drafter = DraftModelDrafter(target, target.model, own_mode(name))
+    drafter = as_drafter(target, target.model)
     inputs, expected = case(name, attention, *SITUATIONS[situation], NEW)
     for length in (4, NEW - 2):  # four rounds, the last one cut; exactly one round
         out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=Chain(length))
@@ -78,7 +78,7 @@ def test_every_draft_of_the_target_itself_is_accepted(name, attention, situation
 def test_a_tree_of_the_target_itself_holds_what_it_writes(name):
     """The likeliest child of every node is in a static tree, so no round ends before its full depth of 5."""
     target = target_of(name, "sdpa")
-    drafter = DraftModelDrafter(target, target.model, own_mode(name))
+    drafter = as_drafter(target, target.model)
     inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=13, tree=StaticTree())
     assert out.token_ids == [ids[:13] for ids in expected]
@@ -88,7 +88,7 @@ def test_a_tree_of_the_target_itself_holds_what_it_writes(name):
 @pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
 def test_a_random_drafter_changes_nothing(name, attention):
     target = target_of(name, attention)
-    drafter = DraftModelDrafter(target, models.llama(attention, seed=5, layers=1), "text_only")
+    drafter = TextOnlyDrafter(target, models.llama(attention, seed=5, layers=1))
     inputs, expected = case(name, attention, *RAGGED, NEW)
     for tree in (Chain(2), StaticTree()):
         assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree).token_ids == expected
@@ -145,7 +145,7 @@ def logits_error(name: str, target: Target) -> float:
 
 def ids(name: str, target: Target) -> list[list[int]]:
     inputs, _ = case(name, target.attention, *RAGGED, NEW)
-    drafter = DraftModelDrafter(target, blurred_drafter(name, target.attention).model, own_mode(name))
+    drafter = as_drafter(target, blurred_drafter(name, target.attention).model)
     return mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=StaticTree()).token_ids
 
 

@@ -18,7 +18,7 @@ from mmspec import MMSpecError, Target
 from mmspec.commands.generate import summary_line
 from mmspec.decoding.sampling import LogitsPipeline
 from mmspec.decoding.stats import Round, Stats
-from mmspec.drafters import Drafter, DraftModelDrafter, EagleDrafter, MedusaDrafter
+from mmspec.drafters import Drafter, EagleDrafter, MedusaDrafter, TextOnlyDrafter
 from mmspec.models.cache import SlotShape, TreeCache
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, Proposals, SageTree, StaticTree, TreeBuilder
@@ -113,7 +113,7 @@ def test_nothing_is_drawn_from_logits_that_are_no_distribution(kind):
     torch.testing.assert_close(verifier.bonus[0], logits[0, 0].softmax(-1), rtol=1e-6, atol=0)
 
 
-class Spoilt(DraftModelDrafter):
+class Spoilt(TextOnlyDrafter):
     """A draft model that now and then has nothing to say: from the second level of a round on."""
 
     kind, calls = "nan", 0
@@ -133,7 +133,7 @@ class Spoilt(DraftModelDrafter):
 
 
 def spoilt(target: Target, kind: str) -> Spoilt:
-    drafter = Spoilt(target, models.blurred(target.model), "text_only")
+    drafter = Spoilt(target, models.blurred(target.model))
     drafter.kind = kind
     return drafter
 
@@ -167,9 +167,9 @@ def test_rejection_sampling_goes_on_with_the_targets_law(kind):
 
     class Mute(Spoilt):
         def expand(self, block):
-            return SPOIL[kind](DraftModelDrafter.expand(self, block))
+            return SPOIL[kind](TextOnlyDrafter.expand(self, block))
 
-    drafter = Mute(target, models.llama(seed=5, layers=1), "text_only")
+    drafter = Mute(target, models.llama(seed=5, layers=1))
     options = {"inputs": models.inputs_for("llama", [0], [9]), "max_new_tokens": 10, "temperature": 0.9, "seed": 4}
     rule = RejectionSampling()
     texts = [

@@ -23,7 +23,7 @@ from transformers.generation import logits_process as hf
 import mmspec
 from mmspec import Target
 from mmspec.decoding.sampling import NOT_TAKEN_OVER, LogitsPipeline
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import NGramDrafter, TextOnlyDrafter
 from mmspec.trees import DynamicTree, StaticTree
 
 NEW = 20
@@ -46,11 +46,11 @@ def run(model, drafter=None, images=PROMPTS["images"], lengths=PROMPTS["lengths"
 DRAFTERS = {
     "none": lambda target: None,
     "ngram": lambda target: NGramDrafter(target, max_ngram=2, length=4),
-    "static": lambda target: DraftModelDrafter(
-        target, blurred(target.model), "text_only", tree=StaticTree(["0", "1", "2", "00", "01", "10", "000"])
+    "static": lambda target: TextOnlyDrafter(
+        target, blurred(target.model), tree=StaticTree(["0", "1", "2", "00", "01", "10", "000"])
     ),
-    "dynamic": lambda target: DraftModelDrafter(
-        target, blurred(target.model), "text_only", tree=DynamicTree(depth=3, top_k=3, total=12)
+    "dynamic": lambda target: TextOnlyDrafter(
+        target, blurred(target.model), tree=DynamicTree(depth=3, top_k=3, total=12)
     ),
 }
 

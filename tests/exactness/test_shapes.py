@@ -17,7 +17,13 @@ from transformers import DynamicCache, SuppressTokensLogitsProcessor
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.compat import CACHE
-from mmspec.drafters import DraftModelDrafter, EarlyExitDrafter, JacobiDrafter, NGramDrafter, SessionDrafter
+from mmspec.drafters import (
+    EarlyExitDrafter,
+    JacobiDrafter,
+    NGramDrafter,
+    SessionDrafter,
+    TextOnlyDrafter,
+)
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Gated, Greedy, PointMassSampling, RejectionSampling
@@ -130,8 +136,8 @@ def test_what_cannot_branch(target):
 
 def drafters(target):
     return {
-        "model": DraftModelDrafter(target, llama(seed=3), "text_only", tree=Chain(3)),
-        "static": DraftModelDrafter(target, llama(seed=3), "text_only", tree=TREES[1]),
+        "model": TextOnlyDrafter(target, llama(seed=3), tree=Chain(3)),
+        "static": TextOnlyDrafter(target, llama(seed=3), tree=TREES[1]),
         "own": EarlyExitDrafter(target, 2, Chain(3)),
         "ngram": NGramDrafter(target),
     }
@@ -246,7 +252,7 @@ def test_windows_drawn_from_the_target_leave_its_law_alone(target):
 # Drafting while the target scores.
 
 
-class Ahead(DraftModelDrafter):
+class Ahead(TextOnlyDrafter):
     """While a chain is scored, drafts the next one below its last node, in the hope that all of it is accepted and the
     bonus is the best guess there. What was read in vain is dropped."""
 
@@ -286,7 +292,7 @@ class Ahead(DraftModelDrafter):
 def test_a_drafter_works_on_the_next_window_while_the_target_scores(target, plain, right):
     """Right guesses (the target drafts for itself) are used, wrong ones dropped; the text is exact both times."""
     model = target.model if right else llama(seed=3)
-    drafter = Ahead(target, model, "text_only", tree=Chain(3))
+    drafter = Ahead(target, model, tree=Chain(3))
     drafter.used, drafter.threads = [], set()
     Ahead.shared = ("used", "threads")
     out = mmspec.generate(target, drafter, **ragged())
@@ -295,7 +301,7 @@ def test_a_drafter_works_on_the_next_window_while_the_target_scores(target, plai
     if right:  # all but the first chain, and the last, after a row has ended
         assert sum(drafter.used) >= len(drafter.used) - 2 and out.stats.mean_acceptance_length > 3.5
     else:
-        alone = mmspec.generate(target, DraftModelDrafter(target, model, "text_only", tree=Chain(3)), **ragged())
+        alone = mmspec.generate(target, TextOnlyDrafter(target, model, tree=Chain(3)), **ragged())
         assert out.stats.mean_acceptance_length == alone.stats.mean_acceptance_length
     record = out.stats.rounds[0]
     assert 0 < record.anticipated <= record.seconds["score"] + 0.05

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import models
 import pytest
 import torch
-from tiny_drafters import TINY_DRAFTERS, blurred_drafter, own_mode
+from tiny_drafters import TINY_DRAFTERS, blurred_drafter
 from tiny_requests import RAGGED, case, ragged_inputs, target_of
 
 import mmspec
 from mmspec.check import check_target
 from mmspec.decoding.sampling import NoiseTape
-from mmspec.drafters import DraftModelDrafter, EagleDrafter
+from mmspec.drafters import EagleDrafter, OwnEncoderDrafter, as_drafter
 from mmspec.exactness import described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.target import Target
@@ -50,7 +50,7 @@ def test_autocast(name, attention, weights, cast):
     is drafted, with a target that was made outside; one that was made inside is exact outside."""
     model, inputs = models.MODELS[name](attention).to(weights), ragged_inputs(name)
     target = Target(model)
-    drafters = [DraftModelDrafter(target, models.blurred(model), own_mode(name))]
+    drafters = [as_drafter(target, models.blurred(model))]
     drafters.append(models.redraw(EagleDrafter(target), 8).to(weights))
     with torch.autocast("cpu", dtype=cast):
         assert target.arithmetic == cast
@@ -74,7 +74,7 @@ def test_modes_of_gradients(mode):
     inputs, expected = case("llava", "sdpa", *RAGGED, NEW)
     with mode():
         target = Target(target_of("llava", "sdpa").model)
-        drafter = DraftModelDrafter(target, blurred_drafter("llava", "sdpa").model)
+        drafter = OwnEncoderDrafter(target, blurred_drafter("llava", "sdpa").model)
         assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW).token_ids == expected
 
 

@@ -14,7 +14,7 @@ from refusals import refused
 
 import mmspec
 from mmspec.check import check_target
-from mmspec.drafters import DraftModelDrafter, EagleDrafter
+from mmspec.drafters import EagleDrafter, TextOnlyDrafter
 from mmspec.errors import MMSpecError
 from mmspec.families import Family
 from mmspec.families.frequencies import Switch
@@ -79,7 +79,7 @@ def text(kind: str, drafter, inputs: dict, new: int = NEW) -> list[list[int]]:
 def test_text_is_that_of_generate_on_one_side(kind):
     """The last token before the switch is written, while the trees reach over it; and far beyond it all are."""
     target = target_of(kind)
-    drafters = [None, DraftModelDrafter(target, models.blurred(target.model), "text_only")]
+    drafters = [None, TextOnlyDrafter(target, models.blurred(target.model))]
     for lengths in [(SWITCH + 1 - NEW, 9), *[(SWITCH + 1, SWITCH + 9)] * (kind != "dynamic")]:
         inputs = prompts(*lengths)
         expected = models.reference(target.model, inputs, NEW)
@@ -93,7 +93,7 @@ def test_what_does_not_switch_goes_across(kind):
     target, inputs = target_of(kind), prompts(SWITCH - 4, 9)
     assert not target.family.switches
     expected = models.reference(target.model, inputs, NEW)
-    assert text(kind, DraftModelDrafter(target, models.blurred(target.model), "text_only"), inputs) == expected
+    assert text(kind, TextOnlyDrafter(target, models.blurred(target.model)), inputs) == expected
 
 
 @pytest.mark.parametrize("kind", ["phi3", "longrope", "dynamic"])
@@ -130,7 +130,7 @@ def test_a_text_of_another_length_before_changes_nothing():
 def test_a_draft_model_may_go_across(kind):
     """What it guesses there may be worse; the text is the target's."""
     target, inputs = target_of("default"), prompts(SWITCH - 4, 9)
-    drafter = DraftModelDrafter(target, target_of(kind).model, "text_only")
+    drafter = TextOnlyDrafter(target, target_of(kind).model)
     assert text("default", drafter, inputs) == models.reference(target.model, inputs, NEW)
 
 

@@ -15,7 +15,13 @@ from mmspec import MMSpecError, Target
 from mmspec.compat import CACHE
 from mmspec.decoding.negative_prompts import guidance_of
 from mmspec.decoding.token_space import TokenSpace
-from mmspec.drafters import DraftModelDrafter, EagleDrafter, EarlyExitDrafter, JacobiDrafter, NGramDrafter
+from mmspec.drafters import (
+    EagleDrafter,
+    EarlyExitDrafter,
+    JacobiDrafter,
+    NGramDrafter,
+    TextOnlyDrafter,
+)
 from mmspec.inputs import prepare
 from mmspec.models.guidance import Guidance, Pairs
 from mmspec.models.session import ModelSession
@@ -76,7 +82,7 @@ DRAFTERS = {
     "whole model, chain": lambda target: EarlyExitDrafter(target, 3, Chain(4)),
     "whole model, tree": lambda target: EarlyExitDrafter(target, 3, DynamicTree(3, 2, 6)),
     "two layers, tree": lambda target: EarlyExitDrafter(target, 2, DynamicTree(3, 2, 6)),
-    "a draft model": lambda target: DraftModelDrafter(target, blurred(target.model, 0.1), "text_only", tree=Chain(4)),
+    "a draft model": lambda target: TextOnlyDrafter(target, blurred(target.model, 0.1), tree=Chain(4)),
     "a head": lambda target: EagleDrafter(target, tree=DynamicTree(3, 2, 6)),
 }
 
@@ -92,15 +98,13 @@ def test_pictures_are_those_of_the_models_own_loop(painter, expected, name):
 
 def test_a_draft_model_is_led_as_the_target_is(painter, writer, expected):
     """A copy of the target as its own draft model is always right, away from the same other prompts."""
-    out = mmspec.generate(
-        painter, DraftModelDrafter(painter, painter.model, "text_only", tree=Chain(4)), inputs=prompts()
-    )
+    out = mmspec.generate(painter, TextOnlyDrafter(painter, painter.model, tree=Chain(4)), inputs=prompts())
     assert out.token_ids == expected and out.stats.mean_acceptance_length == 5
     options = {"inputs": inputs_for("llama", [0, 0], [9, 4]), "guidance_scale": 1.7, "max_new_tokens": 16}
-    drafter = DraftModelDrafter(writer, writer.model, "text_only", tree=Chain(4))
+    drafter = TextOnlyDrafter(writer, writer.model, tree=Chain(4))
     led = mmspec.generate(writer, drafter, **options, negative_prompt=padded([[1, 2], [3, 4, 5, 6]]))
     assert led.stats.mean_acceptance_length == 5
-    refused(lambda: DraftModelDrafter(painter, janus(codes=32), "text_only"), "target vocab is 40 but the drafter's is")
+    refused(lambda: TextOnlyDrafter(painter, janus(codes=32)), "target vocab is 40 but the drafter's is")
 
 
 def test_the_scale_and_the_attention_matter(painter, expected):

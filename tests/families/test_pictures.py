@@ -12,7 +12,7 @@ from tiny_requests import HEARING, LENGTHS, VISUAL, batch_of, rows_of, target_of
 
 import mmspec
 from mmspec.compressors import Pool
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import OwnEncoderDrafter
 from mmspec.errors import MMSpecError
 from mmspec.families import FAMILIES as CLASSES
 from mmspec.families.vision import Vision, in_order
@@ -102,7 +102,7 @@ def test_states_of_an_appended_answer_are_those_of_its_steps(name):
 def test_a_draft_model_of_the_family_sees_what_a_compressor_left(name):
     """One that leaves everything changes nothing: the target, as its own draft model, is right every time."""
     target = target_of(name)
-    drafter = DraftModelDrafter(target, target.model, "own_vision", compressor=Pool(1))
+    drafter = OwnEncoderDrafter(target, target.model, compressor=Pool(1))
     inputs, expected = batch_of(name)
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=11, tree=Chain(4))
     assert out.token_ids == [row[:11] for row in expected]

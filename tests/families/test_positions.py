@@ -13,7 +13,7 @@ from tiny_requests import target_of
 
 import mmspec
 from mmspec.check import check_target
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter
+from mmspec.drafters import Eagle3Drafter, OwnEncoderDrafter
 from mmspec.inputs import prepare
 from mmspec.training.teacher import Teacher
 from mmspec.tree import DraftTree
@@ -69,7 +69,7 @@ def test_text_behind_a_video_is_that_of_generate(name, what):
         scores = context.score(DraftTree.chain(torch.tensor(texts[:count])))
         ours = torch.cat([context.logits[:, None], scores.logits[:, :-1]], dim=1)
         assert (ours - logits[:count]).abs().max() < 1e-3
-    drafter = DraftModelDrafter(target, target.model)
+    drafter = OwnEncoderDrafter(target, target.model)
     out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=NEW - 1, tree=Chain(4))
     assert out.token_ids == [ids[: NEW - 1] for ids in texts]
     assert [record.accepted for record in out.stats.rounds] == [[4] * 3] * 2, "the target itself is right every time"

@@ -31,14 +31,17 @@ from mmspec import MMSpecError, Target
 from mmspec.cli import main
 from mmspec.decoding.sampling import Sampling
 from mmspec.drafters import (
-    DraftModelDrafter,
     EagleDrafter,
     EarlyExitDrafter,
     HiVisDrafter,
     JacobiDrafter,
     MedusaDrafter,
     NGramDrafter,
+    OwnEncoderDrafter,
     SessionDrafter,
+    SharedEncoderDrafter,
+    TextOnlyDrafter,
+    as_drafter,
 )
 from mmspec.evaluation.engines import TransformersEngine
 from mmspec.hf import custom_generate
@@ -73,9 +76,9 @@ class AllEntries(SessionDrafter):
 DRAFTERS = {
     "none": lambda target: None,
     "ngram": lambda target: NGramDrafter(target, max_ngram=2, length=4),
-    "own": lambda target: DraftModelDrafter(target, blurred(target.model, 0.1)),
-    "shared": lambda target: DraftModelDrafter(target, blurred(target.model, 0.1), "shared_encoder"),
-    "alone": lambda target: DraftModelDrafter(target, decoder_alone(), "shared_encoder"),
+    "own": lambda target: OwnEncoderDrafter(target, blurred(target.model, 0.1)),
+    "shared": lambda target: SharedEncoderDrafter(target, blurred(target.model, 0.1)),
+    "alone": lambda target: SharedEncoderDrafter(target, decoder_alone()),
     "first layers": lambda target: EarlyExitDrafter(target, 2),
     "entries": AllEntries,
     "jacobi": JacobiDrafter,
@@ -117,10 +120,10 @@ def test_the_texts_depend_on_the_sounds_and_on_what_came_before():
     assert same[0] == same[1] != same[2]
 
 
-@pytest.mark.parametrize("mode", ["own_vision", "shared_encoder"])
+@pytest.mark.parametrize("cls", [OwnEncoderDrafter, SharedEncoderDrafter])
 @pytest.mark.parametrize(("tree", "length"), [("chain", 5), ("static", 4)])
-def test_a_draft_model_that_is_the_target_is_always_right(mode, tree, length):
-    drafter = DraftModelDrafter(target_of(), target_of().model, mode, tree=TREES[tree])
+def test_a_draft_model_that_is_the_target_is_always_right(cls, tree, length):
+    drafter = cls(target_of(), target_of().model, tree=TREES[tree])
     out = mmspec.generate(target_of(), drafter, inputs=inputs_for(), max_new_tokens=NEW)
     whole = [record.emitted for record in out.stats.rounds if all(record.emitted)][:-1]
     assert out.token_ids == expected() and whole and all(emitted == [length] * 3 for emitted in whole)
@@ -147,7 +150,7 @@ def test_the_sound_is_encoded_once_and_its_keys_are_computed_once(monkeypatch):
             layer.encoder_attn.k_proj.register_forward_hook(count("keys")),
             layer.register_forward_hook(count("layer")),
         ]
-    drafter = DraftModelDrafter(target_of(), decoder_alone(), "shared_encoder")
+    drafter = SharedEncoderDrafter(target_of(), decoder_alone())
     out = mmspec.generate(target_of(), drafter, inputs=inputs_for(), max_new_tokens=NEW)
     for handle in handles:
         handle.remove()
@@ -191,7 +194,7 @@ def sound_of_another_row(monkeypatch):
 
 @pytest.mark.parametrize("mistake", [wrong_positions, positions_in_order, no_tree_mask, sound_of_another_row])
 def test_a_mistake_shows(mistake, monkeypatch):
-    drafter = DraftModelDrafter(target_of(), target_of().model, tree=TREES["static"])
+    drafter = OwnEncoderDrafter(target_of(), target_of().model, tree=TREES["static"])
     mistake(monkeypatch)
     assert mmspec.generate(target_of(), drafter, inputs=inputs_for(), max_new_tokens=NEW).token_ids != expected()
     if mistake in (sound_of_another_row, positions_in_order):
@@ -228,7 +231,7 @@ def test_timestamps_are_those_of_generate():
         whisper(), NEW, prompts
     )
     target = Target(model)
-    drafter = DraftModelDrafter(target, blurred(model, 0.1), "shared_encoder", tree=TREES["static"])
+    drafter = SharedEncoderDrafter(target, blurred(model, 0.1), tree=TREES["static"])
     out = mmspec.generate(target, drafter, inputs=inputs_for(prompts), max_new_tokens=NEW)
     assert out.token_ids == want and out.stats.num_accepted_draft_tokens > 0
     del model.generation_config.no_timestamps_token_id
@@ -303,7 +306,7 @@ def test_a_draft_model_may_hear_with_another_extractor():
     draft = whisper(seed=1, bins=10)
     request = prepare(target_of(), audio=[(sound(1), RATE), (sound(2), RATE)])
     plain = mmspec.generate(target_of(), inputs=request, max_new_tokens=NEW).token_ids
-    drafter = DraftModelDrafter(target_of(), draft, processor=processor(10))
+    drafter = OwnEncoderDrafter(target_of(), draft, processor=processor(10))
     assert mmspec.generate(target_of(), drafter, inputs=request, max_new_tokens=NEW).token_ids == plain
     with pytest.raises(MMSpecError, match=r"reads \(3, 10, 100\), .*for a draft model, give it processor="):
         mmspec.generate(target_of(), drafter, inputs=inputs_for(), max_new_tokens=NEW)
@@ -326,27 +329,25 @@ def test_from_inside_transformers():
 
 
 def test_draft_models_are_saved_and_say_how_they_hear(tmp_path):
-    from mmspec.drafters.draft_model import mode_of
-
     draft = whisper(layers=1)
     draft.model.encoder.load_state_dict(target_of().model.model.encoder.state_dict())
-    assert mode_of(target_of(), draft) == "shared_encoder" == mode_of(target_of(), decoder_alone())
-    assert mode_of(target_of(), whisper(seed=2)) == "own_vision"
-    for number, (model, mode) in enumerate([(draft, "own_vision"), (decoder_alone(), "shared_encoder")]):
-        drafter = DraftModelDrafter(target_of(), model, mode)
+    chosen = [type(as_drafter(target_of(), model)) for model in (draft, decoder_alone(), whisper(seed=2))]
+    assert chosen == [SharedEncoderDrafter, SharedEncoderDrafter, OwnEncoderDrafter]
+    for number, (model, cls) in enumerate([(draft, OwnEncoderDrafter), (decoder_alone(), SharedEncoderDrafter)]):
+        drafter = cls(target_of(), model)
         drafter.save_pretrained(tmp_path / str(number))
         loaded = mmspec.load_drafter(str(tmp_path / str(number)), target_of())
-        assert type(loaded.model) is type(model) and loaded.mode == mode
+        assert type(loaded.model) is type(model) and type(loaded) is cls
         runs = [mmspec.generate(target_of(), one, inputs=inputs_for(), max_new_tokens=NEW) for one in (drafter, loaded)]
         assert runs[0].token_ids == runs[1].token_ids == expected()
         assert runs[0].stats.mean_acceptance_length == runs[1].stats.mean_acceptance_length
 
 
-@pytest.mark.parametrize("mode", ["own_vision", "shared_encoder"])
-def test_guesses_in_training_are_those_of_decoding(mode):
+@pytest.mark.parametrize("cls", [OwnEncoderDrafter, SharedEncoderDrafter])
+def test_guesses_in_training_are_those_of_decoding(cls):
     answers = [[5, 9, 33, 12], [40, 41], [7, 8, 90]]
     lesson = Teacher(target_of(), [0]).study(prepare(target_of(), inputs=inputs_for()), answers)
-    drafter = DraftModelDrafter(target_of(), target_of().model, mode)
+    drafter = cls(target_of(), target_of().model)
     guesses = guesses_of(drafter, lesson, 2)
     trained = {*map(id, drafter.trainable_parameters())}
     assert len(guesses) == 9 and trained < {*map(id, drafter.model.parameters())}
@@ -365,7 +366,7 @@ def test_models_are_loaded_by_name(tmp_path, capsys):
     assert type(target.model) is type(target_of().model) and target.processor.feature_extractor.sampling_rate == RATE
     assert prepare(target, audio=(sound(1), RATE), chat_template_kwargs={"language": "en"}).token_ids() == [START]
     drafter = mmspec.load_drafter(str(tmp_path), target)
-    assert drafter.mode == "shared_encoder"
+    assert type(drafter) is SharedEncoderDrafter
     out = mmspec.generate(target, drafter, inputs=inputs_for(), max_new_tokens=NEW)
     assert out.token_ids == expected() and out.stats.mean_acceptance_length > 3
     place = tmp_path / "speech.wav"
@@ -430,10 +431,10 @@ def test_what_does_not_fit_a_whisper_is_refused(tmp_path):
             "compile=true: passes of WhisperForConditionalGeneration, ... leave comp",
         ),
         (lambda: mmspec.generate(Target(decoder_alone()), **listening, max_new_tokens=9), "is a decoder alone"),
-        (lambda: DraftModelDrafter(target_of(), model, "text_only"), "use 'own_vision' or 'shared_encoder'"),
-        (lambda: DraftModelDrafter(target_of(), decoder_alone()), "takes none; use mode='shared_encoder'"),
-        (lambda: DraftModelDrafter(Target(llama()), model), "attends to sound, which LlamaForCausalLM does not"),
-        (lambda: DraftModelDrafter(Target(llama()), llama(), "shared_encoder"), "does not fit LlamaForCausalLM"),
+        (lambda: TextOnlyDrafter(target_of(), model), "attends to sound; use SharedEncoderDrafter or Own"),
+        (lambda: OwnEncoderDrafter(target_of(), decoder_alone()), "neither pictures nor sound; use Shared"),
+        (lambda: OwnEncoderDrafter(Target(llama()), model), "attends to sound, which LlamaForCausalLM does not"),
+        (lambda: SharedEncoderDrafter(Target(llama()), llama()), "cannot draft with LlamaForCausalLM"),
         (
             lambda: TransformersEngine(target_of(), None, None, None, sampling=Sampling(), max_new_tokens=8),
             "does not ask WhisperForConditionalGeneration, an encoder-decoder model: use engine=mmspec",

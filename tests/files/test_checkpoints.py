@@ -17,8 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec import MMSpecError, Target, loading
-from mmspec.drafters import Drafter, DraftModelDrafter, NGramDrafter
-from mmspec.drafters.draft_model import VisualProjector
+from mmspec.drafters import (
+    Drafter,
+    NGramDrafter,
+    OwnEncoderDrafter,
+    SharedVisionDrafter,
+    TextOnlyDrafter,
+    VisualProjector,
+)
 from mmspec.files.folders import Header, read_config
 from mmspec.trees import DynamicTree
 
@@ -34,11 +40,11 @@ def projector() -> VisualProjector:
 
 
 MAKE = {
-    "text_only": lambda target: DraftModelDrafter(target, llama(seed=2), "text_only"),
-    "text_only, tied": lambda target: DraftModelDrafter(target, tied(), "text_only"),
-    "own_vision": lambda target: DraftModelDrafter(target, llava(seed=2, layers=1), "own_vision"),
-    "shared_vision": lambda target: DraftModelDrafter(target, llama(seed=2), "shared_vision", projector()),
-    "shared_vision, tied": lambda target: DraftModelDrafter(target, tied(), "shared_vision", projector()),
+    "text_only": lambda target: TextOnlyDrafter(target, llama(seed=2)),
+    "text_only, tied": lambda target: TextOnlyDrafter(target, tied()),
+    "own_vision": lambda target: OwnEncoderDrafter(target, llava(seed=2, layers=1)),
+    "shared_vision": lambda target: SharedVisionDrafter(target, llama(seed=2), projector()),
+    "shared_vision, tied": lambda target: SharedVisionDrafter(target, tied(), projector()),
 }
 
 
@@ -71,7 +77,7 @@ def test_what_is_saved_is_what_is_loaded(target, tmp_path, monkeypatch, name):
     drafter.save_pretrained(tmp_path / "a" / "b", steps=300, note="trained on pictures")
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["config.json", "model.safetensors"]
     config = read_config(tmp_path / "a" / "b")
-    assert config["mmspec_drafter"].endswith("DraftModelDrafter") and config["mode"] == name.split(",")[0]
+    assert config["mmspec_drafter"] == f"{type(drafter).__module__}.{type(drafter).__name__}"
     assert config["metadata"] == {"steps": 300, "note": "trained on pictures"}
     about = {"model_type": "llava", "vocab_size": VOCAB, "hidden_size": 32, "weights": target.fingerprint}
     assert config["target"] == about
@@ -106,7 +112,7 @@ def test_a_plain_hugging_face_folder_drafts_as_it_is(target, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     text_target = Target(llama(), tokenizer)
     drafter = mmspec.load_drafter(str(tmp_path), text_target)
-    assert isinstance(drafter, DraftModelDrafter) and drafter.mode == "text_only"
+    assert isinstance(drafter, TextOnlyDrafter)
     out = mmspec.generate(text_target, drafter, prompt="a thing", max_new_tokens=5)
     assert out.text == mmspec.generate(text_target, prompt="a thing", max_new_tokens=5).text
 
@@ -122,7 +128,7 @@ def test_missing_and_unexpected_keys_are_listed(target, folder):
     with pytest.raises(MMSpecError) as error:
         mmspec.load_drafter(str(folder), target)
     assert re.search(
-        r"model\.safetensors' does not fit DraftModelDrafter: missing keys \['model\.model\.norm\.weight', "
+        r"model\.safetensors' does not fit SharedVisionDrafter: missing keys \['model\.model\.norm\.weight', "
         r"'projector\.inner\.bias'\], unexpected keys \['model\.model\.layers\.7\.extra'\]",
         str(error.value),
     )
@@ -186,8 +192,9 @@ def test_a_class_that_is_no_drafter_is_refused(target, folder, path, message):
 @pytest.mark.parametrize(
     "values",
     [
-        {"mode": None},
+        {"mmspec_drafter": "mmspec.drafters.draft_model.DraftModelDrafter"},
         {"model": None},
+        {"projector": None},
         {"model": {"model_type": "no_such_model"}},
         {"projector": [1]},
         {"target": "llava"},
@@ -197,7 +204,16 @@ def test_a_class_that_is_no_drafter_is_refused(target, folder, path, message):
 )
 def test_a_config_that_lacks_something_is_refused(target, folder, values):
     change(folder, **values)
-    refused(lambda: mmspec.load_drafter(str(folder), target), "config.json' ... Draft")
+    refused(lambda: mmspec.load_drafter(str(folder), target), "config.json' ... Drafter")
+
+
+def test_a_mode_in_a_folder_stands_for_a_class(target, folder):
+    """As in the embedded folders, which were written when there was one class."""
+    change(folder, mmspec_drafter="mmspec.drafters.draft_model.DraftModelDrafter", mode="shared_vision")
+    assert type(mmspec.load_drafter(str(folder), target)) is SharedVisionDrafter
+    for mode in ("blind", ["text_only"]):
+        change(folder, mode=mode)
+        refused(lambda: mmspec.load_drafter(str(folder), target), "mode ... is unknown; there are ... text_only")
 
 
 def test_a_drafter_of_another_vocabulary_is_refused(target, folder):

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 from refusals import refused
-from tiny_drafters import blurred_drafter, own_mode
+from tiny_drafters import blurred_drafter
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter
+from mmspec.drafters import Eagle3Drafter, EagleDrafter, OwnEncoderDrafter, as_drafter
 from mmspec.models import compiled
 from mmspec.trees import Chain, DynamicTree
 
@@ -42,7 +42,7 @@ def test_the_text_is_that_of_generate(traced, name, attention):
     """A ragged batch, longer than what the cache had reserved and than any window."""
     target = compiled_target(name, attention)
     inputs, expected = case(name, attention, *RAGGED, 40)
-    drafter = DraftModelDrafter(target, blurred_drafter(name, attention).model, own_mode(name))
+    drafter = as_drafter(target, blurred_drafter(name, attention).model)
     drafter.draft_target = Target(drafter.model)  # that a model which drafts is compiled too is tested below
     for tree in (Chain(3), DynamicTree(3, 2, 6)):
         out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=40, tree=tree)
@@ -55,7 +55,7 @@ def test_plain_decoding_and_a_single_row(traced):
     target = compiled_target("llava")
     inputs, expected = case("llava", "sdpa", (1,), (9,), 90)
     assert mmspec.generate(target, inputs=inputs, max_new_tokens=90).token_ids == expected
-    drafter = DraftModelDrafter(target, target.model, "own_vision")
+    drafter = OwnEncoderDrafter(target, target.model)
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=90, tree=Chain(4))
     assert out.token_ids == expected and drafter.draft_target.compiled is not None
     assert all(record.accepted == [4] for record in out.stats.rounds[:-1]), "it drafts for itself"
@@ -83,7 +83,7 @@ def test_drafters_get_the_states_that_they_ask_for(traced, kind):
 @pytest.mark.slow
 def test_other_lengths_and_requests_need_no_new_program(traced):
     target = compiled_target("llava")
-    drafter = DraftModelDrafter(target, target.model, "own_vision", tree=DynamicTree(3, 2, 6))
+    drafter = OwnEncoderDrafter(target, target.model, tree=DynamicTree(3, 2, 6))
 
     def ask(images, length, new):
         inputs, expected = case("llava", "sdpa", (images,), (length,), new)

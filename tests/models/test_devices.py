@@ -15,14 +15,14 @@ import models
 import pytest
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks, remove_hook_from_module
-from tiny_drafters import blurred_drafter, eagle3_drafter, eagle_drafter, own_mode
+from tiny_drafters import blurred_drafter, eagle3_drafter, eagle_drafter
 from tiny_requests import case, target_of
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers.cache_utils import DynamicLayer
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import as_drafter
 from mmspec.errors import MMSpecError
 from mmspec.families import Family
 from mmspec.loading import load_target
@@ -138,7 +138,7 @@ def test_text_of_an_offloaded_target(name, tmp_path):
     assert target.device == torch.device("cpu")
     assert target.fingerprint == target_of(name, "sdpa").fingerprint
     inputs, expected = case(name, "sdpa", (1, 0), (9, 14), 12)
-    draft = DraftModelDrafter(target, blurred_drafter(name, "sdpa").model, own_mode(name))
+    draft = as_drafter(target, blurred_drafter(name, "sdpa").model)
     twins = [eagle_drafter(name, "sdpa"), eagle3_drafter(name, "sdpa")]
     heads = [type(twin).from_config(twin.config(), target) for twin in twins]
     for head, twin in zip(heads, twins, strict=True):

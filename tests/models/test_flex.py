@@ -13,12 +13,11 @@ import pytest
 import torch
 from full_recompute import accept, random_tree, start, tree_error
 from refusals import refused
-from tiny_drafters import own_mode
 from tiny_requests import RAGGED, case, ragged_inputs, target_of
 from torch.nn.attention.flex_attention import BlockMask
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import as_drafter
 from mmspec.loading import load_target
 from mmspec.models.masks import MaskForm, TreeMask
 from mmspec.target import Target
@@ -60,7 +59,7 @@ def test_random_trees_equal_a_recompute(name):
 def test_text_is_that_of_the_other_back_ends(name, shape):
     inputs, expected = case(name, "sdpa", *shape, NEW)
     target = flex(name)
-    drafter = DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
+    drafter = as_drafter(target, models.blurred(target.model))
     accepted = 0
     for tree in (None, DynamicTree(3, 3, 8)):
         out = mmspec.generate(target, drafter if tree else None, inputs=inputs, max_new_tokens=NEW, tree=tree)

@@ -12,13 +12,12 @@ import models
 import pytest
 import torch
 from mistakes import no_tree_mask, sequential_positions
-from tiny_drafters import own_mode
 from tiny_requests import ragged_inputs, target_of
 
 import mmspec
 from mmspec.commands import generate as command
 from mmspec.decoding.stats import Stats
-from mmspec.drafters import DraftModelDrafter, EagleDrafter
+from mmspec.drafters import EagleDrafter, as_drafter
 from mmspec.exactness import TIE, described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.target import Target
@@ -48,7 +47,7 @@ def texts(target: Target, name: str, new: int, tree=None) -> tuple:
     """A ragged batch, and its text by plain decoding and with a draft model."""
     inputs = ragged_inputs(name)
     request = prepare(target, inputs=inputs)
-    drafter = DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
+    drafter = as_drafter(target, models.blurred(target.model))
     plain = mmspec.generate(target, inputs=request, max_new_tokens=new)
     out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=new, tree=tree or DynamicTree(4, 3, 10))
     assert out.stats.num_accepted_draft_tokens

@@ -14,14 +14,14 @@ from tiny_requests import ragged_inputs
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter, Eagle3Drafter, EagleDrafter
+from mmspec.drafters import Eagle3Drafter, EagleDrafter, TextOnlyDrafter
 from mmspec.errors import MMSpecError
 from mmspec.exactness import described, divergences, excused
 from mmspec.inputs import prepare
 from mmspec.loading import load_target
 from mmspec.models import weights
 from mmspec.target import Target
-from mmspec.training.beginnings import cut_from_target
+from mmspec.training.beginnings import cut_text_only
 from mmspec.trees import DynamicTree
 
 NEW = 20
@@ -65,7 +65,7 @@ def folder(tmp_path, monkeypatch):
 def drafters(target: Target) -> list:
     twin = models.llama(seed=5, layers=1).to(target.dtype)
     heads = [models.redraw(kind(target), seed=8).to(target.dtype) for kind in (EagleDrafter, Eagle3Drafter)]
-    return [DraftModelDrafter(target, twin, "text_only"), *heads]
+    return [TextOnlyDrafter(target, twin), *heads]
 
 
 def asked(target: Target, name: str):
@@ -156,4 +156,4 @@ def test_a_missing_library_is_named(folder):
 
 def test_nothing_is_cut_from_quantised_weights(folder):
     target = load_target(folder("llama"), device="cpu", quantization_config=eight_bits())
-    refused(lambda: cut_from_target(target, 1, "text_only"), "quantised or not all in memory, so none can be copied")
+    refused(lambda: cut_text_only(target, 1), "quantised or not all in memory, so none can be copied")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import models
-import tiny_families
 import torch
 from tiny_requests import one_picture, target_of
 
@@ -20,9 +19,12 @@ from mmspec.drafters import (
     HiVisDrafter,
     MedusaDrafter,
     MsdDrafter,
+    SharedVisionDrafter,
+    TextOnlyDrafter,
     ViSpecDrafter,
+    VisualProjector,
+    as_drafter,
 )
-from mmspec.drafters.draft_model import VisualProjector
 from mmspec.inputs import prepare
 from mmspec.tree import DraftTree
 
@@ -31,18 +33,12 @@ from mmspec.tree import DraftTree
 def blurred_drafter(name: str, attention: str) -> DraftModelDrafter:
     """A drafter that is right some of the time: the target's own model with noise on its weights."""
     target = target_of(name, attention)
-    return DraftModelDrafter(target, models.blurred(target.model), own_mode(name))
-
-
-def own_mode(name: str) -> str:
-    """The mode in which a model of the target's own kind drafts."""
-    tiny = tiny_families.FAMILIES.get(name)
-    return "own_vision" if name in models.VISUAL or (tiny is not None and tiny.kinds) else "text_only"
+    return as_drafter(target, models.blurred(target.model))
 
 
 def text_drafter(name: str, attention: str) -> DraftModelDrafter:
     """A random language model of another kind, which never sees a picture."""
-    return DraftModelDrafter(target_of(name, attention), models.llama(attention, seed=5, layers=1), "text_only")
+    return TextOnlyDrafter(target_of(name, attention), models.llama(attention, seed=5, layers=1))
 
 
 def shared_vision_drafter(name: str, attention: str) -> DraftModelDrafter:
@@ -50,7 +46,7 @@ def shared_vision_drafter(name: str, attention: str) -> DraftModelDrafter:
     target, model = target_of(name, attention), models.llama(attention, seed=6, layers=2)
     vision = target.encode(prepare(target, inputs=one_picture(name)))
     projector = models.redraw(VisualProjector(vision.features[0].shape[-1], models.TEXT["hidden_size"]), seed=0)
-    return DraftModelDrafter(target, model, "shared_vision", projector)
+    return SharedVisionDrafter(target, model, projector)
 
 
 def eagle_drafter(name: str, attention: str) -> EagleDrafter:

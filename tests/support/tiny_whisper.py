@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmspec import Target
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import SharedEncoderDrafter
 
 RATE, SECONDS, BINS = 16000, 1, 8
 LANGUAGES, TASKS = ("en", "fr", "de"), ("translate", "transcribe")
@@ -127,7 +127,7 @@ def features(numbers, bins: int = BINS) -> torch.Tensor:
 def example() -> tuple:
     """A target, a drafter and a sound, for pages that suppose them."""
     target = Target(whisper(), processor())
-    return target, DraftModelDrafter(target, decoder_alone(), "shared_encoder"), (sound(1), RATE)
+    return target, SharedEncoderDrafter(target, decoder_alone()), (sound(1), RATE)
 
 
 def prompt_ids(*names: str) -> list[int]:

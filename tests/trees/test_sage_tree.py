@@ -17,7 +17,7 @@ from toy_law import ALPHA, exact_law, sample, toy
 
 import mmspec
 from mmspec import Target
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import DraftModelDrafter, TextOnlyDrafter
 from mmspec.trees import SageTree, TreeBuilder
 from mmspec.trees.sage import confidence, geometric
 from mmspec.verifiers import PointMassSampling, RejectionSampling
@@ -271,6 +271,6 @@ def test_drawn_trees_are_lossless(width):
 @pytest.mark.parametrize("verifier", [RejectionSampling(), PointMassSampling()], ids=lambda rule: type(rule).__name__)
 def test_sampled_text_follows_the_exact_law_while_the_tree_adapts(verifier):
     target = Target(toy(0))
-    drafter = DraftModelDrafter(target, toy(1), "text_only")
+    drafter = TextOnlyDrafter(target, toy(1))
     tree = SageTree(1, 3, 1, 3, max_nodes=5, window=1)
     assert g_test(sample(target, drafter, tree, verifier=verifier, seed=13), exact_law(target.model)) > ALPHA

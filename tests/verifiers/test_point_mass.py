@@ -13,7 +13,7 @@ from models import VISUAL, inputs_for, llama, llava, one_row
 import mmspec
 from mmspec import Target
 from mmspec.decoding.sampling import LogitsPipeline
-from mmspec.drafters import DraftModelDrafter, NGramDrafter
+from mmspec.drafters import NGramDrafter, TextOnlyDrafter, as_drafter
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
@@ -146,8 +146,8 @@ def test_every_deterministic_drafter_writes_the_text_of_plain_sampling(family, o
     options = {**options, "inputs": inputs, "max_new_tokens": 12, "seed": 5}
     plain = mmspec.generate(target, **options)
     assert plain.token_ids != mmspec.generate(target, **{**options, "seed": 6}).token_ids
-    twin = DraftModelDrafter(target, target.model, "own_vision" if family in VISUAL else "text_only")
-    stranger = DraftModelDrafter(target, llama(seed=7), "text_only")
+    twin = as_drafter(target, target.model)
+    stranger = TextOnlyDrafter(target, llama(seed=7))
     assert mmspec.generate(target, NGramDrafter(target, min_ngram=1), **options).token_ids == plain.token_ids
     accepted = 0
     for tree in TREES.values():

@@ -15,7 +15,7 @@ import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.decoding.sampling import LogitsPipeline
 from mmspec.decoding.token_space import TEXT
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import TextOnlyDrafter
 from mmspec.outcome import Scores
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
@@ -260,7 +260,7 @@ def test_coins_leave_p_as_it_was():
 @pytest.fixture(scope="module")
 def pair():
     target = Target(llama())
-    return target, DraftModelDrafter(target, llama(seed=7), "text_only", tree=Chain(3))
+    return target, TextOnlyDrafter(target, llama(seed=7), tree=Chain(3))
 
 
 @pytest.mark.parametrize(("name", "temperature"), [*product(["top_rank", "mixture", "distance"], [0.0, 1.0])])

@@ -13,7 +13,7 @@ from refusals import refused
 import mmspec
 from mmspec import Target
 from mmspec.decoding.sampling import LogitsPipeline
-from mmspec.drafters import DraftModelDrafter
+from mmspec.drafters import TextOnlyDrafter
 from mmspec.outcome import Scores
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, StaticTree
@@ -165,7 +165,7 @@ def test_point_mass_sampling_refuses_sampled_trees():
 def test_synthetic_acceptance_has_the_rate_asked_for(rate, mean):
     """A chain of two: 1 + rate + rate**2 tokens per pass."""
     target = Target(llama(layers=1))
-    drafter = DraftModelDrafter(target, llama(layers=1, seed=5), "text_only", tree=Chain(2))
+    drafter = TextOnlyDrafter(target, llama(layers=1, seed=5), tree=Chain(2))
     out = mmspec.generate(
         target, drafter, inputs=inputs_for("llama", [0] * 40), max_new_tokens=60, verifier=Synthetic(rate)
     )
@@ -178,7 +178,7 @@ def test_rejection_sampling_accepts_whatever_the_target_itself_drafts(tree):
     """q equals p, so nothing is refused: a token that the drafter missed, or read at a wrong place, would show. (Greedy
     text of tiny random models runs in circles, where a drafter may err and still guess right.)"""
     target = Target(llama())
-    drafter = DraftModelDrafter(target, target.model, "text_only", tree=tree)
+    drafter = TextOnlyDrafter(target, target.model, tree=tree)
     inputs = inputs_for("llama", [0, 0, 0], [9, 4, 12])
     options = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 41, "verifier": RejectionSampling()}
     out = mmspec.generate(target, drafter, inputs=inputs, **options)

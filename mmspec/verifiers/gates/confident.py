@@ -47,7 +47,7 @@ class Confident(Gate):
         if tree.log_probs is None:
             raise MMSpecError(
                 "Confident reads the probabilities of a draft, and this drafter gives none: use the gate Every, or a "
-                "drafter with a model, such as DraftModelDrafter"
+                "drafter with a model, such as TextOnlyDrafter"
             )
         room = self.unread - max(context.pending)
         if room < 1:

@@ -1,0 +1,266 @@
+"""The base of drafters that are small models: a session of their own, the target's tokens, saving and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
+from ...compressors.base import compressor_of
+from ...errors import MMSpecError, shown
+from ...families import Family, Vision
+from ...inputs import Request, append
+from ...lesson import WIDTHS, Guess, Lesson
+from ...models.masks import padding_mask
+from ...models.states import LAST, capture
+from ...models.weights import is_adapted
+from ...trees import TreeBuilder
+from ...trees.growth import Block
+from ..session_step import SessionDrafter
+from .outline import check_outline, model_of
+from .vocabulary import check_vocabulary
+
+if TYPE_CHECKING:
+    from ...context import Context
+    from ...files.folders import Header
+    from ...target import Target
+
+
+class DraftModelDrafter(SessionDrafter):
+    """A drafter that is a small causal model and shares the target's tokenizer.
+
+    The subclasses differ in what the model reads of the prompt: `TextOnlyDrafter`, `SharedVisionDrafter`,
+    `OwnEncoderDrafter` and `SharedEncoderDrafter`; `as_drafter` chooses one. A subclass implements `prompt_of`, and
+    `embed` if it looks at pictures.
+
+    Args:
+        target: the model to draft for.
+        model: a Hugging Face model.
+        processor: processor of the draft model, if it is another one than the target's.
+        tree: the builder of its trees; a chain of five by default.
+        compressor: the compressor through which it reads pictures; none by default. Positions follow entry by entry, on
+            all axes of multi-axis rotary embeddings.
+
+    Raises:
+        MMSpecError: for a model that cannot read so, another vocabulary than the target's, or a compressor for a model
+            that sees nothing.
+    """
+
+    mode: ClassVar[str] = ""
+    """Name of the class in folders whose `config.json` names `DraftModelDrafter` and a `mode`."""
+
+    encodes: ClassVar[bool] = False
+    """True if encoders of the model's own are part of the drafter."""
+
+    def __init__(
+        self,
+        target: Target,
+        model: nn.Module,
+        processor: Any = None,
+        tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
+    ):
+        from ...target import Target, unwrapped
+
+        super().__init__(target, tree)
+        if type(self) is DraftModelDrafter:
+            raise MMSpecError(
+                "DraftModelDrafter does not say what a model reads of the prompt: use "
+                "mmspec.drafters.as_drafter(target, model), or a class such as TextOnlyDrafter"
+            )
+        self.model = unwrapped(model)
+        self.draft_target = Target(self.model, processor, target.compile, writes=target.family.writes)
+        self.check_model(self.draft_target.family, target.family)
+        check_vocabulary(target, self.draft_target)
+        if compressor is not None:
+            self.take_compressor(compressor)
+
+    # What a subclass decides.
+
+    def check_model(self, draft: Family, target: Family) -> None:
+        """Refuse a draft model, or a target, that this way of reading is not made for; here, one that attends to
+        sound."""
+        if draft.cross_attends:
+            raise self.unfit("it attends to sound; use SharedEncoderDrafter or OwnEncoderDrafter")
+
+    def prompt_of(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
+        """Return the target's prompt as the draft model reads it, and what stands for its pictures."""
+        raise NotImplementedError
+
+    def embed(self, request: Request, vision: Vision | None) -> Tensor:
+        """Return `[batch, length, hidden]` embeddings that the draft model reads as its prompt."""
+        return self.draft_target.family.embed(self._known(request.inputs["input_ids"]), None)
+
+    @property
+    def reads_pictures(self) -> bool:
+        """True if the draft model's prompt holds pictures, which a compressor can make shorter."""
+        return False
+
+    @property
+    def eyes(self) -> Family:
+        """The family that encodes the pictures."""
+        return self.draft_target.family
+
+    def unfit(self, why: str) -> MMSpecError:
+        """Return the error that the model is not made for this class."""
+        return MMSpecError(f"{type(self).__name__} cannot draft with {type(self.model).__name__}: {why}")
+
+    # Reading and drafting.
+
+    def take_compressor(self, compressor: VisualCompressor) -> None:
+        """Read the pictures through a compressor; refuse it where the model reads none."""
+        if not self.reads_pictures:
+            raise MMSpecError(
+                f"a {type(self).__name__} with {type(self.model).__name__} reads no pictures, so there is nothing for "
+                f"{type(compressor).__name__} to compress: leave the compressor out"
+            )
+        compressor.attach(self.draft_target.hidden_size, self.target.hidden_size)
+        self.compressor = compressor
+
+    def start(self, context: Context) -> None:
+        """Read the prompt, in a session of the draft model."""
+        super().start(context)
+        request, vision = self._prompt(context.request, context.vision)
+        # Under guidance it reads the other prompts too, and is led as the target is.
+        read = context.rows_of(request, self.draft_target.family)
+        self.session = context.sibling(self.draft_target, read.batch_size, read.max_length + context.spare_capacity)
+        self.session.prefill(*self._read(read, read, vision))
+        self.session.follow(context.history, context.active)
+
+    def expand(self, block: Block) -> Tensor:
+        """Return the logits after a block of nodes, over the target's vocabulary."""
+        read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.extends_chain)
+        return self._fit(read.logits)
+
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """Yield the guesses of all steps, see `Drafter.unroll`. A chain of right guesses is the answer itself, so one
+        pass gives the guesses of all steps; those of a later step are the first step's at later roots."""
+        prompt, vision = self._prompt(lesson.prompt, lesson.vision)
+        request = append(prompt, lesson.answers, WIDTHS)
+        family = self.draft_target.family
+        embeds, position_ids, _, lengths, once, extra = self._read(request, prompt, vision)
+        mask = padding_mask(lengths, embeds.shape[1], embeds.device)
+        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        with capture(family, [LAST]) as features:
+            family.run(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=position_ids,
+                use_cache=False,
+                logits_to_keep=1,
+                **once,
+                **extra,
+            )
+        # A state is wanted at every answer token but the last of its row.
+        starts = [left - len(answer) for left, answer in zip(lengths, lesson.answers, strict=True)]
+        own = replace(lesson, prompt=replace(prompt, lengths=starts), features=features)
+        valid, first = own.drafted(0)
+        guesses = self._fit(family.head(own.states(LAST)[first]))
+        number = torch.full((len(own.tokens),), -1, device=first.device)
+        number[first] = torch.arange(len(first), device=first.device)
+        for step in range(steps):
+            valid, places = own.drafted(step)
+            if not valid.any():
+                return
+            yield Guess(guesses[number[places]], None, places, valid.flatten().nonzero()[:, 0])
+
+    def _prompt(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
+        """Return what `prompt_of` returns, with the inputs that the model's family adds."""
+        request, vision = self.prompt_of(request, vision)
+        inputs = dict(request.inputs)
+        self.draft_target.family.add_missing_inputs(inputs)
+        return replace(request, inputs=inputs), vision
+
+    def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
+        """Return the arguments of `ModelSession.prefill`: embeddings, positions, their offset, lengths, further
+        arguments of this pass, and further arguments of all passes.
+
+        Args:
+            request: the draft model's prompt, or prompt and answer.
+            prompt: the prompt alone.
+            vision: the encoded pictures.
+        """
+        family, embeds = self.draft_target.family, self.embed(request, vision)
+        positions, position_offset = family.positions_until(prompt.inputs, embeds.shape[1])
+        if self.compressor is None or vision is None:
+            once = family.prefill_inputs(request.inputs, vision)
+            return embeds, positions, position_offset, request.lengths, once, family.lasting_inputs(vision)
+        layout = layout_of(self.eyes, request, prompt, vision)
+        none, further = position_offset.new_zeros(len(embeds)), embeds[..., :0]
+        deep = None
+        if self.encodes and vision.deep is not None:  # what else stands for pictures is compressed too
+            deep = torch.cat(vision.deep, dim=1).movedim(0, 1)
+            further = deep.new_zeros(*embeds.shape[:2], deep[0].numel())
+            further[layout.visual] = deep.flatten(1)
+        left = compressed_prompt(
+            self.compressor, DraftPrompt(embeds, further, positions, layout.visual, none, position_offset), layout
+        )
+        removed = left.removed.tolist()
+        lengths, starts = ([n - m for n, m in zip(each.lengths, removed, strict=True)] for each in (request, prompt))
+        kept = None if deep is None else [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
+        types = family.token_types(left.visual, starts)
+        once = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=kept), left.visual)
+        return left.embeds, left.positions, left.position_offset, lengths, once, {}
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Return tokens that this model can read. What only the target's padded table holds is read as token 0: the
+        target may emit it all the same, and a guess after it may be wrong."""
+        return tokens.masked_fill(tokens >= self.draft_target.family.known_ids, 0)
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        """Return logits over the target's vocabulary: models pad their embedding tables differently."""
+        vocab = self.target.vocab_size
+        if logits.shape[-1] >= vocab:
+            return logits[..., :vocab]
+        return nn.functional.pad(logits, (0, vocab - logits.shape[-1]), value=float("-inf"))
+
+    # Training, saving and loading.
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Return all weights but those of an encoder, which is only ever run without gradients."""
+        others = [part for part in self.children() if part is not self.model]
+        parts = [self.model.get_decoder(), self.model.get_output_embeddings(), *others]
+        return iter({id(p): p for part in parts if part is not None for p in part.parameters()}.values())
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings of the model and of the compressor."""
+        if any(map(is_adapted, self.model.modules())):
+            raise MMSpecError("a draft model with an adapter cannot be saved: merge it with merge_and_unload() first")
+        settings = self.model.config.to_diff_dict()
+        settings.pop("dtype", None)  # it loads in the dtype of its target
+        return {"model": settings, "compressor": None if self.compressor is None else self.compressor.config()}
+
+    @classmethod
+    def parts_of(cls, config: dict[str, Any], target: Target) -> dict[str, Any]:
+        """Return the modules that a configuration describes, by the constructor's names."""
+        model = model_of(config["model"], target, encodes=cls.encodes)
+        return {"model": model, "compressor": compressor_of(config.get("compressor"))}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], target: Target) -> DraftModelDrafter:
+        """Rebuild the drafter, on the target's device."""
+        drafter = cls(target, **cls.parts_of(config, target))
+        if drafter.compressor is not None:
+            drafter.compressor.to(target.dtype)
+        # Moved but not cast: the rotary frequencies stay in float32 whatever the weights are in.
+        return drafter.to(target.device)
+
+    @classmethod
+    def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> DraftModelDrafter:
+        """Rebuild the drafter for weights that are brought along, see `Drafter.empty`. A model is made twice, the first
+        time without numbers: a configuration says in one line how many there are to be."""
+        if cls is DraftModelDrafter:
+            known = {each.mode: each for each in cls.__subclasses__() if each.mode}
+            if config["mode"] not in list(known):
+                raise MMSpecError(f"DraftModelDrafter mode {shown(config['mode'])} is unknown; there are {list(known)}")
+            return known[config["mode"]].empty(config, target, there)
+        if there is not None:
+            there.check_counts(config["model"])
+            with torch.device("meta"):
+                check_outline(cls.parts_of(config, target), target, there, cls.__name__)
+        return cls.from_config(config, target)
