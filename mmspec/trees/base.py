@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..settings.arguments import positive
+from ..settings.fields import check_fields, kinds_of
 from ..tree import DraftTree
 from .growth import Growth
 
@@ -25,8 +27,10 @@ class TreeBuilder(PerRequest):
     """True if the shape never depends on which tokens were chosen. Only such trees may be drawn from q."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are none; a subclass with settings of other kinds adds their checks."""
-        positive(self, **{each.name: getattr(self, each.name) for each in fields(self) if each.type == "int"})
+        """Refuse values that do not fit their field's type, and sizes below 1; a subclass adds further checks."""
+        cls: Any = type(self)
+        positive(self, **{name: getattr(self, name) for name, kind in kinds_of(cls).items() if kind is int})
+        check_fields(self)
 
     @property
     def max_nodes(self) -> int | None:
