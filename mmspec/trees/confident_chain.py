@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ..errors import MMSpecError
-from ..settings.arguments import positive
+from dataclasses import dataclass
+
+from ..settings.arguments import number
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth
 
 
+@dataclass(eq=False)
 class ConfidentChain(TreeBuilder):
     """A chain that goes on while the drafter's probability of the whole chain so far is high enough.
 
@@ -32,11 +34,12 @@ class ConfidentChain(TreeBuilder):
         MMSpecError: if the length is not positive, or the threshold no probability.
     """
 
-    def __init__(self, threshold: float = 0.4, max_length: int = 16):
-        positive(self, max_length=max_length)
-        if not 0 <= threshold <= 1:
-            raise MMSpecError(f"ConfidentChain: threshold={threshold!r} must be from 0 to 1")
-        self.threshold, self.max_length = threshold, max_length
+    threshold: float = 0.4
+    max_length: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self, lowest=0, highest=1, threshold=self.threshold)
 
     @property
     def max_nodes(self) -> int:
