@@ -9,11 +9,10 @@ import mistakes
 import models
 import pytest
 import torch
-from tiny_drafters import own_mode
 from tiny_requests import target_of
 
 import mmspec
-from mmspec.drafters import DraftModelDrafter, EagleDrafter
+from mmspec.drafters import EagleDrafter, as_drafter
 from mmspec.errors import MMSpecError
 from mmspec.exactness import ROUNDS_AS_MUCH, attribute
 from mmspec.inputs import prepare
@@ -29,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def case(name: str, dtype: torch.dtype, seed: int = 0):
     target = Target(copy.deepcopy(target_of(name, "sdpa").model).to(dtype))
     request = prepare(target, inputs=models.inputs_for(name, [1], [9], seed))
-    return target, DraftModelDrafter(target, models.blurred(target.model), own_mode(name)), request
+    return target, as_drafter(target, models.blurred(target.model)), request
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
