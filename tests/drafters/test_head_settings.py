@@ -21,7 +21,8 @@ from mmspec.settings.building import build
 from mmspec.settings.source import stated_settings
 
 FRAMES = (HeadDrafter, FeatureDrafter)
-HEADS = [cls for cls in map(vars(drafters).get, drafters.__all__) if issubclass(cls, FRAMES) and cls not in FRAMES]
+EXPORTED = [cls for cls in map(vars(drafters).get, drafters.__all__) if isinstance(cls, type)]
+HEADS = [cls for cls in EXPORTED if issubclass(cls, FRAMES) and cls not in FRAMES]
 NAMES = [(cls, field.name) for cls in HEADS for field in fields(cls.Settings)]
 
 

@@ -17,7 +17,16 @@ from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import drafters, loading, zoo
-from mmspec.drafters import Drafter, FeatureDrafter, HeadDrafter, NoDrafter, SessionDrafter, StepDrafter
+from mmspec.drafters import (
+    Drafter,
+    DraftModelDrafter,
+    FeatureDrafter,
+    HeadDrafter,
+    NoDrafter,
+    SessionDrafter,
+    SharedEncoderDrafter,
+    StepDrafter,
+)
 from mmspec.inputs import prepare
 from mmspec.settings import configuration
 from mmspec.testing import watched
@@ -190,7 +199,8 @@ def _embedded_text() -> list[list[int]]:
 
 def test_every_exported_drafter_is_in_this_suite():
     exported = {value for value in vars(drafters).values() if isinstance(value, type) and issubclass(value, Drafter)}
-    interfaces = {Drafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
+    interfaces = {Drafter, DraftModelDrafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
+    interfaces |= {SharedEncoderDrafter}  # for models that attend to sound: tests/families/test_whisper.py
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
     assert tested and not missing, f"add a config, or an entry in TINY_DRAFTERS, for {missing}"
