@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -82,7 +83,7 @@ class Sheet:
         cells = [row[column] for row in self.rows]
         if self.headings[column] in BROKEN:
             cells = [word for cell in cells for word in cell.split()]
-        return max(map(len, [*self.headings[column].split(), *cells]), default=1)
+        return max(map(cell_len, [*self.headings[column].split(), *cells]), default=1)
 
     def _table(self, columns: Sequence[int], least: Sequence[int], title: str) -> Table:
         table = Table(
@@ -95,7 +96,7 @@ class Sheet:
             pad_edge=False,
         )
         for i in columns:
-            heading, longest = self.headings[i], max([least[i], *(len(row[i]) for row in self.rows)])
+            heading, longest = self.headings[i], max([least[i], *(cell_len(row[i]) for row in self.rows)])
             table.add_column(
                 Text(printable(heading)),
                 justify=_side(heading),

@@ -81,7 +81,7 @@ def test_csv_has_a_line_per_method_and_task(tmp_path):
 
 
 def test_the_terminal_cuts_no_name_and_keeps_to_its_width(tmp_path):
-    long = "draft_model with a name of some length, dynamic tree"
+    long = "draft_model with a name of 漢字, dynamic tree"
     table = made(tmp_path, [plain(), eagle3(), eagle3(label=long)]).table()
     for width in (200, 120, 100):
         shown = as_text(table, width)
