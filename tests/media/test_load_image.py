@@ -152,6 +152,7 @@ def test_the_first_frame_of_several():
         ("data:image/png;base64,*", "image in a data: URL is not base64"),
         ("s3://bucket/a.png", "image 's3://bucket/a.png' is on a network: download it"),
         ("no\0name", "image 'no\\x00name' cannot be read"),
+        ("a" * 5000, "image 'aaaa"),
         (3, "an image is a int; pass a PIL image, a path"),
     ],
 )
