@@ -153,13 +153,16 @@ def test_the_fastest_shape_follows_costs_and_acceptance():
 
 def test_candidates_keep_their_bounds_and_only_fixed_shapes_are_drawn():
     acceptance = Acceptance(((0.5, 0.2, 0.1, 0.05),))
-    found = candidates(costs(1.0), acceptance, max_depth=5, max_nodes=24, gain=1.5)
+    found = candidates(costs(1.0), acceptance, max_depth=5, max_nodes=24)
     assert {one.shape.kind for one in found} == {"chain", "static", "dynamic"}
     assert all(one.shape.nodes <= 24 and one.shape.passes <= 5 for one in found)
-    assert {one.shape.kind for one in candidates(costs(1.0), acceptance, dynamic=False)} == {"chain", "static"}
+    assert {one.shape.kind for one in candidates(costs(1.0), acceptance, kinds=["chain", "static"])} == {
+        "chain",
+        "static",
+    }
     for one in found:
         if one.shape.kind == "dynamic":
-            assert one.prediction.tokens == pytest.approx(1 + min(one.shape.passes, 1.5 * one.ranked))
+            assert one.prediction.tokens == pytest.approx(1 + one.ranked)
             assert Shape.of(DynamicTree(*one.settings)) == one.shape
         elif one.shape.kind == "static":
             assert one.prediction.tokens == pytest.approx(1 + acceptance.static(one.paths))
