@@ -19,6 +19,7 @@ from .errors import MMSpecError
 from .inputs import prepare
 from .settings.arguments import as_int
 from .settings.calls import named_arguments
+from .speed import AutoTree
 from .target import Target, expect_target
 from .trees import TreeBuilder
 from .verifiers import Greedy, PointMassSampling, Verifier
@@ -89,7 +90,8 @@ def stream(
             documents. Drafters read `context.request.extras`.
         num_return_sequences: independent answers to every row, in succession; more than one only where it is sampled.
             Media are encoded once.
-        tree: how the drafter grows its trees, instead of its own default.
+        tree: how the drafter grows its trees. By default those that it was made with, or else what pays
+            (`mmspec.speed.AutoTree`); `mmspec.trees.NativeTree()` is the shape that its authors drafted with.
         verifier: by default `Greedy()` at temperature 0 and `PointMassSampling()` above it, both lossless.
         temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `LogitsPipeline`. Whether and how to
             sample is said by these alone, whatever the model's generation config says.
@@ -151,7 +153,7 @@ def stream(
                 "round that a gate has settled without the target: leave the gate out, or choose a drafter that goes "
                 "on from its own, such as Eagle3Drafter or TextOnlyDrafter"
             )
-        drafter = drafter.fork(tree)
+        drafter = drafter.fork(tree_for(drafter, tree))
         drafter.check(verifier.proposal_under(pipeline))
     elif tree is not None:
         raise MMSpecError("tree= shapes what a drafter proposes, but drafter is None")
@@ -176,6 +178,12 @@ def stream(
         raise MMSpecError(f"a streamer shows one row, the batch has {request.batch_size}; use mmspec.stream instead")
     run = TokenRun(target, drafter, verifier, pipeline, request, stopping, whole_seed, trace, guidance, node_by_node)
     return _pieces(run, streamer)
+
+
+def tree_for(drafter: Drafter, tree: TreeBuilder | None) -> TreeBuilder | None:
+    """Return the builder that `generate` uses: the one given, or the drafter's, or `AutoTree`; None for a drafter that
+    grows no trees."""
+    return tree or (drafter.tree if drafter.tree_chosen or drafter.tree is None else AutoTree())
 
 
 def answers_per_row(given: Any, pipeline: LogitsPipeline) -> int:

@@ -42,6 +42,30 @@ def read_once():
         yield
 
 
+@pytest.fixture(autouse=True)
+def known_costs(request, monkeypatch):
+    """`tree=auto` believes in costs of ours, so that shapes are the same on every machine; `learns` leaves it as users
+    have it."""
+    if "learns" in request.fixturenames:
+        return
+    from mmspec.speed import AutoTree, Costs, Curve, Line
+    from mmspec.speed.knowledge import Knowledge
+
+    rows = {"score": Curve((1, 33), (8e-3, 9e-3)), "first": Line(1e-3), "level": Line(6e-4, 3e-5)}
+    costs = Costs(**rows, plain_overhead=4e-4, overhead=Line(7e-4, 1e-5), dynamic=Line(0.0, 1e-4))
+
+    def known(self, drafter):
+        self._clock = None
+        return Knowledge(self.costs or costs)
+
+    monkeypatch.setattr(AutoTree, "_what_is_known", known)
+
+
+@pytest.fixture
+def learns():
+    """`tree=auto` learns, as users have it."""
+
+
 @pytest.fixture
 def no_plots(monkeypatch):
     """Reports are saved without their plots, which take two seconds each time and have tests of their own."""

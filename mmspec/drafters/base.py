@@ -38,7 +38,8 @@ class Drafter(nn.Module, PerRequest):
 
     Args:
         target: the model to draft for.
-        tree: the builder of its trees, for drafters that grow them; `generate(tree=...)` overrides it.
+        tree: the builder of its trees, for drafters that grow them; `generate(tree=...)` overrides it. Without either,
+            `generate` drafts what pays, see `mmspec.speed.AutoTree`.
     """
 
     feature_layers: tuple[int, ...] = ()
@@ -56,7 +57,8 @@ class Drafter(nn.Module, PerRequest):
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__()
         self.target = target
-        self.tree = tree
+        self._native = self.native_tree()
+        self.tree = self._native if tree is None else tree
         self.compressor: VisualCompressor | None = None
         self.known: dict[Any, Any] = {}  # what one request teaches the next, shared by all copies
 
@@ -103,11 +105,20 @@ class Drafter(nn.Module, PerRequest):
         """Tokens that it drafts per round at most; None if that cannot be said beforehand."""
         return None if self.tree is None else self.tree.max_nodes
 
+    def native_tree(self) -> TreeBuilder | None:
+        """Return the builder of the trees that its authors drafted with; None for a drafter that grows no trees."""
+        return None
+
+    @property
+    def tree_chosen(self) -> bool:
+        """True if it was given a builder, and does not just have the native one."""
+        return self.tree is not self._native
+
     def fork(self, tree: TreeBuilder | None = None) -> Drafter:
         """Return a copy for one request, see `PerRequest`; perhaps with another tree builder."""
         drafter = super().fork()
         if tree is not None:
-            drafter.tree = tree.fork()
+            drafter.tree = tree.for_drafter(self).fork()
         return drafter
 
     def check(self, proposal: str) -> None:

@@ -48,7 +48,7 @@ class FeatureDrafter(HeadDrafter):
 
     Args:
         target: the model to draft for.
-        tree: the builder of its trees; EAGLE-2's dynamic tree by default.
+        tree: the builder of its trees, see `Drafter`; the native one is EAGLE-2's dynamic tree.
         compressor: the compressor through which it reads pictures; none by default.
         settings: fields of `Settings`, see `FeatureSettings`.
 
@@ -78,7 +78,7 @@ class FeatureDrafter(HeadDrafter):
         compressor: VisualCompressor | None = None,
         **settings: Any,
     ):
-        super().__init__(target, tree=tree or DynamicTree(), **settings)
+        super().__init__(target, tree=tree, **settings)
         self.head = head_config(target, self.settings.head)
         self.rotary = rotary_of(self.head)
         self.reduce_vocabulary(self.settings.draft_vocab_size)
@@ -87,6 +87,10 @@ class FeatureDrafter(HeadDrafter):
         if (chosen := self.choose_compressor(compressor)) is not None:
             self.take_compressor(chosen)
         self.build()
+
+    def native_tree(self) -> TreeBuilder:
+        """Return EAGLE-2's dynamic tree."""
+        return DynamicTree()
 
     # What a method is.
 

@@ -79,7 +79,7 @@ class MedusaDrafter(HeadDrafter):
 
     Args:
         target: the model to draft for.
-        tree: the builder of its trees; the released one of 63 nodes by default.
+        tree: the builder of its trees, see `Drafter`; the native one is the released tree of 63 nodes.
         settings: fields of `MedusaSettings`.
 
     Raises:
@@ -91,7 +91,7 @@ class MedusaDrafter(HeadDrafter):
     feature_layers = (LAST,)
 
     def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
-        super().__init__(target, tree=tree or StaticTree("medusa"), **settings)
+        super().__init__(target, tree=tree, **settings)
         heads, layers = self.settings.heads, self.settings.layers
         self.max_depth = heads
         hidden, vocab = target.hidden_size, target.vocab_size
@@ -104,6 +104,10 @@ class MedusaDrafter(HeadDrafter):
                 weight = target.family.head_rows()[0][:vocab] * target.family.logit_scale
                 for last in self._last:
                     last.weight.copy_(weight)
+
+    def native_tree(self) -> TreeBuilder:
+        """Return the released tree of 63 nodes."""
+        return StaticTree("medusa")
 
     def start(self, context: Context) -> None:
         """Take the state of the last token of every prompt."""

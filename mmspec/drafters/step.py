@@ -32,7 +32,11 @@ class StepDrafter(Drafter):
     tree: TreeBuilder  # never None
 
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
-        super().__init__(target, tree or Chain())
+        super().__init__(target, tree)
+
+    def native_tree(self) -> TreeBuilder:
+        """Return a chain."""
+        return Chain()
 
     def check(self, proposal: str) -> None:
         """Refuse proposals that the builder's shape would bias."""

@@ -16,7 +16,7 @@ from ..decoding.sampling import Sampling
 from ..decoding.stats import Round
 from ..drafters import Drafter, DraftModelDrafter, NGramDrafter
 from ..errors import MMSpecError
-from ..generation import stream
+from ..generation import stream, tree_for
 from ..inputs import PER_TOKEN, Request
 from ..models.slots import pick_numbers
 from ..target import Target
@@ -92,7 +92,8 @@ class MMSpecEngine(Engine):
 
     def __post_init__(self) -> None:
         if self.drafter is not None:
-            self.budget = self.drafter.max_nodes if self.tree is None else self.tree.max_nodes
+            tree = tree_for(self.drafter, self.tree)
+            self.budget = self.drafter.max_nodes if tree is None else tree.for_drafter(self.drafter).max_nodes
         if self.verifier is not None:  # the default rules reproduce plain decoding, at any temperature
             self.lossless = self.verifier.lossless
             self.exact = self.lossless and self.verifier.proposal == "point"

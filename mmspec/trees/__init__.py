@@ -6,6 +6,7 @@ from .confidence import ConfidenceTree
 from .confident_chain import ConfidentChain
 from .dynamic import DynamicTree
 from .growth import Growth
+from .native import NativeTree
 from .proposals import Proposals
 from .sage import SageTree
 from .static import StaticTree
@@ -16,6 +17,7 @@ __all__ = [
     "ConfidentChain",
     "DynamicTree",
     "Growth",
+    "NativeTree",
     "Proposals",
     "SageTree",
     "StaticTree",

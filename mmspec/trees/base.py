@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
@@ -12,6 +12,13 @@ from ..settings.arguments import positive
 from ..settings.fields import check_fields, kinds_of
 from ..tree import DraftTree
 from .growth import Growth
+
+
+class Grower(Protocol):
+    """A drafter, as far as a builder that stands for another asks about it."""
+
+    def native_tree(self) -> TreeBuilder | None:
+        """Return the builder of the trees that its authors drafted with."""
 
 
 @dataclass(eq=False)
@@ -36,6 +43,10 @@ class TreeBuilder(PerRequest):
     def max_nodes(self) -> int | None:
         """Drafted nodes of a tree at most, the root not counted; None if that cannot be said beforehand."""
         return None
+
+    def for_drafter(self, drafter: Grower) -> TreeBuilder:
+        """Return the builder for the trees of a drafter: itself, unless it stands for another."""
+        return self
 
     def build(self, growth: Growth) -> DraftTree:
         """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""

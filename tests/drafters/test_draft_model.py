@@ -338,6 +338,6 @@ def test_a_draft_model_with_its_own_processor_reads_the_whole_conversation(monke
     written = Reader("llava")(["31 <image> 11 12 32 13 31 14"], [[red]])
     assert torch.equal(read.inputs["input_ids"], written["input_ids"])
     drafts = record_drafts(monkeypatch, DraftModelDrafter)
-    out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=NEW)
+    out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=NEW, tree=Chain())
     assert out.token_ids == models.reference(target.model, request.inputs, NEW)
     assert assert_own_proposals(drafter, read.inputs, drafts, chain=True) > 5

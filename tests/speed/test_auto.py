@@ -186,7 +186,7 @@ def test_the_shape_changes_within_a_request_and_given_costs_repeat_it():
     assert [r.drafted for r in one.stats.rounds] == [r.drafted for r in two.stats.rounds]
 
 
-def test_drawn_children_repeat_with_their_seed_whatever_was_learnt():
+def test_drawn_children_repeat_with_their_seed_whatever_was_learnt(learns):
     drafter = blurred_drafter("llava", "sdpa")
     inputs, _ = case("llava", "sdpa", *RAGGED, NEW)
     options = {"inputs": inputs, "max_new_tokens": NEW, "temperature": 0.9, "verifier": RejectionSampling(), "seed": 2}
@@ -200,7 +200,7 @@ def test_drawn_children_repeat_with_their_seed_whatever_was_learnt():
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
+def kept(tmp_path, monkeypatch, learns):
     """The folder in which this test's knowledge is kept; nothing is known at first."""
     monkeypatch.setenv("MMSPEC_CACHE", str(tmp_path / "cache"))
     store.forget()
@@ -277,7 +277,7 @@ def test_costs_as_written_are_taken():
     refused(lambda: AutoTree(costs={"score": 1}), "not costs")
 
 
-def test_whose_tree_it_is_must_be_known():
+def test_whose_tree_it_is_must_be_known(learns):
     growth = Growth(torch.zeros(1, dtype=torch.long), lambda: None, lambda block: None, Proposals())
     refused(lambda: AutoTree().fork().build(growth), "pass costs=")
 
