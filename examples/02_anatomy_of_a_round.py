@@ -14,8 +14,8 @@ import torch
 
 import mmspec
 from mmspec import visualization, zoo
-from mmspec.inputs import prepare
 from mmspec.decoding.sampling import LogitsPipeline
+from mmspec.inputs import prepare
 from mmspec.tree import DraftTree
 from mmspec.trees import DynamicTree, Proposals
 from mmspec.verifiers import Greedy

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 import models
 import pytest
@@ -155,8 +156,10 @@ def test_its_file_of_tests_passes(folder):
     assert "2 passed" in type_in(folder, line)
 
 
-def test_its_other_examples_run(capsys):
-    names: dict = {"__name__": "add_your_own"}
+def test_its_other_examples_run(capsys, monkeypatch):
+    module = ModuleType("add_your_own")  # dataclasses look for the module of a class
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = vars(module)
     for text in SNIPPETS:
         exec(compile(text, str(PAGE), "exec"), names)
     assert float(capsys.readouterr().out) > 3  # the reference is what the model was trained to write
