@@ -13,7 +13,7 @@ from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..inputs import Request
 from ..outcome import Scores, Verdict
-from ..settings.arguments import positive
+from ..settings.arguments import number, positive
 from ..tree import DraftTree
 from ..trees import DynamicTree, Growth, StaticTree, TreeBuilder
 from . import store
@@ -108,10 +108,13 @@ class AutoTree(TreeBuilder):
         costs: Costs | Mapping[str, Any] | None = None,
     ):
         positive(self, limit=limit)
-        if margin < 0:
-            raise MMSpecError(f"AutoTree: margin={margin!r} must not be negative")
+        number(self, margin=margin, lowest=0)
+        if not isinstance(remember, bool):
+            raise MMSpecError(f"AutoTree: remember={remember!r} must be true or false")
         self.limit, self.margin, self.remember = limit, margin, remember
         self.costs = Costs.from_dict(costs) if isinstance(costs, Mapping) else costs
+        if not isinstance(self.costs, Costs | None):
+            raise MMSpecError(f"AutoTree: costs={costs!r} are no Costs; mmspec.speed.measure_costs makes them")
         self.sampled = False
         self.renew()
 
@@ -234,12 +237,14 @@ class AutoTree(TreeBuilder):
         assert known is not None and known.learnt is not None and clock is not None
         while self._waiting and clock.booked(self._waiting[0][2]):
             known.learnt.add(*self._waiting.popleft())
-            rounds = known.learnt.rounds
-            if rounds in (1, 2, 4, 8) or rounds % 16 == 0:
+            rounds, new = known.learnt.rounds, known.learnt.waiting
+            if rounds in (1, 2, 4) or new >= 8:
                 self._rate.seconds *= known.learn()
                 self._look_at_costs()
-                if self._conditions is not None and rounds.bit_count() == 1 and rounds > 4:
-                    store.keep(self._conditions, known)
+            # Often enough that short answers of short-lived processes leave something, and ever more seldom.
+            if self._conditions is not None and rounds - known.kept >= max(8, rounds // 8):
+                known.kept = rounds
+                store.keep(self._conditions, known)
 
     def _look_at_costs(self) -> None:
         """Work out what a further level of a chain costs, a pass of the drafter and one more node to score, and how

@@ -78,6 +78,7 @@ class Knowledge:
         ranks: acceptance by level and rank, for trees.
         kind: kind of tree that is drafted: `chain`, `static` or `dynamic`.
         rounds: rounds in which something was drafted.
+        kept: number of rounds when this was written to disk last.
         usual: mean tokens and seconds of such a round, with which a new answer begins; None before the first one.
 
     Args:
@@ -91,7 +92,7 @@ class Knowledge:
         self.confidence = Confidence()
         self.ranks = AcceptanceTracker(RANKS, levels=16, decay=ROUND_DECAY, weight=4.0)
         self.gains = {kind: Rate(GAIN_WEIGHT * gain, GAIN_WEIGHT, ROUND_DECAY) for kind, gain in GAINS.items()}
-        self.kind, self.rounds = "chain", 0
+        self.kind, self.rounds, self.kept = "chain", 0, 0
         self.usual: tuple[float, float] | None = None
         self.lock = threading.Lock()
 
@@ -151,6 +152,7 @@ class Knowledge:
         assert self.learnt is not None
         try:
             self.learnt.load(values["costs"])
+            self.kept = self.learnt.rounds
             for mine, kept in ((self.confidence, values["confidence"]), (self.ranks, values["ranks"])):
                 for name, table in zip(("tries", "hits"), kept, strict=True):
                     setattr(mine, name, _like(getattr(mine, name), table))
@@ -162,7 +164,7 @@ class Knowledge:
             if values["usual"] is not None:
                 tokens, seconds = map(_positive, values["usual"])
                 self.usual = tokens, seconds
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MMSpecError(f"this is no knowledge that Knowledge.to_dict() wrote: {error!r}") from error
 
 

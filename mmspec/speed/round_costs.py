@@ -128,6 +128,11 @@ class RoundCosts:
         self.plain_rounds += shape.nodes == 0
         self._waiting.append((shape, confirmed, seconds))
 
+    @property
+    def waiting(self) -> int:
+        """The number of rounds that `learn` has not made use of yet."""
+        return len(self._waiting)
+
     def learn(self) -> None:
         """Fit the costs to the rounds that were added since."""
         if not self._waiting:
@@ -182,6 +187,8 @@ class RoundCosts:
                 phase.matrix, phase.vector = matrix, vector
             self.rounds, self.plain_rounds = int(values["rounds"]), int(values["plain_rounds"])
             self._unit = float(values["unit"])
+            if not 0 <= self._unit < float("inf") or min(self.rounds, self.plain_rounds) < 0:
+                raise ValueError(f"the unit {self._unit} and the rounds {self.rounds} cannot be")
             self.costs = self._fitted(self._unit)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MMSpecError(f"these are not costs that RoundCosts.to_dict() wrote: {error!r}") from error

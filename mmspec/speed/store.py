@@ -87,6 +87,6 @@ def _loaded(path: Path, share: float) -> Knowledge:
         return known
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, KeyError, TypeError, ValueError, MMSpecError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, MMSpecError) as error:
         warnings.warn(f"what tree=auto has learnt in {path} cannot be read ({error}); learning again", stacklevel=4)
     return Knowledge(share=share)

@@ -20,7 +20,7 @@ def wrong(capsys, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tree=auto", "tree.margin=-1"], "tree.margin=-1 must not be negative"),
+        (["tree=auto", "tree.margin=-1"], "tree.margin=-1 must be a number at least 0"),
         (["tree=chain", "tree.length=0"], "tree.length=0 must be a positive integer"),
         (["tree=dynamic", "+tree.deep=3"], "setting 'tree.deep' is unknown. Did you mean 'depth'? Available: depth"),
         (["tree=static", "tree.paths=bush"], "tree=static preset 'bush' is unknown."),
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_called_what_was_typed(overrides, message, capsys):
 
 
 def test_python_keeps_its_own_names():
-    with pytest.raises(MMSpecError, match=r"^AutoTree: margin=-1 must not"):
+    with pytest.raises(MMSpecError, match=r"^AutoTree: margin=-1 must be a number"):
         AutoTree(margin=-1)
 
 

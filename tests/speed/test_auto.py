@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from itertools import pairwise
 
@@ -230,6 +231,15 @@ def test_what_was_learnt_is_kept_per_batch_size_and_taken_up_again(kept):
     assert len(kept()) == 2
 
 
+def test_short_answers_of_short_processes_add_up(kept):
+    seen = []
+    for _ in range(4):
+        store.forget()
+        answer(AutoTree(), new=24)
+        seen += [known_in(file)["costs"]["rounds"] for file in kept()]
+    assert seen[-1] >= 24 and seen == sorted(seen)
+
+
 def test_nothing_is_kept_unless_it_is_to_be_remembered(kept):
     answer(AutoTree(remember=False))
     answer(AutoTree(costs=CHEAP))
@@ -237,13 +247,20 @@ def test_nothing_is_kept_unless_it_is_to_be_remembered(kept):
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", '{"format": 99}', '{"format": 2, "knowledge": {}}', "[1]", "\udcff", "nan"]
+    "damage",
+    [
+        *("", "{", '{"format": 99}', '{"format": 2, "knowledge": {}}', "[1]", "\udcff", "[" * 100_000),
+        *(("usual", "NaN"), ("unit", "-1"), ("unit", "Infinity"), ("rounds", "Infinity"), ("unit", "1" + "0" * 400)),
+    ],
 )
 def test_a_damaged_file_is_left_out_with_a_warning_and_mended(kept, damage):
     answer(AutoTree(), new=40)
     (file,) = kept()
-    if damage == "nan":
-        damage = file.read_text().replace('"usual": [', '"usual": [NaN, ')
+    if isinstance(damage, tuple):
+        name, value = damage
+        damage = re.sub(
+            rf'"{name}": \[?[^,\]}}]*', f'"{name}": {"[" * (name == "usual")}{value}', file.read_text(), count=1
+        )
     file.write_bytes(damage.encode("utf-8", "surrogateescape"))
     store.forget()
     with pytest.warns(UserWarning, match=r"cannot be read .*learning again"):
@@ -282,7 +299,18 @@ def test_whose_tree_it_is_must_be_known(learns):
     refused(lambda: AutoTree().fork().build(growth), "pass costs=")
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 1.5}, {"limit": 0}, {"margin": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 1.5},
+        {"limit": 0},
+        {"margin": -1},
+        {"margin": "a"},
+        {"margin": float("nan")},
+        {"remember": "no"},
+        {"costs": 3},
+    ],
+)
 def test_settings_out_of_range(wrong):
     (name,) = wrong
     refused(lambda: AutoTree(**wrong), f"AutoTree: {name}=")
