@@ -110,7 +110,7 @@ class Attribution:
     def excuses(self, target: Target, difference: dict[str, Any]) -> bool:
         """Return True if a difference of texts (see `divergences`) is rounding: in half precision, where no tree pass
         is a fault, and the target preferred the plain token by no more than rounding moves logits."""
-        if self.cause == "fault" or torch.finfo(target.arithmetic).bits >= 32 or difference["margin"] is None:
+        if self.cause == "fault" or not in_half(target) or difference["margin"] is None:
             return False
         return difference["tie"] or abs(difference["margin"]) <= ROUNDS_AS_MUCH * self.rounding
 
@@ -219,7 +219,12 @@ def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
 
 def excused(target: Target, difference: dict[str, Any]) -> bool:
     """Return True if a difference is only rounding: a near-tie in half precision, of the weights or of autocast."""
-    return difference["tie"] and torch.finfo(target.arithmetic).bits < 32
+    return difference["tie"] and in_half(target)
+
+
+def in_half(target: Target) -> bool:
+    """Return True if a target computes in half precision."""
+    return torch.finfo(target.arithmetic).bits < 32
 
 
 def described(target: Target, difference: dict[str, Any]) -> str:

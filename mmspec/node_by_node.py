@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .context import Context
 from .errors import MMSpecError
-from .families import Vision
 from .inputs import Request
 from .models.model import Model
 from .outcome import Scores, Verdict
@@ -46,7 +45,7 @@ class NodeByNode(Context):
     it sounds.
 
     Args:
-        target, request, vision, capacity, feature_layers: see `Context`.
+        target, request, arguments: see `Context`.
 
     Attributes:
         deviations: one for every node so far.
@@ -56,21 +55,14 @@ class NodeByNode(Context):
         MMSpecError: for a batch, whose rows plain decoding reads beside others than a draft does.
     """
 
-    def __init__(
-        self,
-        target: Model,
-        request: Request,
-        vision: Vision | None = None,
-        capacity: int = 0,
-        feature_layers: Iterable[int] = (),
-    ):
+    def __init__(self, target: Model, request: Request, *arguments: Any):
         if request.batch_size != 1:
             raise MMSpecError(
                 f"node_by_node=True decodes one prompt at a time, and this batch has {request.batch_size}: ask for "
                 "each row alone"
             )
-        super().__init__(target, request, vision, capacity, feature_layers)
-        self._plain = Context(target, request, vision, capacity)
+        super().__init__(target, request, *arguments)
+        self._plain = Context(target, request, *arguments[:2])  # it keeps no features
         self._round = 0
         self.deviations: list[Deviation] = []
         self.written: list[Tensor] = []

@@ -30,7 +30,7 @@ class EarlyExitDrafter(StepDrafter):
     Args:
         target: the model to draft for, and with.
         layers: number of its first layers to use; None for half of them.
-        tree: the builder of its trees; a chain of five by default.
+        tree: the builder of its trees, see `Drafter`; the native one is a chain of five.
 
     Raises:
         MMSpecError: for layers that the target does not have, or whose layers are spread over devices.

@@ -208,8 +208,9 @@ class AutoTree(TreeBuilder):
         self._rate = Rate(RATE_ROUNDS * tokens, RATE_ROUNDS * seconds, RATE_DECAY)
         self._builder: TreeBuilder | None = None
         self._candidate: Candidate | None = None
-        self._look_at_costs()
-        if known.kind != "chain":
+        if known.kind == "chain":
+            self._look_at_costs()
+        else:
             self._choose()
         return known
 

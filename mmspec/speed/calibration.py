@@ -190,7 +190,7 @@ def measure_costs(
     for number in range(warmup + repeats):
         counts = number >= warmup
         for accept in ACCEPTED:
-            alone.round(Shape.chain(0), 0, plain if counts else None)
+            alone.round(Shape.plain(), 0, plain if counts else None)
             for shape in fillers:
                 other.drafter = _Filler(target, int(shape.nodes))
                 other.round(shape, accept, filled if counts else None)

@@ -56,8 +56,9 @@ class Rate:
 
     def add(self, tokens: float, seconds: float) -> None:
         """Add a round."""
-        self.tokens = self.decay * self.tokens + tokens
-        self.seconds = self.decay * self.seconds + seconds
+        self.fade(self.decay)
+        self.tokens += tokens
+        self.seconds += seconds
 
     def fade(self, factor: float) -> None:
         """Let all rounds so far count less."""
@@ -106,8 +107,7 @@ class Knowledge:
 
     def learn(self) -> float:
         """Fit the costs to the rounds that were added; return the factor by which a usual round takes longer now."""
-        if self.learnt is None:
-            return 1.0
+        assert self.learnt is not None, "given costs stay as they are"
         with self.lock:
             before = seconds_of(self.learnt.costs, USUAL, 4)
             self.learnt.learn()

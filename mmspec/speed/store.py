@@ -53,9 +53,9 @@ def knowledge_of(conditions: Mapping[str, Any], share: float) -> Knowledge:
         return _KNOWN[path]
 
 
-def keep(conditions: Mapping[str, Any], known: Knowledge) -> Path | None:
+def keep(conditions: Mapping[str, Any], known: Knowledge) -> None:
     """Write what is known atomically, so that another process never reads half a file. If it cannot be written there is
-    a warning, because decoding can continue without it; the path is returned, None if there is no file."""
+    a warning, because decoding can continue without it."""
     path = file_of(conditions)
     held = {"format": FORMAT, "conditions": conditions, "knowledge": known.to_dict()}
     try:
@@ -67,8 +67,6 @@ def keep(conditions: Mapping[str, Any], known: Knowledge) -> Path | None:
             "next time (set MMSPEC_CACHE to a folder that can be written)",
             stacklevel=2,
         )
-        return None
-    return path
 
 
 def forget() -> None:

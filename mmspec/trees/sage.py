@@ -189,7 +189,7 @@ class SageTree(TreeBuilder):
         """Record the accepted lengths and the P of every row."""
         assert self._newest is not None, "a tree was built before"
         self._rows = self._rows or [self._new_row() for _ in range(tree.batch_size)]
-        for row, length, profile in zip(self._rows, verdict.length.tolist(), self._newest.tolist(), strict=True):
+        for row, length, profile in zip(self._rows, verdict.lengths, self._newest.tolist(), strict=True):
             row.profile, row.finished = profile, length == 0
             if not row.finished and not verdict.settled:  # a length is accepted where the target was asked
                 row.lengths.append(length)

@@ -41,7 +41,7 @@ class DraftModelDrafter(SessionDrafter):
         target: the model to draft for.
         model: a Hugging Face model.
         processor: processor of the draft model, if it is another one than the target's.
-        tree: the builder of its trees; a chain of five by default.
+        tree: the builder of its trees, see `Drafter`; the native one is a chain of five.
         compressor: the compressor through which it reads pictures; none by default. Positions follow entry by entry, on
             all axes of multi-axis rotary embeddings.
 

@@ -26,7 +26,7 @@ def as_drafter(
         target: the model to draft for.
         model: a Hugging Face model with the target's tokenizer.
         processor: its processor, if it is another one than the target's.
-        tree: the builder of its trees; a chain of five by default.
+        tree: the builder of its trees, see `Drafter`; the native one is a chain of five.
 
     Raises:
         MMSpecError: if it does not fit the target.
