@@ -30,6 +30,8 @@ class Guess(NamedTuple):
         roots: `[n]` where the chains begin, as indices into the flattened `Lesson.root_slots`.
         intermediate: `[n, hidden]` output of the drafter's first layer there, for losses that compare it with an
             intermediate state of the target; None for drafters with a single layer.
+        confidence: `[n]` the logit of the drafter's own estimate that its token there is accepted if all before it
+            were; None for drafters that make no such estimate.
     """
 
     logits: Tensor
@@ -37,6 +39,7 @@ class Guess(NamedTuple):
     places: Tensor
     roots: Tensor
     intermediate: Tensor | None = None
+    confidence: Tensor | None = None
 
 
 @dataclass
