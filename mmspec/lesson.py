@@ -32,6 +32,8 @@ class Guess(NamedTuple):
             intermediate state of the target; None for drafters with a single layer.
         confidence: `[n]` the logit of the drafter's own estimate that its token there is accepted if all before it
             were; None for drafters that make no such estimate.
+        base: `[n, vocab]` the logits before they were corrected for the tokens that stand before the place; None for
+            drafters that correct nothing.
     """
 
     logits: Tensor
@@ -40,6 +42,7 @@ class Guess(NamedTuple):
     roots: Tensor
     intermediate: Tensor | None = None
     confidence: Tensor | None = None
+    base: Tensor | None = None
 
 
 @dataclass
