@@ -54,6 +54,14 @@ class Drafter(nn.Module, PerRequest):
     max_depth: int | None = None
     """Levels of a tree that it can draft; None where one can always follow. Builders ask `Growth.limit_depth`."""
 
+    independent = False
+    """True if all nodes of a depth have one distribution, whatever tokens stand above them: a tree can then be made
+    from the marginals of one pass, see `StepDrafter.marginals`."""
+
+    cheap_levels = False
+    """True if only the first level of a tree costs a pass of the drafter's layers: further ones are looked up, or take
+    a small correction."""
+
     def __init__(self, target: Target, tree: TreeBuilder | None = None):
         super().__init__()
         self.target = target

@@ -89,6 +89,8 @@ class MedusaDrafter(HeadDrafter):
     Settings = MedusaSettings
     settings: MedusaSettings
     feature_layers = (LAST,)
+    independent = True
+    cheap_levels = True
 
     def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
         super().__init__(target, tree=tree, **settings)
@@ -127,6 +129,10 @@ class MedusaDrafter(HeadDrafter):
         """Return the logits of the head for each node's depth."""
         rows = torch.arange(len(self._guesses), device=block.depth.device)[:, None]
         return self._guesses[rows, block.depth + 1]  # the root's children, of depth 0 here, heard the second head
+
+    def marginals(self, depth: int) -> Tensor:
+        """Return the logits of the first `depth` heads."""
+        return self._guesses[:, :depth]
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Take the state of the last accepted token."""

@@ -89,6 +89,27 @@ class StepDrafter(Drafter):
         """Return `[batch, new, vocab]` logits after the nodes of a block."""
         raise NotImplementedError
 
+    def marginals(self, depth: int) -> Tensor:
+        """Return `[batch, depth, vocab]` logits of the tokens at the depths 1 to `depth`, after `expand_root`.
+
+        Only drafters whose depths do not depend on each other (`independent`) have them; `expand` gives the same ones
+        node by node.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no marginals: its guesses depend on the tokens above")
+
+    def confidence(self) -> Tensor | None:
+        """Return the drafter's own estimates for the nodes of its newest pass (`expand_root`: the root alone; `expand`:
+        those of the block).
+
+        An estimate may read the tokens down to its node, but never the child that it is about: shapes that follow it
+        are lossless with drawn children too.
+
+        Returns:
+            `[batch, new]` the probability, for each of these nodes, that a token drafted below it is accepted if the
+            node itself was; None for drafters that make no such estimate.
+        """
+        return None
+
 
 @dataclass
 class Trunk(Block):

@@ -144,6 +144,26 @@ def test_a_builder_may_expand_a_level_in_several_goes():
     assert out.token_ids == expected
 
 
+def test_the_marginals_are_what_every_node_is_expanded_with():
+    class Compared(TreeBuilder):
+        def build(self, growth):
+            nodes, levels = growth.expand(growth.root, 2), [growth.logits]
+            for _ in range(2):
+                nodes = growth.expand(nodes, 1)
+                levels.append(growth.logits)
+            marginals = growth.drafter.marginals(3)
+            for depth, logits in enumerate(levels):
+                assert logits.equal(marginals[:, depth, None].expand_as(logits))
+            assert growth.drafter.marginals(2).equal(marginals[:, :2]) and growth.drafter.confidence() is None
+            return growth.keep_all()
+
+    inputs, expected = case("llama", "sdpa", *RAGGED, NEW)
+    drafter = medusa("llama")
+    assert drafter.independent and drafter.cheap_levels
+    out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=Compared())
+    assert out.token_ids == expected
+
+
 def test_it_begins_as_the_targets_own_head():
     lesson = heads.lesson_of("llava")
     drafter = MedusaDrafter(lesson.target, heads=2, layers=3)
