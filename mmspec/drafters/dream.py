@@ -123,7 +123,7 @@ class DreamDrafter(FeatureDrafter):
         with self.session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
             embeds, states = self.session.present(embeds), self.session.present(states)
-            output = self.norm(self._layers(embeds, states, mask, self._rope(embeds, positions)))
+            output = self.norm(self._layers(embeds, states, mask, self._rope_of(block, embeds, positions)))
         return self.session.whole(output)
 
     def _layers(self, embeds: Tensor, states: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:

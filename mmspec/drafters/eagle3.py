@@ -13,7 +13,7 @@ from ..errors import MMSpecError
 from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
 from .head_config import initialise
-from .layer import DraftLayer
+from .layer import DraftLayer, normed_side_by_side
 from .rope import axes_of
 
 if TYPE_CHECKING:
@@ -129,9 +129,8 @@ class Eagle3Drafter(FeatureDrafter):
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Return embeddings and states, normed and side by side."""
-        normed = self.midlayer.hidden_norm(states)
-        mixed = torch.cat([self.midlayer.input_layernorm(embeds), normed], dim=-1)
-        return mixed, normed if self.settings.norm_before_residual else states
+        mixed = normed_side_by_side([embeds, states], [self.midlayer.input_layernorm, self.midlayer.hidden_norm])
+        return mixed, mixed[..., embeds.shape[-1] :] if self.settings.norm_before_residual else states
 
     def next_state(self, output: Tensor) -> Tensor:
         """Return the output as the state of the next step, normed if `norm_output`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,9 @@ from .rope import Turning, rotary_of
 if TYPE_CHECKING:
     from ..context import Context
     from ..target import Target
+
+LEVELS = 16
+"""Levels of a chain whose rotary positions are made at once."""
 
 
 class FeatureDrafter(HeadDrafter):
@@ -66,6 +69,8 @@ class FeatureDrafter(HeadDrafter):
     """True if the layer's output stands for a state of the target, with which a loss can compare it."""
 
     drafts_unread = True
+
+    _embed: Callable[[Tensor], Tensor] | None = None  # that of the request, or batch of lessons, at hand
 
     first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
@@ -176,8 +181,12 @@ class FeatureDrafter(HeadDrafter):
 
     def token_embeds(self, tokens: Tensor) -> Tensor:
         """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
+        return (self._embed or self._embedder())(tokens).to(self._dtype)
+
+    def _embedder(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from tokens to embeddings, its table looked up."""
         own = self.embed_tokens
-        return (self.target.family.embed(tokens, None) if own is None else own(tokens)).to(self._dtype)
+        return self.target.family.embedder() if own is None else own.__call__
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -222,6 +231,7 @@ class FeatureDrafter(HeadDrafter):
         if isinstance(steps, Tensor):
             self._guessed = [before + count for before, count in zip(self._guessed, trunk.counts, strict=True)]
         output = trunk.last_of(output)[:, None]
+        self._ropes: list[Rope] = []
         self._drafted = [self.next_state(output)]
         return self.logits(self.head_input(output))[:, 0]
 
@@ -282,7 +292,7 @@ class FeatureDrafter(HeadDrafter):
         with session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             mixed, residual = session.present(mixed), session.present(residual)
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
-            queries, own_keys, own_values = attention.project(mixed, self._rope(mixed, positions))
+            queries, own_keys, own_values = attention.project(mixed, self._rope_of(block, mixed, positions))
             keys, values = session.cache.tree_layers[0].update(own_keys, own_values)
         return session.whole(self.layer.finish(residual, attend(queries, keys, values, mask)))
 
@@ -347,9 +357,21 @@ class FeatureDrafter(HeadDrafter):
         """Return cosines and sines for slots, in the dtype of a tensor."""
         return self._turning.at(slots, like.dtype)
 
+    def _rope_of(self, block: Block, like: Tensor, positions: Tensor) -> Rope:
+        """Return cosines and sines for a block. Those of a chain are made for many levels at once."""
+        if block.level is None or not block.extends_chain:
+            return self._rope(like, positions)
+        part, place = divmod(block.level, LEVELS)
+        if part == len(self._ropes):
+            depth = torch.arange(part * LEVELS, (part + 1) * LEVELS, device=positions.device)
+            self._ropes.append(self._rope(like, self.session.positions(depth)))
+        cos, sin = self._ropes[part]
+        return cos[:, place : place + 1], sin[:, place : place + 1]
+
     def _prepare(self) -> None:
         """Look up what stays the same for a request, or for a batch of lessons."""
         self._head_rows = self._rows()
+        self._embed = self._embedder()
         self._turning = Turning(self.rotary, self.axes)
 
     def _rows(self) -> tuple[Tensor, Tensor | None] | None:

@@ -7,6 +7,7 @@ of its parameters are those of the published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import repeat
@@ -120,6 +121,21 @@ def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
     weight = _joined([map.weight for map in linear])
     bias = None if linear[0].bias is None else _joined([map.bias for map in linear])
     return functional.linear(states, weight, bias)
+
+
+def normed_side_by_side(parts: Sequence[Tensor], norms: Sequence[nn.Module]) -> Tensor:
+    """Norm several `[..., width]` states, each with its own norm; return them side by side, `[..., sum of widths]`.
+    Without gradients plain norms of one kind are one norm with a longer weight: the same numbers in float32, and in
+    half precision rounded once more."""
+    first = norms[0]
+    plain = all(type(norm) is nn.RMSNorm and norm.eps == first.eps for norm in norms)
+    if torch.is_grad_enabled() or not plain or any(part.shape != parts[0].shape for part in parts):
+        return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=-1)
+    width = parts[0].shape[-1]
+    joined = torch.cat(list(parts), dim=-1).unflatten(-1, (len(parts), width))
+    weight = _joined([cast(nn.RMSNorm, norm).weight for norm in norms])
+    normed = functional.rms_norm(joined, (width,), None, cast(nn.RMSNorm, first).eps)
+    return (normed * weight.view(-1, width)).flatten(-2)
 
 
 def _joined(parameters: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,6 +84,10 @@ class JanusImages(Family):
         codes = input_ids < self.vocab_size
         text = super().embed((input_ids - self.vocab_size).clamp(min=0), vision)
         return torch.where(codes[..., None], self._embed_codes(input_ids.masked_fill(~codes, 0)), text)
+
+    def embedder(self) -> Callable[[Tensor], Tensor]:
+        """Return `embed` without anything encoded."""
+        return lambda tokens: self.embed(tokens, None)
 
     def _embed_codes(self, codes: Tensor) -> Tensor:
         """Return the embeddings of codes."""

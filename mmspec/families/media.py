@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -135,13 +135,28 @@ class Media(ModelView):
 
         Without it a placeholder is a token like any other, or token 0 if it lies outside the embedding table.
         """
-        table = self.model.get_input_embeddings()
         if vision is None or not vision.embeds:
-            if any(token >= len(table.weight) for token in self.placeholders):
-                input_ids = input_ids.masked_fill(self.is_visual(input_ids), 0)
-            with self.passing():
-                return table(input_ids)
+            return self._text_embedder()(input_ids)
         visual = self.is_visual(input_ids)
         with self.passing():
-            embeds = table(input_ids.masked_fill(visual, 0))
+            embeds = self.model.get_input_embeddings()(input_ids.masked_fill(visual, 0))
         return embeds.masked_scatter(visual[..., None], torch.cat(vision.embeds).to(embeds))
+
+    def embedder(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from `[batch, length]` tokens to their embeddings `[batch, length, hidden]`, as `embed`
+        gives them without anything encoded. It has looked up the table: to find it takes a pass of a small head as long
+        as to read it."""
+        return self._text_embedder()
+
+    def _text_embedder(self) -> Callable[[Tensor], Tensor]:
+        """Return the function that reads the embedding table."""
+        table = self.model.get_input_embeddings()
+        outside = any(token >= len(table.weight) for token in self.placeholders)
+        if not outside and self.passes_freely:
+            return table.__call__  # which a module can keep without taking the table for a part of itself
+
+        def embed(tokens: Tensor) -> Tensor:
+            with self.passing():
+                return table(tokens.masked_fill(self.is_visual(tokens), 0) if outside else tokens)
+
+        return embed

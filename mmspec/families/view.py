@@ -43,5 +43,10 @@ class ModelView:
         with turn, around:
             yield
 
+    @property
+    def passes_freely(self) -> bool:
+        """True if `passing` does nothing for this model."""
+        return not self.one_at_a_time and self.text_config._attn_implementation != MaskForm.BLOCK.value
+
     def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         """Add to prepared inputs what the model's own processor would have: kinds of tokens, if they are missing."""
