@@ -7,6 +7,7 @@ decoding, but only from a place on where the target is undecided: a near-tie. In
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from .decoding.sampling import LogitsPipeline, NoiseTape, Sampling
 from .drafters import Drafter
 from .errors import MMSpecError
-from .generation import generate
+from .generation import generate, tree_for
 from .inputs import Request, append
 from .models.states import LAST
 from .node_by_node import Deviation
@@ -100,12 +101,15 @@ class Attribution:
         worst: the node where that was, or the first one that rounding does not explain.
         rounding: the distance from plain decoding of one pass over the whole text: what a pass of another shape makes
             of it. Root mean square over tokens and vocabulary, in logits.
+        rule: new token at which the text is another than plain decoding's even though plain decoding's own logits
+            decided: then the rule that accepts tokens is the fault. None where they are the same.
     """
 
     cause: str
     ratio: float
     worst: Deviation | None
     rounding: float
+    rule: int | None = None
 
     def excuses(self, target: Target, difference: dict[str, Any]) -> bool:
         """Return True if a difference of texts (see `divergences`) is rounding: in half precision, where no tree pass
@@ -115,6 +119,8 @@ class Attribution:
         return difference["tie"] or abs(difference["margin"]) <= ROUNDS_AS_MUCH * self.rounding
 
     def __str__(self) -> str:
+        if self.rule is not None:
+            return f"the rule that accepts tokens is WRONG: by plain decoding's own scores it leaves it at {self.rule}"
         if self.worst is None:
             return "nothing was drafted, so nothing can differ"
         place = f"round {self.worst.round}, node {self.worst.node} at depth {self.worst.depth}"
@@ -128,7 +134,8 @@ def attribute(target: Target, drafter: Drafter, request: Request, **options: Any
     The request is decoded with `node_by_node`: every tree is scored by its own pass and by the passes of plain
     decoding, whose logits decide. How far the two may be apart is told by a third way of reading the same text that
     nothing of speculation has touched: one pass over all of it. A wrong mask, position or cache entry moves logits by
-    much more, at the node where it is and at all later ones that see it. This measure is our own.
+    much more, at the node where it is and at all later ones that see it. And if the text is still another one than that
+    of plain decoding, whose logits decided, then the rule that accepts tokens is at fault. This measure is our own.
 
     Args:
         target: the model.
@@ -139,16 +146,24 @@ def attribute(target: Target, drafter: Drafter, request: Request, **options: Any
     Raises:
         MMSpecError: see `mmspec.generate`; and for a batch.
     """
-    out = generate(target, drafter, inputs=request, **options | {"node_by_node": True})
+    tree: Any = copy(tree_for(drafter, options.get("tree")))
+    if getattr(tree, "remember", False):
+        tree.remember = False  # rounds that are scored twice teach nothing about the time of others
+    out = generate(target, drafter, inputs=request, **options | {"tree": tree, "node_by_node": True})
+    plain = generate(target, None, inputs=request, **{**options, "tree": None, "verifier": None}).token_ids[0]
     twice = out.scored_twice
-    drafted = [one for one in twice.deviations if one.depth]
-    if not drafted or not twice.written:
-        return Attribution("rounding", 0.0, None, 0.0)
-    rounding = _rounding(target, request, out.token_ids[0], twice.written)
+    rule = None
+    if (ours := out.token_ids[0]) != plain:
+        both = enumerate(zip(ours, plain, strict=False))
+        rule = next((i for i, (a, b) in both if a != b), min(len(ours), len(plain)))
+    cause = "rounding" if rule is None else "fault"
+    if not any(one.depth for one in twice.deviations) or not twice.written:
+        return Attribution(cause, 0.0, None, 0.0, rule)
+    rounding = _rounding(target, request, ours, twice.written)
     worst = max(twice.deviations, key=lambda one: one.difference)
     ratio = worst.difference / rounding
     if ratio <= ROUNDS_AS_MUCH:
-        return Attribution("rounding", ratio, worst, rounding)
+        return Attribution(cause, ratio, worst, rounding, rule)
     first = next(one for one in twice.deviations if one.difference > ROUNDS_AS_MUCH * rounding)
     return Attribution("fault", ratio, first, rounding)
 
@@ -206,14 +221,16 @@ def complaint_of(target: Target, record: dict[str, Any]) -> str | None:
 
     Args:
         target: model that answered.
-        record: record of the result bundle with `ids`, `repeat`, `repeatable` and `divergence`.
+        record: record of the result bundle with `ids`, `repeat`, `repeatable` and `divergence`, whose entries may say
+            what was found about their cause: `excused`, and in words `attribution`.
     """
     if target.arithmetic == torch.float32 and not record["repeatable"]:
         return f"answered {record['ids'][0]!r} differently in repeat {record['repeat'] + 1} with the same seed"
     for difference in record["divergence"] or []:
-        if not excused(target, difference):
+        if not difference.get("excused", excused(target, difference)):
             prompt = record["ids"][difference["row"]]
-            return f"is not lossless: on prompt {prompt!r} {described(target, difference)}"
+            cause = f"; {difference['attribution']}" if difference.get("attribution") else ""
+            return f"is not lossless: on prompt {prompt!r} {described(target, difference)}{cause}"
     return None
 
 

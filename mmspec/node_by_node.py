@@ -80,7 +80,7 @@ class NodeByNode(Context):
             Deviation(self._round, node, depth, newest + depth, distance)
             for node, (depth, distance) in enumerate(zip(depths, difference, strict=True))
         ]
-        scores.logits = self._logits
+        scores.logits = self._logits.clone()  # a rule that writes into them must not change what is kept here
         return scores
 
     def _plain_logits(self, tree: DraftTree) -> Tensor:

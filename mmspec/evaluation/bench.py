@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,11 @@ from .measure import Measurement, Progress, Protocol
 from .methods import GROUPS, Method, build_engines, plan
 from .questions import grouped
 
-EXPERIMENT = "experiment="
+EXPERIMENT, BATCH_SIZE, COUNT = "experiment=", "batch_size", "task.count"
+EMBEDDED = ("tiny", "scenes", "charts", "documents", "questions")
+"""Tasks of pictures that mmspec draws itself, any number of them."""
+QUESTIONS = 4
+"""Pictures of each kind that they ask about, if nothing else is said."""
 
 
 @dataclass(kw_only=True)
@@ -55,16 +60,18 @@ class BenchSettings(Protocol):
             raise MMSpecError(f"seed={self.seed} must be between -2**53 and 2**53")
         if self.units is not None:
             explained(self.units)
-            if self.batch > 1:
-                raise MMSpecError(f"units={self.units} needs one prompt at a time, and batch={self.batch}")
+            if self.batches != [1]:
+                sizes = ",".join(map(str, self.batches))
+                raise MMSpecError(f"units={self.units} needs one prompt at a time, and batch_size={sizes}")
 
 
 def complete(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with the experiment that they imply, unless one is chosen.
+    """Return the overrides with what they imply: several batch sizes as a list, and an experiment unless one is chosen.
 
     Who chooses a drafter means that one method, and who lists methods those; who chooses another target cannot use the
-    embedded drafters.
+    embedded drafters. And the embedded tasks get as many questions as the largest batch holds.
     """
+    overrides = [*map(listed, overrides), *enough_questions(overrides)]
     keys = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     if "experiment" in keys:
         return list(overrides)
@@ -73,6 +80,23 @@ def complete(overrides: Sequence[str]) -> list[str]:
     if keys.get("target", "tiny") != "tiny":
         return [*overrides, f"{EXPERIMENT}untrained"]
     return list(overrides)
+
+
+def listed(override: str) -> str:
+    """Return `batch_size=1,4` as `batch_size=[1,4]`: without brackets hydra would take it for a sweep."""
+    key, _, value = override.partition("=")
+    several = key == BATCH_SIZE and "," in value and not value.startswith("[")
+    return f"{key}=[{value}]" if several else override
+
+
+def enough_questions(overrides: Sequence[str]) -> list[str]:
+    """Return the override by which the pictures that ship fill the largest batch, unless their number is given."""
+    given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
+    largest = max((int(word) for word in re.findall(r"\d+", given.get(BATCH_SIZE, ""))), default=1)
+    ours = "experiment" not in given or given["experiment"] in configuration.option_files("bench", "experiment")
+    if not ours or given.get("task", "tiny") not in EMBEDDED or COUNT in given or largest <= QUESTIONS:
+        return []
+    return [f"{COUNT}={largest}"]
 
 
 def settings_of(overrides: Sequence[str], config_dir: str | None = None) -> BenchSettings:
@@ -131,7 +155,7 @@ def benchmark(
     folder = Path(output) if output is not None else new_folder()
     with BundleWriter(folder, OmegaConf.to_yaml(config, resolve=True)) as writer:
         target = configuration.build(config.target)
-        build_engines(methods, target, sampling, settings.max_new_tokens, settings.budget, settings.batch)
+        build_engines(methods, target, sampling, settings.max_new_tokens, settings.budget, settings.batches)
         Measurement(target, methods, source, settings, writer, notice).run(
             {
                 "format": FORMAT,
@@ -158,7 +182,7 @@ def source_of(config: Any, settings: BenchSettings) -> Source:
         MMSpecError: if they cannot be read, or there are none.
     """
     source = configuration.build(config.task)
-    if next(grouped(source, settings.batch, settings.limit), None) is None:
+    if next(grouped(source, limit=settings.limit), None) is None:
         raise MMSpecError("the task has no question: give one that has")
     return source
 

@@ -97,6 +97,21 @@ class Bundle:
         """The records of `rounds.jsonl`, of complete blocks only."""
         return self._whole[2]
 
+    def batch_of(self, record: Mapping[str, Any]) -> int:
+        """Return the batch size at which an answer was measured."""
+        batch = self.manifest["batch"]
+        return record.get("batch", batch[0]) if isinstance(batch, list) else batch
+
+    def by_batch(self) -> list[Bundle]:
+        """Return a bundle for every batch size, with its answers alone; of a bundle of one size, itself."""
+        batch = self.manifest["batch"]
+        return [PartOfBundle(self, size) for size in dict.fromkeys(batch)] if isinstance(batch, list) else [self]
+
+    @property
+    def whole(self) -> Bundle:
+        """The bundle as it lies in its folder."""
+        return self
+
     def blocks(self) -> set[Block]:
         """Return the blocks in which every side has answered that did not fail, with all of their rounds."""
         return self._whole[0]
@@ -133,6 +148,8 @@ class Bundle:
         requests, rounds = self._records(REQUESTS), self._records(ROUNDS)
         engines = {side["label"]: side["engine"] for side in self.manifest["sides"]}
         needed = set(engines) - set(self.failures)
+        single = {side["label"] for side in self.manifest["sides"] if side.get("one_row")}
+        alone = {record["request"] for record in requests if self.batch_of(record) == 1}
         passes = Counter((_block(record), record["side"]) for record in rounds)
         answered: dict[Block, set[str]] = {}
         for record in requests:
@@ -140,7 +157,11 @@ class Bundle:
             # transformers reports no rounds; every pass of our own loop is one.
             if engines[side] == "transformers" or passes[block, side] == record["passes"]:
                 answered.setdefault(block, set()).add(side)
-        whole = {block: sides for block, sides in answered.items() if sides >= needed}
+        whole = {
+            block: sides
+            for block, sides in answered.items()
+            if sides >= (needed if block[0] in alone else needed - single)
+        }
         answers, passed = (
             [record for record in records if record["side"] in whole.get(_block(record), ())]
             for records in (requests, rounds)
@@ -154,10 +175,39 @@ class Bundle:
         for number, record in enumerate(records, start=1):
             if record["side"] not in labels:
                 raise MMSpecError(f"{path}, line {number}: {record['side']!r} is no method of this bundle")
+            if (sizes := self.manifest["batch"]) != (size := record.get("batch", sizes)) and size not in sizes:
+                raise MMSpecError(f"{path}, line {number}: batch {size} is no batch size of this bundle")
             rows = {len(record[key]) for key in ROWS[name]}
             if len(rows) > 1 or rows == {0}:
                 raise MMSpecError(f"{path}, line {number}: {', '.join(ROWS[name])} must have an entry per prompt each")
         return records
+
+
+class PartOfBundle(Bundle):
+    """The answers of a bundle at one of its batch sizes, as a bundle; as whole as the bundle itself.
+
+    Args:
+        bundle: the whole.
+        batch: batch size.
+    """
+
+    def __init__(self, bundle: Bundle, batch: int):
+        super().__init__(bundle.folder, bundle.manifest | {"batch": batch})
+        self._bundle = bundle
+
+    @property
+    def whole(self) -> Bundle:
+        return self._bundle
+
+    @cached_property
+    def lost(self) -> str | None:
+        return self._bundle.lost
+
+    @cached_property
+    def _whole(self) -> tuple[set[Block], list[Record], list[Record]]:
+        requests = [one for one in self._bundle.requests if self._bundle.batch_of(one) == self.manifest["batch"]]
+        blocks = {_block(record) for record in requests}
+        return blocks, requests, [one for one in self._bundle.rounds if _block(one) in blocks]
 
 
 def begun(folder: Path) -> bool:
@@ -234,9 +284,10 @@ class BundleWriter:
                     f"mmspec bench --resume {self.folder}, or choose another --output"
                 )
         answered = Counter(record["side"] for record in bundle.requests)
+        alone = {_block(record) for record in bundle.requests if bundle.batch_of(record) == 1}
         for old, side in zip(theirs["sides"], ours["sides"], strict=True):
-            failed = old.get("failed")
-            if failed and (failed.get("final") or answered[side["label"]] < len(bundle.blocks())):
+            failed, due = old.get("failed"), len(alone if old.get("one_row") else bundle.blocks())
+            if failed and (failed.get("final") or answered[side["label"]] < due):
                 side["failed"] = failed
         ours |= {"started": theirs["started"], "skipped": theirs["skipped"], "written": bundle.held}
         for name, kept in ((ROUNDS, bundle.rounds), (REQUESTS, bundle.requests)):

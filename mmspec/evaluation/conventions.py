@@ -121,7 +121,9 @@ def need_single_prompts(groups: Sequence[BundleGroup], what: str) -> None:
     for group in groups:
         batch = group.conditions["batch"]
         if batch > 1:
-            raise MMSpecError(f"{what} needs one prompt at a time, but {group.bundles[0].folder} has batch={batch}")
+            raise MMSpecError(
+                f"{what} needs one prompt at a time, but {group.bundles[0].folder} has batch_size={batch}"
+            )
 
 
 def _lengths(requests: pd.DataFrame) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ..decoding.sampling import Sampling
 from ..decoding.stats import Round
 from ..drafters import Drafter, DraftModelDrafter, NGramDrafter
 from ..errors import MMSpecError
+from ..exactness import Attribution, attribute
 from ..generation import stream, tree_for
 from ..inputs import PER_TOKEN, Request
 from ..models.slots import pick_numbers
@@ -85,6 +86,10 @@ class Engine:
         """Decode a request; the preparation of the prompt is not part of it, everything after it is."""
         raise NotImplementedError
 
+    def attribute(self, request: Request, seed: int) -> Attribution | None:
+        """Return why its answer to a single prompt differs from plain decoding's; None if that cannot be found out."""
+        return None
+
 
 @dataclass(eq=False)
 class MMSpecEngine(Engine):
@@ -113,6 +118,13 @@ class MMSpecEngine(Engine):
         wall, out = _timed(self.target.device, lambda: drain(pieces))
         rounds, first = out.stats.rounds, [1] * request.batch_size
         return Answer(out.token_ids, out.finish_reason, wall, dict(out.stats.seconds), first, len(rounds), rounds)
+
+    def attribute(self, request: Request, seed: int) -> Attribution | None:
+        """Decode a prompt node by node, see `mmspec.exactness.attribute`."""
+        if self.drafter is None:
+            return None
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "seed": seed, **vars(self.sampling)}
+        return attribute(self.target, self.drafter, request, tree=self.tree, verifier=self.verifier, **options)
 
 
 @dataclass(eq=False)

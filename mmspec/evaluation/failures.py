@@ -21,7 +21,7 @@ def wrapped(error: Exception, where: str) -> Exception:
 def reason_of(error: Exception) -> str:
     """Return what went wrong, in one line."""
     if out_of_memory(error):
-        return f"out of memory ({first_line(error)}): a smaller batch=, max_new_tokens= or tree needs less"
+        return f"out of memory ({first_line(error)}): a smaller batch_size=, max_new_tokens= or tree needs less"
     return str(error) if isinstance(error, MMSpecError) else f"{type(error).__name__}: {first_line(error)}"
 
 

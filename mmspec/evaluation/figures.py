@@ -254,21 +254,31 @@ def exactness(sample: Sample, side: Mapping[str, Any]) -> Figures:
     """Compare the answers with plain decoding, token by token.
 
     Returns:
-        `compared`, requests for which the question makes sense; `same`, those with the same tokens; `near_ties`, those
-        of the others that left plain decoding where the target's scores of both tokens were as good as equal (`bench`
-        says by how much); `changed`, requests whose tokens or rounds were not the same in all repeats, compared or not;
-        `first`, the earliest divergence: `ids`, `row`, `position` (of the new tokens, from 0), `margin`, `tie`.
+        `compared`, prompts for which the question makes sense; `same`, those with the tokens of plain decoding in the
+        same batch; `near_ties`, those of the others that left plain decoding where the target's scores of both tokens
+        were as good as equal (`bench` says by how much); `rounding` and `faults`, those of the others of which that is
+        known to be the cause; `single_compared` and `single_same`, the same with plain decoding of single prompts,
+        plain decoding's own too; `changed` and `reshaped`, requests whose tokens, and whose rounds, were not the same
+        in all repeats, compared or not; `first`, the earliest divergence: `ids`, `row`, `position` (of the new tokens,
+        from 0), `margin`, `tie`;
+        `causes`, what was found out about them, in words.
     """
     requests = sample.requests
     compared = requests[requests["same"].notna() & (side["label"] != PLAIN)]
     different = compared[~compared["same"].astype(bool)]
     first = min(different["divergence"].dropna(), key=lambda one: one["position"], default=None)
     return Figures(
-        compared=len(compared),
-        same=len(compared) - len(different),
-        near_ties=int(different["near_tie"].astype(bool).sum()),
+        compared=int(compared["same_of"].sum()),
+        same=int(compared["same_prompts"].sum()),
+        near_ties=int(different["near_ties"].sum()),
+        rounding=int(different["rounding"].sum()),
+        faults=int(different["faults"].sum()),
+        single_compared=int(requests["single_of"].sum()),
+        single_same=int(requests["single_same"].sum()),
         changed=int(sample.answers.groupby("answer")["changed"].any().sum()),
+        reshaped=int(sample.answers.groupby("answer")["reshaped"].any().sum()),
         first=first,
+        causes=[text for found in different["causes"] for text in found],
     )
 
 

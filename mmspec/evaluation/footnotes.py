@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .bundle import COMPLETE
-from .figures import RESAMPLES, Row
-from .grouping import BundleGroup, sampling_shown
+from .figures import RESAMPLES, Figures, Row
+from .grouping import BundleGroup, conditions_shown, sampling_shown, sizes_of
 
 COLUMNS = (
     "Speed-ups are tokens per second over {baseline} in the same process on the same prompts. Of the tasks and of the "
@@ -16,6 +16,13 @@ COLUMNS = (
     "interval is from {resamples} resamples of the prompts{repeats}. Tokens per pass: what one pass of the target "
     "yields on average, its own (bonus) token included. Same text: answers that equal those of plain decoding token "
     "for token; at a near-tie the target itself is undecided."
+)
+BATCHES = (
+    "Every speed-up is over {baseline} at the same batch size. Same text compares with plain decoding in the same batch"
+)
+MATCHES = (
+    "; the exact match with single prompts is the share of the answers that are, token for token, what plain decoding "
+    "writes when it answers that prompt alone (arXiv 2510.22876): plain decoding's own says what the batch changes"
 )
 REPEATS = "; single repeats: the lowest and the highest mean that one repeat alone gave"
 
@@ -26,36 +33,73 @@ def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> Iterator[str]:
     yield COLUMNS.format(baseline=baseline, resamples=RESAMPLES, repeats=REPEATS if repeated(rows) else "")
     answered = [row for row in rows if row.overall is not None]
     of_group = [[row for row in answered if row.conditions is group.conditions] for group in groups]
-    for group, members in zip(groups, of_group, strict=True):
-        yield _measured(group, members)
-    for row in rows:
-        if row.failed and row not in answered:
-            yield f"FAILED, so without figures: {row.method}: {row.failed}"
+    sizes = sizes_of(groups)
+    where = {id(group.conditions): f" ({conditions_shown(group.conditions, groups)})" for group in groups}
+    if len(groups) == 1:
+        where = dict.fromkeys(where, "")
+    for group, members in zip(groups[:1] if sizes else groups, of_group, strict=False):
+        yield _measured(group, members, sizes or [group.conditions["batch"]])
+    if sizes:
+        yield f"{BATCHES.format(baseline=baseline)}{MATCHES if 1 in sizes else ''}."
+    yield from dict.fromkeys(line for group in groups for line in _unfilled(group))
+    for text in dict.fromkeys(f"{row.method}: {row.failed}" for row in rows if row.failed and row not in answered):
+        yield f"FAILED, so without figures: {text}"
     for row in answered:
         if row.failed:
-            yield f"{row.method} failed in one run, and its figures are from elsewhere or from before: {row.failed}"
-    for members in of_group:
-        yield from _apart(members)
+            name = f"{row.method}{where[id(row.conditions)]}"
+            yield f"{name} failed in one run, and its figures are from elsewhere or from before: {row.failed}"
+    for members, group in zip(of_group, groups, strict=True):
+        yield from (f"{line}{where[id(group.conditions)]}." for line in _apart(members))
     exact = [(row, row.overall.exact) for row in answered if row.overall]
     for row, one in exact:
         if row.control and one.compared:
             yield (
-                f"{row.method}: plain decoding run against itself gave the same text in {one.same} of {one.compared} "
-                "answers; the rest is what numerics alone change, and where it differs from 1 in speed, what the "
-                "machine does."
+                f"{row.method}{where[id(row.conditions)]}: plain decoding run against itself gave the same text in "
+                f"{one.same} of {one.compared} answers; the rest is what numerics alone change, and where it differs "
+                "from 1 in speed, what the machine does."
             )
+    for row, one in exact:
+        if one.same < one.compared and not row.control:
+            yield _differing(f"{row.method}{where[id(row.conditions)]}", one)
+    if single := [row.method for row in rows if row.side.get("one_row") and len(sizes) > 1]:
+        yield f"One prompt at a time, so at no other batch size: {_joined(single)}."
     yield _budgets(answered)
-    for group in groups:
-        yield from _warnings(group)
+    yield from dict.fromkeys(line for group in groups for line in _warnings(group))
     if loose := [row for row in answered if not row.side.get("lossless", True)]:
         names = _joined(row.method for row in loose)
         yield f"Not lossless, so its text may differ by design: {names}.{_judged(answered)}"
     if changed := [f"{row.method} ({one.changed})" for row, one in exact if one.changed]:
         yield f"Answers that were not the same in every repeat: {_joined(changed)}; counts are of the first."
+    if reshaped := [row.method for row, one in exact if one.reshaped and not one.changed]:
+        yield f"The same text by other rounds in some repeats: {_joined(reshaped)}; counts are of the first."
 
 
-def _measured(group: BundleGroup, rows: Sequence[Row]) -> str:
-    """Say where a group was measured, on what, and how often."""
+def _differing(method: str, exact: Figures) -> str:
+    """Say of a method how many of its answers are not plain decoding's, and why, as far as that was looked for."""
+    other = exact.compared - exact.same
+    text = f"{method}: {other} of {exact.compared} answers differ from plain decoding's"
+    if exact.faults:
+        return f"{text}, {exact.faults} by a FAULT: {next(one for one in exact.causes if 'WRONG' in one)}."
+    if exact.rounding:
+        looked = "all" if exact.rounding == other else f"the {exact.rounding} whose cause was looked for"
+        return f"{text}, {looked} by rounding: {exact.causes[0]}."
+    return f"{text}; their cause was not looked for."
+
+
+def _unfilled(group: BundleGroup) -> Iterator[str]:
+    """Say which batches hold fewer prompts than they might."""
+    batch = group.conditions["batch"]
+    rows = group.answers["ids"].map(len) if batch > 1 and len(group.answers) else None
+    if rows is not None and (short := group.answers[rows < batch]["answer"].nunique()):
+        count = group.answers["answer"].nunique()
+        yield (
+            f"Batches of {batch}: {short} of {count} hold fewer prompts, because their task has no more; the largest "
+            f"holds {rows.max()}."
+        )
+
+
+def _measured(group: BundleGroup, rows: Sequence[Row], sizes: Sequence[int]) -> str:
+    """Say where a group was measured, on what, and how often, at these batch sizes."""
     manifests, conditions = [bundle.manifest for bundle in group.bundles], group.conditions
     versions = _joined(
         f"mmspec {one['mmspec']}{_revision(one['git'])}, torch {one['versions'].get('torch')}, "
@@ -70,7 +114,7 @@ def _measured(group: BundleGroup, rows: Sequence[Row]) -> str:
     )
     counted = next((row.overall for row in rows if row.baseline), None)
     what = "nothing" if counted is None else f"{_count(counted.prompts, 'prompt')} x {_repeats(rows, counted.repeats)}"
-    batch = f", batches of {conditions['batch']}" if conditions["batch"] > 1 else ""
+    batch = f", batches of {', '.join(map(str, sizes))}" if sizes[-1] > 1 else ""
     return (
         f"Measured on {machines}: target {conditions['target']} in {conditions['dtype']}, {what}{batch}, "
         f"{sampling_shown(conditions['sampling'])}, at most {conditions['max_new_tokens']} new tokens; "
@@ -115,9 +159,9 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     close = [f"{name} (behind by {value:.2f}, {low:.2f} to {high:.2f})" for name, value, low, high in near]
     if close:
         how = "at 95 % (paired bootstrap of the prompts)"
-        yield f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}."
+        yield f"Cannot be told apart from the fastest, {fastest}, {how}: {_joined(close)}"
     else:
-        yield f"{fastest} is faster than every other method at 95 %, by a paired bootstrap of the prompts."
+        yield f"{fastest} is faster than every other method at 95 %, by a paired bootstrap of the prompts"
 
 
 def _budgets(rows: Sequence[Row]) -> str:

@@ -12,8 +12,12 @@
   `plain_tokens`, `plain_decode_tokens` and `plain_passes`, `retokenized` (tokens of the baseline's text when it is
   tokenized again), and what was judged: `points` of `points_of` by `metric`, `similarity` of `similarity_of`, `alike`
   (prompts with a similarity of 1);
-- `same` and `near_tie`: how the text compares with plain decoding's, None where it is not compared; `divergence`: the
-  earliest; `changed`: whether the tokens were others than in the first repeat; `unbooked`: seconds of no phase.
+- `same`: whether the text is plain decoding's, None where it is not compared; `divergence`: the earliest; `changed`
+  and `reshaped`: whether the tokens, and the rounds, were others than in the first repeat; `unbooked`: seconds of no
+  phase;
+- of the first repeat, in prompts: `same_of` compared, `same_prompts` with plain decoding's text, `near_ties`,
+  `rounding` and `faults` of the others (what `mmspec.exactness.attribute` says of their causes, as far as it was
+  asked), and `single_same` of `single_of` with the text of plain decoding at a batch size of 1; `causes` in words.
 
 `passes` has the first repeat's passes of each prompt: `side`, `answer`, `task`, `drafted`, `accepted`, `emitted` and
 `depth` (levels of the tree).
@@ -32,7 +36,10 @@ from .bundle import Block, Bundle
 
 Record = Mapping[str, Any]
 Runs = dict[str, dict[Block, tuple[Record, list[Record]]]]
+Answers = dict[tuple[str, int], list[int]]
+"""Token ids of answers, by the prompt's id and the turn."""
 COUNTED = ("drafted", "accepted", "emitted", "depth")
+PLAIN = "plain"
 
 
 class Answer(NamedTuple):
@@ -48,10 +55,11 @@ class Collector:
 
     Args:
         baseline: label of the side that the others are measured against.
+        singles: what plain decoding answers to single prompts; nothing if it is not known.
     """
 
-    def __init__(self, baseline: str):
-        self.baseline = baseline
+    def __init__(self, baseline: str, singles: Answers | None = None):
+        self.baseline, self.singles = baseline, singles or {}
         self._runs: dict[Bundle, Runs] = {}
         self._requests: dict[tuple[Any, ...], int] = {}
         self._answers: dict[tuple[int, int], Answer] = {}
@@ -82,6 +90,7 @@ class Collector:
                 self._passes += [place | one for one in passes]
                 about = {"ids": request[1], "request": " ".join(request[1]), "turn": record["turn"]}
                 counts = {"rounds": len(rounds)} | _counts(record, plain, passes, side["engine"], plain_engine)
+                counts |= _equal(record, self.singles)
                 self._answers[number, answer] = Answer(place | about, counts | {"metric": None}, [])
             _, counts, repeats = self._answers[number, answer]
             for name, value in _judged(record).items():  # of a request in several bundles, the first that was judged
@@ -187,7 +196,42 @@ def _comparison(record: Record) -> dict[str, Any]:
     first = min(found, key=lambda one: one["position"], default=None)
     return {
         "same": same,
-        "near_tie": None if same is None else bool(found) and all(one["tie"] for one in found),
         "divergence": None if same is None or same or first is None else {"ids": record["ids"], **first},
         "changed": record.get("repeatable") is False,
+        "reshaped": record.get("same_rounds") is False,
+    }
+
+
+def _equal(record: Record, singles: Answers) -> dict[str, Any]:
+    """Return how many of the answers in a record are plain decoding's of the same batch, and of single prompts."""
+    found, rows = record["divergence"] or [], len(record["ids"])
+    compared = 0 if record["same"] is None else rows
+    other = 0 if record["same"] is not False else max(1, len(found))
+    causes = [one.get("cause") for one in found]
+    pairs = [
+        (ids, singles[name, record["turn"]])
+        for name, ids in zip(record["ids"], record.get("token_ids") or [], strict=False)
+        if (name, record["turn"]) in singles
+    ]
+    return {
+        "same_of": compared,
+        "same_prompts": compared - min(compared, other),
+        "near_ties": sum(one["tie"] for one in found),
+        "rounding": causes.count("rounding"),
+        "faults": causes.count("fault"),
+        "causes": [text for one in found if (text := one.get("attribution"))],
+        "single_of": len(pairs),
+        "single_same": sum(ours == theirs for ours, theirs in pairs),
+    }
+
+
+def single_answers(bundle: Bundle) -> Answers:
+    """Return what plain decoding answered to single prompts; nothing of drawn text, which depends on the place in the
+    batch."""
+    if bundle.manifest["batch"] != 1 or bundle.manifest["sampling"].get("temperature", 0) > 0:
+        return {}
+    return {
+        (record["ids"][0], record["turn"]): record["token_ids"][0]
+        for record in bundle.requests
+        if record["side"] == PLAIN and record.get("token_ids")
     }

@@ -12,9 +12,9 @@ import pandas as pd
 
 from ..errors import MMSpecError, did_you_mean
 from .bundle import COMPLETE, Bundle
-from .frame import Collector
+from .frame import PLAIN, Answers, Collector, single_answers
 
-PLAIN = "plain"
+SHOWN = {"batch": "batch size", "max_new_tokens": "max_new_tokens"}
 
 # What has to agree for figures to stand in one table, in the order in which a difference is reported.
 CONDITIONS = ("target", "fingerprint", "dtype", "device", "sampling", "batch", "max_new_tokens")
@@ -45,6 +45,7 @@ class BundleGroup:
 
     Args:
         conditions: name to value, for every name in `CONDITIONS`.
+        bundles: of one batch size each, see `Bundle.by_batch`.
         tasks: in the order in which they first occur.
         methods: the baseline first.
         answers, passes: the frames of `mmspec.evaluation.frame`; `side` is the place of the method in `methods`.
@@ -86,10 +87,10 @@ def open_groups(
         mixed: whether bundles of different conditions may come together.
         partial: whether to use what there is of a bundle that is not complete.
     """
-    bundles = [Bundle.open(folder) for folder in find_bundles(folders)]
-    if not bundles:
+    opened = [Bundle.open(folder) for folder in find_bundles(folders)]
+    if not opened:
         raise MMSpecError("no bundles were given; name the folders that mmspec bench wrote")
-    for bundle in bundles:
+    for bundle in opened:
         if not partial:
             _refuse_incomplete(bundle)
         labels = [side["label"] for side in bundle.manifest["sides"]]
@@ -100,15 +101,24 @@ def open_groups(
             raise MMSpecError(
                 f"{bundle.folder} cannot be compared with {baseline!r}, which failed: {bundle.failures[baseline]}"
             )
+        if not mixed:
+            _refuse_difference(opened[0], bundle)
+    parts = [bundle.by_batch() for bundle in opened]  # of a bundle that is not complete, some may be empty
+    bundles = [one for some in parts for one in ([part for part in some if part.requests] or some[:1])]
+    singles: dict[str, Answers] = {}
+    for bundle in bundles:
+        singles.setdefault(_key(bundle, "batch"), {}).update(single_answers(bundle))
     grouped: dict[str, list[Bundle]] = {}
     for bundle in bundles:
-        conditions = conditions_of(bundle)
-        if grouped and not mixed:
-            _refuse_difference(bundles[0], bundle)
-        # The name is for reading: the fingerprint says whether two targets are the same.
-        key = json.dumps({name: value for name, value in conditions.items() if name != "target"}, sort_keys=True)
-        grouped.setdefault(key, []).append(bundle)
-    return [_merge(members, baseline, partial) for members in grouped.values()]
+        grouped.setdefault(_key(bundle), []).append(bundle)
+    return [_merge(members, baseline, partial, singles[_key(members[0], "batch")]) for members in grouped.values()]
+
+
+def _key(bundle: Bundle, *leaving_out: str) -> str:
+    """Return the conditions of a bundle as a text. The target's name is for reading, its fingerprint says which it
+    is."""
+    conditions = conditions_of(bundle)
+    return json.dumps({name: conditions[name] for name in CONDITIONS[1:] if name not in leaving_out}, sort_keys=True)
 
 
 def conditions_of(bundle: Bundle) -> dict[str, Any]:
@@ -126,6 +136,13 @@ def columns_of(conditions: Mapping[str, Any]) -> dict[str, Any]:
     return given | {name: value for name, value in conditions["sampling"].items() if value is not None}
 
 
+def sizes_of(groups: Sequence[BundleGroup]) -> list[int]:
+    """Return the batch sizes by which alone groups differ, from the smallest; none if there are other differences."""
+    sizes = sorted({group.conditions["batch"] for group in groups})
+    others = {json.dumps({**columns_of(group.conditions), "batch": None, "target": None}) for group in groups}
+    return sizes if len(sizes) == len(groups) > 1 and len(others) == 1 else []
+
+
 def conditions_shown(conditions: Mapping[str, Any], groups: Sequence[BundleGroup]) -> str:
     """Return what sets a group apart from the others in the table."""
     shown = []
@@ -141,7 +158,7 @@ def conditions_shown(conditions: Mapping[str, Any], groups: Sequence[BundleGroup
         elif name == "sampling":
             value = sampling_shown(value)
         elif name in ("batch", "max_new_tokens"):
-            value = f"{name} {value}"
+            value = f"{SHOWN[name]} {value}"
         shown.append(str(value))
     return ", ".join(shown)
 
@@ -182,8 +199,13 @@ def _plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> BundleGroup:
-    """Merge bundles of the same conditions: sides of one label and the same settings become one method."""
+def _merge(bundles: list[Bundle], baseline: str, partial: bool, singles: Answers) -> BundleGroup:
+    """Merge bundles of the same conditions: sides of one label and the same settings become one method.
+
+    Args:
+        bundles, baseline, partial: see `open_groups`.
+        singles: what plain decoding answers to single prompts.
+    """
     found: dict[tuple[str, str], MergedMethod] = {}
     for bundle in bundles:
         for side in bundle.manifest["sides"]:
@@ -195,8 +217,11 @@ def _merge(bundles: list[Bundle], baseline: str, partial: bool) -> BundleGroup:
                 method.side = side
             if reason is None or partial:
                 method.bundles.append(bundle)
-    methods = sorted(found.values(), key=lambda method: not method.baseline)
-    collector = Collector(baseline)
+    batch = conditions_of(bundles[0])["batch"]
+    # One that takes single prompts only has nothing to show beside larger batches.
+    methods = [one for one in found.values() if batch == 1 or not one.side.get("one_row") or one.failures]
+    methods.sort(key=lambda method: not method.baseline)
+    collector = Collector(baseline, singles)
     for number, method in enumerate(methods):
         for bundle in method.bundles:
             collector.add(bundle, method.side, number)

@@ -17,7 +17,7 @@ from ..decoding.clock import PHASES, PhaseClock
 from ..decoding.stats import Round
 from ..decoding.text import whole_text
 from ..errors import MMSpecError, cut
-from ..exactness import TIE, Divergence, complaint_of, divergences
+from ..exactness import TIE, Attribution, Divergence, complaint_of, divergences
 from ..inputs import Request
 from ..similarity import similarity
 from ..target import Target
@@ -39,29 +39,55 @@ class Protocol:
     Args:
         repeats: times that everything is measured.
         warmup: answers of each side before anything counts.
-        batch: prompts that are answered together, all of one task.
+        batch_size: prompts that are answered together; several numbers are measured one after the other.
+        mixed: whether the prompts of a batch are of different tasks, in turns, or all of one.
         limit: at most so many questions of each task; None for all.
         seed: seed of the sampling; every request has its own, which follows from this one.
         tie: see `divergences`.
         on_divergence: `fail` ends the measuring of a method at its first answer that must not differ from plain
             decoding and does, be it a near-tie in float32 or more than that in half precision; `report` goes on.
+        attributed: differing answers of each method whose cause is looked for, see `mmspec.exactness.attribute`.
+
+    Raises:
+        MMSpecError: for a number that is too small, and for batch sizes that are no numbers, or the same ones.
     """
 
     repeats: int = 3
     warmup: int = 1
-    batch: int = 1
+    batch_size: Any = 1
+    mixed: bool = False
     limit: int | None = None
     seed: int = 0
     tie: float = TIE
     on_divergence: str = FAIL
+    attributed: int = 3
+
+    @property
+    def batches(self) -> list[int]:
+        """The batch sizes, from the smallest, in the order in which they are measured."""
+        several = isinstance(self.batch_size, list | tuple)
+        return sorted(self.batch_size) if several else [self.batch_size]
 
     def __post_init__(self) -> None:
-        for name, least in (("repeats", 1), ("warmup", 0), ("batch", 1), ("limit", 1), ("tie", 0)):
+        check_batches(self.batch_size)
+        for name, least in (("repeats", 1), ("warmup", 0), ("limit", 1), ("tie", 0), ("attributed", 0)):
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise MMSpecError(f"{name}={value} must be at least {least}")
         if self.on_divergence not in (REPORT, FAIL):
             raise MMSpecError(f"on_divergence={self.on_divergence} must be {FAIL} or {REPORT}")
+
+
+def check_batches(given: Any) -> None:
+    """Refuse batch sizes that are no whole numbers of 1 or more, or that are given twice."""
+    sizes = list(given) if isinstance(given, list | tuple) else [given]
+    said = ",".join(map(str, sizes))
+    wrong = [size for size in sizes if not isinstance(size, int) or isinstance(size, bool) or size < 1]
+    if wrong or not sizes:
+        what = f"{wrong[0]!r} is no whole number of at least 1" if wrong else "there is no number"
+        raise MMSpecError(f"batch_size={said}: {what}; give one, or several such as batch_size=1,4,8")
+    if twice := [size for size in sizes if sizes.count(size) > 1]:
+        raise MMSpecError(f"batch_size={said} has {twice[0]} more than once: leave one out, each is measured once")
 
 
 class Measurement:
@@ -90,10 +116,14 @@ class Measurement:
     ):
         self.target, self.protocol, self.writer, self.notice = target, protocol, writer, notice
         self.methods = [replace(method) for method in methods]  # what fails here has not failed elsewhere
-        self.questions = Questions(target, source, protocol.batch, protocol.limit)
+        self.questions = Questions(target, source, protocol.batches, protocol.limit, protocol.mixed)
         self.first: dict[tuple[int, int, str], tuple[list[list[int]], list[tuple]]] = {}
         self.timed = self.booked = 0.0
-        self.booking, self.warmed = booking_seconds(), False
+        self.booking = booking_seconds()
+        self.warmed: set[int] = set()
+        """Batch sizes at which every side has warmed up."""
+        self.causes: dict[tuple[str, int, str, int], Attribution | None] = {}
+        """What was found out about differing answers, by label, batch size, prompt and turn."""
 
     def run(self, manifest: dict[str, Any], progress: Progress = lambda done, total, what: None) -> None:
         """Measure what is not yet in the bundle.
@@ -107,6 +137,9 @@ class Measurement:
             MMSpecError: if no question could be asked, no method is left, or the bundle cannot be written.
         """
         protocol = {field.name: getattr(self.protocol, field.name) for field in fields(Protocol)}
+        del protocol["batch_size"]
+        sizes = self.protocol.batches
+        protocol["batch"] = sizes if len(sizes) > 1 else sizes[0]
         manifest |= {"requests": len(self.questions.groups), "skipped": [], **protocol}
         done = self.writer.begin(manifest | {"sides": [method.describe() for method in self.methods]})
         self.questions.skipped = {skip["id"]: skip["reason"] for skip in self.writer.manifest["skipped"]}
@@ -122,7 +155,9 @@ class Measurement:
             turns = [(group, turn) for group in self.questions.groups for turn in range(group.turns)]
             blocks = [(*one, repeat) for repeat in range(self.protocol.repeats) for one in turns]
             for count, (group, turn, repeat) in enumerate(blocks):
-                progress(count, len(blocks), f"{group.task or 'question'} {group.number + 1}, repeat {repeat + 1}")
+                size = f", batch size {group.batch}" if len(sizes) > 1 else ""
+                what = f"{group.task or 'question'} {group.number + 1}{size}, repeat {repeat + 1}"
+                progress(count, len(blocks), what)
                 if (group.number, turn, repeat) not in done:
                     self._measure(group, turn, repeat)
             if not self.first:
@@ -148,11 +183,12 @@ class Measurement:
         if request is None:
             return
         question = examples[0].id
-        for _ in range(0 if self.warmed else self.protocol.warmup):
-            self._each(self.methods, question, lambda engine: engine.answer(request, 0))
-        self.warmed = True
+        methods = [method for method in self.methods if method.takes(group.batch)]
+        for _ in range(0 if group.batch in self.warmed else self.protocol.warmup):
+            self._each(methods, question, lambda engine: engine.answer(request, 0))
+        self.warmed.add(group.batch)
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
-        order = self._order(group.number + turn, repeat)
+        order = _order(methods, group.number + turn, repeat)
         answers: dict[str, Answer] = self._each(order, question, lambda engine: engine.answer(request, seed))
         self.timed += sum(answer.wall for answer in answers.values())
         self.booked += self.booking * sum(len(answer.rounds) for answer in answers.values())
@@ -160,13 +196,15 @@ class Measurement:
         records: list[dict[str, Any]] = []
         rounds: list[dict[str, Any]] = []
         wrong: list[tuple[Method, Divergence]] = []
-        for method in (method for method in self.methods if method.label in answers):
+        for method in (method for method in methods if method.label in answers):
             answer = answers[method.label]
             place = {"request": group.number, "turn": turn, "repeat": repeat, "side": method.label}
-            record = place | {"ids": ids, "task": group.task, "order": order.index(method)} | _timed(request, answer)
+            record = place | {"ids": ids, "task": group.task, "batch": group.batch, "order": order.index(method)}
+            record |= _timed(request, answer)
             if repeat == 0:
                 record |= self._judged(method.running, group, turn, ids, plain, answer)
             record |= self._repeated(place, answer) | self._compared(method.running, request, plain, answer, seed)
+            self._attribute(method, group, turn, record, seed)
             if (complaint := self._complaint(method, record)) is not None:
                 wrong.append((method, complaint))
             records.append(record)
@@ -217,12 +255,6 @@ class Measurement:
         if reasons and len(reasons) == len(competing):
             raise error or MMSpecError(f"no method is left to measure: {reasons[0]}; begin another bundle")
 
-    def _order(self, number: int, repeat: int) -> list[Method]:
-        """Return the methods in turns: the first one changes from request to request, the direction by repeat."""
-        shift = number % len(self.methods)
-        order = self.methods[shift:] + self.methods[:shift]
-        return order[::-1] if repeat % 2 else order
-
     def _judged(
         self, engine: Engine, group: QuestionGroup, turn: int, ids: list[str], plain: Answer, answer: Answer
     ) -> dict[str, Any]:
@@ -241,10 +273,13 @@ class Measurement:
         }
 
     def _repeated(self, place: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
-        """Return whether the same seed gave the same tokens and counts as the first time."""
+        """Return whether the same seed gave the same tokens, and the same counts, as the first time.
+
+        A tree that follows the times may have other counts.
+        """
         given = answer.token_ids, [(entry.drafted, entry.accepted, entry.emitted) for entry in answer.rounds]
         first = self.first.setdefault((place["request"], place["turn"], place["side"]), given)
-        return {"repeatable": first == given}
+        return {"repeatable": first[0] == given[0], "same_rounds": first == given}
 
     def _compared(self, engine: Engine, request: Request, plain: Answer, answer: Answer, seed: int) -> dict[str, Any]:
         """Return whether an answer that has to be plain decoding's is, and where it differs."""
@@ -253,6 +288,26 @@ class Measurement:
         both = plain.token_ids, answer.token_ids
         found = divergences(self.target, request, *both, engine.sampling, seed, self.protocol.tie)
         return {"same": False, "divergence": found}
+
+    def _attribute(self, method: Method, group: QuestionGroup, turn: int, record: dict[str, Any], seed: int) -> None:
+        """Note with the differences of a record what causes them, of the first `attributed` of a method.
+
+        Of a batch, each prompt is asked alone: that scores nodes one at a time.
+        """
+        for difference in record["divergence"] or []:
+            name = record["ids"][difference["row"]]
+            place = method.label, group.batch, name, turn
+            if place not in self.causes:
+                if sum(label == method.label for label, *_ in self.causes) >= self.protocol.attributed:
+                    continue
+                example = next(one for one in group.examples if one.id == name)
+                request, _ = self.questions.request(replace(group, examples=[example]), turn)
+                assert request is not None  # it was asked before
+                self.causes[place] = method.running.attribute(request, seed)
+            if (found := self.causes[place]) is not None:
+                alone = " (asked alone)" if len(record["ids"]) > 1 else ""
+                difference |= {"cause": found.cause, "attribution": f"{found}{alone}"}
+                difference["excused"] = found.excuses(self.target, difference)
 
     def _complaint(self, method: Method, record: dict[str, Any]) -> Divergence | None:
         """Return what makes a method fail that has answered. What transformers decodes, and the control, never fail."""
@@ -279,6 +334,13 @@ class Measurement:
             if record["side"] == PLAIN:
                 said = dict(zip(record["ids"], record["text"], strict=True))
                 groups[record["request"]].said[record["turn"]] = said
+
+
+def _order(methods: list[Method], number: int, repeat: int) -> list[Method]:
+    """Return methods in turns: the first one changes from request to request, the direction by repeat."""
+    shift = number % len(methods)
+    order = methods[shift:] + methods[:shift]
+    return order[::-1] if repeat % 2 else order
 
 
 def _timed(request: Request, answer: Answer) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class Method:
         """True for a method that is compared with plain decoding: neither that itself nor its control."""
         return self.label != PLAIN and not self.control
 
+    def takes(self, batch: int) -> bool:
+        """Return True if it is measured at a batch size: some of what transformers offers takes single prompts only."""
+        return batch == 1 or self.engine is None or not self.engine.one_row
+
     @property
     def running(self) -> Engine:
         """Engine of a method that could be built."""
@@ -85,6 +89,7 @@ class Method:
             "budget": None if engine is None else engine.budget,
             "lossless": engine is None or engine.lossless,
             "exact": engine is None or engine.exact,
+            "one_row": engine is not None and engine.one_row,
             "failed": self.failed,
         }
 
@@ -160,7 +165,7 @@ def build_engines(
     sampling: Sampling,
     max_new_tokens: int,
     budget: int | None = None,
-    batch: int = 1,
+    batches: Sequence[int] = (1,),
 ) -> None:
     """Build the engines of methods; those with the same drafter share it.
 
@@ -172,7 +177,7 @@ def build_engines(
         target: who answers.
         sampling, max_new_tokens: the same for all.
         budget: drafted nodes a round that no method may exceed; None for no limit.
-        batch: prompts that will be answered together.
+        batches: numbers of prompts that will be answered together.
 
     Raises:
         MMSpecError: if plain decoding cannot be built, or no other method.
@@ -193,7 +198,7 @@ def build_engines(
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
             )
-            _refuse(engine, budget, batch)
+            _refuse(engine, budget, batches)
             method.engine = engine
         except Exception as error:  # of whatever kind: it must not cost the others their figures
             method.failed, errors[method.label] = failure(error), error
@@ -202,7 +207,7 @@ def build_engines(
         raise wrapped(reason, f"method {label!r}") from reason
 
 
-def _refuse(engine: Engine, budget: int | None, batch: int) -> None:
+def _refuse(engine: Engine, budget: int | None, batches: Sequence[int]) -> None:
     """Refuse a method that does not go with the settings of the run."""
     if budget is not None and (engine.budget is None or engine.budget > budget):
         most = "an unknown number of" if engine.budget is None else f"up to {engine.budget}"
@@ -210,8 +215,12 @@ def _refuse(engine: Engine, budget: int | None, batch: int) -> None:
             f"it drafts {most} nodes a round, but budget={budget}: give it a smaller tree (tree.length, tree.total, "
             "drafter.length ...), raise the budget, or leave the method out"
         )
-    if batch > 1 and engine.one_row:
-        raise MMSpecError(f"it takes one prompt at a time, but batch={batch}: set batch=1, or leave the method out")
+    if engine.one_row and 1 not in batches:
+        sizes = ",".join(map(str, batches))
+        raise MMSpecError(
+            f"it takes one prompt at a time, but batch_size={sizes}: set batch_size=1, or 1 among others, or leave the "
+            "method out"
+        )
 
 
 def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:

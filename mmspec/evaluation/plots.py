@@ -111,9 +111,14 @@ def write(plot: Plot, path: Path) -> None:
 
 
 def name_of(row: Row, rows: Sequence[Row]) -> str:
-    """Return the method's name, with the target's where methods of several groups have the same."""
-    shared = sum(other.method == row.method for other in rows) > 1
-    return literal(f"{row.method} [{row.conditions['target']}, {row.conditions['dtype']}]" if shared else row.method)
+    """Return the method's name, with the target's or the batch size where methods of several groups have the same."""
+    shared = [other.conditions for other in rows if other.method == row.method]
+    if len(shared) == 1:
+        return literal(row.method)
+    names = [name for name in ("target", "dtype", "batch") if len({str(one[name]) for one in shared}) > 1]
+    where = [f"batch {row.conditions[name]}" if name == "batch" else row.conditions[name] for name in names]
+    where = where or [row.conditions["target"], row.conditions["dtype"]]
+    return literal(f"{row.method} [{', '.join(where)}]")
 
 
 def literal(name: str) -> str:
@@ -265,6 +270,35 @@ def plot_pareto(rows: Sequence[Row], looks: Looks) -> Plot | None:
     return plot
 
 
+def plot_batches(rows: Sequence[Row], looks: Looks) -> Plot | None:
+    """Draw the speed-up over plain decoding of the same batch against the batch size; a line per method."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.competes:
+            lines.setdefault(row.method, []).append(row)
+    lines = {name: sorted(found, key=_batch) for name, found in lines.items() if len(set(map(_batch, found))) > 1}
+    if not lines or any(len(set(map(_batch, found))) < len(found) for found in lines.values()):
+        return None  # one size, or the same sizes under several other conditions
+    plot, axes = _canvas(4.4, f"{SHOWN['speedup_decode'].capitalize()}, against batch size")
+    for name, found in lines.items():
+        look, heights = looks[id(found[0])], [row.mean.speedup_decode.value for row in found if row.mean]
+        axes.plot(list(map(_batch, found)), heights, label=literal(name), ms=6, lw=1.4, ls=look.line, **look.point)
+    sizes = sorted({_batch(row) for found in lines.values() for row in found})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, list(map(str, sizes)))
+    axes.minorticks_off()
+    axes.axhline(1, color="black", lw=0.8, ls=":")
+    axes.set(xlabel="prompts answered together", ylabel="over plain decoding of the same batch, mean of tasks")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    legend(axes)
+    return plot
+
+
+def _batch(row: Row) -> int:
+    return int(row.conditions["batch"])
+
+
 def front(costs: Sequence[float], lengths: Sequence[float]) -> list[int]:
     """Return the indices of what no other beats in one without being worse in the other, by cost."""
     found: list[int] = []
@@ -325,5 +359,6 @@ PLOTS = {
     "positions": Drawn("Acceptance by position", plot_positions),
     "rounds": Drawn("Where a round's time goes", plot_rounds),
     "budget": Drawn("Speed-up against tree budget", plot_budget),
+    "batches": Drawn("Speed-up against batch size", plot_batches),
     "pareto": Drawn("Tokens per pass against draft cost", plot_pareto),
 }

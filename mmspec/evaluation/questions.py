@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from ..data import Example, Source, open_media
@@ -11,6 +12,9 @@ from ..data.opening import batched
 from ..errors import MMSpecError
 from ..inputs import Prompt, Request, prepare
 from ..target import Target
+
+MIXED = "mixed"
+"""Task of a batch whose prompts are of different ones."""
 
 
 @dataclass
@@ -20,6 +24,8 @@ class QuestionGroup:
     number: int
     task: str
     examples: list[Example]
+    batch: int = 1
+    """Questions that it was to hold; the last ones of a task may be fewer."""
     said: dict[int, dict[str, str | None]] = field(default_factory=dict)
     """Turn to what plain decoding answered, by the question's id."""
 
@@ -38,29 +44,46 @@ class QuestionGroup:
         return tuple(texts)
 
 
-def grouped(source: Source, batch: int = 1, limit: int | None = None) -> Iterator[QuestionGroup]:
-    """Yield the questions of a source in batches of one task each, in their order.
+def asked(source: Source, limit: int | None = None, mixed: bool = False) -> Iterator[tuple[str, Example]]:
+    """Yield the questions of a source with the task that they count for.
 
     Args:
         source: source of the questions.
-        batch: questions that are answered together.
         limit: at most so many of each task.
+        mixed: one of each task in turns, and all count for the task `mixed`; else they keep their order and task.
     """
-    waiting: dict[str, list[Example]] = {}
-    seen: dict[str, int] = {}
-    number = 0
+    found: dict[str, list[Example]] = {}
     for index in range(len(source)):
         example = source[index]
-        seen[example.task] = seen.get(example.task, 0) + 1
-        if limit is not None and seen[example.task] > limit:
-            continue
-        group = waiting.setdefault(example.task, [])
+        of_task = found.setdefault(example.task, [])
+        if limit is None or len(of_task) < limit:
+            of_task.append(example)
+            if not mixed:
+                yield example.task, example
+    if mixed:
+        yield from ((MIXED, one) for turn in zip_longest(*found.values()) for one in turn if one is not None)
+
+
+def grouped(
+    source: Source, batch: int = 1, limit: int | None = None, mixed: bool = False, first: int = 0
+) -> Iterator[QuestionGroup]:
+    """Yield the questions of a source in batches.
+
+    Args:
+        source, limit, mixed: see `asked`.
+        batch: questions that are answered together.
+        first: number of the first batch.
+    """
+    waiting: dict[str, list[Example]] = {}
+    number = first
+    for task, example in asked(source, limit, mixed):
+        group = waiting.setdefault(task, [])
         group.append(example)
         if len(group) == batch:
-            yield QuestionGroup(number, example.task, waiting.pop(example.task))
+            yield QuestionGroup(number, task, waiting.pop(task), batch)
             number += 1
     for task, examples in waiting.items():
-        yield QuestionGroup(number, task, examples)
+        yield QuestionGroup(number, task, examples, batch)
         number += 1
 
 
@@ -69,15 +92,25 @@ class Questions:
 
     Args:
         target: who is asked.
-        source, batch, limit: see `grouped`.
+        source, limit, mixed: see `asked`.
+        batches: numbers of questions that are answered together; every question is in a group of each size.
 
     Raises:
         MMSpecError: if there is no question.
     """
 
-    def __init__(self, target: Target, source: Source, batch: int = 1, limit: int | None = None):
+    def __init__(
+        self,
+        target: Target,
+        source: Source,
+        batches: Sequence[int] = (1,),
+        limit: int | None = None,
+        mixed: bool = False,
+    ):
         self.target, self.source, self.folder = target, source, source.folder
-        self.groups = list(grouped(source, batch, limit))
+        self.groups: list[QuestionGroup] = []
+        for batch in batches:
+            self.groups += grouped(source, batch, limit, mixed, first=len(self.groups))
         if not self.groups:
             raise MMSpecError("the task has no question: give one that has")
         self.skipped: dict[str, str] = {}
@@ -113,20 +146,20 @@ class Questions:
             group, turn: what was asked.
             said: the answers by the question's id.
         """
-        metric = self.source.metric_of(group.task)
-        if metric is None or turn:  # the references are those of the first question
+        answered = [example for example in group.examples if example.id in said]  # the others could not be asked
+        metrics = [self.source.metric_of(example.task) for example in answered]
+        names = sorted({metric.name for metric in metrics if metric is not None})
+        if not names or turn:  # the references are those of the first question
             return {"metric": None, "accuracy": None}
         accuracy: list[dict[str, float] | None] = []
-        for example in group.examples:
-            if example.id not in said:
-                continue  # it could not be asked
+        for example, metric in zip(answered, metrics, strict=True):
             text = said[example.id]
-            if text is None or not example.references:
+            if text is None or metric is None or not example.references:
                 accuracy.append(None)
                 continue
             points, of = metric.best(example.references, text)
             accuracy.append({"points": points, "of": of})
-        return {"metric": metric.name, "accuracy": accuracy}
+        return {"metric": " ".join(names), "accuracy": accuracy}
 
     def skips(self) -> list[dict[str, str]]:
         """Return what could not be asked, as the manifest has it."""

@@ -59,6 +59,7 @@ class SideRecord(TypedDict):
     budget: Count | None
     lossless: bool
     exact: NotRequired[bool]
+    one_row: NotRequired[bool]
     failed: NotRequired[Failure | None]
 
 
@@ -120,7 +121,7 @@ class Manifest(TypedDict):
     requests: Count
     skipped: list[Skip]
     repeats: Count
-    batch: Count
+    batch: Count | Annotated[list[Count], Field(min_length=1)]
     seed: Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
     sides: list[SideRecord]
     status: str
@@ -143,6 +144,8 @@ class Difference(TypedDict):
     position: Count
     margin: Number
     tie: bool
+    cause: NotRequired[str | None]
+    attribution: NotRequired[Text | None]
 
 
 class Points(TypedDict):
@@ -157,6 +160,7 @@ class AnswerRecord(Place):
 
     ids: list[Text]
     task: Text
+    batch: NotRequired[Count]
     order: NotRequired[Count]
     wall: Amount
     seconds: dict[str, Amount]
@@ -172,6 +176,7 @@ class AnswerRecord(Place):
     accuracy: NotRequired[list[Points | None] | None]
     similarity: NotRequired[list[Amount] | None]
     repeatable: NotRequired[bool]
+    same_rounds: NotRequired[bool]
     same: bool | None
     divergence: list[Difference] | None
 

@@ -87,9 +87,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return every figure, and the manifests, as plain JSON values."""
-        bundles = [
-            {"folder": str(bundle.folder), **bundle.manifest} for group in self.groups for bundle in group.bundles
-        ]
+        whole = {bundle.folder: bundle.whole.manifest for group in self.groups for bundle in group.bundles}
+        bundles = [{"folder": str(folder), **manifest} for folder, manifest in whole.items()]
         return {"notes": self.table().notes, "rows": [asdict(row) for row in self.rows], "bundles": bundles}
 
     def save(self, folder: str | Path, limits: bool = False) -> list[Path]:

@@ -16,7 +16,9 @@ from rich.text import Text
 from ..errors import printable
 
 SAME = "same text as plain"
-TEXTS = ("method", "measured on", SAME)
+BATCH_SIZE = "batch size"
+MATCH = "exact match with single prompts"
+TEXTS = ("method", "figure", "measured on", SAME)
 """Headings of columns of texts. The others are numbers, and end at the right."""
 BROKEN = ("measured on", SAME)
 """Headings of columns in which a cell may break."""

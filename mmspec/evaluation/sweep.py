@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import MMSpecError, first_line, printable
 from ..extras import missing
 from ..files.storage import UNFINISHED, atomic_write_json, atomic_write_text, read_json_object
-from .bench import EXPERIMENT, benchmark, complete, prepare_run, settings_of, source_of
+from .bench import EXPERIMENT, benchmark, complete, listed, prepare_run, settings_of, source_of
 from .bundle import ERROR, MANIFEST, Bundle
 from .records import Reader, SweepPlan, read_text
 from .resuming import check, is_hydra
@@ -251,7 +251,7 @@ def _check_jobs(jobs: Sequence[list[str]], config_dir: str | None) -> None:
     for job in jobs:
         try:
             config, settings, _ = prepare_run(job, config_dir)
-            task = f"{config.task} {settings.batch} {settings.limit}"
+            task = f"{config.task} {settings.limit}"
             if task not in asked:  # a big one takes a while to read
                 source_of(config, settings)
                 asked.add(task)
@@ -315,7 +315,7 @@ def parts_of(overrides: Sequence[str], config_dir: str | None = None) -> dict[st
             raise MMSpecError(
                 f"part {name!r} is {line!r}: it must be overrides, such as 'sampling=sampled dtype=bfloat16'"
             )
-        own = dict(map(_split, words))
+        own = dict(map(_split, map(listed, words)))
         experiment = own.pop("experiment", chosen)
         if all(typed.get(key, value) == value for key, value in own.items()):
             runs[name] = [f"{EXPERIMENT}{experiment}"] if experiment is not None else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -11,8 +12,8 @@ from ..errors import cut
 from ..metrics import SHOWN
 from .figures import Estimate, Row
 from .footnotes import notes, repeated
-from .grouping import BundleGroup, columns_of, conditions_shown
-from .sheets import DASH, SAME, Sheet, Shown
+from .grouping import BundleGroup, columns_of, conditions_shown, sizes_of
+from .sheets import BATCH_SIZE, DASH, MATCH, SAME, Sheet, Shown
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 REASON = 100  # characters of why a method failed that stand in its row
@@ -37,15 +38,19 @@ class MethodTable(Shown):
         self.judged = lossy and any(row.mean is not None and row.mean.accuracy is not None for row in rows)
         """True if accuracy stands beside the speed: where a method may change the text."""
         tasks = list(dict.fromkeys(task for group in groups for task in group.tasks))
+        sizes = sizes_of(groups)
         names: list[Column] = [("method", lambda row: row.method)]
-        if len(groups) > 1:
+        if sizes:
+            names.append((BATCH_SIZE, lambda row: str(row.conditions["batch"])))
+        elif len(groups) > 1:
             names.append(("measured on", lambda row: conditions_shown(row.conditions, groups)))
+        matched = any(one.exact.single_compared and row.conditions["batch"] > 1 for row in rows if (one := row.overall))
         baselines = " and ".join(dict.fromkeys(row.side["label"] for row in rows if row.baseline))
         first = len(names) + 1
         sheets = [
             _sheet(
                 f"{SHOWN['speedup']}, over {baselines}",
-                [*names, *_columns(tasks, repeated(rows), self.judged)],
+                [*names, *_columns(tasks, repeated(rows), self.judged, matched)],
                 rows,
                 len(names),
                 range(first, first + len(tasks)),
@@ -55,6 +60,7 @@ class MethodTable(Shown):
             columns = [*names, *_accuracies(tasks, rows)]
             answered = [row for row in rows if row.overall is not None]
             sheets.append(_sheet(f"{SHOWN['accuracy']}, by task", columns, answered, len(names)))
+        sheets += [by_batch_size(rows, sizes)] if sizes else []
         super().__init__(sheets, list(notes(groups, rows)))
 
     def csv(self) -> str:
@@ -69,8 +75,9 @@ def _sheet(title: str, columns: Sequence[Column], rows: Sequence[Row], *places: 
     return Sheet(title, [heading for heading, _ in columns], cells, *places)
 
 
-def _columns(tasks: Sequence[str], repeats: bool, judged: bool) -> list[Column]:
-    """Return the columns behind the names. One task has no geometric mean and no pool beside its figure."""
+def _columns(tasks: Sequence[str], repeats: bool, judged: bool, matched: bool) -> list[Column]:
+    """Return the columns behind the names. One task has no geometric mean and no pool beside its figure, and texts of
+    single prompts are only compared with those of larger batches."""
     several = len(tasks) > 1
     return [
         (f"{SHOWN['nodes']} (limit)", _nodes),
@@ -83,6 +90,7 @@ def _columns(tasks: Sequence[str], repeats: bool, judged: bool) -> list[Column]:
         _shown("mean_acceptance_length"),
         *([_shown("pooled_acceptance_length")] if several else []),
         _shown("mean_accepted_draft_tokens"),
+        *([(MATCH, _match)] if matched else []),
         (SAME, _same),
     ]
 
@@ -145,7 +153,43 @@ def _same(row: Row) -> str:
         return f"lossy: {same}/{of}, similarity {_value((row.mean or row.overall).similarity)}"
     exact = row.overall.exact
     ties = f", {exact.near_ties} near-tie{'s' * (exact.near_ties > 1)}" if exact.near_ties else ""
-    return f"{exact.same}/{exact.compared}{ties}" if exact.compared else DASH
+    faults = f", {exact.faults} FAULT{'S' * (exact.faults > 1)}" if exact.faults else ""
+    return f"{exact.same}/{exact.compared}{ties}{faults}" if exact.compared else DASH
+
+
+def _match(row: Row) -> str:
+    """Return the exact-match rate: the share of the answers that are plain decoding's of single prompts."""
+    if row.overall is None or not (of := row.overall.exact.single_compared):
+        return DASH
+    return f"{row.overall.exact.single_same / of:.0%} ({row.overall.exact.single_same}/{of})"
+
+
+def by_batch_size(rows: Sequence[Row], sizes: Sequence[int]) -> Sheet:
+    """Return how the figures go with the batch size: a line per figure and method, a column per size."""
+    found = {(row.method, row.conditions["batch"]): row for row in rows}
+    names = dict.fromkeys(row.method for row in rows if row.overall is not None)
+    shown: dict[str, Cell] = {SHOWN["speedup_decode"]: _mean("speedup_decode", _value)}
+    if 1 in sizes:
+        gained = f"{SHOWN['tokens_per_second']}, over batch size 1"
+        shown |= {gained: lambda row: _value(gain(row, found.get((row.method, 1)))), MATCH: _match}
+    lines = []
+    for figure, cell in shown.items():
+        for name in names:
+            cells = [DASH if (row := found.get((name, size))) is None else cell(row) for size in sizes]
+            lines.append([figure, name, *cells])
+    return Sheet("by batch size", ["figure", "method", *(f"{BATCH_SIZE} {size}" for size in sizes)], lines, 2)
+
+
+def gain(row: Row, single: Row | None) -> Estimate | None:
+    """Return the tokens per second of a method over those of the same method with single prompts, mean of tasks; None
+    where one of them is missing."""
+    ours, theirs = list(row.tasks.values()), [single.tasks.get(task) if single else None for task in row.tasks]
+    ratios = [
+        one.tokens_per_second / other.tokens_per_second
+        for one, other in zip(ours, theirs, strict=True)
+        if one is not None and other is not None and other.tokens_per_second
+    ]
+    return Estimate(fmean(ratios)) if ratios and len(ratios) == len(ours) else None
 
 
 def csv_lines(row: Row) -> list[dict[str, Any]]:
@@ -179,7 +223,7 @@ def flat(figures: Mapping[str, Any]) -> dict[str, Any]:
             found |= {f"round_{phase}_seconds": value.get(phase) for phase in PHASE_COLUMNS}
         elif name == "exact":
             first = value["first"]
-            found |= {f"exact_{part}": one for part, one in value.items() if part != "first"}
+            found |= {f"exact_{part}": one for part, one in value.items() if part not in ("first", "causes")}
             found["first_divergence"] = f"{' '.join(first['ids'])} at {first['position']}" if first else None
         elif isinstance(value, list):
             found[name] = " ".join(f"{one:.6g}" for one in value)

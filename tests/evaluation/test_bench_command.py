@@ -72,7 +72,15 @@ def test_an_experiment_of_ones_own(own_configs):
 
 
 def test_sampling_and_batches(tmp_path):
-    overrides = ["sampling=sampled", "drafter=text_only", "tree=chain", "batch=2", "task=tiny", *QUICK, "task.count=2"]
+    overrides = [
+        "sampling=sampled",
+        "drafter=text_only",
+        "tree=chain",
+        "batch_size=2",
+        "task=tiny",
+        *QUICK,
+        "task.count=2",
+    ]
     bundle = Bundle.open(benchmark(overrides, tmp_path / "b"))
     assert bundle.manifest["sampling"]["temperature"] == 1.0
     assert {len(record["ids"]) for record in bundle.requests} == {2}
@@ -88,7 +96,7 @@ def test_sampling_and_batches(tmp_path):
             "method 'eagle3 dynamic': it drafts up to 23 nodes a round, but budget=8",
         ),
         (["engine=transformers", "drafter=ngram", "tree=chain"], "knows no tree=chain for drafter drafter=ngram"),
-        (["engine=transformers", "drafter=ngram", "batch=2"], "takes one prompt at a time, but batch=2"),
+        (["engine=transformers", "drafter=ngram", "batch_size=2"], "takes one prompt at a time, but batch_size=2"),
         (["methods={plain:'drafter=ngram'}"], "a method cannot be called 'plain'"),
         (["methods={a:'task=scenes'}"], "method 'a' sets 'task=scenes', but a method is made of drafter, tree"),
         (["methods={a:'drafter=x'}"], "method 'a': drafter 'x' is unknown"),

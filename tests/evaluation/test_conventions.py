@@ -88,5 +88,5 @@ def test_what_cannot_be_counted_is_refused(tmp_path, made):
     with pytest.raises(MMSpecError, match="units=eagel is unknown. Did you mean 'eagle'"):
         made.units("eagel")
     many = report(write_bundle(tmp_path / "many", [plain(), eagle3()], PROMPTS, batch=2))
-    with pytest.raises(MMSpecError, match="batch=2"):
+    with pytest.raises(MMSpecError, match="batch_size=2"):
         many.units("eagle")

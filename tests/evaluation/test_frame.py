@@ -43,7 +43,7 @@ def test_a_row_is_a_method_a_request_and_a_repeat(made):
     assert (row.tokens, row.decode_tokens, row.steps, row.accepted, row.drafted) == (9, 8, 4, 4, 16)
     assert (row["dtype"], row.temperature, row.drafter, row.same) == ("float32", 0, "eagle3", True)
     assert (row.round_score_seconds, row.known_steps, row.plain_passes) == (2, 4, 8)
-    ties = frame[frame.near_tie.fillna(False).astype(bool)]
+    ties = frame[frame.near_ties > 0]
     assert set(ties.request) == {"charts/test/0"} and set(ties.method) == {"eagle3 chain"} and not ties.same.any()
 
 

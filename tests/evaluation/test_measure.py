@@ -200,7 +200,7 @@ def test_a_folder_of_others_and_one_in_use_are_refused(tmp_path):
 def test_pictures_that_fail_are_reported_and_leave_their_batch_alone(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
     bad = [Example(name, "What?", (str(tmp_path / f"{name}.png"),), "scenes") for name in ("missing", "broken")]
-    bundle = measure(tmp_path / "b", Listed(*bad, *questions(100, 101)), batch=4)
+    bundle = measure(tmp_path / "b", Listed(*bad, *questions(100, 101)), batch_size=4)
     skipped = {skip["id"]: skip["reason"] for skip in bundle.manifest["skipped"]}
     assert set(skipped) == {"missing", "broken"} and all(f"{name}.png" in skipped[name] for name in skipped)
     assert [record["ids"] for record in bundle.requests] == [["scenes/test/100", "scenes/test/101"]] * 2
@@ -242,8 +242,8 @@ def test_later_turns_are_asked_after_what_plain_decoding_said(tmp_path):
     assert [r["ids"] for r in bundle.requests if r["turn"] == 1] == [["talk"]] * 2
 
 
-@pytest.mark.parametrize("setting", ["repeats=0", "batch=0", "limit=0", "on_divergence=ignore"])
+@pytest.mark.parametrize("setting", ["repeats=0", "warmup=-1", "attributed=-1", "limit=0", "on_divergence=ignore"])
 def test_bad_protocols_are_refused(setting):
     name, _, value = setting.partition("=")
-    with pytest.raises(MMSpecError, match=f"{setting} must be (at least 1|fail or report)"):
-        Protocol(**{name: int(value) if value.isdigit() else value})
+    with pytest.raises(MMSpecError, match=f"{setting} must be (at least [01]|fail or report)"):
+        Protocol(**{name: int(value) if value.lstrip("-").isdigit() else value})

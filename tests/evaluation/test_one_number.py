@@ -90,7 +90,7 @@ def test_every_name_that_is_shown_is_defined(made):
     ("overrides", "message"),
     [
         (["units=eagel"], "units=eagel is unknown. Did you mean 'eagle'?"),
-        (["units=eagle", "batch=2"], "units=eagle needs one prompt at a time, and batch=2"),
+        (["units=eagle", "batch_size=2"], "units=eagle needs one prompt at a time, and batch_size=2"),
         (["max_new_tokens=0"], "max_new_tokens=0 must be at least 1"),
         (["threads=0"], "threads=0 must be at least 1"),
         (["budget=-1"], "budget=-1 must be at least 0"),
