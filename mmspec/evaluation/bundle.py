@@ -197,10 +197,12 @@ class PartOfBundle(Bundle):
 
     @property
     def whole(self) -> Bundle:
+        """The bundle with all of its batch sizes."""
         return self._bundle
 
     @cached_property
     def lost(self) -> str | None:
+        """The records that the whole bundle holds no more, see `Bundle.lost`."""
         return self._bundle.lost
 
     @cached_property

@@ -45,7 +45,7 @@ class BundleGroup:
 
     Args:
         conditions: name to value, for every name in `CONDITIONS`.
-        bundles: of one batch size each, see `Bundle.by_batch`.
+        bundles: bundles of one batch size, see `Bundle.by_batch`.
         tasks: in the order in which they first occur.
         methods: the baseline first.
         answers, passes: the frames of `mmspec.evaluation.frame`; `side` is the place of the method in `methods`.

@@ -123,7 +123,7 @@ class Measurement:
         self.warmed: set[int] = set()
         """Batch sizes at which every side has warmed up."""
         self.causes: dict[tuple[str, int, str, int], Attribution | None] = {}
-        """What was found out about differing answers, by label, batch size, prompt and turn."""
+        """Causes of answers that differ, by label, batch size, prompt and turn."""
 
     def run(self, manifest: dict[str, Any], progress: Progress = lambda done, total, what: None) -> None:
         """Measure what is not yet in the bundle.
