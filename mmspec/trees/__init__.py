@@ -1,9 +1,10 @@
 """Tree builders decide the shape of the candidates: how many children, how deep, what to keep."""
 
 from .base import TreeBuilder
+from .best_first import BestFirstTree
 from .chain import Chain
 from .confidence import ConfidenceTree
-from .confident_chain import ConfidentChain
+from .confidence_chain import ConfidenceChain
 from .dynamic import DynamicTree
 from .growth import Growth
 from .native import NativeTree
@@ -12,9 +13,10 @@ from .sage import SageTree
 from .static import StaticTree
 
 __all__ = [
+    "BestFirstTree",
     "Chain",
+    "ConfidenceChain",
     "ConfidenceTree",
-    "ConfidentChain",
     "DynamicTree",
     "Growth",
     "NativeTree",

@@ -189,6 +189,25 @@ class Candidates:
             **self._fields(nodes, expansion),
         )
 
+    def keep_likeliest(self, count: int, wanted: Tensor) -> DraftTree:
+        """Return the tree of the `count` nodes below the root whose paths are likeliest, of rows that have so many.
+
+        The host reads one number per row.
+
+        Args:
+            count: number of nodes at most.
+            wanted: `[batch, nodes]` True for all nodes that may be kept, whose parents are among them.
+        """
+        end = wanted.shape[1]
+        # A stable sort puts a parent before a child of equal probability (one that the drafter is certain of).
+        scores = self.path_log_probs.masked_fill(~wanted, IMPOSSIBLE)[:, 1:]
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count] + 1
+        kept = wanted.gather(1, order)
+        counts = kept.sum(-1).tolist()
+        nodes = order.masked_fill(~kept, end).sort(-1).values[:, : max(counts)]
+        nodes = torch.cat([self.root, nodes], dim=1)
+        return self.keep(nodes, None if min(counts) == max(counts) else nodes < end)
+
     def keep_all(self) -> DraftTree:
         """Return the tree of all nodes."""
         nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)

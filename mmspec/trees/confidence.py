@@ -77,15 +77,7 @@ class ConfidenceTree(TreeBuilder):
             children = (rank < self._branching(growth.logits)[..., None]) & wanted.gather(1, frontier)[..., None]
             possible = growth.path_log_probs.gather(1, newest).isfinite()
             wanted = torch.cat([wanted, children.flatten(1) & possible], dim=1)
-        end = wanted.shape[1]
-        # A stable sort puts a parent before a child of equal probability (one that the drafter is certain of).
-        scores = growth.path_log_probs.masked_fill(~wanted, float("-inf"))[:, 1:]
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.total - 1] + 1
-        kept = wanted.gather(1, order)
-        counts = kept.sum(-1).tolist()
-        nodes = order.masked_fill(~kept, end).sort(-1).values[:, : max(counts)]
-        nodes = torch.cat([growth.root, nodes], dim=1)
-        return growth.keep(nodes, None if min(counts) == max(counts) else nodes < end)
+        return growth.keep_likeliest(self.total - 1, wanted)
 
     def _branching(self, logits: Tensor) -> Tensor:
         """Return `[batch, nodes]` children that each node is worth, from `[batch, nodes, vocab]` logits."""

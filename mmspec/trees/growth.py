@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..errors import MMSpecError
 from ..models.slots import pick
+from ..models.transfer import to_device
 from ..tree import DraftTree
 from .candidates import Candidates, Level, cleaned, drawn_from
+from .marginal_paths import Paths
 from .proposals import IMPOSSIBLE, Children, Proposals, doubt
 
 
@@ -20,8 +22,15 @@ class Expander(Protocol):
     """A drafter, as far as builders ask about it."""
 
     max_depth: int | None
+    independent: bool
     target: Any
     context: Any
+
+    def marginals(self, depth: int) -> Tensor:
+        """Return `[batch, depth, vocab]` logits of all depths, after `expand_root`."""
+
+    def confidence(self) -> Tensor | None:
+        """Return `[batch, new]` estimates for the nodes of the newest pass, or None."""
 
 
 @dataclass
@@ -89,6 +98,17 @@ class Growth(Candidates):
         there."""
         limit = None if self.drafter is None else self.drafter.max_depth
         return depth if limit is None else min(depth, limit)
+
+    @property
+    def independent(self) -> bool:
+        """True if the drafter says that all nodes of a depth have one distribution, see `marginals`."""
+        return self.drafter is not None and self.drafter.independent
+
+    def temper(self) -> None:
+        """Value children by the drafter's logits divided by the request's temperature, if that is above 0."""
+        pipeline = self._proposals.pipeline
+        if pipeline is not None and not pipeline.greedy:
+            self._proposals = replace(self._proposals, divisor=pipeline.temperature)
 
     def expand(self, nodes: Tensor, count: int, places: Tensor | None = None) -> Tensor:
         """Run the drafter on `[batch, n]` nodes and add `count` children to each.
@@ -176,7 +196,12 @@ class Growth(Candidates):
             self._numbers = torch.arange(2 * number + 16, device=like.device)
         return self._numbers[number].expand_as(like)
 
-    def chain(self, length: int, go_on: Callable[[list[float]], bool] | None = None) -> DraftTree:
+    def chain(
+        self,
+        length: int,
+        go_on: Callable[[list[float]], bool] | None = None,
+        cut: Callable[[list[list[float]]], list[int]] | None = None,
+    ) -> DraftTree:
         """Return the tree of `length` nodes (or as many as `limit_depth` allows), each the best (or the one drawn)
         child of the one before.
 
@@ -187,33 +212,73 @@ class Growth(Candidates):
             go_on: function that is told, after every level, each row's probability of the newest token given its
                 parent (0 where the logits are no distribution), and returns False to end the chain there. The host
                 waits for these numbers. Without it nothing is waited for.
+            cut: function that is told, once the whole chain is drafted, each row's estimates of its guesses
+                (`StepDrafter.confidence`), and returns how many of them each row keeps, one row at least one. Of a
+                drafter that makes estimates nothing else is asked; of others nothing of this kind.
         """
         length = self.limit_depth(length)
         batch, device = len(self._root), self._root.device
         steps = torch.arange(length + 1, device=device)
         everything = torch.ones(batch, 1, length, dtype=torch.bool, device=device)
-        tokens, chosen = [self._root], []
+        tokens, chosen, sure = [self._root], [], []
         logits = self._expand_root()[:, None]
         for level in range(length):
             if level:
                 past = steps[level - 1].expand(batch, 1)
                 block = Block(tokens[-1], past, everything[..., :level], past, extends_chain=True, level=level - 1)
                 logits = self._expand(block)
+            if cut is not None and self.drafter is not None and (told := self.drafter.confidence()) is not None:
+                sure.append(told)  # which cannot have seen the guess that follows
             child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
             tokens.append(child.tokens[:, 0])
             chosen.append(child)
-            if go_on is not None and not go_on(cleaned(child.log_probs()[:, 0, 0]).exp().tolist()):
+            if not sure and go_on is not None and not go_on(cleaned(child.log_probs()[:, 0, 0]).exp().tolist()):
                 break
         self.logits = logits
+        valid = None
+        if sure:
+            assert cut is not None
+            lengths = cut(torch.cat(sure, dim=1).tolist())
+            chosen = chosen[: max(lengths)]
+            if min(lengths) < max(lengths):
+                valid = steps[: len(chosen) + 1] <= to_device([[kept] for kept in lengths], device)
         length, steps = len(chosen), steps[: len(chosen) + 1]
         return DraftTree.chain(
-            torch.cat(tokens, dim=1),
+            torch.cat(tokens[: length + 1], dim=1),
+            valid,
             likelihood=lambda: torch.cat([self._certain, *(cleaned(one.log_probs()[:, 0]) for one in chosen)], dim=1),
             expansion=torch.where(steps < length, steps, -1).expand(batch, -1),
             draft_probs=drawn_from(chosen),
             # What stands behind an unusable guess is none either.
             unusable=lambda: doubt(torch.cat([one.best for one in chosen], dim=1)).cumsum(-1).isnan(),
             grown=True,
+        )
+
+    def marginals(self, depth: int, count: int) -> Children:
+        """Run an `independent` drafter once, and return the likeliest tokens of every level: the children of all nodes
+        above.
+
+        Args:
+            depth: number of levels, no more than `limit_depth` allows.
+            count: number of tokens per level, unless the vocabulary is smaller.
+        """
+        assert self.drafter is not None and not self._proposals.sampled, "likeliest tokens, not drawn ones"
+        self._expand_root()
+        self.logits = self.drafter.marginals(depth)
+        return self._choose(self.logits, count, list)
+
+    def graft(self, levels: Children, paths: Paths) -> DraftTree:
+        """Return the tree of the root and of some paths through the levels of `marginals`, made in one step."""
+        depth, guesses = paths.depth, paths.guesses
+        tokens = torch.cat([levels.tokens.flatten(1), self._root], dim=1)
+        return DraftTree(
+            tokens.gather(1, guesses),
+            paths.parents,
+            max_depth=levels.tokens.shape[1],
+            likelihood=lambda: torch.cat([cleaned(levels.log_probs()).flatten(1), self._certain], 1).gather(1, guesses),
+            unusable=lambda: doubt(levels.best).cumsum(-1).isnan().gather(1, depth[:, 1:] - 1),
+            grown=True,
+            _cache={"depth": depth},
         )
 
     def nothing(self) -> DraftTree:

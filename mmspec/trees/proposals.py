@@ -44,6 +44,8 @@ class Proposals:
         history: per row, the tokens so far, the root last; for processors that depend on the prefix.
         generator: random numbers for the draws.
         barred: tokens that the pipeline never lets through, which are no children either; None for none.
+        divisor: number that the logits are divided by where likeliest children are valued; it changes neither which
+            they are nor what is drawn.
     """
 
     sampled: bool = False
@@ -51,6 +53,7 @@ class Proposals:
     history: list[list[int]] | None = None
     generator: torch.Generator | None = None
     barred: Tensor | None = None
+    divisor: float = 1.0
 
     def choose(
         self,
@@ -72,6 +75,8 @@ class Proposals:
             if self.barred is not None:
                 tokens = torch.arange(logits.shape[-1], device=logits.device) if vocabulary is None else vocabulary
                 logits = logits.masked_fill(torch.isin(tokens, self.barred), IMPOSSIBLE)
+            if self.divisor != 1.0:
+                logits = logits / self.divisor
             # One child needs no selection, which costs more than a maximum.
             top = logits.max(-1, keepdim=True) if count == 1 else logits.topk(count, dim=-1)
 

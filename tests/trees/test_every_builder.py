@@ -12,13 +12,14 @@ from toy_drafters import ROOT, Seeded, rows_of, shape, tree_of, verdict
 
 import mmspec
 from mmspec import MMSpecError
-from mmspec.trees import Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree
+from mmspec.trees import BestFirstTree, Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree
 from mmspec.verifiers import PointMassSampling, RejectionSampling
 
 KINDS = ["random", "ties", "certain", "impossible"]
 BUILDERS = st.one_of(
     st.builds(Chain, st.integers(1, 4)),
     st.builds(DynamicTree, st.integers(1, 4), st.integers(1, 5), st.integers(1, 30)),
+    st.builds(BestFirstTree, st.integers(1, 30), st.sampled_from([None, 1, 3]), depth=st.integers(1, 5)),
     st.builds(
         ConfidenceTree,
         certainty=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
@@ -69,7 +70,11 @@ def test_every_tree_keeps_the_contract(builder, seed, kind, vocab):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("builder", [ConfidenceTree(certainty=0.4, depth=4), SageTree(window=2)], ids=["conf", "sage"])
+@pytest.mark.parametrize(
+    "builder",
+    [ConfidenceTree(certainty=0.4, depth=4), SageTree(window=2), BestFirstTree(20, depth=4)],
+    ids=["conf", "sage", "best"],
+)
 def test_each_row_of_a_batch_has_the_tree_that_it_has_alone(builder, kind):
     def drawn(seeds: list[int]) -> tuple[list, list]:
         """Four rounds, in each of which a node of a row's own is accepted; the trees, and what was drafted per row."""
@@ -83,13 +88,15 @@ def test_each_row_of_a_batch_has_the_tree_that_it_has_alone(builder, kind):
 
     trees, together = drawn([1, 2, 3, 4])
     assert together == [drawn([seed])[1][0] for seed in (1, 2, 3, 4)]
-    assert kind != "random" or any(tree.valid is not None for tree in trees), "all rows had trees of one size"
+    fixed = isinstance(builder, BestFirstTree)  # but where guesses are impossible
+    assert kind != "random" or fixed or any(tree.valid is not None for tree in trees), "all rows had trees of one size"
 
 
 VARIANTS = {
     "confidence": ConfidenceTree(),
     "confidence, small": ConfidenceTree(certainty=0.3, total=7),
     "confidence, literal": ConfidenceTree(graded=False, beam=2),
+    "best first": BestFirstTree(12, depth=4),
     "sage": SageTree(),
     "sage, small": SageTree(max_nodes=9, window=2),
     "sage, nothing passes": SageTree(threshold=1.0),
@@ -111,7 +118,9 @@ def test_text_is_that_of_plain_decoding(name, variant):
         assert out.token_ids == plain.token_ids
 
 
-@pytest.mark.parametrize("builder", [DynamicTree(), ConfidenceTree()], ids=lambda builder: type(builder).__name__)
+@pytest.mark.parametrize(
+    "builder", [DynamicTree(), ConfidenceTree(), BestFirstTree()], ids=lambda builder: type(builder).__name__
+)
 def test_trees_that_choose_by_probability_refuse_to_be_drawn(builder):
     drafter = blurred_drafter("llava", "sdpa")
     options = {"inputs": case("llava", "sdpa", *RAGGED, 14)[0], "temperature": 1.0, "max_new_tokens": 2}
@@ -124,7 +133,14 @@ def test_trees_that_choose_by_probability_refuse_to_be_drawn(builder):
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 @pytest.mark.parametrize(
-    "setting", [(Chain, "length"), (DynamicTree, "total"), (ConfidenceTree, "beam"), (SageTree, "window")]
+    "setting",
+    [
+        (Chain, "length"),
+        (DynamicTree, "total"),
+        (ConfidenceTree, "beam"),
+        (SageTree, "window"),
+        (BestFirstTree, "budget"),
+    ],
 )
 def test_sizes_must_be_positive_integers(setting, value):
     cls, name = setting

@@ -1,4 +1,4 @@
-"""ConfidentChain: where it ends, in batches too; that the text is the target's and drawn children keep its law."""
+"""ConfidenceChain: where it ends, in batches too; that the text is the target's and drawn children keep its law."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_requests import RAGGED, case
 
 import mmspec
 from mmspec.errors import MMSpecError
-from mmspec.trees import Chain, ConfidentChain, Growth, Proposals
+from mmspec.trees import Chain, ConfidenceChain, Growth, Proposals
 from mmspec.verifiers import RejectionSampling
 
 
@@ -27,7 +27,7 @@ def length_of(threshold: float, *sure: list[float]) -> int:
         lambda block: logits(block.level + 1)[:, None],
         Proposals(),
     )
-    tree = ConfidentChain(threshold, max_length=6).build(growth)
+    tree = ConfidenceChain(threshold, max_length=6).build(growth)
     assert tree.is_chain and growth.logits.shape[0] == len(sure)
     return tree.num_nodes - 1
 
@@ -48,7 +48,7 @@ def test_rows_of_a_batch_go_on_together():
 def test_the_text_is_the_targets(threshold):
     inputs, expected = case("llava", "sdpa", *RAGGED, 24)
     drafter = eagle3_drafter("llava", "sdpa")
-    out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=24, tree=ConfidentChain(threshold, 5))
+    out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=24, tree=ConfidenceChain(threshold, 5))
     assert out.token_ids == expected
 
 
@@ -70,5 +70,5 @@ def test_a_chain_may_end_by_the_tokens_drawn_so_far_but_not_by_the_one_it_would_
 @pytest.mark.parametrize("wrong", [{"threshold": -0.1}, {"threshold": 1.5}, {"max_length": 0}])
 def test_settings_out_of_range(wrong):
     (name,) = wrong
-    with pytest.raises(MMSpecError, match=f"ConfidentChain: {name}="):
-        ConfidentChain(**wrong)
+    with pytest.raises(MMSpecError, match=f"ConfidenceChain: {name}="):
+        ConfidenceChain(**wrong)
