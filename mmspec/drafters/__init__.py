@@ -25,6 +25,7 @@ from .ngram import NGramDrafter
 from .nothing import NoDrafter
 from .session_step import SessionDrafter
 from .step import StepDrafter
+from .v5e0 import V5e0Drafter, V5e0Settings
 from .vispec import ViSpecDrafter, ViSpecSettings
 
 __all__ = [
@@ -55,6 +56,8 @@ __all__ = [
     "SharedVisionDrafter",
     "StepDrafter",
     "TextOnlyDrafter",
+    "V5e0Drafter",
+    "V5e0Settings",
     "ViSpecDrafter",
     "ViSpecSettings",
     "VisualProjector",

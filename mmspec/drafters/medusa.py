@@ -13,16 +13,14 @@ from torch.nn import functional
 from ..lesson import Guess, Lesson
 from ..models.slots import pick
 from ..models.states import LAST
-from ..outcome import Scores, Verdict
 from ..settings.arguments import positive
 from ..settings.fields import settings_from
-from ..tree import DraftTree
 from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
-from .head import HeadDrafter, HeadSettings
+from .head import HeadSettings
+from .one_state import OneStateDrafter
 
 if TYPE_CHECKING:
-    from ..context import Context
     from ..files.folders import Header
     from ..target import Target
 
@@ -62,7 +60,7 @@ class MedusaSettings(HeadSettings):
         positive(self, heads=self.heads, layers=self.layers)
 
 
-class MedusaDrafter(HeadDrafter):
+class MedusaDrafter(OneStateDrafter):
     """The heads of Medusa (arXiv 2401.10774, section 2.1).
 
     Head k reads h, the target's last state after the final norm, at the newest token that has one. The root came from
@@ -88,7 +86,6 @@ class MedusaDrafter(HeadDrafter):
 
     Settings = MedusaSettings
     settings: MedusaSettings
-    feature_layers = (LAST,)
     independent = True
     cheap_levels = True
 
@@ -111,13 +108,6 @@ class MedusaDrafter(HeadDrafter):
         """Return the released tree of 63 nodes."""
         return StaticTree("medusa")
 
-    def start(self, context: Context) -> None:
-        """Take the state of the last token of every prompt."""
-        super().start(context)
-        states = context.features[LAST]
-        last = torch.tensor(context.request.lengths, device=states.device) - 1
-        self._state = pick(states, last[:, None])
-
     def expand_root(self, root: Tensor) -> Tensor:
         """Run all heads at once, `[batch, heads, vocab]`; return the logits of the first. How deep the tree goes is up
         to the builder."""
@@ -133,13 +123,6 @@ class MedusaDrafter(HeadDrafter):
     def marginals(self, depth: int) -> Tensor:
         """Return the logits of the first `depth` heads."""
         return self._guesses[:, :depth]
-
-    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
-        """Take the state of the last accepted token."""
-        super().observe(tree, scores, verdict)
-        assert scores is not None, "Medusa's heads read states of the target, so that it is always asked"
-        tip = verdict.path.gather(1, (verdict.length - 1).clamp(min=0)[:, None])
-        self._state = pick(scores.features[LAST], tip.clamp(min=0))
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """Yield the guesses of every step, see `Drafter.unroll`: step i is head i + 1 at every root. No step depends on

@@ -31,6 +31,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "0000", "0001", "0002",
         "00000", "00001",
     ),
+    # The tree of V5e-0: five continuations of the root with three each, 20 drafted nodes.
+    "v5e0": (
+        "0", "1", "2", "3", "4",
+        "00", "01", "02", "10", "11", "12", "20", "21", "22", "30", "31", "32", "40", "41", "42",
+    ),
 }
 # fmt: on
 
@@ -41,8 +46,8 @@ class StaticTree(TreeBuilder):
     Ranks are by drafter probability, or by order of draw when children are sampled.
 
     Args:
-        paths: the name of a preset (`"eagle1"` or `"medusa"`), or the paths of all nodes but the root: sequences of
-            ranks, or strings of digits. What lies deeper than the drafter drafts is left out.
+        paths: the name of a preset (`"eagle1"`, `"medusa"` or `"v5e0"`), or the paths of all nodes but the root:
+            sequences of ranks, or strings of digits. What lies deeper than the drafter drafts is left out.
 
     Raises:
         MMSpecError: for an unknown preset, a node without its parent, or a rank without the ranks before it.

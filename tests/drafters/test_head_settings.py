@@ -57,7 +57,7 @@ def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["eagle1", "eagle2", "eagle3", "msd", "hivis1", "specvlm", "vispec", "dream", "medusa"]
+    "recipe", ["eagle1", "eagle2", "eagle3", "msd", "hivis1", "specvlm", "vispec", "dream", "medusa", "v5e0"]
 )
 def test_a_recipe_lists_and_takes_every_setting(recipe):
     """Also those that its file leaves to the class."""
@@ -82,7 +82,8 @@ def test_settings_inside_a_setting_and_unknown_ones_on_the_command_line():
 
 @pytest.mark.parametrize(("cls", "name"), NAMES)
 def test_a_value_of_another_type_is_refused_by_name(cls, name):
-    refused(lambda: made(cls, **{name: 2.5}), f"^{cls.__name__}: {name}=2.5 must be (a |true|settings|'|None)")
+    wrong = "x" if "float" in str(cls.Settings.__annotations__.get(name)) else 2.5
+    refused(lambda: made(cls, **{name: wrong}), f"^{cls.__name__}: {name}={wrong!r} must be (a |true|settings|'|None)")
 
 
 @pytest.mark.parametrize("cls", HEADS)

@@ -21,6 +21,7 @@ from mmspec.drafters import (
     MsdDrafter,
     SharedVisionDrafter,
     TextOnlyDrafter,
+    V5e0Drafter,
     ViSpecDrafter,
     VisualProjector,
     as_drafter,
@@ -88,6 +89,7 @@ TINY_DRAFTERS = {
     "eagle3, fewer tokens": eagle3_drafter,
     "dream, guided": dream_drafter,
     "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
+    "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
     **VISUAL_HEADS,
 }
 # Without pictures they are no more than EAGLE, or cannot be built.

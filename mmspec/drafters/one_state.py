@@ -1,0 +1,41 @@
+"""OneStateDrafter: heads that take nothing from the target but its newest state, and keep no cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..models.slots import pick
+from ..models.states import LAST
+from ..outcome import Scores, Verdict
+from ..tree import DraftTree
+from .head import HeadDrafter
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+class OneStateDrafter(HeadDrafter):
+    """A head that reads h, the target's last state after the final norm, at the newest token that has one: the token
+    before the root, which came from that state and has none yet.
+
+    A subclass finds it in `_state`, `[batch, 1, hidden]`, and implements `expand_root`, `expand` and `unroll`. The
+    arguments are those of `HeadDrafter`.
+    """
+
+    feature_layers = (LAST,)
+
+    def start(self, context: Context) -> None:
+        """Take the state of the last token of every prompt."""
+        super().start(context)
+        states = context.features[LAST]
+        last = torch.tensor(context.request.lengths, device=states.device) - 1
+        self._state = pick(states, last[:, None])
+
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Take the state of the last accepted token."""
+        super().observe(tree, scores, verdict)
+        assert scores is not None, f"{type(self).__name__} reads states of the target, so that it is always asked"
+        tip = verdict.path.gather(1, (verdict.length - 1).clamp(min=0)[:, None])
+        self._state = pick(scores.features[LAST], tip.clamp(min=0))
