@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -53,17 +54,14 @@ def build(node: Any, **arguments: Any) -> Any:
     values = {key: value for key, value in values.items() if key not in arguments}
     if missing := [f"{place}.{key}".lstrip(".") for key, value in values.items() if value == "???"]:
         raise MMSpecError(f"{place or path} needs a value for {', '.join(missing)}")
-    try:
-        factory = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}") from error
-    base = _base_of(place)
+    factory, base = _named(path), _base_of(place)
     wrong: MMSpecError
     cause: BaseException | None
     # A function is judged by what it returns, but none that is built into Python returns any of these.
     if base and (inspect.isbuiltin(factory) or (isinstance(factory, type) and not issubclass(factory, base))):
         raise MMSpecError(f"{place}._target_={path} is no {base.__name__}, and does not build one")
     try:
+        _check_inside(values, place)
         values = instantiate(values, _convert_="all") | arguments
         _check_settings(factory, path, place, values)
         built = factory(**values)
@@ -100,6 +98,32 @@ def _base_of(place: str) -> type | None:
 
         return VisualCompressor
     return None
+
+
+def _named(path: str) -> Any:
+    """Return what a `_target_` names.
+
+    Raises:
+        MMSpecError: if there is nothing of the name.
+    """
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        module, _, name = path.rpartition(".")
+        hint = did_you_mean(name, getattr(sys.modules.get(module), "__all__", ()))  # imported by now, if there is one
+        raise MMSpecError(f"_target_ {path!r} cannot be imported: {error}{'.' if hint else ''}{hint}") from error
+
+
+def _check_inside(values: Any, place: str) -> None:
+    """Refuse classes that do not exist, and settings that they do not take, anywhere inside the settings of a class."""
+    inside = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in inside:
+        here = f"{place}.{key}".lstrip(".")
+        _check_inside(value, here)
+        if isinstance(value, Mapping) and isinstance(path := value.get("_target_"), str):
+            given = {name: each for name, each in value.items() if name != "_target_"}
+            if not any(name.startswith("_") for name in given):  # hydra's own, which change the call
+                _check_settings(_named(path), path, here, given)
 
 
 def _check_settings(factory: Any, path: str, place: str, values: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from ..errors import MMSpecError
 from .source import stated_settings
 
 COMMENT = re.compile(r"[^#]*?\s# (.*)")
-DIRECTIVE = "# @package _global_"
+PACKAGE = re.compile(r"^# @package ([\w.]+)$", re.MULTILINE)
+"""Hydra's line for a file whose keys stand elsewhere than in the file's group."""
 
 
 def shipped_folder() -> Path:
@@ -79,9 +80,10 @@ def read(file: Path, group: str) -> dict[str, OptionSetting]:
             for name in names:
                 if name != "_self_" and (other := file.with_name(f"{name}.yaml")).is_file():
                     found |= read(other, group)
-    prefix = "" if DIRECTIVE in text.splitlines() else f"{group}."
+    package = directive[1] if (directive := PACKAGE.search(text)) else group
+    prefix = "" if package == "_global_" else f"{package}."
     own = {setting.key: setting for setting in _walk(root, prefix, text.splitlines(), text)}
-    own = {key: setting for key, setting in own.items() if key.startswith(f"{group}.")}
+    own = {key: setting for key, setting in own.items() if key.startswith(prefix or f"{group}.")}
     return found | {key: _described(setting, found.get(key)) for key, setting in own.items()}
 
 

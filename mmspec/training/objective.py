@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..drafters import Drafter
-from ..errors import MMSpecError
-from ..lesson import Lesson
+from ..errors import MMSpecError, shown
+from ..lesson import Guess, Lesson
 from ..seeds import seed_from
-from .losses import Loss, truth_at
+from .losses import ChainLoss, Chains, Loss, Truth, truth_at, weight_at
 
 
 class UniformNoise:
@@ -57,21 +57,21 @@ class Objective:
     """The weighted sum of some losses over the steps of every chain.
 
     Args:
-        losses: terms of the sum.
+        losses: terms of the sum, each for single steps (`Loss`) or for whole chains (`ChainLoss`).
         steps: length of the chains. 1 is ordinary training; more is training-time test (EAGLE-3).
-        decay: factor per step: step i counts `decay ** i`.
+        decay: factor per step: step i counts `decay ** i` in losses for single steps.
         detach: whether to stop gradients from a step into earlier ones (multi-step alignment of HASS and HiViS).
         noise: change to the features that the drafter reads, such as `UniformNoise`, or None.
         keep_within: number k: a chain goes on only while the target's choice is among the drafter's k likeliest tokens
             (dynamic mask of HiViS, arXiv 2509.23928); None keeps all.
 
     Raises:
-        MMSpecError: without losses, or for a number of steps below 1.
+        MMSpecError: without losses, for something else among them, or for a number of steps below 1.
     """
 
     def __init__(
         self,
-        losses: Iterable[Loss],
+        losses: Iterable[Loss | ChainLoss],
         steps: int = 1,
         decay: float = 1.0,
         detach: bool = False,
@@ -81,6 +81,12 @@ class Objective:
         self.losses = list(losses)
         if not self.losses:
             raise MMSpecError("an objective needs at least one loss")
+        for number, loss in enumerate(self.losses):
+            if not isinstance(loss, Loss | ChainLoss):
+                raise MMSpecError(
+                    f"objective: losses.{number}={shown(loss)} is no loss; name its class as _target_, such as "
+                    "mmspec.training.losses.CrossEntropy"
+                )
         if not isinstance(steps, int) or steps < 1:
             raise MMSpecError(f"objective: steps={steps!r} must be a positive integer")
         self.steps, self.decay, self.detach = steps, decay, detach
@@ -99,7 +105,9 @@ class Objective:
         terms = [f"{kind} {count + 1}" if count else kind for kind, count in zip(kinds, earlier, strict=True)]
         return terms + [f"right {step}" for step in range(self.steps)]
 
-    def __call__(self, drafter: Drafter, lesson: Lesson, seed: str = "") -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, drafter: Drafter, lesson: Lesson, seed: str = "", progress: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Compute the loss of a drafter's guesses at a lesson.
 
         Args:
@@ -107,26 +115,57 @@ class Objective:
             lesson: a lesson that a `Teacher` made.
             seed: seed for the noise and for whatever the drafter draws itself, which depends on the rows of the lesson
                 too; give every step of a training another one.
+            progress: share of the training that is done, for weights that change (`Ramp`).
 
         Returns:
             The sum over all drafted tokens, to be divided by `Lesson.weight`; and the sums to log, `[len(names)]`: each
-            term over all steps, undiscounted, and how often the first guess was the written token at each step.
+            term over all steps, undiscounted, and how often the first guess was the written token at each step. Where a
+            drafter guesses at some roots only, each stands for as many of its row, so that both are what they would be
+            expected to be over all roots.
         """
         read = lesson if self.noise is None else replace(lesson, features=self.noise(lesson, seed))
         device = lesson.embeds.device
         total, marks = torch.zeros((), device=device), torch.zeros(len(self.names), device=device)
+        weights = [weight_at(loss.weight, progress) for loss in self.losses]
         alive = torch.ones(lesson.root_slots.numel(), dtype=torch.bool, device=device)
         vocabulary = drafter.draft_vocabulary
+        whole = any(isinstance(loss, ChainLoss) for loss in self.losses)
+        seen: list[tuple[Guess, Truth, Tensor]] = []
+        share = torch.ones(())
         with drawing(f"{seed}/{lesson.answers}", device):
             for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
                 truth = truth_at(lesson, guess.places, vocabulary)
+                share = stands_for(lesson, guess.roots) if step == 0 else share
+                kept = alive[guess.roots]
+                if whole:
+                    seen.append((guess, truth, kept))
                 for number, loss in enumerate(self.losses):
-                    value = (loss(guess, truth) * alive[guess.roots]).sum()
-                    total = total + self.decay**step * loss.weight * value
-                    marks[number] += value.detach()
+                    if isinstance(loss, Loss):
+                        value = (loss(guess, truth) * kept * share[guess.roots]).sum()
+                        total = total + self.decay**step * weights[number] * value
+                        marks[number] += value.detach()
                 right = (guess.logits.argmax(-1) == truth.tokens) & truth.written
-                marks[len(self.losses) + step] += right.sum()
+                marks[len(self.losses) + step] += (right * share[guess.roots]).sum()
                 if self.keep_within is not None and step + 1 < self.steps:
                     best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
                     alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside
+        if seen:
+            chains = Chains(*zip(*seen, strict=True))
+            for number, loss in enumerate(self.losses):
+                if isinstance(loss, ChainLoss):
+                    value = (loss(chains) * share[chains.roots][:, None]).sum()
+                    total = total + weights[number] * value
+                    marks[number] += value.detach()
         return total, marks
+
+
+def stands_for(lesson: Lesson, roots: Tensor) -> Tensor:
+    """Return how many roots of its row each guessed root stands for, by root, `[batch * roots]`.
+
+    Args:
+        lesson: the lesson that is guessed at.
+        roots: `[n]` the roots with a guess.
+    """
+    valid, _ = lesson.drafted(0)
+    guessed = torch.zeros(valid.numel(), device=roots.device).index_fill(0, roots, 1.0).view_as(valid)
+    return (valid.sum(1) / guessed.sum(1).clamp(min=1)).repeat_interleave(valid.shape[1])

@@ -49,9 +49,9 @@ class Trainee(nn.Module):
         super().__init__()
         self.drafter, self.objective = drafter, objective
 
-    def forward(self, lesson: Lesson, seed: str) -> tuple[Tensor, Tensor]:
+    def forward(self, lesson: Lesson, seed: str, progress: float = 0.0) -> tuple[Tensor, Tensor]:
         """Return the loss and the sums to log, see `Objective`."""
-        return self.objective(self.drafter, lesson, seed)
+        return self.objective(self.drafter, lesson, seed, progress)
 
 
 class Trainer:
@@ -224,7 +224,7 @@ class Trainer:
             lesson = self.teacher.lesson_of(batch)
             sync = number + 1 == len(passes)
             with nullcontext() if sync else accelerator.no_sync(self.trainee):
-                total, counted = self.trainee(lesson, f"{settings.seed}/{self.step}")
+                total, counted = self.trainee(lesson, f"{settings.seed}/{self.step}", self.step / settings.steps)
                 # Data parallelism averages over the processes; the loss is a mean over the tokens of all of them.
                 accelerator.backward(total * accelerator.num_processes / tokens)
             marks += torch.cat([total.detach()[None], counted])

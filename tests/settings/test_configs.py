@@ -27,7 +27,7 @@ COMMANDS = sorted(file.stem for file in configuration.shipped_folder().glob("*.y
 OPTIONS = [(group, option) for group, options in configuration.groups().items() for option in options]
 NULL_OPTIONS = {("drafter", "none"), ("tree", "default"), ("compressor", "default"), ("verifier", "auto")}
 WEIGHTLESS = {"tree": TreeBuilder, "compressor": VisualCompressor, "verifier": Verifier}
-NO_KEY = {"experiment"}  # groups that set the keys of others
+NO_KEY = {"experiment", "loss", "train/loss"}  # groups that set the keys of others
 GIVEN_BY_THE_CALLER = {
     "drafter": {"target": object()},
     "engine": dict.fromkeys(("target", "drafter", "tree", "verifier", "sampling", "max_new_tokens")),

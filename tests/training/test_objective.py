@@ -18,9 +18,16 @@ from mmspec.lesson import Guess, Lesson
 from mmspec.models.states import LAST
 from mmspec.training.journal import Sums
 from mmspec.training.losses import (
+    AcceptedLength,
+    ChainLoss,
     CrossEntropy,
+    Decayed,
+    DPace,
+    EndToEndVariation,
+    HybridAcceptance,
     KullbackLeibler,
     ListMLE,
+    Ramp,
     SmoothL1Features,
     SoftCrossEntropy,
     TopKCrossEntropy,
@@ -173,11 +180,98 @@ def test_the_mask_may_be_wider_than_the_vocabulary():
     )
 
 
+# Losses of whole chains.
+
+
+class Places(ChainLoss):
+    """Counts the places of chains, so that every total can be told beforehand."""
+
+    def __call__(self, chains):
+        return chains.valid.float()
+
+
+class AtSomeRoots(Scripted):
+    """Guesses at the given roots alone, as block drafters do at the anchors that they draw."""
+
+    def __init__(self, whole: Scripted, roots: list[int]):
+        super().__init__(whole.target, whole.script)
+        self.roots = torch.tensor(roots)
+
+    def unroll(self, lesson, steps=1, detach=False):
+        for guess in super().unroll(lesson, steps):
+            mine = torch.isin(guess.roots, self.roots)
+            yield Guess(guess.logits[mine], None, guess.places[mine], guess.roots[mine])
+
+
+def test_losses_of_chains_and_of_steps_add_up():
+    lesson, steps = taught(), 3
+    drafter = scripted(lesson, steps)
+    losses = [KullbackLeibler(2.0), DPace(weight=3.0), Places(0.5)]
+    total, marks = Objective(losses, steps, decay=0.5)(drafter, lesson)
+    alone = [Objective([type(loss)()], steps, decay=0.5)(drafter, lesson) for loss in losses]
+    weighted = [loss.weight * value.item() for loss, (value, _) in zip(losses, alone, strict=True)]
+    assert total.item() == pytest.approx(sum(weighted), rel=1e-5)
+    assert marks[:3].tolist() == pytest.approx([counted[0].item() for _, counted in alone], rel=1e-5)
+    assert alone[2][0] == sum(max(n - 1 - step, 0) for n in ANSWERS for step in range(steps)), "without decay"
+    assert Objective(losses).names == ["KullbackLeibler", "DPace CrossEntropy", "Places", "right 0"]
+    # In chains of one step there is nothing to see beyond it.
+    step, chain = (Objective([loss])(drafter, lesson)[0] for loss in (CrossEntropy(), DPace(alpha=1.0)))
+    assert step.item() == pytest.approx(chain.item(), rel=1e-6)
+
+
+def test_places_behind_the_dynamic_mask_are_not_valid():
+    lesson, steps = taught(), 4
+    drafter = scripted(lesson, steps, 1, error=1.0)
+    counted = []
+    for losses in ([Places()], [CrossEntropy(), Places()]):
+        _, marks = Objective(losses, steps, keep_within=2)(drafter, lesson)
+        counted.append(marks[len(losses) - 1].item())
+    everything, _ = Objective([Places()], steps)(drafter, lesson)
+    assert counted[0] == counted[1] < everything.item()
+
+
+def test_a_weight_follows_the_course_of_a_training():
+    lesson = taught()
+    drafter = scripted(lesson, 2)
+    losses = [CrossEntropy(Ramp(1.0, 0.0)), DPace(weight=Ramp(0.0, 2.0, begin=0.5, end=0.5))]
+    objective = Objective(losses, 2)
+    one, other = (Objective([each], 2)(drafter, lesson)[0].item() for each in (CrossEntropy(), DPace()))
+    for progress, shares in {0.0: (1, 0), 0.4: (0.6, 0), 0.5: (0.5, 2), 0.75: (0.25, 2)}.items():
+        total, marks = objective(drafter, lesson, "", progress)
+        assert total.item() == pytest.approx(shares[0] * one + shares[1] * other, rel=1e-5)
+        assert marks[:2].tolist() == pytest.approx([one, other], rel=1e-5), "the log is undiscounted"
+
+
+def test_roots_that_were_drawn_stand_for_all_of_their_row():
+    """So the mean over all draws of anchors is what all roots give, for losses and for what is logged."""
+    lesson, steps = taught(), 3
+    whole = scripted(lesson, steps)
+    objective = Objective([CrossEntropy(), DPace()], steps, decay=0.8)
+    total, marks = objective(whole, lesson)
+    firsts = [row * lesson.root_slots.shape[1] for row in range(len(ANSWERS))]
+    roots = [list(range(first, first + n - 1)) for first, n in zip(firsts, ANSWERS, strict=True)]
+    alone = [[objective(AtSomeRoots(whole, [root]), lesson) for root in row] for row in roots]
+    means = [torch.stack([value for value, _ in row]).mean() for row in alone]
+    logged = sum(torch.stack([counted for _, counted in row]).mean(0) for row in alone)
+    assert sum(means).item() == pytest.approx(total.item(), rel=1e-5)
+    assert (logged - marks).abs().max() < 1e-4 * marks.abs().max()
+    drawn, _ = objective(AtSomeRoots(whole, [row[-1] for row in roots]), lesson)
+    assert drawn.item() == pytest.approx(sum(row[-1][0].item() for row in alone), rel=1e-5)
+    again, counted = objective(AtSomeRoots(whole, [root for row in roots for root in row]), lesson)
+    assert again.equal(total) and counted.equal(marks), "with all roots nothing is rescaled"
+
+
 RECIPES = {
     "eagle": (EagleDrafter, False, Objective([SmoothL1Features(), SoftCrossEntropy(0.1)], noise=UniformNoise())),
     "eagle, few": (EagleDrafter, True, Objective([SmoothL1Features(layer=1), ListMLE(4)], 2, noise=UniformNoise())),
     "eagle3": (Eagle3Drafter, True, Objective([SoftCrossEntropy()], 4, decay=0.8, noise=UniformNoise())),
     "hivis": (EagleDrafter, False, Objective([TopKCrossEntropy()], 3, detach=True, keep_within=20)),
+    "chains": (
+        EagleDrafter,
+        False,
+        Objective([DPace(), EndToEndVariation(5.0), AcceptedLength(2.0), Decayed(HybridAcceptance())], 3),
+    ),
+    "chains, few": (Eagle3Drafter, True, Objective([DPace(), AcceptedLength()], 4, keep_within=20)),
 }
 
 
@@ -287,6 +381,7 @@ def test_a_row_gets_the_same_noise_in_every_batch():
     [
         ({"losses": []}, "an objective needs at least one loss"),
         ({"losses": [CrossEntropy()], "steps": 0}, "objective: steps=0 must be a positive integer"),
+        ({"losses": [{"weight": 1}]}, "objective: losses.0={'weight': 1} is no loss; name its class as _target_"),
     ],
 )
 def test_an_objective_without_terms_or_steps_is_refused(arguments, message):

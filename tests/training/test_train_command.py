@@ -101,9 +101,58 @@ def test_a_second_stage_begins_with_the_first_ones_weights(answers, tmp_path, ca
         assert message in capsys.readouterr().err
 
 
+LOSSES = sorted(configuration.groups()["train/loss"])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_group_of_losses_is_an_objective(loss):
+    own = configuration.compose("train", ["recipe=eagle3"]).recipe
+    config = configuration.compose("train", ["recipe=eagle3", f"loss={loss}"]).recipe
+    objective = configuration.build(config.objective)
+    assert config.drafter == own.drafter and config.objective.steps == own.objective.steps == objective.steps
+    assert (config.objective.losses == own.objective.losses) == (loss == "recipe")
+    assert [type(each).__name__ for each in objective.losses] == [
+        each._target_.rpartition(".")[2] for each in config.objective.losses
+    ]
+
+
+@pytest.mark.parametrize(
+    "loss", [pytest.param(name, marks=[] if name in ("aligned", "dfly") else [pytest.mark.slow]) for name in LOSSES]
+)
+def test_a_trained_drafter_goes_on_with_other_losses(loss, answers, tmp_path, capsys):
+    """The losses that the training had are written down with it, and named in its log."""
+    run = ["train", "--data", str(answers), "--output", str(tmp_path), "recipe=eagle3", f"loss={loss}", *FEW]
+    settings = ["start=tiny/eagle3", "recipe.objective.steps=3", "recipe.objective.losses.0.weight=0.5"]
+    if loss == "dfly":
+        settings[-1] = "recipe.objective.losses.0.weight={_target_:mmspec.training.losses.Ramp,first:0.5,last:0.1}"
+    assert cli.main([*run, *settings, "json=true"]) == 0, capsys.readouterr().err
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["simulated"]["mean_acceptance_length"] > 4, "two steps do not unlearn what it knew"
+    recipe = json.loads((tmp_path / "best" / "config.json").read_text())["metadata"]["recipe"]
+    weight = recipe["objective"]["losses"][0]["weight"]
+    assert (weight["first"] if loss == "dfly" else weight) == 0.5
+    header = (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert {"aligned": "AcceptedLength,KullbackLeibler", "dfly": "DPace HybridAcceptance,EndToEnd"}.get(
+        loss, ""
+    ) in header
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["loss=alined"], "loss 'alined' is unknown. Did you mean 'aligned'?"),
+        (["loss=dpace", "recipe.objective.losses.0.alpah=1"], "Did you mean 'recipe.objective.losses.0.alpha'?"),
+        (["loss=dpace", "recipe.objective.losses.0.alpha=2"], "recipe.objective.losses.0.alpha=2 must be a number fr"),
+        (["loss=aligned", "recipe.objective.losses.0.reach=writen"], "is unknown. Did you mean 'written'?"),
+        (
+            ["recipe.objective.losses=[{_target_: mmspec.training.losses.DPase}]"],
+            "has no attribute 'DPase'. Did you mean 'DPace'?",
+        ),
+        (
+            ["recipe.objective.losses=[{_target_: mmspec.training.losses.DPace, alhpa: 1}]"],
+            "setting 'recipe.objective.losses.0.alhpa' is unknown. Did you mean 'alpha'?",
+        ),
+        (["recipe.objective.losses=[{alpha: 1}]"], "losses.0={'alpha': 1} is no loss; name its class as _target_"),
         (["--data", "nowhere"], "nowhere"),
         (["mixed_precision=fp8"], "mixed_precision=fp8 must be one of no, bf16"),
         (["steps=0"], "steps=0 must be at least 1"),

@@ -116,14 +116,17 @@ def test_best_is_the_one_with_the_longest_chains(whole):
     assert config["metadata"]["validation"]["simulated"]["mean_acceptance_length"] == best
 
 
+class Rule(Answered):
+    """Answers that follow a rule."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        ids = tuple(20 + (index + n) % 7 for n in range(10))
+        return type(example)(example.id, example.prompt, example.images, example.task, None, ids)
+
+
 def test_training_learns(tmp_path):
     """Thirty steps over answers that follow a rule: agreement rises from nothing."""
-
-    class Rule(Answered):
-        def __getitem__(self, index):
-            example = super().__getitem__(index)
-            ids = tuple(20 + (index + n) % 7 for n in range(10))
-            return type(example)(example.id, example.prompt, example.images, example.task, None, ids)
 
     objective = Objective([losses.CrossEntropy()])
     training = trainer(tmp_path, examples=Rule(), objective=objective, steps=30, validate_every=30, save_every=30)
@@ -131,6 +134,46 @@ def test_training_learns(tmp_path):
     rows = logged(tmp_path)
     assert float(rows[-1]["right 0"]) > 0.5 > float(rows[0]["right 0"])
     assert report["simulated"]["mean_acceptance_length"] > 1.5
+
+
+@pytest.mark.parametrize("loss", [losses.DPace(), losses.AcceptedLength()], ids=lambda loss: loss.name)
+def test_losses_of_chains_teach(tmp_path, loss):
+    """From nothing. D-PACE learns what was written, whose drafts are then longer; acceptance what the target thinks."""
+    changes = {"steps": 30, "validate_every": 30, "save_every": 30, "measured_prompts": 1}
+    report = trainer(tmp_path, eagle3, Rule(), objective=Objective([loss], steps=3), **changes).run()
+    rows = logged(tmp_path)
+    assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
+    assert float(rows[-1][loss.name]) == pytest.approx(float(rows[-1]["loss"]), rel=1e-5)
+    assert isinstance(loss, losses.AcceptedLength) or report["simulated"]["mean_acceptance_length"] > 1.5
+    assert report["measured"]["mean_acceptance_length"] >= 1 and report["measured"]["prompts"] >= 1
+
+
+def test_weights_that_change_go_on_where_they_were(tmp_path):
+    """A training that was killed while one loss hands over to another ends as one that was not."""
+
+    def begin(name: str) -> Trainer:
+        terms = [
+            losses.CrossEntropy(losses.Ramp(1.0, 0.0)),
+            losses.AcceptedLength(losses.Ramp(0.0, 1.0, begin=0.5, end=0.5)),
+        ]
+        return trainer(tmp_path / name, eagle3, objective=Objective(terms, steps=3), validate_every=8)
+
+    def kill(number, _):
+        if number == 5:
+            raise Killed
+
+    begin("whole").run()
+    with pytest.raises(Killed):
+        begin("killed").run(kill)
+    again = begin("killed")
+    assert again.step == 3
+    again.run()
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "killed")
+    for row in logged(tmp_path / "whole"):
+        done = (int(row["step"]) - 1) / 8
+        wanted = (1 - done) * float(row["CrossEntropy"]) + (done >= 0.5) * float(row["AcceptedLength"])
+        assert float(row["loss"]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_reduced_vocabulary_is_that_of_the_answers(tmp_path):
