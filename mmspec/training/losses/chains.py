@@ -197,14 +197,15 @@ class AcceptedLength(ChainLoss):
     x_{j-1}`. That is exact, also where distributions depend on the tokens before: a draft is accepted up to a prefix
     with the chance `prod min(p, q)`, which is p's chance to write it times `prod r`. So this loss is the number of
     places minus the expected accepted length, and needs neither drafted paths nor passes of the target over them, as
-    VSD (arXiv 2602.05774) and TIGER (arXiv 2607.11131) do, whose aim this is.
+    VSD (arXiv 2602.05774) does, whose aim this is.
 
     With `first_order` the chance to reach a place is a constant in the gradient: total variation at every place, with
     as much weight as drafts get there. Without, the gradient is the whole one of the expected length, which also
     favours tokens after which the drafter does well; it is noisier, because it is told by written tokens alone.
 
-    Our own formulation; the papers' formulas are not published. Reduced vocabularies are exact too. Meant for a drafter
-    that has learned before (`start=`); some `KullbackLeibler` beside it keeps the rest of the distribution in place.
+    Our own formulation: none of VSD's weights of drafted paths are here. Reduced vocabularies are exact too. Meant for
+    a drafter that has learned before (`start=`); some `KullbackLeibler` beside it keeps the rest of the distribution in
+    place.
 
     Args:
         weight: factor of this loss in the sum.
