@@ -27,6 +27,7 @@ class TrainingSettings:
             log.
         depth: length of the chains that validation simulates.
         measured_prompts: number of held-out prompts that are answered with the real loop at each validation.
+        temperature: temperature at which validation drafts, and finds the best drafter; 0 is greedy decoding.
         seed: seed for the order, the noise and the first weights.
         text_steps, picture_steps: number of steps on examples without pictures at the beginning, and on examples with
             pictures at the end; in between the share of pictures rises. With 0 and 0 all examples come in one shuffled
@@ -48,6 +49,7 @@ class TrainingSettings:
     log_every: int = 10
     depth: int = 5
     measured_prompts: int = 4
+    temperature: float = 0.0
     seed: int = 0
     text_steps: int = 0
     picture_steps: int = 0
@@ -56,7 +58,7 @@ class TrainingSettings:
     """Settings that may change when a training is resumed."""
 
     def __post_init__(self) -> None:
-        for name in ("text_steps", "picture_steps"):
+        for name in ("text_steps", "picture_steps", "temperature"):
             if getattr(self, name) < 0:
                 raise MMSpecError(f"{name}={getattr(self, name)} must not be negative")
         positive = ("steps", "batch_size", "rows", "max_length", "held_out", "validate_every", "save_every")

@@ -263,7 +263,13 @@ class Trainer:
                 rows = self.settings.rows
                 chunks = [self.held_out[i : i + rows] for i in range(0, len(self.held_out), rows)]
                 passes = [self.loader.prepare(chunk) for chunk in chunks]
-                self._validator = Validator(self.teacher, passes, self.settings.depth, self.settings.measured_prompts)
+                self._validator = Validator(
+                    self.teacher,
+                    passes,
+                    self.settings.depth,
+                    self.settings.measured_prompts,
+                    temperature=self.settings.temperature,
+                )
             drafter = self._copy({name.removeprefix("drafter."): tensor for name, tensor in state.items()})
             report = self._validator(drafter)
             score = report["simulated"]["mean_acceptance_length"]

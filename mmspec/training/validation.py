@@ -13,18 +13,24 @@ from ..generation import generate
 from ..lesson import Lesson
 from ..trees import Chain
 from .data import TrainingPass
+from .losses import truth_at
+from .losses.acceptance import accepted_if_written, overlap
 from .teacher import Teacher
 
 
 class SimulatedAcceptance:
-    """Counts over simulated greedy drafting: a chain of guesses begins at every token and ends at the first wrong one.
+    """Sums over simulated drafting: a chain of guesses begins at every token and ends at the first refused one.
+
+    Greedily, a guess is accepted or not. At a higher temperature a chain goes on with a chance: over answers that the
+    target drew at this temperature, the means are those of drawn chains, see `AcceptedLength`.
 
     Args:
         depth: length of the chains.
+        temperature: temperature of the request; 0 is greedy decoding.
     """
 
-    def __init__(self, depth: int):
-        self.depth = depth
+    def __init__(self, depth: int, temperature: float = 0.0):
+        self.depth, self.temperature = depth, temperature
         self.tried: dict[str, Tensor] = defaultdict(lambda: torch.zeros(depth))
         self.right: dict[str, Tensor] = defaultdict(lambda: torch.zeros(depth))
 
@@ -32,18 +38,20 @@ class SimulatedAcceptance:
         """Let a drafter guess at a lesson, and count its right guesses."""
         vocabulary = drafter.draft_vocabulary
         batch, roots = lesson.root_slots.shape
-        alive = torch.ones(batch * roots, dtype=torch.bool, device=lesson.embeds.device)
+        alive = torch.ones(batch * roots, device=lesson.embeds.device)
         tasks = lesson.tasks or [""] * batch
         for step, guess in enumerate(drafter.unroll(lesson, self.depth)):
-            token = guess.logits.argmax(-1)
-            if vocabulary is not None:
-                token = vocabulary[token]
+            truth = truth_at(lesson, guess.places, vocabulary)
+            if self.temperature:
+                accepted = overlap(guess, truth, self.temperature)
+                passed = accepted_if_written(guess, truth, self.temperature)
+            else:
+                accepted = passed = ((guess.logits.argmax(-1) == truth.tokens) & truth.written).float()
             started = alive[guess.roots]
-            right = started & (token == lesson.tokens[guess.places])
             alive = torch.zeros_like(alive)
-            alive[guess.roots] = right
+            alive[guess.roots] = started * passed
             rows = (guess.roots // roots).tolist()
-            for row, was, now in zip(rows, started.tolist(), right.tolist(), strict=True):
+            for row, was, now in zip(rows, started.tolist(), (started * accepted).tolist(), strict=True):
                 self.tried[tasks[row]][step] += was
                 self.right[tasks[row]][step] += now
 
@@ -53,7 +61,7 @@ class SimulatedAcceptance:
         names = [task] if task is not None else list(self.tried)
         nothing = torch.zeros(self.depth)
         tried, right = (sum((counts[name] for name in names), nothing) for counts in (self.tried, self.right))
-        by_position = right / tried.clamp(min=1)
+        by_position = right / torch.where(tried > 0, tried, 1)
         return {
             "mean_acceptance_length": round(1 + by_position.cumprod(0).sum().item(), 4),
             "acceptance_by_position": [round(value, 4) for value in by_position.tolist()],
@@ -71,6 +79,7 @@ class Validator:
         prompts: number of prompts that the real run answers at least, with a chain of the same depth; 0 for no real
             run.
         max_new_tokens: longest answer of the real run, in tokens.
+        temperature: temperature of the requests; 0 is greedy decoding.
     """
 
     teacher: Teacher
@@ -78,12 +87,13 @@ class Validator:
     depth: int = 5
     prompts: int = 4
     max_new_tokens: int = 64
+    temperature: float = 0.0
 
     @torch.no_grad()
     def __call__(self, drafter: Drafter) -> dict:
         """Return `simulated` over everything held out, `tasks` with the same per task, and `measured` from the real
         run."""
-        acceptance = SimulatedAcceptance(self.depth)
+        acceptance = SimulatedAcceptance(self.depth, self.temperature)
         for batch in self.passes:
             acceptance.add(drafter, self.teacher.lesson_of(batch))
         report = {
@@ -100,6 +110,8 @@ class Validator:
                 inputs=batch.prompt,
                 max_new_tokens=self.max_new_tokens,
                 tree=Chain(self.depth),
+                temperature=self.temperature,
+                seed=0,
             ).stats
             prompts += batch.prompt.batch_size
             emitted += sum(sum(record.emitted) for record in stats.rounds)

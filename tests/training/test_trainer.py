@@ -13,7 +13,7 @@ import pytest
 import torch
 from refusals import refused
 from safetensors.torch import load_file
-from tiny_training import Answered, eagle, eagle3, logged, same_weights, settings, target, trainer, weights
+from tiny_training import Answered, Rule, eagle, eagle3, logged, same_weights, settings, target, trainer, weights
 
 import mmspec
 from mmspec.drafters import base as drafters_base
@@ -114,15 +114,6 @@ def test_best_is_the_one_with_the_longest_chains(whole):
     best = max(line["simulated"]["mean_acceptance_length"] for line in lines)
     config = json.loads((whole / "best" / "config.json").read_text())
     assert config["metadata"]["validation"]["simulated"]["mean_acceptance_length"] == best
-
-
-class Rule(Answered):
-    """Answers that follow a rule."""
-
-    def __getitem__(self, index):
-        example = super().__getitem__(index)
-        ids = tuple(20 + (index + n) % 7 for n in range(10))
-        return type(example)(example.id, example.prompt, example.images, example.task, None, ids)
 
 
 def test_training_learns(tmp_path):
