@@ -237,12 +237,14 @@ class TreeCache(Cache):
         get as many slots as another tensor is long, whether all are used or not.
         """
         self._pass, self.fixed = new, fixed
-        self.reserve(self.slots_in_use)
+        if fixed:
+            slots = -(-self.slots_in_use // WINDOW) * WINDOW
+            self.reserve(slots + 1)  # a window that is the whole storage is another program
+            self.window = torch.empty(slots, device=self.lengths.device)
+        else:
+            self.reserve(self.slots_in_use)
         self._start = self.longest + self.speculative
         self._scattered = fixed or not self.uniform
-        if fixed:
-            slots = min(self.capacity, -(-self.slots_in_use // WINDOW) * WINDOW)
-            self.window = torch.empty(slots, device=self.lengths.device)
         if self._scattered:
             self._slots = self.slots(self.speculative, self.speculative + new)
 

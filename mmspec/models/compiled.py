@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbols
 
 from ..compat import CACHE
 from ..errors import MMSpecError
 from .states import LAST
+from .switches import Switch
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -26,6 +29,19 @@ if TYPE_CHECKING:
 BACKEND = "inductor"
 PROGRAMS = 32
 """Programs that one model may have: for one or several nodes or rows, and for each set of features."""
+
+
+def _want_few_programs() -> Callable[[], object]:
+    # Numbers such as the scale of attention, taken for symbols, make every program be traced twice. Sizes that happen
+    # to be the same at first would be held to be so for ever.
+    patches = ExitStack()
+    patches.enter_context(torch._dynamo.config.patch(specialize_float=True))
+    patches.enter_context(symbols.patch(use_duck_shape=False))  # type: ignore[attr-defined]
+    return patches.close
+
+
+FEW_PROGRAMS = Switch(_want_few_programs)
+"""Programs are made for all sizes, and traced once."""
 
 
 class CompiledModel:
@@ -70,7 +86,8 @@ class CompiledModel:
             if self._compiled_for != kind:  # weights are not looked at by the guards
                 self._pass, self._compiled_for = self._compile(), kind
         try:
-            logits, states = self._pass(tokens, mask, position_ids, cache, features)
+            with FEW_PROGRAMS.on():
+                logits, states = self._pass(tokens, mask, position_ids, cache, features)
         except torch._dynamo.exc.TorchDynamoException as error:  # a graph break, no compiler, a compiler that fails
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise MMSpecError(

@@ -7,9 +7,8 @@ so its cost does not depend on the length of the prefix.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .cache import WINDOW, TreeCache
+from .switches import Switch
 from .transfer import to_device
 
 
@@ -81,6 +81,8 @@ class TreeMask:
         self._written = max(self._written, total)
         slots = len(self.cache.window) if self.cache.fixed else self.cache.slots_in_use
         full = self._seen[:, :new, :slots]
+        if self.cache.fixed:
+            full = full.contiguous()  # else the whole buffer and a part of it are two programs
         seen = {name: self._window(full, window, depth, new) for name, window in self.windows.items()}
         masks = {name: self._finish(mask[:, None]) for name, mask in seen.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -154,6 +156,15 @@ def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor
     return (torch.arange(width, device=device) < to_device(lengths, device)[:, None]).long()
 
 
+def _compile_nothing() -> Callable[[], object]:
+    stance: AbstractContextManager = torch.compiler.set_stance("force_eager")
+    return lambda: stance.__exit__(None, None, None)
+
+
+UNCOMPILED = Switch(_compile_nothing)
+"""Nothing is compiled in this process."""
+
+
 def kernels(attention: str, device: torch.device) -> AbstractContextManager:
     """Return the context for a pass: flex attention on a processor runs uncompiled, everything else as it is.
 
@@ -164,27 +175,4 @@ def kernels(attention: str, device: torch.device) -> AbstractContextManager:
         device: the device on which the pass begins.
     """
     on_processor = attention == MaskForm.BLOCK.value and device.type == "cpu"
-    return _uncompiled() if on_processor else nullcontext()
-
-
-_STANCE_LOCK = threading.Lock()
-_stance: AbstractContextManager | None = None
-_users = 0
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Compile nothing inside. The switch is one of the process: the first thread turns it, the last one turns it
-    back."""
-    global _stance, _users
-    with _STANCE_LOCK:
-        if _users == 0:
-            _stance = torch.compiler.set_stance("force_eager")
-        _users += 1
-    try:
-        yield
-    finally:
-        with _STANCE_LOCK:
-            _users -= 1
-            if _users == 0 and _stance is not None:
-                _stance.__exit__(None, None, None)
+    return UNCOMPILED.on() if on_processor else nullcontext()

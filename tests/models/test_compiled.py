@@ -95,6 +95,18 @@ def test_other_lengths_and_requests_need_no_new_program(traced):
     assert first == ask(2, 12, 25) == ask(0, 30, 70) == ask(1, 5, 300)
 
 
+def test_a_chain_of_any_length_behind_any_text_is_one_program(traced):
+    """Also where the window is the whole storage, where the mask is the whole buffer, and behind a longer text."""
+    target = compiled_target("llama")
+    drafter = EagleDrafter(target)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for length, new, chain in ((5, 15, 3), (100, 20, 6), (240, 20, 5)):
+        inputs, expected = case("llama", "sdpa", (0,), (length,), new)
+        out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=new, tree=Chain(chain))
+        assert out.token_ids == expected
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 1
+
+
 @pytest.mark.slow
 def test_a_target_that_is_cast_is_compiled_anew(traced):
     target = compiled_target("llama")
