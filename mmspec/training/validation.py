@@ -14,7 +14,7 @@ from ..lesson import Lesson
 from ..trees import Chain
 from .data import TrainingPass
 from .losses import truth_at
-from .losses.acceptance import accepted_if_written, overlap
+from .losses.acceptance import acceptance
 from .teacher import Teacher
 
 
@@ -43,8 +43,7 @@ class SimulatedAcceptance:
         for step, guess in enumerate(drafter.unroll(lesson, self.depth)):
             truth = truth_at(lesson, guess.places, vocabulary)
             if self.temperature:
-                accepted = overlap(guess, truth, self.temperature)
-                passed = accepted_if_written(guess, truth, self.temperature)
+                accepted, passed = acceptance(guess, truth, self.temperature)
             else:
                 accepted = passed = ((guess.logits.argmax(-1) == truth.tokens) & truth.written).float()
             started = alive[guess.roots]

@@ -22,7 +22,7 @@ from mmspec.training.losses import (
     TotalVariation,
     truth_at,
 )
-from mmspec.training.losses.acceptance import accepted_if_written, overlap
+from mmspec.training.losses.acceptance import acceptance, log_overlap, overlap
 
 EVERYWHERE = torch.arange(PLACES)
 
@@ -83,7 +83,7 @@ def test_what_is_accepted_of_the_written_tokens_has_the_overlap_as_its_mean():
                 truth = truth_at(lesson, EVERYWHERE, vocabulary)
                 guess = guess_at(EVERYWHERE, truth.logits.shape[-1], 1)
                 p = (lesson.logits / temperature).softmax(-1)[:, token]
-                mean += p * accepted_if_written(guess, truth, temperature).detach()
+                mean += p * acceptance(guess, truth, temperature)[1].detach()
             assert (mean - overlap(guess, truth, temperature)).abs().max() < 1e-5
 
 
@@ -159,11 +159,12 @@ def test_tokens_that_a_draft_model_lacks_are_never_accepted():
     q = lacking.detach().softmax(-1)
     wanted = torch.minimum(lesson.logits.softmax(-1), q).sum(-1)
     assert (overlap(lesser, truth) - wanted).abs().max() < 1e-5
-    accepted = accepted_if_written(lesser, truth)
+    assert (log_overlap(lesser, truth).exp() - wanted).abs().max() < 1e-5
+    accepted = acceptance(lesser, truth)[1]
     assert (accepted[lesson.tokens == VOCAB - 1] == 0).all() and (lesson.tokens == VOCAB - 1).any()
     for temperature in (0, 1.0):
         value = NegativeLogAcceptance(temperature=temperature)(lesser, truth)
-        (gradient,) = torch.autograd.grad(value.sum() + accepted_if_written(lesser, truth).sum(), lacking)
+        (gradient,) = torch.autograd.grad(value.sum() + sum(acceptance(lesser, truth)).sum(), lacking)
         assert value.isfinite().all() and gradient.isfinite().all() and gradient.abs().max() > 0.01
 
 

@@ -27,31 +27,34 @@ def log_q_at(guess: Guess, temperature: float = 1.0) -> Tensor:
 
 
 def log_overlap(guess: Guess, truth: Truth, temperature: float = 1.0) -> Tensor:
-    """Return the logarithm of `sum min(p, q)`, `[n]`, at the temperature of a request; `NOTHING` if that is 0.
-
-    At temperature 0 it is the drafter's probability of the target's likeliest token.
-    """
+    """Return the logarithm of `overlap`, `[n]`, which has a gradient also next to 0; `NOTHING` where the overlap is 0."""
     least = torch.minimum(truth.log_p(temperature), log_q_at(guess, temperature))
     return least.masked_fill((least == float("-inf")).all(-1, keepdim=True), NOTHING).logsumexp(-1).clamp(max=0)
 
 
 def overlap(guess: Guess, truth: Truth, temperature: float = 1.0) -> Tensor:
-    """Return `sum min(p, q)`, `[n]`, the chance that a drawn token is accepted, at the temperature of a request."""
-    return log_overlap(guess, truth, temperature).exp()
+    """Return `sum min(p, q)`, `[n]`, the chance that a drawn token is accepted, at the temperature of a request.
 
-
-def accepted_if_written(guess: Guess, truth: Truth, temperature: float = 1.0) -> Tensor:
-    """Return `min(1, q / p)` of the written tokens, `[n]`: the chance that one is proposed and accepted, in relation to
-    the chance p that the target writes it. It is 0 for a token that the drafter cannot propose.
-
-    Over answers that are draws of the target at this temperature its mean is `sum min(p, q)`.
+    At temperature 0 it is the drafter's probability of the target's likeliest token.
     """
-    if temperature == 0:
-        return overlap(guess, truth, 0)
-    index = truth.tokens[:, None]
+    return torch.minimum(truth.log_p(temperature).exp(), log_q_at(guess, temperature).exp()).sum(-1)
+
+
+def acceptance(guess: Guess, truth: Truth, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return `overlap`, and `min(1, q / p)` of the written tokens, `[n]` each.
+
+    The second is the chance that the written token is proposed and accepted, in relation to the chance p that the
+    target writes it; 0 for a token that the drafter cannot propose. Over answers that are draws of the target at this
+    temperature its mean is the first. At temperature 0 both are the drafter's probability of the target's likeliest
+    token.
+    """
     log_p, log_q = truth.log_p(temperature), log_q_at(guess, temperature)
+    accepted = torch.minimum(log_p.exp(), log_q.exp()).sum(-1)
+    if temperature == 0:
+        return accepted, accepted
+    index = truth.tokens[:, None]
     ratio = (log_q.gather(-1, index) - log_p.gather(-1, index))[:, 0]
-    return ratio.masked_fill(~truth.written, float("-inf")).clamp(max=0).exp()
+    return accepted, ratio.masked_fill(~truth.written, float("-inf")).clamp(max=0).exp()
 
 
 def checked_temperature(owner: object, temperature: float) -> float:

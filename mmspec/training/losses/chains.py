@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import MMSpecError, did_you_mean
 from ...lesson import Guess
-from .acceptance import accepted_if_written, checked_temperature, overlap
+from .acceptance import acceptance, checked_temperature, overlap
 from .base import Loss, Term, Truth, checked
 from .distributions import CrossEntropy
 from .weights import Weight, is_number
@@ -233,10 +233,10 @@ class AcceptedLength(ChainLoss):
 
     def __call__(self, chains: Chains) -> Tensor:
         """Return the loss of every place, `[roots, steps]`."""
-        accepted = chains.each(lambda guess, truth: overlap(guess, truth, self.temperature), fill=1.0)
-        passed = accepted
-        if self.reach == "written":
-            passed = chains.each(lambda guess, truth: accepted_if_written(guess, truth, self.temperature), fill=1.0)
+        pairs = zip(chains.guesses, chains.truths, strict=True)
+        found = [acceptance(guess, truth, self.temperature) for guess, truth in pairs]
+        accepted = chains.spread([overlapping for overlapping, _ in found], fill=1.0)
+        passed = chains.spread([through for _, through in found], fill=1.0) if self.reach == "written" else accepted
         reached = torch.cat([torch.ones_like(passed[:, :1]), passed[:, :-1].cumprod(1)], dim=1)
         if self.first_order:
             reached = reached.detach()
