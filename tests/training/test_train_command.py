@@ -117,7 +117,12 @@ def test_every_group_of_losses_is_an_objective(loss):
 
 
 @pytest.mark.parametrize(
-    "loss", [pytest.param(name, marks=[] if name in ("aligned", "dfly") else [pytest.mark.slow]) for name in LOSSES]
+    "loss",
+    [
+        pytest.param(name, marks=[] if name in ("aligned", "dfly") else [pytest.mark.slow])
+        for name in LOSSES
+        if name != "recipe"
+    ],
 )
 def test_a_trained_drafter_goes_on_with_other_losses(loss, answers, tmp_path, capsys):
     """The losses that the training had are written down with it, and named in its log."""

@@ -27,7 +27,7 @@ def log_q_at(guess: Guess, temperature: float = 1.0) -> Tensor:
 
 
 def log_overlap(guess: Guess, truth: Truth, temperature: float = 1.0) -> Tensor:
-    """Return the logarithm of `overlap`, `[n]`, which has a gradient also next to 0; `NOTHING` where the overlap is 0."""
+    """Return the logarithm of `overlap`, `[n]`, which has a gradient also next to 0; `NOTHING` where that is 0."""
     least = torch.minimum(truth.log_p(temperature), log_q_at(guess, temperature))
     return least.masked_fill((least == float("-inf")).all(-1, keepdim=True), NOTHING).logsumexp(-1).clamp(max=0)
 
@@ -37,7 +37,7 @@ def overlap(guess: Guess, truth: Truth, temperature: float = 1.0) -> Tensor:
 
     At temperature 0 it is the drafter's probability of the target's likeliest token.
     """
-    return torch.minimum(truth.log_p(temperature).exp(), log_q_at(guess, temperature).exp()).sum(-1)
+    return acceptance(guess, truth, temperature)[0]
 
 
 def acceptance(guess: Guess, truth: Truth, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
