@@ -116,8 +116,8 @@ class OnBase(Loss):
     arXiv 2605.29707, whose base is trained first).
 
     Args:
-        loss: the loss that is applied to them.
-        weight: factor of this loss in the sum; that of `loss` does not count.
+        loss: the loss that is applied to them, without a weight of its own.
+        weight: factor of this loss in the sum.
 
     Raises:
         MMSpecError: for a drafter that corrects nothing.
@@ -144,9 +144,11 @@ def checked(owner: Term, loss: Loss) -> Loss:
     """Return a loss that another is made of.
 
     Raises:
-        MMSpecError: if it is none, or one that sees whole chains.
+        MMSpecError: if it is none, or one that sees whole chains, or has a weight of its own.
     """
+    name = type(owner).__name__
     if not isinstance(loss, Loss):
-        kind = type(loss).__name__
-        raise MMSpecError(f"{type(owner).__name__}: loss={kind} must be a loss of single tokens, such as CrossEntropy")
+        raise MMSpecError(f"{name}: loss={type(loss).__name__} must be a loss of single tokens, such as CrossEntropy")
+    if loss.weight != 1:
+        raise MMSpecError(f"{name}: loss.weight={loss.weight} would not count; give the weight to {name} itself")
     return loss

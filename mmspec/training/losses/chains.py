@@ -84,9 +84,9 @@ class Decayed(ChainLoss):
     like their middles, however a batch is divided.
 
     Args:
-        loss: the loss of a token; cross-entropy by default.
+        loss: the loss of a token, without a weight of its own; cross-entropy by default.
         gamma: number of places in which the weight falls to 1/e.
-        weight: factor of this loss in the sum; that of `loss` does not count.
+        weight: factor of this loss in the sum.
 
     Raises:
         MMSpecError: for a gamma that is not positive.
@@ -125,9 +125,9 @@ class DPace(ChainLoss):
     divide by the sum of weights do not transfer.
 
     Args:
-        loss: the loss of a token; cross-entropy by default.
+        loss: the loss of a token, without a weight of its own; cross-entropy by default.
         alpha: smoothing, from 0 (the drafter's own probabilities) to 1 (all are taken for certain).
-        weight: factor of this loss in the sum; that of `loss` does not count.
+        weight: factor of this loss in the sum.
 
     Raises:
         MMSpecError: for an alpha that is not between 0 and 1.
