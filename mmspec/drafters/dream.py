@@ -20,6 +20,7 @@ from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
 from .head_config import initialise
 from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_unrolled
+from .layer_pass import LayerPass
 from .reading import TargetView, view_of
 
 Entries = tuple[Tensor, Tensor]
@@ -109,6 +110,10 @@ class DreamDrafter(FeatureDrafter):
 
     # Drafting.
 
+    def passes(self) -> tuple[LayerPass, ...]:
+        """Return the passes of the first and of the last layer."""
+        return LayerPass(self._three[0]), LayerPass(self._three[2])
+
     def prefill_kv(self, prompt: DraftPrompt) -> list[Entries]:
         """Return keys and values of all slots of a prompt, for the three layers."""
         _, _, first, memory, last = self._read_all(prompt)
@@ -130,10 +135,10 @@ class DreamDrafter(FeatureDrafter):
         """Run the three layers inside an open block: from `[batch, new, hidden]` embeddings of tokens and states to
         outputs."""
         entries = self.session.cache.tree_layers
-        first, middle, last = self._three
+        (first, last), (_, middle, third) = self._passes, self._three
 
-        def attended(layer: DraftLayer, number: int, mixed: Tensor) -> Tensor:
-            queries, own_keys, own_values = layer.self_attn.project(mixed, rope)
+        def attended(layer: LayerPass, number: int, mixed: Tensor) -> Tensor:
+            queries, own_keys, own_values = layer.project(mixed, rope)
             keys, values = entries[number].update(own_keys, own_values)
             return attend(queries, keys, values, mask)
 
@@ -144,7 +149,7 @@ class DreamDrafter(FeatureDrafter):
             seen = mask if self.settings.tree_masked or mask is None else self._by_slot(mask)
             seen = None if seen is None else seen[..., 1:]
             hidden = middle.finish(hidden, attend(middle.queries(hidden), keys, values, seen))
-        return last.finish(hidden, attended(last, -1, last.input_layernorm(hidden)))
+        return last.finish(hidden, attended(last, -1, third.input_layernorm(hidden)))
 
     def _by_slot(self, mask: Tensor) -> Tensor:
         """Return a mask like this one by which every node of the open block sees all slots before it, and its own."""

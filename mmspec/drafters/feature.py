@@ -25,6 +25,7 @@ from .feature_settings import FeatureSettings
 from .head import HeadDrafter
 from .head_config import head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
+from .layer_pass import LayerPass
 from .reading import OwnEmbedding, TargetView, compress, layers_for, view_of
 from .rope import Turning, rotary_of
 
@@ -200,6 +201,7 @@ class FeatureDrafter(HeadDrafter):
         super().start(context)
         request = context.request
         self._prepare()
+        self._passes = self.passes()
         prompt = self.read(view_of(context))
         last = torch.tensor(request.lengths, device=prompt.removed.device) - 1 - prompt.removed
         # Nothing is asked of the prompt's slots but what later ones see of them: keys and values.
@@ -215,6 +217,10 @@ class FeatureDrafter(HeadDrafter):
         self._states = pick(prompt.states, last[:, None])
         self._steps: int | Tensor = 0  # of these states, see `layer_input`
         self._guessed = [0] * context.batch_size  # the last slots of the cache, whose states are its own
+
+    def passes(self) -> tuple[LayerPass, ...]:
+        """Return the layers as a request runs them."""
+        return (LayerPass(self.layer),)
 
     def prefill_kv(self, prompt: DraftPrompt) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of all slots of a prompt, `[batch, key_value_heads, slots, head_dim]`, for every
@@ -287,14 +293,14 @@ class FeatureDrafter(HeadDrafter):
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         """Run the layer once: from nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
-        session, attention = self.session, self.layer.self_attn
+        session, (layer,) = self.session, self._passes
         mixed, residual = self.layer_input(self.token_embeds(block.tokens), states, step)
         with session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
             mixed, residual = session.present(mixed), session.present(residual)
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
-            queries, own_keys, own_values = attention.project(mixed, self._rope_of(block, mixed, positions))
+            queries, own_keys, own_values = layer.project(mixed, self._rope_of(block, mixed, positions))
             keys, values = session.cache.tree_layers[0].update(own_keys, own_values)
-        return session.whole(self.layer.finish(residual, attend(queries, keys, values, mask)))
+        return session.whole(layer.finish(residual, attend(queries, keys, values, mask)))
 
     # Training.
 

@@ -50,10 +50,10 @@ class DraftAttention(nn.Module):
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of `[batch, length, width]` states, each `[batch, heads, length, head_dim]`:
         those of `queries` and `keys_values`, in one product and one rotation. Gradients do not flow."""
-        joined = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
+        heads = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
         queries, shared = (map.out_features // self.head_dim for map in (self.q_proj, self.k_proj))
-        turned = rotate(joined[:, : queries + shared], rope)
-        return turned[:, :queries], turned[:, queries:], joined[:, queries + shared :]
+        turned = rotate(heads[:, : queries + shared], rope)
+        return turned[:, :queries], turned[:, queries:], heads[:, queries + shared :]
 
     def queries(self, states: Tensor, rope: Rope) -> Tensor:
         """Return queries `[batch, heads, length, head_dim]` of `[batch, length, width]` states."""
@@ -118,8 +118,8 @@ def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
     linear = [map for map in maps if type(map) is nn.Linear]
     if len(linear) < len(maps):  # quantised, say, or with an adapter
         return torch.cat([map(states) for map in maps], dim=-1)
-    weight = _joined([map.weight for map in linear])
-    bias = None if linear[0].bias is None else _joined([map.bias for map in linear])
+    weight = joined([map.weight for map in linear])
+    bias = None if linear[0].bias is None else joined([map.bias for map in linear])
     return functional.linear(states, weight, bias)
 
 
@@ -132,13 +132,13 @@ def normed_side_by_side(parts: Sequence[Tensor], norms: Sequence[nn.Module]) -> 
     if torch.is_grad_enabled() or not plain or any(part.shape != parts[0].shape for part in parts):
         return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=-1)
     width = parts[0].shape[-1]
-    joined = torch.cat(list(parts), dim=-1).unflatten(-1, (len(parts), width))
-    weight = _joined([cast(nn.RMSNorm, norm).weight for norm in norms])
-    normed = functional.rms_norm(joined, (width,), None, cast(nn.RMSNorm, first).eps)
+    both = torch.cat(list(parts), dim=-1).unflatten(-1, (len(parts), width))
+    weight = joined([cast(nn.RMSNorm, norm).weight for norm in norms])
+    normed = functional.rms_norm(both, (width,), None, cast(nn.RMSNorm, first).eps)
     return (normed * weight.view(-1, width)).flatten(-2)
 
 
-def _joined(parameters: Sequence[Tensor]) -> Tensor:
+def joined(parameters: Sequence[Tensor]) -> Tensor:
     """Return parameters as one tensor, stacked along their first dimension, without a copy once they lie in one
     storage."""
     first = parameters[0]

@@ -52,30 +52,37 @@ class TreeMask:
         self._commits, self._lengths, self._written = -1, [0] * cache.rows, 0
         self._columns = torch.zeros(cache.rows, 0, dtype=torch.long, device=cache.lengths.device)
 
-    def build(
-        self, visible: Tensor, depth: Tensor | None, extends_chain: bool = False
-    ) -> Mask | dict[str, Mask] | None:
-        """Return the mask of a pass; call it between `cache.begin` and the forward pass.
+    def needed(self, total: int, extends_chain: bool = False) -> bool:
+        """Return whether a pass needs a mask; call it between `cache.begin` and `build` or the forward pass.
+
+        The model's own causal mask says the same for a single new node that sees all, in rows of equal length. Passes
+        of fixed form always get one, and so does flex attention: transformers would compile a block mask of its own
+        anew for every length.
+
+        Args:
+            total: number of speculative entries, of earlier passes of this round and of this one.
+            extends_chain: True for a single new node that is known to see all of them.
+        """
+        free = self.cache.uniform and not self.cache.fixed and self.form is not MaskForm.BLOCK
+        if free and (extends_chain or total == 1):
+            self._written = max(self._written, total)
+            return False
+        return True
+
+    def build(self, visible: Tensor, depth: Tensor | None) -> Mask | dict[str, Mask]:
+        """Return the mask of a pass.
 
         Args:
             visible: `[rows, new, speculative + new]`, which speculative entries (earlier passes of this round, then
                 this one) each new node sees, itself included; of the rows that have not left the cache.
             depth: `[rows, speculative + new]` distance of every speculative entry from the last committed token, minus
-                one: what comes right after it has depth 0. None if no layer has a
-                sliding window.
-            extends_chain: True for a single new node that is known to see all speculative entries.
+                one: what comes right after it has depth 0. None if no layer has a sliding window.
 
         Returns:
-            `[rows, 1, new, slots]`, or one of these per attention type, or None where the model's own causal mask says
-            the same: a single new node that sees all, in rows of equal length. In passes of fixed form it is
-            never None, and as wide as the cache's window. Nor is it None for flex attention: transformers would compile
-            a block mask of its own anew for every length.
+            `[rows, 1, new, slots]`, or one of these per attention type. In passes of fixed form it is as wide as the
+            cache's window.
         """
         new, total = visible.shape[1:]
-        free = self.cache.uniform and not self.cache.fixed and self.form is not MaskForm.BLOCK
-        if free and (extends_chain or total == 1):
-            self._written = max(self._written, total)
-            return None
         self._refresh(new, total)
         self._put(self._seen[:, :new], visible)
         self._written = max(self._written, total)

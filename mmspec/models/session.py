@@ -100,18 +100,20 @@ class Session:
             extends_chain: True for a single node that is known to see all earlier ones.
 
         Yields:
-            The mask of the pass, see `TreeMask.build`, and the positions of the nodes, `[rows, new]` or
+            The mask of the pass, see `TreeMask`, and the positions of the nodes, `[rows, new]` or
             `[axes, rows, new]`.
         """
         if self.cache.speculative == 0:
             self._depth = None
             if self.history is not None:
                 self.leave()
-        visible, depth = self.present(visible), self.present(depth)
-        self.cache.begin(visible.shape[1], fixed=self.cache.compiled)
+        new, total = visible.shape[1:]
+        depth = self.present(depth)
+        self.cache.begin(new, fixed=self.cache.compiled)
         if self._windows:  # for which distances count
             self._depth = depth if self._depth is None else torch.cat([self._depth, depth], dim=1)
-        mask = self.masks.build(visible, self._depth, extends_chain)
+        needed = self.masks.needed(total, extends_chain)
+        mask = self.masks.build(self.present(visible), self._depth) if needed else None
         yield mask, self.positions(depth)
         self.cache.end()
 
@@ -229,7 +231,7 @@ class ModelSession(Session):
             once: further arguments of this pass.
             extra: further arguments of this pass and of all that follow.
         """
-        length, device = embeds.shape[1], self.model.device
+        length, device = embeds.shape[1], self.cache.lengths.device
         self.position_offset, self.extra = position_offset, extra or {}
         # The head runs on the last tokens only: on the distinct columns in which they stand.
         columns = sorted({n - 1 for n in lengths})
@@ -294,7 +296,7 @@ class ModelSession(Session):
 
     def _run(self, **arguments: Any) -> Pass:
         """Run a pass of the model; its results are on the device where drafters read them."""
-        device = self.model.device
+        device = self.cache.lengths.device
         cache = self.cache if self.beside is None else EncoderDecoderCache(self.cache, self.beside)
         arguments |= self.extra | {"use_cache": True, CACHE: cache}
         if not self.feature_layers:

@@ -84,7 +84,9 @@ def replay(request, windows: dict[str, int | None], form=MaskForm.BOOLEAN, capac
                 visible = [[[j in path for j in range(total)] for path in row[total - new :]] for row in paths]
                 depth = [[len(path) - 1 for path in row] for row in paths]
                 cache.begin(new)
-                yield masks.build(torch.tensor(visible), torch.tensor(depth)), rows, new, cache.slots_in_use
+                needed = masks.needed(total)
+                mask = masks.build(torch.tensor(visible), torch.tensor(depth)) if needed else None
+                yield mask, rows, new, cache.slots_in_use
                 cache.end()
             paths = [row.path(node) for row, node in zip(rows, keep, strict=True)]
             counts = [len(path) for path in paths]
