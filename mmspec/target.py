@@ -65,7 +65,8 @@ class Target(Model):
             adapter acts inside its layers. `target.model` is then the model inside, with the adapter.
         processor: its processor or tokenizer; needed for text prompts, not for `inputs=`.
         compile: whether to compile the passes that score trees, and those of small models that draft for it, see
-            `mmspec.models.compiled`. The first answer then takes a minute or more.
+            `mmspec.models.compiled`. The first answer then takes a minute or more, and less in later
+            processes, which find the programs on disk.
         check: whether to compare it with its own `generate` at once, see `mmspec.check`; by default only if it is of no
             listed family. Such a model reads no pictures, videos or sounds before it was checked with some: with those
             that its processor makes, or by `check(inputs=...)`.
