@@ -231,12 +231,13 @@ def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
     own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
     if not own:
         return {"kind": "lookup"}
+    one_pass = {"one_pass": True} if drafter.cheap_levels else {}
     if isinstance(drafter, FeatureDrafter):
         drafted = drafter.draft_vocab_size or target.vocab_size
         layer = _weights(family.layers[0])
-        return {"kind": "head", "layers": own / layer, "vocabulary": drafted / target.vocab_size}
+        return {"kind": "head", "layers": own / layer, "vocabulary": drafted / target.vocab_size, **one_pass}
     layers = len(drafter.draft_target.family.layers) if isinstance(drafter, DraftModelDrafter) else 1
-    return {"kind": "model", "layers": layers / len(family.layers), "share": own / _weights(target.model)}
+    return {"kind": "model", "layers": layers / len(family.layers), "share": own / _weights(target.model), **one_pass}
 
 
 def _weights(module: nn.Module) -> int:

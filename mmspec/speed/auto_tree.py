@@ -15,7 +15,7 @@ from ..inputs import Request
 from ..outcome import Scores, Verdict
 from ..settings.arguments import number, positive
 from ..tree import DraftTree
-from ..trees import DynamicTree, Growth, StaticTree, TreeBuilder
+from ..trees import BestFirstTree, DynamicTree, Growth, StaticTree, TreeBuilder
 from . import store
 from .calibration import describe
 from .choosing import Candidate, candidates, fastest
@@ -71,7 +71,8 @@ class AutoTree(TreeBuilder):
     but `limit`.
 
     **Trees.** Now and then the predictions for static and dynamic trees (from the acceptance by rank, as in Sequoia,
-    arXiv 2402.12374) are compared with what chains reach, and the kind that is faster by `margin` is drafted.
+    arXiv 2402.12374) are compared with what chains reach, and the kind that is faster by `margin` is drafted. Where
+    levels below the first cost no pass (`Drafter.cheap_levels`), best-first trees of several budgets are among them.
 
     **Nothing.** Where an answer is written no faster than plain decoding would, the drafter rests, and is tried again
     after 16 rounds, 32, and so on up to 128.
@@ -149,7 +150,8 @@ class AutoTree(TreeBuilder):
             self.shape = Shape.plain()
             return growth.nothing()
         if self._builder is not None:
-            self.shape = Shape.of(self._builder)
+            assert self._candidate is not None, "a builder is of a candidate"
+            self.shape = self._candidate.shape
             return self._builder.build(growth)
         self._chances = [1.0] * len(growth.root)
         self._sure: list[list[float]] = []
@@ -202,6 +204,7 @@ class AutoTree(TreeBuilder):
         """Find out what is known, and where an answer like this one begins."""
         known, rows = self._what_is_known(growth.drafter), len(growth.root)
         self._known, self._rows = known, rows
+        self._cheap = growth.drafter is not None and growth.drafter.cheap_levels
         self._reach = growth.limit_depth(self.limit)
         first = Shape.chain(min(3, self._reach))
         tokens, seconds = known.usual or (2.0 * rows, seconds_of(known.costs, first, 2))
@@ -225,12 +228,12 @@ class AutoTree(TreeBuilder):
         conditions = _conditions(drafter, context.request)
         share = conditions["drafter_parameters"] / max(conditions["target_parameters"], 1)
         if self.costs is not None or self.sampled:
-            return Knowledge(self.costs or RoundCosts(share).costs)
+            return Knowledge(self.costs or RoundCosts(share, drafter.cheap_levels).costs)
         self._clock = context.clock
         if not self.remember:
-            return Knowledge(share=share)
+            return Knowledge(share=share, cheap=drafter.cheap_levels)
         self._conditions = conditions
-        return store.knowledge_of(conditions, share)
+        return store.knowledge_of(conditions, share, drafter.cheap_levels)
 
     def _learn(self) -> None:
         """Learn the costs from the rounds whose times are known by now."""
@@ -277,7 +280,9 @@ class AutoTree(TreeBuilder):
         """Change to the fastest kind of tree if it is faster by the margin."""
         known = self._known
         assert known is not None
-        kinds = ("chain", "static") if self.sampled else ("chain", "static", "dynamic")
+        kinds = ["chain", "static"]
+        if not self.sampled:
+            kinds += ["dynamic", *(["best_first"] if self._cheap else [])]
         best = {kind: fastest(found) for kind in kinds if (found := self._found(kind))}
         speeds = {kind: one.prediction.tokens_per_second * known.gains[kind].value for kind, one in best.items()}
         present = known.kind if known.kind in speeds else "chain"
@@ -317,6 +322,8 @@ def _conditions(drafter: Drafter, request: Request) -> dict[str, Any]:
 
 
 def _builder(candidate: Candidate) -> TreeBuilder:
+    if candidate.shape.kind == "best_first":
+        return BestFirstTree(int(candidate.shape.nodes))
     if candidate.settings is not None:
         return DynamicTree(*candidate.settings)
     return StaticTree(candidate.paths)

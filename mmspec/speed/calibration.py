@@ -21,7 +21,7 @@ from ..errors import MMSpecError
 from ..inputs import Request, prepare
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
-from ..trees import Chain, DynamicTree, StaticTree
+from ..trees import BestFirstTree, Chain, DynamicTree, StaticTree, TreeBuilder
 from ..verifiers import Greedy, longest, reached
 from .costs import Costs, Curve, Line
 from .shapes import Shape
@@ -38,13 +38,20 @@ FORWARD = ("draft", "score")
 WIDE = [(r,) for r in range(4)] + [(r, s) for r in range(4) for s in range(3)] + [(r, 0, 0) for r in range(3)]
 
 
-def shapes_to_time(max_nodes: int) -> list[Chain | StaticTree | DynamicTree]:
-    """Return chains and trees that draft at most `max_nodes` nodes, few enough to be timed in a second or two."""
-    chains = [Chain(length) for length in (1, 2, 4, 8) if length <= max_nodes]
-    statics: list[StaticTree | DynamicTree] = [StaticTree([(0,), (1,), (0, 0)]), StaticTree(WIDE), StaticTree("eagle1")]
-    dynamics = [DynamicTree(2, 2, 5), DynamicTree(3, 4, 13), DynamicTree(5, 4, 17), DynamicTree(4, 8, 33)]
+def shapes_to_time(max_nodes: int, independent: bool = False) -> list[TreeBuilder]:
+    """Return chains and trees that draft at most `max_nodes` nodes, few enough to be timed in a second or two.
+
+    Args:
+        max_nodes: see above.
+        independent: True for trees of marginals too, see `Drafter.independent`.
+    """
+    chains: list[TreeBuilder] = [Chain(length) for length in (1, 2, 4, 8) if length <= max_nodes]
+    statics: list[TreeBuilder] = [StaticTree([(0,), (1,), (0, 0)]), StaticTree(WIDE), StaticTree("eagle1")]
+    sizes = [(2, 2, 5), (3, 4, 13), (5, 4, 17), (4, 8, 33)]
+    dynamics: list[TreeBuilder] = [DynamicTree(*size) for size in sizes]
     dynamics += [DynamicTree(6, 8, size + 1) for size in (48, 64) if size <= max_nodes]
-    return [*chains, *(tree for tree in [*statics, *dynamics] if tree.max_nodes <= max_nodes)]
+    trees = [*statics, *dynamics, *(BestFirstTree(size) for size in (8, 32) if independent)]
+    return [*chains, *(tree for tree in trees if tree.max_nodes is not None and tree.max_nodes <= max_nodes)]
 
 
 class _Forced(Greedy):
@@ -179,7 +186,7 @@ def measure_costs(
     request = request or random_request(target, prefix, batch_size)
     grows = drafter.tree is not None
     fillers = [] if grows else [Shape.chain(n) for n in (1, 2, 4, 8, 16, 32, 64) if n <= max_nodes]
-    builders = shapes_to_time(max_nodes) if grows else []
+    builders = shapes_to_time(max_nodes, drafter.independent) if grows else []
     each = len(builders) or len(fillers) + 1
     rounds = (warmup + repeats) * len(ACCEPTED) * each
     room = 2 + rounds * (1 + max(ACCEPTED))
@@ -277,12 +284,12 @@ def _fit(plain: Timings, filled: Timings, drafted: Timings, grows: bool, conditi
     rows = []
     for shape, confirmed, _ in drafting:
         static, dynamic, further = shape.kind == "static", shape.kind == "dynamic", shape.passes - 1
-        rows.append(
-            (1.0, confirmed, further, sum(shape.levels[1:]), static, static * further, dynamic, dynamic * further)
-        )
+        best = shape.kind == "best_first"
+        choosing = (static, static * further, dynamic, dynamic * further, best, best * shape.nodes)
+        rows.append((1.0, confirmed, further, sum(shape.levels[1:]), *choosing))
     fitted = _least_squares(rows, [seconds for *_, seconds in drafting])
-    first, level, static_line, dynamic_line = (Line(*fitted[place : place + 2]) for place in range(0, 8, 2))
-    return replace(common, first=first, level=level, static=static_line, dynamic=dynamic_line)
+    first, level, static_line, dynamic_line, best_line = (Line(*fitted[place : place + 2]) for place in range(0, 10, 2))
+    return replace(common, first=first, level=level, static=static_line, dynamic=dynamic_line, best_first=best_line)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:

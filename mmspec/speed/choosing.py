@@ -11,6 +11,7 @@ from .prediction import Prediction, predict
 from .shapes import Ranks, Shape
 
 STATIC_SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+BUDGETS = (4, 8, 12, 16, 24, 32, 48, 64)
 DYNAMIC_DEPTHS, DYNAMIC_SIZES = (2, 3, 4, 5, 6, 8), (8, 16, 24, 32, 48, 64)
 TOP_K = (2, 4, 8)
 
@@ -42,23 +43,24 @@ def candidates(
     max_nodes: int = 32,
     kinds: Collection[str] = ("chain", "static", "dynamic"),
 ) -> list[Candidate]:
-    """Return chains, the best static trees, and dynamic trees, each with its prediction.
+    """Return chains, the best static trees, dynamic trees, and the likeliest paths, each with its prediction.
 
     A static tree of n nodes consists of the n nodes that are most likely reached (the optimum for its size, as in
     Sequoia, arXiv 2402.12374, which finds it by dynamic programming). A dynamic tree is taken to accept as much as the
-    best rank tree within its bounds, although it chooses anew each round, by the drafter's own probabilities.
+    best rank tree within its bounds, although it chooses anew each round, by the drafter's own probabilities. So is a
+    best-first tree, for drafters whose levels below the first cost no pass (`Drafter.cheap_levels`).
 
     Args:
         costs: costs on this machine.
         acceptance: acceptance by level and rank.
         max_depth: largest number of levels.
         max_nodes: largest number of drafted nodes.
-        kinds: which of the three kinds to return.
+        kinds: which of the four kinds to return; `best_first` is the fourth.
     """
     found: list[Candidate] = []
     if "chain" in kinds:
         found += _chains(costs, acceptance, min(max_depth, max_nodes))
-    if "static" in kinds or "dynamic" in kinds:
+    if {"static", "dynamic", "best_first"} & set(kinds):
         width = max(map(len, acceptance.chances))
         # Every part of this list is a tree, and so is what it holds within a depth and a width, in the same order.
         nodes = acceptance.likeliest(4 * max_nodes, max_depth, width)
@@ -66,6 +68,8 @@ def candidates(
             found += _statics(costs, nodes, max_nodes)
         if "dynamic" in kinds:
             found += _dynamics(costs, nodes, max_depth, max_nodes, width)
+        if "best_first" in kinds:
+            found += _best_firsts(costs, nodes, max_depth, max_nodes)
     return found
 
 
@@ -95,6 +99,12 @@ def _dynamics(costs: Costs, nodes: list[RankNode], max_depth: int, max_nodes: in
                     continue
                 accepted = sum(bounded[:size])
                 yield Candidate(shape, predict(costs, shape, accepted), settings=settings, ranked=accepted)
+
+
+def _best_firsts(costs: Costs, nodes: list[RankNode], max_depth: int, max_nodes: int) -> Iterator[Candidate]:
+    for size in (size for size in BUDGETS if size <= min(max_nodes, len(nodes))):
+        shape, accepted = Shape.best_first(size, max_depth), sum(node.probability for node in nodes[:size])
+        yield Candidate(shape, predict(costs, shape, accepted), ranked=accepted)
 
 
 def fastest(found: Sequence[Candidate]) -> Candidate:

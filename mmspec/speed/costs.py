@@ -97,6 +97,8 @@ class Costs:
         level: seconds of each further level, by the number of nodes expanded in it.
         static: additional seconds of a `StaticTree`, by the number of further levels, for choosing among nodes.
         dynamic: additional seconds of a `DynamicTree`, by the number of further levels, for choosing among nodes.
+        best_first: additional seconds of a `BestFirstTree`, by the number of drafted nodes: the making of the tree, and
+            whatever its levels below the first cost where levels are cheap (`Drafter.cheap_levels`).
         block: seconds of a drafter that proposes whole trees at once; None for one that grows them.
         conditions: conditions under which these hold: prefix length, batch size, dtype, threads, device, target and
             drafter.
@@ -110,6 +112,7 @@ class Costs:
     level: Line = Line()
     static: Line = Line()
     dynamic: Line = Line()
+    best_first: Line = Line()
     block: float | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,9 +138,9 @@ class Costs:
             MMSpecError: if the values are something else.
         """
         try:
-            values = dict(values)
+            values = {"best_first": {"base": 0.0, "slope": 0.0}, **values}
             values["score"] = Curve(*(tuple(map(float, values["score"][name])) for name in ("counts", "seconds")))
-            for name in ("overhead", "first", "level", "static", "dynamic"):
+            for name in ("overhead", "first", "level", "static", "dynamic", "best_first"):
                 values[name] = Line(float(values[name]["base"]), float(values[name]["slope"]))
             for name in ("plain_overhead", "branching"):
                 values[name] = float(values[name])

@@ -18,9 +18,10 @@ from .shapes import Shape
 RANKS = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01, 0.008, 0.006)
 """Acceptance of the drafter's ranks before anything is known: about that of published trained heads [OUR]."""
 
-GAINS = {"chain": 1.05, "static": 1.0, "dynamic": 1.05}
+GAINS = {"chain": 1.05, "static": 1.0, "dynamic": 1.05, "best_first": 1.05}
 """Factors by which the kinds of trees are faster than predicted, before one was tried [OUR]: chains end where they
-are unsure, and dynamic trees choose their nodes by the drafter's own probabilities; predictions know neither."""
+are unsure, and dynamic and best-first trees choose their nodes by the drafter's own probabilities; predictions know
+neither."""
 
 GAIN_WEIGHT = 64.0
 """Tokens that such a factor weighs as much as."""
@@ -77,18 +78,18 @@ class Knowledge:
         costs: the costs, learnt from rounds; or given ones, which stay as they are.
         confidence: what the drafter's probabilities are worth.
         ranks: acceptance by level and rank, for trees.
-        kind: kind of tree that is drafted: `chain`, `static` or `dynamic`.
+        kind: kind of tree that is drafted: `chain`, `static`, `dynamic` or `best_first`.
         rounds: rounds in which something was drafted.
         kept: number of rounds when this was written to disk last.
         usual: mean tokens and seconds of such a round, with which a new answer begins; None before the first one.
 
     Args:
         costs: costs to believe instead of learning them.
-        share: see `RoundCosts`.
+        share, cheap: see `RoundCosts`.
     """
 
-    def __init__(self, costs: Costs | None = None, share: float = 0.1):
-        self.learnt = None if costs is not None else RoundCosts(share)
+    def __init__(self, costs: Costs | None = None, share: float = 0.1, cheap: bool = False):
+        self.learnt = None if costs is not None else RoundCosts(share, cheap)
         self._given = costs
         self.confidence = Confidence()
         self.ranks = AcceptanceTracker(RANKS, levels=16, decay=ROUND_DECAY, weight=4.0)

@@ -108,6 +108,8 @@ def draft_seconds(costs: Costs, shape: Shape, tokens: float) -> float:
     further = shape.passes - 1
     choosing = {"static": costs.static, "dynamic": costs.dynamic}.get(shape.kind)
     extra = choosing(further) if choosing is not None else 0.0
+    if shape.kind == "best_first":
+        extra = costs.best_first(shape.nodes)
     return costs.first(tokens) + sum(map(costs.level, shape.levels[1:])) + extra
 
 

@@ -31,12 +31,14 @@ class Structure:
         layers: for a head, its weights in layers of the target; for a model, its layers as a share of the target's.
         share: for a model, its weights as a share of the target's.
         vocabulary: share of the vocabulary that it drafts from.
+        one_pass: True if it drafts all levels in one pass, see `Drafter.cheap_levels`.
     """
 
     kind: str
     layers: float = 1.0
     share: float = 1.0
     vocabulary: float = 1.0
+    one_pass: bool = False
 
     @classmethod
     def of(cls, written: Any) -> Structure:
@@ -134,8 +136,10 @@ def project(method: MeasuredMethod, target: Architecture, setting: Deployment) -
     drafter, step = method.structure.sized(target), setting.seconds(target, 1)
     draft = 0.0
     if drafter is not None and method.passes > 0:
-        further = max(0.0, method.passes - 1) * setting.seconds(drafter, method.width)
-        draft = setting.seconds(drafter, method.tokens) + further
+        # A block of a one-pass drafter is as wide as it is deep.
+        block = method.passes if method.structure.one_pass else 0.0
+        further = 0.0 if block else max(0.0, method.passes - 1) * setting.seconds(drafter, method.width)
+        draft = setting.seconds(drafter, method.tokens + block) + further
     return Prediction(
         tokens=method.tokens,
         draft=draft,

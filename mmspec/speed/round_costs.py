@@ -79,9 +79,10 @@ def counts_of(shape: Shape, confirmed: float) -> dict[str, list[float]]:
     plain = shape.nodes == 0
     further = max(shape.passes - 1, 0)
     drafting = [1.0, confirmed, further, sum(shape.levels[1:])]
-    choosing = [further * (shape.kind == kind) for kind in ("static", "dynamic")]
+    best = float(shape.kind == "best_first")
+    choosing = [further * (shape.kind == kind) for kind in ("static", "dynamic")] + [best, best * shape.nodes]
     return {
-        "draft": [0.0] * 6 if plain else [*drafting, *choosing],
+        "draft": [0.0] * 8 if plain else [*drafting, *choosing],
         "score": [1.0, shape.nodes, float(not plain)],
         "rest": [1.0, shape.nodes, float(not plain), float(shape.kind not in ("chain", "plain"))],
     }
@@ -102,12 +103,14 @@ class RoundCosts:
     Args:
         share: the weights that a level of the drafter reads, as a share of those of the target's pass: the guess of
             what a level costs. Launching takes time too, so a level is not thought cheaper than a twentieth.
+        cheap: True if only the first level costs that, see `Drafter.cheap_levels`.
     """
 
-    def __init__(self, share: float = 0.1):
-        level = min(max(share, 0.05), 2.0)
+    def __init__(self, share: float = 0.1, cheap: bool = False):
+        first = min(max(share, 0.05), 2.0)
+        level = 0.01 if cheap else first
         self.phases = {
-            "draft": FittedPhase([level, 0.01, level, 0.01, 0.03, 0.06], [1, 4, 6, 12, 4, 4]),
+            "draft": FittedPhase([first, 0.01, level, 0.01, 0.03, 0.06, 0.04, 0.0], [1, 4, 6, 12, 4, 4, 1, 16]),
             "score": FittedPhase([1.0, 0.02, 0.02], [1, 8, 1]),
             "rest": FittedPhase([0.08, 0.001, 0.04, 0.05], [1, 8, 1, 1]),
         }
@@ -164,6 +167,7 @@ class RoundCosts:
             level=Line(draft[2], draft[3]),
             static=Line(0.0, draft[4]),
             dynamic=Line(0.0, draft[5]),
+            best_first=Line(draft[6], draft[7]),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import MMSpecError
-from ..trees import Chain, DynamicTree, StaticTree, TreeBuilder
+from ..trees import BestFirstTree, Chain, DynamicTree, StaticTree, TreeBuilder
 
 Ranks = tuple[int, ...]
 """Path of a node: the rank of the child to take at every level."""
@@ -17,8 +17,8 @@ class Shape:
     """The numbers of nodes drafted and scored in a round.
 
     Args:
-        kind: `plain` if nothing is drafted, `chain`, `static`, `dynamic`, or `block` for a drafter that proposes whole
-            trees at once.
+        kind: `plain` if nothing is drafted, `chain`, `static`, `dynamic`, `best_first`, or `block` for a drafter that
+            proposes whole trees at once.
         levels: number of nodes that the drafter expands in each of its passes: the first one expands the root alone.
             Empty for a `block`.
         nodes: number of drafted nodes that the target scores, without the root.
@@ -65,8 +65,13 @@ class Shape:
         return cls("dynamic", (1,) + (top_k,) * (depth - 1), min(total - 1, candidates))
 
     @classmethod
+    def best_first(cls, budget: int, depth: int) -> Shape:
+        """Return the shape of `BestFirstTree(budget, depth=depth)` from the marginals of one pass."""
+        return cls("best_first", (1,), budget, depth)
+
+    @classmethod
     def of(cls, builder: TreeBuilder) -> Shape:
-        """Return the shape of a `Chain`, a `StaticTree` or a `DynamicTree`.
+        """Return the shape of a `Chain`, a `StaticTree`, a `DynamicTree`, or a `BestFirstTree` of marginals.
 
         Raises:
             MMSpecError: if the builder's trees do not have the same size in every round.
@@ -77,7 +82,9 @@ class Shape:
             return cls.static(builder.paths)
         if isinstance(builder, DynamicTree):
             return cls.dynamic(builder.depth, builder.top_k, builder.total)
+        if isinstance(builder, BestFirstTree):
+            return cls.best_first(builder.budget, builder.depth)
         raise MMSpecError(
             f"the shape of a {type(builder).__name__} is known only when it has drafted: predict with a Chain, a "
-            "StaticTree or a DynamicTree, or describe its mean round as a Shape"
+            "StaticTree, a DynamicTree or a BestFirstTree, or describe its mean round as a Shape"
         )

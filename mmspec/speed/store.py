@@ -15,7 +15,7 @@ from ..files.identity import content_hash
 from ..files.storage import atomic_write_text
 from .knowledge import Knowledge
 
-FORMAT = 2
+FORMAT = 3
 
 _KNOWN: dict[Path, Knowledge] = {}
 _LOCK = threading.Lock()
@@ -36,7 +36,7 @@ def file_of(conditions: Mapping[str, Any]) -> Path:
     return cache_folder() / "rounds" / f"{name}.json"
 
 
-def knowledge_of(conditions: Mapping[str, Any], share: float) -> Knowledge:
+def knowledge_of(conditions: Mapping[str, Any], share: float, cheap: bool = False) -> Knowledge:
     """Return what earlier requests taught under the same conditions: the same object for all requests of this process,
     which begins with what is on disk.
 
@@ -44,12 +44,12 @@ def knowledge_of(conditions: Mapping[str, Any], share: float) -> Knowledge:
 
     Args:
         conditions: see `describe`.
-        share: see `RoundCosts`.
+        share, cheap: see `RoundCosts`.
     """
     path = file_of(conditions)
     with _LOCK:
         if path not in _KNOWN:
-            _KNOWN[path] = _loaded(path, share)
+            _KNOWN[path] = _loaded(path, share, cheap)
         return _KNOWN[path]
 
 
@@ -75,16 +75,16 @@ def forget() -> None:
         _KNOWN.clear()
 
 
-def _loaded(path: Path, share: float) -> Knowledge:
+def _loaded(path: Path, share: float, cheap: bool) -> Knowledge:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["format"] != FORMAT:
             raise ValueError(f"it has format {held['format']!r}, and this version reads {FORMAT}")
-        known = Knowledge(share=share)
+        known = Knowledge(share=share, cheap=cheap)
         known.load(held["knowledge"])
         return known
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, MMSpecError) as error:
         warnings.warn(f"what tree=auto has learnt in {path} cannot be read ({error}); learning again", stacklevel=4)
-    return Knowledge(share=share)
+    return Knowledge(share=share, cheap=cheap)

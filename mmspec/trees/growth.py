@@ -23,6 +23,7 @@ class Expander(Protocol):
 
     max_depth: int | None
     independent: bool
+    cheap_levels: bool
     target: Any
     context: Any
 

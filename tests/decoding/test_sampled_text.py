@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from laws import g_test
+from models import redraw
 from toy_law import ALPHA, exact_law, sample, toy
 from toys import PrefixRule
 from transformers import (
@@ -16,8 +17,8 @@ from transformers import (
 
 import mmspec
 from mmspec import Target
-from mmspec.drafters import NGramDrafter, TextOnlyDrafter
-from mmspec.trees import Chain, DynamicTree, StaticTree
+from mmspec.drafters import MedusaDrafter, NGramDrafter, TextOnlyDrafter
+from mmspec.trees import BestFirstTree, Chain, DynamicTree, StaticTree
 from mmspec.verifiers import PointMassSampling, RejectionSampling, walk
 from mmspec.verifiers.rules import Rejection
 
@@ -25,7 +26,8 @@ from mmspec.verifiers.rules import Rejection
 @pytest.fixture(scope="module")
 def toys():
     target = Target(toy(0))
-    return target, TextOnlyDrafter(target, toy(1)), NGramDrafter(target, max_ngram=2, length=3)
+    heads = redraw(MedusaDrafter(target, heads=2), seed=3).eval()
+    return target, TextOnlyDrafter(target, toy(1)), NGramDrafter(target, max_ngram=2, length=3), heads
 
 
 TWO_LEVELS = StaticTree(["0", "1", "2", "00", "01", "10"])
@@ -36,13 +38,14 @@ COMBINATIONS = {
     "rejection-ngram": ("ngram", None, RejectionSampling()),
     "point-ngram": ("ngram", None, PointMassSampling()),
     "point-static": ("model", TWO_LEVELS, PointMassSampling()),
+    "point-marginals": ("heads", BestFirstTree(7), PointMassSampling()),
     "point-dynamic": ("model", DynamicTree(depth=2, top_k=3, total=8), PointMassSampling()),
 }
 
 
 def _pick(toys, name):
-    target, model, ngram = toys
-    return target, {None: None, "model": model, "ngram": ngram}[name]
+    target, model, ngram, heads = toys
+    return target, {None: None, "model": model, "ngram": ngram, "heads": heads}[name]
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
@@ -94,7 +97,7 @@ class OneNoiseForAll(PointMassSampling):
 
 @pytest.mark.parametrize("wrong", ["residual", "strike", "noise", "drafter_temperature"])
 def test_control_wrong_verifiers_fail_the_same_test(toys, monkeypatch, wrong):
-    target, model, _ = toys
+    target, model, *_ = toys
     verifier, tree, options = RejectionSampling(), TWO_LEVELS, {}
     if wrong == "residual":
         monkeypatch.setattr(Rejection, "residual", lambda self, p, q, token: p)

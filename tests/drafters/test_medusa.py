@@ -22,7 +22,7 @@ from mmspec.settings import configuration
 from mmspec.speed import AutoTree
 from mmspec.training import Objective
 from mmspec.training.losses import CrossEntropy
-from mmspec.trees import Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree, TreeBuilder
+from mmspec.trees import BestFirstTree, Chain, ConfidenceTree, DynamicTree, SageTree, StaticTree, TreeBuilder
 
 FAMILIES = ("llava", "qwen_vl", "llama")
 NEW = 14
@@ -31,6 +31,7 @@ DEEP = {
     "static": StaticTree(["0", "1", "00", "10", "000", "0000", "0001", "00000"]),
     "released": StaticTree("medusa"),
     "dynamic": DynamicTree(depth=6, top_k=3, total=18),
+    "best first": BestFirstTree(14, top_k=2),
     "confidence": ConfidenceTree(depth=6),
     "sage": SageTree(min_depth=6, max_depth=8),
 }

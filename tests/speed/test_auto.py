@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ class Run:
     """Rounds of a builder without a model: every guess has a probability, and the first ranks are hits with given
     chances."""
 
-    def __init__(self, tree: AutoTree, proposal: str = "point", rows: int = 1):
-        self.tree, self.rows = tree.fork(), rows
+    def __init__(self, tree: AutoTree, proposal: str = "point", rows: int = 1, drafter=None):
+        self.tree, self.rows, self.drafter = tree.fork(), rows, drafter
         self.tree.check(proposal)
         self.generator = torch.Generator().manual_seed(0)
         self.shapes, self.emitted = [], 0
@@ -54,7 +55,10 @@ class Run:
                 lambda: logits,
                 lambda block: logits[:, None].expand(-1, block.tokens.shape[1], -1),
                 Proposals(),
+                drafter=self.drafter,
             )
+            if self.drafter is not None:
+                self.drafter.marginals = lambda depth: logits[:, None].expand(-1, depth, -1)
             tree = self.tree.build(growth)
             self.shapes.append(self.tree.shape)
             last = torch.tensor([self.walk(parents, chances) for parents in tree.parents.tolist()])
@@ -162,6 +166,26 @@ def test_drawn_children_get_chains_and_static_trees_only():
         assert {shape.kind for shape in shapes} <= {"chain", "static", "plain"}
 
 
+def one_pass(cheap: bool = True) -> SimpleNamespace:
+    """A drafter of eight levels, all of them from one pass."""
+    return SimpleNamespace(max_depth=8, independent=cheap, cheap_levels=cheap)
+
+
+def test_trees_from_marginals_are_drafted_where_levels_are_cheap():
+    """By what the rounds cost: a tree of any depth for one pass, but every node has to be scored."""
+    chances = (0.5, 0.25, 0.1)
+
+    def shapes(node: float, *how: str, drafter: SimpleNamespace) -> list:
+        return Run(AutoTree(costs=costs(1.0, node)), *how, drafter=drafter).rounds(100, *chances, sure=0.5)
+
+    wide = shapes(0.005, drafter=one_pass())
+    assert {shape.kind for shape in wide[64:]} == {"best_first"} and wide[-1].passes == 1 and wide[-1].nodes >= 8
+    assert wide == shapes(0.005, drafter=one_pass()), "given costs repeat the shapes"
+    others = [shapes(2.0, drafter=one_pass()), shapes(0.005, drafter=one_pass(False))]
+    others.append(shapes(0.005, "sampled", drafter=one_pass()))
+    assert all(shape.kind != "best_first" for rounds in others for shape in rounds)
+
+
 @pytest.mark.parametrize("given", [CHEAP, DEAR, costs(0.5, node=0.0)], ids=["cheap", "dear", "wide"])
 @pytest.mark.parametrize("make", [blurred_drafter, eagle3_drafter])
 def test_no_costs_change_the_text(make, given):
@@ -225,7 +249,7 @@ def test_what_was_learnt_is_kept_per_batch_size_and_taken_up_again(kept):
     assert known_in(file)["costs"]["rounds"] >= 8
     store.forget()
     assert answer(AutoTree()) == text
-    known = store._loaded(file, 0.1)
+    known = store._loaded(file, 0.1, False)
     assert known.learnt.rounds > 8 and known.usual is not None
     answer(AutoTree(), ((1, 1), (9, 5)))
     assert len(kept()) == 2

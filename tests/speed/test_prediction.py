@@ -11,7 +11,7 @@ from refusals import refused
 from mmspec.errors import MMSpecError
 from mmspec.speed import Acceptance, Costs, Curve, Line, Prediction, Shape, predict
 from mmspec.speed.choosing import candidates, fastest
-from mmspec.trees import Chain, ConfidenceTree, DynamicTree, StaticTree
+from mmspec.trees import BestFirstTree, Chain, ConfidenceTree, DynamicTree, StaticTree
 
 COSTS = Costs(
     score=Curve((1, 5, 9), (8.0, 9.0, 13.0)),
@@ -62,6 +62,7 @@ def test_shapes_count_what_builders_expand_and_score():
     paths = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0)]
     assert Shape.of(StaticTree(paths)) == Shape("static", (1, 2, 1), 6)
     assert Shape.of(DynamicTree(3, 4, 13)) == Shape("dynamic", (1, 4, 4), 12)
+    assert Shape.of(BestFirstTree(12, depth=5)) == Shape("best_first", (1,), 12, 5)
     assert Shape.of(DynamicTree(2, 2, 60)).nodes == 2 + 4  # no more than there are candidates
     refused(lambda: Shape.of(ConfidenceTree()), "ConfidenceTree is known only when")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from bundles import eagle3, lookup, plain, write_bundle
@@ -56,6 +57,8 @@ def test_a_method_by_hand():
     assert one.draft == pytest.approx(5 * head) and one.score == one.step == pytest.approx(step)
     assert one.speedup == pytest.approx(3 * (step + 0.125) / (5 * head + step + 0.125))
     assert one.limit == pytest.approx(3 * (step + 0.125) / (5 * head + step))
+    block = project(MeasuredMethod("d", 3.0, 8, 4, 4, replace(HEAD, one_pass=True)), SMALL, setting)
+    assert block.draft == setting.seconds(HEAD.sized(SMALL), 3.0 + 4), "one pass over what is new and the block"
     free = project(MeasuredMethod("b", 1.5, 8, 3, 1, Structure("lookup")), SMALL, setting)
     assert free.draft == 0 and free.speedup == pytest.approx(1.5)
     # Where sums are what counts, sixteen nodes and the root cost as much as seventeen tokens.

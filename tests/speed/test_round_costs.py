@@ -7,7 +7,8 @@ import random
 import pytest
 
 from mmspec.errors import MMSpecError
-from mmspec.speed import Shape
+from mmspec.speed import Costs, Line, Shape
+from mmspec.speed.prediction import predict
 from mmspec.speed.round_costs import RoundCosts
 
 
@@ -58,6 +59,22 @@ def test_two_rounds_tell_the_scale_and_the_guess_tells_the_rest():
 def test_a_dearer_drafter_is_thought_dearer_before_anything_is_known():
     assert RoundCosts(0.5).costs.level(1) > 3 * RoundCosts(0.1).costs.level(1)
     assert RoundCosts(0.0).costs.level(1) > 0, "launching takes time too"
+
+
+def test_trees_of_marginals_have_a_price_of_their_own():
+    """Levels that cost nothing are found out, and what a tree costs by its nodes."""
+    numbers, costs = random.Random(1), RoundCosts(0.2, cheap=True)
+    assert costs.costs.level(1) < 0.1 * RoundCosts(0.2).costs.level(1) and costs.costs.first(1) > costs.costs.level(1)
+    for _ in range(200):
+        size = numbers.choice([8, 16, 32])
+        shape = numbers.choice([Shape.best_first(size, 8), Shape.chain(numbers.randint(1, 8))])
+        own = 3e-4 + 1e-5 * size if shape.kind == "best_first" else 0.0
+        costs.add(shape, 3, seconds(shape, 3) | {"draft": 1e-3 + own})
+    costs.learn()
+    tree, chain = (predict(costs.costs, one, 2.0).draft for one in (Shape.best_first(32, 8), Shape.chain(8)))
+    assert tree == pytest.approx(1.62e-3, rel=0.1) and chain == pytest.approx(1e-3, rel=0.1)
+    old = {name: value for name, value in costs.costs.to_dict().items() if name != "best_first"}
+    assert Costs.from_dict(old).best_first == Line(), "costs that were measured before have no such price"
 
 
 def test_what_is_written_is_read_again_and_nothing_else():
