@@ -116,6 +116,7 @@ def test_command_help_lists_flags_groups_and_keys(capsys, tmp_path):
             [r"recipe\.name=eagle1 +\w", r"recipe\.optimizer\.lr=0\.002 +largest learning rate"],
         ),
         (["train", "recipe=vispec"], [r"recipe\.objective\.losses\.1\.k=10 +how many likeliest tokens"]),
+        (["train", "loss=dpace"], [r"recipe\.objective\.losses\.0\.alpha=0\.5 +smoothing of the drafter's"]),
         (["bench", "task=charts"], [r"task\.tasks=\[charts\] +kinds of pictures", r"sampling\.top_p=null +sample"]),
     ],
 )
