@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -58,6 +58,7 @@ class Lesson:
         embeds: `[batch, length, hidden]` the embeddings that the target's language model read.
         features: the target's states by layer, each `[batch, length, hidden]`; `LAST` is always there.
         tasks: a label per row, for reports.
+        chosen: `[batch, roots]` True at the roots from which chains are drafted; None for all of them.
     """
 
     target: Model
@@ -68,6 +69,7 @@ class Lesson:
     embeds: Tensor
     features: dict[int, Tensor]
     tasks: Sequence[str] = field(default_factory=list)
+    chosen: Tensor | None = None
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -93,13 +95,31 @@ class Lesson:
         return slots.clamp(max=self.embeds.shape[1] - 2)
 
     def drafted(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return which roots have an answer token `step + 1` places behind them, `[batch, roots]`, and those places,
-        `[n]`."""
+        """Return from which roots a chain reaches an answer token `step + 1` places behind them, `[batch, roots]`, and
+        those places, `[n]`."""
         device = self.embeds.device
         counts = torch.tensor(list(map(len, self.answers)), device=device)[:, None]
         behind = torch.arange(self.root_slots.shape[1], device=device) + 1 + step
         valid = behind < counts
+        if self.chosen is not None:
+            valid = valid & self.chosen
         return valid, (counts.cumsum(0) - counts + behind)[valid]
+
+    @cached_property
+    def anchors(self) -> tuple[Tensor, Tensor]:
+        """The roots from which chains are drafted, without the others: `[batch, anchors]` their numbers, ascending, and
+        which of these are meant. Rows that have fewer are padded."""
+        valid, _ = self.drafted(0)
+        order = valid.long().sort(dim=1, descending=True, stable=True)
+        count = max(int(valid.sum(1).max()), 1)
+        return order.indices[:, :count], order.values[:, :count].bool()
+
+    def at_roots(self, count: int) -> Lesson:
+        """Return this lesson with chains from `count` roots of each row at most, drawn at random."""
+        valid, _ = self.drafted(0)
+        draws = torch.rand(valid.shape, device="cpu").to(valid.device).masked_fill(~valid, 2.0)
+        rank = draws.argsort(dim=1).argsort(dim=1)
+        return replace(self, chosen=valid & (rank < count))
 
     @cached_property
     def logits(self) -> Tensor:

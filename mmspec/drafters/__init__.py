@@ -1,6 +1,8 @@
-"""Drafters propose tokens. One method a file; a new one extends `Drafter`, `StepDrafter` or `FeatureDrafter`."""
+"""Drafters propose tokens. One method a file; a new one extends `Drafter`, `StepDrafter`, `FeatureDrafter` or
+`BlockDrafter`."""
 
 from .base import Drafter
+from .block import BlockDrafter, BlockSettings, DFlashDrafter
 from .draft_model import (
     DraftModelDrafter,
     OwnEncoderDrafter,
@@ -19,6 +21,7 @@ from .feature_settings import FeatureSettings
 from .head import HeadDrafter, HeadSettings
 from .hivis import HiVisDrafter, HiVisSettings
 from .jacobi import JacobiDrafter
+from .layer_head import LayerDrafter, LayerSettings
 from .medusa import MedusaDrafter, MedusaSettings
 from .msd import MsdDrafter
 from .ngram import NGramDrafter
@@ -29,6 +32,9 @@ from .v5e0 import V5e0Drafter, V5e0Settings
 from .vispec import ViSpecDrafter, ViSpecSettings
 
 __all__ = [
+    "BlockDrafter",
+    "BlockSettings",
+    "DFlashDrafter",
     "DraftModelDrafter",
     "Drafter",
     "DreamDrafter",
@@ -45,6 +51,8 @@ __all__ = [
     "HiVisDrafter",
     "HiVisSettings",
     "JacobiDrafter",
+    "LayerDrafter",
+    "LayerSettings",
     "MedusaDrafter",
     "MedusaSettings",
     "MsdDrafter",

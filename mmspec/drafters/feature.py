@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
-from ..compressors.base import compressor_of
+from ..compressors import DraftPrompt, whole_prompt
 from ..errors import MMSpecError
 from ..lesson import Guess, Lesson
 from ..models.cache import TreeCache
@@ -22,22 +21,20 @@ from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
 from .feature_settings import FeatureSettings
-from .head import HeadDrafter
-from .head_config import head_config
 from .layer import DraftLayer, Rope, attend, attend_unrolled
+from .layer_head import LayerDrafter
 from .layer_pass import LayerPass
-from .reading import OwnEmbedding, TargetView, compress, layers_for, view_of
-from .rope import Turning, rotary_of
+from .reading import TargetView, compress, view_of
+from .rope import Turning
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..target import Target
 
 LEVELS = 16
 """Levels of a chain whose rotary positions are made at once."""
 
 
-class FeatureDrafter(HeadDrafter):
+class FeatureDrafter(LayerDrafter):
     """A drafter that extrapolates the target's features, one draft token at a time, with a single transformer layer.
 
     Slot t of the drafter pairs the feature after token t with the embedding of token t + 1, and speaks of token t + 2.
@@ -63,36 +60,13 @@ class FeatureDrafter(HeadDrafter):
     Settings = FeatureSettings
     settings: FeatureSettings
 
-    axes: Tensor | None = None
-    """The axis of each frequency, for positions that have several, see `mmspec.drafters.rope.axes_of`."""
-
     guesses_features = True
     """True if the layer's output stands for a state of the target, with which a loss can compare it."""
 
     drafts_unread = True
 
-    _embed: Callable[[Tensor], Tensor] | None = None  # that of the request, or batch of lessons, at hand
-
     first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
-
-    def __init__(
-        self,
-        target: Target,
-        *,
-        tree: TreeBuilder | None = None,
-        compressor: VisualCompressor | None = None,
-        **settings: Any,
-    ):
-        super().__init__(target, tree=tree, **settings)
-        self.head = head_config(target, self.settings.head)
-        self.rotary = rotary_of(self.head)
-        self.reduce_vocabulary(self.settings.draft_vocab_size)
-        rows = self.settings.own_embedding
-        self.embed_tokens = None if rows is None else OwnEmbedding(rows, self.head.hidden_size)
-        if (chosen := self.choose_compressor(compressor)) is not None:
-            self.take_compressor(chosen)
-        self.build()
 
     def native_tree(self) -> TreeBuilder:
         """Return EAGLE-2's dynamic tree."""
@@ -100,18 +74,10 @@ class FeatureDrafter(HeadDrafter):
 
     # What a method is.
 
-    def build(self) -> None:
-        """Make the layers, of the sizes in `self.head` and with the switches in `self.settings`."""
-        raise NotImplementedError
-
     @property
     def layer(self) -> DraftLayer:
         """The layer whose keys and values are cached; the first one if there are several."""
         raise NotImplementedError
-
-    def choose_compressor(self, given: VisualCompressor | None) -> VisualCompressor | None:
-        """Return the compressor to read pictures through, from the one that was given or its absence."""
-        return given
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         """Return the states `[..., hidden]` that stand in the slots, from true features `[..., target hidden]` by
@@ -152,16 +118,6 @@ class FeatureDrafter(HeadDrafter):
 
     # Reading.
 
-    def take_compressor(self, compressor: VisualCompressor) -> None:
-        """Read the pictures through a compressor, and ask the target for the states that it looks at.
-
-        Raises:
-            MMSpecError: if it does not fit the target's hidden size.
-        """
-        compressor.attach(self.head.hidden_size, self.target.hidden_size)
-        self.compressor = compressor
-        self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, *layers_for(compressor, self.target)]))
-
     def read(self, view: TargetView) -> DraftPrompt:
         """Return a text as this drafter reads it: `[batch, entries, hidden]` embeddings and states, not yet paired, as
         many entries as tokens where nothing is compressed.
@@ -179,15 +135,6 @@ class FeatureDrafter(HeadDrafter):
         if self.axes is not None:
             whole.positions, whole.position_offset = family.positions_until(view.prompt.inputs, ids.shape[1])
         return compress(self.compressor, self.target, whole, view)
-
-    def token_embeds(self, tokens: Tensor) -> Tensor:
-        """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
-        return (self._embed or self._embedder())(tokens).to(self._dtype)
-
-    def _embedder(self) -> Callable[[Tensor], Tensor]:
-        """Return the function from tokens to embeddings, its table looked up."""
-        own = self.embed_tokens
-        return self.target.family.embedder() if own is None else own.__call__
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -339,24 +286,6 @@ class FeatureDrafter(HeadDrafter):
             following = pick(prompt.embeds, (slots + step + 2).clamp(max=prompt.embeds.shape[1] - 1))
             mixed, residual = self.layer_input(following, state.detach() if detach else state, step + 1)
 
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Return all weights but the embedding's."""
-        return (weight for name, weight in self.named_parameters() if not name.startswith("embed_tokens."))
-
-    # In folders.
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings and the compressor, see `Drafter.config`."""
-        return super().config() | {"compressor": None if self.compressor is None else self.compressor.config()}
-
-    def compute_unstored(self) -> None:
-        """Compute the frequencies of the rotary positions."""
-        self.rotary = rotary_of(self.head).to(self.target.device)
-
-    @classmethod
-    def _keywords(cls, config: dict[str, Any]) -> dict[str, Any]:
-        return super()._keywords(config) | {"compressor": compressor_of(config.get("compressor"))}
-
     # Small parts.
 
     def _rope(self, like: Tensor, slots: Tensor) -> Rope:
@@ -379,7 +308,3 @@ class FeatureDrafter(HeadDrafter):
         self._head_rows = self._rows()
         self._embed = self._embedder()
         self._turning = Turning(self.rotary, self.axes)
-
-    def _rows(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return the rows of the target's head that the logits need."""
-        return self.target.family.head_rows(self.draft_vocabulary)

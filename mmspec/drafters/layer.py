@@ -139,10 +139,11 @@ def normed_side_by_side(parts: Sequence[Tensor], norms: Sequence[nn.Module]) -> 
 
 
 def joined(parameters: Sequence[Tensor]) -> Tensor:
-    """Return parameters as one tensor, stacked along their first dimension, without a copy once they lie in one
-    storage."""
+    """Return parameters as one tensor, stacked along their first dimension, without a copy once they lie behind one
+    another in one storage."""
     first = parameters[0]
-    address, size, place = first.data_ptr(), first.element_size(), 0
+    size, start = first.element_size(), first.storage_offset()
+    address, place = first.data_ptr() - start * size, start  # where the storage begins
     for parameter in parameters:  # this is asked in every pass, and has to be quick
         if parameter.storage_offset() != place or parameter.data_ptr() != address + place * size:
             _move_together(parameters)

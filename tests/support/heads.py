@@ -88,8 +88,10 @@ def drafter_of(name: str, variant: str):
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, in units of the largest value if that exceeds 1."""
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+    """The largest difference, in units of the largest value if that exceeds 1. What is ruled out (-inf) is so in
+    both."""
+    difference = (ours - theirs).masked_fill(ours == theirs, 0.0)
+    return (difference.abs().max() / theirs.nan_to_num(neginf=0.0).abs().max().clamp(min=1)).item()
 
 
 TOLERANCE = 1e-4

@@ -1,0 +1,7 @@
+"""Drafters that guess a whole block of tokens in one pass."""
+
+from .dflash import DFlashDrafter
+from .drafter import BlockDrafter
+from .settings import BlockSettings
+
+__all__ = ["BlockDrafter", "BlockSettings", "DFlashDrafter"]

@@ -1,0 +1,331 @@
+"""BlockDrafter: the frame of drafters that guess a whole block of tokens in one pass (DFlash and its kin)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...compressors import DraftPrompt, VisualCompressor, whole_prompt
+from ...errors import MMSpecError
+from ...lesson import Guess, Lesson
+from ...models.cache import TreeCache
+from ...models.masks import MaskForm
+from ...models.session import Session
+from ...models.slots import pick, pick_numbers
+from ...outcome import Scores, Verdict
+from ...tree import DraftTree
+from ...trees import Chain, TreeBuilder
+from ...trees.growth import Block
+from ...trees.proposals import IMPOSSIBLE
+from ..head_config import initialise
+from ..layer import Rope, attend
+from ..layer_head import LayerDrafter
+from ..reading import TargetView, compress, view_of
+from ..rope import Turning, axes_of
+from .layer import BlockLayer, Entries, keys_values_of
+from .settings import BlockSettings
+from .sight import Places, Sight, attend_blocks, masks_of
+
+if TYPE_CHECKING:
+    from ...context import Context
+    from ...target import Target
+
+
+class BlockDrafter(LayerDrafter):
+    """A drafter that reads the target's states as keys and values, and guesses a block of tokens in one pass.
+
+    The block begins with the anchor, the newest token, which is all that it embeds; the other slots hold a mask. The
+    target's states of all earlier tokens, fused once per token, are turned by every layer into keys and values, which
+    stay in its cache; those of a block are thrown away. So nothing is ever computed anew, and pictures are seen through
+    the target's states alone.
+
+    A subclass says in `fuse` how the states of the target's layers become one, and makes what it needs for that in
+    `make_fusion`. All nodes of a depth have one distribution, unless it corrects that for the tokens above them.
+
+    Args:
+        target: the model to draft for.
+        tree: the builder of its trees, see `Drafter`; the native one is a chain of all that a pass guesses.
+        compressor: the compressor through which it reads pictures; none by default.
+        settings: fields of `Settings`, see `BlockSettings`.
+
+    Raises:
+        MMSpecError: for settings that are unknown or do not fit the target, such as another hidden size than its own.
+    """
+
+    Settings = BlockSettings
+    settings: BlockSettings
+    cheap_levels = True
+
+    first_slot = 0
+    """Entries of its cache before the first token's."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
+        **settings: Any,
+    ):
+        super().__init__(target, tree=tree, compressor=compressor, **settings)
+        self.max_depth = self.settings.drafts
+        if not self.tree_chosen:
+            self._native = self.tree = self.native_tree()
+
+    def native_tree(self) -> TreeBuilder:
+        """Return a chain of all tokens that a pass guesses."""
+        return Chain(self.max_depth or 1)
+
+    @property
+    def independent(self) -> bool:  # type: ignore[override]  # of most drafters a constant
+        """True: the marginals of one pass are all there is."""
+        return True
+
+    # What a method is.
+
+    def make_fusion(self) -> None:
+        """Make what `fuse` needs."""
+        raise NotImplementedError
+
+    def fuse(self, states: Tensor) -> Tensor:
+        """Return `[layers or 1, batch, length, hidden]` fused states, for each layer or for all, from the states of the
+        target's layers side by side, `[batch, length, taps * target hidden]`."""
+        raise NotImplementedError
+
+    def build(self) -> None:
+        """Make the fusion, the layers and, if it has one, the vocabulary head."""
+        settings, hidden, eps = self.settings, self.head.hidden_size, self.head.rms_norm_eps
+        if settings.rope == "mrope":
+            assert self.head.head_dim is not None  # LlamaConfig fills it in
+            self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
+        self.taps = tuple(settings.feature_layers or ())
+        self.feature_layers = tuple(dict.fromkeys(self.taps + self.feature_layers))  # and what the compressor wants
+        self.make_fusion()
+        self.layers = nn.ModuleList([BlockLayer(self.head, settings.qk_norm) for _ in range(settings.layers)])
+        self.norm = nn.RMSNorm(hidden, eps=eps)
+        self.lm_head = self.mask_embedding = None
+        if settings.own_head:
+            self.lm_head = nn.Linear(hidden, self.draft_vocab_size or self.target.vocab_size, bias=False)
+        initialise(self)
+        if settings.mask_token_id is None:
+            self.mask_embedding = nn.Parameter(torch.empty(hidden).normal_(std=0.02))
+        windows = settings.windows or [None] * settings.layers
+        self._sights = [
+            Sight(settings.causal or (settings.causal_windows and window is not None), window) for window in windows
+        ]
+
+    @property
+    def _blocks(self) -> list[BlockLayer]:
+        """The layers."""
+        return cast(list[BlockLayer], list(self.layers))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.norm.weight.dtype
+
+    # Reading.
+
+    def read(self, view: TargetView) -> DraftPrompt:
+        """Return a text as this drafter reads it: the states of the target's layers side by side, as many entries as
+        tokens where nothing is compressed.
+
+        Raises:
+            MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
+        """
+        ids, family = view.request.inputs["input_ids"], self.target.family
+        whole = whole_prompt(view.embeds.to(self._dtype), self._taps_of(view.features), family.is_visual(ids))
+        if self.axes is not None:
+            whole.positions, whole.position_offset = family.positions_until(view.prompt.inputs, ids.shape[1])
+        return compress(self.compressor, self.target, whole, view)
+
+    def _taps_of(self, features: dict[int, Tensor]) -> Tensor:
+        """Return the states that are fused, side by side."""
+        return torch.cat([features[layer] for layer in self.taps], dim=-1).to(self._dtype)
+
+    def token_embeds(self, tokens: Tensor) -> Tensor:
+        """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
+        scale = self.settings.embedding_scale
+        if scale is None:
+            return super().token_embeds(tokens)
+        table = self.target.model.get_input_embeddings() if self.embed_tokens is None else self.embed_tokens
+        return (functional.embedding(tokens, table.weight) * scale).to(self._dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits `[..., draft_vocab]` of `[..., hidden]` normed states: none for the mask token."""
+        settings, family = self.settings, self.target.family
+        if settings.logit_scale is None and settings.logit_cap is None and self.lm_head is None:
+            logits = family.head(hidden, self._head_rows)
+        else:
+            logits = self._own_logits(hidden)
+        return logits if self._barred is None else logits.index_fill(-1, self._barred, IMPOSSIBLE)
+
+    def _own_logits(self, hidden: Tensor) -> Tensor:
+        """Return logits that are scaled and capped as the settings say."""
+        settings, family = self.settings, self.target.family
+        scale, cap = settings.logit_scale, settings.logit_cap
+        if self.lm_head is not None:
+            logits = self.lm_head(hidden)
+        else:
+            assert self._head_rows is not None, "looked up where there is no head of its own"
+            weight, bias = (None if part is None else part.to(hidden.dtype) for part in self._head_rows)
+            assert weight is not None
+            logits = functional.linear(hidden, weight, bias)
+            scale, cap = family.logit_scale if scale is None else scale, family.logit_cap if cap is None else cap
+        logits = logits if scale is None else logits * scale
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    # Drafting.
+
+    def start(self, context: Context) -> None:
+        """Take the target's states of the prompt as keys and values."""
+        super().start(context)
+        request = context.request
+        self._prepare()
+        prompt = self.read(view_of(context))
+        entries = torch.tensor(request.lengths, device=prompt.removed.device) - prompt.removed
+        slot = self._blocks[0].self_attn.slot
+        size = request.max_length + context.spare_capacity + self.settings.block_size
+        cache = TreeCache([(slot, slot)] * len(self.layers), context.batch_size, size)
+        self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, slot.dtype)
+        keys, values = self._entries(prompt.states, prompt.positions, request.max_length)
+        self.session.enter(list(zip(keys, values, strict=True)), entries.tolist())
+        self.session.position_offset = prompt.position_offset
+        self.session.follow(context.history, context.active, pending=0)
+        self._unread: list[tuple[Tensor, list[int]]] = []
+
+    def _entries(self, states: Tensor, positions: Tensor, most: int) -> Entries:
+        """Return keys and values of the states of the target's layers, `[layers, batch, heads, length, head_dim]`."""
+        return keys_values_of(self._blocks, self.fuse(states), self._rope(positions, most))
+
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Keep the target's states of the accepted path for the next pass."""
+        super().observe(tree, scores, verdict)
+        assert scores is not None, "it reads states of the target, so that the target is always asked"
+        if verdict.tail is not None:
+            raise MMSpecError(
+                f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
+                "choose a drafter that reads tokens only, such as TextOnlyDrafter"
+            )
+        counts = [count if active else 0 for count, active in zip(verdict.lengths, self.context.active, strict=True)]
+        if max(counts):
+            features = scores.features_along(verdict.path[:, : max(counts)], first=tree.is_chain)
+            self._unread.append((self._taps_of(features), counts))
+
+    def _absorb(self) -> None:
+        """Turn the states of all tokens that are certain into keys and values."""
+        session = self.session
+        session.leave()
+        for states, counts in self._unread:
+            numbers = torch.arange(states.shape[1], device=states.device)
+            keys, values = self._entries(session.present(states), session.positions(numbers), self._furthest)
+            session.enter(list(zip(keys, values, strict=True)), counts)
+        self._unread = []
+
+    @property
+    def _furthest(self) -> int:
+        """A number that no position of this round exceeds."""
+        return max(map(len, self.context.history)) + self.settings.block_size
+
+    def expand_root(self, root: Tensor) -> Tensor:
+        """Read what the target has confirmed, and guess the whole block; return the logits of its first token."""
+        self._absorb()
+        present = self.session.present
+        hidden = self._pass(self.block_inputs(present(root)[:, None], present=True))[:, self.settings.first_slot :]
+        self._marginals = self.session.whole(self.logits(hidden))
+        return self._marginals[:, 0]
+
+    def expand(self, block: Block) -> Tensor:
+        """Return the logits after the nodes of a block."""
+        return self._at(self._marginals, block)
+
+    def _at(self, guesses: Tensor, block: Block) -> Tensor:
+        """Return what `[batch, drafts, size]` guesses of a pass say below each node, `[batch, new, size]`."""
+        if block.level is not None:
+            return guesses[:, block.level + 1, None].expand(-1, block.tokens.shape[1], -1)
+        return pick(guesses, block.depth + 1)
+
+    def marginals(self, depth: int) -> Tensor:
+        """Return the logits of the first `depth` tokens of the block."""
+        return self._marginals[:, :depth]
+
+    def block_inputs(self, anchors: Tensor, present: bool = False) -> Tensor:
+        """Return the inputs of blocks, `[batch, anchors * block_size, hidden]`, from `[batch, anchors]` tokens."""
+        masks = self.settings.block_size - 1
+        embeds = self.token_embeds(anchors)[:, :, None]
+        mask = self._mask.expand(*embeds.shape[:2], masks, -1)
+        return torch.cat([embeds, mask], dim=2).flatten(1, 2)
+
+    def _pass(self, states: Tensor) -> Tensor:
+        """Run the layers over a block, `[rows, block_size, hidden]`, and forget its keys and values."""
+        session, cache, size = self.session, self.session.cache, states.shape[1]
+        rope = self._rope(session.positions(torch.arange(size, device=states.device)), self._furthest)
+        lengths = cache.present(cache.lengths)
+        cache.begin(size)
+        masks = masks_of(self._sights, lengths, cache.slots_in_use, size, cache.uniform)
+        for layer, entries, mask in zip(self._blocks, cache.tree_layers, masks, strict=True):
+            queries, own_keys, own_values = layer.self_attn.project(layer.input_layernorm(states), rope)
+            keys, values = entries.update(own_keys, own_values)
+            states = layer.finish(states, attend(queries, keys, values, mask))
+        cache.end()
+        session.drop()
+        return self.norm(states)
+
+    # Training.
+
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """Yield the guesses of every step, see `Drafter.unroll`: one pass over the blocks of all anchors. Step i is the
+        i-th guess of every block; there are no more steps than a block guesses, and nothing to detach."""
+        self._prepare()
+        anchors, real = lesson.anchors
+        hidden = self._unrolled(lesson, anchors)
+        for step in range(min(steps, self.settings.drafts)):
+            valid, places = lesson.drafted(step)
+            if not valid.any():
+                return
+            here = valid.gather(1, anchors) & real
+            yield Guess(self.logits(hidden[:, :, step][here]), None, places, valid.flatten().nonzero()[:, 0])
+
+    def _unrolled(self, lesson: Lesson, anchors: Tensor) -> Tensor:
+        """Return the normed states of all guessing slots, `[batch, anchors, drafts, hidden]`, from `[batch, anchors]`
+        numbers of roots."""
+        prompt, size = self.read(view_of(lesson)), self.settings.block_size
+        tokens = lesson.root_slots.gather(1, anchors) + 1
+        entries = tokens - prompt.removed[:, None]
+        ids = lesson.request.inputs["input_ids"].gather(1, tokens)
+        first, most = pick_numbers(prompt.positions, entries), lesson.embeds.shape[1] + size
+        numbers = torch.arange(size, device=tokens.device)
+        rope = self._rope((first[..., None] + numbers).flatten(-2), most)
+        before = self._rope(prompt.positions, most)
+        fused, states = self.fuse(prompt.states), self.block_inputs(ids)
+        for number, (layer, sight) in enumerate(zip(self._blocks, self._sights, strict=True)):
+            mixed, attention = layer.input_layernorm(states), layer.self_attn
+            context = attention.keys_values(fused[min(number, len(fused) - 1)], before)
+            own, queries = attention.keys_values(mixed, rope), attention.queries(mixed, rope)
+            states = layer.finish(states, attend_blocks(queries, context, own, entries, size, sight))
+        return self.norm(states).unflatten(1, (-1, size))[:, :, self.settings.first_slot :]
+
+    # Small parts.
+
+    def _rope(self, positions: Tensor, most: int) -> Rope:
+        """Return cosines and sines at positions, none of which exceeds `most`."""
+        return self._places.at(positions, self._dtype, most)
+
+    def _prepare(self) -> None:
+        """Look up what stays the same for a request, or for a batch of lessons."""
+        settings = self.settings
+        self._head_rows = None if settings.own_head else self._rows()
+        self._places = Places(Turning(self.rotary, self.axes))
+        self._barred: Tensor | None = None
+        if self.mask_embedding is not None:
+            self._mask = self.mask_embedding
+        else:
+            token = torch.tensor([[settings.mask_token_id]], device=self.norm.weight.device)
+            self._mask = self.token_embeds(token)[0, 0]
+            vocabulary = self.draft_vocabulary
+            barred = token[0] if vocabulary is None else (vocabulary == token[0]).nonzero()[:, 0]
+            self._barred = barred if len(barred) else None

@@ -1,0 +1,96 @@
+"""BlockSettings: what all drafters that fill a block in one pass can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
+
+from ...errors import MMSpecError, shown
+from ...models.states import LAST
+from ...settings.arguments import positive
+from ..layer_head import LayerSettings
+
+if TYPE_CHECKING:
+    from ...target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings(LayerSettings):
+    """The settings of a `BlockDrafter`, beside those of `LayerSettings`.
+
+    Args:
+        layers: number of layers.
+        block_size: slots of a block, the anchor's included.
+        layout: `same` if a slot speaks of the token at its own place, so that the anchor's says nothing; `shifted` if
+            it speaks of the token behind it, so that there are as many drafts as slots.
+        feature_layers: layers of the target whose entering states are fused (-1 is the state after the final norm);
+            null for five, spread as DFlash does.
+        mask_token_id: the token whose embedding stands in slots without a token, and which is never proposed; null for
+            a vector of the drafter's own, which is trained.
+        qk_norm: whether queries and keys are normed per head.
+        causal: whether a slot sees nothing of the slots behind it (JetSpec).
+        windows: per layer, the tokens back to which it sees, or null for all; null for no windows.
+        causal_windows: whether that is so in the layers with a window, as in DFlash's release.
+        rope: `1d`, or `mrope` for the target's positions of time, height and width in the prompt; `head` then has a
+            `mrope_section` among its `rope_parameters`.
+        own_head: whether it has a vocabulary head of its own, instead of the target's.
+        embedding_scale: the factor of the rows of the target's embedding table; null to embed as the target does.
+        logit_scale: the factor of the target's head; null for the target's own.
+        logit_cap: the bound that logits approach, 0 for none; null for the target's own.
+    """
+
+    layers: int = 2
+    block_size: int = 9
+    layout: Literal["same", "shifted"] = "same"
+    feature_layers: Sequence[int] | None = None
+    mask_token_id: int | None = None
+    qk_norm: bool = True
+    causal: bool = False
+    windows: Sequence[int | None] | None = None
+    causal_windows: bool = True
+    rope: Literal["1d", "mrope"] = "1d"
+    own_head: bool = False
+    embedding_scale: float | None = None
+    logit_scale: float | None = None
+    logit_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, layers=self.layers, block_size=self.block_size)
+        if self.first_slot >= self.block_size:
+            raise MMSpecError("block_size=1 leaves no slot to guess in with layout='same', where the anchor has one")
+        for window in self.windows or ():
+            if window is not None:
+                positive(self, windows=window)
+        if self.windows is not None and len(self.windows) != self.layers:
+            raise MMSpecError(f"windows={shown(self.windows)} must be one for each of the {self.layers} layers")
+
+    @property
+    def first_slot(self) -> int:
+        """The first slot that guesses a token."""
+        return int(self.layout == "same")
+
+    @property
+    def drafts(self) -> int:
+        """The number of tokens that a pass guesses."""
+        return self.block_size - self.first_slot
+
+    def fit(self, target: Target) -> Self:
+        """Choose the layers to read, and refuse layers and a mask token that the target does not have."""
+        count, mask = len(target.family.layers), self.mask_token_id
+        chosen = list(usual_layers(count) if self.feature_layers is None else self.feature_layers)
+        if not chosen or not all(LAST <= layer < count for layer in chosen):
+            raise MMSpecError(
+                f"feature_layers={shown(chosen)} must be layers of the target, from 0 to {count - 1}, or {LAST}"
+            )
+        if mask is not None and not 0 <= mask < target.vocab_size:
+            raise MMSpecError(f"mask_token_id={shown(mask)} is none of the target's {target.vocab_size} tokens")
+        return replace(super().fit(target), feature_layers=chosen)
+
+
+def usual_layers(count: int, taps: int = 5) -> list[int]:
+    """Return the layers that DFlash reads of a target with `count` layers, by the states that enter them: `taps` from
+    the second layer to the last but two, fewer in a target that has not so many."""
+    outputs = [round(1 + i * (count - 4) / (taps - 1)) for i in range(taps)]
+    return sorted({min(max(output, 0) + 1, count - 1) for output in outputs})
