@@ -64,9 +64,11 @@ class Objective:
         noise: change to the features that the drafter reads, such as `UniformNoise`, or None.
         keep_within: number k: a chain goes on only while the target's choice is among the drafter's k likeliest tokens
             (dynamic mask of HiViS, arXiv 2509.23928); None keeps all.
+        anchors: tokens of each answer at which chains begin, drawn anew at every step, for drafters that guess a block
+            from each (DFlash, arXiv 2602.06036); the sums are scaled up as if all had been taken. None takes all.
 
     Raises:
-        MMSpecError: without losses, for something else among them, or for a number of steps below 1.
+        MMSpecError: without losses, for something else among them, or for a number of steps or anchors below 1.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Objective:
         detach: bool = False,
         noise: UniformNoise | None = None,
         keep_within: int | None = None,
+        anchors: int | None = None,
     ):
         self.losses = list(losses)
         if not self.losses:
@@ -89,8 +92,10 @@ class Objective:
                 )
         if not isinstance(steps, int) or steps < 1:
             raise MMSpecError(f"objective: steps={steps!r} must be a positive integer")
+        if anchors is not None and (not isinstance(anchors, int) or anchors < 1):
+            raise MMSpecError(f"objective: anchors={anchors!r} must be a positive integer, or None for all")
         self.steps, self.decay, self.detach = steps, decay, detach
-        self.noise, self.keep_within = noise, keep_within
+        self.noise, self.keep_within, self.anchors = noise, keep_within, anchors
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -133,6 +138,7 @@ class Objective:
         seen: list[tuple[Guess, Truth, Tensor]] = []
         share = torch.ones(())
         with drawing(f"{seed}/{lesson.answers}", device):
+            read = read if self.anchors is None else read.at_roots(self.anchors)
             for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
                 truth = truth_at(lesson, guess.places, vocabulary)
                 share = stands_for(lesson, guess.roots) if step == 0 else share

@@ -18,10 +18,12 @@ from tiny_requests import RAGGED, case, target_of
 import mmspec
 from mmspec import drafters, loading, zoo
 from mmspec.drafters import (
+    BlockDrafter,
     Drafter,
     DraftModelDrafter,
     FeatureDrafter,
     HeadDrafter,
+    LayerDrafter,
     NoDrafter,
     SessionDrafter,
     SharedEncoderDrafter,
@@ -200,6 +202,7 @@ def _embedded_text() -> list[list[int]]:
 def test_every_exported_drafter_is_in_this_suite():
     exported = {value for value in vars(drafters).values() if isinstance(value, type) and issubclass(value, Drafter)}
     interfaces = {Drafter, DraftModelDrafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
+    interfaces |= {BlockDrafter, LayerDrafter}
     interfaces |= {SharedEncoderDrafter}  # for models that attend to sound: tests/families/test_whisper.py
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)

@@ -11,6 +11,7 @@ from tiny_requests import one_picture, target_of
 
 from mmspec.compressors import Elastic, FeatureGuided
 from mmspec.drafters import (
+    DFlashDrafter,
     Drafter,
     DraftModelDrafter,
     DreamDrafter,
@@ -90,6 +91,10 @@ TINY_DRAFTERS = {
     "dream, guided": dream_drafter,
     "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
     "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
+    "dflash": head_of(DFlashDrafter, 16),
+    "dflash, shifted": head_of(
+        lambda target: DFlashDrafter(target, layout="shifted", mask_token_id=3, causal=True, block_size=4), 17
+    ),
     **VISUAL_HEADS,
 }
 # Without pictures they are no more than EAGLE, or cannot be built.

@@ -30,7 +30,7 @@ def answers(tmp_path_factory):
     return folder
 
 
-QUICK = ("eagle3", "medusa", "small_vlm")
+QUICK = ("dflash", "eagle3", "medusa", "small_vlm")
 """Recipes of every kind; the others differ from these in settings."""
 
 

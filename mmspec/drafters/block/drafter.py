@@ -211,16 +211,15 @@ class BlockDrafter(LayerDrafter):
                 f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
                 "choose a drafter that reads tokens only, such as TextOnlyDrafter"
             )
-        counts = [count if active else 0 for count, active in zip(verdict.lengths, self.context.active, strict=True)]
-        if max(counts):
-            features = scores.features_along(verdict.path[:, : max(counts)], first=tree.is_chain)
-            self._unread.append((self._taps_of(features), counts))
+        features = scores.features_along(verdict.path[:, : max(verdict.lengths)], first=tree.is_chain)
+        self._unread.append((self._taps_of(features), verdict.lengths))
 
     def _absorb(self) -> None:
         """Turn the states of all tokens that are certain into keys and values."""
         session = self.session
         session.leave()
-        for states, counts in self._unread:
+        for states, lengths in self._unread:
+            counts = [length if active else 0 for length, active in zip(lengths, session.active, strict=True)]
             numbers = torch.arange(states.shape[1], device=states.device)
             keys, values = self._entries(session.present(states), session.positions(numbers), self._furthest)
             session.enter(list(zip(keys, values, strict=True)), counts)
@@ -257,7 +256,9 @@ class BlockDrafter(LayerDrafter):
         """Return the inputs of blocks, `[batch, anchors * block_size, hidden]`, from `[batch, anchors]` tokens."""
         masks = self.settings.block_size - 1
         embeds = self.token_embeds(anchors)[:, :, None]
-        mask = self._mask.expand(*embeds.shape[:2], masks, -1)
+        row = self.mask_embedding if self._mask_row is None else self._mask_row
+        assert row is not None, "one of the two is there"
+        mask = row.expand(*embeds.shape[:2], masks, -1)
         return torch.cat([embeds, mask], dim=2).flatten(1, 2)
 
     def _pass(self, states: Tensor) -> Tensor:
@@ -321,11 +322,10 @@ class BlockDrafter(LayerDrafter):
         self._head_rows = None if settings.own_head else self._rows()
         self._places = Places(Turning(self.rotary, self.axes))
         self._barred: Tensor | None = None
-        if self.mask_embedding is not None:
-            self._mask = self.mask_embedding
-        else:
+        self._mask_row: Tensor | None = None
+        if settings.mask_token_id is not None:
             token = torch.tensor([[settings.mask_token_id]], device=self.norm.weight.device)
-            self._mask = self.token_embeds(token)[0, 0]
+            self._mask_row = self.token_embeds(token)[0, 0]
             vocabulary = self.draft_vocabulary
             barred = token[0] if vocabulary is None else (vocabulary == token[0]).nonzero()[:, 0]
             self._barred = barred if len(barred) else None
