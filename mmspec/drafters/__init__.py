@@ -2,7 +2,7 @@
 `BlockDrafter`."""
 
 from .base import Drafter
-from .block import BlockDrafter, BlockSettings, DFlashDrafter
+from .block import BlockDrafter, BlockSettings, DFlashDrafter, DSparkDrafter, DSparkSettings
 from .draft_model import (
     DraftModelDrafter,
     OwnEncoderDrafter,
@@ -35,6 +35,8 @@ __all__ = [
     "BlockDrafter",
     "BlockSettings",
     "DFlashDrafter",
+    "DSparkDrafter",
+    "DSparkSettings",
     "DraftModelDrafter",
     "Drafter",
     "DreamDrafter",

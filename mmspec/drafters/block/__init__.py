@@ -2,6 +2,7 @@
 
 from .dflash import DFlashDrafter
 from .drafter import BlockDrafter
+from .dspark import DSparkDrafter, DSparkSettings
 from .settings import BlockSettings
 
-__all__ = ["BlockDrafter", "BlockSettings", "DFlashDrafter"]
+__all__ = ["BlockDrafter", "BlockSettings", "DFlashDrafter", "DSparkDrafter", "DSparkSettings"]

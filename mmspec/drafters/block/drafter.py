@@ -26,6 +26,7 @@ from ..layer import Rope, attend
 from ..layer_head import LayerDrafter
 from ..reading import TargetView, compress, view_of
 from ..rope import Turning, axes_of
+from .correction import Correction
 from .layer import BlockLayer, Entries, keys_values_of
 from .settings import BlockSettings
 from .sight import Places, Sight, attend_blocks, masks_of
@@ -82,8 +83,8 @@ class BlockDrafter(LayerDrafter):
 
     @property
     def independent(self) -> bool:  # type: ignore[override]  # of most drafters a constant
-        """True: the marginals of one pass are all there is."""
-        return True
+        """True if the marginals of one pass are all there is: if nothing corrects them."""
+        return self.correction is None
 
     # What a method is.
 
@@ -95,6 +96,20 @@ class BlockDrafter(LayerDrafter):
         """Return `[layers or 1, batch, length, hidden]` fused states, for each layer or for all, from the states of the
         target's layers side by side, `[batch, length, taps * target hidden]`."""
         raise NotImplementedError
+
+    @property
+    def correction(self) -> Correction | None:
+        """The model of how a guess depends on the tokens above it; None if it does not."""
+        return None
+
+    def sureness(self, hidden: Tensor, state: Tensor) -> Tensor | None:
+        """Return `[...]` logits of the chance that a token below some nodes is accepted; None without an estimate.
+
+        Args:
+            hidden: `[..., hidden]` normed states of the slots that guess these tokens.
+            state: `[..., size]` the correction's states of the nodes.
+        """
+        return None
 
     def build(self) -> None:
         """Make the fusion, the layers and, if it has one, the vocabulary head."""
@@ -233,26 +248,54 @@ class BlockDrafter(LayerDrafter):
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what the target has confirmed, and guess the whole block; return the logits of its first token."""
         self._absorb()
-        present = self.session.present
-        hidden = self._pass(self.block_inputs(present(root)[:, None], present=True))[:, self.settings.first_slot :]
-        self._marginals = self.session.whole(self.logits(hidden))
-        return self._marginals[:, 0]
+        session = self.session
+        hidden = self._pass(self.block_inputs(session.present(root)[:, None]))[:, self.settings.first_slot :]
+        self._marginals = session.whole(self.logits(hidden))
+        if self.correction is None:
+            return self._marginals[:, 0]
+        self._hidden = session.whole(hidden)
+        state = self.correction.begin(root[:, None], self.token_embeds)
+        self._states = [state]
+        return self._corrected(self._marginals[:, :1], self._hidden[:, :1], state)[:, 0]
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits after the nodes of a block."""
-        return self._at(self._marginals, block)
+        base = self._below(self._marginals, block, 1)
+        if self.correction is None:
+            return base
+        parents = self._states[-1]
+        if not block.extends_chain:
+            parents = pick(torch.cat(self._states, dim=1), block.parents)
+        before = self._below(self._hidden, block, 0)
+        state = self.correction.advance(parents, block.tokens, before, self.token_embeds)
+        self._states.append(state)
+        return self._corrected(base, self._below(self._hidden, block, 1), state)
 
-    def _at(self, guesses: Tensor, block: Block) -> Tensor:
-        """Return what `[batch, drafts, size]` guesses of a pass say below each node, `[batch, new, size]`."""
+    def _corrected(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+        """Return corrected logits, and remember what they were made of."""
+        assert self.correction is not None  # as the callers have asked
+        self._newest = hidden, state
+        return self.correction.logits(base, hidden, state)
+
+    def confidence(self) -> Tensor | None:
+        """Return the estimates for the nodes of the newest pass, see `StepDrafter.confidence`."""
+        if self.correction is None:
+            return None
+        logits = self.sureness(*self._newest)
+        return None if logits is None else logits.float().sigmoid()
+
+    def _below(self, guesses: Tensor, block: Block, ahead: int) -> Tensor:
+        """Return what `[batch, drafts, size]` guesses of a pass say at each node, `[batch, new, size]`: of its own
+        token, or of one so many places ahead."""
         if block.level is not None:
-            return guesses[:, block.level + 1, None].expand(-1, block.tokens.shape[1], -1)
-        return pick(guesses, block.depth + 1)
+            return guesses[:, block.level + ahead, None].expand(-1, block.tokens.shape[1], -1)
+        return pick(guesses, block.depth + ahead)
 
     def marginals(self, depth: int) -> Tensor:
         """Return the logits of the first `depth` tokens of the block."""
         return self._marginals[:, :depth]
 
-    def block_inputs(self, anchors: Tensor, present: bool = False) -> Tensor:
+    def block_inputs(self, anchors: Tensor) -> Tensor:
         """Return the inputs of blocks, `[batch, anchors * block_size, hidden]`, from `[batch, anchors]` tokens."""
         masks = self.settings.block_size - 1
         embeds = self.token_embeds(anchors)[:, :, None]
@@ -280,16 +323,28 @@ class BlockDrafter(LayerDrafter):
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """Yield the guesses of every step, see `Drafter.unroll`: one pass over the blocks of all anchors. Step i is the
-        i-th guess of every block; there are no more steps than a block guesses, and nothing to detach."""
+        i-th guess of every block, corrected for the answer's own tokens above it; there are no more steps than a block
+        guesses, and no state is handed on that could be detached."""
         self._prepare()
         anchors, real = lesson.anchors
-        hidden = self._unrolled(lesson, anchors)
+        hidden, correction = self._unrolled(lesson, anchors), self.correction
+        ids, tokens = lesson.request.inputs["input_ids"], lesson.root_slots.gather(1, anchors) + 1
+        state = None if correction is None else correction.begin(ids.gather(1, tokens), self.token_embeds)
         for step in range(min(steps, self.settings.drafts)):
             valid, places = lesson.drafted(step)
             if not valid.any():
                 return
-            here = valid.gather(1, anchors) & real
-            yield Guess(self.logits(hidden[:, :, step][here]), None, places, valid.flatten().nonzero()[:, 0])
+            here, roots, slots = valid.gather(1, anchors) & real, valid.flatten().nonzero()[:, 0], hidden[:, :, step]
+            chosen = slots[here]
+            base = self.logits(chosen)
+            if correction is None or state is None:
+                yield Guess(base, None, places, roots)
+                continue
+            own = state[here]
+            logits, sure = correction.logits(base, chosen, own), self.sureness(chosen, own)
+            yield Guess(logits, None, places, roots, confidence=sure, base=base)
+            tokens = (tokens + 1).clamp(max=ids.shape[1] - 1)  # beyond the end of an answer anything will do
+            state = correction.advance(state, ids.gather(1, tokens), slots, self.token_embeds)
 
     def _unrolled(self, lesson: Lesson, anchors: Tensor) -> Tensor:
         """Return the normed states of all guessing slots, `[batch, anchors, drafts, hidden]`, from `[batch, anchors]`

@@ -1,5 +1,5 @@
-"""What the slots of a block see: all of the target's states before the anchor, or a window of them, and the block or
-its beginning."""
+"""Masks and positions of blocks: their slots see the target's states before the anchor, or a window of them, and the
+block or its beginning."""
 
 from __future__ import annotations
 
