@@ -2,7 +2,18 @@
 `BlockDrafter`."""
 
 from .base import Drafter
-from .block import BlockDrafter, BlockSettings, DFlashDrafter, DSparkDrafter, DSparkSettings
+from .block import (
+    BlockDrafter,
+    BlockSettings,
+    DFlashDrafter,
+    DFlashSettings,
+    DFlyDrafter,
+    DFlySettings,
+    DominoDrafter,
+    DominoSettings,
+    DSparkDrafter,
+    DSparkSettings,
+)
 from .draft_model import (
     DraftModelDrafter,
     OwnEncoderDrafter,
@@ -35,8 +46,13 @@ __all__ = [
     "BlockDrafter",
     "BlockSettings",
     "DFlashDrafter",
+    "DFlashSettings",
+    "DFlyDrafter",
+    "DFlySettings",
     "DSparkDrafter",
     "DSparkSettings",
+    "DominoDrafter",
+    "DominoSettings",
     "DraftModelDrafter",
     "Drafter",
     "DreamDrafter",

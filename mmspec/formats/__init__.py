@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MMSpecError, cut, did_you_mean, first_line
 from .base import Format
+from .block import BlockFormat
 from .checkpoint import Checkpoint
 from .dream import Dream
 from .eagle import Eagle, Msd
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..drafters import Drafter
     from ..target import Target
 
-FORMATS: tuple[Format, ...] = (Eagle(), Msd(), Eagle3(), ViSpec(), HiVis(), Dream(), Medusa())
+FORMATS: tuple[Format, ...] = (Eagle(), Msd(), Eagle3(), ViSpec(), HiVis(), Dream(), Medusa(), BlockFormat())
 """Formats that `load_drafter` knows. At most one of them matches a checkpoint."""
 
 logger = logging.getLogger(__name__)

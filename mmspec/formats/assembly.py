@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ..compressors import VisualCompressor
-from ..drafters import FeatureDrafter, FeatureSettings
+from ..drafters import LayerDrafter, LayerSettings
 from ..drafters.head_config import MROPE_SETTINGS
 from ..errors import MMSpecError, listed
 from ..files.checkpoints import fill
@@ -20,6 +20,8 @@ from .base import Shapes
 from .checkpoint import Checkpoint
 from .embedding import EMBEDDING, embedding_rows
 from .head import head_settings
+
+Made = TypeVar("Made", bound=LayerDrafter)
 
 ROTARY = "rotary_emb.inv_freq"
 """Suffix of frequencies that old code saved as buffers; they follow from rope_theta."""
@@ -34,10 +36,10 @@ def fusion_of(keys: Shapes) -> dict[str, Any]:
 
 
 def assemble(
-    cls: type[FeatureDrafter],
+    cls: type[Made],
     checkpoint: Checkpoint,
     target: Target,
-    settings: FeatureSettings,
+    settings: LayerSettings,
     *,
     compressor: VisualCompressor | None = None,
     layer: str = "layers.0",
@@ -46,7 +48,7 @@ def assemble(
     names: Mapping[str, str] | None = None,
     made: Mapping[str, Tensor] | None = None,
     unread: Collection[str] = (),
-) -> FeatureDrafter:
+) -> Made:
     """Make a drafter of a class with the weights of a checkpoint, on the target's device and in its dtype.
 
     Args:

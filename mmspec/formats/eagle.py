@@ -9,6 +9,7 @@ from ..drafters import EagleDrafter, EagleSettings, FeatureDrafter, MsdDrafter
 from ..target import Target
 from .assembly import INPUT_NORM, assemble, fusion_of
 from .base import Format, Shapes
+from .block import is_block
 from .checkpoint import Checkpoint
 from .dream import is_dream
 from .eagle3 import is_eagle3
@@ -66,7 +67,7 @@ class Msd(Format):
 
 def is_plain(keys: Shapes) -> bool:
     """Return True if there is a fusion, and no key that another method adds."""
-    others = (is_eagle3, is_vispec, is_hivis, is_dream)
+    others = (is_eagle3, is_vispec, is_hivis, is_dream, is_block)
     return "fc.weight" in keys and not any(is_other(keys) for is_other in others)
 
 

@@ -18,6 +18,7 @@ from ..target import Target
 from .assembly import assemble
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
+from .head import FUSED_NORMS
 
 HEAD = "lm_head.weight"
 MIDLAYERS = ("midlayer", "layers.0")
@@ -85,7 +86,9 @@ class Eagle3(Format):
 
 
 def is_eagle3(keys: Shapes) -> bool:
-    """Return True if there is a key that only EAGLE-3 has."""
+    """Return True if there is a key that of all heads on hidden states only EAGLE-3 has."""
+    if any(norm in keys for norm in FUSED_NORMS):  # a block drafter's, which may have a reduced vocabulary too
+        return False
     return "d2t" in keys or any(key.startswith("midlayer.") for key in keys) or "layers.0.hidden_norm.weight" in keys
 
 

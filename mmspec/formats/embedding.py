@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from ..drafters.vocabulary import is_padding
 from ..errors import MMSpecError
@@ -73,9 +74,14 @@ def _agrees(checkpoint: Checkpoint, target: Target) -> bool:
         theirs = checkpoint.rows(EMBEDDING, start, end).to(target.device)
         tokens = torch.arange(start, end, device=target.device)
         read = target.model.get_input_embeddings()(tokens)
-        kinds = [torch.finfo(tensor.dtype) for tensor in (theirs, read)]
-        # Numbers below the smallest normal one are rounded to a fixed grid.
-        relative, absolute = max(k.eps for k in kinds), max(k.eps * k.smallest_normal for k in kinds)
-        if not torch.allclose(theirs.float(), read.float(), rtol=relative, atol=absolute):
+        if not alike(theirs, read):
             return False
     return True
+
+
+def alike(theirs: Tensor, ours: Tensor) -> bool:
+    """Return True if two tensors hold the same numbers, up to the rounding of the coarser of their dtypes."""
+    kinds = [torch.finfo(tensor.dtype) for tensor in (theirs, ours)]
+    # Numbers below the smallest normal one are rounded to a fixed grid.
+    relative, absolute = max(k.eps for k in kinds), max(k.eps * k.smallest_normal for k in kinds)
+    return torch.allclose(theirs.float(), ours.float(), rtol=relative, atol=absolute)

@@ -18,6 +18,9 @@ LAYER = (
 )
 """Names of the weights that every layer has."""
 
+FUSED_NORMS = ("hidden_norm.weight", "context_norm.weight")
+"""Keys of the norm of fused states, one of which every block drafter has."""
+
 OLD_BASE = 10000.0
 """Base of the rotary positions in the original code where a configuration says none."""
 

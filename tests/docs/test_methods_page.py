@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "methods" / "index.md"
 ROWS = [
     line.split("|")[1:-1]
     for line in PAGE.read_text().splitlines()
-    if re.match(r"\| (\[|EAGLE|DFlash|a small model|early exit|Jacobi)", line)
+    if re.match(r"\| (\[|EAGLE|a small model|early exit|Jacobi)", line)
 ]
 
 

@@ -16,7 +16,7 @@ from yardstick import entries_of
 
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
-from mmspec.drafters import BlockDrafter, DFlashDrafter
+from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter
 from mmspec.models.states import LAST
 
 FAMILIES = ("llava", "qwen_vl", "gemma3", "llama")
@@ -38,6 +38,32 @@ VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
     "dflash, pool": (DFlashDrafter, compressor("pool.Pool", size=2)),
     "dflash, prune": (DFlashDrafter, compressor("prune.Prune", keep=0.5, by="uniform", seed=0)),
     "dflash, hide": (DFlashDrafter, compressor("hide.Hide", packed=False, margin=[0, 0])),
+    "dspark": (DSparkDrafter, {"markov_rank": 6}),
+    "dspark, gated": (
+        DSparkDrafter,
+        {"markov": "gated", "markov_rank": 5, "layout": "same", "confidence": False, "block_size": 6},
+    ),
+    "dspark, rnn": (
+        DSparkDrafter,
+        {"markov": "rnn", "markov_rank": 4, "confidence_markov": False, "mask_token_id": 7, "draft_vocab_size": 20}
+        | {"block_size": 5},
+    ),
+    "dflash 2": (
+        DFlashDrafter,
+        {"conv_kernel": 2, "conv_group": 8, "selector_rank": 5, "selector_top_k": 7, "block_size": 5},
+    ),
+    "dflash 2, fewer tokens": (
+        DFlashDrafter,
+        {"conv_kernel": 3, "conv_group": 4, "selector_rank": 3, "draft_vocab_size": 20, "layout": "shifted"}
+        | {"mask_token_id": 7, "block_size": 4, "layers": 1},
+    ),
+    "domino": (DominoDrafter, {"gru_hidden": 6, "rank": 5, "block_size": 5}),
+    "domino, corrected from the first": (
+        DominoDrafter,
+        {"gru_hidden": 4, "rank": 3, "block_size": 5, "layout": "same", "uncorrected": 0},
+    ),
+    "dfly": (DFlyDrafter, {"block_size": 5, "layers": 3}),
+    "dflare": (DFlyDrafter, {"fusion": "mix", "context_maps": True, "correction_size": 0}),
 }
 GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
 
@@ -45,8 +71,13 @@ GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
 def build(target: Target, variant: str, **changes) -> BlockDrafter:
     """A drafter with random weights."""
     cls, settings = VARIANTS[variant]
+    return drafter_like(cls, target, {**settings, "compressor": compressor_of(settings.get("compressor")), **changes})
+
+
+def drafter_like(cls: type[BlockDrafter], target: Target, settings: dict) -> BlockDrafter:
+    """A drafter of a class with random weights."""
     torch.manual_seed(0)  # `redraw` only shifts what is a vector, such as that of the mask
-    drafter = cls(target, **{**settings, "compressor": compressor_of(settings.get("compressor")), **changes})
+    drafter = cls(target, **settings)
     if drafter.draft_vocab_size:
         drafter.choose_vocabulary(FEW)
     return models.redraw(drafter, seed=4)
@@ -92,7 +123,30 @@ class Block:
 
     def fused(self, taps: torch.Tensor, layer: int) -> torch.Tensor:
         """What a layer makes keys and values of."""
-        return self.norm("hidden_norm", self.linear("fc", taps))
+        total = torch.zeros(len(taps), self.head.hidden_size)
+        if self.settings.fusion != "mix":
+            total = total + self.linear("fc", taps)
+        if self.settings.fusion != "linear":
+            shares = self.weights["layer_fusion_weights"][layer].exp()
+            for share, part in zip(shares / shares.sum(), taps.chunk(len(shares), dim=-1), strict=True):
+                total = total + share * part
+        return self.norm("hidden_norm", total)
+
+    def convolved(self, name: str, kernel: int, x: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
+        """DFlash 2's convolution of all slots, number by number."""
+        if not self.settings.conv_kernel:
+            return x
+        taps, width = self.settings.conv_kernel, x.shape[-1]
+        groups = width // self.settings.conv_group
+        dynamic = self.linear(f"{name}.kernel_projection", entering).view(len(x), 2, taps, groups)
+        made = torch.zeros_like(x)
+        for slot in range(len(x)):
+            for back in range(min(taps, slot + 1)):
+                for number in range(width):
+                    weight = self.weights[f"{name}.base_kernel"][kernel, back, number]
+                    weight = weight + dynamic[slot, kernel, back, number // self.settings.conv_group]
+                    made[slot, number] += weight * x[slot - back, number]
+        return made
 
     def sees(self, layer: int, slot: int, entry: int) -> bool:
         """Whether a slot sees an entry, whose number counts from the anchor."""
@@ -104,24 +158,36 @@ class Block:
         name, context = f"layers.{number}", self.fused(taps, number)
         if self.wrong == "normed":
             context = self.norm(f"{name}.input_layernorm", context)
-        inner = self.norm(f"{name}.input_layernorm", x)
-        both, places = torch.cat([context, inner]), [*before, *own]
-        attention = f"{name}.self_attn"
+        normed = self.norm(f"{name}.input_layernorm", x)
+        inner = self.convolved(f"{name}.attention_conv", 0, normed, normed)
+        attention, own_maps = f"{name}.self_attn", "_target" if self.settings.context_maps else ""
+
+        def keys_values(suffix: str, states: torch.Tensor, places: list[int]):
+            values = self.linear(f"{attention}.v_proj{suffix}", states)
+            keys = self.turned(f"{attention}.k_proj{suffix}", states, places, f"{attention}.k_norm")
+            return keys, values.view(len(states), -1, self.head.head_dim).transpose(0, 1)
+
         queries = self.turned(f"{attention}.q_proj", inner, own, f"{attention}.q_norm")
-        keys = self.turned(f"{attention}.k_proj", both, places, f"{attention}.k_norm")
-        values = self.linear(f"{attention}.v_proj", both).view(len(both), -1, self.head.head_dim).transpose(0, 1)
+        parts = zip(keys_values(own_maps, context, before), keys_values("", inner, own), strict=True)
+        keys, values = (torch.cat(pair, dim=1) for pair in parts)
         groups = len(queries) // len(keys)
         keys, values = keys.repeat_interleave(groups, dim=0), values.repeat_interleave(groups, dim=0)
         seen = torch.tensor(
-            [[self.sees(number, slot, entry - len(context)) for entry in range(len(both))] for slot in range(len(x))]
+            [
+                [self.sees(number, slot, entry - len(context)) for entry in range(keys.shape[1])]
+                for slot in range(len(x))
+            ]
         )
         scores = (queries @ keys.mT / self.head.head_dim**0.5).masked_fill(~seen, float("-inf"))
-        x = x + self.linear(f"{attention}.o_proj", (scores.softmax(-1) @ values).transpose(0, 1).flatten(1))
-        inner = self.norm(f"{name}.post_attention_layernorm", x)
+        mixed = self.linear(f"{attention}.o_proj", (scores.softmax(-1) @ values).transpose(0, 1).flatten(1))
+        x = x + self.convolved(f"{name}.attention_conv", 1, mixed, normed)
+        normed = self.norm(f"{name}.post_attention_layernorm", x)
+        inner = self.convolved(f"{name}.mlp_conv", 0, normed, normed)
         gate = functional.silu(self.linear(f"{name}.mlp.gate_proj", inner))
         if self.head.hidden_act != "silu":
             gate = functional.gelu(self.linear(f"{name}.mlp.gate_proj", inner), approximate="tanh")
-        return x + self.linear(f"{name}.mlp.down_proj", gate * self.linear(f"{name}.mlp.up_proj", inner))
+        made = self.linear(f"{name}.mlp.down_proj", gate * self.linear(f"{name}.mlp.up_proj", inner))
+        return x + self.convolved(f"{name}.mlp_conv", 1, made, normed)
 
     def hidden(self, taps: torch.Tensor, before: list[int], anchor: int, place: int) -> torch.Tensor:
         """The normed states of all slots of a block behind a text.
@@ -161,8 +227,22 @@ class Block:
 
     def guesses(self, hidden: torch.Tensor, anchor: int, chain: list[int]) -> list[torch.Tensor]:
         """The logits of every guess, those of deeper ones behind a chain of tokens: as many as it has, and one."""
-        first = int(self.settings.layout == "same")
-        return list(self.logits(hidden[first:]))[: len(chain) + 1]
+        slots = hidden[int(self.settings.layout == "same") :]
+        tokens = [anchor, *chain][: len(slots)]
+        return [self.corrected(state, tokens[: slot + 1]) for slot, state in enumerate(slots[: len(tokens)])]
+
+    def corrected(self, state: torch.Tensor, above: list[int]) -> torch.Tensor:
+        """The logits of a slot below the tokens from the anchor on."""
+        logits = self.logits(state)
+        if getattr(self.settings, "selector_rank", None) is None:
+            return logits
+        weights, name = self.weights, "candidate_selector"
+        wanted = self.linear(f"{name}.hidden_projection", state)
+        wanted = wanted * weights[f"{name}.predecessor_codebook.weight"][above[-1]]
+        scores = torch.full_like(logits, -torch.inf)
+        for token in logits.topk(self.settings.selector_top_k).indices.tolist():
+            scores[token] = logits[token] + weights[f"{name}.successor_codebook.weight"][token] @ wanted
+        return scores
 
 
 def taps_of(name: str, drafter: BlockDrafter, row: int, root: int, wrong: str = "") -> tuple:
@@ -179,7 +259,68 @@ def taps_of(name: str, drafter: BlockDrafter, row: int, root: int, wrong: str = 
     return taps, [round(sum(group) / len(group)) for group in entries], ids[-1], len(ids) - 1
 
 
-KINDS: dict[type[BlockDrafter], type[Block]] = {}
+class MarkovBlock(Block):
+    """DSpark's."""
+
+    def guesses(self, hidden: torch.Tensor, anchor: int, chain: list[int]) -> list[torch.Tensor]:
+        weights, kind, rank = self.weights, self.settings.markov, self.settings.markov_rank
+        slots = hidden[int(self.settings.layout == "same") :]
+        base, memory, guesses = self.logits(slots), torch.zeros(rank), []
+        for slot, (above, state) in enumerate(zip([anchor, *chain], slots, strict=False)):
+            row = weights["markov_head.markov_w1.weight"][above]
+            added = row
+            if kind == "gated":
+                added = self.linear("markov_head.gate_proj", torch.cat([state, row])).sigmoid() * row
+            if kind == "rnn":
+                joint = self.linear("markov_head.joint_proj", torch.cat([memory, row, state]))
+                gate, new, out = joint[:rank].sigmoid(), joint[rank : 2 * rank].tanh(), joint[2 * rank :].tanh()
+                memory, added = gate * memory + (1 - gate) * new, out
+            guesses.append(base[slot] + weights["markov_head.markov_w2.weight"] @ added)
+        return guesses
+
+    def sureness(self, hidden: torch.Tensor, anchor: int, chain: list[int]) -> torch.Tensor:
+        """The chance that the token below each node of a chain is accepted."""
+        slots = hidden[int(self.settings.layout == "same") :][: len(chain) + 1]
+        if self.settings.confidence_markov:
+            rows = self.weights["markov_head.markov_w1.weight"][[anchor, *chain]]
+            slots = torch.cat([slots, rows], dim=-1)
+        return self.linear("confidence_head.proj", slots)[:, 0].sigmoid()
+
+
+class DominoBlock(Block):
+    """Domino's."""
+
+    def corrected(self, state: torch.Tensor, above: list[int]) -> torch.Tensor:
+        logits = self.logits(state)
+        if len(above) <= self.settings.uncorrected:
+            return logits
+        inner, hidden = (self.weights[f"recurrent.prefix_gru.weight_{kind}_l0"] for kind in ("ih", "hh"))
+        memory = torch.zeros(self.settings.gru_hidden)
+        for embed in self.drafter.target.model.get_input_embeddings()(torch.tensor(above)):
+            (reset, update, new), (reset_h, update_h, new_h) = (inner @ embed).chunk(3), (hidden @ memory).chunk(3)
+            keep = (update + update_h).sigmoid()
+            memory = (1 - keep) * (new + (reset + reset_h).sigmoid() * new_h).tanh() + keep * memory
+        made = functional.silu(self.linear("recurrent.embed_proj.0", torch.cat([state, memory])))
+        return logits + self.linear("recurrent.embed_proj.2", made)
+
+
+class DFlyBlock(Block):
+    """DFly's."""
+
+    def corrected(self, state: torch.Tensor, above: list[int]) -> torch.Tensor:
+        if self.settings.correction_size == 0:
+            return self.logits(state)
+        embed, name = self.drafter.target.model.get_input_embeddings()(torch.tensor(above[-1])), "hidden_correction"
+        both = torch.cat([self.norm(f"{name}.hidden_norm", state), self.norm(f"{name}.embed_norm", embed)])
+        inner = functional.silu(self.linear(f"{name}.gate_proj", both)) * self.linear(f"{name}.up_proj", both)
+        return self.logits(state + self.linear(f"{name}.down_proj", inner))
+
+
+KINDS: dict[type[BlockDrafter], type[Block]] = {
+    DSparkDrafter: MarkovBlock,
+    DominoDrafter: DominoBlock,
+    DFlyDrafter: DFlyBlock,
+}
 """The formulation of drafters that are more than a `Block`."""
 
 

@@ -93,9 +93,9 @@ class Script:
 ROUNDS = ([0, 1, 3, 2], [2, 0, 0, 1], [0, 0, 2, 0])
 
 
-def decode(drafter, name: str, width: int, depth: int = 4):
+def decode(drafter, name: str, width: int, depth: int = 4, tree: type[Told] = Told):
     """Yields per round: the active rows with the places of their roots, the builder and the tree."""
-    script = Script(drafter, inputs_of(name), lesson_of(name).answers, Told(width, depth))
+    script = Script(drafter, inputs_of(name), lesson_of(name).answers, tree(width, depth))
     for accepted in ROUNDS:
         roots = {row: place for row, place in enumerate(script.places) if script.context.active[row]}
         yield roots, *script.round(accepted)

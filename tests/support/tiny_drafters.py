@@ -15,6 +15,7 @@ from mmspec.drafters import (
     Drafter,
     DraftModelDrafter,
     DreamDrafter,
+    DSparkDrafter,
     Eagle3Drafter,
     EagleDrafter,
     HiVisDrafter,
@@ -95,6 +96,10 @@ TINY_DRAFTERS = {
     "dflash, shifted": head_of(
         lambda target: DFlashDrafter(target, layout="shifted", mask_token_id=3, causal=True, block_size=4), 17
     ),
+    "dflash 2": head_of(
+        lambda target: DFlashDrafter(target, conv_kernel=2, selector_rank=4, selector_top_k=5, block_size=5), 19
+    ),
+    "dspark": head_of(lambda target: DSparkDrafter(target, markov="rnn", markov_rank=6, block_size=5), 18),
     **VISUAL_HEADS,
 }
 # Without pictures they are no more than EAGLE, or cannot be built.

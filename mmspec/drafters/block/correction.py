@@ -15,6 +15,9 @@ from torch import Tensor, nn
 Embed = Callable[[Tensor], Tensor]
 """Function that gives `[batch, nodes, hidden]` embeddings of `[batch, nodes]` tokens."""
 
+Head = Callable[[Tensor], Tensor]
+"""Function that gives `[..., vocab]` logits of `[..., hidden]` normed states."""
+
 
 class Correction(nn.Module):
     """A small model of how a token depends on those above it in its block.
@@ -26,13 +29,14 @@ class Correction(nn.Module):
         """Return the states of `[batch, nodes]` anchors, `[batch, nodes, size]`."""
         raise NotImplementedError
 
-    def logits(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+    def logits(self, base: Tensor, hidden: Tensor, state: Tensor, head: Head) -> Tensor:
         """Return logits `[..., vocab]` of the tokens below some nodes.
 
         Args:
             base: `[..., vocab]` logits of the block, which know nothing of the tokens above.
             hidden: `[..., hidden]` normed states of the slots that they come from.
             state: `[..., size]` the states of the nodes.
+            head: the way from hidden states to logits.
         """
         raise NotImplementedError
 
@@ -74,7 +78,7 @@ class Markov(Correction):
         """Return the rows of the tokens: those further above are forgotten."""
         return self.markov_w1(tokens)
 
-    def logits(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+    def logits(self, base: Tensor, hidden: Tensor, state: Tensor, head: Head) -> Tensor:
         """Return the logits plus those of the token above."""
         return base + self.markov_w2(state)
 
@@ -91,7 +95,7 @@ class GatedMarkov(Markov):
         super().__init__(hidden, tokens, vocab, rank)
         self.gate_proj = nn.Linear(hidden + rank, rank)
 
-    def logits(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+    def logits(self, base: Tensor, hidden: Tensor, state: Tensor, head: Head) -> Tensor:
         """Return the logits plus those of the token above, as far as the gate lets them through."""
         gate = self.gate_proj(torch.cat([hidden, state], dim=-1)).sigmoid()
         return base + self.markov_w2(gate * state)
@@ -115,7 +119,7 @@ class RecurrentMarkov(Markov):
         gate, new, out = self.joint_proj(torch.cat([state, hidden], dim=-1)).chunk(3, dim=-1)
         return gate.sigmoid(), new.tanh(), out.tanh()
 
-    def logits(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+    def logits(self, base: Tensor, hidden: Tensor, state: Tensor, head: Head) -> Tensor:
         """Return the logits plus those of the tokens above."""
         return base + self.markov_w2(self._gates(state, hidden)[2])
 

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
+from ...settings.arguments import positive
+from .correction import Correction
 from .drafter import BlockDrafter
+from .selector import Selector
+from .settings import BlockSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFlashSettings(BlockSettings):
+    """The settings of a `DFlashDrafter`, beside those of `BlockSettings`.
+
+    Args:
+        selector_rank: width of the vectors by which a candidate is chosen that fits the token above (DFlash 2); null
+            for no such choice.
+        selector_top_k: candidates of each slot.
+    """
+
+    selector_rank: int | None = None
+    selector_top_k: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, selector_top_k=self.selector_top_k, selector_rank=self.selector_rank or 1)
 
 
 class DFlashDrafter(BlockDrafter):
-    """The drafter of DFlash (arXiv 2602.06036), and of JetSpec (arXiv 2606.18394) with `causal`.
+    """The drafter of DFlash (arXiv 2602.06036); of JetSpec (arXiv 2606.18394) with `causal`, and of DFlash 2 with
+    `conv_kernel` and `selector_rank`.
 
     `c_i = RMSNorm(W [h_i; ...])` fuses the states of some layers of the target at every token i. Each layer makes keys
     and values of c, as it is, with the same maps that make those of the block, whose states are normed before. The
@@ -17,19 +40,32 @@ class DFlashDrafter(BlockDrafter):
 
     Faithful: the released code, and the names of the weights. Our own: any target with pictures in any batch, a
     compressor of pictures, a trained vector in place of the embedding of a mask token (`mask_token_id` null), and that
-    the mask token is never proposed.
+    the mask token is never proposed. How DFlash 2 was trained is not known: recipes can only guess.
 
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head (recipe
     `dflash`).
 
-    The arguments are those of `BlockDrafter`, and its settings those of `BlockSettings`.
+    The arguments are those of `BlockDrafter`, and its settings those of `DFlashSettings`.
     """
 
-    def make_fusion(self) -> None:
-        """Make the map of all states to one, and its norm."""
-        self.fc = nn.Linear(len(self.taps) * self.target.hidden_size, self.head.hidden_size, bias=False)
-        self.hidden_norm = nn.RMSNorm(self.head.hidden_size, eps=self.head.rms_norm_eps)
+    Settings = DFlashSettings
+    settings: DFlashSettings
 
-    def fuse(self, states: Tensor) -> Tensor:
-        """Return a normed linear map of the states, `[1, batch, length, hidden]`."""
-        return self.hidden_norm(self.fc(states))[None]
+    def build(self) -> None:
+        """Make the block, and the choice among candidates."""
+        super().build()
+        settings, tokens = self.settings, self.target.vocab_size
+        self.candidate_selector = None
+        if settings.selector_rank is not None:
+            self.candidate_selector = Selector(
+                self.head.hidden_size,
+                tokens,
+                self.draft_vocab_size or tokens,
+                settings.selector_rank,
+                settings.selector_top_k,
+            )
+
+    @property
+    def correction(self) -> Correction | None:
+        """The choice among candidates."""
+        return self.candidate_selector

@@ -27,7 +27,8 @@ from ..layer_head import LayerDrafter
 from ..reading import TargetView, compress, view_of
 from ..rope import Turning, axes_of
 from .correction import Correction
-from .layer import BlockLayer, Entries, keys_values_of
+from .fusion import fused, weights_at_first
+from .layer import BlockConv, BlockLayer, Entries, keys_values_of
 from .settings import BlockSettings
 from .sight import Places, Sight, attend_blocks, masks_of
 
@@ -44,8 +45,8 @@ class BlockDrafter(LayerDrafter):
     stay in its cache; those of a block are thrown away. So nothing is ever computed anew, and pictures are seen through
     the target's states alone.
 
-    A subclass says in `fuse` how the states of the target's layers become one, and makes what it needs for that in
-    `make_fusion`. All nodes of a depth have one distribution, unless it corrects that for the tokens above them.
+    All nodes of a depth have one distribution, unless a subclass corrects that for the tokens above them
+    (`correction`).
 
     Args:
         target: the model to draft for.
@@ -88,15 +89,6 @@ class BlockDrafter(LayerDrafter):
 
     # What a method is.
 
-    def make_fusion(self) -> None:
-        """Make what `fuse` needs."""
-        raise NotImplementedError
-
-    def fuse(self, states: Tensor) -> Tensor:
-        """Return `[layers or 1, batch, length, hidden]` fused states, for each layer or for all, from the states of the
-        target's layers side by side, `[batch, length, taps * target hidden]`."""
-        raise NotImplementedError
-
     @property
     def correction(self) -> Correction | None:
         """The model of how a guess depends on the tokens above it; None if it does not."""
@@ -119,13 +111,21 @@ class BlockDrafter(LayerDrafter):
             self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
         self.taps = tuple(settings.feature_layers or ())
         self.feature_layers = tuple(dict.fromkeys(self.taps + self.feature_layers))  # and what the compressor wants
-        self.make_fusion()
-        self.layers = nn.ModuleList([BlockLayer(self.head, settings.qk_norm) for _ in range(settings.layers)])
+        self.fc = self.layer_fusion_weights = None
+        if settings.fusion != "mix":
+            self.fc = nn.Linear(len(self.taps) * self.target.hidden_size, hidden, bias=False)
+        if settings.fusion != "linear":
+            self.layer_fusion_weights = nn.Parameter(weights_at_first(settings.layers, len(self.taps)))
+        self.hidden_norm = nn.RMSNorm(hidden, eps=eps)
+        self.layers = nn.ModuleList([BlockLayer(self.head, settings) for _ in range(settings.layers)])
         self.norm = nn.RMSNorm(hidden, eps=eps)
         self.lm_head = self.mask_embedding = None
         if settings.own_head:
             self.lm_head = nn.Linear(hidden, self.draft_vocab_size or self.target.vocab_size, bias=False)
         initialise(self)
+        for part in self.modules():
+            if isinstance(part, BlockConv):
+                part.reset()
         if settings.mask_token_id is None:
             self.mask_embedding = nn.Parameter(torch.empty(hidden).normal_(std=0.02))
         windows = settings.windows or [None] * settings.layers
@@ -161,6 +161,10 @@ class BlockDrafter(LayerDrafter):
     def _taps_of(self, features: dict[int, Tensor]) -> Tensor:
         """Return the states that are fused, side by side."""
         return torch.cat([features[layer] for layer in self.taps], dim=-1).to(self._dtype)
+
+    def _fused(self, states: Tensor) -> Tensor:
+        """Return `[layers or 1, batch, length, hidden]` fused states, see `fused`."""
+        return fused(states, self.fc, self.layer_fusion_weights, self.hidden_norm)
 
     def token_embeds(self, tokens: Tensor) -> Tensor:
         """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
@@ -215,7 +219,7 @@ class BlockDrafter(LayerDrafter):
 
     def _entries(self, states: Tensor, positions: Tensor, most: int) -> Entries:
         """Return keys and values of the states of the target's layers, `[layers, batch, heads, length, head_dim]`."""
-        return keys_values_of(self._blocks, self.fuse(states), self._rope(positions, most))
+        return keys_values_of(self._blocks, self._fused(states), self._rope(positions, most))
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Keep the target's states of the accepted path for the next pass."""
@@ -275,7 +279,7 @@ class BlockDrafter(LayerDrafter):
         """Return corrected logits, and remember what they were made of."""
         assert self.correction is not None  # as the callers have asked
         self._newest = hidden, state
-        return self.correction.logits(base, hidden, state)
+        return self.correction.logits(base, hidden, state, self.logits)
 
     def confidence(self) -> Tensor | None:
         """Return the estimates for the nodes of the newest pass, see `StepDrafter.confidence`."""
@@ -312,9 +316,10 @@ class BlockDrafter(LayerDrafter):
         cache.begin(size)
         masks = masks_of(self._sights, lengths, cache.slots_in_use, size, cache.uniform)
         for layer, entries, mask in zip(self._blocks, cache.tree_layers, masks, strict=True):
-            queries, own_keys, own_values = layer.self_attn.project(layer.input_layernorm(states), rope)
+            mixed, after = layer.enter(states)
+            queries, own_keys, own_values = layer.self_attn.project(mixed, rope)
             keys, values = entries.update(own_keys, own_values)
-            states = layer.finish(states, attend(queries, keys, values, mask))
+            states = layer.finish(states, attend(queries, keys, values, mask), after)
         cache.end()
         session.drop()
         return self.norm(states)
@@ -341,7 +346,7 @@ class BlockDrafter(LayerDrafter):
                 yield Guess(base, None, places, roots)
                 continue
             own = state[here]
-            logits, sure = correction.logits(base, chosen, own), self.sureness(chosen, own)
+            logits, sure = correction.logits(base, chosen, own, self.logits), self.sureness(chosen, own)
             yield Guess(logits, None, places, roots, confidence=sure, base=base)
             tokens = (tokens + 1).clamp(max=ids.shape[1] - 1)  # beyond the end of an answer anything will do
             state = correction.advance(state, ids.gather(1, tokens), slots, self.token_embeds)
@@ -357,12 +362,12 @@ class BlockDrafter(LayerDrafter):
         numbers = torch.arange(size, device=tokens.device)
         rope = self._rope((first[..., None] + numbers).flatten(-2), most)
         before = self._rope(prompt.positions, most)
-        fused, states = self.fuse(prompt.states), self.block_inputs(ids)
+        known, states = self._fused(prompt.states), self.block_inputs(ids)
         for number, (layer, sight) in enumerate(zip(self._blocks, self._sights, strict=True)):
-            mixed, attention = layer.input_layernorm(states), layer.self_attn
-            context = attention.keys_values(fused[min(number, len(fused) - 1)], before)
+            (mixed, after), attention = layer.enter(states), layer.self_attn
+            context = attention.context(known[min(number, len(known) - 1)], before)
             own, queries = attention.keys_values(mixed, rope), attention.queries(mixed, rope)
-            states = layer.finish(states, attend_blocks(queries, context, own, entries, size, sight))
+            states = layer.finish(states, attend_blocks(queries, context, own, entries, size, sight), after)
         return self.norm(states).unflatten(1, (-1, size))[:, :, self.settings.first_slot :]
 
     # Small parts.
@@ -374,7 +379,7 @@ class BlockDrafter(LayerDrafter):
     def _prepare(self) -> None:
         """Look up what stays the same for a request, or for a batch of lessons."""
         settings = self.settings
-        self._head_rows = None if settings.own_head else self._rows()
+        self._head_rows, self._embed = None if settings.own_head else self._rows(), self._embedder()
         self._places = Places(Turning(self.rotary, self.axes))
         self._barred: Tensor | None = None
         self._mask_row: Tensor | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...settings.arguments import positive
 from ..head_config import initialise
 from .correction import MARKOV, Correction, Markov
-from .dflash import DFlashDrafter
+from .drafter import BlockDrafter
 from .settings import BlockSettings
 
 
@@ -38,7 +38,7 @@ class DSparkSettings(BlockSettings):
         positive(self, markov_rank=self.markov_rank)
 
 
-class DSparkDrafter(DFlashDrafter):
+class DSparkDrafter(BlockDrafter):
     """The drafter of DSpark (arXiv 2607.05147).
 
     The block is DFlash's, and every slot speaks of the token behind it. What it says is corrected by the token above,

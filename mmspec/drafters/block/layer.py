@@ -6,6 +6,7 @@ The names of the parameters are those of the published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from ..layer import DraftAttention, DraftLayer, Rope, joined, rotate, side_by_side
+
+if TYPE_CHECKING:
+    from .settings import BlockSettings
 
 Entries = tuple[Tensor, Tensor]
 """Keys and values, each `[batch, key_value_heads, length, head_dim]`, perhaps with the layers before the batch."""
@@ -24,10 +28,17 @@ class BlockAttention(DraftAttention):
     Args:
         config: configuration of the layer.
         qk_norm: whether they are.
+        context_maps: whether the target's states have maps of their own.
     """
 
-    def __init__(self, config: LlamaConfig, qk_norm: bool):
+    def __init__(self, config: LlamaConfig, qk_norm: bool, context_maps: bool):
         super().__init__(config, config.hidden_size)
+        self.k_proj_target = self.v_proj_target = None
+        if context_maps:
+            self.k_proj_target, self.v_proj_target = (
+                nn.Linear(map.in_features, map.out_features, bias=map.bias is not None)
+                for map in (self.k_proj, self.v_proj)
+            )
         norm = {"normalized_shape": config.head_dim, "eps": config.rms_norm_eps}
         self.q_norm = nn.RMSNorm(**norm) if qk_norm else None
         self.k_norm = nn.RMSNorm(**norm) if qk_norm else None
@@ -51,8 +62,21 @@ class BlockAttention(DraftAttention):
 
     def keys_values(self, states: Tensor, rope: Rope) -> Entries:
         """Return keys and values of `[batch, length, width]` states, see `DraftAttention.keys_values`."""
-        made = self._heads(self.k_proj(states))
-        return rotate(made if self.k_norm is None else self.k_norm(made), rope), self._heads(self.v_proj(states))
+        return self._made(self.k_proj, self.v_proj, states, rope)
+
+    def context(self, states: Tensor, rope: Rope) -> Entries:
+        """Return keys and values of the target's fused states, `[batch, length, width]`."""
+        return self._made(self.k_proj_target or self.k_proj, self.v_proj_target or self.v_proj, states, rope)
+
+    def _made(self, keys: nn.Linear, values: nn.Linear, states: Tensor, rope: Rope) -> Entries:
+        made = self._heads(keys(states))
+        return rotate(made if self.k_norm is None else self.k_norm(made), rope), self._heads(values(states))
+
+    @property
+    def maps(self) -> list[nn.Linear]:
+        """The maps of states to queries, keys and values; the last two are those for the target's states."""
+        own = (self.q_proj, self.k_proj, self.v_proj, self.k_proj_target, self.v_proj_target)
+        return [map for map in own if map is not None]
 
 
 class BlockLayer(DraftLayer):
@@ -60,15 +84,76 @@ class BlockLayer(DraftLayer):
 
     Args:
         config: sizes and biases of the layer.
-        qk_norm: whether queries and keys are normed per head.
+        settings: the settings of the drafter.
     """
 
     self_attn: BlockAttention
 
-    def __init__(self, config: LlamaConfig, qk_norm: bool):
+    def __init__(self, config: LlamaConfig, settings: BlockSettings):
         super().__init__(config, config.hidden_size)
-        self.self_attn = BlockAttention(config, qk_norm)
+        self.self_attn = BlockAttention(config, settings.qk_norm, settings.context_maps)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_conv = self.mlp_conv = None
+        if settings.conv_kernel:
+            sizes = config.hidden_size, settings.block_size, settings.conv_kernel, settings.conv_group
+            self.attention_conv, self.mlp_conv = BlockConv(*sizes), BlockConv(*sizes)
+
+    def enter(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the attention reads, from `[batch, slots, hidden]` states, and what `finish` is to be told."""
+        normed = self.input_layernorm(states)
+        if self.attention_conv is None:
+            return normed, None
+        before, after = self.attention_conv.kernels(normed)
+        return self.attention_conv(normed, before), after
+
+    def finish(self, residual: Tensor, attended: Tensor, after: Tensor | None = None) -> Tensor:
+        """Return the layer's output, see `DraftLayer.finish`; `after` is what `enter` has said."""
+        if self.attention_conv is None or self.mlp_conv is None or after is None:
+            return super().finish(residual, attended)
+        states = residual + self.attention_conv(self.self_attn.merge(attended), after)
+        normed = self.post_attention_layernorm(states)
+        before, after = self.mlp_conv.kernels(normed)
+        return states + self.mlp_conv(self.mlp(self.mlp_conv(normed, before)), after)
+
+
+class BlockConv(nn.Module):
+    """The grouped dynamic convolution of DFlash 2: every slot of a block reads those before it, by weights of its own.
+
+    `y_t = sum_o (base[o] + dynamic_t[o]) x_{t-o}` inside a block, with nothing before its first slot. There are two
+    such kernels, for what enters a part of a layer and for what leaves it; the dynamic part of both is a map of the
+    state that enters, and is shared by groups of numbers. It begins as the identity.
+
+    Args:
+        hidden: width of a state.
+        size: slots of a block.
+        kernel: slots that are read, itself included.
+        group: numbers of a state that share a dynamic weight.
+    """
+
+    def __init__(self, hidden: int, size: int, kernel: int, group: int):
+        super().__init__()
+        self.size, self.kernel, self.group = size, kernel, group
+        self.base_kernel = nn.Parameter(torch.zeros(2, kernel, hidden))
+        self.kernel_projection = nn.Linear(hidden, 2 * kernel * hidden // group, bias=False)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make it the identity."""
+        nn.init.zeros_(self.kernel_projection.weight)
+        nn.init.zeros_(self.base_kernel)
+        nn.init.ones_(self.base_kernel[:, 0])
+
+    def kernels(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two kernels, each `[batch, slots, kernel, hidden]`, for `[batch, slots, hidden]` states."""
+        made = self.kernel_projection(normed).unflatten(-1, (2, self.kernel, -1))
+        first, second = (made.repeat_interleave(self.group, dim=-1) + self.base_kernel).unbind(-3)
+        return first, second
+
+    def forward(self, states: Tensor, kernel: Tensor) -> Tensor:
+        """Return `[batch, slots, hidden]` states of any number of blocks, convolved with one of the kernels."""
+        blocks, weights = states.unflatten(1, (-1, self.size)), kernel.unflatten(1, (-1, self.size))
+        shifted = (functional.pad(blocks, (0, 0, back, 0))[:, :, : self.size] for back in range(self.kernel))
+        return torch.stack([weights[..., back, :] * part for back, part in enumerate(shifted)]).sum(0).flatten(1, 2)
 
 
 def keys_values_of(layers: Sequence[BlockLayer], states: Tensor, rope: Rope) -> Entries:
@@ -84,19 +169,19 @@ def keys_values_of(layers: Sequence[BlockLayer], states: Tensor, rope: Rope) -> 
         rope: the positions of these states.
     """
     parts = [layer.self_attn for layer in layers]
-    maps = [map for part in parts for map in (part.q_proj, part.k_proj, part.v_proj)]
+    maps = [map for part in parts for map in part.maps]
     if any(type(map) is not nn.Linear for map in maps):  # quantised, say, or with an adapter
         shown = states.expand(len(parts), -1, -1, -1)
-        every = [part.keys_values(own, rope) for part, own in zip(parts, shown, strict=True)]
+        every = [part.context(own, rope) for part, own in zip(parts, shown, strict=True)]
         return torch.stack([keys for keys, _ in every]), torch.stack([values for _, values in every])
     first, count = parts[0], len(parts)
-    queries, keys = first.q_proj.out_features, first.k_proj.out_features // first.head_dim
-    weight = joined([map.weight for map in maps]).view(count, -1, states.shape[-1])[:, queries:]
+    wide, keys = 2 * first.k_proj.out_features, first.k_proj.out_features // first.head_dim
+    weight = joined([map.weight for map in maps]).view(count, -1, states.shape[-1])[:, -wide:]
     flat = states.flatten(1, 2).expand(count, -1, -1)
     if first.k_proj.bias is None:
         made = torch.bmm(flat, weight.mT)
     else:
-        bias = joined([map.bias for map in maps]).view(count, 1, -1)[..., queries:]
+        bias = joined([map.bias for map in maps]).view(count, 1, -1)[..., -wide:]
         made = torch.baddbmm(bias, flat, weight.mT)
     made = made.view(count, *states.shape[1:3], -1, first.head_dim).transpose(2, 3)
     turned = made[:, :, :keys]

@@ -34,6 +34,12 @@ class BlockSettings(LayerSettings):
         causal_windows: whether that is so in the layers with a window, as in DFlash's release.
         rope: `1d`, or `mrope` for the target's positions of time, height and width in the prompt; `head` then has a
             `mrope_section` among its `rope_parameters`.
+        fusion: how the states of the target's layers become one: `linear`, by a map (DFlash), `mix`, weighed by every
+            layer in its own way (DFlare), or `both`, the sum of these (DFly).
+        context_maps: whether the layers have maps of their own for the target's states (DFlare), instead of those that
+            make the block's keys and values.
+        conv_kernel: slots that a convolution around attention and MLP reads, itself included (DFlash 2); 0 for none.
+        conv_group: numbers of a state that share what the convolution makes of the state itself.
         own_head: whether it has a vocabulary head of its own, instead of the target's.
         embedding_scale: the factor of the rows of the target's embedding table; null to embed as the target does.
         logit_scale: the factor of the target's head; null for the target's own.
@@ -50,6 +56,10 @@ class BlockSettings(LayerSettings):
     windows: Sequence[int | None] | None = None
     causal_windows: bool = True
     rope: Literal["1d", "mrope"] = "1d"
+    fusion: Literal["linear", "mix", "both"] = "linear"
+    context_maps: bool = False
+    conv_kernel: int = 0
+    conv_group: int = 16
     own_head: bool = False
     embedding_scale: float | None = None
     logit_scale: float | None = None
@@ -57,7 +67,9 @@ class BlockSettings(LayerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, layers=self.layers, block_size=self.block_size)
+        positive(self, layers=self.layers, block_size=self.block_size, conv_group=self.conv_group)
+        if self.conv_kernel < 0:
+            raise MMSpecError(f"conv_kernel={self.conv_kernel} must be 0, for no convolution, or a positive integer")
         if self.first_slot >= self.block_size:
             raise MMSpecError("block_size=1 leaves no slot to guess in with layout='same', where the anchor has one")
         for window in self.windows or ():
@@ -86,7 +98,15 @@ class BlockSettings(LayerSettings):
             )
         if mask is not None and not 0 <= mask < target.vocab_size:
             raise MMSpecError(f"mask_token_id={shown(mask)} is none of the target's {target.vocab_size} tokens")
-        return replace(super().fit(target), feature_layers=chosen)
+        fitted = replace(super().fit(target), feature_layers=chosen)
+        hidden = fitted.head["hidden_size"]
+        if self.fusion != "linear" and hidden != target.hidden_size:
+            raise MMSpecError(
+                f"fusion={self.fusion!r} adds the target's states up, whose size is not its own, {hidden}"
+            )
+        if self.conv_kernel and hidden % self.conv_group:
+            raise MMSpecError(f"conv_group={self.conv_group} does not divide the hidden size {hidden}")
+        return fitted
 
 
 def usual_layers(count: int, taps: int = 5) -> list[int]:

@@ -194,7 +194,9 @@ def test_the_mask_is_never_proposed(variant, monkeypatch):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_is_trained(variant):
     drafter, lesson = build(target_of("llava", "sdpa"), variant), lesson_of("llava")
-    sum(guess.logits.logsumexp(-1).sum() for guess in drafter.unroll(lesson, 9)).backward()
+    for guess in drafter.unroll(lesson, 9):
+        total = guess.logits.logsumexp(-1).sum()
+        (total if guess.confidence is None else total + guess.confidence.sum()).backward(retain_graph=True)
     for name, parameter in drafter.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 1e-6, name
 

@@ -1,0 +1,142 @@
+"""Corrections of a block: chains of Markov and their law, and how sure they are."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+from blocks import KINDS, build, drafter_of, taps_of
+from heads import TOLERANCE, error, guesses_of, lesson_of
+from laws import g_test
+from scripted_rounds import Told, decode
+from tiny_drafters import record_drafts
+from tiny_requests import target_of
+from toy_law import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
+
+import mmspec
+from mmspec import Target
+from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter
+from mmspec.trees import Chain, ConfidenceChain, StaticTree
+from mmspec.verifiers import RejectionSampling
+
+SURE = ("dspark", "dspark, rnn")
+
+
+@pytest.mark.parametrize("variant", ["dspark", "dspark, gated", "dspark, rnn"])
+def test_it_begins_as_the_plain_block(variant):
+    drafter, lesson = build(target_of("llava", "sdpa"), variant), lesson_of("llava")
+    assert not drafter.independent and drafter.cheap_levels
+    torch.nn.init.zeros_(drafter.markov_head.markov_w2.weight)
+    for guess in drafter.unroll(lesson, 4):
+        assert guess.logits.equal(guess.base)
+    fresh = DSparkDrafter(lesson.target)
+    assert not fresh.markov_head.markov_w2.weight.any() and fresh.markov_head.markov_w1.weight.any()
+
+
+def test_all_others_begin_as_the_plain_block_too():
+    """DFlash 2, Domino and DFly: with the weights of a plain block they say what it says."""
+    lesson = lesson_of("llava")
+    plain = build(lesson.target, "dflash", layout="same")
+    for cls, settings in (
+        (DFlashDrafter, {"conv_kernel": 2, "selector_rank": 4, "selector_top_k": 5}),
+        (DominoDrafter, {"layout": "same", "gru_hidden": 4, "rank": 3, "block_size": 9}),
+        (DFlyDrafter, {"fusion": "linear"}),
+    ):
+        drafter = cls(lesson.target, **settings)
+        drafter.load_state_dict(plain.state_dict(), strict=False)
+        for ours, theirs in zip(drafter.unroll(lesson, 3), plain.unroll(lesson, 3), strict=True):
+            seen = ours.logits > -torch.inf
+            assert seen.sum(-1).unique().tolist() == [settings.get("selector_top_k", models.VOCAB)]
+            assert error(ours.logits[seen], theirs.logits[seen]) < 1e-5 and ours.base.equal(theirs.logits)
+
+
+@pytest.mark.parametrize("variant", SURE)
+def test_it_is_as_sure_in_training_as_in_drafting_and_as_the_formula_says(variant):
+    """Also below nodes that were not written, and without looking at the token that it is about."""
+    name, drafter, lesson = "llava", drafter_of("llava", variant), lesson_of("llava")
+    roots, taught, compared = lesson.root_slots.shape[1], {}, 0
+    with torch.no_grad():
+        for step, guess in enumerate(drafter.unroll(lesson, 4)):
+            for root, logit in zip(guess.roots.tolist(), guess.confidence, strict=True):
+                taught[(*divmod(root, roots), step)] = logit.sigmoid()
+
+    class Sure(Told):
+        def build(self, growth):
+            self.sure, expand = [], growth.drafter.confidence
+            original = growth.expand
+
+            def noting(*arguments):
+                children = original(*arguments)
+                self.sure.append(expand())
+                return children
+
+            growth.expand = noting
+            return super().build(growth)
+
+    for at, builder, tree in decode(drafter, name, 2, 3, Sure):
+        for row, root in at.items():
+            for step in range(min(3, len(lesson.answers[row]) - 1 - root)):
+                node = builder.path[step] - (2**step - 1)
+                assert error(builder.sure[step][row, node], taught[row, root, step]) < TOLERANCE
+                compared += 1
+            block = KINDS[type(drafter)](drafter)
+            taps, before, anchor, place = taps_of(name, drafter, row, root)
+            chain = tree.tokens[row, [1, 3]].tolist()  # the first children
+            with torch.no_grad():
+                wanted = block.sureness(block.hidden(taps, before, anchor, place), anchor, chain)
+            ours = torch.stack([sure[row, 0] for sure in builder.sure])
+            assert error(ours, wanted) < TOLERANCE
+    assert compared > 15
+
+
+@pytest.mark.parametrize("variant", ["dspark, gated", "dflash"])
+def test_without_a_head_it_says_nothing(variant):
+    drafter, lesson = drafter_of("llava", variant), lesson_of("llava")
+    assert all(guess.confidence is None for guess in drafter.unroll(lesson, 2))
+
+
+SMALL = {"block_size": 4}
+CHAINS = {
+    "vanilla": (DSparkDrafter, {"markov_rank": 4}),
+    "gated": (DSparkDrafter, {"markov": "gated", "markov_rank": 4, "layout": "same"}),
+    "rnn": (DSparkDrafter, {"markov": "rnn", "markov_rank": 4, "mask_token_id": 1}),
+    "selector": (DFlashDrafter, {"conv_kernel": 2, "conv_group": 4, "selector_rank": 4, "selector_top_k": 3}),
+    "domino": (DominoDrafter, {"gru_hidden": 4, "rank": 4}),
+    "dfly": (DFlyDrafter, {}),
+}
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize(
+    "tree",
+    [Chain(3), StaticTree(["0", "1", "00", "01", "10", "000"]), ConfidenceChain(0.5, 3)],
+    ids=["chain", "static", "sure"],
+)
+def test_sampled_text_follows_the_exact_law(kind, tree, monkeypatch):
+    """Whatever the corrections draw, and wherever the drafter's own estimate ends a chain."""
+    target = Target(toy(0))
+    cls, settings = CHAINS[kind]
+    drafter = models.redraw(cls(target, **SMALL | settings), seed=1)
+    drafts = record_drafts(monkeypatch, BlockDrafter)
+    inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
+    options = {"temperature": 1.0, "seed": 11, "verifier": RejectionSampling(), "tree": tree}
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, **options)
+    assert 0 < out.stats.num_accepted_draft_tokens < out.stats.num_draft_tokens
+    for draft in drafts if drafter.settings.mask_token_id is not None else []:
+        assert not draft.tree.draft_probs[torch.tensor(draft.active), ..., 1].any()
+    assert g_test([tuple(row) for row in out.token_ids], exact_law(target.model)) > 1e-4
+
+
+def test_guesses_depend_on_the_token_above_and_no_other():
+    """Of the plainest form; the recurrent one remembers them all."""
+    lesson = lesson_of("llava")
+    for variant, remembers in (("dspark", False), ("dspark, rnn", True)):
+        drafter = drafter_of("llava", variant)
+        tokens = lesson.request.inputs["input_ids"]
+        other = {**lesson.request.inputs, "input_ids": tokens.clone()}
+        root = lesson.prompt.lengths[0]
+        other["input_ids"][0, root + 1] = (tokens[0, root + 1] + 5) % 50
+        changed = mmspec.lesson.replace(lesson, request=mmspec.lesson.replace(lesson.request, inputs=other))
+        ours, theirs = guesses_of(drafter, lesson, 3), guesses_of(drafter, changed, 3)
+        differs = [error(ours[0, 0, step], theirs[0, 0, step]) > 1e-4 for step in range(3)]
+        assert differs == [False, True, remembers]
