@@ -251,9 +251,10 @@ class Said:
             said = self.take("markov_head_type", str, kind)
             if said != kind:
                 raise MMSpecError(f"{self.checkpoint}: config.json says markov_head_type={said!r}, its keys {kind!r}")
-            head = self.checkpoint.config.get("confidence_head_with_markov", True)
-            sure = has(shapes, "confidence_head.")
-            more = {"markov": kind, "markov_rank": rank, "confidence": sure, "confidence_markov": bool(head)}
+            sure, markov = has(shapes, "confidence_head."), True
+            if sure:
+                markov = self.checkpoint.sizes("confidence_head.proj.weight", "one", "in")[1] > shapes["norm.weight"][0]
+            more = {"markov": kind, "markov_rank": rank, "confidence": sure, "confidence_markov": markov}
             return DSparkDrafter, more, names
         if has(shapes, GRU):
             sizes = self.checkpoint.sizes(f"{GRU}weight_hh_l0", "gates", "memory")
