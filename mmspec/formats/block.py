@@ -102,7 +102,7 @@ def is_block(keys: Shapes) -> bool:
 
 
 class Said:
-    """What a configuration says, in any dialect.
+    """The settings of a `config.json` in any dialect.
 
     Args:
         checkpoint: the checkpoint.

@@ -14,13 +14,13 @@ from tiny_drafters import TINY_DRAFTERS
 from tiny_requests import target_of
 
 from mmspec import MMSpecError, drafters
-from mmspec.drafters import EagleDrafter, EagleSettings, FeatureDrafter
+from mmspec.drafters import BlockDrafter, EagleDrafter, EagleSettings, FeatureDrafter, LayerDrafter
 from mmspec.drafters.head import HeadDrafter
 from mmspec.settings import configuration, options
 from mmspec.settings.building import build
 from mmspec.settings.source import stated_settings
 
-FRAMES = (HeadDrafter, FeatureDrafter)
+FRAMES = (HeadDrafter, LayerDrafter, FeatureDrafter, BlockDrafter)
 EXPORTED = [cls for cls in map(vars(drafters).get, drafters.__all__) if isinstance(cls, type)]
 HEADS = [cls for cls in EXPORTED if issubclass(cls, FRAMES) and cls not in FRAMES]
 NAMES = [(cls, field.name) for cls in HEADS for field in fields(cls.Settings)]
@@ -39,7 +39,7 @@ def refused(call, *words: str) -> None:
 @pytest.mark.parametrize("cls", HEADS)
 def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
     names = [field.name for field in fields(cls.Settings)]
-    others = ["target", "tree", *(["compressor"] if issubclass(cls, FeatureDrafter) else [])]
+    others = ["target", "tree", *(["compressor"] if issubclass(cls, LayerDrafter) else [])]
     shown = inspect.signature(cls).parameters
     assert list(shown) == [*others, *names]
     defaults = vars(cls.Settings())
@@ -57,7 +57,22 @@ def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["eagle1", "eagle2", "eagle3", "msd", "hivis1", "specvlm", "vispec", "dream", "medusa", "v5e0"]
+    "recipe",
+    [
+        "eagle1",
+        "eagle2",
+        "eagle3",
+        "msd",
+        "hivis1",
+        "specvlm",
+        "vispec",
+        "dream",
+        "medusa",
+        "v5e0",
+        "dflash",
+        "dspark",
+        "domino",
+    ],
 )
 def test_a_recipe_lists_and_takes_every_setting(recipe):
     """Also those that its file leaves to the class."""
@@ -82,7 +97,8 @@ def test_settings_inside_a_setting_and_unknown_ones_on_the_command_line():
 
 @pytest.mark.parametrize(("cls", "name"), NAMES)
 def test_a_value_of_another_type_is_refused_by_name(cls, name):
-    wrong = "x" if "float" in str(cls.Settings.__annotations__.get(name)) else 2.5
+    kinds = {field.name: str(field.type) for field in fields(cls.Settings)}
+    wrong = "x" if "float" in kinds[name] else 2.5
     refused(lambda: made(cls, **{name: wrong}), f"^{cls.__name__}: {name}={wrong!r} must be (a |true|settings|'|None)")
 
 
