@@ -24,6 +24,7 @@ from .knowledge import Knowledge, Rate, seconds_of
 from .prediction import predict
 from .round_costs import RoundCosts
 from .shapes import Shape
+from .two_kinds import chance_of, odds_of
 
 FIRST_LENGTH = 8
 """Levels that the very first round drafts at most: nothing is known of the drafter yet."""
@@ -42,12 +43,22 @@ PROVEN = 32
 """Rounds after which a drafter that was tried again is trusted as at the beginning."""
 
 TRIED = 3
-"""Rounds of an answer after which it may be better not to draft."""
+"""Rounds of an answer after which their mean rate says something."""
 
-RETRY = 2
-"""Rounds that are drafted when that is tried again."""
+TOLD = 4
+"""Rounds of an answer after which it is known of which kind it is."""
 
-PAUSES = (16, 128)
+PROBING = 2
+"""Rounds at the beginning of an answer that are chains whatever pays: a chain that ends where it is unsure costs little
+if the drafter does not suit the text."""
+
+LEAVE = 0.3
+"""Log-odds above the least ones with which drafting is tried again."""
+
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Lengths of which the best one is looked for."""
+
+PAUSES = (32, 128)
 """Rounds without drafts before it is tried again: the first time, doubled every time, and at most."""
 
 NEAR = 1.3
@@ -67,15 +78,16 @@ class AutoTree(TreeBuilder):
 
     is above what the level costs in drafting and scoring: where the marginal yield falls to the mean yield, the mean is
     largest. The chance of a chain is the product of the drafter's probabilities, each of them corrected by what such
-    probabilities turned out to be worth (`Confidence`). So lengths follow the text, token by token, and have no limit
-    but `limit`.
+    probabilities turned out to be worth in texts like this one (`Confidence`). So lengths follow the text, token by
+    token, and have no limit but `limit`.
 
     **Trees.** Now and then the predictions for static and dynamic trees (from the acceptance by rank, as in Sequoia,
     arXiv 2402.12374) are compared with what chains reach, and the kind that is faster by `margin` is drafted. Where
     levels below the first cost no pass (`Drafter.cheap_levels`), best-first trees of several budgets are among them.
 
-    **Nothing.** Where an answer is written no faster than plain decoding would, the drafter rests, and is tried again
-    after 16 rounds, 32, and so on up to 128.
+    **Nothing.** There are texts that a drafter suits, and texts that it does not (`TwoKinds`). Where the answer at hand
+    is likely of the second kind, so that plain decoding would be faster, the drafter rests, and is tried again after 32
+    rounds, 64, and 128. Until it is known to suit the text, chains are drafted, which end where they are unsure.
 
     What is learnt holds for a target, drafter, dtype, device, number of threads and batch size, and is kept in this
     process and in `$MMSPEC_CACHE` or `~/.cache/mmspec` (`remember`). All rows of a batch have the same shape. All of
@@ -132,7 +144,8 @@ class AutoTree(TreeBuilder):
         """Prepare for a new request."""
         self.shape: Shape | None = None
         self._known: Knowledge | None = None
-        self._resting, self._pause, self._drafts = 0, PAUSES[0], 0
+        self._resting, self._pause, self._drafts, self._probing = 0, PAUSES[0], 0, PROBING
+        self._reach, self._odds = self.limit, [0.0]
         self._confirmed = 1
         self._conditions: dict[str, Any] | None = None
         self._seconds: dict[str, float] | None = None
@@ -147,14 +160,20 @@ class AutoTree(TreeBuilder):
         self._seconds = None if clock is None else clock.round
         if self._resting:
             self._resting -= 1
+            if not self._resting:  # one refused guess is then enough for another rest
+                self._odds = [max(odds, self._least + LEAVE) for odds in self._odds]
+                self._probing = 1
             self.shape = Shape.plain()
             return growth.nothing()
-        if self._builder is not None:
+        if self._builder is not None and not self._probing:
             assert self._candidate is not None, "a builder is of a candidate"
             self.shape = self._candidate.shape
             return self._builder.build(growth)
-        self._chances = [1.0] * len(growth.root)
+        self._probing = max(self._probing - 1, 0)
         self._sure: list[list[float]] = []
+        suited = [chance_of(odds) for odds in self._odds]
+        self._shares = suited, [1 - chance for chance in suited]
+        self._chances = [1.0] * len(suited), [1.0] * len(suited)
         tree = growth.chain(self._reach if known.rounds else min(self._reach, FIRST_LENGTH), self._go_on)
         self.shape = Shape.chain(len(self._sure))
         return tree
@@ -178,6 +197,7 @@ class AutoTree(TreeBuilder):
         self._drafts += 1
         self._rate.add(tokens, seconds)
         self._accept(tree, verdict, rows, lengths)
+        self._judge(rows, lengths)
         known.gains[shape.kind].add(tokens, self._expected * seconds)
         known.add(tokens, seconds)
         if known.rounds in (8, 16, 32) or known.rounds % (64 if shape.kind == "chain" else 8) == 0:
@@ -191,19 +211,38 @@ class AutoTree(TreeBuilder):
         if known.rounds % 8 == 0:
             known.ranks.fade(8)
         if shape.kind == "chain":
-            known.confidence.fade()
             for row in rows:
-                known.confidence.add([level[row] for level in self._sure], lengths[row] - 1)
                 known.ranks.add_chain(shape.passes, lengths[row] - 1)
             return
         parents, paths = tree.parents.tolist(), verdict.path.tolist()
         for row in rows:
             known.ranks.add(parents[row], [node for node in paths[row] if node >= 0])
 
+    def _judge(self, rows: list[int], lengths: list[int]) -> None:
+        """Learn of which kind the text is."""
+        known, chain = self._known, self.shape is not None and self.shape.kind == "chain"
+        assert known is not None
+        accepted = [lengths[row] - 1 for row in rows]
+        # Of a tree's level many children are tried: that none was right is all that it tells for certain.
+        drafted = [len(self._sure) if chain else right + 1 for right in accepted]
+        for row, length, right in zip(rows, drafted, accepted, strict=True):
+            self._odds[row] = known.kinds.after(self._odds[row], length, right)
+        if chain:
+            guesses = [[level[row] for level in self._sure] for row in rows]
+            known.kinds.add([self._odds[row] for row in rows], guesses, accepted)
+        if self._drafts == TOLD:
+            known.kinds.count(self._paying)
+
+    @property
+    def _paying(self) -> float:
+        """The chance that the text is of the kind which the drafter suits; the mean of the rows."""
+        return sum(map(chance_of, self._odds)) / len(self._odds)
+
     def _begin(self, growth: Growth) -> Knowledge:
         """Find out what is known, and where an answer like this one begins."""
         known, rows = self._what_is_known(growth.drafter), len(growth.root)
         self._known, self._rows = known, rows
+        self._odds = [known.kinds.odds] * rows
         self._cheap = growth.drafter is not None and growth.drafter.cheap_levels
         self._reach = growth.limit_depth(self.limit)
         first = Shape.chain(min(3, self._reach))
@@ -256,8 +295,12 @@ class AutoTree(TreeBuilder):
         known = self._known
         assert known is not None
         costs = known.costs
+        self._speeds = [fastest_chain(costs, chance) for chance in known.kinds.chances]
+        gain = self._speeds[0] - self._speeds[1]
+        worth = 1.0 if gain <= 0 else (CLEARLY / costs.plain - self._speeds[1]) / gain
+        self._least = odds_of(worth)
         self._level = costs.level(1) + costs.score(10) - costs.score(9) + costs.overhead.slope
-        self._usual = known.confidence.usual
+        self._usual = [confidence.usual for confidence in known.kinds.confidences]
         candidate = self._candidate or fastest(self._found("chain"))
         prediction = predict(costs, candidate.shape, candidate.ranked)
         self._expected = self._rows * prediction.tokens_per_second
@@ -265,10 +308,14 @@ class AutoTree(TreeBuilder):
     def _go_on(self, probabilities: list[float]) -> bool:
         """Return whether a further level of the chain is worth what it costs."""
         assert self._known is not None
-        chance = self._known.confidence.chance
         self._sure.append(probabilities)
-        self._chances = [before * chance(now) for before, now in zip(self._chances, probabilities, strict=True)]
-        return sum(self._chances) * self._usual > self._level * self._rate.value
+        gain = 0.0
+        for kind, confidence in enumerate(self._known.kinds.confidences):
+            chances, shares = self._chances[kind], self._shares[kind]
+            for row, probability in enumerate(probabilities):
+                chances[row] *= confidence.chance(probability)
+                gain += shares[row] * chances[row] * self._usual[kind]
+        return gain > self._level * self._rate.value
 
     def _found(self, *kinds: str) -> list[Candidate]:
         """Return the candidates of some kinds, with their predictions."""
@@ -302,14 +349,26 @@ class AutoTree(TreeBuilder):
         plain = rows / known.costs.plain
         if self._drafts == PROVEN:
             self._pause = PAUSES[0]
-        if self._drafts < TRIED or self._rate.value > NEAR * plain:
+        chance = self._paying
+        expected = rows * (chance * self._speeds[0] + (1 - chance) * self._speeds[1])
+        if self._drafts >= TRIED:
+            expected = min(expected, self._rate.value)
+        if expected > NEAR * plain:
             return
         if known.learnt is not None and known.learnt.plain_rounds < 2:
             self._resting = 1
-        elif self._rate.value < CLEARLY * plain:
+        elif expected < CLEARLY * plain:
+            if self._drafts < TOLD:
+                known.kinds.count(chance)
             self._resting, self._pause = self._pause, min(2 * self._pause, PAUSES[1])
-            self._drafts = TRIED - RETRY
+            self._drafts = TOLD
             self._rate.fade(FORGOTTEN)
+
+
+def fastest_chain(costs: Costs, chance: float) -> float:
+    """Return the tokens per second of the best chain, where every guess is accepted with the same chance."""
+    tokens = {length: (1 - chance ** (length + 1)) / (1 - chance) for length in LENGTHS}
+    return max(count / seconds_of(costs, Shape.chain(length), count) for length, count in tokens.items())
 
 
 def _conditions(drafter: Drafter, request: Request) -> dict[str, Any]:

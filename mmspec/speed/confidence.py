@@ -48,14 +48,15 @@ class Confidence:
         self.tries = [count * DECAY for count in self.tries]
         self.hits = [count * DECAY for count in self.hits]
 
-    def add(self, probabilities: Sequence[float], accepted: int) -> None:
+    def add(self, probabilities: Sequence[float], accepted: int, weight: float = 1.0) -> None:
         """Add the guesses of a chain that are known to be right or wrong: the accepted ones and the next.
 
         Args:
             probabilities: probability of each token of the chain given its parent.
             accepted: how many of them were accepted.
+            weight: weight of these guesses.
         """
         for level, probability in enumerate(probabilities[: accepted + 1]):
             place = bisect(EDGES, probability)
-            self.tries[place] += 1
-            self.hits[place] += level < accepted
+            self.tries[place] += weight
+            self.hits[place] += weight * (level < accepted)

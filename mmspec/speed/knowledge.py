@@ -8,12 +8,12 @@ from typing import Any
 
 from ..errors import MMSpecError
 from .acceptance import Acceptance
-from .confidence import Confidence
 from .costs import Costs
 from .learning import AcceptanceTracker
 from .prediction import predict
 from .round_costs import RoundCosts
 from .shapes import Shape
+from .two_kinds import TwoKinds
 
 RANKS = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01, 0.008, 0.006)
 """Acceptance of the drafter's ranks before anything is known: about that of published trained heads [OUR]."""
@@ -76,7 +76,7 @@ class Knowledge:
 
     Attributes:
         costs: the costs, learnt from rounds; or given ones, which stay as they are.
-        confidence: what the drafter's probabilities are worth.
+        kinds: how likely guesses are in the two kinds of text, and what the drafter's probabilities are worth there.
         ranks: acceptance by level and rank, for trees.
         kind: kind of tree that is drafted: `chain`, `static`, `dynamic` or `best_first`.
         rounds: rounds in which something was drafted.
@@ -91,7 +91,7 @@ class Knowledge:
     def __init__(self, costs: Costs | None = None, share: float = 0.1, cheap: bool = False):
         self.learnt = None if costs is not None else RoundCosts(share, cheap)
         self._given = costs
-        self.confidence = Confidence()
+        self.kinds = TwoKinds()
         self.ranks = AcceptanceTracker(RANKS, levels=16, decay=ROUND_DECAY, weight=4.0)
         self.gains = {kind: Rate(GAIN_WEIGHT * gain, GAIN_WEIGHT, ROUND_DECAY) for kind, gain in GAINS.items()}
         self.kind, self.rounds, self.kept = "chain", 0, 0
@@ -136,7 +136,8 @@ class Knowledge:
         assert self.learnt is not None, "given costs are the caller's to keep"
         return {
             "costs": self.learnt.to_dict(),
-            "confidence": [self.confidence.tries, self.confidence.hits],
+            "confidences": [[one.tries, one.hits] for one in self.kinds.confidences],
+            "kinds": [self.kinds.tries, self.kinds.hits, self.kinds.answers],
             "ranks": [self.ranks.tries, self.ranks.hits],
             "gains": {kind: [gain.tokens, gain.seconds] for kind, gain in self.gains.items()},
             "kind": self.kind,
@@ -154,9 +155,12 @@ class Knowledge:
         try:
             self.learnt.load(values["costs"])
             self.kept = self.learnt.rounds
-            for mine, kept in ((self.confidence, values["confidence"]), (self.ranks, values["ranks"])):
+            tables = zip((*self.kinds.confidences, self.ranks), (*values["confidences"], values["ranks"]), strict=True)
+            for mine, kept in tables:
                 for name, table in zip(("tries", "hits"), kept, strict=True):
                     setattr(mine, name, _like(getattr(mine, name), table))
+            for name, numbers in zip(("tries", "hits", "answers"), values["kinds"], strict=True):
+                setattr(self.kinds, name, _like(getattr(self.kinds, name), numbers))
             for kind, gain in self.gains.items():
                 gain.tokens, gain.seconds = map(_positive, values["gains"][kind])
             if values["kind"] not in self.gains:

@@ -15,7 +15,7 @@ from ..files.identity import content_hash
 from ..files.storage import atomic_write_text
 from .knowledge import Knowledge
 
-FORMAT = 3
+FORMAT = 4
 
 _KNOWN: dict[Path, Knowledge] = {}
 _LOCK = threading.Lock()

@@ -18,6 +18,7 @@ from tiny_requests import RAGGED, case
 import mmspec
 from mmspec.outcome import Verdict
 from mmspec.speed import AutoTree, Costs, Curve, Line, store
+from mmspec.speed.knowledge import Knowledge
 from mmspec.trees import Growth, Proposals
 from mmspec.verifiers import PointMassSampling, RejectionSampling
 
@@ -134,10 +135,27 @@ def test_a_drafter_that_only_costs_rests_and_is_tried_again():
     shapes = run.rounds(400, 0.05, sure=0.5)
     drafted = [place for place, shape in enumerate(shapes) if shape.kind != "plain"]
     pauses = [b - a - 1 for a, b in pairwise(drafted) if b > a + 1]
-    assert pauses[:4] == [16, 32, 64, 128] and len(drafted) < 16
+    assert pauses[:4] == [32, 64, 128, 128] and len(drafted) < 8
     run = Run(AutoTree(costs=costs(3.0)))
     assert not all(shape.nodes for shape in run.rounds(100, 0.05, sure=0.5))
     assert all(shape.nodes for shape in run.rounds(200, 0.97, sure=0.97)[-32:]), "it is good again"
+
+
+def test_an_answer_that_the_drafter_does_not_suit_is_known_after_a_few_guesses(monkeypatch):
+    """By what earlier answers were like; and one that it suits is known as fast, also behind others."""
+    given = costs(3.0, branching=50.0)
+    known = Knowledge(given)
+    monkeypatch.setattr(AutoTree, "_what_is_known", lambda tree, drafter: setattr(tree, "_clock", None) or known)
+
+    def answer(hit: float) -> list:
+        return Run(AutoTree(costs=given)).rounds(24, hit, sure=0.8)
+
+    for hit in (0.85, 0.2, 0.85, 0.2, 0.85, 0.2):
+        shapes = answer(hit)
+    assert sum(shape.kind != "plain" for shape in shapes) <= 3, "it rests after three rounds at most"
+    assert all(shape.kind != "plain" for shape in answer(0.98)), "a text of the other kind is not given up"
+    suited, unsuited = known.kinds.chances
+    assert suited > 0.7 and unsuited < 0.35
 
 
 def test_rounds_that_nobody_or_only_finished_rows_took_part_in_teach_nothing():
@@ -181,7 +199,7 @@ def test_trees_from_marginals_are_drafted_where_levels_are_cheap():
     wide = shapes(0.005, drafter=one_pass())
     assert {shape.kind for shape in wide[64:]} == {"best_first"} and wide[-1].passes == 1 and wide[-1].nodes >= 8
     assert wide == shapes(0.005, drafter=one_pass()), "given costs repeat the shapes"
-    others = [shapes(2.0, drafter=one_pass()), shapes(0.005, drafter=one_pass(False))]
+    others = [shapes(2.0, drafter=one_pass())[64:], shapes(0.005, drafter=one_pass(False))]
     others.append(shapes(0.005, "sampled", drafter=one_pass()))
     assert all(shape.kind != "best_first" for rounds in others for shape in rounds)
 
