@@ -143,7 +143,7 @@ def test_a_drafter_that_only_costs_rests_and_is_tried_again():
 
 def test_an_answer_that_the_drafter_does_not_suit_is_known_after_a_few_guesses(monkeypatch):
     """By what earlier answers were like; and one that it suits is known as fast, also behind others."""
-    given = costs(3.0, branching=50.0)
+    given = costs(4.0, branching=50.0)
     known = Knowledge(given)
     monkeypatch.setattr(AutoTree, "_what_is_known", lambda tree, drafter: setattr(tree, "_clock", None) or known)
 
