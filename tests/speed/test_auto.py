@@ -155,7 +155,7 @@ def test_an_answer_that_the_drafter_does_not_suit_is_known_after_a_few_guesses(m
     assert sum(shape.kind != "plain" for shape in shapes) <= 3, "it rests after three rounds at most"
     assert all(shape.kind != "plain" for shape in answer(0.98)), "a text of the other kind is not given up"
     suited, unsuited = known.kinds.chances
-    assert suited > 0.7 and unsuited < 0.35
+    assert suited > 0.75 and unsuited < 0.5
 
 
 def test_rounds_that_nobody_or_only_finished_rows_took_part_in_teach_nothing():
