@@ -27,7 +27,7 @@ class TrainingSettings:
             log.
         depth: length of the chains that validation simulates.
         measured_prompts: number of held-out prompts that are answered with the real loop at each validation.
-        temperature: temperature at which validation drafts, and finds the best drafter; 0 is greedy decoding.
+        temperature: temperature at which validation draws drafts and finds the best drafter; 0 is greedy decoding.
         seed: seed for the order, the noise and the first weights.
         text_steps, picture_steps: number of steps on examples without pictures at the beginning, and on examples with
             pictures at the end; in between the share of pictures rises. With 0 and 0 all examples come in one shuffled

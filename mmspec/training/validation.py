@@ -12,6 +12,7 @@ from ..drafters import Drafter
 from ..generation import generate
 from ..lesson import Lesson
 from ..trees import Chain
+from ..verifiers import RejectionSampling
 from .data import TrainingPass
 from .losses import truth_at
 from .losses.acceptance import acceptance
@@ -78,7 +79,7 @@ class Validator:
         prompts: number of prompts that the real run answers at least, with a chain of the same depth; 0 for no real
             run.
         max_new_tokens: longest answer of the real run, in tokens.
-        temperature: temperature of the requests; 0 is greedy decoding.
+        temperature: temperature of the requests, whose drafts are drawn; 0 is greedy decoding.
     """
 
     teacher: Teacher
@@ -109,6 +110,7 @@ class Validator:
                 inputs=batch.prompt,
                 max_new_tokens=self.max_new_tokens,
                 tree=Chain(self.depth),
+                verifier=RejectionSampling() if self.temperature else None,
                 temperature=self.temperature,
                 seed=0,
             ).stats

@@ -13,6 +13,7 @@ from tiny_training import Rule, eagle3, settings, trainer
 import mmspec
 from mmspec.training import Objective, losses
 from mmspec.training.validation import SimulatedAcceptance
+from mmspec.verifiers import RejectionSampling
 
 DEPTH = 3
 
@@ -76,7 +77,7 @@ def test_a_training_is_validated_at_its_temperature(tmp_path, monkeypatch):
     asked = []
 
     def counted(*arguments, **options):
-        asked.append((options["temperature"], options["seed"]))
+        asked.append((options["temperature"], type(options["verifier"])))
         return mmspec.generate(*arguments, **options)
 
     monkeypatch.setattr("mmspec.training.validation.generate", counted)
@@ -85,7 +86,7 @@ def test_a_training_is_validated_at_its_temperature(tmp_path, monkeypatch):
         aim = Objective([losses.AcceptedLength()], steps=2)
         changes = {"steps": 1, "validate_every": 1, "measured_prompts": 1, "temperature": temperature}
         reports.append(trainer(tmp_path / str(temperature), eagle3, Rule(), objective=aim, **changes).run())
-    assert asked == [(0.0, 0), (1.0, 0)]
+    assert asked == [(0.0, type(None)), (1.0, RejectionSampling)]
     greedy, drawn = (report["simulated"]["mean_acceptance_length"] for report in reports)
     assert greedy != drawn and all(report["measured"]["mean_acceptance_length"] >= 1 for report in reports)
     refused(lambda: settings(temperature=-1.0), "temperature=-1.0 must not be negative")
