@@ -230,8 +230,9 @@ class BlockDrafter(LayerDrafter):
                 f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
                 "choose a drafter that reads tokens only, such as TextOnlyDrafter"
             )
-        features = scores.features_along(verdict.path[:, : max(verdict.lengths)], first=tree.is_chain)
-        self._unread.append((self._taps_of(features), verdict.lengths))
+        if any(verdict.lengths):
+            features = scores.features_along(verdict.path[:, : max(verdict.lengths)], first=tree.is_chain)
+            self._unread.append((self._taps_of(features), verdict.lengths))
 
     def _absorb(self) -> None:
         """Turn the states of all tokens that are certain into keys and values."""

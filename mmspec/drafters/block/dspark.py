@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...settings.arguments import positive
 from ..head_config import initialise
 from .correction import MARKOV, Correction, Markov
+from .dflash import DFlashDrafter
 from .drafter import BlockDrafter
 from .settings import BlockSettings
 
@@ -73,6 +74,16 @@ class DSparkDrafter(BlockDrafter):
     def correction(self) -> Correction:
         """The head of Markov."""
         return self.markov_head
+
+    def plain(self) -> DFlashDrafter:
+        """Return a DFlash drafter with a copy of this one's block: its guesses before they are corrected."""
+        names = [field.name for field in fields(BlockSettings)]
+        keywords = self._keywords(self.config())  # of which the compressor is not shared either
+        kept = {name: value for name, value in keywords.items() if name in (*names, "compressor")}
+        drafter = DFlashDrafter(self.target, **kept).to(device=self.norm.weight.device, dtype=self._dtype)
+        own = self.state_dict()
+        drafter.load_state_dict({name: own[name] for name in drafter.state_dict()})
+        return drafter.train(self.training)
 
     def sureness(self, hidden: Tensor, state: Tensor) -> Tensor | None:
         """Return the logits of the head of confidence."""

@@ -96,6 +96,19 @@ def test_without_a_head_it_says_nothing(variant):
 
 
 SMALL = {"block_size": 4}
+
+
+def test_its_block_alone_is_a_dflash_drafter():
+    lesson = lesson_of("llava")
+    for variant in ("dspark", "dspark, rnn"):
+        drafter = drafter_of("llava", variant)
+        plain = drafter.plain()
+        assert type(plain) is DFlashDrafter and not plain.training
+        for ours, theirs in zip(plain.unroll(lesson, 4), drafter.unroll(lesson, 4), strict=True):
+            assert ours.logits.equal(theirs.base)
+        assert plain.norm.weight.data_ptr() != drafter.norm.weight.data_ptr(), "a copy"
+
+
 CHAINS = {
     "vanilla": (DSparkDrafter, {"markov_rank": 4}),
     "gated": (DSparkDrafter, {"markov": "gated", "markov_rank": 4, "layout": "same"}),
