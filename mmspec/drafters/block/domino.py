@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class Recurrent(Correction):
             nn.Linear(hidden + memory, rank, bias=False), nn.SiLU(), nn.Linear(rank, vocab, bias=False)
         )
         initialise(self)
-        nn.init.zeros_(self.embed_proj[2].weight)
+        nn.init.zeros_(cast(nn.Linear, self.embed_proj[2]).weight)
 
     def begin(self, anchors: Tensor, embed: Embed) -> Tensor:
         """Return the states behind the anchors."""
@@ -99,9 +99,10 @@ class Recurrent(Correction):
 
     def _read(self, memory: Tensor, embeds: Tensor, count: Tensor | int) -> Tensor:
         gru, shape = self.prefix_gru, memory.shape
-        read = torch.gru_cell(
-            embeds.reshape(-1, embeds.shape[-1]), memory.reshape(-1, shape[-1]), gru.weight_ih_l0, gru.weight_hh_l0
-        ).view(shape)
+        inner, own = cast(Tensor, gru.weight_ih_l0), cast(Tensor, gru.weight_hh_l0)
+        read = torch.gru_cell(embeds.reshape(-1, embeds.shape[-1]), memory.reshape(-1, shape[-1]), inner, own).view(
+            shape
+        )
         counts = count if isinstance(count, Tensor) else read.new_full((*shape[:-1], 1), count)
         return torch.cat([read, counts], dim=-1)
 

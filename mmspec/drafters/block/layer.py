@@ -39,9 +39,9 @@ class BlockAttention(DraftAttention):
                 nn.Linear(map.in_features, map.out_features, bias=map.bias is not None)
                 for map in (self.k_proj, self.v_proj)
             )
-        norm = {"normalized_shape": config.head_dim, "eps": config.rms_norm_eps}
-        self.q_norm = nn.RMSNorm(**norm) if qk_norm else None
-        self.k_norm = nn.RMSNorm(**norm) if qk_norm else None
+        self.q_norm = self.k_norm = None
+        if qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) for _ in range(2))
 
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of `[batch, length, width]` states, see `DraftAttention.project`."""
