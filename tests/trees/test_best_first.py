@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import models
 import pytest
 import torch
+from blocks import drafter_of
 from laws import Enumeration, ForcedNoise, TableModel, random_tables, sequence_law
 from tiny_requests import RAGGED, case, target_of
 from toy_drafters import KNOWN, ROOT, ROWS, VOCAB, Path, Toy, rows_of, shape
@@ -309,6 +310,20 @@ def test_the_text_is_the_targets(name, options):
     assert mmspec.generate(drafter.target, drafter, tree=tree, **sampled).token_ids == plain.token_ids
     with pytest.raises(MMSpecError, match="BestFirstTree keeps the likeliest nodes.*use PointMassSampling, or Chain"):
         mmspec.generate(drafter.target, drafter, tree=tree, **{**sampled, "verifier": RejectionSampling()})
+
+
+@pytest.mark.parametrize("variant", ["dflash", "dspark"])
+def test_block_drafters_too(variant):
+    """From the marginals of a block, and level by level where a head corrects them by the tokens above."""
+    drafter = drafter_of("llava", variant)
+    assert drafter.cheap_levels and drafter.independent is (variant == "dflash")
+    inputs, expected = case("llava", "sdpa", *RAGGED, 14)
+    settings, tree = {"inputs": inputs, "max_new_tokens": 14}, BestFirstTree(10)
+    out = mmspec.generate(drafter.target, drafter, tree=tree, **settings)
+    assert out.token_ids == expected and out.stats.lossless and out.stats.num_draft_tokens
+    sampled = {**settings, "temperature": 0.9, "seed": 3, "verifier": PointMassSampling()}
+    plain = mmspec.generate(drafter.target, **sampled)
+    assert mmspec.generate(drafter.target, drafter, tree=tree, **sampled).token_ids == plain.token_ids
 
 
 def independent_tables(vocab: int, depth: int, seed: int) -> list[torch.Tensor]:
