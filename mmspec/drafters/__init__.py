@@ -29,12 +29,14 @@ from .eagle3 import Eagle3Drafter, Eagle3Settings
 from .early_exit import EarlyExitDrafter
 from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
+from .gemma4_assistant import Gemma4AssistantDrafter
 from .head import HeadDrafter, HeadSettings
 from .hivis import HiVisDrafter, HiVisSettings
 from .jacobi import JacobiDrafter
 from .layer_head import LayerDrafter, LayerSettings
 from .medusa import MedusaDrafter, MedusaSettings
 from .msd import MsdDrafter
+from .mtp import MtpDrafter, MtpSettings
 from .ngram import NGramDrafter
 from .nothing import NoDrafter
 from .session_step import SessionDrafter
@@ -64,6 +66,7 @@ __all__ = [
     "EarlyExitDrafter",
     "FeatureDrafter",
     "FeatureSettings",
+    "Gemma4AssistantDrafter",
     "HeadDrafter",
     "HeadSettings",
     "HiVisDrafter",
@@ -74,6 +77,8 @@ __all__ = [
     "MedusaDrafter",
     "MedusaSettings",
     "MsdDrafter",
+    "MtpDrafter",
+    "MtpSettings",
     "NGramDrafter",
     "NoDrafter",
     "OwnEncoderDrafter",

@@ -36,9 +36,13 @@ class LayerPass:
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of `[batch, length, width]` states, each `[batch, heads, length, head_dim]`,
         the first two turned."""
-        heads = self._project(states).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
+        heads = self._heads(states)
         turned = rotate(heads[:, : self._turned], rope)
         return turned[:, : self._queries], turned[:, self._queries :], heads[:, self._turned :]
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """Return queries, keys and values, `[batch, heads of all, length, head_dim]`, none of them turned."""
+        return self._project(states).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Return the layer's output, see `DraftLayer.finish`."""

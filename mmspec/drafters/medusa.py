@@ -17,7 +17,7 @@ from ..settings.arguments import positive
 from ..settings.fields import settings_from
 from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
-from .head import HeadSettings
+from .head import HeadDrafter, HeadSettings
 from .one_state import OneStateDrafter
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class MedusaSettings(HeadSettings):
         positive(self, heads=self.heads, layers=self.layers)
 
 
-class MedusaDrafter(OneStateDrafter):
+class MedusaDrafter(OneStateDrafter, HeadDrafter):
     """The heads of Medusa (arXiv 2401.10774, section 2.1).
 
     Head k reads h, the target's last state after the final norm, at the newest token that has one. The root came from

@@ -1,4 +1,4 @@
-"""OneStateDrafter: heads that take nothing from the target but its newest state, and keep no cache."""
+"""OneStateDrafter: drafters that begin every round with the target's newest state, and keep no cache."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..models.slots import pick
 from ..models.states import LAST
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
-from .head import HeadDrafter
+from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
 
 
-class OneStateDrafter(HeadDrafter):
-    """A head that reads h, the target's last state after the final norm, at the newest token that has one: the token
+class OneStateDrafter(StepDrafter):
+    """A drafter that reads h, the target's last state after the final norm, at the newest token that has one: the token
     before the root, which came from that state and has none yet.
 
     A subclass finds it in `_state`, `[batch, 1, hidden]`, and implements `expand_root`, `expand` and `unroll`. The
-    arguments are those of `HeadDrafter`.
+    arguments are those of `StepDrafter`.
     """
 
     feature_layers = (LAST,)

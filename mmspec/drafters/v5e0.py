@@ -16,7 +16,7 @@ from ..settings.arguments import positive
 from ..settings.fields import settings_from
 from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
-from .head import HeadSettings
+from .head import HeadDrafter, HeadSettings
 from .one_state import OneStateDrafter
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def relative_length(target: Target) -> float:
     return lengths[0] / max(lengths[1], 1e-6)
 
 
-class V5e0Drafter(OneStateDrafter):
+class V5e0Drafter(OneStateDrafter, HeadDrafter):
     """The linear heads of V5e-0 (an anonymous submission of 2026, "A Minimalist Self-Speculative Decoding Framework for
     Vision-Language Models"; from its released code, the text has no arXiv number).
 

@@ -23,6 +23,8 @@ INDEX, SHARDS = "model.safetensors.index.json", "model-*-of-*.safetensors"
 """Names of the index and of the files into which other libraries split large weights."""
 HEADS = "medusa_lm_head.safetensors"
 """Name of the file that Medusa's own training writes."""
+MTP = "mtp.safetensors"
+"""Name of the file in which some publish a model's multi-token layer alone."""
 PICKLES = (".bin", ".pt", ".pth")
 """Endings of files that can run code when they are opened; they are never opened here."""
 
@@ -53,7 +55,7 @@ def fetch_drafter(repository: str, subfolder: str = "", **where: Any) -> Path | 
 
     try:
         folder = fetched(CONFIG)
-        weights = [WEIGHTS] if "mmspec_drafter" in read_config(folder) else [WEIGHTS, INDEX, SHARDS, HEADS]
+        weights = [WEIGHTS] if "mmspec_drafter" in read_config(folder) else [WEIGHTS, INDEX, SHARDS, HEADS, MTP]
         folder = fetched(CONFIG, *weights)
         if any(folder.glob("*.safetensors")):
             return folder

@@ -13,15 +13,28 @@ from .checkpoint import Checkpoint
 from .dream import Dream
 from .eagle import Eagle, Msd
 from .eagle3 import Eagle3
+from .gemma4 import Gemma4Assistant
 from .hivis import HiVis
 from .medusa import Medusa
+from .mtp import Mtp
 from .vispec import ViSpec
 
 if TYPE_CHECKING:
     from ..drafters import Drafter
     from ..target import Target
 
-FORMATS: tuple[Format, ...] = (Eagle(), Msd(), Eagle3(), ViSpec(), HiVis(), Dream(), Medusa(), BlockFormat())
+FORMATS: tuple[Format, ...] = (
+    Eagle(),
+    Msd(),
+    Eagle3(),
+    ViSpec(),
+    HiVis(),
+    Dream(),
+    Medusa(),
+    BlockFormat(),
+    Mtp(),
+    Gemma4Assistant(),
+)
 """Formats that `load_drafter` knows. At most one of them matches a checkpoint."""
 
 logger = logging.getLogger(__name__)

@@ -44,6 +44,7 @@ def assemble(
     compressor: VisualCompressor | None = None,
     layer: str = "layers.0",
     head_dim: int | None = None,
+    queries: int | None = None,
     axes: bool = False,
     names: Mapping[str, str] | None = None,
     made: Mapping[str, Tensor] | None = None,
@@ -59,6 +60,7 @@ def assemble(
         compressor: the compressor that the drafter reads pictures through.
         layer: prefix of the keys from which the head's sizes are derived.
         head_dim: width of a head, if another tensor tells it; see `head_settings`.
+        queries: width of all queries, if their projection makes more than them.
         axes: True if positions have several axes, as the configuration says.
         names: prefixes of the class's names, mapped to those of the checkpoint's keys.
         made: tensors that were derived from the checkpoint's, by the class's names.
@@ -68,7 +70,8 @@ def assemble(
         MMSpecError: if keys are missing or unexpected, or a shape is not what the settings say.
     """
     names, made = names or {}, made or {}
-    head = head_settings(checkpoint, target, layer, head_dim)
+    head = head_settings(checkpoint, target, layer, head_dim, queries)
+    head["rope_parameters"].pop("partial_rotary_factor", None)  # a matter of the drafter's own settings
     if not axes:  # the original turns by one position, whatever the configuration has left over
         rope = head["rope_parameters"]
         head["rope_parameters"] = {name: value for name, value in rope.items() if name not in MROPE_SETTINGS}

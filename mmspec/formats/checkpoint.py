@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import MMSpecError, listed, shown
-from ..files.checkpoints import HEADS, INDEX, PICKLES
+from ..files.checkpoints import HEADS, INDEX, MTP, PICKLES
 from ..files.folders import WEIGHTS, Header, named_file, read_config, read_json
 from ..settings.fields import fits, in_words
 
@@ -103,7 +103,7 @@ def weight_files(folder: Path) -> list[Path]:
         MMSpecError: if there are none, or some shards are missing; says how to convert a pickle.
     """
     index = folder / INDEX
-    if single := next((path for name in (WEIGHTS, HEADS) if (path := folder / name).exists()), None):
+    if single := next((path for name in (WEIGHTS, HEADS, MTP) if (path := folder / name).exists()), None):
         return [single]
     if index.exists():
         paths = [named_file(folder, name, repr(str(index))) for name in shards_of(index)]

@@ -27,7 +27,9 @@ OLD_BASE = 10000.0
 logger = logging.getLogger(__name__)
 
 
-def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: int | None = None) -> dict[str, Any]:
+def head_settings(
+    checkpoint: Checkpoint, target: Target, layer: str, head_dim: int | None = None, queries: int | None = None
+) -> dict[str, Any]:
     """Return the arguments of `mmspec.drafters.head_config`, as far as the checkpoint tells them.
 
     Sizes and biases come from the tensors. `rms_norm_eps`, `hidden_act` and `max_position_embeddings`, which no tensor
@@ -38,6 +40,7 @@ def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: 
         target: the model to draft for.
         layer: the prefix of its keys, such as `layers.0`.
         head_dim: width of a head, if another tensor tells it.
+        queries: width of all queries, if their projection makes more than them.
 
     Raises:
         MMSpecError: if the layer is incomplete, or cannot be divided into heads.
@@ -45,6 +48,7 @@ def head_settings(checkpoint: Checkpoint, target: Target, layer: str, head_dim: 
     checkpoint.require(*(f"{layer}.{name}" for name in LAYER))
     shapes = checkpoint.shapes
     inner, shared = (checkpoint.sizes(f"{layer}.self_attn.{name}_proj.weight", "out", "in")[0] for name in "qk")
+    inner = queries or inner
     size = head_dim or head_dim_of(checkpoint.config, target, inner, shared)
     if not divides(size, inner, shared):
         raise MMSpecError(

@@ -55,6 +55,10 @@ KEYS["eagle, elastic"] = KEYS["msd"] | {
 }
 KEYS["hivis"] = KEYS["eagle"] | {"residual"}
 KEYS["hivis, packed"] = KEYS["hivis"] | {"d2t", "t2d"}
+KEYS["mtp"] = KEYS["msd"] - {"fc.bias"} | {"pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "norm.weight"}
+KEYS["mtp, pool"] = KEYS["mtp"] | {f"layers.0.self_attn.{name}_norm.weight" for name in "qk"}
+KEYS["mtp, other"] = KEYS["mtp, pool"] | {"d2t", "t2d", "layers.0.self_attn.gate_proj.weight"}
+KEYS["mtp, other"] |= {f"layers.0.self_attn.{name}_proj.bias" for name in ("q", "k", "v", "gate")}
 KEYS["vispec"] = KEYS["eagle"] | {"img_fc.weight", "img_fc.bias", "compressor.q"}
 KEYS["vispec"] |= {f"compressor.{part}_proj.weight" for part in "kvo"}
 KEYS["dream"] = {"layers.2.input_layernorm.weight", "norm.weight"}

@@ -69,6 +69,7 @@ def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
         "dream",
         "medusa",
         "v5e0",
+        "mtp",
         "dflash",
         "dspark",
         "domino",

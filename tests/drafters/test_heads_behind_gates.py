@@ -20,7 +20,7 @@ NAME = "llava"
 # Settled or not, and what is emitted of the draft, per row. The second row ends unread.
 BEGINNING = ((True, [1, 1, 2, 1]), (False, [0, 0, 1, 0]))
 ROUNDS = (*BEGINNING, (True, [2, 0, 1, 1]), (True, [1, 0, 3, 1]), (False, [1, 0, 1, 0]))
-VARIANTS = ["eagle", "eagle3.1", "eagle, pool", "hivis", "msd", "vispec"]
+VARIANTS = ["eagle", "eagle3.1", "eagle, pool", "hivis", "msd", "mtp, other", "vispec"]
 
 
 def head(variant: str):

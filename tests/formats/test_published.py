@@ -18,7 +18,15 @@ from tiny_requests import RAGGED, case
 
 import mmspec
 from mmspec.compressors import Hide, Pool, Prune
-from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.drafters import (
+    DreamDrafter,
+    Eagle3Drafter,
+    EagleDrafter,
+    HiVisDrafter,
+    MsdDrafter,
+    MtpDrafter,
+    ViSpecDrafter,
+)
 from mmspec.inputs import prepare
 from mmspec.trees import Chain, DynamicTree
 
@@ -32,6 +40,12 @@ LOADED = {
     "hivis": (("llava", "qwen_vl"), HiVisDrafter, {"steps": 3}),
     "hivis, old": (("qwen_vl",), HiVisDrafter, {"steps": 1, "packed": False}),
     "dream": (("llava",), DreamDrafter, {"first_token": "mean", "tree_masked": False}),
+    "mtp": (("qwen_vl", "llava"), MtpDrafter, {"gate": True, "head_norms": True, "turned": 4, "rope": "mrope"}),
+    "mtp, speculators": (
+        ("llava", "llama"),
+        MtpDrafter,
+        {"gate": False, "head_norms": True, "turned": None, "rope": "1d"},
+    ),
     "eagle3": (("llava", "qwen_vl"), Eagle3Drafter, {"feature_layers": [1, 1, 2], "rope": "1d", "visual": False}),
     "eagle3, speculators": (
         ("qwen_vl",),
@@ -114,6 +128,9 @@ MISTAKES = {
     "normed state": ("eagle3", "llava", {"norm_output": True}),
     "visual embeddings": ("eagle3", "llava", {"visual": True}),
     "first token alone": ("dream", "llava", {"first_token": "nothing"}),
+    "fusion not normed": ("mtp", "llava", {"pre_fc_norm_hidden": torch.nn.Identity()}),
+    "states first": ("mtp, speculators", "llava", {"states_first": True}),
+    "one axis of a turned half": ("mtp", "qwen_vl", {"axes": None}),
     "no summary": ("vispec", "llava", {"use_summary": False}),
 }
 

@@ -11,7 +11,15 @@ from tiny_requests import ragged_inputs, target_of
 
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
-from mmspec.drafters import DreamDrafter, Eagle3Drafter, EagleDrafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.drafters import (
+    DreamDrafter,
+    Eagle3Drafter,
+    EagleDrafter,
+    HiVisDrafter,
+    MsdDrafter,
+    MtpDrafter,
+    ViSpecDrafter,
+)
 from mmspec.inputs import prepare
 from mmspec.lesson import Lesson
 from mmspec.models.states import LAST
@@ -48,6 +56,13 @@ VARIANTS = {
     "hivis": (HiVisDrafter, {"steps": 3, "packed": False}),
     "hivis, packed": (HiVisDrafter, {"steps": 1, "packed": True, "draft_vocab_size": 20}),
     "msd": (MsdDrafter, {"input_norm": True}),
+    "mtp": (MtpDrafter, {}),
+    "mtp, other": (
+        MtpDrafter,
+        {"states_first": True, "head_norms": True, "gate": True, "turned": 4, "draft_vocab_size": 20, "visual": False}
+        | {"head": {"attention_bias": True, "num_key_value_heads": 4}},
+    ),
+    "mtp, pool": (MtpDrafter, {"head_norms": True} | compressor("pool.Pool", size=2)),
     "vispec": (ViSpecDrafter, {"queries": 3, "heads": 2, "use_summary": True}),
     "dream": (DreamDrafter, {}),
     "dream, other": (

@@ -255,6 +255,63 @@ class Third(Original):
         return guesses
 
 
+class Native(Original):
+    """A native multi-token layer, used over and over.
+
+    Args:
+        names: of the norms of embeddings, of states and of the output, of the fusion, and of the layer.
+        added: what norms add to their weight.
+        turned: numbers of a head that positions turn.
+    """
+
+    def __init__(self, *args, names, added: float = 0.0, turned: int = HEAD_DIM, **options):
+        super().__init__(*args, **options)
+        self.names, self.added, self.turned = names, added, turned
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        scale = self.tensors[f"{name}.weight"] + self.added
+        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * scale
+
+    def rotate(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Turn pairs of the first numbers; the others are left."""
+        half, out = self.turned // 2, x.clone()
+        for number in range(half):
+            axis = places if places.ndim == 1 else places[self.axis_of(number)]
+            angle = axis.float() * self.base ** (-2 * number / self.turned)
+            first, second = x[..., number], x[..., number + half]
+            out[..., number] = first * angle.cos() - second * angle.sin()
+            out[..., number + half] = second * angle.cos() + first * angle.sin()
+        return out
+
+    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
+        embedding, hidden, last, fusion, layer = self.names
+        count = len(text.ids) - 1
+        embeds, states, guesses = text.read[1:], text.states[-1], []
+        places = torch.arange(count) if self.sections is None else text.axes[:, :count]
+        for level in range(len(chain) + 1):
+            stream = self.linear(fusion, torch.cat([self.norm(embedding, embeds), self.norm(hidden, states)], dim=-1))
+            read = self.norm(f"{layer}.input_layernorm", stream)
+            asked = self.linear(f"{layer}.self_attn.q_proj", read).view(len(read), -1, HEAD_DIM)
+            gate = None
+            if asked.shape[1] * HEAD_DIM > self.tensors[f"{layer}.self_attn.o_proj.weight"].shape[1]:
+                asked, gate = asked[:, 0::2], asked[:, 1::2].flatten(1)
+            q = self.norm(f"{layer}.self_attn.q_norm", asked.transpose(0, 1))
+            k = self.norm(f"{layer}.self_attn.k_norm", self.heads(f"{layer}.self_attn.k_proj", read))
+            sees = torch.ones(len(read), len(read), dtype=torch.bool).tril()
+            v = self.heads(f"{layer}.self_attn.v_proj", read)
+            attended = self.attend(self.rotate(q, places), self.rotate(k, places), v, sees)
+            attended = attended if gate is None else attended * gate.sigmoid()
+            stream = stream + self.linear(f"{layer}.self_attn.o_proj", attended)
+            stream = stream + self.mlp(f"{layer}.mlp", self.norm(f"{layer}.post_attention_layernorm", stream))
+            output = self.norm(last, stream[-1:])
+            guesses.append(output[0] @ text.head.T)
+            if level < len(chain):
+                states = torch.cat([states, output])
+                embeds = torch.cat([embeds, text.table[chain[level]][None]])
+                places = torch.cat([places, places[..., -1:] + 1], dim=-1)
+        return guesses
+
+
 class Asking(Original):
     """DREAM: unshifted tokens, and a memory of the target's states. Below the root the drafter's own outputs fill it.
 

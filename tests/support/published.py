@@ -245,6 +245,44 @@ def eagle3_interleaved(model):
     return eagle3_mrope(model, interleaved=True)
 
 
+def mtp(model):
+    """Qwen3.5's layer: norms that multiply by one more than their weight, a gate among the queries, half of a head
+    turned, by three axes that take turns."""
+    numbers = Numbers(21)
+    tensors = layer(numbers, "mtp.layers.0", input_norm=True) | {
+        "mtp.layers.0.self_attn.q_proj.weight": numbers.matrix(2 * HEADS * HEAD_DIM, HIDDEN),
+        "mtp.layers.0.self_attn.q_norm.weight": numbers.norm(HEAD_DIM),
+        "mtp.layers.0.self_attn.k_norm.weight": numbers.norm(HEAD_DIM),
+        "mtp.fc.weight": numbers.matrix(HIDDEN, 2 * HIDDEN),
+        **{f"mtp.{name}.weight": numbers.norm(HIDDEN) for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden")},
+        "mtp.norm.weight": numbers.norm(HIDDEN),
+    }
+    tensors = {name: tensor - 1 if "norm" in name else tensor for name, tensor in tensors.items()}
+    rope = {"rope_type": "default", "rope_theta": BASE, "partial_rotary_factor": 0.5}
+    rope |= {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
+    inner = llama_config(model_type="qwen3_5_text", head_dim=HEAD_DIM, rope_parameters=rope)
+    del inner["rope_theta"], inner["architectures"]
+    return tensors, {"architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": inner}
+
+
+def mtp_speculators(model):
+    """Speculators' names, for a Qwen3: norms of queries and keys."""
+    numbers = Numbers(22)
+    tensors = layer(numbers, "mtp_layers.0", input_norm=True) | {
+        "mtp_layers.0.self_attn.q_norm.weight": numbers.norm(HEAD_DIM),
+        "mtp_layers.0.self_attn.k_norm.weight": numbers.norm(HEAD_DIM),
+        "mtp_layers.0.input_proj.weight": numbers.matrix(HIDDEN, 2 * HIDDEN),
+        **{f"mtp_layers.0.{name}_layernorm.weight": numbers.norm(HIDDEN) for name in ("token", "hidden", "final")},
+    }
+    inner = llama_config(model_type="qwen3")
+    return tensors, {
+        "architectures": ["MTPDraftModel"],
+        "speculators_model_type": "mtp",
+        "num_speculative_steps": 3,
+        "transformer_layer_config": inner,
+    }
+
+
 WRITERS = {
     "eagle": eagle,
     "eagle, qwen": eagle_qwen,
@@ -254,6 +292,8 @@ WRITERS = {
     "hivis": hivis,
     "hivis, old": hivis_old,
     "dream": dream,
+    "mtp": mtp,
+    "mtp, speculators": mtp_speculators,
     "eagle3": eagle3,
     "eagle3, speculators": eagle3_speculators,
     "eagle3, other width": eagle3_other_width,

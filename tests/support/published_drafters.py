@@ -65,6 +65,14 @@ def original(format: str, name: str) -> originals.Original:
         cls, options["packed"] = originals.Hidden, name == "llava"
     elif format == "dream":
         cls = originals.Asking
+    elif format.startswith("mtp"):
+        cls = originals.Native
+        norms = ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm", "mtp.fc", "mtp.layers.0")
+        if format == "mtp":
+            options |= {"names": norms, "added": 1.0, "turned": 4, "sections": (1, 1, 0), "interleaved": True}
+        else:
+            parts = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_proj")
+            options["names"] = (*(f"mtp_layers.0.{part}" for part in parts), "mtp_layers.0")
     elif format.startswith("eagle3"):
         cls = originals.Third
         options["layers"] = {"eagle3, speculators": [1, 0, 2], "eagle3, other width": [0, 1, 2]}.get(format, [1, 1, 2])

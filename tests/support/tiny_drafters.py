@@ -21,6 +21,7 @@ from mmspec.drafters import (
     HiVisDrafter,
     MedusaDrafter,
     MsdDrafter,
+    MtpDrafter,
     SharedVisionDrafter,
     TextOnlyDrafter,
     V5e0Drafter,
@@ -91,6 +92,7 @@ TINY_DRAFTERS = {
     "eagle3, fewer tokens": eagle3_drafter,
     "dream, guided": dream_drafter,
     "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
+    "mtp": head_of(lambda target: MtpDrafter(target, head_norms=True, gate=True, turned=4), 17),
     "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
     "dflash": head_of(DFlashDrafter, 16),
     "dflash, shifted": head_of(

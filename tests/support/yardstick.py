@@ -15,7 +15,7 @@ import transformers
 from heads import FEW, full_pass, lesson_of
 from torch.nn import functional
 
-from mmspec.drafters import DreamDrafter, Eagle3Drafter, HiVisDrafter, MsdDrafter, ViSpecDrafter
+from mmspec.drafters import DreamDrafter, Eagle3Drafter, HiVisDrafter, MsdDrafter, MtpDrafter, ViSpecDrafter
 from mmspec.models.states import LAST
 
 
@@ -133,7 +133,8 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         wrong: a mistake to make: `residual`.
     """
     weights, head = dict(drafter.named_parameters()), drafter.head
-    third = isinstance(drafter, Eagle3Drafter)
+    third, native = isinstance(drafter, Eagle3Drafter), isinstance(drafter, MtpDrafter)
+    turned = (drafter.settings.turned if native else None) or head.head_dim
     layer = "midlayer" if third else "layers.0"
     features, raw, summary = sequence.features, sequence.raw, sequence.summary
     places, levels = list(sequence.places), [0] * len(sequence.embeds)
@@ -157,16 +158,19 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         return linear(f"{layer}.self_attn.{name}", x).view(len(x), -1, head.head_dim).transpose(0, 1)
 
     def turn(x):
-        half = head.head_dim // 2
+        half = turned // 2
         inverse = head.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
         angle = torch.tensor(places)[:, None] * inverse
-        first, second = x.split(half, dim=-1)
+        first, second, rest = x.split([half, half, head.head_dim - turned], dim=-1)
         return torch.cat(
-            [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1
+            [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin(), rest], dim=-1
         )
 
     def pair(tokens, states):
         parts = [tokens, states]
+        if native:
+            parts = [norm("pre_fc_norm_embedding", tokens), norm("pre_fc_norm_hidden", states)]
+            return linear("fc", torch.cat(parts[::-1] if drafter.settings.states_first else parts, dim=-1))
         if isinstance(drafter, ViSpecDrafter):
             parts[1] = linear("img_fc", torch.cat([states, summary], dim=-1))
         if isinstance(drafter, HiVisDrafter):
@@ -181,13 +185,18 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
             residual = normed if drafter.settings.norm_before_residual else states
         else:
             residual = pair(tokens, states)
-            read = norm("layers.0.input_layernorm", residual) if drafter.settings.input_norm else residual
+            read = norm("layers.0.input_layernorm", residual) if native or drafter.settings.input_norm else residual
         groups = head.num_attention_heads // head.num_key_value_heads
-        q, k, v = turn(heads("q_proj", read)), turn(heads("k_proj", read)), heads("v_proj", read)
+        q, k, v = heads("q_proj", read), heads("k_proj", read), heads("v_proj", read)
+        if native and drafter.settings.head_norms:
+            q, k = norm(f"{layer}.self_attn.q_norm", q), norm(f"{layer}.self_attn.k_norm", k)
+        q, k = turn(q), turn(k)
         k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
         scores = q @ k.transpose(1, 2) / head.head_dim**0.5
         future = torch.ones(len(read), len(read), dtype=torch.bool).triu(1)
         mixed = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+        if native and drafter.settings.gate:
+            mixed = mixed * heads("gate_proj", read).sigmoid()
         output = residual + linear(f"{layer}.self_attn.o_proj", mixed.transpose(0, 1).flatten(1))
         x = norm(f"{layer}.post_attention_layernorm", output)
         gate = transformers.activations.ACT2FN[head.hidden_act](linear(f"{layer}.mlp.gate_proj", x))
@@ -196,6 +205,7 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
     def logits(output):
         if third:
             return linear("lm_head", norm("norm", output))
+        output = norm("norm", output) if native else output
         table = drafter.target.model.get_output_embeddings().weight
         return functional.linear(output, table if drafter.draft_vocab_size is None else table[FEW])
 
@@ -203,7 +213,7 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
     for step in range(len(chain) + 1):
         output = run(tokens, states)[-1:]
         guesses.append(logits(output)[0])
-        state = norm("norm", output) if third and drafter.settings.norm_output else output
+        state = norm("norm", output) if native or (third and drafter.settings.norm_output) else output
         tokens, states = torch.cat([tokens, chain[step : step + 1]]), torch.cat([states, state])
         raw, summary = torch.cat([raw, raw[:1] & False]), torch.cat([summary, summary[-1:]])
         places.append(places[-1] + 1)

@@ -39,7 +39,9 @@ def one(drafter, **options):
 
 
 EVERYTHING = dict.fromkeys(["eagle", "eagle3", "msd", "draft_model"], 144)
-NOTHING = dict.fromkeys(["text_only", "hivis", "hidden", "ngram", "medusa"], 0)  # blind, hiding, or without a prompt
+NOTHING = dict.fromkeys(
+    ["text_only", "hivis", "hidden", "ngram", "medusa", "v5e0"], 0
+)  # blind, hiding, or without a prompt
 
 
 @pytest.mark.parametrize(("name", "entries"), (EVERYTHING | NOTHING).items())

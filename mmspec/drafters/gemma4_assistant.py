@@ -1,0 +1,180 @@
+"""Gemma 4's assistants: a small model without keys and values, which reads those of its target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..errors import MMSpecError, first_line, shown
+from ..models.slots import pick
+from ..trees import Chain, TreeBuilder
+from ..trees.growth import Block
+from .one_state import OneStateDrafter
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+MODEL_TYPE = "gemma4_assistant"
+"""`model_type` of an assistant's configuration."""
+
+
+class Gemma4AssistantDrafter(OneStateDrafter):
+    """The assistant that Google publishes for every Gemma 4 (`google/gemma-4-*-it-assistant`), as transformers 5.24
+    drafts with it ("single position multi-token").
+
+    `u = W_pre [E(x); h]`, then layers of Gemma 4 without keys and values of their own: each attends to those that the
+    target holds in its last layer of the same kind, full or sliding, of all tokens before the root. The vocabulary head
+    is the assistant's own, and `W_post` of the output stands for the target's state at the next level. All levels stand
+    at one position, the root's. h is at first the target's state after the final norm at the token before the root.
+
+    Faithful: the model, which is transformers' own class, and so its weights and head, the ordered embedding included.
+    Our own: trees, ragged batches, sampling; and in a round after a rejection transformers hands over the keys of one
+    rejected token, here only those of tokens that stand. There is no cache, so nothing has to be rolled back.
+
+    Lossless with every lossless verifier. Trained: not here, as lessons keep no keys and values of the target.
+
+    Args:
+        target: the model to draft for, a Gemma 4.
+        model: its assistant, a `Gemma4AssistantForCausalLM`.
+        tree: the builder of its trees, see `Drafter`; the native one is a chain.
+
+    Raises:
+        MMSpecError: for a target that is no Gemma 4, or an assistant of another width, with other heads or tokens.
+    """
+
+    def __init__(self, target: Target, model: nn.Module, tree: TreeBuilder | None = None):
+        super().__init__(target, tree)
+        self._layers = layers_read(target)
+        check_fits(model, target, self._layers)
+        self.model: Any = model
+        config: Any = model.config
+        config._attn_implementation = config.get_text_config()._attn_implementation = "sdpa"
+        self._window = config.get_text_config().sliding_window
+
+    def native_tree(self) -> TreeBuilder:
+        """Return a chain."""
+        return Chain()
+
+    def expand_root(self, root: Tensor) -> Tensor:
+        """Take the target's keys and values as they stand, and read the root with the state before it."""
+        context = self.context
+        self._shared = {kind: context.keys_values(layer) for kind, layer in self._layers.items()}
+        lengths = context.lengths
+        slots = torch.arange(next(iter(self._shared.values()))[0].shape[2], device=lengths.device)
+        seen = slots < lengths[:, None]
+        near = seen & (slots >= lengths[:, None] - 1 - self._window)
+        self._masks = {FULL: seen[:, None, None], SLIDING: near[:, None, None]}
+        self._position = (lengths + context.position_offset)[:, None]
+        self._states: list[Tensor] = []
+        return self._read(root[:, None], self._state)[:, 0]
+
+    def expand(self, block: Block) -> Tensor:
+        """Read nodes with what their parents' outputs say of the target's state."""
+        above = self._states[-1] if block.extends_chain else pick(torch.cat(self._states, dim=1), block.parents)
+        return self._read(block.tokens, above)
+
+    def _read(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Run the assistant over `[batch, new]` nodes, of which none sees another; return their logits."""
+        model = self.model
+        width, dtype = tokens.shape[1], model.pre_projection.weight.dtype
+        embeds = self.target.family.embed(tokens, None)
+        fused = model.pre_projection(torch.cat([embeds.to(dtype), states.to(dtype)], dim=-1))
+        output = model.model(
+            input_ids=None,
+            inputs_embeds=fused,
+            attention_mask={kind: mask.expand(-1, -1, width, -1) for kind, mask in self._masks.items()},
+            position_ids=self._position.expand(-1, width),
+            shared_kv_states={
+                kind: (keys.to(dtype), values.to(dtype)) for kind, (keys, values) in self._shared.items()
+            },
+            use_cache=False,
+            logits_to_keep=slice(None),  # a number would have it leave out nodes, which fails in transformers 5.24
+        ).last_hidden_state
+        self._states.append(model.post_projection(output))
+        if model.masked_embedding is not None:
+            return model.masked_embedding(output, model.lm_head.weight)
+        return model.lm_head(output)
+
+    def config(self) -> dict[str, Any]:
+        """Return the assistant's configuration."""
+        settings = self.model.config.to_diff_dict()
+        settings.pop("dtype", None)  # it loads in the dtype of its target
+        return {"assistant": settings}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], target: Target) -> Self:
+        """Rebuild the drafter, on the target's device and in its dtype."""
+        try:
+            settings = assistant_class("Config").from_dict(dict(config["assistant"]))
+            model = assistant_class("ForCausalLM")(settings).to(target.dtype)
+        except MMSpecError:
+            raise
+        except Exception as error:  # what transformers' own checks say comes in types of several libraries
+            raise MMSpecError(f"transformers has no assistant with these settings: {first_line(error)}") from error
+        return cls(target, model).to(target.device)
+
+
+def assistant_class(suffix: str) -> Any:
+    """Return transformers' class of an assistant, or of its configuration.
+
+    Raises:
+        MMSpecError: if the installed version has none.
+    """
+    cls = getattr(transformers, f"Gemma4Assistant{suffix}", None)
+    if cls is None:
+        raise MMSpecError(
+            f"transformers {transformers.__version__} has no Gemma4Assistant{suffix}: install a newer one"
+        )
+    return cls
+
+
+def layers_read(target: Target) -> dict[str, int]:
+    """Return, by kind of attention, the last layer of the target that has keys and values of its own.
+
+    Raises:
+        MMSpecError: if the target is no Gemma 4.
+    """
+    text = target.family.text_config
+    kinds = list(getattr(text, "layer_types", None) or [])
+    if not text.model_type.startswith("gemma4") or set(kinds) != {FULL, SLIDING}:
+        raise MMSpecError(
+            "Gemma4AssistantDrafter reads the keys and values of a Gemma 4, and the target is a "
+            f"{shown(text.model_type)}: choose another drafter"
+        )
+    own = kinds[: len(kinds) - (text.num_kv_shared_layers or 0)]
+    return {kind: max(number for number, one in enumerate(own) if one == kind) for kind in (FULL, SLIDING)}
+
+
+def check_fits(model: Any, target: Target, layers: dict[str, int]) -> None:
+    """Refuse an assistant that cannot read the states, keys and values, or tokens of a target.
+
+    Args:
+        model: the assistant.
+        target: the model to draft for.
+        layers: the target's layers that are read, see `layers_read`.
+
+    Raises:
+        MMSpecError: with what the two have.
+    """
+    name, text = type(model).__name__, model.config.get_text_config()
+    if model.config.model_type != MODEL_TYPE:
+        raise MMSpecError(f"{name} is no assistant of Gemma 4: give a Gemma4AssistantForCausalLM")
+    wide = model.config.backbone_hidden_size
+    if (wide, text.vocab_size) != (target.hidden_size, target.vocab_size):
+        raise MMSpecError(
+            f"{name} was made for a hidden size of {wide} and {text.vocab_size} tokens, and the target has "
+            f"{target.hidden_size} and {target.vocab_size}: load the assistant of this model"
+        )
+    for kind in set(text.layer_types):
+        attention = next(layer.self_attn for layer in model.model.layers if layer.self_attn.layer_type == kind)
+        shape, heads = target.cache_shapes[layers[kind]][0], text.num_attention_heads // attention.num_key_value_groups
+        if (heads, attention.head_dim) != (shape.heads, shape.dim):
+            raise MMSpecError(
+                f"{name} asks {kind} for {heads} keys of width {attention.head_dim}, and the target has "
+                f"{shape.heads} of width {shape.dim}: load the assistant of this model"
+            )
