@@ -132,7 +132,7 @@ def target():
 
 def test_the_benchmark_asks_about_videos_and_says_what_it_could_not(folder, target):
     source = FolderPrompts(folder)
-    questions = Questions(target, source, batch=4)
+    questions = Questions(target, source, batches=(4,))
     asked = {}
     for group in questions.groups:
         request, examples = questions.request(group, 0)

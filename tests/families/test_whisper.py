@@ -176,8 +176,8 @@ def positions_in_order(monkeypatch):
 def no_tree_mask(monkeypatch):
     right = TreeMask.build
 
-    def build(self, visible, depth, extends_chain=False):
-        return right(self, torch.ones_like(visible), depth, extends_chain)
+    def build(self, visible, depth):
+        return right(self, torch.ones_like(visible), depth)
 
     monkeypatch.setattr(TreeMask, "build", build)
 

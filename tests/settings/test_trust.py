@@ -136,7 +136,7 @@ def test_classes_of_a_function_or_a_script_are_passed(target, tmp_path):
     ("path", "reason"),
     [
         ("os.system", "no Drafter"),
-        ("mmspec.drafters.feature.nn.Linear", "no Drafter"),
+        ("mmspec.drafters.layer.nn.Linear", "no Drafter"),
         ("mmspec.load_drafter", "anybody's code"),
         ("mmspec.__main__.Drafter", "anybody's code"),
         ("antigravity.Drafter", "anybody's code"),

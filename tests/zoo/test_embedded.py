@@ -17,6 +17,8 @@ DRAFTERS = (
     "ngram",
     "draft_model",
     "text_only",
+    "dflash",
+    "dspark",
     "eagle",
     "eagle3",
     "hivis",
