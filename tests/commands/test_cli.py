@@ -130,9 +130,8 @@ def test_help_lists_the_settings_of_what_is_chosen(argv, lines, capsys):
 def test_help_of_an_option_that_does_not_exist(capsys):
     assert run("generate", "tree=bush", "--help") == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith(
-        "mmspec: tree 'bush' is unknown. Available: auto, best_first, chain"
-    )
+    unknown = "mmspec: tree 'bush' is unknown. Available: auto, best_first, chain"
+    assert shown.out == "" and shown.err.startswith(unknown)
 
 
 @pytest.mark.parametrize(
