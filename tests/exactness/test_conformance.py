@@ -22,6 +22,7 @@ from mmspec.drafters import (
     Drafter,
     DraftModelDrafter,
     FeatureDrafter,
+    Gemma4AssistantDrafter,
     HeadDrafter,
     LayerDrafter,
     NoDrafter,
@@ -204,6 +205,7 @@ def test_every_exported_drafter_is_in_this_suite():
     interfaces = {Drafter, DraftModelDrafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
     interfaces |= {BlockDrafter, LayerDrafter}
     interfaces |= {SharedEncoderDrafter}  # for models that attend to sound: tests/families/test_whisper.py
+    interfaces |= {Gemma4AssistantDrafter}  # for one family: tests/drafters/test_gemma4_assistant.py
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
     assert tested and not missing, f"add a config, or an entry in TINY_DRAFTERS, for {missing}"

@@ -27,7 +27,13 @@ NEED_GRID = {"specvlm"}
 HEARD_BY = {"ngram", "own model", "eagle3, fewer tokens", "hivis"}
 
 
+# What reads the target as another of the drafters does meets a third of the families by default.
+ALIKE = {"mtp", "v5e0", "dflash, shifted", "dflash 2", "dspark"}
+
+
 def is_slow(name: str, label: str) -> bool:
+    if label in ALIKE and (list(FAMILIES).index(name) + list(DRAFTERS).index(label)) % 3:
+        return True
     return name in HEARING and label not in (HEARD_BY if name == "qwen2_audio" else {"own model"})
 
 

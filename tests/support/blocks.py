@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 
 import models
+import pytest
 import torch
 from heads import FEW, compressor, full_pass, lesson_of
 from tiny_requests import target_of
@@ -65,7 +66,14 @@ VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
     "dfly": (DFlyDrafter, {"block_size": 5, "layers": 3}),
     "dflare": (DFlyDrafter, {"fusion": "mix", "context_maps": True, "correction_size": 0}),
 }
-GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
+# Every variant with one family by default, and the plain one with all.
+GRID = [
+    pytest.param(
+        name, variant, marks=[] if variant == "dflash" or (row + column) % len(FAMILIES) == 0 else [pytest.mark.slow]
+    )
+    for row, name in enumerate(FAMILIES)
+    for column, variant in enumerate(VARIANTS)
+]
 
 
 def build(target: Target, variant: str, **changes) -> BlockDrafter:
