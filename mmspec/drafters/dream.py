@@ -125,10 +125,10 @@ class DreamDrafter(FeatureDrafter):
 
     def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
         embeds = self.token_embeds(block.tokens)
-        with self.session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
+        with self.session.block(block.visible, block.depth, block.extends_chain) as mask:
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
             embeds, states = self.session.present(embeds), self.session.present(states)
-            output = self.norm(self._layers(embeds, states, mask, self._rope_of(block, embeds, positions)))
+            output = self.norm(self._layers(embeds, states, mask, self._rope_of(block, embeds)))
         return self.session.whole(output)
 
     def _layers(self, embeds: Tensor, states: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..compressors import DraftPrompt, whole_prompt
-from ..errors import MMSpecError
 from ..lesson import Guess, Lesson
 from ..models.cache import TreeCache
 from ..models.masks import MaskForm
@@ -198,11 +197,7 @@ class FeatureDrafter(LayerDrafter):
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Take the true states of the accepted path in place of the draft's own."""
         super().observe(tree, scores, verdict)
-        if verdict.tail is not None:
-            raise MMSpecError(
-                f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
-                "choose a drafter that reads tokens only, such as TextOnlyDrafter"
-            )
+        self.refuse_tail(verdict)
         self.session.drop()
         path = verdict.path[:, : max(self.session.pending)]
         if scores is None:
@@ -242,10 +237,10 @@ class FeatureDrafter(LayerDrafter):
         """Run the layer once: from nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
         session, (layer,) = self.session, self._passes
         mixed, residual = self.layer_input(self.token_embeds(block.tokens), states, step)
-        with session.block(block.visible, block.depth, block.extends_chain) as (mask, positions):
+        with session.block(block.visible, block.depth, block.extends_chain) as mask:
             mixed, residual = session.present(mixed), session.present(residual)
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
-            queries, own_keys, own_values = layer.project(mixed, self._rope_of(block, mixed, positions))
+            queries, own_keys, own_values = layer.project(mixed, self._rope_of(block, mixed))
             keys, values = session.cache.tree_layers[0].update(own_keys, own_values)
         return session.whole(layer.finish(residual, attend(queries, keys, values, mask)))
 
@@ -292,14 +287,16 @@ class FeatureDrafter(LayerDrafter):
         """Return cosines and sines for slots, in the dtype of a tensor."""
         return self._turning.at(slots, like.dtype)
 
-    def _rope_of(self, block: Block, like: Tensor, positions: Tensor) -> Rope:
-        """Return cosines and sines for a block. Those of a chain are made for many levels at once."""
+    def _rope_of(self, block: Block, like: Tensor) -> Rope:
+        """Return cosines and sines for a block, in the dtype of a tensor. Those of a chain are made for many levels at
+        once."""
+        session = self.session
         if block.level is None or not block.extends_chain:
-            return self._rope(like, positions)
+            return self._rope(like, session.positions(session.present(block.depth)))
         part, place = divmod(block.level, LEVELS)
         if part == len(self._ropes):
-            depth = torch.arange(part * LEVELS, (part + 1) * LEVELS, device=positions.device)
-            self._ropes.append(self._rope(like, self.session.positions(depth)))
+            depth = torch.arange(part * LEVELS, (part + 1) * LEVELS, device=like.device)
+            self._ropes.append(self._rope(like, session.positions(depth)))
         cos, sin = self._ropes[part]
         return cos[:, place : place + 1], sin[:, place : place + 1]
 

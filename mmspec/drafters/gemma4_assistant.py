@@ -82,8 +82,7 @@ class Gemma4AssistantDrafter(OneStateDrafter):
         """Run the assistant over `[batch, new]` nodes, of which none sees another; return their logits."""
         model = self.model
         width, dtype = tokens.shape[1], model.pre_projection.weight.dtype
-        embeds = self.target.family.embed(tokens, None)
-        fused = model.pre_projection(torch.cat([embeds.to(dtype), states.to(dtype)], dim=-1))
+        fused = model.pre_projection(torch.cat([self._embed(tokens).to(dtype), states.to(dtype)], dim=-1))
         output = model.model(
             input_ids=None,
             inputs_embeds=fused,

@@ -73,9 +73,10 @@ class HeadDrafter(StepDrafter):
         cls.__signature__ = signature_with(cls, HeadDrafter, cls.Settings)
 
     def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
-        super().__init__(target, tree)
         with in_name_of(type(self).__name__, self.Settings):
-            self.settings = settings_from(self.Settings, settings).fit(target)
+            fitted = settings_from(self.Settings, settings).fit(target)
+        self.settings = fitted  # before all else: the native tree may follow from them
+        super().__init__(target, tree)
 
     # A reduced vocabulary.
 

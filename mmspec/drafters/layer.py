@@ -6,8 +6,8 @@ of its parameters are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TypeGuard, cast
 
 import torch
 from einops import repeat
@@ -23,7 +23,8 @@ Rope = tuple[Tensor, Tensor]
 
 
 class DraftAttention(nn.Module):
-    """Rotary attention with grouped queries: `project` (or `queries` and `keys_values`), attend, `merge`.
+    """Rotary attention with grouped queries: `queries` and `keys_values`, attend, `merge`. A request takes all three in
+    one product, see `LayerPass`.
 
     Args:
         config: configuration of the layer.
@@ -46,14 +47,6 @@ class DraftAttention(nn.Module):
         """The shape of the keys, and of the values, of one token."""
         weight = self.k_proj.weight
         return SlotShape(weight.shape[0] // self.head_dim, self.head_dim, weight.dtype, weight.device)
-
-    def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of `[batch, length, width]` states, each `[batch, heads, length, head_dim]`:
-        those of `queries` and `keys_values`, in one product and one rotation. Gradients do not flow."""
-        heads = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
-        queries, shared = (map.out_features // self.head_dim for map in (self.q_proj, self.k_proj))
-        turned = rotate(heads[:, : queries + shared], rope)
-        return turned[:, :queries], turned[:, queries:], heads[:, queries + shared :]
 
     def queries(self, states: Tensor, rope: Rope) -> Tensor:
         """Return queries `[batch, heads, length, head_dim]` of `[batch, length, width]` states."""
@@ -110,17 +103,27 @@ class DraftLayer(nn.Module):
 
 def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
     """Apply several linear maps to `[..., width]` states, and return the results side by side, `[..., sum of widths]`.
-    No gradients flow.
+    No gradients flow."""
+    return as_one(*maps)(states)
+
+
+def as_one(*maps: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function that `side_by_side` is for some maps, their weights looked up: for callers that ask often.
 
     The first call moves the weights of the maps next to each other in memory, where they stay parameters of their own,
     under their own names; from then on all maps take one product.
     """
-    linear = [map for map in maps if type(map) is nn.Linear]
-    if len(linear) < len(maps):  # quantised, say, or with an adapter
-        return torch.cat([map(states) for map in maps], dim=-1)
+    linear = [map for map in maps if is_plain_linear(map)]
+    if len(linear) < len(maps):
+        return lambda states: torch.cat([map(states) for map in maps], dim=-1)
     weight = joined([map.weight for map in linear])
     bias = None if linear[0].bias is None else joined([map.bias for map in linear])
-    return functional.linear(states, weight, bias)
+    return lambda states: functional.linear(states, weight, bias)
+
+
+def is_plain_linear(map: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return True for a linear map that is nothing else: not quantised, without an adapter, watched by nobody."""
+    return type(map) is nn.Linear and not map._forward_hooks and not map._forward_pre_hooks
 
 
 def normed_side_by_side(parts: Sequence[Tensor], norms: Sequence[nn.Module]) -> Tensor:

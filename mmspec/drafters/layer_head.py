@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..compressors import VisualCompressor
 from ..compressors.base import compressor_of
 from ..errors import MMSpecError, shown
+from ..outcome import Verdict
 from ..trees import TreeBuilder
 from .head import HeadDrafter, HeadSettings
 from .head_config import HEAD_SETTINGS, head_config
@@ -131,6 +132,18 @@ class LayerDrafter(HeadDrafter):
         """Return the function from tokens to embeddings, its table looked up."""
         own = self.embed_tokens
         return self.target.family.embedder() if own is None else own.__call__
+
+    def refuse_tail(self, verdict: Verdict) -> None:
+        """Refuse tokens that the target has confirmed, but has no states of.
+
+        Raises:
+            MMSpecError: for a verdict with a tail.
+        """
+        if verdict.tail is not None:
+            raise MMSpecError(
+                f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
+                "choose a drafter that reads tokens only, such as TextOnlyDrafter"
+            )
 
     @property
     def _dtype(self) -> torch.dtype:

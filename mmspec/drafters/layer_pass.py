@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .layer import DraftLayer, Rope, joined, rotate
+from .layer import DraftLayer, Rope, as_one, is_plain_linear, rotate
 
 
 class LayerPass:
@@ -51,21 +49,10 @@ class LayerPass:
         return self._down(self._gate(gate) * up, states)
 
 
-def as_one(*maps: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function that applies several linear maps to `[..., width]` states and puts the results side by side,
-    `[..., sum of widths]`: one product, where they are plain."""
-    linear = [map for map in maps if is_plain(map)]
-    if len(linear) < len(maps):
-        return lambda states: torch.cat([map(states) for map in maps], dim=-1)
-    weight = joined([map.weight for map in linear])
-    bias = None if linear[0].bias is None else joined([map.bias for map in linear])
-    return lambda states: functional.linear(states, weight, bias)
-
-
 def added(map: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the function that applies a linear map to `[batch, length, width]` states and adds `[batch, length,
     hidden]` numbers: in one step, where it is plain and has no bias."""
-    if not is_plain(map) or map.bias is not None:
+    if not is_plain_linear(map) or map.bias is not None:
         return lambda states, others: others + map(states)
     turned = map.weight.detach().t()
 
@@ -73,8 +60,3 @@ def added(map: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return torch.addmm(others.flatten(0, 1), states.flatten(0, 1), turned).view_as(others)
 
     return plus
-
-
-def is_plain(map: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return True for a linear map that is nothing else: not quantised, without an adapter, watched by nobody."""
-    return type(map) is nn.Linear and not map._forward_hooks and not map._forward_pre_hooks

@@ -20,8 +20,8 @@ class OneStateDrafter(StepDrafter):
     """A drafter that reads h, the target's last state after the final norm, at the newest token that has one: the token
     before the root, which came from that state and has none yet.
 
-    A subclass finds it in `_state`, `[batch, 1, hidden]`, and implements `expand_root`, `expand` and `unroll`. The
-    arguments are those of `StepDrafter`.
+    A subclass finds it in `_state`, `[batch, 1, hidden]`, and the target's embedding of tokens in `_embed`; it
+    implements `expand_root`, `expand` and `unroll`. The arguments are those of `StepDrafter`.
     """
 
     feature_layers = (LAST,)
@@ -32,6 +32,7 @@ class OneStateDrafter(StepDrafter):
         states = context.features[LAST]
         last = torch.tensor(context.request.lengths, device=states.device) - 1
         self._state = pick(states, last[:, None])
+        self._embed = self.target.family.embedder()
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Take the state of the last accepted token."""

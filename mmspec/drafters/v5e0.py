@@ -108,14 +108,14 @@ class V5e0Drafter(OneStateDrafter, HeadDrafter):
     def expand_root(self, root: Tensor) -> Tensor:
         """Return the logits of the first head."""
         self._rows = self.target.family.head_rows()
-        self._sums = [self._state.to(self._dtype) + self._alpha * self._embeds(root[:, None])]
+        self._sums = [self._state.to(self._dtype) + self._alpha * self._embed(root[:, None]).to(self._dtype)]
         return self._logits(self._maps[0](self._sums[0]))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits of the head for each node's depth, from what its parent has summed up and its own
         embedding."""
         above = self._sums[-1] if block.extends_chain else pick(torch.cat(self._sums, dim=1), block.parents)
-        states = above + self._beta * self._embeds(block.tokens)
+        states = above + self._beta * self._embed(block.tokens).to(self._dtype)
         self._sums.append(states)
         if block.level is not None:
             return self._logits(self._maps[block.level + 1](states))
@@ -128,7 +128,7 @@ class V5e0Drafter(OneStateDrafter, HeadDrafter):
         """Yield the guesses of every step, see `Drafter.unroll`: step i is head i + 1 at every root. The steps hand no
         states on, so there is nothing to detach, and no more steps than heads."""
         slots, rows = lesson.root_slots, self.target.family.head_rows()
-        embeds = self._embeds(lesson.request.inputs["input_ids"])
+        embeds = self.target.family.embed(lesson.request.inputs["input_ids"], None).to(self._dtype)
         last = embeds.shape[1] - 1
         states = pick(lesson.features[LAST].to(self._dtype), slots)
         for step, head in enumerate(self._maps[:steps]):
@@ -139,10 +139,6 @@ class V5e0Drafter(OneStateDrafter, HeadDrafter):
             # Beyond the end of an answer anything will do.
             states = states + factor * pick(embeds, (slots + step + 1).clamp(max=last))
             yield Guess(self._logits(head(states[valid]), rows), None, places, valid.flatten().nonzero()[:, 0])
-
-    def _embeds(self, tokens: Tensor) -> Tensor:
-        """Return the target's embeddings `[batch, length, hidden]` of tokens, in this drafter's dtype."""
-        return self.target.family.embed(tokens, None).to(self._dtype)
 
     def _logits(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """Return logits `[..., vocab]` of the target's head."""

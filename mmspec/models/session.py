@@ -89,7 +89,7 @@ class Session:
     @contextmanager
     def block(
         self, visible: Tensor, depth: Tensor, extends_chain: bool = False
-    ) -> Iterator[tuple[Mask | dict[str, Mask] | None, Tensor]]:
+    ) -> Iterator[Mask | dict[str, Mask] | None]:
         """Open the pass that writes a block of speculative nodes into the cache, and close it behind the `with` block.
 
         Rows that have ended leave before the first block of a round: the pass runs on `present` rows only.
@@ -100,21 +100,19 @@ class Session:
             extends_chain: True for a single node that is known to see all earlier ones.
 
         Yields:
-            The mask of the pass, see `TreeMask`, and the positions of the nodes, `[rows, new]` or
-            `[axes, rows, new]`.
+            The mask of the pass, see `TreeMask`.
         """
         if self.cache.speculative == 0:
             self._depth = None
             if self.history is not None:
                 self.leave()
         new, total = visible.shape[1:]
-        depth = self.present(depth)
         self.cache.begin(new, fixed=self.cache.compiled)
         if self._windows:  # for which distances count
+            depth = self.present(depth)
             self._depth = depth if self._depth is None else torch.cat([self._depth, depth], dim=1)
         needed = self.masks.needed(total, extends_chain)
-        mask = self.masks.build(self.present(visible), self._depth) if needed else None
-        yield mask, self.positions(depth)
+        yield self.masks.build(self.present(visible), self._depth) if needed else None
         self.cache.end()
 
     def leave(self) -> None:
@@ -255,8 +253,8 @@ class ModelSession(Session):
             tokens: `[batch, new]` token ids.
             visible, depth, extends_chain: what each node sees and where it stands, see `Session.block`.
         """
-        with self.block(visible, depth, extends_chain) as (mask, positions):
-            tokens = self.present(tokens)
+        with self.block(visible, depth, extends_chain) as mask:
+            tokens, positions = self.present(tokens), self.positions(self.present(depth))
             if self.model.compiled is not None:
                 logits, features = self.model.compiled(tokens, mask, positions, self.cache, self.feature_layers)
             else:

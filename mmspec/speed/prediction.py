@@ -106,10 +106,8 @@ def draft_seconds(costs: Costs, shape: Shape, tokens: float) -> float:
     if costs.block is not None:
         return costs.block
     further = shape.passes - 1
-    choosing = {"static": costs.static, "dynamic": costs.dynamic}.get(shape.kind)
-    extra = choosing(further) if choosing is not None else 0.0
-    if shape.kind == "best_first":
-        extra = costs.best_first(shape.nodes)
+    counts = {"static": further, "dynamic": further, "best_first": shape.nodes}
+    extra = getattr(costs, shape.kind)(counts[shape.kind]) if shape.kind in counts else 0.0
     return costs.first(tokens) + sum(map(costs.level, shape.levels[1:])) + extra
 
 

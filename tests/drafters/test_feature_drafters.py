@@ -20,7 +20,7 @@ from heads import (
     inputs_of,
     lesson_of,
 )
-from scripted_rounds import ROUNDS, Script, Told, decode, guesses_compared, has_true_features_only
+from scripted_rounds import Script, Told, decode, expect_true_features_only, guesses_compared
 from tiny_drafters import DRAFT_MODELS, NEED_PICTURES
 from tiny_requests import RAGGED, case
 from yardstick import reference_at
@@ -122,14 +122,7 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(variant):
 @pytest.mark.parametrize(("name", "variant"), EXPLICIT)
 def test_its_cache_holds_true_features_only(name, variant):
     """After rounds of all kinds it is that of a drafter which read the whole text as its prompt."""
-    drafter, inputs = drafter_of(name, variant), inputs_of(name)
-    script = Script(drafter, inputs, lesson_of(name).answers, Told(2, 3))
-    for accepted in ROUNDS:
-        script.round(accepted)
-    removed = has_true_features_only(script, drafter, inputs)
-    assert any(removed) == (drafter.compressor is not None and name in models.VISUAL)
-    begun = prepare(drafter.target, inputs=inputs).lengths[1] + drafter.first_slot
-    assert script.session.session.cache.lengths_list[1] == begun, "a row that has finished takes no room"
+    expect_true_features_only(drafter_of(name, variant), name, inputs_of(name), lesson_of(name).answers)
 
 
 @pytest.mark.parametrize("variant", ["eagle", "eagle3", "dream"])

@@ -168,9 +168,7 @@ def test_the_marginals_are_what_every_node_is_expanded_with():
 def test_it_begins_as_the_targets_own_head():
     lesson = heads.lesson_of("llava")
     drafter = MedusaDrafter(lesson.target, heads=2, layers=3)
-    for (row, root, _), logits in heads.guesses_of(drafter, lesson, 2).items():
-        place = sum(map(len, lesson.answers[:row])) + root
-        assert heads.error(logits, lesson.logits[place]) < heads.TOLERANCE
+    heads.expect_the_targets_own_head(drafter, lesson, 2)
 
 
 def test_the_recipe_is_the_papers_and_training_lowers_its_loss():

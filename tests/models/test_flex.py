@@ -82,7 +82,7 @@ def test_hybrid_models_get_a_block_mask_for_every_kind_of_attention():
     context = start(flex("gemma3"), models.inputs_for("gemma3", [1], [20]))
     tree = random_tree(context, 4, torch.Generator().manual_seed(0))
     opened = context.block(tree.ancestors, tree.depth)
-    masks, _ = opened.__enter__()
+    masks = opened.__enter__()
     assert set(masks) == {"full_attention", "sliding_attention"}
     slots = context.cache.slots_in_use
     assert all(isinstance(mask, BlockMask) and mask.seq_lengths == (4, slots) for mask in masks.values())
@@ -96,7 +96,7 @@ def test_a_single_token_gets_a_block_mask_too():
     """transformers would make one of its own, and compile it anew for every length."""
     context = start(flex("llama"), models.inputs_for("llama", [0], [9]))
     one = torch.ones(1, 1, 1, dtype=torch.bool)
-    assert isinstance(context.block(one, torch.zeros(1, 1, dtype=torch.long), True).__enter__()[0], BlockMask)
+    assert isinstance(context.block(one, torch.zeros(1, 1, dtype=torch.long), True).__enter__(), BlockMask)
 
 
 def test_a_processor_compiles_nothing():

@@ -136,6 +136,13 @@ def guesses_of(drafter, lesson: Lesson, steps: int) -> dict:
     return table
 
 
+def expect_the_targets_own_head(drafter, lesson: Lesson, steps: int) -> None:
+    """Every guess is the target's own, at the place from whose state it comes."""
+    for (row, root, _), logits in guesses_of(drafter, lesson, steps).items():
+        place = sum(map(len, lesson.answers[:row])) + root
+        assert error(logits, lesson.logits[place]) < TOLERANCE
+
+
 @cache
 def full_pass(name: str, row: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
     """Of a row of `lesson_of` alone, from the model's own pass: states by layer, merged and plain embeddings."""

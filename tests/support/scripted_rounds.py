@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import models
 import torch
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
 
@@ -111,6 +112,17 @@ def guesses_compared(drafter, lesson, name: str, width: int) -> int:
                 assert error(builder.logits[step][row, node], guesses[row, root, step]) < TOLERANCE
                 compared += 1
     return compared
+
+
+def expect_true_features_only(drafter, name: str, inputs: dict, answers: list[list[int]]) -> None:
+    """After rounds of all kinds, the cache is that of a drafter which read the whole text as its prompt."""
+    script = Script(drafter, inputs, answers, Told(2, 3))
+    for accepted in ROUNDS:
+        script.round(accepted)
+    removed = has_true_features_only(script, drafter, inputs)
+    assert any(removed) == (drafter.compressor is not None and name in models.VISUAL)
+    begun = prepare(drafter.target, inputs=inputs).lengths[1] + drafter.first_slot
+    assert script.session.session.cache.lengths_list[1] == begun, "a row that has finished takes no room"
 
 
 def has_true_features_only(script, drafter, inputs: dict) -> list[int]:

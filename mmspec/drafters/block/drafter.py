@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...compressors import DraftPrompt, VisualCompressor, whole_prompt
-from ...errors import MMSpecError
+from ...compressors import DraftPrompt, whole_prompt
 from ...lesson import Guess, Lesson
 from ...models.cache import TreeCache
 from ...models.masks import MaskForm
@@ -34,7 +33,6 @@ from .sight import Places, Sight, attend_blocks, masks_of
 
 if TYPE_CHECKING:
     from ...context import Context
-    from ...target import Target
 
 
 class BlockDrafter(LayerDrafter):
@@ -65,22 +63,9 @@ class BlockDrafter(LayerDrafter):
     first_slot = 0
     """Entries of its cache before the first token's."""
 
-    def __init__(
-        self,
-        target: Target,
-        *,
-        tree: TreeBuilder | None = None,
-        compressor: VisualCompressor | None = None,
-        **settings: Any,
-    ):
-        super().__init__(target, tree=tree, compressor=compressor, **settings)
-        self.max_depth = self.settings.drafts
-        if not self.tree_chosen:
-            self._native = self.tree = self.native_tree()
-
     def native_tree(self) -> TreeBuilder:
         """Return a chain of all tokens that a pass guesses."""
-        return Chain(self.max_depth or 1)
+        return Chain(self.settings.drafts)
 
     @property
     def independent(self) -> bool:  # type: ignore[override]  # of most drafters a constant
@@ -106,6 +91,7 @@ class BlockDrafter(LayerDrafter):
     def build(self) -> None:
         """Make the fusion, the layers and, if it has one, the vocabulary head."""
         settings, hidden, eps = self.settings, self.head.hidden_size, self.head.rms_norm_eps
+        self.max_depth = settings.drafts
         if settings.rope == "mrope":
             assert self.head.head_dim is not None  # LlamaConfig fills it in
             self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
@@ -166,13 +152,14 @@ class BlockDrafter(LayerDrafter):
         """Return `[layers or 1, batch, length, hidden]` fused states, see `fused`."""
         return fused(states, self.fc, self.layer_fusion_weights, self.hidden_norm)
 
-    def token_embeds(self, tokens: Tensor) -> Tensor:
-        """Return `[batch, length, hidden]` embeddings of `[batch, length]` tokens, in this drafter's dtype."""
+    def _embedder(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from tokens to embeddings; with a factor of its own, from the rows of the table."""
         scale = self.settings.embedding_scale
         if scale is None:
-            return super().token_embeds(tokens)
+            return super()._embedder()
         table = self.target.model.get_input_embeddings() if self.embed_tokens is None else self.embed_tokens
-        return (functional.embedding(tokens, table.weight) * scale).to(self._dtype)
+        weight = table.weight
+        return lambda tokens: functional.embedding(tokens, weight) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., draft_vocab]` of `[..., hidden]` normed states: none for the mask token."""
@@ -225,11 +212,7 @@ class BlockDrafter(LayerDrafter):
         """Keep the target's states of the accepted path for the next pass."""
         super().observe(tree, scores, verdict)
         assert scores is not None, "it reads states of the target, so that the target is always asked"
-        if verdict.tail is not None:
-            raise MMSpecError(
-                f"{type(self).__name__} has no states for tokens that stand in no draft (the tail of a verdict): "
-                "choose a drafter that reads tokens only, such as TextOnlyDrafter"
-            )
+        self.refuse_tail(verdict)
         if any(verdict.lengths):
             features = scores.features_along(verdict.path[:, : max(verdict.lengths)], first=tree.is_chain)
             self._unread.append((self._taps_of(features), verdict.lengths))

@@ -44,7 +44,8 @@ class BlockAttention(DraftAttention):
             self.q_norm, self.k_norm = (nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) for _ in range(2))
 
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of `[batch, length, width]` states, see `DraftAttention.project`."""
+        """Return queries, keys and values of `[batch, length, width]` states, each `[batch, heads, length, head_dim]`:
+        one product and one rotation. Gradients do not flow."""
         joint = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
         queries, keys = (map.out_features // self.head_dim for map in (self.q_proj, self.k_proj))
         turned = joint[:, : queries + keys]

@@ -12,18 +12,12 @@ from torch.nn import functional
 
 from ...errors import MMSpecError
 from ...lesson import Guess
-from .base import Loss, Truth
+from .base import Loss, Truth, log_q_at
 from .distributions import KullbackLeibler
 from .weights import Weight, is_number
 
 NOTHING = -1e4
 """A logarithm that stands for that of 0: finite, so that no gradient is undefined."""
-
-
-def log_q_at(guess: Guess, temperature: float = 1.0) -> Tensor:
-    """Return the drafter's log-probabilities at the temperature of a request, `[n, draft_vocab]`; -inf where it can
-    propose nothing. At temperature 0, where it proposes its likeliest token alone, those at temperature 1 stand in."""
-    return (guess.logits.float() / (temperature or 1.0)).log_softmax(-1)
 
 
 def log_overlap(guess: Guess, truth: Truth, temperature: float = 1.0) -> Tensor:

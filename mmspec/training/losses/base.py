@@ -65,13 +65,19 @@ def truth_at(lesson: Lesson, places: Tensor, vocabulary: Tensor | None) -> Truth
     return Truth(logits[:, vocabulary], number[tokens].clamp(min=0), inside, written, lesson, places)
 
 
+def log_q_at(guess: Guess, temperature: float = 1.0) -> Tensor:
+    """Return the drafter's log-probabilities at the temperature of a request, `[n, draft_vocab]`; -inf where it can
+    propose nothing. At temperature 0, where it proposes its likeliest token alone, those at temperature 1 stand in."""
+    return (guess.logits.float() / (temperature or 1.0)).log_softmax(-1)
+
+
 def log_q_of(guess: Guess, temperature: float = 1.0) -> Tensor:
     """Return the drafter's log-probabilities, `[n, draft_vocab]`, of logits that are divided by a temperature.
 
     They are 0 where a draft model's embedding table is smaller than its target's and ends before a token (logits of
     -inf), which no training can change.
     """
-    log_q = (guess.logits.float() / temperature).log_softmax(-1)
+    log_q = log_q_at(guess, temperature)
     return log_q.masked_fill(log_q == float("-inf"), 0.0)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from blocks import FAMILIES, GRID, VARIANTS, build, drafter_of, reference_at
 from heads import ANSWERS, TOLERANCE, error, guesses_of, inputs_of, lesson_of
-from scripted_rounds import ROUNDS, Script, Told, guesses_compared, has_true_features_only
+from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
 from tiny_drafters import record_drafts
 from tiny_requests import RAGGED, case, target_of
 
@@ -55,14 +55,7 @@ def test_training_sees_what_decoding_does(name, variant, width):
 @pytest.mark.parametrize("variant", ["dflash", "dflash, shifted", "dflash, windows", "dflash, pool"])
 def test_its_cache_holds_the_targets_states_only(name, variant):
     """After rounds of all kinds it is that of a drafter which read the whole text as its prompt; no block stays."""
-    drafter, inputs = drafter_of(name, variant), inputs_of(name)
-    script = Script(drafter, inputs, lesson_of(name).answers, Told(2, 3))
-    for accepted in ROUNDS:
-        script.round(accepted)
-    removed = has_true_features_only(script, drafter, inputs)
-    assert any(removed) == (drafter.compressor is not None and name in models.VISUAL)
-    begun = prepare(drafter.target, inputs=inputs).lengths[1]
-    assert script.session.session.cache.lengths_list[1] == begun, "a row that has finished takes no room"
+    expect_true_features_only(drafter_of(name, variant), name, inputs_of(name), lesson_of(name).answers)
 
 
 def test_a_prompt_may_be_a_single_token():
