@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ class AutoTree(TreeBuilder):
         self._judge(rows, lengths)
         known.gains[shape.kind].add(tokens, self._expected * seconds)
         known.add(tokens, seconds)
-        if known.rounds in (8, 16, 32) or known.rounds % (64 if shape.kind == "chain" else 8) == 0:
+        if known.rounds in (8, 16) or known.rounds % 32 == 0:
             self._choose()
         self._weigh_resting(len(rows))
 
@@ -250,11 +251,18 @@ class AutoTree(TreeBuilder):
         self._rate = Rate(RATE_ROUNDS * tokens, RATE_ROUNDS * seconds, RATE_DECAY)
         self._builder: TreeBuilder | None = None
         self._candidate: Candidate | None = None
-        if known.kind == "chain":
+        if known.chosen is not None and known.chosen[0] == self._bounds:
+            self._draft(known.chosen[1])
+        elif known.kind == "chain":
             self._look_at_costs()
         else:
             self._choose()
         return known
+
+    @property
+    def _bounds(self) -> tuple[int, int, bool]:
+        """The largest depth and number of nodes, and whether children are drawn: a candidate is chosen within these."""
+        return self._reach, self.limit, self.sampled
 
     def _what_is_known(self, drafter: Any) -> Knowledge:
         """Return given costs, or what this and earlier requests teach."""
@@ -329,17 +337,22 @@ class AutoTree(TreeBuilder):
         assert known is not None
         kinds = ["chain", "static"]
         if not self.sampled:
-            kinds += ["dynamic", *(["best_first"] if self._cheap else [])]
-        best = {kind: fastest(found) for kind in kinds if (found := self._found(kind))}
+            # Where levels cost no pass, the likeliest paths are the best tree of any size.
+            kinds = ["chain", "best_first"] if self._cheap else ["chain", "static", "dynamic"]
+        best = {kind: fastest(list(found)) for kind, found in groupby(self._found(*kinds), lambda one: one.shape.kind)}
         speeds = {kind: one.prediction.tokens_per_second * known.gains[kind].value for kind, one in best.items()}
         present = known.kind if known.kind in speeds else "chain"
         fastest_kind = max(speeds, key=lambda kind: speeds[kind])
         if speeds[fastest_kind] > speeds[present] * (1 + self.margin):
             present = fastest_kind
-        known.kind, self._candidate, self._builder = present, None, None
-        if present != "chain":
-            self._candidate = best[present]
-            self._builder = _builder(best[present])
+        known.kind, known.chosen = present, (self._bounds, best[present])
+        self._draft(best[present])
+
+    def _draft(self, candidate: Candidate) -> None:
+        """Draft such trees from now on."""
+        self._candidate, self._builder = None, None
+        if candidate.shape.kind != "chain":
+            self._candidate, self._builder = candidate, _builder(candidate)
         self._look_at_costs()
 
     def _weigh_resting(self, rows: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import MMSpecError
 from .acceptance import Acceptance
+from .choosing import Candidate
 from .costs import Costs
 from .learning import AcceptanceTracker
 from .prediction import predict
@@ -82,6 +83,7 @@ class Knowledge:
         rounds: rounds in which something was drafted.
         kept: number of rounds when this was written to disk last.
         usual: mean tokens and seconds of such a round, with which a new answer begins; None before the first one.
+        chosen: the tree that was chosen last, behind the bounds that it was chosen within; None before the first one.
 
     Args:
         costs: costs to believe instead of learning them.
@@ -96,6 +98,7 @@ class Knowledge:
         self.gains = {kind: Rate(GAIN_WEIGHT * gain, GAIN_WEIGHT, ROUND_DECAY) for kind, gain in GAINS.items()}
         self.kind, self.rounds, self.kept = "chain", 0, 0
         self.usual: tuple[float, float] | None = None
+        self.chosen: tuple[tuple[int, int, bool], Candidate] | None = None
         self.lock = threading.Lock()
 
     @property

@@ -218,6 +218,8 @@ class Growth(Candidates):
                 drafter that makes estimates nothing else is asked; of others nothing of this kind.
         """
         length = self.limit_depth(length)
+        if self.independent and self._proposals.prefix_free:
+            return self._chain_of_marginals(length, go_on)
         batch, device = len(self._root), self._root.device
         steps = torch.arange(length + 1, device=device)
         everything = torch.ones(batch, 1, length, dtype=torch.bool, device=device)
@@ -255,15 +257,30 @@ class Growth(Candidates):
             grown=True,
         )
 
+    def _chain_of_marginals(self, length: int, go_on: Callable[[list[float]], bool] | None) -> DraftTree:
+        """Return the chain of an `independent` drafter, whose levels are chosen all at once: the host waits once, not
+        once a level."""
+        levels = self.marginals(length, 1)
+        if go_on is not None:
+            sure = cleaned(levels.log_probs()[..., 0]).exp().T.tolist()
+            length = next((level for level, told in enumerate(sure, start=1) if not go_on(told)), length)
+        return DraftTree.chain(
+            torch.cat([self._root, levels.tokens[:, :length, 0]], dim=1),
+            likelihood=lambda: torch.cat([self._certain, cleaned(levels.log_probs()[:, :length, 0])], dim=1),
+            draft_probs=None if levels.probs is None else levels.probs[:, :length],
+            unusable=lambda: doubt(levels.best[:, :length]).cumsum(-1).isnan(),
+            grown=True,
+        )
+
     def marginals(self, depth: int, count: int) -> Children:
-        """Run an `independent` drafter once, and return the likeliest tokens of every level: the children of all nodes
-        above.
+        """Run an `independent` drafter once, and return children of every level, which are those of all nodes above:
+        the likeliest tokens, or drawn ones where one level does not ask for the tokens of another.
 
         Args:
             depth: number of levels, no more than `limit_depth` allows.
             count: number of tokens per level, unless the vocabulary is smaller.
         """
-        assert self.drafter is not None and not self._proposals.sampled, "likeliest tokens, not drawn ones"
+        assert self.drafter is not None and self._proposals.prefix_free, "no level knows what stands above it"
         self._expand_root()
         self.logits = self.drafter.marginals(depth)
         return self._choose(self.logits, count, list)

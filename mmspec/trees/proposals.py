@@ -55,6 +55,11 @@ class Proposals:
     barred: Tensor | None = None
     divisor: float = 1.0
 
+    @property
+    def prefix_free(self) -> bool:
+        """True if the children of a node can be chosen without knowing the tokens above it."""
+        return not self.sampled or (self.pipeline is not None and self.pipeline.prefix_free)
+
     def choose(
         self,
         logits: Tensor,

@@ -38,6 +38,7 @@ COMBINATIONS = {
     "rejection-ngram": ("ngram", None, RejectionSampling()),
     "point-ngram": ("ngram", None, PointMassSampling()),
     "point-static": ("model", TWO_LEVELS, PointMassSampling()),
+    "rejection-marginals": ("heads", Chain(2), RejectionSampling()),
     "point-marginals": ("heads", BestFirstTree(7), PointMassSampling()),
     "point-dynamic": ("model", DynamicTree(depth=2, top_k=3, total=8), PointMassSampling()),
 }

@@ -17,7 +17,7 @@ from tiny_requests import RAGGED, case
 
 import mmspec
 from mmspec.outcome import Verdict
-from mmspec.speed import AutoTree, Costs, Curve, Line, store
+from mmspec.speed import AutoTree, Costs, Curve, Line, auto_tree, store
 from mmspec.speed.knowledge import Knowledge
 from mmspec.trees import Growth, Proposals
 from mmspec.verifiers import PointMassSampling, RejectionSampling
@@ -202,6 +202,28 @@ def test_trees_from_marginals_are_drafted_where_levels_are_cheap():
     others = [shapes(2.0, drafter=one_pass())[64:], shapes(0.005, drafter=one_pass(False))]
     others.append(shapes(0.005, "sampled", drafter=one_pass()))
     assert all(shape.kind != "best_first" for rounds in others for shape in rounds)
+
+
+def test_an_answer_begins_with_the_tree_that_the_last_one_chose(monkeypatch):
+    """Choosing takes as long as a level: it is not done once an answer."""
+    run = Run(AutoTree(costs=costs(1.0, 0.005)), drafter=one_pass())
+    last = run.rounds(100, 0.5, 0.3, 0.1, sure=0.5)[-1]
+    assert last.kind == "best_first"
+
+    def known(self, drafter):
+        self._clock = None
+        return run.tree._known
+
+    def unwanted(*args, **kwargs):
+        raise AssertionError("chosen anew")
+
+    monkeypatch.setattr(AutoTree, "_what_is_known", known)
+    monkeypatch.setattr(auto_tree, "candidates", unwanted)
+    options = {"costs": costs(1.0, 0.005)}
+    kinds = [shape.kind for shape in Run(AutoTree(**options), drafter=one_pass()).rounds(5, 0.5, sure=0.5)]
+    assert kinds == ["chain"] * 2 + ["best_first"] * 3
+    with pytest.raises(AssertionError, match="chosen anew"):  # within other bounds
+        Run(AutoTree(limit=5, **options), drafter=one_pass()).rounds(1, 0.5, sure=0.5)
 
 
 @pytest.mark.parametrize("given", [CHEAP, DEAR, costs(0.5, node=0.0)], ids=["cheap", "dear", "wide"])

@@ -57,6 +57,21 @@ class Toy:
         return torch.stack(rows)
 
 
+class Marginal(Toy):
+    """A drafter whose levels do not depend on each other."""
+
+    def __init__(self, vocab: int, seed: int, kind: str = "random", rows: int = ROWS, levels: int = 5):
+        super().__init__(vocab, seed, kind, rows)
+        self.independent, self.max_depth, self.levels = True, levels, 0
+
+    def logits(self, row: int, path: Path) -> torch.Tensor:
+        return super().logits(row, (0,) * len(path))
+
+    def marginals(self, depth: int) -> torch.Tensor:
+        rows = range(len(self.serial))
+        return torch.stack([torch.stack([self.logits(row, (0,) * level) for level in range(depth)]) for row in rows])
+
+
 class Ranked(Toy):
     """Gives every node of a row the same distribution. If it falls, a node's tokens are its ranks."""
 
@@ -129,3 +144,10 @@ def ranked(toy: Toy, row: int, path: Path) -> list[tuple[float, int]]:
     """Log-probability and token of all children, the best first."""
     log_probs = toy.logits(row, path).double().log_softmax(-1).tolist()
     return sorted(((lp, token) for token, lp in enumerate(log_probs)), reverse=True)
+
+
+def grown(builder: TreeBuilder, toy: Toy, proposals: Proposals | None = None, *vocabulary, drafter=None):
+    """The tree that a builder grows with a toy; `drafter` is the toy where a builder may ask it."""
+    root = torch.full((len(toy.serial),), ROOT)
+    growth = Growth(root, toy.expand_root, toy.expand, proposals or Proposals(), *(vocabulary or (None, None)), drafter)
+    return builder.build(growth).validate()

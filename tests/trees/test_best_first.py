@@ -12,7 +12,7 @@ import torch
 from blocks import drafter_of
 from laws import Enumeration, ForcedNoise, TableModel, random_tables, sequence_law
 from tiny_requests import RAGGED, case, target_of
-from toy_drafters import KNOWN, ROOT, ROWS, VOCAB, Path, Toy, rows_of, shape
+from toy_drafters import KNOWN, ROWS, VOCAB, Marginal, Path, Toy, grown, rows_of, shape
 
 import mmspec
 from mmspec import MMSpecError
@@ -143,27 +143,6 @@ def test_rounding_never_separates_a_child_from_its_parent():
         assert (paths.parents[:, 1:] >= 0).all() and (paths.parents < steps).all()
         above = paths.depth.gather(1, paths.parents.clamp(min=0))
         assert paths.depth[:, 1:].equal(above[:, 1:] + 1)
-
-
-class Marginal(Toy):
-    """A drafter whose levels do not depend on each other."""
-
-    def __init__(self, vocab: int, seed: int, kind: str = "random", rows: int = ROWS, levels: int = 5):
-        super().__init__(vocab, seed, kind, rows)
-        self.independent, self.max_depth, self.levels = True, levels, 0
-
-    def logits(self, row: int, path: Path) -> torch.Tensor:
-        return super().logits(row, (0,) * len(path))
-
-    def marginals(self, depth: int) -> torch.Tensor:
-        rows = range(len(self.serial))
-        return torch.stack([torch.stack([self.logits(row, (0,) * level) for level in range(depth)]) for row in rows])
-
-
-def grown(builder: TreeBuilder, toy: Toy, proposals: Proposals | None = None, *vocabulary, drafter=None):
-    root = torch.full((len(toy.serial),), ROOT)
-    growth = Growth(root, toy.expand_root, toy.expand, proposals or Proposals(), *(vocabulary or (None, None)), drafter)
-    return builder.build(growth).validate()
 
 
 def chance(toy: Toy, row: int, path: Path) -> float:
