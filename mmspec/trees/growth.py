@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from ..models.transfer import to_device
 from ..tree import DraftTree
 from .candidates import Candidates, Level, cleaned, drawn_from
 from .marginal_paths import Paths
-from .proposals import IMPOSSIBLE, Children, Proposals, doubt
+from .proposals import IMPOSSIBLE, Children, Proposals, doubt, only_child_log_probs
 
 
 class Expander(Protocol):
@@ -32,6 +32,11 @@ class Expander(Protocol):
 
     def confidence(self) -> Tensor | None:
         """Return `[batch, new]` estimates for the nodes of the newest pass, or None."""
+
+
+TOGETHER = 4
+"""Levels of a chain that are drafted before their probabilities are read, where they cost no pass: to read them one by
+one would cost more than a level too many."""
 
 
 @dataclass
@@ -210,9 +215,9 @@ class Growth(Candidates):
 
         Args:
             length: number of nodes at most.
-            go_on: function that is told, after every level, each row's probability of the newest token given its
-                parent (0 where the logits are no distribution), and returns False to end the chain there. The host
-                waits for these numbers. Without it nothing is waited for.
+            go_on: function that is told, level by level, each row's probability of a token given its parent (0 where
+                the logits are no distribution), and returns False to end the chain there. The host waits for these
+                numbers, after every level, or after several that cost no pass. Without it nothing is waited for.
             cut: function that is told, once the whole chain is drafted, each row's estimates of its guesses
                 (`StepDrafter.confidence`), and returns how many of them each row keeps, one row at least one. Of a
                 drafter that makes estimates nothing else is asked; of others nothing of this kind.
@@ -224,19 +229,25 @@ class Growth(Candidates):
         steps = torch.arange(length + 1, device=device)
         everything = torch.ones(batch, 1, length, dtype=torch.bool, device=device)
         tokens, chosen, sure = [self._root], [], []
+        told, together = 0, TOGETHER if self.drafter is not None and self.drafter.cheap_levels else 1
         logits = self._expand_root()[:, None]
         for level in range(length):
             if level:
                 past = steps[level - 1].expand(batch, 1)
                 block = Block(tokens[-1], past, everything[..., :level], past, extends_chain=True, level=level - 1)
                 logits = self._expand(block)
-            if cut is not None and self.drafter is not None and (told := self.drafter.confidence()) is not None:
-                sure.append(told)  # which cannot have seen the guess that follows
+            if cut is not None and self.drafter is not None and (own := self.drafter.confidence()) is not None:
+                sure.append(own)  # which cannot have seen the guess that follows
             child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
             tokens.append(child.tokens[:, 0])
             chosen.append(child)
-            if not sure and go_on is not None and not go_on(cleaned(child.log_probs()[:, 0, 0]).exp().tolist()):
+            if go_on is None or sure or (len(chosen) % together and len(chosen) < length):
+                continue
+            ended = _end_of(chosen[told:], go_on)
+            if ended is not None:
+                del chosen[told + ended :]
                 break
+            told = len(chosen)
         self.logits = logits
         valid = None
         if sure:
@@ -262,8 +273,7 @@ class Growth(Candidates):
         once a level."""
         levels = self.marginals(length, 1)
         if go_on is not None:
-            sure = cleaned(levels.log_probs()[..., 0]).exp().T.tolist()
-            length = next((level for level, told in enumerate(sure, start=1) if not go_on(told)), length)
+            length = _end_of([levels], go_on) or length
         return DraftTree.chain(
             torch.cat([self._root, levels.tokens[:, :length, 0]], dim=1),
             likelihood=lambda: torch.cat([self._certain, cleaned(levels.log_probs()[:, :length, 0])], dim=1),
@@ -312,3 +322,9 @@ class Growth(Candidates):
             logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
         children = self._proposals.choose(logits, count, paths, vocabulary)
         return children if vocabulary is None else children._replace(tokens=vocabulary[children.tokens])
+
+
+def _end_of(levels: Sequence[Children], go_on: Callable[[list[float]], bool]) -> int | None:
+    """Return behind how many of some levels of a chain it ends; None if it goes on behind all of them."""
+    probabilities = cleaned(only_child_log_probs(levels)).exp().T.tolist()
+    return next((level for level, told in enumerate(probabilities, start=1) if not go_on(told)), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,12 +26,14 @@ class Children(NamedTuple):
             no distribution; chains never ask for them.
         probs: `[batch, nodes, vocab]` distribution q if children were drawn, else None.
         best: `[batch, nodes]`, a finite number where a node's logits are a distribution.
+        logits: `[batch, nodes, vocab]` what likeliest children were chosen by; None if they were drawn.
     """
 
     tokens: Tensor
     log_probs: Callable[[], Tensor]
     probs: Tensor | None
     best: Tensor
+    logits: Tensor | None = None
 
 
 @dataclass
@@ -85,14 +87,8 @@ class Proposals:
             # One child needs no selection, which costs more than a maximum.
             top = logits.max(-1, keepdim=True) if count == 1 else logits.topk(count, dim=-1)
 
-            def log_probs() -> Tensor:
-                total = logits.float().logsumexp(-1, keepdim=True)
-                total = total.sub(total, alpha=0)  # NaN if it is infinite, for all children alike
-                # Rounding must not make a child likelier than its parent: ancestors are kept first.
-                return (top.values - total).clamp(max=0.0)
-
             # NaN counts as the largest of all: where there is one among the logits, it is the first of these.
-            return Children(top.indices, log_probs, None, top.values[..., 0])
+            return Children(top.indices, lambda: log_probs_of(logits, top.values), None, top.values[..., 0], logits)
         assert self.pipeline is not None, "children are drawn under the target's pipeline"
         history = self.history or []
         processed = self.pipeline(
@@ -107,6 +103,24 @@ class Proposals:
         # The k largest of log q + Gumbel noise are k draws without replacement, in order.
         tokens = (log_q - noise).topk(count, dim=-1).indices
         return Children(tokens, lambda: log_q.gather(-1, tokens) + doubt(best)[..., None], log_q.exp(), best)
+
+
+def log_probs_of(logits: Tensor, values: Tensor) -> Tensor:
+    """Return the log-probabilities of tokens from the values of their logits, `[..., count]`; NaN where the
+    `[..., vocab]` logits are no distribution."""
+    total = logits.float().logsumexp(-1, keepdim=True)
+    total = total.sub(total, alpha=0)  # NaN if it is infinite, for all children alike
+    # Rounding must not make a child likelier than its parent: ancestors are kept first.
+    return (values - total).clamp(max=0.0)
+
+
+def only_child_log_probs(levels: Sequence[Children]) -> Tensor:
+    """Return `[batch, nodes]` log-probabilities of nodes without siblings, of several levels side by side."""
+    logits = [level.logits for level in levels if level.logits is not None]
+    if len(levels) == 1 or not logits:
+        return torch.cat([level.log_probs()[..., 0] for level in levels], dim=1)
+    best = torch.cat([level.best for level in levels], dim=1)
+    return log_probs_of(torch.cat(logits, dim=1), best[..., None])[..., 0]
 
 
 def doubt(best: Tensor) -> Tensor:

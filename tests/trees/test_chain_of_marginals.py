@@ -13,20 +13,23 @@ from mmspec.trees import Chain, ConfidenceChain, Growth, Proposals
 BUILDERS = [Chain(4), Chain(9), ConfidenceChain(0.05, 5), ConfidenceChain(0.5), ConfidenceChain(1.0, 3)]
 
 
-def one_by_one(toy: Marginal) -> Toy:
-    """A drafter with the same distributions, which has to be asked for every level."""
+def one_by_one(toy: Marginal, cheap: bool) -> Toy:
+    """A drafter with the same distributions, which has to be asked for every level, cheap or not."""
     other = Toy(toy.vocab, toy.seed, toy.kind)
     other.logits, other.max_depth, other.independent, other.confidence = toy.logits, toy.max_depth, False, lambda: None
+    other.cheap_levels = cheap
     return other
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "certain"])
+@pytest.mark.parametrize("cheap", [False, True])
 @pytest.mark.parametrize("builder", BUILDERS, ids=str)
-def test_it_is_the_chain_of_the_levels_one_by_one(builder, kind):
+def test_it_is_the_chain_of_the_levels_one_by_one(builder, cheap, kind):
+    """Cheap levels are looked at several at a time, which is no other chain."""
     for seed in range(6):
         toy = Marginal(len(KNOWN), seed, kind)
         rules = Proposals(barred=torch.tensor([3])), KNOWN, VOCAB
-        other = one_by_one(toy)
+        other = one_by_one(toy, cheap)
         tree, expected = grown(builder, toy, *rules, drafter=toy), grown(builder, other, *rules, drafter=other)
         assert tree.is_chain and tree.tokens.equal(expected.tokens) and tree.max_depth == expected.max_depth <= 5
         assert tree.log_probs.allclose(expected.log_probs) and not tree.unusable().any()
@@ -52,7 +55,7 @@ def test_drawn_guesses_come_from_the_distributions_that_the_tree_names(options):
     toy = Marginal(5, 0, rows=rows, levels=3)
     toy.logits = lambda row, path: logits[len(path)]
     toy.marginals = lambda depth: logits[:depth].expand(rows, -1, -1)
-    toy.confidence = lambda: None
+    toy.confidence, toy.cheap_levels = lambda: None, True
     pipeline = LogitsPipeline(0.8, **options)
     drawn = Proposals(True, pipeline, [[ROOT % 5]] * rows, torch.Generator().manual_seed(5))
     growth = Growth(torch.full((rows,), ROOT % 5), toy.expand_root, toy.expand, drawn, drafter=toy)

@@ -77,7 +77,7 @@ def test_a_chain_may_end_by_the_tokens_drawn_so_far_but_not_by_the_one_it_would_
 class Estimating(TableModel):
     """A drafter whose estimate for a node is a function of the tokens down to it."""
 
-    max_depth, independent = None, False
+    max_depth, independent, cheap_levels = None, False, True
 
     def __init__(self, tables, rows: int, estimate):
         super().__init__(tables, rows)

@@ -169,7 +169,7 @@ def test_children_are_drawn_without_replacement_from_the_processed_q(options):
     logits = torch.tensor([1.0, 0.3, -0.5, 0.9, -1.0])
     count, samples = 2, 4000
     proposals = Proposals(True, pipeline, generator=torch.Generator().manual_seed(0))
-    tokens, log_probs, q, _ = proposals.choose(logits.expand(1, samples, 5), count, lambda: [])
+    tokens, log_probs, q, *_ = proposals.choose(logits.expand(1, samples, 5), count, lambda: [])
     want = pipeline(logits[None, None], lambda: [])[0, 0].softmax(-1)
     torch.testing.assert_close(q, want.expand(1, samples, 5))
     torch.testing.assert_close(log_probs(), q.gather(-1, tokens).log())
