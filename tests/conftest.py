@@ -1,6 +1,7 @@
 """Set up before torch is imported: one thread per test process, so that parallel workers do not fight for cores."""
 
 import copy
+import gc
 import os
 
 import pytest
@@ -12,6 +13,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 settings.register_profile("mmspec", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "60")))
 settings.load_profile("mmspec")
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays until the end; without it the garbage collector has little to look at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

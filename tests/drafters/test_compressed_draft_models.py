@@ -7,6 +7,7 @@ from functools import cache
 import models
 import pytest
 import torch
+from covering import covering
 from full_recompute import paths_of, recompute, start
 from heads import TOLERANCE, error, guesses_of, inputs_of, lesson_of
 from scripted_rounds import decode
@@ -24,7 +25,7 @@ from mmspec.trees import Chain, DynamicTree
 
 COMPRESSORS = {"hide": Hide(), "packed": Hide(packed=True), "pool": Pool(2), "prune": Prune(0.5)}
 SEEING = [(name, label) for name in models.VISUAL for label in ("own model", "shared vision")]
-GRID = [(name, label, compressor) for name, label in SEEING for compressor in COMPRESSORS]
+GRID = covering(models.VISUAL, ("own model", "shared vision"), COMPRESSORS)
 
 
 @cache

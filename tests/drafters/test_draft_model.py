@@ -6,6 +6,7 @@ import models
 import pytest
 import torch
 import transformers
+from covering import covering
 from full_recompute import paths_of, recompute, start
 from PIL import Image
 from tiny_drafters import DRAFT_MODELS, NEED_PICTURES, blurred_drafter, record_drafts, text_drafter
@@ -65,29 +66,21 @@ def assert_own_proposals(drafter: DraftModelDrafter, inputs: dict, drafts: list,
     return nodes
 
 
-LABELS = [
-    (name, label)
-    for name in models.MODELS
-    for label in DRAFT_MODELS
-    if name in models.VISUAL or label not in NEED_PICTURES
-]
+def reads(name: str, label: str, tree) -> bool:
+    return name in models.VISUAL or label not in NEED_PICTURES
 
 
-@pytest.mark.parametrize(("name", "label"), LABELS)
-def test_proposals_are_the_draft_models_own(name, label, monkeypatch):
+@pytest.mark.parametrize(("name", "label", "tree"), covering(models.MODELS, DRAFT_MODELS, TREES, fits=reads))
+def test_proposals_are_the_draft_models_own(name, label, tree, monkeypatch):
     """Whatever was accepted or refused before, in rows that end at different times."""
     drafter = DRAFT_MODELS[label](name, "sdpa")
     inputs, expected = case(name, "sdpa", *RAGGED, NEW)
     stop = expected[1][6]
-    for tree in TREES:
-        with monkeypatch.context() as patch:
-            drafts = record_drafts(patch, DraftModelDrafter)
-            out = mmspec.generate(
-                drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree, eos_token_id=stop
-            )
-        assert out.token_ids == [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in expected]
-        assert {len(ids) for ids in out.token_ids} != {NEW}
-        assert assert_own_proposals(drafter, inputs, drafts, chain=isinstance(tree, Chain)) > 20
+    drafts = record_drafts(monkeypatch, DraftModelDrafter)
+    out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree, eos_token_id=stop)
+    assert out.token_ids == [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in expected]
+    assert {len(ids) for ids in out.token_ids} != {NEW}
+    assert assert_own_proposals(drafter, inputs, drafts, chain=isinstance(tree, Chain)) > 20
 
 
 @pytest.mark.parametrize(("name", "attention"), [("llava", "eager"), ("mistral", "eager"), ("gemma3", "eager")])

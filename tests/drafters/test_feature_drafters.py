@@ -30,7 +30,7 @@ from mmspec import Target
 from mmspec.inputs import prepare
 from mmspec.training.teacher import Teacher
 
-EXPLICIT = [(name, variant) for name, variant in GRID if variant not in heads.ASKING]
+EXPLICIT = [one for one in GRID if one.values[1] not in heads.ASKING]
 
 
 @pytest.mark.parametrize(("name", "variant"), EXPLICIT)
@@ -85,7 +85,7 @@ def test_the_yardstick_tells_mistakes_apart(variant, wrong):
 # Decoding.
 
 
-LEARNERS = [(name, variant) for name, variant in GRID] + [
+LEARNERS = GRID + [
     (name, label) for name in FAMILIES for label in DRAFT_MODELS if name in models.VISUAL or label not in NEED_PICTURES
 ]
 

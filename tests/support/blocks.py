@@ -8,9 +8,8 @@ from __future__ import annotations
 from functools import cache
 
 import models
-import pytest
 import torch
-from heads import FEW, compressor, full_pass, lesson_of
+from heads import FEW, compressor, full_pass, grid, lesson_of
 from tiny_requests import target_of
 from torch.nn import functional
 from yardstick import entries_of
@@ -20,7 +19,6 @@ from mmspec.compressors.base import compressor_of
 from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter
 from mmspec.models.states import LAST
 
-FAMILIES = ("llava", "qwen_vl", "gemma3", "llama")
 # Every switch is on somewhere and off somewhere.
 VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
     "dflash": (DFlashDrafter, {}),
@@ -66,14 +64,7 @@ VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
     "dfly": (DFlyDrafter, {"block_size": 5, "layers": 3}),
     "dflare": (DFlyDrafter, {"fusion": "mix", "context_maps": True, "correction_size": 0}),
 }
-# Every variant with one family by default, and the plain one with all.
-GRID = [
-    pytest.param(
-        name, variant, marks=[] if variant == "dflash" or (row + column) % len(FAMILIES) == 0 else [pytest.mark.slow]
-    )
-    for row, name in enumerate(FAMILIES)
-    for column, variant in enumerate(VARIANTS)
-]
+GRID = grid(VARIANTS, ["dflash"])
 
 
 def build(target: Target, variant: str, **changes) -> BlockDrafter:
@@ -141,19 +132,16 @@ class Block:
         return self.norm("hidden_norm", total)
 
     def convolved(self, name: str, kernel: int, x: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
-        """DFlash 2's convolution of all slots, number by number."""
+        """DFlash 2's convolution of all slots, slot by slot."""
         if not self.settings.conv_kernel:
             return x
-        taps, width = self.settings.conv_kernel, x.shape[-1]
-        groups = width // self.settings.conv_group
-        dynamic = self.linear(f"{name}.kernel_projection", entering).view(len(x), 2, taps, groups)
+        taps, group = self.settings.conv_kernel, self.settings.conv_group
+        dynamic = self.linear(f"{name}.kernel_projection", entering).view(len(x), 2, taps, x.shape[-1] // group)
         made = torch.zeros_like(x)
         for slot in range(len(x)):
             for back in range(min(taps, slot + 1)):
-                for number in range(width):
-                    weight = self.weights[f"{name}.base_kernel"][kernel, back, number]
-                    weight = weight + dynamic[slot, kernel, back, number // self.settings.conv_group]
-                    made[slot, number] += weight * x[slot - back, number]
+                weight = dynamic[slot, kernel, back].repeat_interleave(group)
+                made[slot] += (self.weights[f"{name}.base_kernel"][kernel, back] + weight) * x[slot - back]
         return made
 
     def sees(self, layer: int, slot: int, entry: int) -> bool:

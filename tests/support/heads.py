@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import models
 import torch
+from covering import covering
 from full_recompute import recompute
 from tiny_requests import ragged_inputs, target_of
 
@@ -76,7 +78,21 @@ VARIANTS = {
 # is there one for a memory without pictures.
 ASKING = {"eagle, elastic", "dream, hidden"}
 FEW = torch.arange(1, 60, 3)
-GRID = [(name, variant) for name in FAMILIES for variant in VARIANTS]
+
+
+def grid(variants: Iterable[str], everywhere: Iterable[str]) -> list:
+    """Return family x variant, of which by default: each variant on a family that sees, in turns, and those that are
+    named on all of them."""
+    everywhere = set(everywhere)
+    turns = {variant: models.VISUAL[number % len(models.VISUAL)] for number, variant in enumerate(variants)}
+
+    def by_default(name: str, variant: str) -> bool:
+        return variant in everywhere or turns[variant] == name
+
+    return covering(FAMILIES, turns, strength=0, always=by_default)
+
+
+GRID = grid(VARIANTS, ["eagle", "eagle3", "mtp", "dream"])
 
 
 def build(target: Target, variant: str):

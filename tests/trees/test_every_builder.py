@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import covering
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_drafters import blurred_drafter, eagle3_drafter
@@ -103,8 +104,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["llava", "qwen_vl", "gemma3"])
+@pytest.mark.parametrize(("name", "variant"), covering(["llava", "qwen_vl", "gemma3"], VARIANTS, strength=1))
 def test_text_is_that_of_plain_decoding(name, variant):
     inputs, expected = case(name, "sdpa", *RAGGED, 14)
     settings = {"inputs": inputs, "max_new_tokens": 14}

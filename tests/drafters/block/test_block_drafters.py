@@ -5,8 +5,8 @@ from __future__ import annotations
 import models
 import pytest
 import torch
-from blocks import FAMILIES, GRID, VARIANTS, build, drafter_of, reference_at
-from heads import ANSWERS, TOLERANCE, error, guesses_of, inputs_of, lesson_of
+from blocks import GRID, VARIANTS, build, drafter_of, reference_at
+from heads import ANSWERS, FAMILIES, TOLERANCE, error, guesses_of, inputs_of, lesson_of
 from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
 from tiny_drafters import record_drafts
 from tiny_requests import RAGGED, case, target_of

@@ -6,6 +6,7 @@ import models
 import pytest
 import torch
 from blocks import KINDS, build, drafter_of, taps_of
+from covering import covering
 from heads import TOLERANCE, error, guesses_of, lesson_of
 from laws import g_test
 from scripted_rounds import Told, decode
@@ -119,20 +120,24 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("kind", CHAINS)
+SHAPES = {
+    "chain": Chain(3),
+    "static": StaticTree(["0", "1", "00", "01", "10", "000"]),
+    "sure": ConfidenceChain(0.5, 3),
+}
+
+
 @pytest.mark.parametrize(
-    "tree",
-    [Chain(3), StaticTree(["0", "1", "00", "01", "10", "000"]), ConfidenceChain(0.5, 3)],
-    ids=["chain", "static", "sure"],
+    ("kind", "shape"), covering(CHAINS, SHAPES, strength=1, always=lambda kind, shape: shape == "static")
 )
-def test_sampled_text_follows_the_exact_law(kind, tree, monkeypatch):
+def test_sampled_text_follows_the_exact_law(kind, shape, monkeypatch):
     """Whatever the corrections draw, and wherever the drafter's own estimate ends a chain."""
     target = Target(toy(0))
     cls, settings = CHAINS[kind]
     drafter = models.redraw(cls(target, **SMALL | settings), seed=1)
     drafts = record_drafts(monkeypatch, BlockDrafter)
     inputs = {"input_ids": torch.tensor([PROMPT]).repeat(ROWS, 1)}
-    options = {"temperature": 1.0, "seed": 11, "verifier": RejectionSampling(), "tree": tree}
+    options = {"temperature": 1.0, "seed": 11, "verifier": RejectionSampling(), "tree": SHAPES[shape]}
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=TOY_TOKENS, **options)
     assert 0 < out.stats.num_accepted_draft_tokens < out.stats.num_draft_tokens
     for draft in drafts if drafter.settings.mask_token_id is not None else []:
