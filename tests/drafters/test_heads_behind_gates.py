@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
-from heads import TOLERANCE, drafter_of, error, inputs_of, lesson_of
+from heads import TOLERANCE, drafter_of, error, inputs_of, lesson_of, own_where_asked
 from scripted_rounds import Script, Told, has_true_features_only
 
 import mmspec
@@ -65,19 +64,7 @@ def test_a_gate_that_settles_nothing_changes_nothing():
     assert shut.token_ids == alone.token_ids and shut.stats.acceptance_histogram == alone.stats.acceptance_histogram
     out = mmspec.generate(drafter.target, drafter, verifier=Gated(Greedy(), Every(2, 2)), **options)
     assert out.stats.num_unverified_tokens > 4
-    prompts = mmspec.inputs.prepare(drafter.target, inputs=inputs_of(NAME))
-    longer = mmspec.inputs.append(prompts, out.token_ids)
-    with torch.inference_mode():
-        own = drafter.target.model(**longer.inputs).logits.argmax(-1)
-    for row, (length, new) in enumerate(zip(prompts.lengths, out.token_ids, strict=True)):
-        place, checked = 1, 0
-        for record in out.stats.rounds:
-            for number in range(place, place + record.emitted[row]):
-                if not record.settled:
-                    assert new[number] == own[row, length + number - 1], (row, number)
-                    checked += 1
-            place += record.emitted[row]
-        assert checked > 3 and place == len(new)
+    assert own_where_asked(drafter, out, inputs_of(NAME)) > 12
 
 
 class Tailed(Greedy):

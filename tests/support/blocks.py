@@ -93,7 +93,8 @@ class Block:
     Args:
         drafter: of which only weights and switches are used.
         wrong: a mistake to make: `anchor` lets the block see the anchor's own state, `normed` norms the target's states
-            in every layer, `places` counts the block from one place further on.
+            in every layer, `places` counts the block from one place further on, `masked` puts masks where it knows
+            tokens.
     """
 
     def __init__(self, drafter: BlockDrafter, wrong: str = ""):
@@ -185,7 +186,9 @@ class Block:
         made = self.linear(f"{name}.mlp.down_proj", gate * self.linear(f"{name}.mlp.up_proj", inner))
         return x + self.convolved(f"{name}.mlp_conv", 1, made, normed)
 
-    def hidden(self, taps: torch.Tensor, before: list[int], anchor: int, place: int) -> torch.Tensor:
+    def hidden(
+        self, taps: torch.Tensor, before: list[int], anchor: int, place: int, known: list[int] | None = None
+    ) -> torch.Tensor:
         """The normed states of all slots of a block behind a text.
 
         Args:
@@ -193,14 +196,18 @@ class Block:
             before: their positions.
             anchor: its token.
             place: its position.
+            known: tokens behind it, which stand in further slots.
         """
-        settings, model = self.settings, self.drafter.target.model
+        settings, model, known = self.settings, self.drafter.target.model, known or []
         embed, masks = model.get_input_embeddings(), settings.block_size - 1
-        rows = embed(torch.tensor([anchor, settings.mask_token_id or 0])).detach()
+        tokens = [settings.mask_token_id or 0, anchor, *known]
+        rows = embed(torch.tensor(tokens)).detach()
         if settings.embedding_scale is not None:
-            rows = embed.weight[[anchor, settings.mask_token_id]].detach() * settings.embedding_scale
-        mask = rows[1] if settings.mask_token_id is not None else self.weights["mask_embedding"]
-        x = torch.stack([rows[0], *[mask] * masks])
+            rows = embed.weight[tokens].detach() * settings.embedding_scale
+        mask = rows[0] if settings.mask_token_id is not None else self.weights["mask_embedding"]
+        if self.wrong == "masked":
+            rows[2:] = mask
+        x = torch.stack([*rows[1:], *[mask] * masks])
         own = [place + slot + (self.wrong == "places") for slot in range(len(x))]
         for number in range(settings.layers):
             x = self.layer(number, x, taps, before, own)
@@ -320,9 +327,13 @@ KINDS: dict[type[BlockDrafter], type[Block]] = {
 """The formulation of drafters that are more than a `Block`."""
 
 
-def reference_at(name: str, drafter: BlockDrafter, row: int, root: int, chain: list[int], wrong: str = "") -> list:
-    """Logits after the root of that number, and after every token of a chain below it."""
+def reference_at(
+    name: str, drafter: BlockDrafter, row: int, root: int, chain: list[int], wrong: str = "", unread: int = 0
+) -> list:
+    """Logits after the root of that number, and after every token of a chain below it; the target has not read so many
+    tokens before the root."""
     block = KINDS.get(type(drafter), Block)(drafter, wrong)
-    taps, before, anchor, place = taps_of(name, drafter, row, root, wrong)
+    taps, before, anchor, place = taps_of(name, drafter, row, root - unread, wrong)
+    known = lesson_of(name).answers[row][root - unread + 1 : root + 1]
     with torch.no_grad():
-        return block.guesses(block.hidden(taps, before, anchor, place), anchor, chain)
+        return block.guesses(block.hidden(taps, before, anchor, place, known), anchor, known + chain)[unread:]

@@ -22,7 +22,7 @@ from mmspec.drafters import (
     MtpDrafter,
     ViSpecDrafter,
 )
-from mmspec.inputs import prepare
+from mmspec.inputs import append, prepare
 from mmspec.lesson import Lesson
 from mmspec.models.states import LAST
 from mmspec.training.teacher import Teacher
@@ -176,3 +176,20 @@ def full_pass(name: str, row: int) -> tuple[dict, torch.Tensor, torch.Tensor]:
         read[0][0] if read and read[0] is not None else model.get_input_embeddings()(ids).detach(),
         model.get_input_embeddings()(ids).detach(),
     )
+
+
+def own_where_asked(drafter, out, inputs: dict) -> int:
+    """Every token of rounds that no gate has settled is the target's own, given those before it; how many those are."""
+    prompts, checked = prepare(drafter.target, inputs=inputs), 0
+    with torch.inference_mode():
+        own = drafter.target.model(**append(prompts, out.token_ids).inputs).logits.argmax(-1)
+    for row, (length, new) in enumerate(zip(prompts.lengths, out.token_ids, strict=True)):
+        place = 1
+        for record in out.stats.rounds:
+            for number in range(place, place + record.emitted[row]):
+                if not record.settled:
+                    assert new[number] == own[row, length + number - 1], (row, number)
+                    checked += 1
+            place += record.emitted[row]
+        assert place == len(new)
+    return checked

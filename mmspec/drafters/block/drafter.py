@@ -30,6 +30,7 @@ from .fusion import fused, weights_at_first
 from .layer import BlockConv, BlockLayer, Entries, keys_values_of
 from .settings import BlockSettings
 from .sight import Places, Sight, attend_blocks, masks_of
+from .unread import Unread
 
 if TYPE_CHECKING:
     from ...context import Context
@@ -44,7 +45,7 @@ class BlockDrafter(LayerDrafter):
     the target's states alone.
 
     All nodes of a depth have one distribution, unless a subclass corrects that for the tokens above them
-    (`correction`).
+    (`correction`). Tokens that a gate has let out unread stand in the block as they are, see `Unread`.
 
     Args:
         target: the model to draft for.
@@ -59,6 +60,7 @@ class BlockDrafter(LayerDrafter):
     Settings = BlockSettings
     settings: BlockSettings
     cheap_levels = True
+    drafts_unread = True
 
     first_slot = 0
     """Entries of its cache before the first token's."""
@@ -201,8 +203,8 @@ class BlockDrafter(LayerDrafter):
         keys, values = self._entries(prompt.states, prompt.positions, request.max_length)
         self.session.enter(list(zip(keys, values, strict=True)), entries.tolist())
         self.session.position_offset = prompt.position_offset
-        self.session.follow(context.history, context.active, pending=0)
-        self._unread: list[tuple[Tensor, list[int]]] = []
+        self.session.follow(context.history, context.active)
+        self._waiting: list[tuple[Tensor, list[int]]] = []  # states that no keys and values are made of yet
 
     def _entries(self, states: Tensor, positions: Tensor, most: int) -> Entries:
         """Return keys and values of the states of the target's layers, `[layers, batch, heads, length, head_dim]`."""
@@ -211,40 +213,63 @@ class BlockDrafter(LayerDrafter):
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Keep the target's states of the accepted path for the next pass."""
         super().observe(tree, scores, verdict)
-        assert scores is not None, "it reads states of the target, so that the target is always asked"
         self.refuse_tail(verdict)
-        if any(verdict.lengths):
-            features = scores.features_along(verdict.path[:, : max(verdict.lengths)], first=tree.is_chain)
-            self._unread.append((self._taps_of(features), verdict.lengths))
+        lengths = verdict.lengths
+        if scores is None or not any(lengths):
+            return
+        features = scores.features_along(verdict.path[:, : max(lengths)], first=tree.is_chain)
+        unread = scores.unread or [0] * len(lengths)
+        counts = [length + before if length else 0 for length, before in zip(lengths, unread, strict=True)]
+        self._waiting.append((self._taps_of(features), counts))
 
     def _absorb(self) -> None:
         """Turn the states of all tokens that are certain into keys and values."""
         session = self.session
         session.leave()
-        for states, lengths in self._unread:
+        for states, lengths in self._waiting:
             counts = [length if active else 0 for length, active in zip(lengths, session.active, strict=True)]
             numbers = torch.arange(states.shape[1], device=states.device)
-            keys, values = self._entries(session.present(states), session.positions(numbers), self._furthest)
+            most = self._longest + len(numbers)
+            keys, values = self._entries(session.present(states), session.positions(numbers), most)
             session.enter(list(zip(keys, values, strict=True)), counts)
-        self._unread = []
+        self._waiting = []
 
     @property
-    def _furthest(self) -> int:
-        """A number that no position of this round exceeds."""
-        return max(map(len, self.context.history)) + self.settings.block_size
+    def _longest(self) -> int:
+        """The number of tokens of the longest row."""
+        return max(map(len, self.context.history))
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what the target has confirmed, and guess the whole block; return the logits of its first token."""
         self._absorb()
-        session = self.session
-        hidden = self._pass(self.block_inputs(session.present(root)[:, None]))[:, self.settings.first_slot :]
+        session, settings, unread = self.session, self.settings, self._unread(root)
+        if unread is None:
+            states = self.block_inputs(session.present(root)[:, None])
+        else:
+            states = unread.inputs(self.token_embeds(unread.tokens), self._mask, settings.block_size)
+        slots = hidden = self._pass(states, unread)[:, settings.first_slot :]
+        if unread is not None:
+            hidden = unread.guesses(slots, settings.drafts)
         self._marginals = session.whole(self.logits(hidden))
         if self.correction is None:
             return self._marginals[:, 0]
         self._hidden = session.whole(hidden)
-        state = self.correction.begin(root[:, None], self.token_embeds)
+        if unread is None:
+            state = self.correction.begin(root[:, None], self.token_embeds)
+        else:
+            state = session.whole(unread.read(self.correction, slots, self.token_embeds))
         self._states = [state]
         return self._corrected(self._marginals[:, :1], self._hidden[:, :1], state)[:, 0]
+
+    def _unread(self, root: Tensor) -> Unread | None:
+        """Return the tokens that the target has no states of; None if these are the roots, as they are but behind a
+        gate."""
+        counts = self.session.pending
+        if max(counts) <= 1:
+            return None
+        trunk = self.newest(root, counts)
+        assert trunk.kept is not None, "there is more than the root"
+        return Unread(self.session.present(trunk.tokens), self.session.present(trunk.kept) - 1)
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits after the nodes of a block."""
@@ -287,20 +312,26 @@ class BlockDrafter(LayerDrafter):
         """Return the inputs of blocks, `[batch, anchors * block_size, hidden]`, from `[batch, anchors]` tokens."""
         masks = self.settings.block_size - 1
         embeds = self.token_embeds(anchors)[:, :, None]
-        row = self.mask_embedding if self._mask_row is None else self._mask_row
-        assert row is not None, "one of the two is there"
-        mask = row.expand(*embeds.shape[:2], masks, -1)
+        mask = self._mask.expand(*embeds.shape[:2], masks, -1)
         return torch.cat([embeds, mask], dim=2).flatten(1, 2)
 
-    def _pass(self, states: Tensor) -> Tensor:
-        """Run the layers over a block, `[rows, block_size, hidden]`, and forget its keys and values."""
+    @property
+    def _mask(self) -> Tensor:
+        """`[hidden]` what stands in slots without a token."""
+        row = self.mask_embedding if self._mask_row is None else self._mask_row
+        assert row is not None, "one of the two is there"
+        return row
+
+    def _pass(self, states: Tensor, unread: Unread | None) -> Tensor:
+        """Run the layers over a block, `[rows, slots, hidden]`, and forget its keys and values."""
         session, cache, size = self.session, self.session.cache, states.shape[1]
-        rope = self._rope(session.positions(torch.arange(size, device=states.device)), self._furthest)
+        rope = self._rope(session.positions(torch.arange(size, device=states.device)), self._longest + size)
         lengths = cache.present(cache.lengths)
         cache.begin(size)
-        masks = masks_of(self._sights, lengths, cache.slots_in_use, size, cache.uniform)
+        sizes = None if unread is None else unread.sizes(self.settings.block_size)
+        masks = masks_of(self._sights, lengths, cache.slots_in_use, size, cache.uniform, sizes)
         for layer, entries, mask in zip(self._blocks, cache.tree_layers, masks, strict=True):
-            mixed, after = layer.enter(states)
+            mixed, after = layer.enter(states, size)
             queries, own_keys, own_values = layer.self_attn.project(mixed, rope)
             keys, values = entries.update(own_keys, own_values)
             states = layer.finish(states, attend(queries, keys, values, mask), after)
@@ -348,7 +379,7 @@ class BlockDrafter(LayerDrafter):
         before = self._rope(prompt.positions, most)
         known, states = self._fused(prompt.states), self.block_inputs(ids)
         for number, (layer, sight) in enumerate(zip(self._blocks, self._sights, strict=True)):
-            (mixed, after), attention = layer.enter(states), layer.self_attn
+            (mixed, after), attention = layer.enter(states, size), layer.self_attn
             context = attention.context(known[min(number, len(known) - 1)], before)
             own, queries = attention.keys_values(mixed, rope), attention.queries(mixed, rope)
             states = layer.finish(states, attend_blocks(queries, context, own, entries, size, sight), after)

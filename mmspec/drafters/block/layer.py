@@ -96,25 +96,27 @@ class BlockLayer(DraftLayer):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention_conv = self.mlp_conv = None
         if settings.conv_kernel:
-            sizes = config.hidden_size, settings.block_size, settings.conv_kernel, settings.conv_group
+            sizes = config.hidden_size, settings.conv_kernel, settings.conv_group
             self.attention_conv, self.mlp_conv = BlockConv(*sizes), BlockConv(*sizes)
 
-    def enter(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what the attention reads, from `[batch, slots, hidden]` states, and what `finish` is to be told."""
+    def enter(self, states: Tensor, size: int) -> tuple[Tensor, tuple[Tensor, int] | None]:
+        """Return what the attention reads, from `[batch, slots, hidden]` states of any number of blocks of `size`
+        slots, and what `finish` is to be told."""
         normed = self.input_layernorm(states)
         if self.attention_conv is None:
             return normed, None
         before, after = self.attention_conv.kernels(normed)
-        return self.attention_conv(normed, before), after
+        return self.attention_conv(normed, before, size), (after, size)
 
-    def finish(self, residual: Tensor, attended: Tensor, after: Tensor | None = None) -> Tensor:
-        """Return the layer's output, see `DraftLayer.finish`; `after` is what `enter` has said."""
-        if self.attention_conv is None or self.mlp_conv is None or after is None:
+    def finish(self, residual: Tensor, attended: Tensor, told: tuple[Tensor, int] | None = None) -> Tensor:
+        """Return the layer's output, see `DraftLayer.finish`; `told` is what `enter` has said."""
+        if self.attention_conv is None or self.mlp_conv is None or told is None:
             return super().finish(residual, attended)
-        states = residual + self.attention_conv(self.self_attn.merge(attended), after)
+        after, size = told
+        states = residual + self.attention_conv(self.self_attn.merge(attended), after, size)
         normed = self.post_attention_layernorm(states)
         before, after = self.mlp_conv.kernels(normed)
-        return states + self.mlp_conv(self.mlp(self.mlp_conv(normed, before)), after)
+        return states + self.mlp_conv(self.mlp(self.mlp_conv(normed, before, size)), after, size)
 
 
 class BlockConv(nn.Module):
@@ -126,14 +128,13 @@ class BlockConv(nn.Module):
 
     Args:
         hidden: width of a state.
-        size: slots of a block.
         kernel: slots that are read, itself included.
         group: numbers of a state that share a dynamic weight.
     """
 
-    def __init__(self, hidden: int, size: int, kernel: int, group: int):
+    def __init__(self, hidden: int, kernel: int, group: int):
         super().__init__()
-        self.size, self.kernel, self.group = size, kernel, group
+        self.kernel, self.group = kernel, group
         self.base_kernel = nn.Parameter(torch.zeros(2, kernel, hidden))
         self.kernel_projection = nn.Linear(hidden, 2 * kernel * hidden // group, bias=False)
 
@@ -150,10 +151,11 @@ class BlockConv(nn.Module):
         first, second = (made.repeat_interleave(self.group, dim=-1) + self.base_kernel).unbind(-3)
         return first, second
 
-    def forward(self, states: Tensor, kernel: Tensor) -> Tensor:
-        """Return `[batch, slots, hidden]` states of any number of blocks, convolved with one of the kernels."""
-        blocks, weights = states.unflatten(1, (-1, self.size)), kernel.unflatten(1, (-1, self.size))
-        shifted = (functional.pad(blocks, (0, 0, back, 0))[:, :, : self.size] for back in range(self.kernel))
+    def forward(self, states: Tensor, kernel: Tensor, size: int) -> Tensor:
+        """Return `[batch, slots, hidden]` states of any number of blocks of `size` slots, convolved with one of the
+        kernels."""
+        blocks, weights = states.unflatten(1, (-1, size)), kernel.unflatten(1, (-1, size))
+        shifted = (functional.pad(blocks, (0, 0, back, 0))[:, :, :size] for back in range(self.kernel))
         return torch.stack([weights[..., back, :] * part for back, part in enumerate(shifted)]).sum(0).flatten(1, 2)
 
 

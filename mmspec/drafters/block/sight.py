@@ -27,19 +27,22 @@ class Sight:
     causal: bool = False
     window: int | None = None
 
-    def of_block(self, behind: Tensor, size: int) -> Tensor:
+    def of_block(self, behind: Tensor, size: int, own: Tensor | None = None) -> Tensor:
         """Return `[..., size, entries]`, True where a slot sees an entry.
 
         Args:
             behind: `[..., 1, entries]` number of the entry in the block: 0 for the anchor, below 0 before the block.
             size: number of slots.
+            own: `[..., 1, 1]` how many of them belong to a row's block; None for all.
         """
         slots = torch.arange(size, device=behind.device)[:, None]
-        seen = behind <= slots if self.causal else behind < size
+        seen = behind <= slots if self.causal else behind < (size if own is None else own)
         return seen if self.window is None else seen & (slots - behind < self.window)
 
 
-def masks_of(sights: Sequence[Sight], lengths: Tensor, entries: int, size: int, uniform: bool) -> list[Tensor | None]:
+def masks_of(
+    sights: Sequence[Sight], lengths: Tensor, entries: int, size: int, uniform: bool, sizes: Tensor | None = None
+) -> list[Tensor | None]:
     """Return the mask of every layer, `[rows, 1, size or 1, entries]`, True where a slot sees an entry; None for one
     that sees everything.
 
@@ -49,16 +52,18 @@ def masks_of(sights: Sequence[Sight], lengths: Tensor, entries: int, size: int, 
         entries: number of entries that the longest row has, those of the block included.
         size: number of slots.
         uniform: True if all rows are known to have as many entries.
+        sizes: `[rows]` how many of the slots belong to each row's block; None for all.
     """
+    own = None if sizes is None else sizes[:, None, None, None]
     masks: dict[Sight, Tensor | None] = {}
     behind: Tensor | None = None
     for sight in sights:
         if sight in masks:
             continue
-        everything = uniform and not sight.causal and (sight.window is None or sight.window >= entries)
+        everything = uniform and own is None and not sight.causal and (sight.window is None or sight.window >= entries)
         if not everything and behind is None:
             behind = (torch.arange(entries, device=lengths.device) - lengths[:, None])[:, None, None]
-        masks[sight] = None if everything or behind is None else sight.of_block(behind, size)
+        masks[sight] = None if everything or behind is None else sight.of_block(behind, size, own)
     return [masks[sight] for sight in sights]
 
 

@@ -142,7 +142,7 @@ def test_slots_that_know_the_answer_are_accepted_to_the_last(layout, tree, monke
     drafter = build(target_of("llava", "sdpa"), "dflash", layout=layout, block_size=5).eval()
     prompts = prepare(drafter.target, inputs=inputs).lengths
 
-    def knowing(self, states):
+    def knowing(self, states, unread):
         slots = torch.zeros(len(states), 5, models.VOCAB)
         for place, row in enumerate(self.session.cache.rows_present):
             written = len(self.context.history[row]) - prompts[row]
