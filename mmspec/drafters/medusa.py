@@ -98,10 +98,10 @@ class MedusaDrafter(OneStateDrafter, HeadDrafter):
             nn.Sequential(*(ResBlock(hidden) for _ in range(layers)), nn.Linear(hidden, vocab, bias=False))
             for _ in range(heads)
         )
-        if not self._last[0].weight.is_meta:
+        if not self.last_maps[0].weight.is_meta:
             with torch.no_grad():
                 weight = target.family.head_rows()[0][:vocab] * target.family.logit_scale
-                for last in self._last:
+                for last in self.last_maps:
                     last.weight.copy_(weight)
 
     def native_tree(self) -> TreeBuilder:
@@ -135,14 +135,14 @@ class MedusaDrafter(OneStateDrafter, HeadDrafter):
             yield Guess(head(states[valid]), None, places, valid.flatten().nonzero()[:, 0])
 
     @property
-    def _last(self) -> list[nn.Linear]:
+    def last_maps(self) -> list[nn.Linear]:
         """The last layer of every head."""
         return [cast(nn.Linear, cast(nn.Sequential, head)[-1]) for head in self.medusa_head]
 
     @property
     def _dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return self._last[0].weight.dtype
+        return self.last_maps[0].weight.dtype
 
     @classmethod
     def empty(cls, config: dict[str, Any], target: Target, there: Header | None = None) -> Self:

@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import OmegaConf
-from torch import nn
 
 from ..decoding.sampling import Sampling
-from ..drafters import Drafter, DraftModelDrafter, FeatureDrafter
 from ..errors import MMSpecError, printable
 from ..settings import configuration
 from ..target import Target
 from .engines import Engine
 from .failures import failure, wrapped
 from .records import Failure, SideRecord
+from .structures import structure_of
 
 GROUPS = ("drafter", "tree", "compressor", "verifier", "engine")
 """Groups of options that make a method; the rest of the configuration is the same for all sides."""
@@ -221,27 +220,6 @@ def _refuse(engine: Engine, budget: int | None, batches: Sequence[int]) -> None:
             f"it takes one prompt at a time, but batch_size={sizes}: set batch_size=1, or 1 among others, or leave the "
             "method out"
         )
-
-
-def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
-    """Return how a drafter is made next to its target, as `mmspec.speed.projection.Structure` takes it."""
-    if drafter is None:
-        return None
-    target, family = drafter.target, drafter.target.family
-    own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
-    if not own:
-        return {"kind": "lookup"}
-    one_pass = {"one_pass": True} if drafter.cheap_levels else {}
-    if isinstance(drafter, FeatureDrafter):
-        drafted = drafter.draft_vocab_size or target.vocab_size
-        layer = _weights(family.layers[0])
-        return {"kind": "head", "layers": own / layer, "vocabulary": drafted / target.vocab_size, **one_pass}
-    layers = len(drafter.draft_target.family.layers) if isinstance(drafter, DraftModelDrafter) else 1
-    return {"kind": "model", "layers": layers / len(family.layers), "share": own / _weights(target.model), **one_pass}
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _group(override: str) -> str:

@@ -8,61 +8,16 @@ accepts another number of tokens, and no device reaches its peaks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
 from .prediction import Prediction
 from .roofline import Architecture, Device, model_of, pass_seconds
+from .structure import MODEL, BlockStructure, Structure, structure_from
 
 if TYPE_CHECKING:
     from ..evaluation.figures import Row
-
-LOOKUP, HEAD, MODEL = "lookup", "head", "model"
-
-
-@dataclass(frozen=True)
-class Structure:
-    """The size of a drafter in relation to its target.
-
-    Args:
-        kind: `lookup` (no passes), `head` (layers over the target's features, with its vocabulary head), or `model` (a
-            small model of its own).
-        layers: for a head, its weights in layers of the target; for a model, its layers as a share of the target's.
-        share: for a model, its weights as a share of the target's.
-        vocabulary: share of the vocabulary that it drafts from.
-        one_pass: True if it drafts all levels in one pass, see `Drafter.cheap_levels`.
-    """
-
-    kind: str
-    layers: float = 1.0
-    share: float = 1.0
-    vocabulary: float = 1.0
-    one_pass: bool = False
-
-    @classmethod
-    def of(cls, written: Any) -> Structure:
-        """Make a structure from a user's setting: `lookup`, `head`, or a model's share of the target's size, such as
-        0.1."""
-        if written in (LOOKUP, HEAD):
-            return cls(written)
-        if isinstance(written, int | float) and not isinstance(written, bool) and 0 < written <= 1:
-            # Weights grow with layers times width squared: of a model that is slimmer in all three alike.
-            return cls(MODEL, layers=float(written) ** (1 / 3), share=float(written))
-        raise MMSpecError(
-            f"the structure {written!r} of a drafter is unknown: give {LOOKUP}, {HEAD}, or a small model's share of "
-            "the target's size, such as 0.1"
-        )
-
-    def sized(self, target: Architecture) -> Architecture | None:
-        """Return the architecture of such a drafter for a target; None if it makes no passes."""
-        if self.kind == LOOKUP:
-            return None
-        if self.kind == HEAD:
-            return replace(target, layers=self.layers, vocabulary=self.vocabulary * target.vocabulary)
-        # Fewer layers of less width: of all weights the share, of all layers the share that it has.
-        slim = replace(target, layers=self.layers * target.layers)
-        return replace(slim, share=self.share * target.parameters / slim.parameters)
 
 
 @dataclass(frozen=True)
@@ -83,7 +38,7 @@ class MeasuredMethod:
     nodes: float
     passes: float
     width: float
-    structure: Structure
+    structure: Structure | BlockStructure
 
 
 @dataclass(frozen=True)
@@ -133,16 +88,10 @@ class Deployment:
 
 def project(method: MeasuredMethod, target: Architecture, setting: Deployment) -> Prediction:
     """Predict the mean round of a method on a target of that size."""
-    drafter, step = method.structure.sized(target), setting.seconds(target, 1)
-    draft = 0.0
-    if drafter is not None and method.passes > 0:
-        # A block of a one-pass drafter is as wide as it is deep.
-        block = method.passes if method.structure.one_pass else 0.0
-        further = 0.0 if block else max(0.0, method.passes - 1) * setting.seconds(drafter, method.width)
-        draft = setting.seconds(drafter, method.tokens + block) + further
+    step = setting.seconds(target, 1)
     return Prediction(
         tokens=method.tokens,
-        draft=draft,
+        draft=method.structure.seconds(method, target, setting),
         score=setting.seconds(target, method.nodes + 1),
         overhead=setting.overhead,
         step=step,
@@ -188,7 +137,7 @@ def methods_of(rows: Sequence[Row], structures: Mapping[str, Any], share: float 
     return found
 
 
-def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> Structure:
+def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> Structure | BlockStructure:
     name = row.side["drafter"]
     if name in structures:
         return Structure.of(structures[name])
@@ -199,8 +148,8 @@ def _structure(row: Row, structures: Mapping[str, Any], share: float | None) -> 
             f"or say it with structures={{{name}:head}}, or lookup, or a share such as 0.1"
         )
     try:
-        structure = Structure(**described)
-    except TypeError:
+        structure = structure_from(described)
+    except (AttributeError, TypeError):
         raise MMSpecError(f"the bundle gives drafter {name!r} the structure {str(described)[:80]}") from None
     if structure.kind == MODEL and share is not None:
         return Structure.of(share)

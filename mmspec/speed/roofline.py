@@ -77,10 +77,15 @@ class Architecture:
         return self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate)
 
     @property
+    def head_parameters(self) -> float:
+        """Number of weights of the vocabulary head."""
+        return self.hidden * self.vocabulary
+
+    @property
     def parameters(self) -> float:
         """Number of weights that every pass reads: the layers and the vocabulary head. Embeddings are looked up, not
         read."""
-        return self.share * (self.layers * self.layer_parameters + self.hidden * self.vocabulary)
+        return self.share * (self.layers * self.layer_parameters + self.head_parameters)
 
     @property
     def cached(self) -> float:
@@ -151,4 +156,10 @@ def pass_seconds(
     moved = width * (model.parameters + batch * prefix * model.cached)
     attended = model.share * model.layers * model.heads * model.head_dim * prefix
     sums = batch * nodes * (2 * model.parameters + 4 * attended)
-    return max(moved / (device.bandwidth * 1e9), sums / (device.compute * 1e12)) + model.layers * launch
+    return bound(device, moved, sums) + model.layers * launch
+
+
+def bound(device: Device, moved: float, sums: float) -> float:
+    """Return the seconds that so many bytes and operations take at the device's peaks, whichever of the two is
+    slower."""
+    return max(moved / (device.bandwidth * 1e9), sums / (device.compute * 1e12))

@@ -12,8 +12,9 @@ from refusals import refused
 from mmspec import cli
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.reporting import report
-from mmspec.speed.projection import Deployment, MeasuredMethod, Structure, methods_of, project
+from mmspec.speed.projection import Deployment, MeasuredMethod, methods_of, project
 from mmspec.speed.roofline import DEVICES, MODELS, Architecture, Device, device_of, model_of, pass_seconds
+from mmspec.speed.structure import BlockStructure, Structure
 
 # Layers of 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8 = 144 weights, and a head of 4 * 10.
 SMALL = Architecture(hidden=4, layers=2, intermediate=8, heads=2, key_value_heads=1, head_dim=2, vocabulary=10)
@@ -67,6 +68,30 @@ def test_a_method_by_hand():
     )
     assert busy.score == pytest.approx(17 * busy.step) and busy.speedup < 1
     assert project(MeasuredMethod("a", 3.0, 16, 5, 4, HEAD), SMALL, Deployment(FAST, batch=2)).rows == 2
+
+
+def test_a_block_by_hand():
+    """Four slots pass 1.5 layers of 144 weights, three go through half a head of 40; two layers keep entries of 4."""
+    sizes = {"slots": 4, "layers": 1.5, "read": 2.0, "entering": 0.25, "cached": 2, "guesses": 3, "heads": 0.5}
+    block, layer = BlockStructure(**sizes), (WEIGHTS - 40) / 2
+    method = MeasuredMethod("d", 3.0, 6, 3, 2, block)
+    setting = Deployment(FAST, prefix=5, batch=2, width=2, launch=0.25, overhead=0.0)
+    moved = 2 * (2 * layer + 20 + 2 * 5 * 2 * CACHED / 2)
+    assert project(method, SMALL, setting).draft == pytest.approx(moved / 1e3 + 1.5 * 0.25)
+    slow = replace(setting, device=STRONG)
+    sums = 2 * (2 * (4 * 1.5 * layer + 3 * 0.25 * layer + 3 * 20) + 4 * 4 * 2 * 4 * 5)
+    assert project(method, SMALL, slow).draft == pytest.approx(sums / 1e3 + 1.5 * 0.25)
+    deeper = replace(method, nodes=12, passes=6)
+    assert project(deeper, SMALL, setting).draft == project(method, SMALL, setting).draft, "depth costs nothing"
+    corrected = replace(method, structure=replace(block, level=0.5, level_heads=0.25))
+    level = 0.5 * layer + 10
+    assert project(corrected, SMALL, setting).draft == pytest.approx(
+        moved / 1e3 + 1.5 * 0.25 + 3 * (2 * level / 1e3 + 0.25)
+    )
+    assert project(corrected, SMALL, slow).draft == pytest.approx(
+        sums / 1e3 + 1.5 * 0.25 + 3 * (2 * 2 * 2 * level / 1e3 + 0.25)
+    )
+    assert project(replace(method, passes=0), SMALL, setting).draft == 0
 
 
 def test_names_and_numbers():
@@ -128,6 +153,18 @@ def test_a_small_model_may_be_given_another_size(tmp_path):
     rows = report(write_bundle(tmp_path / "b", [plain(), side], {"scenes": [9]})).rows
     assert methods_of(rows, {})[0].structure.share == 0.4
     assert methods_of(rows, {}, share=0.1)[0].structure.share == 0.1
+
+
+def test_a_block_is_read_from_its_description(tmp_path):
+    side = described()
+    sizes = {"slots": 4, "layers": 1.5, "read": 2.0, "entering": 0.25, "cached": 2, "guesses": 3, "heads": 0.5}
+    side.structure = {"kind": "block", **sizes}
+    rows = report(write_bundle(tmp_path / "b", [plain(), side], {"scenes": [9]})).rows
+    assert methods_of(rows, {})[0].structure == BlockStructure(**sizes)
+    assert methods_of(rows, {}, share=0.1)[0].structure == BlockStructure(**sizes)
+    side.structure = {"kind": "block", "slots": 4}
+    rows = report(write_bundle(tmp_path / "c", [plain(), side], {"scenes": [9]})).rows
+    refused(lambda: methods_of(rows, {}), "the bundle gives drafter 'eagle3' the structure")
 
 
 def test_what_cannot_be_projected(tmp_path):

@@ -25,6 +25,9 @@ class Correction(nn.Module):
     Its state of a node is a vector, made of the tokens from the anchor down to the node.
     """
 
+    asks_head = False
+    """True if its logits are what the vocabulary head says of other states."""
+
     def begin(self, anchors: Tensor, embed: Embed) -> Tensor:
         """Return the states of `[batch, nodes]` anchors, `[batch, nodes, size]`."""
         raise NotImplementedError

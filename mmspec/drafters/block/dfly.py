@@ -76,6 +76,8 @@ class HiddenCorrection(Correction):
         eps: that of the norms.
     """
 
+    asks_head = True
+
     def __init__(self, hidden: int, inner: int, eps: float):
         super().__init__()
         self.hidden_norm, self.embed_norm = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
