@@ -29,6 +29,7 @@ SMALL = {
     "06_train_your_own_eagle": {"PICTURES": 2, "STEPS": 2, "LENGTH": 32, "HELD_OUT": 4},
     "07_write_your_own_drafter": {"LENGTH": 40},
     "08_sampling_and_losslessness": {"ROWS": 6, "SEEDS": 1},
+    "10_a_block_in_one_pass": {"QUESTIONS": 1},
 }
 """Values of parameters with which a notebook runs through in seconds and shows nothing of interest."""
 
@@ -86,9 +87,9 @@ def results_of(path: Path) -> set[int]:
     return {number for number, one in outputs_of(path) if one["output_type"] == "execute_result"}
 
 
-def test_there_are_nine_and_a_readme_with_a_line_for_each():
+def test_there_are_ten_and_a_readme_with_a_line_for_each():
     text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 10)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 11)]
     assert re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M) == [path.name for path in NOTEBOOKS]
 
 
