@@ -17,7 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from . import extras
+from . import drafters, extras
 from .drafters import Drafter, as_drafter
 from .errors import MMSpecError, did_you_mean, first_line, listed
 from .families import class_for
@@ -242,11 +242,22 @@ def _resolve(name: str, kind: str) -> str:
         options = (
             [EMBEDDED_TARGET] if kind == "target" else [f"{EMBEDDED_TARGET}/{f}" for f in folders if f != "target"]
         )
+        if kind == "drafter" and (cls := _made_of_nothing(str(name))) is not None:
+            raise MMSpecError(f"drafter {str(name)!r} is not loaded but made: mmspec.drafters.{cls}(target)")
         raise MMSpecError(
             f"{kind} {str(name)!r} is neither an embedded name, nor an existing folder, nor a hub id "
             f"(owner/name).{did_you_mean(str(name), options)}"
         )
     return str(name)
+
+
+def _made_of_nothing(name: str) -> str | None:
+    """Return the class that an option `drafter=NAME` makes, if it is one without weights."""
+    from .settings.configuration import class_names  # which nothing else here needs
+
+    classes = {option: cls for cls, option in class_names("generate").items()}
+    found = classes.get(f"drafter={name}")
+    return found if found is not None and hasattr(drafters, found) else None
 
 
 def _reach(device: str | torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import pytest
 import torch
 from models import IMAGE, VOCAB, inputs_for, llama, llava
@@ -12,9 +14,17 @@ from transformers import BatchFeature, LlamaConfig, LlamaForCausalLM, MaxLengthC
 
 import mmspec
 from mmspec import MMSpecError, Target
-from mmspec.drafters import DraftModelDrafter, NGramDrafter, OwnEncoderDrafter, SharedEncoderDrafter, TextOnlyDrafter
+from mmspec.drafters import (
+    Drafter,
+    DraftModelDrafter,
+    EagleDrafter,
+    NGramDrafter,
+    OwnEncoderDrafter,
+    SharedEncoderDrafter,
+    TextOnlyDrafter,
+)
 from mmspec.errors import did_you_mean, first_line
-from mmspec.trees import Chain, DynamicTree
+from mmspec.trees import Chain, DynamicTree, NativeTree, TreeBuilder
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
 
 
@@ -28,8 +38,8 @@ def visual_target():
     return Target(llava(), byte_tokenizer())
 
 
-def request_refused(target, said: str, drafter=None, **arguments) -> None:
-    refused(lambda: mmspec.generate(target, drafter, **{"max_new_tokens": 4, **arguments}), said)
+def request_refused(target, said: str, drafter=None, **arguments) -> str:
+    return refused(lambda: mmspec.generate(target, drafter, **{"max_new_tokens": 4, **arguments}), said)
 
 
 PROMPT = {"prompt": "a thing"}
@@ -198,3 +208,54 @@ def test_what_other_libraries_say_is_told_with_what_they_announce():
     )
     assert first_line(KeyError("weird")) == "KeyError: 'weird'"
     assert first_line(OSError()) == "OSError" and first_line(OSError("a\nb")) == "a"
+
+
+def kinds_in(module, base: type) -> list[type]:
+    """The classes of a kind that a module offers, but the base itself."""
+    found = [getattr(module, name) for name in module.__all__]
+    return [cls for cls in found if isinstance(cls, type) and issubclass(cls, base) and cls is not base]
+
+
+@pytest.mark.parametrize("cls", kinds_in(mmspec.trees, TreeBuilder), ids=lambda cls: cls.__name__)
+def test_no_tree_takes_an_argument_that_it_does_not_have(cls):
+    refused(lambda: cls(foo=1), f"{cls.__name__} has no argument 'foo'")
+    refused(lambda: cls(*range(20)), f"{cls.__name__}: too many positional arguments; its arguments are")
+
+
+@pytest.mark.parametrize("cls", kinds_in(mmspec.drafters, Drafter), ids=lambda cls: cls.__name__)
+def test_no_drafter_takes_parts_that_are_none(text_target, cls):
+    refused(lambda: cls("tiny"), f"{cls.__name__} takes a Target, and 'tiny' is a name: mmspec.load_target('tiny')")
+    refused(lambda: cls(target=text_target.model), f"{cls.__name__} takes a Target, and this is a LlamaForCausalLM")
+    parameters, such_as = signature(cls).parameters, {"tree": "Chain()", "compressor": "Hide()"}
+    for part in such_as.keys() & parameters.keys():
+        said = f"{cls.__name__}: {part}='hide' is no ... {such_as[part]}"
+        refused(lambda part=part: cls(text_target, **{part: "hide"}), said)
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        refused(lambda: cls(text_target, foo=1), "foo")
+
+
+def test_where_a_drafter_cannot_be_saved(text_target, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for folder in (file, file / "below"):
+        said = "save_pretrained: ... cannot be written to ... name a folder"
+        refused(lambda folder=folder: EagleDrafter(text_target).save_pretrained(folder), said)
+    assert file.read_text() == "mine"
+
+
+def test_another_view_has_to_be_a_compressor(visual_target):
+    said = "EagleDrafter: compressor='hide' is no VisualCompressor; pass an instance, such as Hide()"
+    refused(lambda: EagleDrafter(visual_target).with_compressor("hide"), said)
+
+
+def test_the_native_tree_is_called_by_its_own_name(text_target):
+    options = {"tree": NativeTree(), "verifier": RejectionSampling(), "temperature": 1.0, **PROMPT}
+    said = request_refused(text_target, "NativeTree keeps the likeliest nodes", EagleDrafter(text_target), **options)
+    assert "DynamicTree" not in said
+
+
+def test_a_drafter_without_weights_is_not_loaded(text_target):
+    for name, cls in {"ngram": "NGramDrafter", "jacobi": "JacobiDrafter", "early_exit": "EarlyExitDrafter"}.items():
+        said = f"drafter '{name}' is not loaded but made: mmspec.drafters.{cls}(target)"
+        refused(lambda name=name: mmspec.load_drafter(name, text_target), said)
+    refused(lambda: mmspec.load_drafter("eagle3", text_target), "Did you mean 'tiny/eagle3'")

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..compressors import VisualCompressor
 from ..errors import MMSpecError, first_line, shown
 from ..files.folders import CONFIG, WEIGHTS, Header, stored
 from ..lesson import Guess, Lesson
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
+from ..settings.calls import Named
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 
 if TYPE_CHECKING:
-    from ..compressors import VisualCompressor
     from ..context import Context
     from ..target import Target
 
@@ -29,7 +31,7 @@ CONVENTION = "the state that enters the layer of this number, counted from 0; -1
 """The way in which `feature_layers` are counted, for readers of a saved drafter elsewhere."""
 
 
-class Drafter(nn.Module, PerRequest):
+class Drafter(nn.Module, Named, PerRequest):
     """A module that proposes a tree of tokens each round.
 
     A subclass implements `start`, `draft` and `observe`. What it assigns to `self` in them belongs to the request at
@@ -70,6 +72,23 @@ class Drafter(nn.Module, PerRequest):
         self.compressor: VisualCompressor | None = None
         self.known: dict[Any, Any] = {}  # what one request teaches the next, shared by all copies
 
+    @classmethod
+    def expect_parts(cls, given: dict[str, Any]) -> None:
+        """Refuse what stands in the place of a target, a tree builder or a compressor, and is none.
+
+        Args:
+            given: the arguments by name.
+        """
+        if "target" in given and not hasattr(given["target"], "family"):
+            from ..target import expect_target  # which imports the drafters
+
+            expect_target(given["target"], cls.__name__)
+        for part, kind, such_as in (("tree", TreeBuilder, "Chain()"), ("compressor", VisualCompressor, "Hide()")):
+            value = given.get(part)
+            if value is not None and not isinstance(value, kind):
+                way = f"pass an instance, such as {such_as}"
+                raise MMSpecError(f"{cls.__name__}: {part}={shown(value)} is no {kind.__name__}; {way}")
+
     def take_compressor(self, compressor: VisualCompressor) -> None:
         """Read the pictures through a compressor, whose weights are then among this drafter's.
 
@@ -85,6 +104,7 @@ class Drafter(nn.Module, PerRequest):
             MMSpecError: if the drafter takes no compressor, or the compressor would have to be trained with it.
         """
         name, own = type(self).__name__, type(self.compressor).__name__
+        self.expect_parts({"compressor": compressor})
         if self.compressor is not None:
             raise MMSpecError(f"this {name} was trained with {own}: leave compressor=default")
         drafter = self.fork()
@@ -216,9 +236,11 @@ class Drafter(nn.Module, PerRequest):
         Args:
             folder: the folder to write, made if it is missing.
             metadata: further plain values for `config.json`, such as how the drafter was trained.
+
+        Raises:
+            MMSpecError: if the folder cannot be written.
         """
         folder, cls, layers = Path(folder), type(self), list(self.feature_layers)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "mmspec_drafter": f"{cls.__module__}.{cls.__qualname__}",
             "target": {
@@ -231,9 +253,16 @@ class Drafter(nn.Module, PerRequest):
             **self.config(),
             **({"metadata": metadata} if metadata else {}),
         }
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: tensor.detach().contiguous() for name, tensor in stored(self).items()}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise MMSpecError(
+                f"save_pretrained: the drafter cannot be written to {str(folder)!r}: {reason}; name a folder"
+            ) from error
 
     def push_to_hub(self, repository: str, private: bool = False, **metadata: Any) -> str:
         """Upload this drafter to the Hugging Face hub, whence `mmspec.load_drafter(repository, target)` loads it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from ..errors import MMSpecError, did_you_mean, shown
 
@@ -43,3 +43,44 @@ def named_arguments(
         return call
 
     return decorate
+
+
+def arguments_of(cls: type, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """Return what a constructor was given by the names of its parameters.
+
+    Args:
+        cls: the class.
+        arguments, named: as they were given.
+
+    Raises:
+        MMSpecError: for the name of an argument that it does not take, and for more values than it takes.
+    """
+    signature = inspect.signature(cls)
+    known = signature.parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        for given in named:
+            if given not in known:
+                raise MMSpecError(f"{cls.__name__} has no argument {shown(given)}.{did_you_mean(given, known)}")
+    try:
+        return signature.bind_partial(*arguments, **named).arguments
+    except TypeError as error:  # too many, or one twice
+        raise MMSpecError(f"{cls.__name__}: {error}; its arguments are {', '.join(known)}") from None
+
+
+class Named:
+    """A class whose constructors refuse arguments that there are not in one line, whatever they are. To be named behind
+    the bases that have constructors of their own."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Look at the arguments; copies are made without any."""
+        if arguments or named:
+            cls.expect_parts(arguments_of(cls, arguments, named))
+        return super().__new__(cls)
+
+    @classmethod
+    def expect_parts(cls, given: dict[str, Any]) -> None:
+        """Refuse arguments that are not what their names say.
+
+        Args:
+            given: the arguments by name.
+        """

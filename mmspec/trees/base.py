@@ -9,6 +9,7 @@ from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..settings.arguments import positive
+from ..settings.calls import Named
 from ..settings.fields import check_fields, kinds_of
 from ..tree import DraftTree
 from .growth import Growth
@@ -22,7 +23,7 @@ class Grower(Protocol):
 
 
 @dataclass(eq=False)
-class TreeBuilder(PerRequest):
+class TreeBuilder(Named, PerRequest):
     """A builder of draft trees: it grows the tree of a round from a drafter's next-token distributions.
 
     A subclass implements `build`; one that adapts also `observe`, keeping what it learns in attributes: every request
@@ -32,6 +33,9 @@ class TreeBuilder(PerRequest):
 
     value_independent = True
     """True if the shape never depends on which tokens were chosen. Only such trees may be drawn from q."""
+
+    called = ""
+    """The name that errors give it, if that is not its class's: that of the builder which stands for it."""
 
     def __post_init__(self) -> None:
         """Refuse values that do not fit their field's type, and sizes below 1; a subclass adds further checks."""
@@ -63,7 +67,8 @@ class TreeBuilder(PerRequest):
             MMSpecError: for sampled proposals in a tree whose nodes are picked by their probability.
         """
         if proposal == "sampled" and not self.value_independent:
+            name = self.called or type(self).__name__
             raise MMSpecError(
-                f"{type(self).__name__} keeps the likeliest nodes, so they are no longer draws from q and "
+                f"{name} keeps the likeliest nodes, so they are no longer draws from q and "
                 "RejectionSampling would not be lossless; use PointMassSampling, or Chain or StaticTree"
             )

@@ -24,6 +24,8 @@ class NativeTree(TreeBuilder):
         native = drafter.native_tree()
         if native is None:
             raise MMSpecError(f"{type(drafter).__name__} proposes whole trees of its own, so tree=native is none")
+        native = native.fork()
+        native.called = type(self).__name__
         return native
 
     def build(self, growth: Growth) -> DraftTree:
