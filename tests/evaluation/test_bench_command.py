@@ -45,6 +45,7 @@ def test_one_method_is_compared_with_plain_decoding(tmp_path, capsys):
         assert (tmp_path / "b" / name).stat().st_size
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_everything_embedded_and_its_rivals_run(tmp_path):
     bundle = Bundle.open(benchmark(["task=charts", *QUICK], tmp_path / "b"))
     assert not bundle.failures and all(record["same"] for record in bundle.requests)
@@ -71,6 +72,7 @@ def test_an_experiment_of_ones_own(own_configs):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_sampling_and_batches(tmp_path):
     overrides = [
         "sampling=sampled",

@@ -39,7 +39,7 @@ from mmspec.verifiers import RejectionSampling, Synthetic
 def bundle(tmp_path_factory):
     """Three methods, three requests, two repeats."""
     target, place = tiny(), tmp_path_factory.mktemp("measured") / "b"
-    chosen = [*sides(target, tokens=20), side("again", target, tokens=20)]
+    chosen = [*sides(target, tokens=10), side("again", target, tokens=10)]
     return measure(place, questions(100, 101, 102), chosen=chosen, repeats=2)
 
 
@@ -76,7 +76,7 @@ def test_the_methods_take_turns_and_change_places(bundle):
 def test_the_same_seed_gives_the_same_tokens_and_counts(tmp_path):
     said = []
     for seed in (3, 4):
-        chosen = sides(tiny(), temperature=1.0, tokens=40)
+        chosen = sides(tiny(), temperature=1.0, tokens=16)
         bundle = measure(tmp_path / str(seed), chosen=chosen, seed=seed, repeats=2)
         assert all(record["repeatable"] and record["same"] for record in bundle.requests)
         said.append(bundle.requests[0]["token_ids"])

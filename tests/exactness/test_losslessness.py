@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from covering import covering
 from laws import Enumeration, draw_probability, processed, random_tables, sequence_law, zeroed
 
 from mmspec.decoding.sampling import LogitsPipeline
@@ -76,9 +77,7 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("vocab", [3, 4])
+@pytest.mark.parametrize(("kind", "shape", "vocab"), covering(KINDS, SHAPES, [3, 4]))
 def test_rejection_sampling_is_lossless(kind, shape, vocab):
     target, draft = models(kind, vocab, depth_of(shape))
     assert Enumeration(RejectionSampling(), target, draft, SHAPES[shape]).error() < EXACT
