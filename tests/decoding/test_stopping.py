@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from covering import covering
 from models import inputs_for, llama
 from refusals import refused
 from toys import Scripted, byte_tokenizer, cut
@@ -146,12 +147,13 @@ class Recorder:
         return self.answer(ids.shape[1] >= self.stop_at)
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
-@pytest.mark.parametrize("extra", [1, 3, 4, 6])
-@pytest.mark.parametrize("answer", [bool, lambda stop: torch.tensor([stop])], ids=["bool", "tensor"])
+ANSWERS = {"bool": bool, "tensor": lambda stop: torch.tensor([stop])}
+
+
+@pytest.mark.parametrize(("drafter", "extra", "answer"), covering(DRAFTERS, [1, 3, 4, 6], ANSWERS))
 def test_criteria_are_asked_after_every_token(single, drafter, extra, answer):
     prompt = single.inputs["input_ids"][0].tolist()
-    recorder = Recorder(len(prompt) + extra, answer)
+    recorder = Recorder(len(prompt) + extra, ANSWERS[answer])
     out = single.run(single.drafted()[drafter], stopping_criteria=[recorder])
     assert out.token_ids == [single.texts[0][:extra]] and out.finish_reason == ["stopping_criteria"]
     assert recorder.seen == [prompt + single.texts[0][: n + 1] for n in range(extra)]
