@@ -17,12 +17,15 @@ class ExportSettings:
 
     output: str
     verifier_name: str | None
-    speculative_tokens: int
+    speculative_tokens: int | None
+    mask_token_id: int | None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `mmspec export`."""
-    parser.description = "Write an EAGLE-3 drafter in the format of speculators, which vLLM serves as a chain."
+    parser.description = (
+        "Write a drafter in the format of speculators, which vLLM serves as a chain: EAGLE-3, DFlash or DSpark."
+    )
     parser.add_argument("--output", metavar="FOLDER", help="the folder to write to, the same as output=FOLDER")
 
 
@@ -48,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     drafter = configuration.build(config.drafter, target=target)
     if drafter is None:
         raise MMSpecError("drafter=none leaves nothing to export; name a folder or hub id: drafter=runs/eagle3/best")
-    folder = export_speculators(drafter, settings.output, settings.verifier_name, settings.speculative_tokens)
+    folder = export_speculators(
+        drafter, settings.output, settings.verifier_name, settings.speculative_tokens, settings.mask_token_id
+    )
     print(f"wrote {folder}; serve it with: vllm serve {folder}")
     return 0

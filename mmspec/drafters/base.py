@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..target import Target
 
-CONVENTION = "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm"
+CONVENTION = (
+    "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm; -2, -3, ... "
+    "are the states that leave layers 0, 1, ... before visual features join them"
+)
 """The way in which `feature_layers` are counted, for readers of a saved drafter elsewhere."""
 
 
@@ -46,7 +49,8 @@ class Drafter(nn.Module, Named, PerRequest):
 
     feature_layers: tuple[int, ...] = ()
     """Hidden states of the target to be handed over in `context.features` and `scores.features`: the number of the
-    layer that a state enters, or `mmspec.models.states.LAST` for the state after the final norm."""
+    layer that a state enters, `mmspec.models.states.LAST` for the state after the final norm, or `left` of a layer for
+    the state that leaves it, before visual features join."""
 
     draft_vocab_size: int | None = None
     """Size of a reduced vocabulary; None where every token can be drafted."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MMSpecError
+from ..models.states import before_joining
 from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
 from .head_config import initialise
@@ -26,6 +27,8 @@ class Eagle3Settings(FeatureSettings):
 
     Args:
         feature_layers: three layers of the target, by the state that enters them; null for 2, n / 2 and n - 3 of n.
+        before_deepstack: whether they are read before visual features join them behind the target's first layers
+            (DeepStack, of Qwen3-VL), as `hidden_states` of transformers are; without it they are read behind that.
         fc_norm: whether each of the three features is normed before they are fused (EAGLE-3.1).
         norm_output: whether the next draft step is handed the normed state (EAGLE-3.1).
         norm_before_fc: whether the three features are normed as one vector; not together with `fc_norm`.
@@ -36,6 +39,7 @@ class Eagle3Settings(FeatureSettings):
 
     visual: bool = False  # as in the ports to vision-language models: pictures are seen through the features
     feature_layers: Sequence[int] | None = None
+    before_deepstack: bool = False
     fc_norm: bool = False
     norm_output: bool = False
     norm_before_fc: bool = False
@@ -94,7 +98,10 @@ class Eagle3Drafter(FeatureDrafter):
             assert self.head.head_dim is not None  # LlamaConfig fills it in
             self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
         assert settings.feature_layers is not None  # chosen by `fit`
-        self.feature_layers = tuple(settings.feature_layers) + self.feature_layers  # and what the compressor wants
+        self.taps = tuple(settings.feature_layers)
+        if settings.before_deepstack:
+            self.taps = before_joining(self.taps, self.target.family.joined_layers)
+        self.feature_layers = self.taps + self.feature_layers  # and what the compressor wants
 
         def norm(width: int) -> nn.RMSNorm:
             return nn.RMSNorm(width, eps=self.head.rms_norm_eps)
@@ -121,7 +128,7 @@ class Eagle3Drafter(FeatureDrafter):
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         """Return a linear map of the states of three layers."""
-        streams = [features[layer].to(self._dtype) for layer in self.settings.feature_layers or ()]
+        streams = [features[layer].to(self._dtype) for layer in self.taps]
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
         joined = torch.cat(streams, dim=-1)

@@ -66,6 +66,12 @@ class Family(Media, Head, Writing):
         return self.decoder.layers
 
     @property
+    def joined_layers(self) -> int:
+        """The number of first layers behind which visual features join the states, outside of the layers (DeepStack);
+        0 for most models."""
+        return 0
+
+    @property
     def final_norm(self) -> nn.Module:
         """The norm behind the last layer."""
         return getattr(self.decoder, self.final_norm_name)

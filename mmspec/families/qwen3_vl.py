@@ -34,6 +34,11 @@ class Qwen3VL(Qwen2VL):
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     encoder_type = Deep
 
+    @property
+    def joined_layers(self) -> int:
+        """The number of layers that the vision tower gives features for."""
+        return len(self.model.config.vision_config.deepstack_visual_indexes)
+
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
     ) -> dict[str, Any]:

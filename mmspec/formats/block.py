@@ -21,7 +21,8 @@ from ..target import Target
 from .assembly import assemble
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
-from .eagle3 import HEAD, vocabulary_of
+from .deepstack import SETTING, reads_before
+from .eagle3 import HEAD, idle_bias, vocabulary_of
 from .embedding import alike
 from .head import FUSED_NORMS
 
@@ -75,6 +76,7 @@ class BlockFormat(Format):
             names |= {"hidden_norm.": "context_norm.", "norm.": "final_norm.", "fc.": "context_proj."}
         if said.take("rope_is_neox_style", bool, said.take("is_neox_style", bool, True)) is False:
             made |= halves(checkpoint, layers, said)
+        idle = [key for layer in range(layers) for key in idle_bias(checkpoint, f"layers.{layer}")]
         return assemble(
             cls,
             checkpoint,
@@ -82,7 +84,7 @@ class BlockFormat(Format):
             cls.Settings(**settings | more),
             names=names,
             made=made,
-            unread=(*unread, *made, "d2t", "t2d", HEAD),
+            unread=(*unread, *made, "d2t", "t2d", HEAD, *idle),
         )
 
     def _vocabulary(self, checkpoint: Checkpoint, target: Target) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -146,12 +148,13 @@ class Said:
         if self.take("causal_head", bool, False):
             causal = True
         mixed, linear = "layer_fusion_weights" in keys, "fc.weight" in keys or "context_proj.weight" in keys
-        said_open = self.take("sliding_window_non_causal", bool, False)
+        said_open, taps = self.take("sliding_window_non_causal", bool, False), self.taps(target)
         return {
             "layers": layers,
             "block_size": self.need("block_size", int, "without which no block can be laid out"),
             "layout": layout,
-            "feature_layers": self.taps(target),
+            "feature_layers": taps,
+            SETTING: reads_before(self.checkpoint, target, taps, self.take(SETTING, bool)),
             "mask_token_id": self.need("mask_token_id", int, "the token that stands in empty slots"),
             "qk_norm": "layers.0.self_attn.q_norm.weight" in keys,
             "causal": bool(causal),

@@ -18,6 +18,7 @@ from ..target import Target
 from .assembly import assemble
 from .base import Format, Shapes
 from .checkpoint import Checkpoint
+from .deepstack import SETTING, reads_before
 from .head import FUSED_NORMS
 
 HEAD = "lm_head.weight"
@@ -63,9 +64,12 @@ class Eagle3(Format):
         made = vocabulary_of(checkpoint, target)
         ropes = [checkpoint.said(name, dict, {}) for name in ("rope_parameters", "rope_scaling")]
         axes = any(MROPE_SETTINGS[0] in rope for rope in ropes)
+        layers = feature_layers(checkpoint)
+        fitted = Eagle3Settings(feature_layers=layers).fit(target).feature_layers or ()
         settings = Eagle3Settings(
             draft_vocab_size=len(made["d2t"]) if "d2t" in made else None,
-            feature_layers=feature_layers(checkpoint),
+            feature_layers=layers,
+            before_deepstack=reads_before(checkpoint, target, fitted, checkpoint.said(SETTING, bool)),
             fc_norm=norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
             norm_before_fc=norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
             norm_output=checkpoint.said("norm_output", bool, False),

@@ -18,7 +18,7 @@ from torch.fx.experimental import _config as symbols
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from .states import LAST
+from .states import LAST, layer_entered
 from .switches import Switch
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class CompiledModel:
         logits = self.family.forward(
             input_ids=tokens, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: cache}
         )
-        states = [self._states[layer] for layer in features]
+        states = [self._states[layer_entered(layer)] for layer in features]  # nothing visual joins a block of nodes
         self._states.clear()  # what the caller does not ask for is no output of the program
         return logits, states
 

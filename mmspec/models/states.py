@@ -17,13 +17,36 @@ if TYPE_CHECKING:
 
 LAST = -1
 """Number of the feature after the final norm, which the head reads. Other features have the number of the layer they
-enter."""
+enter, or a number below this one, see `left`."""
+
+
+def left(layer: int) -> int:
+    """Return the number of the feature that leaves a layer, before anything else is added to it.
+
+    It is the one that enters the next layer, but where visual features join the states between layers (DeepStack).
+    """
+    return LAST - 1 - layer
+
+
+def layer_entered(feature: int) -> int:
+    """Return the layer that a feature enters where nothing joins it on the way; `LAST` for itself."""
+    return LAST - feature if feature < LAST else feature
+
+
+def before_joining(features: Iterable[int], joined: int) -> tuple[int, ...]:
+    """Return features, with those that visual features join on the way as they are before that.
+
+    Args:
+        features: layers that are entered, or `LAST`.
+        joined: number of first layers behind which visual features join, see `Family.joined_layers`.
+    """
+    return tuple(left(layer - 1) if 0 < layer <= joined else layer for layer in features)
 
 
 @contextmanager
 def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep hidden states of the forward pass inside the block, as a dict from layer (or `LAST`) to `[batch, length,
-    hidden]`.
+    """Keep hidden states of the forward pass inside the block, as a dict from layer (or `LAST`, or `left` of a layer)
+    to `[batch, length, hidden]`.
 
     Passes of other threads over the same model are not recorded.
 
@@ -37,6 +60,9 @@ def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]
         if layer == LAST:
             return Ear(family.final_norm, after=lambda args, output: features.__setitem__(LAST, output))
         keep = partial(features.__setitem__, layer)
+        if layer < LAST:
+            module = family.layers[layer_entered(layer) - 1]
+            return Ear(module, after=lambda args, output: keep(output[0] if isinstance(output, tuple) else output))
         return Ear(family.layers[layer], before=lambda args, kwargs: keep(args[0] if args else kwargs["hidden_states"]))
 
     with listening(map(ear, layers)):

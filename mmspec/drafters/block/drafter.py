@@ -15,6 +15,7 @@ from ...models.cache import TreeCache
 from ...models.masks import MaskForm
 from ...models.session import Session
 from ...models.slots import pick, pick_numbers
+from ...models.states import before_joining
 from ...outcome import Scores, Verdict
 from ...tree import DraftTree
 from ...trees import Chain, TreeBuilder
@@ -98,6 +99,8 @@ class BlockDrafter(LayerDrafter):
             assert self.head.head_dim is not None  # LlamaConfig fills it in
             self.axes = axes_of(dict(self.head.rope_parameters or {}), self.head.head_dim)
         self.taps = tuple(settings.feature_layers or ())
+        if settings.before_deepstack:
+            self.taps = before_joining(self.taps, self.target.family.joined_layers)
         self.feature_layers = tuple(dict.fromkeys(self.taps + self.feature_layers))  # and what the compressor wants
         self.fc = self.layer_fusion_weights = None
         if settings.fusion != "mix":

@@ -25,7 +25,9 @@ class BlockSettings(LayerSettings):
         layout: `same` if a slot speaks of the token at its own place, so that the anchor's says nothing; `shifted` if
             it speaks of the token behind it, so that there are as many drafts as slots.
         feature_layers: layers of the target whose entering states are fused (-1 is the state after the final norm);
-            null for five, spread as DFlash does.
+            null for five, spread as DFlash does, and behind the layers that visual features join.
+        before_deepstack: whether the states are read before visual features join them behind the target's first layers
+            (DeepStack, of Qwen3-VL), as `hidden_states` of transformers are; without it they are read behind that.
         mask_token_id: the token whose embedding stands in slots without a token, and which is never proposed; null for
             a vector of the drafter's own, which is trained.
         qk_norm: whether queries and keys are normed per head.
@@ -50,6 +52,7 @@ class BlockSettings(LayerSettings):
     block_size: int = 9
     layout: Literal["same", "shifted"] = "same"
     feature_layers: Sequence[int] | None = None
+    before_deepstack: bool = False
     mask_token_id: int | None = None
     qk_norm: bool = True
     causal: bool = False
@@ -91,7 +94,8 @@ class BlockSettings(LayerSettings):
     def fit(self, target: Target) -> Self:
         """Choose the layers to read, and refuse layers and a mask token that the target does not have."""
         count, mask = len(target.family.layers), self.mask_token_id
-        chosen = list(usual_layers(count) if self.feature_layers is None else self.feature_layers)
+        usual = usual_layers(count, joined=target.family.joined_layers)
+        chosen = list(usual if self.feature_layers is None else self.feature_layers)
         if not chosen or not all(LAST <= layer < count for layer in chosen):
             raise MMSpecError(
                 f"feature_layers={shown(chosen)} must be layers of the target, from 0 to {count - 1}, or {LAST}"
@@ -109,8 +113,15 @@ class BlockSettings(LayerSettings):
         return fitted
 
 
-def usual_layers(count: int, taps: int = 5) -> list[int]:
-    """Return the layers that DFlash reads of a target with `count` layers, by the states that enter them: `taps` from
-    the second layer to the last but two, fewer in a target that has not so many."""
-    outputs = [round(1 + i * (count - 4) / (taps - 1)) for i in range(taps)]
+def usual_layers(count: int, taps: int = 5, joined: int = 0) -> list[int]:
+    """Return the layers that DFlash reads of a target, by the states that enter them: `taps` from the second layer, or
+    behind those that visual features join, to the last but two, fewer in a target that has not so many.
+
+    Args:
+        count: number of layers of the target.
+        taps: number of layers to read.
+        joined: number of first layers behind which visual features join.
+    """
+    first = max(1, joined)
+    outputs = [round(first + i * (count - 3 - first) / (taps - 1)) for i in range(taps)]
     return sorted({min(max(output, 0) + 1, count - 1) for output in outputs})
