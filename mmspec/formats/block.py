@@ -1,4 +1,5 @@
-"""Block drafters: DFlash and its kin, as z-lab, DeepSpec, speculators, SpecForge and AngelSpec save them."""
+"""Block drafters: DFlash and its kin, as z-lab, DeepSpec, speculators, SpecForge, AngelSpec and transformers save
+them."""
 
 from __future__ import annotations
 
@@ -42,8 +43,33 @@ LAYOUTS = {
     "DSparkSpeculator": SHIFTED,
     "Qwen3DSparkModel": SHIFTED,
     "Gemma4DSparkModel": SHIFTED,
+    "MuseGlimmerAssistantModel": SAME,
 }
 """Layouts of the architectures that have one without saying so."""
+
+
+NAMES: dict[str, dict[str, str]] = {
+    FUSED_NORMS[0]: {},
+    FUSED_NORMS[1]: {"hidden_norm.": "context_norm.", "norm.": "final_norm.", "fc.": "context_proj."},
+    FUSED_NORMS[2]: {"hidden_norm.": "encoder.output_norm_enc.", "fc.": "encoder.fc."},
+}
+"""Prefixes of names with those of the keys, by the norm of the fused states that a checkpoint has."""
+
+FUSIONS = ("fc.weight", "context_proj.weight", "encoder.fc.weight")
+"""Keys of the map that fuses the target's states."""
+
+MASK, PICKLED_MASK = "mask_embedding", "mask_embedding.pt"
+"""Key of the vector that stands in empty slots, of drafters that have one in place of a token; MiMo's file with it."""
+
+OTHERS = {
+    ".qkv_proj.": "queries, keys and values from one projection",
+    ".g_proj.": "a gate on the attention",
+    "aux_hidden_norms.": "a norm for every state that is read",
+}
+"""Parts of keys that no drafter here has (Laguna's), and what they are."""
+
+NATIVE = "muse_glimmer_assistant"
+"""The `model_type` of transformers' own class, whose windows reach one token further and are open in both directions."""
 
 
 class BlockFormat(Format):
@@ -62,7 +88,8 @@ class BlockFormat(Format):
 
     def build(self, checkpoint: Checkpoint, target: Target) -> BlockDrafter:
         """Make the drafter with the checkpoint's weights."""
-        norm = FUSED_NORMS[1] if FUSED_NORMS[1] in checkpoint.shapes else FUSED_NORMS[0]
+        refuse_others(checkpoint)
+        norm = next((norm for norm in FUSED_NORMS if norm in checkpoint.shapes), FUSED_NORMS[0])
         checkpoint.require(norm)
         said = Said(checkpoint)
         layers = len({key.split(".")[1] for key in checkpoint.shapes if key.startswith("layers.")})
@@ -72,8 +99,7 @@ class BlockFormat(Format):
         settings["own_head"] = HEAD in checkpoint.shapes and HEAD not in unread
         settings["draft_vocab_size"] = len(made["d2t"]) if "d2t" in made else None
         cls, more, names = said.kind()
-        if norm == FUSED_NORMS[1]:
-            names |= {"hidden_norm.": "context_norm.", "norm.": "final_norm.", "fc.": "context_proj."}
+        names |= NAMES[norm]
         if said.take("rope_is_neox_style", bool, said.take("is_neox_style", bool, True)) is False:
             made |= halves(checkpoint, layers, said)
         idle = [key for layer in range(layers) for key in idle_bias(checkpoint, f"layers.{layer}")]
@@ -98,6 +124,24 @@ class BlockFormat(Format):
         return made | {HEAD: own}, ()
 
 
+def refuse_others(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint with parts that no drafter here has, or with a mask that would have to be unpickled.
+
+    Raises:
+        MMSpecError: for such a checkpoint.
+    """
+    found = [what for mark, what in OTHERS.items() if any(mark in key for key in checkpoint.shapes)]
+    if found:
+        raise MMSpecError(
+            f"{checkpoint} has {' and '.join(found)}, for which no BlockDrafter has weights: load one of another kind"
+        )
+    if MASK not in checkpoint.shapes and (checkpoint.folder / PICKLED_MASK).exists():
+        raise MMSpecError(
+            f"{checkpoint} keeps the vector of its mask in {PICKLED_MASK}, a pickle, which is not opened: put it into "
+            f"model.safetensors as {MASK!r}, see docs/checkpoint_formats.md"
+        )
+
+
 def is_block(keys: Shapes) -> bool:
     """Return True if there is a norm of fused states, and layers that norm their input."""
     return any(norm in keys for norm in FUSED_NORMS) and "layers.0.input_layernorm.weight" in keys
@@ -113,6 +157,7 @@ class Said:
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.nested = checkpoint.said("dflash_config", dict, {})
+        self.native = checkpoint.said("model_type", str) == NATIVE
 
     def take(self, name: str, kind: Any, default: Any = None) -> Any:
         """Return a setting from the top of `config.json` or from its `dflash_config`.
@@ -147,15 +192,17 @@ class Said:
         causal, scale = self.take("causal", bool, self.take("is_causal", bool)), self.take("output_multiplier", float)
         if self.take("causal_head", bool, False):
             causal = True
-        mixed, linear = "layer_fusion_weights" in keys, "fc.weight" in keys or "context_proj.weight" in keys
-        said_open, taps = self.take("sliding_window_non_causal", bool, False), self.taps(target)
+        mixed, linear = "layer_fusion_weights" in keys, any(key in keys for key in FUSIONS)
+        said_open, taps = self.take("sliding_window_non_causal", bool, self.native), self.taps(target)
         return {
             "layers": layers,
             "block_size": self.need("block_size", int, "without which no block can be laid out"),
             "layout": layout,
             "feature_layers": taps,
             SETTING: reads_before(self.checkpoint, target, taps, self.take(SETTING, bool)),
-            "mask_token_id": self.need("mask_token_id", int, "the token that stands in empty slots"),
+            "mask_token_id": None
+            if MASK in keys
+            else self.need("mask_token_id", int, "the token that stands in empty slots"),
             "qk_norm": "layers.0.self_attn.q_norm.weight" in keys,
             "causal": bool(causal),
             "windows": windows,
@@ -212,7 +259,7 @@ class Said:
                 f"{shown(entering)} are not the same states: the second ones must be one more"
             )
         count, shapes = len(target.family.layers), self.checkpoint.shapes
-        wide = next((shapes[key][-1] for key in ("fc.weight", "context_proj.weight") if key in shapes), None)
+        wide = next((shapes[key][-1] for key in FUSIONS if key in shapes), None)
         if wide is not None and leaving is None and wide == (len(found) - 1) * target.hidden_size:
             found = found[:-1]  # speculators may list the state behind the last layer too, which no drafter reads
         if wide is not None and wide != len(found) * target.hidden_size:
@@ -240,7 +287,7 @@ class Said:
             return None
         window = self.take("swa_window_size", int)
         if window is None:
-            window = self.need("sliding_window", int, "how far back its sliding layers see")
+            window = self.need("sliding_window", int, "how far back its sliding layers see") + self.native
         return [window if kind == "sliding_attention" else None for kind in kinds]
 
     def kind(self) -> tuple[type[BlockDrafter], dict[str, Any], dict[str, str]]:

@@ -18,7 +18,7 @@ LAYER = (
 )
 """Names of the weights that every layer has."""
 
-FUSED_NORMS = ("hidden_norm.weight", "context_norm.weight")
+FUSED_NORMS = ("hidden_norm.weight", "context_norm.weight", "encoder.output_norm_enc.weight")
 """Keys of the norm of fused states, one of which every block drafter has."""
 
 OLD_BASE = 10000.0

@@ -7,9 +7,9 @@ import json
 import models
 import pytest
 import torch
-from blocks import drafter_like, reference_at
+from blocks import drafter_like, reference_at, taps_of
 from heads import FEW, TOLERANCE, error, guesses_of, lesson_of
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec
@@ -209,3 +209,76 @@ def test_what_is_not_said_is_not_guessed(dialect, changes, message, tmp_path):
 def test_a_layout_may_be_said_against_the_architecture(tmp_path):
     _, folder, target = written(tmp_path, "z-lab", sample_from_anchor=True)
     assert mmspec.load_drafter(folder, target).settings.layout == "shifted"
+
+
+# Formats with traits of their own.
+
+
+def test_the_assistant_of_muse_glimmer_is_what_transformers_computes(tmp_path):
+    """transformers' own class, saved by itself, on the target's states; windows by its own rule, at the true places."""
+    found = pytest.importorskip(
+        "transformers.models.muse_glimmer_assistant", reason="this transformers has no Muse-Glimmer"
+    )
+    target, lesson, window = target_of("llava", "sdpa"), lesson_of("llava"), 5
+    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = found.MuseGlimmerAssistantConfig(
+        **sizes, head_dim=8, num_hidden_layers=2, block_size=5, mask_token_id=3, target_layer_ids=[0, 1],
+        sliding_window=window, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = models.redraw(found.MuseGlimmerAssistantModel(config), seed=4).eval()
+    theirs.set_attn_implementation("eager")
+    theirs.save_pretrained(tmp_path)
+    loaded = mmspec.load_drafter(str(tmp_path), target)
+    settings = loaded.settings
+    assert type(loaded) is DFlashDrafter and (settings.windows, settings.causal_windows) == ([window + 1, None], False)
+    assert (settings.layout, settings.block_size, settings.feature_layers) == ("same", 5, [1, 2])
+    ours, embed = guesses_of(loaded, lesson, 4), target.model.get_input_embeddings()
+    for row, root in ((0, 0), (0, 4), (2, 6), (3, 3)):
+        taps, _, anchor, place = taps_of("llava", loaded, row, root)
+        inputs = embed(torch.tensor([[anchor, 3, 3, 3, 3]])).detach()
+        places = torch.arange(place + 5)
+        near = (places[place:, None] - places).abs() <= window
+        masks = {"full_attention": None, "sliding_attention": torch.zeros(near.shape).masked_fill(~near, -torch.inf)}
+        with torch.no_grad():
+            states = theirs(noise_embeds=inputs, context_hidden_states=taps[None], attention_mask=masks)
+            logits = target.model.get_output_embeddings()(states.last_hidden_state)[0]
+        logits[:, 3] = -torch.inf
+        for step in range(4):
+            assert error(ours[row, root, step], logits[1 + step]) < TOLERANCE
+    inputs, expected = case("llava", "sdpa", *RAGGED, 12)
+    assert mmspec.generate(target, loaded, inputs=inputs, max_new_tokens=12).token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("layers.0.self_attn.qkv_proj.weight", "has queries, keys and values from one projection, for which"),
+        ("layers.1.self_attn.g_proj.weight", "has a gate on the attention, for which"),
+        ("aux_hidden_norms.0.weight", "has a norm for every state that is read, for which"),
+    ],
+)
+def test_parts_that_no_drafter_has_are_refused(key, said, tmp_path):
+    _, folder, target = written(tmp_path, "z-lab")
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {key: torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(MMSpecError, match=said) as caught:
+        mmspec.load_drafter(folder, target)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_is_read_from_the_weights_and_not_unpickled(tmp_path):
+    _, folder, target = written(tmp_path, "z-lab")
+    (tmp_path / "mask_embedding.pt").write_bytes(b"never opened")
+    with pytest.raises(MMSpecError, match="mask_embedding.pt, a pickle, which is not opened: put it into") as caught:
+        mmspec.load_drafter(folder, target)
+    assert "\n" not in str(caught.value)
+    weights, vector = load_file(tmp_path / "model.safetensors"), torch.randn(32)
+    save_file(weights | {"mask_embedding": vector}, tmp_path / "model.safetensors")
+    loaded, lesson = mmspec.load_drafter(folder, target), lesson_of("llava")
+    assert loaded.settings.mask_token_id is None and loaded.mask_embedding.equal(vector)
+    ours = guesses_of(loaded, lesson, 3)
+    chain = lesson.answers[0][5:][:2]
+    for step, logits in enumerate(reference_at("llava", loaded, 0, 4, chain)):
+        assert error(ours[0, 4, step], logits) < TOLERANCE
