@@ -69,7 +69,7 @@ OTHERS = {
 """Parts of keys that no drafter here has (Laguna's), and what they are."""
 
 NATIVE = "muse_glimmer_assistant"
-"""The `model_type` of transformers' own class, whose windows reach one token further and are open in both directions."""
+"""The `model_type` of transformers' own class, whose windows reach one token further, and in both directions."""
 
 
 class BlockFormat(Format):
