@@ -35,7 +35,7 @@ def test_numbers_of_features():
     assert [layer_entered(layer) for layer in (LAST, 0, 4)] == [LAST, 0, 4]
     assert before_joining([0, 1, 2, 3, LAST], joined=2) == (0, left(0), left(1), 3, LAST)
     assert before_joining([0, 1, LAST], joined=0) == (0, 1, LAST)
-    assert target_of(NAME).family.joined_layers == JOINED and target_of("qwen_vl").family.joined_layers == 0
+    assert target_of(NAME).family.joined_layers == JOINED and target_of("qwen2_5_vl").family.joined_layers == 0
 
 
 def test_before_and_behind_differ_at_image_rows_of_the_first_layers_and_before_is_what_transformers_shows():
@@ -117,7 +117,7 @@ def published(folder, said=None, taps=(0, 1), name=NAME, **more):
 
 
 def test_a_checkpoint_that_does_not_say_is_warned_about(tmp_path, caplog):
-    cases = [({}, True), ({"said": False}, False), ({"said": True}, False), ({"name": "qwen_vl"}, False)]
+    cases = [({}, True), ({"said": False}, False), ({"said": True}, False), ({"name": "qwen2_5_vl"}, False)]
     for number, (changes, warned) in enumerate(cases):
         folder, target = published(tmp_path / str(number), **changes)
         caplog.clear()
@@ -154,6 +154,6 @@ def test_what_is_read_before_is_not_exported(cls, settings, tmp_path):
 
 def test_a_new_drafter_reads_behind_these_layers():
     assert usual_layers(36) == [2, 10, 18, 26, 34] and usual_layers(28) == [2, 8, 14, 20, 26]
-    assert usual_layers(36, joined=3) == [4, 11, 19, 26, 34]
+    assert usual_layers(36, joined=3) == [4, 11, 19, 27, 34]
     assert min(usual_layers(28, joined=3)) == 4
     assert min(DFlashDrafter(target_of(NAME)).settings.feature_layers) >= JOINED

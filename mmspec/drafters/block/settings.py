@@ -122,6 +122,6 @@ def usual_layers(count: int, taps: int = 5, joined: int = 0) -> list[int]:
         taps: number of layers to read.
         joined: number of first layers behind which visual features join.
     """
-    first = max(1, joined)
-    outputs = [round(first + i * (count - 3 - first) / (taps - 1)) for i in range(taps)]
+    first, last = max(1, joined), max(count - 3, joined)
+    outputs = [round(first + i * (last - first) / (taps - 1)) for i in range(taps)]
     return sorted({min(max(output, 0) + 1, count - 1) for output in outputs})
