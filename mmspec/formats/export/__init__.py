@@ -23,7 +23,7 @@ WRITERS: dict[type[Drafter], type[Writer]] = {
     DFlashDrafter: DFlashWriter,
     DSparkDrafter: DSparkWriter,
 }
-"""What writes the drafters of a class. A subclass is another method, and needs a writer of its own."""
+"""The writer of every class that can be exported. A subclass is another method, and needs a writer of its own."""
 
 __all__ = ["FORMAT", "WRITERS", "Writer", "check_length", "export_speculators", "exported"]
 
