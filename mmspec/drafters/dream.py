@@ -15,11 +15,10 @@ from ..compressors import DraftPrompt
 from ..lesson import Guess, Lesson
 from ..models.slots import pick
 from ..models.states import LAST
-from ..trees.growth import Block
 from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
 from .head_config import initialise
-from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_unrolled
+from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_causally, attend_unrolled
 from .layer_pass import LayerPass
 from .reading import TargetView, view_of
 
@@ -123,33 +122,23 @@ class DreamDrafter(FeatureDrafter):
         keys, values = (functional.pad(part, (0, 0, 1, 0)) for part in memory)
         return [first, (keys, values), last]
 
-    def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
-        embeds = self.token_embeds(block.tokens)
-        with self.session.block(block.visible, block.depth, block.extends_chain) as mask:
-            assert mask is None or isinstance(mask, Tensor)  # as the session was made
-            embeds, states = self.session.present(embeds), self.session.present(states)
-            output = self.norm(self._layers(embeds, states, mask, self._rope_of(block, embeds)))
-        return self.session.whole(output)
+    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Return embeddings and states as they are: different layers read them."""
+        return embeds, states
 
-    def _layers(self, embeds: Tensor, states: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
-        """Run the three layers inside an open block: from `[batch, new, hidden]` embeddings of tokens and states to
-        outputs."""
-        entries = self.session.cache.tree_layers
+    def _layers(self, mixed: Tensor, residual: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
+        """Run the three layers and the norm inside an open block: from `[rows, new, hidden]` embeddings of tokens and
+        states to outputs."""
         (first, last), (_, middle, third) = self._passes, self._three
-
-        def attended(layer: LayerPass, number: int, mixed: Tensor) -> Tensor:
-            queries, own_keys, own_values = layer.project(mixed, rope)
-            keys, values = entries[number].update(own_keys, own_values)
-            return attend(queries, keys, values, mask)
-
-        hidden = first.finish(embeds, attended(first, 0, embeds))
+        embeds, states, entries = mixed, residual, self.session.cache.tree_layers
+        hidden = first.finish(embeds, self._attended(0, embeds, mask, rope))
         if self.settings.cross_attention:
             # An entry is the state before a token: who sees the token sees it, and nobody else does.
             keys, values = (part[:, :, 1:] for part in entries[1].update(*middle.keys_values(states)))
             seen = mask if self.settings.tree_masked or mask is None else self._by_slot(mask)
             seen = None if seen is None else seen[..., 1:]
             hidden = middle.finish(hidden, attend(middle.queries(hidden), keys, values, seen))
-        return last.finish(hidden, attended(last, -1, third.input_layernorm(hidden)))
+        return self.norm(last.finish(hidden, self._attended(-1, third.input_layernorm(hidden), mask, rope)))
 
     def _by_slot(self, mask: Tensor) -> Tensor:
         """Return a mask like this one by which every node of the open block sees all slots before it, and its own."""
@@ -212,7 +201,7 @@ class DreamDrafter(FeatureDrafter):
         embeds, (first, middle, last) = prompt.embeds.to(self._dtype), self._three
         rope = self._rope(embeds, self.slot_positions(prompt))
         entries = first.self_attn.keys_values(embeds, rope)
-        block = first.finish(embeds, _causal(first.self_attn.queries(embeds, rope), *entries))
+        block = first.finish(embeds, attend_causally(first.self_attn.queries(embeds, rope), *entries))
         hidden, memory = block, None
         if self.settings.cross_attention:
             memory = middle.keys_values(prompt.states[:, :-1])
@@ -222,7 +211,7 @@ class DreamDrafter(FeatureDrafter):
             if self.settings.first_token == "mean":
                 attended = [self._mean_value(prompt.states)]
             if queries.shape[2] > 1:
-                attended.append(_causal(queries[:, :, 1:], *memory))
+                attended.append(attend_causally(queries[:, :, 1:], *memory))
             hidden = middle.finish(block, torch.cat(attended, dim=2))
         return block, hidden, entries, memory, last.self_attn.keys_values(last.input_layernorm(hidden), rope)
 
@@ -283,9 +272,3 @@ class CrossAttention(DraftAttention):
     def keys_values(self, states: Tensor, rope: Rope | None = None) -> Entries:
         """Return normed keys, and values, `[batch, key_value_heads, length, head_dim]`."""
         return self.k_norm(self._heads(self.k_proj(states))), self._heads(self.v_proj(states))
-
-
-def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of every slot to itself and what is before it, all of one length."""
-    grouped = queries.shape[1] != keys.shape[1]
-    return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)

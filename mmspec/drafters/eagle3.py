@@ -109,12 +109,22 @@ class Eagle3Drafter(FeatureDrafter):
         self.fc = nn.Linear(3 * state, hidden, bias=False)
         self.fc_norm = nn.ModuleList([norm(state) for _ in range(3)]) if settings.fc_norm else None
         self.input_norm = norm(3 * state) if settings.norm_before_fc else None
-        self.midlayer = DraftLayer(self.head, 2 * hidden)
-        self.midlayer.hidden_norm, self.midlayer.input_layernorm = norm(hidden), norm(hidden)
+        self.build_layers()
         self.norm = norm(hidden)
         self.lm_head = nn.Linear(hidden, self.draft_vocab_size or self.target.vocab_size, bias=False)
         initialise(self)
         self._copy_head()
+
+    def build_layers(self) -> None:
+        """Make the layer, under its name in the checkpoints."""
+        self.midlayer = self.first_layer()
+
+    def first_layer(self) -> DraftLayer:
+        """Return a layer that reads embeddings and states side by side, each with a norm of its own."""
+        hidden, eps = self.head.hidden_size, self.head.rms_norm_eps
+        layer = DraftLayer(self.head, 2 * hidden)
+        layer.hidden_norm, layer.input_layernorm = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
+        return layer
 
     @property
     def layer(self) -> DraftLayer:
@@ -128,7 +138,10 @@ class Eagle3Drafter(FeatureDrafter):
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         """Return a linear map of the states of three layers."""
-        streams = [features[layer].to(self._dtype) for layer in self.taps]
+        return self.fused([features[layer].to(self._dtype) for layer in self.taps])
+
+    def fused(self, streams: Sequence[Tensor]) -> Tensor:
+        """Return the state `[..., hidden]` of three `[..., target hidden]` features."""
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
         joined = torch.cat(streams, dim=-1)
@@ -136,7 +149,7 @@ class Eagle3Drafter(FeatureDrafter):
 
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Return embeddings and states, normed and side by side."""
-        mixed = normed_side_by_side([embeds, states], [self.midlayer.input_layernorm, self.midlayer.hidden_norm])
+        mixed = normed_side_by_side([embeds, states], [self.layer.input_layernorm, self.layer.hidden_norm])
         return mixed, mixed[..., embeds.shape[-1] :] if self.settings.norm_before_residual else states
 
     def next_state(self, output: Tensor) -> Tensor:

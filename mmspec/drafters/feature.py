@@ -34,7 +34,8 @@ LEVELS = 16
 
 
 class FeatureDrafter(LayerDrafter):
-    """A drafter that extrapolates the target's features, one draft token at a time, with a single transformer layer.
+    """A drafter that extrapolates the target's features, one draft token at a time, usually with a single transformer
+    layer.
 
     Slot t of the drafter pairs the feature after token t with the embedding of token t + 1, and speaks of token t + 2.
     Slots of the true sequence hold true features and stay in the drafter's cache; the slots of a draft hold its own
@@ -178,7 +179,8 @@ class FeatureDrafter(LayerDrafter):
         """Enter what the target has confirmed, with true features; the last of it is the root."""
         trunk, steps = self.newest(root, self.session.pending), self._steps
         width = trunk.tokens.shape[1]
-        output = self._run(trunk, self._states[:, :width], steps[:, :width] if isinstance(steps, Tensor) else steps)
+        step = steps[:, :width] if isinstance(steps, Tensor) else steps
+        output = self._run(trunk, self.layer_input(self.token_embeds(trunk.tokens), self._states[:, :width], step))
         self.session.keep(trunk.counts, kept=trunk.kept)
         if isinstance(steps, Tensor):
             self._guessed = [before + count for before, count in zip(self._guessed, trunk.counts, strict=True)]
@@ -190,7 +192,7 @@ class FeatureDrafter(LayerDrafter):
     def expand(self, block: Block) -> Tensor:
         """Return the logits after a block of nodes, whose parents' outputs are their states."""
         states = self._drafted[-1] if block.extends_chain else pick(torch.cat(self._drafted, dim=1), block.parents)
-        output = self._run(block, states, block.step)
+        output = self._run(block, self.layer_input(self.token_embeds(block.tokens), states, block.step))
         self._drafted.append(self.next_state(output))
         return self.logits(self.head_input(output))
 
@@ -233,16 +235,27 @@ class FeatureDrafter(LayerDrafter):
         self.session.take_back(self._guessed)
         self._guessed = [0] * len(self._guessed)
 
-    def _run(self, block: Block, states: Tensor, step: int | Tensor = 0) -> Tensor:
-        """Run the layer once: from nodes with their `[batch, new, hidden]` states to `[batch, new, hidden]` outputs."""
-        session, (layer,) = self.session, self._passes
-        mixed, residual = self.layer_input(self.token_embeds(block.tokens), states, step)
+    def _run(self, block: Block, entering: tuple[Tensor, Tensor]) -> Tensor:
+        """Run the layers once: from what enters at the nodes of a block, see `layer_input`, to `[batch, new, hidden]`
+        outputs."""
+        session = self.session
         with session.block(block.visible, block.depth, block.extends_chain) as mask:
-            mixed, residual = session.present(mixed), session.present(residual)
+            mixed, residual = (session.present(part) for part in entering)
             assert mask is None or isinstance(mask, Tensor)  # as the session was made
-            queries, own_keys, own_values = layer.project(mixed, self._rope_of(block, mixed))
-            keys, values = session.cache.tree_layers[0].update(own_keys, own_values)
-        return session.whole(layer.finish(residual, attend(queries, keys, values, mask)))
+            output = self._layers(mixed, residual, mask, self._rope_of(block, mixed))
+        return session.whole(output)
+
+    def _layers(self, mixed: Tensor, residual: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
+        """Run the layers inside an open block: from what enters, see `layer_input`, to `[rows, new, hidden]`
+        outputs."""
+        return self._passes[0].finish(residual, self._attended(0, mixed, mask, rope))
+
+    def _attended(self, number: int, mixed: Tensor, mask: Tensor | None, rope: Rope) -> Tensor:
+        """Enter the keys and values of `[rows, new, width]` states into the cache, and return what they attend to,
+        `[rows, heads, new, head_dim]`. The number is that of the layer, among `passes` as well as in the cache."""
+        queries, own_keys, own_values = self._passes[number].project(mixed, rope)
+        keys, values = self.session.cache.tree_layers[number].update(own_keys, own_values)
+        return attend(queries, keys, values, mask)
 
     # Training.
 

@@ -178,6 +178,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
 
 
+def attend_causally(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend from every slot to itself and what is before it; all three are of one length."""
+    grouped = queries.shape[1] != keys.shape[1]
+    return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+
+
 def attend_unrolled(
     queries: Tensor, prefix: tuple[Tensor, Tensor], own: list[tuple[Tensor, Tensor]], visible: Tensor
 ) -> Tensor:
