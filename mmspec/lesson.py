@@ -59,6 +59,7 @@ class Lesson:
         features: the target's states by layer, each `[batch, length, hidden]`; `LAST` is always there.
         tasks: a label per row, for reports.
         chosen: `[batch, roots]` True at the roots from which chains are drafted; None for all of them.
+        reach: `[batch, roots]` the steps that the chain of each root has at most; None for no bound.
     """
 
     target: Model
@@ -70,6 +71,7 @@ class Lesson:
     features: dict[int, Tensor]
     tasks: Sequence[str] = field(default_factory=list)
     chosen: Tensor | None = None
+    reach: Tensor | None = None
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -103,6 +105,8 @@ class Lesson:
         valid = behind < counts
         if self.chosen is not None:
             valid = valid & self.chosen
+        if self.reach is not None:
+            valid = valid & (step < self.reach)
         return valid, (counts.cumsum(0) - counts + behind)[valid]
 
     @cached_property
@@ -116,10 +120,33 @@ class Lesson:
 
     def at_roots(self, count: int) -> Lesson:
         """Return this lesson with chains from `count` roots of each row at most, drawn at random."""
+        valid, rank = self._shuffled()
+        return replace(self, chosen=valid & (rank < count))
+
+    def thinned(self, ratio: float, least: float) -> Lesson:
+        """Return this lesson with chains of different lengths: step i is asked for at a share `max(ratio ** i, least)`
+        of each row's roots, rounded up, drawn at random among those of step i - 1. That is P-EAGLE's sampling of depths
+        (arXiv 2602.01469), for drafters to which further steps cost as much as the first."""
+        valid, rank = self._shuffled()
+        roots, longest = valid.sum(1, keepdim=True), max(map(len, self.answers))
+        shares = [max(ratio**step, least) for step in range(longest)]
+        kept = torch.stack([(roots * share).ceil() for share in shares], dim=-1)
+        return replace(self, reach=(rank[..., None] < kept).sum(-1))
+
+    def _shuffled(self) -> tuple[Tensor, Tensor]:
+        """Draw an order of the roots from which chains are drafted; return which these are, and each one's place in the
+        order of its row, `[batch, roots]`."""
         valid, _ = self.drafted(0)
         draws = torch.rand(valid.shape, device="cpu").to(valid.device).masked_fill(~valid, 2.0)
-        rank = draws.argsort(dim=1).argsort(dim=1)
-        return replace(self, chosen=valid & (rank < count))
+        return valid, draws.argsort(dim=1).argsort(dim=1)
+
+    def stands_for(self, step: int) -> Tensor:
+        """Return how many chains each one that has a step stands for, by row, `[batch]`: 1 unless the lesson is
+        thinned."""
+        valid, _ = replace(self, reach=None).drafted(0)
+        if self.reach is None:
+            return torch.ones(len(valid), device=valid.device)
+        return valid.sum(1) / (valid & (step < self.reach)).sum(1).clamp(min=1)
 
     @cached_property
     def logits(self) -> Tensor:

@@ -39,6 +39,7 @@ from .msd import MsdDrafter
 from .mtp import MtpDrafter, MtpSettings
 from .ngram import NGramDrafter
 from .nothing import NoDrafter
+from .peagle import PEagleDrafter, PEagleSettings
 from .session_step import SessionDrafter
 from .step import StepDrafter
 from .v5e0 import V5e0Drafter, V5e0Settings
@@ -82,6 +83,8 @@ __all__ = [
     "NGramDrafter",
     "NoDrafter",
     "OwnEncoderDrafter",
+    "PEagleDrafter",
+    "PEagleSettings",
     "SessionDrafter",
     "SharedEncoderDrafter",
     "SharedVisionDrafter",

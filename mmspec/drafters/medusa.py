@@ -19,6 +19,7 @@ from ..trees import StaticTree, TreeBuilder
 from ..trees.growth import Block
 from .head import HeadDrafter, HeadSettings
 from .one_state import OneStateDrafter
+from .step import guesses_below
 
 if TYPE_CHECKING:
     from ..files.folders import Header
@@ -117,8 +118,7 @@ class MedusaDrafter(OneStateDrafter, HeadDrafter):
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits of the head for each node's depth."""
-        rows = torch.arange(len(self._guesses), device=block.depth.device)[:, None]
-        return self._guesses[rows, block.depth + 1]  # the root's children, of depth 0 here, heard the second head
+        return guesses_below(self._guesses, block)  # the root's children, of depth 0 here, heard the second head
 
     def marginals(self, depth: int) -> Tensor:
         """Return the logits of the first `depth` heads."""

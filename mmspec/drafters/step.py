@@ -111,6 +111,19 @@ class StepDrafter(Drafter):
         return None
 
 
+def guesses_below(guesses: Tensor, block: Block, ahead: int = 1) -> Tensor:
+    """Return what a pass says of some nodes that has guessed all depths at once, `[batch, new, size]`.
+
+    Args:
+        guesses: `[batch, depths, size]` what the pass made, such as logits.
+        block: the nodes.
+        ahead: 1 for the guesses of what stands below the nodes, 0 for those of the nodes' own tokens.
+    """
+    if block.level is not None:
+        return guesses[:, block.level + ahead, None].expand(-1, block.tokens.shape[1], -1)
+    return pick(guesses, block.depth + ahead)
+
+
 @dataclass
 class Trunk(Block):
     """Tokens that are certain, and that a drafter has yet to read.

@@ -39,6 +39,19 @@ def draft_tokens(d2t: Tensor) -> Tensor:
     return torch.arange(len(d2t), device=d2t.device) + d2t
 
 
+def place_of(token: Tensor, vocabulary: Tensor | None, vocab: int) -> Tensor | None:
+    """Return the place of a token among those that are drafted, `[1]`; None if it is none of them.
+
+    Args:
+        token: `[1]` token of the target, or of a larger table.
+        vocabulary: `[draft tokens]` the tokens that are drafted; None for all of the target's.
+        vocab: number of the target's tokens.
+    """
+    tokens = torch.arange(vocab, device=token.device) if vocabulary is None else vocabulary
+    place = (tokens == token).nonzero()[:, 0]
+    return place if len(place) else None
+
+
 def check_tokens(tokens: Tensor, size: int, vocab: int, given: str) -> None:
     """Refuse tokens that the target does not have, that are there twice, or that are too few or too many.
 

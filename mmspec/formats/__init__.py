@@ -17,6 +17,7 @@ from .gemma4 import Gemma4Assistant
 from .hivis import HiVis
 from .medusa import Medusa
 from .mtp import Mtp
+from .peagle import PEagle
 from .vispec import ViSpec
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ FORMATS: tuple[Format, ...] = (
     Eagle(),
     Msd(),
     Eagle3(),
+    PEagle(),
     ViSpec(),
     HiVis(),
     Dream(),

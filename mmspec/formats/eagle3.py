@@ -49,44 +49,57 @@ class Eagle3(Format):
 
     def matches(self, keys: Shapes, config: Mapping[str, Any]) -> bool:
         """Return True if a checkpoint has this format."""
-        return is_eagle3(keys)
+        return is_eagle3(keys) and "mask_hidden" not in keys and config.get(SPECULATORS) != "peagle"
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
         """Make the drafter with the checkpoint's weights."""
         keys, config = checkpoint.shapes, checkpoint.config
         if config.get(SPECULATORS, self.name) != self.name:
             raise MMSpecError(
-                f"{checkpoint}: {SPECULATORS} is {shown(config[SPECULATORS])}, and of speculators' models only "
-                f"{self.name!r} is supported"
+                f"{checkpoint}: {SPECULATORS} is {shown(config[SPECULATORS])}, and of speculators' models with "
+                f"these keys only {self.name!r} is supported"
             )
         layer = MIDLAYERS[0] if any(key.startswith(f"{MIDLAYERS[0]}.") for key in keys) else MIDLAYERS[1]
         checkpoint.require("fc.weight", "norm.weight", HEAD)
         made = vocabulary_of(checkpoint, target)
-        ropes = [checkpoint.said(name, dict, {}) for name in ("rope_parameters", "rope_scaling")]
-        axes = any(MROPE_SETTINGS[0] in rope for rope in ropes)
-        layers = feature_layers(checkpoint)
-        fitted = Eagle3Settings(feature_layers=layers).fit(target).feature_layers or ()
-        settings = Eagle3Settings(
-            draft_vocab_size=len(made["d2t"]) if "d2t" in made else None,
-            feature_layers=layers,
-            before_deepstack=reads_before(checkpoint, target, fitted, checkpoint.said(SETTING, bool)),
-            fc_norm=norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
-            norm_before_fc=norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
-            norm_output=checkpoint.said("norm_output", bool, False),
-            norm_before_residual=normed_residual(checkpoint),
-            rope="mrope" if axes else "1d",
-        )
+        settings = Eagle3Settings(**read_settings(checkpoint, made, target))
         return assemble(
             Eagle3Drafter,
             checkpoint,
             target,
             settings,
             layer=layer,
-            axes=axes,
+            axes=settings.rope == "mrope",
             names={"midlayer.": f"{layer}."},
             made=made,
             unread=("d2t", "t2d", HEAD, *idle_bias(checkpoint, layer)),
         )
+
+
+def read_settings(checkpoint: Checkpoint, made: Mapping[str, Tensor], target: Target) -> dict[str, Any]:
+    """Return EAGLE-3's settings by name, as a checkpoint has them.
+
+    Args:
+        checkpoint: the checkpoint to read.
+        made: what `vocabulary_of` has made of it.
+        target: the model to draft for.
+
+    Raises:
+        MMSpecError: for settings that contradict each other or the weights, or are missing where they must be said.
+    """
+    ropes = [checkpoint.said(name, dict, {}) for name in ("rope_parameters", "rope_scaling")]
+    layers = feature_layers(checkpoint)
+    fitted = Eagle3Settings(feature_layers=layers).fit(target).feature_layers or ()
+    return {
+        "draft_vocab_size": len(made["d2t"]) if "d2t" in made else None,
+        "feature_layers": layers,
+        "before_deepstack": reads_before(checkpoint, target, fitted, checkpoint.said(SETTING, bool)),
+        "fc_norm": norm_switch(checkpoint, "fc_norm", "fc_norm.0.weight"),
+        "norm_before_fc": norm_switch(checkpoint, "norm_before_fc", "input_norm.weight"),
+        "norm_output": checkpoint.said("norm_output", bool, False),
+        "norm_before_residual": normed_residual(checkpoint),
+        "rope": "mrope" if any(MROPE_SETTINGS[0] in rope for rope in ropes) else "1d",
+    }
 
 
 def is_eagle3(keys: Shapes) -> bool:

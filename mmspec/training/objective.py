@@ -13,6 +13,7 @@ from ..drafters import Drafter
 from ..errors import MMSpecError, shown
 from ..lesson import Guess, Lesson
 from ..seeds import seed_from
+from ..settings import arguments
 from .losses import ChainLoss, Chains, Loss, Truth, truth_at, weight_at
 
 
@@ -66,9 +67,14 @@ class Objective:
             (dynamic mask of HiViS, arXiv 2509.23928); None keeps all.
         anchors: tokens of each answer at which chains begin, drawn anew at every step, for drafters that guess a block
             from each (DFlash, arXiv 2602.06036); the sums are scaled up as if all had been taken. None takes all.
+        keep: share of the chains that a further step keeps, drawn anew every time: step i has a share
+            `max(keep ** i, keep_least)` of them, and its tokens count as much as any others (P-EAGLE's sampling of
+            depths, arXiv 2602.01469, see `Lesson.thinned`). 1 keeps all.
+        keep_least: see `keep`.
 
     Raises:
-        MMSpecError: without losses, for something else among them, or for a number of steps or anchors below 1.
+        MMSpecError: without losses, for something else among them, for a number of steps or anchors below 1, or for
+            shares that are none.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class Objective:
         noise: UniformNoise | None = None,
         keep_within: int | None = None,
         anchors: int | None = None,
+        keep: float = 1.0,
+        keep_least: float = 0.0,
     ):
         self.losses = list(losses)
         if not self.losses:
@@ -94,7 +102,10 @@ class Objective:
             raise MMSpecError(f"objective: steps={steps!r} must be a positive integer")
         if anchors is not None and (not isinstance(anchors, int) or anchors < 1):
             raise MMSpecError(f"objective: anchors={anchors!r} must be a positive integer, or None for all")
+        arguments.number(self, above=0, highest=1, keep=keep)
+        arguments.number(self, lowest=0, highest=1, keep_least=keep_least)
         self.steps, self.decay, self.detach = steps, decay, detach
+        self.keep, self.keep_least = keep, keep_least
         self.noise, self.keep_within, self.anchors = noise, keep_within, anchors
 
     @property
@@ -126,7 +137,7 @@ class Objective:
             The sum over all drafted tokens, to be divided by `Lesson.weight`; and the sums to log, `[len(names)]`: each
             term over all steps, undiscounted, and how often the first guess was the written token at each step. Where a
             drafter guesses at some roots only, each stands for as many of its row, so that both are what they would be
-            expected to be over all roots.
+            expected to be over all roots; where further steps keep a share of the chains, that is so of right guesses.
         """
         read = lesson if self.noise is None else replace(lesson, features=self.noise(lesson, seed))
         device = lesson.embeds.device
@@ -139,6 +150,7 @@ class Objective:
         share = torch.ones(())
         with drawing(f"{seed}/{lesson.answers}", device):
             read = read if self.anchors is None else read.at_roots(self.anchors)
+            read = read if self.keep == 1 else read.thinned(self.keep, self.keep_least)
             for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
                 truth = truth_at(lesson, guess.places, vocabulary)
                 share = stands_for(lesson, guess.roots) if step == 0 else share
@@ -151,7 +163,8 @@ class Objective:
                         total = total + self.decay**step * weights[number] * value
                         marks[number] += value.detach()
                 right = (guess.logits.argmax(-1) == truth.tokens) & truth.written
-                marks[len(self.losses) + step] += (right * share[guess.roots]).sum()
+                all_chains = share.view(len(lesson.answers), -1) * read.stands_for(step)[:, None]
+                marks[len(self.losses) + step] += (right * all_chains.flatten()[guess.roots]).sum()
                 if self.keep_within is not None and step + 1 < self.steps:
                     best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
                     alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside

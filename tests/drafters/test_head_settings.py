@@ -70,6 +70,7 @@ def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
         "medusa",
         "v5e0",
         "mtp",
+        "peagle",
         "dflash",
         "dspark",
         "domino",

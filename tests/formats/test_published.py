@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache
 
+import models
 import originals
 import published
 import pytest
@@ -25,6 +26,7 @@ from mmspec.drafters import (
     HiVisDrafter,
     MsdDrafter,
     MtpDrafter,
+    PEagleDrafter,
     ViSpecDrafter,
 )
 from mmspec.inputs import prepare
@@ -60,7 +62,19 @@ LOADED = {
     ),
     "eagle3, mrope": (("qwen_vl", "llava"), Eagle3Drafter, {"rope": "mrope"}),
     "eagle3, interleaved": (("qwen_vl",), Eagle3Drafter, {"rope": "mrope"}),
+    "peagle": (
+        ("llava",),
+        PEagleDrafter,
+        {"layers": 3, "depths": 5, "mask_token_id": 9, "norm_before_residual": True, "own_embedding": models.VOCAB}
+        | {"draft_vocab_size": len(published.DRAFTED), "feature_layers": [1, 1, 2]},
+    ),
+    "peagle, vLLM": (
+        ("qwen_vl", "llama"),
+        PEagleDrafter,
+        {"layers": 1, "depths": 8, "mask_token_id": 7, "fc_norm": True, "draft_vocab_size": None, "rope": "1d"},
+    ),
 }
+OWN_EMBEDDING = ("eagle3, other width", "peagle")
 CASES = [(format, name) for format, (names, _, _) in LOADED.items() for name in names]
 
 
@@ -86,7 +100,7 @@ def test_a_published_drafter_is_recognised_and_says_what_it_is(load, format, nam
     assert config["head"]["rms_norm_eps"] == published.EPS
     assert config["head"]["rope_parameters"]["rope_theta"] == published.BASE
     assert config["head"]["attention_bias"] == ("qwen" in format or format.startswith(("vispec", "hivis")))
-    assert config.get("own_embedding") is None or format == "eagle3, other width", "the target's own is read"
+    assert config.get("own_embedding") is None or format in OWN_EMBEDDING, "the target's own is read"
     if format.startswith("hivis"):
         assert config["packed"] == (name == "llava")
         assert list(config["compressor"]["margin"]) == ([0, 0] if name == "llava" else [1, 2])
@@ -131,6 +145,8 @@ MISTAKES = {
     "fusion not normed": ("mtp", "llava", {"pre_fc_norm_hidden": torch.nn.Identity()}),
     "states first": ("mtp, speculators", "llava", {"states_first": True}),
     "one axis of a turned half": ("mtp", "qwen_vl", {"axes": None}),
+    "another mask": ("peagle", "llava", {"mask_token_id": 10}),
+    "another residual": ("peagle", "llava", {"norm_before_residual": False}),
     "no summary": ("vispec", "llava", {"use_summary": False}),
 }
 

@@ -178,7 +178,10 @@ def test_positions_that_cannot_be_followed_are_refused(tmp_path, changes, messag
         ({"eagle_aux_hidden_state_layer_ids": [0, 0, 1]}, "are not the same states: the second ones must be one less"),
         ({"aux_hidden_states_layer_ids": [0, 1]}, r"feature_layers=\[1, 2\] must be three layers"),
         ({"aux_hidden_states_layer_ids": [0, 1, 2]}, r"feature_layers=\[1, 2, 3\] must be three layers"),
-        ({"speculators_model_type": "eagle"}, "speculators_model_type is 'eagle', and .* only 'eagle3' is supported"),
+        (
+            {"speculators_model_type": "eagle"},
+            "speculators_model_type is 'eagle', and .*keys only 'eagle3' is supported",
+        ),
         ({"speculators_model_type": "eagle3"}, "a speculators config.json must say norm_before_residual"),
         (
             {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
@@ -189,6 +192,35 @@ def test_positions_that_cannot_be_followed_are_refused(tmp_path, changes, messag
 def test_switches_of_eagle3_that_contradict_its_weights_are_refused(tmp_path, changes, message):
     tensors, config = written("eagle3")
     refused(tmp_path, tensors, config | changes, message)
+
+
+@pytest.mark.parametrize(
+    ("gone", "changes", "message"),
+    [
+        (["mask_token_id"], {}, "config.json must say mask_token_id"),
+        ([], {"pard_token": 4}, "names different mask tokens, mask_token_id=9, pard_token=4; correct"),
+        ([], {"mask_token_id": "9"}, "says mask_token_id='9', which should be"),
+        ([], {"mask_token_id": 61}, "mask_token_id=61 is none of the 61 tokens that have an embedding"),
+        (["norm_before_residual"], {}, "a speculators config.json must say norm_before_residual"),
+        ([], {"speculators_model_type": "eagle3"}, "is 'eagle3', but mask_hidden is of 'peagle'; correct"),
+        ([], {"speculators_config": {"proposal_methods": [{"speculative_tokens": 0}]}}, "speculative_tokens=0, which"),
+    ],
+)
+def test_what_no_weight_of_peagle_tells_must_be_said(tmp_path, gone, changes, message):
+    tensors, config = written("peagle")
+    refused(tmp_path, tensors, {k: v for k, v in config.items() if k not in gone} | changes, message)
+
+
+def test_tensors_that_are_not_all_of_peagle_are_refused(tmp_path):
+    tensors, config = written("peagle")
+    lacking = {key: tensor for key, tensor in tensors.items() if not key.startswith(("mask_hidden", "layers.1.mlp"))}
+    refused(tmp_path / "state", lacking, config, r"is incomplete: missing keys \['mask_hidden'\]")
+    lacking |= {"mask_hidden": tensors["mask_hidden"]}
+    refused(tmp_path / "layer", lacking, config, r"does not fit PEagleDrafter: missing keys \['layers.1.mlp")
+    short = tensors | {"mask_hidden": torch.ones(1, 1, 64)}
+    refused(tmp_path / "short", short, config, r"mask_hidden has shape \[1, 1, 64\], but three states of the target")
+    more = tensors | {"layers.3.up": torch.ones(2)}
+    refused(tmp_path / "more", more, config, "missing keys .*layers.3")
 
 
 def test_norms_that_the_configuration_denies_are_refused(tmp_path):

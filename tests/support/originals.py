@@ -228,14 +228,16 @@ class Third(Original):
         self.layers, self.prefix = layers, prefix
         self.norm_output, self.norm_before_residual = norm_output, norm_before_residual
 
-    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
-        streams = [text.states[layer] for layer in self.layers]
+    def fused(self, streams: list[torch.Tensor]) -> torch.Tensor:
         if "fc_norm.0.weight" in self.tensors:
             streams = [self.norm(f"fc_norm.{number}", stream) for number, stream in enumerate(streams)]
         joined = torch.cat(streams, dim=-1)
         if "input_norm.weight" in self.tensors:
             joined = self.norm("input_norm", joined)
-        states = self.linear("fc", joined)
+        return self.linear("fc", joined)
+
+    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
+        states = self.fused([text.states[layer] for layer in self.layers])
         # Pictures are placeholders here. A text's own table may be the drafter's.
         table = self.tensors.get("embed_tokens.weight", text.table)
         embeds = table[torch.tensor(text.ids[1:])]
@@ -253,6 +255,59 @@ class Third(Original):
                 embeds = torch.cat([embeds, table[chain[level]][None]])
                 places = torch.cat([places, places[..., -1:] + 1], dim=-1)
         return guesses
+
+
+class Parallel(Third):
+    """P-EAGLE: EAGLE-3's true slots, and behind them one slot for every further depth, all in one pass.
+
+    Args:
+        mask: the mask token; None where a vector was trained in place of its embedding.
+        wrong: a mistake to make: `later` lets the slots of the draft see those behind them, `alone` none but the true
+            ones and themselves, `places` counts them from one place further on, `state` reads no state at them.
+    """
+
+    def __init__(self, *args, mask: int | None, wrong: str = "", **options):
+        super().__init__(*args, prefix="layers.0", **options)
+        self.mask, self.wrong = mask, wrong
+
+    def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
+        table, count = self.tensors.get("embed_tokens.weight", text.table), len(text.ids) - 1
+        places = torch.arange(count) if self.sections is None else text.axes[:, :count]
+        return self.guesses(text.states, table[torch.tensor(text.ids[1:])], places, table, len(chain) + 1)
+
+    def guesses(self, states: dict, embeds, places, table, depths: int) -> list[torch.Tensor]:
+        """Logits of so many depths behind a text.
+
+        Args:
+            states: `[n, hidden]` of the target, by layer.
+            embeds: `[n, hidden]` what they are paired with.
+            places: where these slots stand.
+            table: `[vocab, hidden]` of the embedding.
+            depths: of which all but the first are masks.
+        """
+        count, masks = len(embeds), depths - 1
+        unread = self.tensors["mask_hidden"].view(3, -1) * (self.wrong != "state")
+        row = self.tensors["mask_embedding"] if self.mask is None else table[self.mask]
+        streams = [torch.cat([states[layer], unread[i].expand(masks, -1)]) for i, layer in enumerate(self.layers)]
+        embeds = torch.cat([embeds, row.expand(masks, -1)])
+        further = torch.arange(1, depths) + (self.wrong == "places")
+        places = torch.cat([places, places[..., -1:] + further], dim=-1)
+        sees = torch.ones(len(embeds), len(embeds), dtype=torch.bool).tril()
+        if self.wrong == "later":
+            sees[count:, count:] = True
+        if self.wrong == "alone":
+            sees[count:, count:] = torch.eye(masks, dtype=torch.bool)
+        stream, number = self.fused(streams), 0
+        while f"layers.{number}.mlp.up_proj.weight" in self.tensors:
+            name = f"layers.{number}"
+            read = self.norm(f"{name}.{'input_layernorm' if number else 'hidden_norm'}", stream)
+            if number == 0:
+                stream = read if self.norm_before_residual else stream
+                read = torch.cat([self.norm(f"{name}.input_layernorm", embeds), read], dim=-1)
+            stream, number = self.layer(name, read, stream, places, sees), number + 1
+        logits = self.linear("lm_head", self.norm("norm", stream[count - 1 :]))
+        drafted = torch.arange(logits.shape[1]) + self.tensors.get("d2t", 0)
+        return list(logits.masked_fill(drafted == (-1 if self.mask is None else self.mask), -torch.inf))
 
 
 class Native(Original):

@@ -221,6 +221,46 @@ def eagle3_speculators(model):
     return tensors, config
 
 
+def peagle(model):
+    """P-EAGLE by speculators: three layers, an embedding that was trained along."""
+    numbers = Numbers(23)
+    tensors = layer(numbers, "layers.0", width=2 * HIDDEN, input_norm=True)
+    tensors |= layer(numbers, "layers.1", input_norm=True) | layer(numbers, "layers.2", input_norm=True)
+    tensors |= {
+        "embed_tokens.weight": numbers.matrix(VOCAB, HIDDEN) * HIDDEN**0.5,
+        "fc.weight": numbers.matrix(HIDDEN, 3 * HIDDEN),
+        "layers.0.hidden_norm.weight": numbers.norm(HIDDEN),
+        "norm.weight": numbers.norm(HIDDEN),
+        "lm_head.weight": numbers.matrix(len(DRAFTED), HIDDEN),
+        "mask_hidden": numbers.matrix(1, 1, 3 * HIDDEN) * 10,
+        **vocabulary(),
+    }
+    config = {
+        "architectures": ["PEagleSpeculator"],
+        "speculators_model_type": "peagle",
+        "speculators_config": {"algorithm": "peagle", "proposal_methods": [{"speculative_tokens": 5}]},
+        "transformer_layer_config": llama_config(num_hidden_layers=3),
+        "draft_vocab_size": len(DRAFTED),
+        "eagle_aux_hidden_state_layer_ids": [1, 1, 2],
+        "embed_requires_grad": True,
+        "norm_before_residual": True,
+        "mask_token_id": DRAFTED[2],
+    }
+    return tensors, config
+
+
+def peagle_vllm(model):
+    """The same under vLLM's names: a flat configuration, one axis less; EAGLE-3.1's norms, all tokens, one layer."""
+    tensors, config = peagle(model)
+    numbers = Numbers(24)
+    gone = ("layers.1.", "layers.2.", "d2t", "t2d", "embed_tokens.")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(gone)}
+    tensors |= {f"fc_norm.{stream}.weight": numbers.norm(HIDDEN) for stream in range(3)} | embedding_of(model)
+    tensors |= {"lm_head.weight": numbers.matrix(VOCAB, HIDDEN), "mask_hidden": tensors["mask_hidden"][0]}
+    config = llama_config(parallel_drafting=True, ptd_token_id=7, eagle_aux_hidden_state_layer_ids=[1, 0, 2])
+    return tensors, config
+
+
 def eagle3_other_width(model):
     """Wider than its target, so with an embedding of its own; gpt-oss's norm before the fusion; all tokens."""
     tensors, config = eagle3(model, hidden=48, seed=11)
@@ -299,6 +339,8 @@ WRITERS = {
     "eagle3, other width": eagle3_other_width,
     "eagle3, mrope": eagle3_mrope,
     "eagle3, interleaved": eagle3_interleaved,
+    "peagle": peagle,
+    "peagle, vLLM": peagle_vllm,
 }
 
 

@@ -73,6 +73,11 @@ def original(format: str, name: str) -> originals.Original:
         else:
             parts = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_proj")
             options["names"] = (*(f"mtp_layers.0.{part}" for part in parts), "mtp_layers.0")
+    elif format.startswith("peagle"):
+        cls = originals.Parallel
+        options |= {"layers": [1, 1, 2], "mask": published.DRAFTED[2], "norm_before_residual": True}
+        if format == "peagle, vLLM":
+            options |= {"layers": [1, 0, 2], "mask": 7, "norm_before_residual": False}
     elif format.startswith("eagle3"):
         cls = originals.Third
         options["layers"] = {"eagle3, speculators": [1, 0, 2], "eagle3, other width": [0, 1, 2]}.get(format, [1, 1, 2])

@@ -22,6 +22,7 @@ from mmspec.drafters import (
     MedusaDrafter,
     MsdDrafter,
     MtpDrafter,
+    PEagleDrafter,
     SharedVisionDrafter,
     TextOnlyDrafter,
     V5e0Drafter,
@@ -93,6 +94,7 @@ TINY_DRAFTERS = {
     "dream, guided": dream_drafter,
     "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
     "mtp": head_of(lambda target: MtpDrafter(target, head_norms=True, gate=True, turned=4), 17),
+    "peagle": head_of(lambda target: PEagleDrafter(target, layers=2, depths=5), 20),
     "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
     "dflash": head_of(DFlashDrafter, 16),
     "dflash, shifted": head_of(

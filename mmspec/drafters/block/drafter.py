@@ -26,6 +26,8 @@ from ..layer import Rope, attend
 from ..layer_head import LayerDrafter
 from ..reading import TargetView, compress, view_of
 from ..rope import Turning, axes_of
+from ..step import guesses_below
+from ..vocabulary import place_of
 from .correction import Correction
 from .fusion import fused, weights_at_first
 from .layer import BlockConv, BlockLayer, Entries, keys_values_of
@@ -276,16 +278,16 @@ class BlockDrafter(LayerDrafter):
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits after the nodes of a block."""
-        base = self._below(self._marginals, block, 1)
+        base = guesses_below(self._marginals, block)
         if self.correction is None:
             return base
         parents = self._states[-1]
         if not block.extends_chain:
             parents = pick(torch.cat(self._states, dim=1), block.parents)
-        before = self._below(self._hidden, block, 0)
+        before = guesses_below(self._hidden, block, ahead=0)
         state = self.correction.advance(parents, block.tokens, before, self.token_embeds)
         self._states.append(state)
-        return self._corrected(base, self._below(self._hidden, block, 1), state)
+        return self._corrected(base, guesses_below(self._hidden, block), state)
 
     def _corrected(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
         """Return corrected logits, and remember what they were made of."""
@@ -299,13 +301,6 @@ class BlockDrafter(LayerDrafter):
             return None
         logits = self.sureness(*self._newest)
         return None if logits is None else logits.float().sigmoid()
-
-    def _below(self, guesses: Tensor, block: Block, ahead: int) -> Tensor:
-        """Return what `[batch, drafts, size]` guesses of a pass say at each node, `[batch, new, size]`: of its own
-        token, or of one so many places ahead."""
-        if block.level is not None:
-            return guesses[:, block.level + ahead, None].expand(-1, block.tokens.shape[1], -1)
-        return pick(guesses, block.depth + ahead)
 
     def marginals(self, depth: int) -> Tensor:
         """Return the logits of the first `depth` tokens of the block."""
@@ -404,6 +399,4 @@ class BlockDrafter(LayerDrafter):
         if settings.mask_token_id is not None:
             token = torch.tensor([[settings.mask_token_id]], device=self.norm.weight.device)
             self._mask_row = self.token_embeds(token)[0, 0]
-            vocabulary = self.draft_vocabulary
-            barred = token[0] if vocabulary is None else (vocabulary == token[0]).nonzero()[:, 0]
-            self._barred = barred if len(barred) else None
+            self._barred = place_of(token[0], self.draft_vocabulary, self.target.vocab_size)
