@@ -123,13 +123,12 @@ class Lesson:
         valid, rank = self._shuffled()
         return replace(self, chosen=valid & (rank < count))
 
-    def thinned(self, ratio: float, least: float) -> Lesson:
-        """Return this lesson with chains of different lengths: step i is asked for at a share `max(ratio ** i, least)`
-        of each row's roots, rounded up, drawn at random among those of step i - 1. That is P-EAGLE's sampling of depths
-        (arXiv 2602.01469), for drafters to which further steps cost as much as the first."""
+    def thinned(self, steps: int, ratio: float, least: float) -> Lesson:
+        """Return this lesson with chains of up to so many steps: step i is asked for at a share `max(ratio ** i,
+        least)` of each row's roots, rounded up, drawn at random among those of step i - 1. That is P-EAGLE's sampling
+        of depths (arXiv 2602.01469), for drafters to which a further step costs as much as the first."""
         valid, rank = self._shuffled()
-        roots, longest = valid.sum(1, keepdim=True), max(map(len, self.answers))
-        shares = [max(ratio**step, least) for step in range(longest)]
+        roots, shares = valid.sum(1, keepdim=True), [max(ratio**step, least) for step in range(steps)]
         kept = torch.stack([(roots * share).ceil() for share in shares], dim=-1)
         return replace(self, reach=(rank[..., None] < kept).sum(-1))
 
@@ -140,12 +139,12 @@ class Lesson:
         draws = torch.rand(valid.shape, device="cpu").to(valid.device).masked_fill(~valid, 2.0)
         return valid, draws.argsort(dim=1).argsort(dim=1)
 
-    def stands_for(self, step: int) -> Tensor:
-        """Return how many chains each one that has a step stands for, by row, `[batch]`: 1 unless the lesson is
-        thinned."""
-        valid, _ = replace(self, reach=None).drafted(0)
+    def thinning(self, step: int) -> Tensor:
+        """Return how many chains each one stands for that is kept up to a step, by row, `[batch]`: 1 unless the lesson
+        is thinned."""
         if self.reach is None:
-            return torch.ones(len(valid), device=valid.device)
+            return torch.ones(len(self.answers), device=self.embeds.device)
+        valid, _ = replace(self, reach=None).drafted(0)
         return valid.sum(1) / (valid & (step < self.reach)).sum(1).clamp(min=1)
 
     @cached_property

@@ -150,7 +150,7 @@ class Objective:
         share = torch.ones(())
         with drawing(f"{seed}/{lesson.answers}", device):
             read = read if self.anchors is None else read.at_roots(self.anchors)
-            read = read if self.keep == 1 else read.thinned(self.keep, self.keep_least)
+            read = read if self.keep == 1 else read.thinned(self.steps, self.keep, self.keep_least)
             for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
                 truth = truth_at(lesson, guess.places, vocabulary)
                 share = stands_for(lesson, guess.roots) if step == 0 else share
@@ -163,8 +163,8 @@ class Objective:
                         total = total + self.decay**step * weights[number] * value
                         marks[number] += value.detach()
                 right = (guess.logits.argmax(-1) == truth.tokens) & truth.written
-                all_chains = share.view(len(lesson.answers), -1) * read.stands_for(step)[:, None]
-                marks[len(self.losses) + step] += (right * all_chains.flatten()[guess.roots]).sum()
+                counted = (share.view(len(lesson.answers), -1) * read.thinning(step)[:, None]).flatten()
+                marks[len(self.losses) + step] += (right * counted[guess.roots]).sum()
                 if self.keep_within is not None and step + 1 < self.steps:
                     best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
                     alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside
