@@ -140,7 +140,7 @@ class Eagle3Drafter(FeatureDrafter):
         """Return a linear map of the states of three layers."""
         return self.fused([features[layer].to(self._dtype) for layer in self.taps])
 
-    def fused(self, streams: Sequence[Tensor]) -> Tensor:
+    def fused(self, streams: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
         """Return the state `[..., hidden]` of three `[..., target hidden]` features."""
         if self.fc_norm is not None:
             streams = [norm(stream) for norm, stream in zip(self.fc_norm, streams, strict=True)]
