@@ -138,7 +138,7 @@ MISTAKES = {
     "gap left": ("hivis", "llava", {"compressor": Hide()}),
     "one axis": ("eagle3, mrope", "qwen_vl", {"axes": None}),
     "other order of axes": ("eagle3, mrope", "qwen_vl", {"axes": -1}),
-    "layers off by one": ("eagle3", "llava", {"feature_layers": [0, 0, 1]}),
+    "layers off by one": ("eagle3", "llava", {"taps": (0, 0, 1)}),
     "normed state": ("eagle3", "llava", {"norm_output": True}),
     "visual embeddings": ("eagle3", "llava", {"visual": True}),
     "first token alone": ("dream", "llava", {"first_token": "nothing"}),
