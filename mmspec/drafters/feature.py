@@ -268,24 +268,50 @@ class FeatureDrafter(LayerDrafter):
         """
         self._prepare()
         prompt = self.read(view_of(lesson))
-        attention, slots = self.layer.self_attn, lesson.root_slots - prompt.removed[:, None]
-        mixed, residual = self.prompt_input(prompt)
+        entered, positions = self.prompt_input(prompt), self.slot_positions(prompt)
+        yield from self._chains(self.layer, lesson, prompt, entered, positions, range(steps), detach)
+
+    def _chains(
+        self,
+        layer: DraftLayer,
+        lesson: Lesson,
+        prompt: DraftPrompt,
+        entered: tuple[Tensor, Tensor],
+        positions: Tensor,
+        steps: range,
+        detach: bool,
+    ) -> Iterator[Guess]:
+        """Yield the guesses of steps that one layer makes, which feeds itself.
+
+        Args:
+            layer: the layer.
+            lesson: the answers.
+            prompt: prompts and answers as they were read.
+            entered: what `layer_input` makes of all true slots, of which that of a root has the root's place in
+                `lesson.root_slots`.
+            positions: positions of these slots.
+            steps: numbers of the steps, of which the first is about true slots.
+            detach: whether to stop gradients from a step into earlier ones.
+        """
+        attention, slots = layer.self_attn, lesson.root_slots - prompt.removed[:, None]
+        mixed, residual = entered
         columns = torch.arange(mixed.shape[1], device=mixed.device)
-        positions = self.slot_positions(prompt)
         prefix = attention.keys_values(mixed, self._rope(mixed, positions))
-        positions = pick_numbers(positions, slots)
+        # Of a layer that begins behind the first one, the last slots may lie beyond what was read.
+        within = slots.clamp(max=max(mixed.shape[1] - 1, 0))
+        positions = pick_numbers(positions, within)
         visible = columns <= slots[:, None, :, None]
-        mixed, residual = pick(mixed, slots), pick(residual, slots)
+        mixed, residual = pick(mixed, within), pick(residual, within)
         own: list[tuple[Tensor, Tensor]] = []
-        for step in range(steps):
+        for step in steps:
             valid, places = lesson.drafted(step)
             if not valid.any():
                 return
-            rope = self._rope(mixed, positions + step)
-            if step:
+            rope = self._rope(mixed, positions + (step - steps.start))
+            if step > steps.start:
                 own.append(attention.keys_values(mixed, rope))
             attended = attend_unrolled(attention.queries(mixed, rope), prefix, own, visible)
-            output = self.layer.finish(residual, attended)
+            output = layer.finish(residual, attended)
             chosen = output[valid]
             features = chosen if self.guesses_features else None
             yield Guess(self.logits(self.head_input(chosen)), features, places, valid.flatten().nonzero()[:, 0])

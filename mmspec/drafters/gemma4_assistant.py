@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -9,7 +10,10 @@ import transformers
 from torch import Tensor, nn
 
 from ..errors import MMSpecError, first_line, shown
+from ..lesson import Guess, Lesson
 from ..models.slots import pick
+from ..models.states import LAST
+from ..settings.arguments import as_int
 from ..trees import Chain, TreeBuilder
 from ..trees.growth import Block
 from .one_state import OneStateDrafter
@@ -36,7 +40,9 @@ class Gemma4AssistantDrafter(OneStateDrafter):
     Our own: trees, ragged batches, sampling; and in a round after a rejection transformers hands over the keys of one
     rejected token, here only those of tokens that stand. There is no cache, so nothing has to be rolled back.
 
-    Lossless with every lossless verifier. Trained: not here, as lessons keep no keys and values of the target.
+    Lossless with every lossless verifier. Trained: everything (recipe `gemma4_assistant`, which begins with a random
+    one; Google's recipe is unpublished, so that losses and sizes are ours). A lesson keeps no keys and values, so that
+    the target reads every text twice.
 
     Args:
         target: the model to draft for, a Gemma 4.
@@ -63,41 +69,77 @@ class Gemma4AssistantDrafter(OneStateDrafter):
     def expand_root(self, root: Tensor) -> Tensor:
         """Take the target's keys and values as they stand, and read the root with the state before it."""
         context = self.context
-        self._shared = {kind: context.keys_values(layer) for kind, layer in self._layers.items()}
-        lengths = context.lengths
-        slots = torch.arange(next(iter(self._shared.values()))[0].shape[2], device=lengths.device)
-        seen = slots < lengths[:, None]
-        near = seen & (slots >= lengths[:, None] - 1 - self._window)
-        self._masks = {FULL: seen[:, None, None], SLIDING: near[:, None, None]}
-        self._position = (lengths + context.position_offset)[:, None]
+        shared = {kind: context.keys_values(layer) for kind, layer in self._layers.items()}
+        self._look_at(shared, context.lengths[:, None], context.position_offset)
         self._states: list[Tensor] = []
-        return self._read(root[:, None], self._state)[:, 0]
+        return self._drafted(root[:, None], self._state)[:, 0]
 
     def expand(self, block: Block) -> Tensor:
         """Read nodes with what their parents' outputs say of the target's state."""
         above = self._states[-1] if block.extends_chain else pick(torch.cat(self._states, dim=1), block.parents)
-        return self._read(block.tokens, above)
+        return self._drafted(block.tokens, above)
 
-    def _read(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """Run the assistant over `[batch, new]` nodes, of which none sees another; return their logits."""
-        model = self.model
-        width, dtype = tokens.shape[1], model.pre_projection.weight.dtype
-        fused = model.pre_projection(torch.cat([self._embed(tokens).to(dtype), states.to(dtype)], dim=-1))
-        output = model.model(
+    def _drafted(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Read `[batch, new]` nodes; return their logits, and remember what their children will read."""
+        output = self._read(self._embed(tokens), states)
+        self._states.append(self.model.post_projection(output))
+        return self._logits(output)
+
+    def _look_at(self, shared: dict[str, tuple[Tensor, Tensor]], lengths: Tensor, offset: Tensor) -> None:
+        """Take keys and values of the target by kind of attention, for drafts from roots with so many tokens before
+        them, `[batch, roots]`; `offset` is `[batch]`, see `Session.position_offset`."""
+        dtype = self.model.pre_projection.weight.dtype
+        self._shared = {kind: (keys.to(dtype), values.to(dtype)) for kind, (keys, values) in shared.items()}
+        slots = torch.arange(next(iter(shared.values()))[0].shape[2], device=lengths.device)
+        seen = slots < lengths[..., None]
+        near = seen & (slots >= lengths[..., None] - 1 - self._window)
+        self._masks = {FULL: seen[:, None], SLIDING: near[:, None]}
+        self._position = lengths + offset[:, None]
+
+    def _read(self, embeds: Tensor, states: Tensor) -> Tensor:
+        """Run the assistant over `[batch, new]` nodes, of which none sees another, from the target's embeddings and
+        states; return its last states."""
+        model, width = self.model, embeds.shape[1]
+        dtype = model.pre_projection.weight.dtype
+        fused = model.pre_projection(torch.cat([embeds.to(dtype), states.to(dtype)], dim=-1))
+        return model.model(
             input_ids=None,
             inputs_embeds=fused,
             attention_mask={kind: mask.expand(-1, -1, width, -1) for kind, mask in self._masks.items()},
             position_ids=self._position.expand(-1, width),
-            shared_kv_states={
-                kind: (keys.to(dtype), values.to(dtype)) for kind, (keys, values) in self._shared.items()
-            },
+            shared_kv_states=self._shared,
             use_cache=False,
             logits_to_keep=slice(None),  # a number would have it leave out nodes, which fails in transformers 5.24
         ).last_hidden_state
-        self._states.append(model.post_projection(output))
+
+    def _logits(self, output: Tensor) -> Tensor:
+        """Return the assistant's own logits, of its `[batch, new, hidden]` last states."""
+        model = self.model
         if model.masked_embedding is not None:
             return model.masked_embedding(output, model.lm_head.weight)
         return model.lm_head(output)
+
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """Yield the guesses of every step, see `Drafter.unroll`: all roots in one pass a step, each behind the keys and
+        values of the tokens before it. A lesson keeps none, so the target reads the texts once more for them [OUR]."""
+        with torch.no_grad():
+            context = self.target.prefill(lesson.request, lesson.vision)
+        shared = {kind: context.keys_values(layer) for kind, layer in self._layers.items()}
+        shared = {kind: (keys.clone(), values.clone()) for kind, (keys, values) in shared.items()}  # for gradients
+        slots, tokens = lesson.root_slots, lesson.request.inputs["input_ids"]
+        self._look_at(shared, slots + 1, context.position_offset)
+        embed, last = self.target.family.embedder(), tokens.shape[1] - 1
+        states = pick(lesson.features[LAST], slots)
+        for step in range(steps):
+            valid, places = lesson.drafted(step)
+            if not valid.any():
+                return
+            # The root, and then the tokens that right guesses would have been; beyond an answer anything will do.
+            output = self._read(embed(tokens.gather(1, (slots + step + 1).clamp(max=last))), states)
+            logits = self._logits(output[valid][None])[0]
+            yield Guess(logits, None, places, valid.flatten().nonzero()[:, 0])
+            states = self.model.post_projection(output)
+            states = states.detach() if detach else states
 
     def config(self) -> dict[str, Any]:
         """Return the assistant's configuration."""
@@ -130,6 +172,53 @@ def assistant_class(suffix: str) -> Any:
             f"transformers {transformers.__version__} has no Gemma4Assistant{suffix}: install a newer one"
         )
     return cls
+
+
+def new_assistant(
+    target: Target,
+    layers: int = 4,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    tree: TreeBuilder | None = None,
+) -> Gemma4AssistantDrafter:
+    """Return an assistant with random weights, to be trained: sliding layers, and a last one of full attention, with
+    the heads and the window of its target.
+
+    Args:
+        target: the model to draft for, a Gemma 4.
+        layers: number of layers, at least two.
+        hidden_size: width of its states; a quarter of the target's if None.
+        intermediate_size: width of its MLPs; four times its states' if None.
+        tree: builder of the drafter's trees; the drafter's default if None.
+
+    Raises:
+        MMSpecError: for a target that is no Gemma 4, sizes that are no positive numbers, fewer than two layers, or a
+            version of transformers without assistants.
+    """
+    layers_read(target)
+    width = hidden_size or max(target.hidden_size // 4, 1)
+    inner = intermediate_size or 4 * width
+    for name, value, least in (("layers", layers, 2), ("hidden_size", width, 1), ("intermediate_size", inner, 1)):
+        if (found := as_int(value)) is None or found < least:
+            raise MMSpecError(f"new_assistant: {name}={shown(value)} must be a whole number, {least} or more")
+    settings = target.family.text_config.to_dict() | {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_kv_shared_layers": layers,
+        "layer_types": [SLIDING] * (layers - 1) + [FULL],
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+        "vocab_size": target.vocab_size,
+        "enable_moe_block": False,
+        "use_double_wide_mlp": False,
+    }
+    if own := settings.get("per_layer_config"):  # the heads of full attention, by layer
+        settings["per_layer_config"] = {layers - 1: next(iter(own.values()))}
+    text = type(target.family.text_config).from_dict(settings)
+    config = assistant_class("Config")(text_config=text, backbone_hidden_size=target.hidden_size)
+    model = assistant_class("ForCausalLM")(config).to(target.device, target.dtype)
+    return Gemma4AssistantDrafter(target, model, tree)
 
 
 def layers_read(target: Target) -> dict[str, int]:

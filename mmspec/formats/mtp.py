@@ -1,10 +1,10 @@
-"""MTP: a native multi-token layer, in the repository of its model, alone, or as speculators writes it."""
+"""MTP: native multi-token layers, in the repository of their model, alone, or as speculators writes them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -20,17 +20,30 @@ from .checkpoint import NESTED, Checkpoint
 SPECULATORS = "speculators_model_type"
 """Key of a configuration of speculators, with the kind of drafter as its value."""
 
-NATIVE = {"embed_tokens.": "embed_tokens.", "": "mtp."}
-"""Prefixes of the drafter's names in Qwen3.5's repositories."""
-
-OTHER = {
-    "pre_fc_norm_embedding.": "mtp_layers.0.token_layernorm.",
-    "pre_fc_norm_hidden.": "mtp_layers.0.hidden_layernorm.",
-    "fc.": "mtp_layers.0.input_proj.",
-    "norm.": "mtp_layers.0.final_layernorm.",
-    "layers.0.": "mtp_layers.0.",
+LAYER_OF = {
+    "native": re.compile(r"mtp\.layers\.(\d{1,9})\."),
+    "speculators": re.compile(r"mtp_layers\.(\d{1,9})\."),
+    "appended": re.compile(r"(?:.*\.)?layers\.(\d{1,9})\.(?=(?:enorm|hnorm|eh_proj)\.weight$)"),
 }
-"""Prefixes of the drafter's names in files of speculators."""
+"""The beginning of a layer's keys in each dialect: Qwen3.5's, that of speculators and MiMo, that of DeepSeek and GLM.
+In the last one they stand among those of the model, with a number behind its layers."""
+
+PARTS = {
+    "speculators": ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm"),
+    "appended": ("enorm", "hnorm", "eh_proj", "shared_head.norm"),
+}
+"""Names of the norms and the fusion before a layer, and of the norm behind it, by dialect, in the order of `OWN`."""
+
+OWN = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")
+
+COPIES = ("embed_tokens.weight", "shared_head.head.weight")
+"""Ends of the keys under which DeepSeek's layers bring the model's embedding and head once more."""
+
+LATENT = re.compile(r"self_attn\.(?:kv|q)_[ab]_proj")
+"""A part of the keys of latent attention."""
+
+STATES_FIRST = ("mimo",)
+"""`model_type` of models whose fusion reads states before embeddings, which no configuration says."""
 
 CENTRED = ("qwen3_5", "qwen3_next")
 """Beginnings of `model_type` whose norms multiply by one more than their weight. Of others nothing is added."""
@@ -39,8 +52,8 @@ NORM = re.compile(r"(norm|norm_embedding|norm_hidden)\.weight$")
 
 
 class Mtp(Format):
-    """One native layer (arXiv 2412.19437) with the names of Qwen3.5 (`mtp.fc`, `mtp.layers.0`, ..) or of speculators
-    (`mtp_layers.0`).
+    """Native layers (arXiv 2412.19437) with the names of Qwen3.5 (`mtp.fc`, `mtp.layers.0`, ..), of speculators and
+    MiMo (`mtp_layers.0`), or of DeepSeek and GLM (`layers.61.eh_proj`, behind the model's own layers).
 
     A folder with nothing but such keys is recognised. In the repository of a whole model they are read with
     `format="mtp"`: without it, the model itself is the drafter.
@@ -52,16 +65,17 @@ class Mtp(Format):
         """Return True if a checkpoint has this format."""
         if config.get(SPECULATORS) == self.name:
             return True
-        return "mtp.fc.weight" in keys and all(key.startswith("mtp.") for key in keys)
+        found = dialect_of(keys)
+        return found is not None and all(key.startswith(found.starts) for key in keys)
 
     def build(self, checkpoint: Checkpoint, target: Target) -> FeatureDrafter:
         """Make the drafter with the checkpoint's weights."""
-        prefix, names = ("mtp", NATIVE) if "mtp.fc.weight" in checkpoint.shapes else ("mtp_layers.0", OTHER)
-        layer = "mtp.layers.0" if prefix == "mtp" else prefix
-        own = [key for key in checkpoint.shapes if key.startswith(prefix)]
-        if not own:
+        dialect = dialect_of(checkpoint.shapes)
+        if dialect is None:
             raise MMSpecError(f"{checkpoint} holds no multi-token layer, whose keys are such as 'mtp.fc.weight'")
+        own = [key for key in checkpoint.shapes if key.startswith(dialect.starts)]
         refuse_others(checkpoint, own)
+        layer, names = dialect.layers[0], dialect.names
         attention = f"{layer}.self_attn"
         inner = checkpoint.sizes(f"{attention}.o_proj.weight", "hidden", "queries")[1]
         asked = checkpoint.sizes(f"{attention}.q_proj.weight", "queries", "hidden")[0]
@@ -75,15 +89,20 @@ class Mtp(Format):
                 raise MMSpecError(
                     f"{checkpoint}: its queries bring a gate, and head_dim={shown(size)} cannot part them"
                 )
-            made |= parted(checkpoint, attention, size)
+            for number, prefix in enumerate(dialect.layers):
+                made |= parted(checkpoint, f"{prefix}.self_attn", f"layers.{number}.self_attn", size)
+        native = dialect.kind == "native"
         settings = MtpSettings(
+            layers=len(dialect.layers),
+            shared_fusion=native and len(dialect.layers) > 1,
+            output_norm="shared" if native and len(dialect.layers) > 1 else "own",
             head_norms=normed,
             gate=gate,
-            states_first=checkpoint.said("mtp_hidden_states_first", bool, False),
+            states_first=checkpoint.said("mtp_hidden_states_first", bool, is_states_first(checkpoint)),
             turned=turned(checkpoint, ropes, size),
             rope="mrope" if axes else "1d",
         )
-        unread = [key for key in checkpoint.shapes if not key.startswith(prefix)]
+        unread = [key for key in checkpoint.shapes if not key.startswith(dialect.starts) or key.endswith(COPIES)]
         unread += [theirs(name, names) for name in made]
         return assemble(
             MtpDrafter,
@@ -100,24 +119,70 @@ class Mtp(Format):
         )
 
 
+class Dialect(NamedTuple):
+    """Names of the layers in a checkpoint.
+
+    Args:
+        kind: one of `LAYER_OF`.
+        layers: the prefix of each layer, in order.
+        starts: beginnings of all keys that belong to them.
+        names: prefixes of the drafter's names, mapped to those of the checkpoint's keys; the more special ones first.
+    """
+
+    kind: str
+    layers: list[str]
+    starts: tuple[str, ...]
+    names: dict[str, str]
+
+
+def dialect_of(keys: Shapes) -> Dialect | None:
+    """Return how the layers of a checkpoint are named; None if it has none."""
+    for kind, pattern in LAYER_OF.items():
+        found = {int(match[1]): match[0].rstrip(".") for key in keys if (match := pattern.match(key))}
+        if kind == "native" and not (found and "mtp.fc.weight" in keys):
+            continue
+        if not found:
+            continue
+        layers = [found[number] for number in sorted(found)]
+        if kind == "native":
+            return Dialect(kind, layers, ("mtp.",), {"embed_tokens.": "embed_tokens.", "": "mtp."})
+        names: dict[str, str] = {}
+        for number, layer in enumerate(layers):
+            outside = "" if not number else f"layers.{number}."  # what belongs to the first one stands outside
+            names |= {f"{outside}{own}.": f"{layer}.{part}." for own, part in zip(OWN, PARTS[kind], strict=True)}
+        names |= {f"layers.{number}.": f"{layer}." for number, layer in enumerate(layers)}
+        return Dialect(kind, layers, tuple(f"{layer}." for layer in layers), names)
+    return None
+
+
 def refuse_others(checkpoint: Checkpoint, keys: list[str]) -> None:
     """Refuse what `MtpDrafter` is not.
 
     Raises:
-        MMSpecError: for several layers in a row, or experts.
+        MMSpecError: for experts, or latent attention.
     """
-    layers = {match[1] for key in keys if (match := re.match(r"(?:mtp\.layers|mtp_layers)\.(\d{1,9})\.", key))}
-    if len(layers) > 1:
-        raise MMSpecError(f"{checkpoint} has {len(layers)} multi-token layers in a row; MtpDrafter reads one")
     if experts := next((key for key in keys if ".experts." in key or ".mlp.gate." in key), None):
         raise MMSpecError(f"{checkpoint}: {experts} is of a layer with experts, and MtpDrafter has a plain MLP")
+    if latent := next((key for key in keys if LATENT.search(key)), None):
+        raise MMSpecError(
+            f"{checkpoint}: {latent} is of latent attention (MLA), and MtpDrafter has plain keys and values"
+        )
+
+
+def is_states_first(checkpoint: Checkpoint) -> bool:
+    """Return True if the model that the layers belong to is known to fuse states before embeddings."""
+    return any(str(part.get("model_type", "")) in STATES_FIRST for part in parts_of(checkpoint))
+
+
+def parts_of(checkpoint: Checkpoint) -> list[Mapping[str, Any]]:
+    """Return a checkpoint's configuration, and those nested in it."""
+    nested = [part for name in NESTED if isinstance(part := checkpoint.config.get(name), Mapping)]
+    return [*nested, checkpoint.config]
 
 
 def is_centred(checkpoint: Checkpoint) -> bool:
     """Return True if the norms of the model that the layer belongs to multiply by one more than their weight."""
-    parts = [part for name in NESTED if isinstance(part := checkpoint.config.get(name), Mapping)]
-    kinds = [str(part.get("model_type", "")) for part in (*parts, checkpoint.config)]
-    return any(kind.startswith(CENTRED) for kind in kinds)
+    return any(str(part.get("model_type", "")).startswith(CENTRED) for part in parts_of(checkpoint))
 
 
 def centred(checkpoint: Checkpoint, keys: list[str], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -131,15 +196,16 @@ def centred(checkpoint: Checkpoint, keys: list[str], names: Mapping[str, str]) -
     return found
 
 
-def parted(checkpoint: Checkpoint, attention: str, size: int) -> dict[str, Tensor]:
-    """Return the projections to queries and gates, which stand by turns in one, head by head."""
+def parted(checkpoint: Checkpoint, attention: str, ours: str, size: int) -> dict[str, Tensor]:
+    """Return the projections to queries and gates, which stand by turns in one, head by head, by the drafter's
+    names."""
     found = {}
     for part in ("weight", "bias"):
         if (key := f"{attention}.q_proj.{part}") in checkpoint.shapes:
             checkpoint.header.check_kind(key, floating=True)
             both = checkpoint.read(key).unflatten(0, (-1, 2, size))
-            found[f"layers.0.self_attn.q_proj.{part}"] = both[:, 0].flatten(0, 1)
-            found[f"layers.0.self_attn.gate_proj.{part}"] = both[:, 1].flatten(0, 1)
+            found[f"{ours}.q_proj.{part}"] = both[:, 0].flatten(0, 1)
+            found[f"{ours}.gate_proj.{part}"] = both[:, 1].flatten(0, 1)
     return found
 
 

@@ -50,7 +50,9 @@ class Teacher:
                 attention_mask=padding_mask(request.lengths, embeds.shape[1], embeds.device),
                 position_ids=position_ids,
                 use_cache=False,
-                logits_to_keep=1,  # those of the answers are made where they are wanted, from the last feature
+                # Those of the answers are made where they are wanted, from the last feature. A number instead of a
+                # tensor would have a Gemma 4 whose layers share keys leave out states.
+                logits_to_keep=torch.zeros(1, dtype=torch.long, device=embeds.device),
                 **family.prefill_inputs(request.inputs, vision),
                 **family.lasting_inputs(vision),
             )

@@ -59,6 +59,15 @@ KEYS["mtp"] = KEYS["msd"] - {"fc.bias"} | {"pre_fc_norm_embedding.weight", "pre_
 KEYS["mtp, pool"] = KEYS["mtp"] | {f"layers.0.self_attn.{name}_norm.weight" for name in "qk"}
 KEYS["mtp, other"] = KEYS["mtp, pool"] | {"d2t", "t2d", "layers.0.self_attn.gate_proj.weight"}
 KEYS["mtp, other"] |= {f"layers.0.self_attn.{name}_proj.bias" for name in ("q", "k", "v", "gate")}
+OUTSIDE = KEYS["mtp"] - {key for key in KEYS["mtp"] if key.startswith("layers.")}
+OF_A_LAYER = KEYS["mtp"] - OUTSIDE
+KEYS["mtp, in a row"] = KEYS["mtp"] | {f"layers.{n}.{name}" for n in (1, 2) for name in OUTSIDE}
+KEYS["mtp, in a row"] |= {key.replace(".0.", f".{n}.", 1) for n in (1, 2) for key in OF_A_LAYER}
+KEYS["mtp, in a row, pool"] = {key for key in KEYS["mtp, in a row"] if key.split(".")[-2] != "norm"}
+KEYS["mtp, in a row and on"] = KEYS["mtp, pool"] | {"d2t", "t2d", "layers.0.self_attn.gate_proj.weight"}
+KEYS["mtp, in a row and on"] |= {
+    key.replace(".0.", ".1.", 1) for key in KEYS["mtp, in a row and on"] if key.startswith("layers.")
+}
 KEYS["vispec"] = KEYS["eagle"] | {"img_fc.weight", "img_fc.bias", "compressor.q"}
 KEYS["vispec"] |= {f"compressor.{part}_proj.weight" for part in "kvo"}
 KEYS["dream"] = {"layers.2.input_layernorm.weight", "norm.weight"}

@@ -11,8 +11,9 @@ from functools import cache
 
 import models
 import pytest
+import transformers
 from omegaconf import OmegaConf
-from tiny_drafters import NEED_PICTURES, TINY_DRAFTERS
+from tiny_drafters import NEED_PICTURES, OF_ONE_TARGET, TINY_DRAFTERS
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec
@@ -22,7 +23,6 @@ from mmspec.drafters import (
     Drafter,
     DraftModelDrafter,
     FeatureDrafter,
-    Gemma4AssistantDrafter,
     HeadDrafter,
     LayerDrafter,
     NoDrafter,
@@ -82,7 +82,8 @@ LABELS = [*CONFIGURED, *TINY_DRAFTERS]
 def drafter_of(label: str, name: str, attention: str) -> Drafter:
     if label in CONFIGURED:
         return configuration.build(CONFIGURED[label], target=target_of(name, attention))
-    return TINY_DRAFTERS[label](name, attention)
+    make = TINY_DRAFTERS[label] if label in TINY_DRAFTERS else OF_ONE_TARGET[label][0]
+    return make(name, attention)
 
 
 def builders(drafter: Drafter, turn: int | None = None) -> list:
@@ -124,6 +125,16 @@ def test_greedy_text_is_that_of_generate(label):
     for place in range(max(len(trees), 2 * len(targets))):
         rows = (ONE, RAGGED)[(turn + place + place // len(targets)) % 2]
         same_text(*targets[(turn + place) % len(targets)], label, rows, trees[place % len(trees)])
+
+
+@pytest.mark.parametrize("rows", [ONE, RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize("label", OF_ONE_TARGET)
+def test_a_drafter_of_one_kind_of_target_reproduces_it_with_every_tree(label, rows):
+    _, cls, name, needed = OF_ONE_TARGET[label]
+    if not hasattr(transformers, needed):
+        pytest.skip(f"this transformers has no {needed}")
+    assert type(drafter_of(label, name, "sdpa")) is cls
+    same_text(name, "sdpa", label, rows, None)
 
 
 @pytest.mark.slow
@@ -202,7 +213,7 @@ def test_every_exported_drafter_is_in_this_suite():
     interfaces = {Drafter, DraftModelDrafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
     interfaces |= {BlockDrafter, LayerDrafter}
     interfaces |= {SharedEncoderDrafter}  # for models that attend to sound: tests/families/test_whisper.py
-    interfaces |= {Gemma4AssistantDrafter}  # for one family: tests/drafters/test_gemma4_assistant.py
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
+    tested |= {cls for _, cls, *_ in OF_ONE_TARGET.values()}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)
     assert tested and not missing, f"add a config, or an entry in TINY_DRAFTERS, for {missing}"

@@ -37,7 +37,12 @@ def test_in_the_repository_of_a_model_it_is_asked_for_by_name(tmp_path):
 
 BROKEN = {
     "no key of one": ({}, ["mtp."], "holds no multi-token layer, whose keys are such as 'mtp.fc.weight'"),
-    "several in a row": ({"mtp.layers.1.mlp.up_proj.weight": (2, 2)}, [], "has 2 multi-token layers in a row"),
+    "half a second layer": (
+        {"mtp.layers.1.mlp.up_proj.weight": (2, 2)},
+        [],
+        r"missing keys \['mtp.layers.1.input_layernorm.weight', .*",
+    ),
+    "latent attention": ({"mtp.layers.0.self_attn.kv_a_proj_with_mqa.weight": (2, 2)}, [], "is of latent attention"),
     "experts": ({"mtp.layers.0.mlp.experts.0.up_proj.weight": (2, 2)}, [], "is of a layer with experts"),
     "a fusion of one": ({"mtp.fc.weight": (32, 32)}, [], r"mtp.fc.weight has shape \[32, 32\]"),
     "no norm of states": ({}, ["mtp.pre_fc_norm_hidden"], r"missing keys \['mtp.pre_fc_norm_hidden.weight'\]"),

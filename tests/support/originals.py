@@ -311,17 +311,18 @@ class Parallel(Third):
 
 
 class Native(Original):
-    """A native multi-token layer, used over and over.
+    """Native multi-token layers. One is used over and over; of several each guesses a token further ahead.
 
     Args:
-        names: of the norms of embeddings, of states and of the output, of the fusion, and of the layer.
+        names: by layer, those of the norms of embeddings, of states and of the output, of the fusion, and of the layer.
         added: what norms add to their weight.
         turned: numbers of a head that positions turn.
+        states_first: whether the fusion reads states before embeddings.
     """
 
-    def __init__(self, *args, names, added: float = 0.0, turned: int = HEAD_DIM, **options):
+    def __init__(self, *args, names, added: float = 0.0, turned: int = HEAD_DIM, states_first: bool = False, **options):
         super().__init__(*args, **options)
-        self.names, self.added, self.turned = names, added, turned
+        self.names, self.added, self.turned, self.states_first = names, added, turned, states_first
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         scale = self.tensors[f"{name}.weight"] + self.added
@@ -339,32 +340,45 @@ class Native(Original):
         return out
 
     def draft(self, text: Text, chain: list[int]) -> list[torch.Tensor]:
-        embedding, hidden, last, fusion, layer = self.names
-        count = len(text.ids) - 1
-        embeds, states, guesses = text.read[1:], text.states[-1], []
+        count, states, guesses = len(text.ids) - 1, text.states[-1], []
         places = torch.arange(count) if self.sections is None else text.axes[:, :count]
+        after = torch.arange(1, len(chain) + 1)
+        places = torch.cat([places, places[..., -1:] + after], dim=-1)
+        embeds = torch.cat([text.read[1:], text.table[torch.tensor(chain, dtype=torch.long)]])
+        if len(self.names) > 1:
+            # The k-th layer, from 0, stands in the row of every state, and reads the token k + 1 places ahead.
+            for ahead in range(min(len(self.names), len(chain) + 1)):
+                rows = slice(ahead, ahead + count)
+                states = self.through(self.names[ahead], embeds[rows], states, places[..., rows])
+                guesses.append(states[-1] @ text.head.T)
+            return guesses
         for level in range(len(chain) + 1):
-            stream = self.linear(fusion, torch.cat([self.norm(embedding, embeds), self.norm(hidden, states)], dim=-1))
-            read = self.norm(f"{layer}.input_layernorm", stream)
-            asked = self.linear(f"{layer}.self_attn.q_proj", read).view(len(read), -1, HEAD_DIM)
-            gate = None
-            if asked.shape[1] * HEAD_DIM > self.tensors[f"{layer}.self_attn.o_proj.weight"].shape[1]:
-                asked, gate = asked[:, 0::2], asked[:, 1::2].flatten(1)
-            q = self.norm(f"{layer}.self_attn.q_norm", asked.transpose(0, 1))
-            k = self.norm(f"{layer}.self_attn.k_norm", self.heads(f"{layer}.self_attn.k_proj", read))
-            sees = torch.ones(len(read), len(read), dtype=torch.bool).tril()
-            v = self.heads(f"{layer}.self_attn.v_proj", read)
-            attended = self.attend(self.rotate(q, places), self.rotate(k, places), v, sees)
-            attended = attended if gate is None else attended * gate.sigmoid()
-            stream = stream + self.linear(f"{layer}.self_attn.o_proj", attended)
-            stream = stream + self.mlp(f"{layer}.mlp", self.norm(f"{layer}.post_attention_layernorm", stream))
-            output = self.norm(last, stream[-1:])
+            rows = slice(count + level)
+            output = self.through(self.names[0], embeds[rows], states, places[..., rows])[-1:]
             guesses.append(output[0] @ text.head.T)
-            if level < len(chain):
-                states = torch.cat([states, output])
-                embeds = torch.cat([embeds, text.table[chain[level]][None]])
-                places = torch.cat([places, places[..., -1:] + 1], dim=-1)
+            states = torch.cat([states, output])
         return guesses
+
+    def through(self, names, embeds, states, places) -> torch.Tensor:
+        """What one layer makes of embeddings and states, `[n, hidden]` each."""
+        embedding, hidden, last, fusion, layer = names
+        parts = [self.norm(embedding, embeds), self.norm(hidden, states)]
+        stream = self.linear(fusion, torch.cat(parts[::-1] if self.states_first else parts, dim=-1))
+        read = self.norm(f"{layer}.input_layernorm", stream)
+        asked = self.linear(f"{layer}.self_attn.q_proj", read).view(len(read), -1, HEAD_DIM)
+        gate = None
+        if asked.shape[1] * HEAD_DIM > self.tensors[f"{layer}.self_attn.o_proj.weight"].shape[1]:
+            asked, gate = asked[:, 0::2], asked[:, 1::2].flatten(1)
+        q, k = asked.transpose(0, 1), self.heads(f"{layer}.self_attn.k_proj", read)
+        if f"{layer}.self_attn.q_norm.weight" in self.tensors:
+            q, k = self.norm(f"{layer}.self_attn.q_norm", q), self.norm(f"{layer}.self_attn.k_norm", k)
+        sees = torch.ones(len(read), len(read), dtype=torch.bool).tril()
+        v = self.heads(f"{layer}.self_attn.v_proj", read)
+        attended = self.attend(self.rotate(q, places), self.rotate(k, places), v, sees)
+        attended = attended if gate is None else attended * gate.sigmoid()
+        stream = stream + self.linear(f"{layer}.self_attn.o_proj", attended)
+        stream = stream + self.mlp(f"{layer}.mlp", self.norm(f"{layer}.post_attention_layernorm", stream))
+        return self.norm(last, stream)
 
 
 class Asking(Original):

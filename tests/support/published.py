@@ -323,6 +323,43 @@ def mtp_speculators(model):
     }
 
 
+def mtp_appended(model):
+    """DeepSeek's and GLM's names: three layers behind the model's own, each with a copy of its embedding."""
+    numbers, tensors = Numbers(23), {}
+    for number in (61, 62, 63):
+        prefix = f"model.layers.{number}"
+        tensors |= layer(numbers, prefix, input_norm=True) | {
+            f"{prefix}.eh_proj.weight": numbers.matrix(HIDDEN, 2 * HIDDEN),
+            **{f"{prefix}.{name}.weight": numbers.norm(HIDDEN) for name in ("enorm", "hnorm", "shared_head.norm")},
+            f"{prefix}.embed_tokens.weight": model.get_input_embeddings().weight.detach().clone(),
+        }
+    return tensors, llama_config(num_nextn_predict_layers=3)
+
+
+def mtp_mimo(model):
+    """MiMo's names, as its repository has them: states before embeddings."""
+    numbers, tensors = Numbers(24), {}
+    for number in range(2):
+        prefix = f"model.mtp_layers.{number}"
+        tensors |= layer(numbers, prefix, input_norm=True) | {
+            f"{prefix}.input_proj.weight": numbers.matrix(HIDDEN, 2 * HIDDEN),
+            **{f"{prefix}.{name}_layernorm.weight": numbers.norm(HIDDEN) for name in ("token", "hidden", "final")},
+        }
+    return tensors, llama_config(model_type="mimo", num_nextn_predict_layers=2)
+
+
+def mtp_shared(model):
+    """Qwen3.5's names with two layers, which share the fusion and all norms outside."""
+    tensors, config = mtp(model)
+    numbers = Numbers(25)
+    first = {name: tensor for name, tensor in tensors.items() if "layers.0" in name}
+    second = {
+        name.replace("layers.0", "layers.1"): numbers.matrix(*tensor.shape) if tensor.ndim > 1 else tensor + 0.1
+        for name, tensor in first.items()
+    }
+    return tensors | second, config
+
+
 WRITERS = {
     "eagle": eagle,
     "eagle, qwen": eagle_qwen,
@@ -334,6 +371,9 @@ WRITERS = {
     "dream": dream,
     "mtp": mtp,
     "mtp, speculators": mtp_speculators,
+    "mtp, appended": mtp_appended,
+    "mtp, mimo": mtp_mimo,
+    "mtp, shared": mtp_shared,
     "eagle3": eagle3,
     "eagle3, speculators": eagle3_speculators,
     "eagle3, other width": eagle3_other_width,

@@ -67,12 +67,18 @@ def original(format: str, name: str) -> originals.Original:
         cls = originals.Asking
     elif format.startswith("mtp"):
         cls = originals.Native
-        norms = ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm", "mtp.fc", "mtp.layers.0")
-        if format == "mtp":
-            options |= {"names": norms, "added": 1.0, "turned": 4, "sections": (1, 1, 0), "interleaved": True}
+        norms = ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm", "mtp.fc")
+        if format in ("mtp", "mtp, shared"):
+            options["names"] = [(*norms, f"mtp.layers.{number}") for number in range(1 + ("shared" in format))]
+            options |= {"added": 1.0, "turned": 4, "sections": (1, 1, 0), "interleaved": True}
+        elif format == "mtp, appended":
+            parts, layers = ("enorm", "hnorm", "shared_head.norm", "eh_proj"), ["layers.61", "layers.62", "layers.63"]
+            options["names"] = [(*(f"{layer}.{part}" for part in parts), layer) for layer in layers]
         else:
             parts = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_proj")
-            options["names"] = (*(f"mtp_layers.0.{part}" for part in parts), "mtp_layers.0")
+            layers = [f"mtp_layers.{number}" for number in range(1 + ("mimo" in format))]
+            options["names"] = [(*(f"{layer}.{part}" for part in parts), layer) for layer in layers]
+            options["states_first"] = "mimo" in format
     elif format.startswith("peagle"):
         cls = originals.Parallel
         options |= {"layers": [1, 1, 2], "mask": published.DRAFTED[2], "norm_before_residual": True}

@@ -18,6 +18,7 @@ from mmspec.drafters import (
     DSparkDrafter,
     Eagle3Drafter,
     EagleDrafter,
+    Gemma4AssistantDrafter,
     HiVisDrafter,
     MedusaDrafter,
     MsdDrafter,
@@ -30,6 +31,7 @@ from mmspec.drafters import (
     VisualProjector,
     as_drafter,
 )
+from mmspec.drafters.gemma4_assistant import new_assistant
 from mmspec.inputs import prepare
 from mmspec.tree import DraftTree
 
@@ -95,6 +97,7 @@ TINY_DRAFTERS = {
     "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
     "mtp": head_of(lambda target: MtpDrafter(target, head_norms=True, gate=True, turned=4), 17),
     "peagle": head_of(lambda target: PEagleDrafter(target, layers=2, depths=5), 20),
+    "mtp, in a row": head_of(lambda target: MtpDrafter(target, layers=3), 18),
     "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
     "dflash": head_of(DFlashDrafter, 16),
     "dflash, shifted": head_of(
@@ -105,6 +108,16 @@ TINY_DRAFTERS = {
     ),
     "dspark": head_of(lambda target: DSparkDrafter(target, markov="rnn", markov_rank=6, block_size=5), 18),
     **VISUAL_HEADS,
+}
+
+
+def gemma4_assistant(name: str, attention: str) -> Gemma4AssistantDrafter:
+    return models.redraw(new_assistant(target_of(name, attention), layers=3), 20).eval()
+
+
+# Drafters that fit one kind of target: their class, that target, and what transformers must have for it.
+OF_ONE_TARGET = {
+    "gemma4 assistant": (gemma4_assistant, Gemma4AssistantDrafter, "gemma4", "Gemma4AssistantForCausalLM"),
 }
 # Without pictures they are no more than EAGLE, or cannot be built.
 NEED_PICTURES = {"shared vision", *VISUAL_HEADS}

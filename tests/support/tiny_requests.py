@@ -26,7 +26,7 @@ def target_of(name: str, attention: str | None = None) -> Target:
 
 @cache
 def _built(name: str, attention: str) -> Target:
-    return Target((models.MODELS.get(name) or tiny_families.FAMILIES[name].build)(attention))
+    return Target(((models.MODELS | models.ALONE).get(name) or tiny_families.FAMILIES[name].build)(attention))
 
 
 def one_picture(name: str) -> dict:

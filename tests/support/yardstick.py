@@ -130,12 +130,14 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         drafter: of which only weights and switches are used.
         sequence: its true slots.
         chain: `[steps, hidden]` embeddings of the chain's tokens.
-        wrong: a mistake to make: `residual`.
+        wrong: a mistake to make: `residual`, or `not normed` of states that one layer hands to the next.
     """
     weights, head = dict(drafter.named_parameters()), drafter.head
     third, native = isinstance(drafter, Eagle3Drafter), isinstance(drafter, MtpDrafter)
+    levels_of = drafter.settings.layers if native else 1
     turned = (drafter.settings.turned if native else None) or head.head_dim
     layer = "midlayer" if third else "layers.0"
+    number = 0  # of the layer at work, where there are several
     features, raw, summary = sequence.features, sequence.raw, sequence.summary
     places, levels = list(sequence.places), [0] * len(sequence.embeds)
 
@@ -166,11 +168,17 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
             [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin(), rest], dim=-1
         )
 
+    def own(name, shared):
+        return name if shared or not number else f"layers.{number}.{name}"
+
     def pair(tokens, states):
         parts = [tokens, states]
         if native:
-            parts = [norm("pre_fc_norm_embedding", tokens), norm("pre_fc_norm_hidden", states)]
-            return linear("fc", torch.cat(parts[::-1] if drafter.settings.states_first else parts, dim=-1))
+            shared = drafter.settings.shared_fusion
+            names = [own(f"pre_fc_norm_{part}", shared) for part in ("embedding", "hidden")]
+            parts = [norm(name, part) for name, part in zip(names, parts, strict=True)]
+            fusion = own("fc", shared)
+            return linear(fusion, torch.cat(parts[::-1] if drafter.settings.states_first else parts, dim=-1))
         if isinstance(drafter, ViSpecDrafter):
             parts[1] = linear("img_fc", torch.cat([states, summary], dim=-1))
         if isinstance(drafter, HiVisDrafter):
@@ -185,7 +193,7 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
             residual = normed if drafter.settings.norm_before_residual else states
         else:
             residual = pair(tokens, states)
-            read = norm("layers.0.input_layernorm", residual) if native or drafter.settings.input_norm else residual
+            read = norm(f"{layer}.input_layernorm", residual) if native or drafter.settings.input_norm else residual
         groups = head.num_attention_heads // head.num_key_value_heads
         q, k, v = heads("q_proj", read), heads("k_proj", read), heads("v_proj", read)
         if native and drafter.settings.head_norms:
@@ -202,18 +210,41 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         gate = transformers.activations.ACT2FN[head.hidden_act](linear(f"{layer}.mlp.gate_proj", x))
         return output + linear(f"{layer}.mlp.down_proj", gate * linear(f"{layer}.mlp.up_proj", x))
 
+    def settled(output):
+        kind = drafter.settings.output_norm
+        return output if kind == "none" else norm(own("norm", kind == "shared"), output)
+
     def logits(output):
         if third:
             return linear("lm_head", norm("norm", output))
-        output = norm("norm", output) if native else output
+        output = settled(output) if native else output
         table = drafter.target.model.get_output_embeddings().weight
         return functional.linear(output, table if drafter.draft_vocab_size is None else table[FEW])
 
     tokens, states, guesses = sequence.embeds, fuse(), []
+    for number in range(levels_of - 1):
+        # A layer but the last: in the row of every state its token, a place further ahead from layer to layer. A row
+        # without a token yet is of no use, and what stands in it is never read.
+        if number > len(chain):
+            return guesses
+        ahead = torch.cat([tokens, chain])[number : number + len(states)]
+        places = [*sequence.places, *range(sequence.places[-1] + 1, sequence.places[-1] + 1 + number)][number:]
+        layer = f"layers.{number}"
+        output = run(ahead, states)
+        guesses.append(logits(output[-1:])[0])
+        states = output if wrong == "not normed" else settled(output)
+    number, layer = levels_of - 1, f"layers.{levels_of - 1}" if native else layer
+    if number > len(chain):
+        return guesses
+    if number:
+        tokens, chain = torch.cat([tokens, chain])[number : number + len(states)], chain[number:]
+        places = [*sequence.places, *range(sequence.places[-1] + 1, sequence.places[-1] + 1 + number)][number:]
+        chain = chain if drafter.settings.recursive else chain[:0]
     for step in range(len(chain) + 1):
         output = run(tokens, states)[-1:]
         guesses.append(logits(output)[0])
-        state = norm("norm", output) if native or (third and drafter.settings.norm_output) else output
+        state = norm("norm", output) if third and drafter.settings.norm_output else output
+        state = settled(output) if native else state
         tokens, states = torch.cat([tokens, chain[step : step + 1]]), torch.cat([states, state])
         raw, summary = torch.cat([raw, raw[:1] & False]), torch.cat([summary, summary[-1:]])
         places.append(places[-1] + 1)
