@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import av
+import blocks
 import numpy as np
 import pytest
 import tiny_processors
@@ -61,10 +62,17 @@ def test_a_video_file_is_read_as_generate_reads_its_frames(clip):
         out = mmspec.generate(target, drafter, prompt="what?", videos=[str(clip)], max_new_tokens=NEW, tree=tree)
         assert out.token_ids == [said]
     assert by_itself(target, "what?", [whole[::-1]]) != said, "what is seen is written about"
-    for compressor in (Frames(0.4), Frames(0.4, "change"), Pool(2)):
-        drafter = eagle.with_compressor(compressor)
+    rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 2]}
+    block = blocks.build(target, "dspark")
+    sections = blocks.build(target, "dflash", rope="mrope", head={"rope_parameters": rope})
+    for drafter in (eagle, block):
+        for compressor in (Frames(0.4), Frames(0.4, "change"), Pool(2)):
+            shortened = drafter.with_compressor(compressor)
+            out = mmspec.generate(target, shortened, prompt="what?", videos=[str(clip)], max_new_tokens=NEW)
+            assert out.token_ids == [said]
+    for drafter in (block, sections):
         out = mmspec.generate(target, drafter, prompt="what?", videos=[str(clip)], max_new_tokens=NEW)
-        assert out.token_ids == [said]
+        assert out.token_ids == [said] and out.stats.num_draft_tokens
 
 
 def test_a_ragged_batch_with_videos_in_every_form(clip):
