@@ -16,8 +16,9 @@ from ..settings import configuration
 
 if TYPE_CHECKING:
     from ..evaluation.reporting import Report
+    from ..speed.deployment import Deployment
     from ..speed.prediction import Prediction
-    from ..speed.projection import Deployment, MeasuredMethod
+    from ..speed.projection import MeasuredMethod
     from ..speed.roofline import Architecture, Device
 
 TAKES = "BUNDLE [BUNDLE ...] [key=value]"
@@ -88,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..evaluation.reporting import report
     from ..evaluation.sheets import WIDTH, Sheet, Shown, markdown_text
-    from ..speed.projection import Deployment, methods_of, project_all
+    from ..speed.deployment import Deployment
+    from ..speed.projection import methods_of, project_all
     from ..speed.roofline import device_of, model_of
 
     device = device_of(settings.device, settings.bandwidth, settings.compute, settings.gpus)

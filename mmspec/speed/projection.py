@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
+from .deployment import Deployment
 from .prediction import Prediction
-from .roofline import Architecture, Device, model_of, pass_seconds
+from .roofline import Architecture, model_of
 from .structure import MODEL, BlockStructure, Structure, structure_from
 
 if TYPE_CHECKING:
@@ -41,57 +42,12 @@ class MeasuredMethod:
     structure: Structure | BlockStructure
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """Conditions to project to.
-
-    Args:
-        device: peaks of the device.
-        prefix: number of cached tokens per row.
-        batch: number of rows.
-        width: bytes per weight and cache entry.
-        launch: seconds per layer and pass.
-        overhead: seconds per round, and per token of plain decoding, besides the passes.
-    """
-
-    device: Device
-    prefix: int = 1024
-    batch: int = 1
-    width: float = 2
-    launch: float = 1e-5
-    overhead: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name, least in (("prefix", 0), ("batch", 1), ("launch", 0), ("overhead", 0)):
-            if getattr(self, name) < least:
-                raise MMSpecError(f"{name}={getattr(self, name)} must be {least} or more")
-        if not self.width > 0:
-            raise MMSpecError(f"bytes={self.width} must be above 0, such as 2 for 16-bit weights")
-
-    def seconds(self, model: Architecture, nodes: float) -> float:
-        """Return the seconds of a pass."""
-        return pass_seconds(
-            model,
-            self.device,
-            nodes,
-            prefix=self.prefix,
-            batch=self.batch,
-            width=self.width,
-            launch=self.launch,
-        )
-
-    def gigabytes(self, model: Architecture) -> float:
-        """Return the gigabytes of the weights (the embeddings included) and the cache."""
-        weights = model.parameters + model.hidden * model.vocabulary
-        return self.width * (weights + self.batch * self.prefix * model.cached) / 1e9
-
-
 def project(method: MeasuredMethod, target: Architecture, setting: Deployment) -> Prediction:
     """Predict the mean round of a method on a target of that size."""
     step = setting.seconds(target, 1)
     return Prediction(
         tokens=method.tokens,
-        draft=method.structure.seconds(method, target, setting),
+        draft=method.structure.seconds(method.passes, method.tokens, method.width, target, setting),
         score=setting.seconds(target, method.nodes + 1),
         overhead=setting.overhead,
         step=step,

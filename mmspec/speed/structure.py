@@ -9,7 +9,7 @@ from ..errors import MMSpecError
 from .roofline import Architecture, bound
 
 if TYPE_CHECKING:
-    from .projection import Deployment, MeasuredMethod
+    from .deployment import Deployment
 
 LOOKUP, HEAD, MODEL, BLOCK = "lookup", "head", "model", "block"
 
@@ -57,14 +57,22 @@ class Structure:
         slim = replace(target, layers=self.layers * target.layers)
         return replace(slim, share=self.share * target.parameters / slim.parameters)
 
-    def seconds(self, method: MeasuredMethod, target: Architecture, setting: Deployment) -> float:
-        """Return the seconds of drafting a round: a pass over what is new, and one for each further level."""
+    def seconds(self, passes: float, tokens: float, width: float, target: Architecture, setting: Deployment) -> float:
+        """Return the seconds of drafting a round: a pass over what is new, and one for each further level.
+
+        Args:
+            passes: levels of the tree.
+            tokens: new tokens per row.
+            width: nodes per row that are expanded at each further level.
+            target: the size of the target.
+            setting: the conditions.
+        """
         drafter = self.sized(target)
-        if drafter is None or method.passes <= 0:
+        if drafter is None or passes <= 0:
             return 0.0
-        block = method.passes if self.one_pass else 0.0
-        further = 0.0 if block else max(0.0, method.passes - 1) * setting.seconds(drafter, method.width)
-        return setting.seconds(drafter, method.tokens + block) + further
+        block = passes if self.one_pass else 0.0
+        further = 0.0 if block else max(0.0, passes - 1) * setting.seconds(drafter, width)
+        return setting.seconds(drafter, tokens + block) + further
 
 
 @dataclass(frozen=True)
@@ -110,16 +118,16 @@ class BlockStructure:
         weights = self.level * target.layer_parameters + self.level_heads * target.head_parameters
         return setting.width * weights, 2 * setting.batch * nodes * weights
 
-    def seconds(self, method: MeasuredMethod, target: Architecture, setting: Deployment) -> float:
+    def seconds(self, passes: float, tokens: float, width: float, target: Architecture, setting: Deployment) -> float:
         """Return the seconds of drafting a round: the pass, and what each level takes. Where a level takes something,
-        it is launched like a layer."""
-        if method.passes <= 0:
+        it is launched like a layer. See `Structure.seconds`."""
+        if passes <= 0:
             return 0.0
-        first = bound(setting.device, *self.first_pass(method.tokens, target, setting)) + self.layers * setting.launch
+        first = bound(setting.device, *self.first_pass(tokens, target, setting)) + self.layers * setting.launch
         if not self.level + self.level_heads:
             return first
-        level = bound(setting.device, *self.one_level(method.width, target, setting)) + setting.launch
-        return first + method.passes * level
+        level = bound(setting.device, *self.one_level(width, target, setting)) + setting.launch
+        return first + passes * level
 
 
 def structure_from(described: dict[str, Any]) -> Structure | BlockStructure:

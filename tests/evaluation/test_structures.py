@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmspec
 from mmspec.drafters import MedusaDrafter, V5e0Drafter
 from mmspec.evaluation.structures import structure_of
-from mmspec.speed.projection import Deployment
+from mmspec.speed.deployment import Deployment
 from mmspec.speed.roofline import DEVICES, Architecture
 from mmspec.speed.structure import structure_from
 from mmspec.trees import Chain

@@ -14,7 +14,6 @@ from refusals import refused
 
 from mmspec.commands.generate import GenerateSettings
 from mmspec.compressors import VisualCompressor
-from mmspec.drafters import Drafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
 from mmspec.evaluation.sweep import parts_of
@@ -34,12 +33,11 @@ GIVEN_BY_THE_CALLER = {
 }
 
 
-class Widget(Drafter):
+class Widget:
     """Stands for a user's own class in a user's own package."""
 
     def __init__(self, target, size: int, parts: list | None = None):
-        super().__init__(target)
-        self.size, self.parts = size, parts
+        self.target, self.size, self.parts = target, size, parts
         if size < 0:
             raise MMSpecError(f"size is {size} but must not be negative")
 

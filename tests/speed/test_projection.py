@@ -12,7 +12,8 @@ from refusals import refused
 from mmspec import cli
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.reporting import report
-from mmspec.speed.projection import Deployment, MeasuredMethod, methods_of, project
+from mmspec.speed.deployment import Deployment
+from mmspec.speed.projection import MeasuredMethod, methods_of, project
 from mmspec.speed.roofline import DEVICES, MODELS, Architecture, Device, device_of, model_of, pass_seconds
 from mmspec.speed.structure import BlockStructure, Structure
 
