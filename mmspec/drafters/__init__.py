@@ -13,6 +13,8 @@ from .block import (
     DominoSettings,
     DSparkDrafter,
     DSparkSettings,
+    LiLiCorrDrafter,
+    LiLiCorrSettings,
 )
 from .draft_model import (
     DraftModelDrafter,
@@ -75,6 +77,8 @@ __all__ = [
     "JacobiDrafter",
     "LayerDrafter",
     "LayerSettings",
+    "LiLiCorrDrafter",
+    "LiLiCorrSettings",
     "MedusaDrafter",
     "MedusaSettings",
     "MsdDrafter",

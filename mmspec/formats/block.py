@@ -15,6 +15,7 @@ from ..drafters import (
     DFlyDrafter,
     DominoDrafter,
     DSparkDrafter,
+    LiLiCorrDrafter,
 )
 from ..errors import MMSpecError, shown
 from ..models.states import LAST
@@ -28,6 +29,7 @@ from .embedding import alike
 from .head import FUSED_NORMS
 
 MARKOV, SELECTOR, GRU, CORRECTION = "markov_head.", "candidate_selector.", "prefix_gru.", "hidden_correction."
+LATTICE = "lilicorr."
 """Prefixes of the keys of what corrects a block."""
 
 SAME, SHIFTED = "same", "shifted"
@@ -38,6 +40,7 @@ ANCHOR_FIRST = ("sample_from_anchor", "query_zero_predicts_next", "shift_label")
 LAYOUTS = {
     "DFlashDraftModel": SAME,
     "DFlash2DraftModel": SAME,
+    "LiLiCorrDraftModel": SAME,
     "DFlashSpeculator": SAME,
     "Qwen3DFlyModel": SAME,
     "DSparkSpeculator": SHIFTED,
@@ -312,6 +315,8 @@ class Said:
             first = self.take("pure_draft_prefix_len", int, 1)
             names |= {"recurrent.prefix_gru.": GRU, "recurrent.embed_proj.": "embed_proj."}
             return DominoDrafter, {"gru_hidden": sizes[1], "rank": rank, "uncorrected": first}, names
+        if has(shapes, LATTICE):
+            return LiLiCorrDrafter, self.lattice(), names
         if has(shapes, CORRECTION) or "layer_fusion_weights" in shapes:
             size = (
                 self.checkpoint.sizes(f"{CORRECTION}up_proj.weight", "inner", "in")[0] if has(shapes, CORRECTION) else 0
@@ -324,6 +329,39 @@ class Said:
             if f"{SELECTOR}{book}" in shapes:  # some save the table itself
                 names[f"{SELECTOR}{book}.weight"] = f"{SELECTOR}{book}"
         return DFlashDrafter, {"selector_rank": rank, "selector_top_k": self.take("selector_top_k", int, 16)}, names
+
+    def lattice(self) -> dict[str, Any]:
+        """Return the settings of LiLiCorr's head. Two of them no weight tells, and none is guessed.
+
+        Raises:
+            MMSpecError: if one is not said, or the block is causal, which this head is not.
+        """
+        keys, why = self.checkpoint.shapes, "without which the weights score something else"
+        for name in ("causal", "is_causal", "causal_head"):
+            if self.take(name, bool, False):
+                raise MMSpecError(
+                    f"{self.checkpoint}: config.json says {name}=true, but LiLiCorr's blocks see both ways"
+                )
+        layers = len({key.split(".")[2] for key in keys if key.startswith(f"{LATTICE}layers.")})
+        self.checkpoint.header.check_count("lilicorr_num_layers", layers)
+        candidates = self.checkpoint.sizes(f"{LATTICE}rank_embedding", "one", "one", "one", "candidates", "size")[3]
+        if (said := self.take("lilicorr_candidate_topk", int, candidates)) != candidates:
+            raise MMSpecError(
+                f"{self.checkpoint}: config.json says lilicorr_candidate_topk={said}, its weights {candidates}"
+            )
+        factors, size = self.checkpoint.sizes(f"{LATTICE}out_head.weight", "factors", "size")
+        inner = self.checkpoint.sizes(f"{LATTICE}layers.0.mlp.0.weight", "inner", "size")[0]
+        return {
+            "causal_windows": False,
+            "candidates": candidates,
+            "lattice_layers": layers,
+            "lattice_size": size if f"{LATTICE}token_proj.weight" in keys else None,
+            "lattice_heads": self.need("lilicorr_num_heads", int, why),
+            "lattice_ratio": inner / size,
+            "factor_size": factors,
+            "score_scale": self.need("lilicorr_logit_scale", float, why),
+            "vector_eps": self.need("lilicorr_vector_eps", float, why),
+        }
 
 
 def has(keys: Shapes, prefix: str) -> bool:

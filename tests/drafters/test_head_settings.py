@@ -74,6 +74,7 @@ def test_what_the_settings_say_is_what_one_sees_and_what_is_saved(cls):
         "dflash",
         "dspark",
         "domino",
+        "lilicorr",
     ],
 )
 def test_a_recipe_lists_and_takes_every_setting(recipe):

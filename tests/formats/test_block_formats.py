@@ -14,7 +14,7 @@ from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError
-from mmspec.drafters import DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter
+from mmspec.drafters import DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter, LiLiCorrDrafter
 
 RAW = {"logit_scale": 1.0, "logit_cap": 0.0, "mask_token_id": 3, "feature_layers": [1, 2]}
 THETA = {"rope_type": "default", "rope_theta": 500.0}
@@ -139,6 +139,19 @@ DIALECTS = {
             weights, {"fc.": "context_proj.", "hidden_norm.": "context_norm.", "norm.": "final_norm."}
         ),
     ),
+    "ModelOpt, LiLiCorr": (
+        LiLiCorrDrafter,
+        {"block_size": 5, "candidates": 6, "lattice_layers": 2, "lattice_size": 12, "lattice_heads": 3}
+        | {"lattice_ratio": 1.5, "factor_size": 5, "score_scale": 3.0, "vector_eps": 1e-3, "windows": [4, None]},
+        {"architectures": ["LiLiCorrDraftModel"], "layer_types": ["sliding_attention", "full_attention"]}
+        | {"sliding_window": 4, "block_size": 5}
+        | {
+            "dflash_config": TAPS
+            | {"lilicorr_candidate_topk": 6, "lilicorr_num_heads": 3, "lilicorr_logit_scale": 3.0}
+            | {"lilicorr_vector_eps": 1e-3, "lilicorr_hidden_size": 12, "lilicorr_mlp_ratio": 1.5}
+        },
+        lambda weights, model: weights,
+    ),
     "neighbours turn": (
         DSparkDrafter,
         {"block_size": 4, "markov_rank": 4},
@@ -195,6 +208,10 @@ REFUSED = [
     ("DeepSpec", {"markov_head_type": "vanilla"}, "says markov_head_type='vanilla', its keys 'gated'"),
     ("SpecForge, DSpark", {"without": ("projector_type",)}, "does not say sample_from_anchor"),
     ("neighbours turn", {"without": ("head_dim",)}, "does not say head_dim"),
+    ("ModelOpt, LiLiCorr", {"without": ("lilicorr_logit_scale",)}, "does not say lilicorr_logit_scale"),
+    ("ModelOpt, LiLiCorr", {"without": ("lilicorr_vector_eps",)}, "does not say lilicorr_vector_eps"),
+    ("ModelOpt, LiLiCorr", {"is_causal": True}, "says is_causal=true, but LiLiCorr's blocks see both ways"),
+    ("ModelOpt, LiLiCorr", {"lilicorr_candidate_topk": 4}, "says lilicorr_candidate_topk=4 and, in dflash_config, 6"),
 ]
 
 

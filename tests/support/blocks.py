@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import models
@@ -16,7 +17,7 @@ from yardstick import entries_of
 
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
-from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter
+from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter, LiLiCorrDrafter
 from mmspec.models.states import LAST
 
 # Every switch is on somewhere and off somewhere.
@@ -63,6 +64,16 @@ VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
     ),
     "dfly": (DFlyDrafter, {"block_size": 5, "layers": 3}),
     "dflare": (DFlyDrafter, {"fusion": "mix", "context_maps": True, "correction_size": 0}),
+    "lilicorr": (
+        LiLiCorrDrafter,
+        {"block_size": 5, "candidates": 7, "lattice_layers": 1, "lattice_size": 12, "lattice_heads": 3}
+        | {"factor_size": 5, "windows": [None, 4]},
+    ),
+    "lilicorr, residual": (
+        LiLiCorrDrafter,
+        {"block_size": 4, "candidates": 6, "lattice_size": None, "lattice_heads": 2, "residual": True, "layers": 1}
+        | {"layout": "shifted", "draft_vocab_size": 20, "mask_token_id": 7, "factor_size": 6, "score_scale": 3.0},
+    ),
 }
 GRID = grid(VARIANTS, ["dflash"])
 
@@ -319,10 +330,100 @@ class DFlyBlock(Block):
         return self.logits(state + self.linear(f"{name}.down_proj", inner))
 
 
+class LatticeBlock(Block):
+    """LiLiCorr's: node by node, from a list of all candidates of all slots."""
+
+    def hidden(self, taps, before, anchor: int, place: int, known: list[int] | None = None) -> torch.Tensor:
+        self.newest, self.known = self.fused(taps, -1)[-2 if self.wrong == "newest" else -1], len(known or [])
+        return super().hidden(taps, before, anchor, place, known)
+
+    def guesses(self, hidden: torch.Tensor, anchor: int, chain: list[int]) -> list[torch.Tensor]:
+        # Only what stands behind the root is a lattice.
+        slots, chain = hidden[int(self.settings.layout == "same") + self.known :], chain[self.known :]
+        base, known, weights = self.logits(slots), list(range(models.VOCAB)), self.weights
+        if self.drafter.draft_vocab_size:
+            known = FEW.tolist()
+        best = [row.topk(self.settings.candidates).indices.tolist() for row in base]
+        nodes = self.nodes(slots, base, best, known)
+        for layer in range(self.settings.lattice_layers):
+            nodes = self.lattice_layer(f"lilicorr.layers.{layer}", nodes)
+        context = self.norm("lilicorr.anchor_norm", self.linear("lilicorr.context_proj", self.newest))
+        above, guesses = self.unit("anchor_out_head", context), [torch.empty(0)] * self.known
+        for slot, token in zip(range(len(slots)), [*chain, None], strict=False):
+            scores = torch.full_like(base[slot], -torch.inf)
+            for number in best[slot]:
+                score = self.settings.score_scale * (above @ self.vector("in_head", nodes[slot, number], context))
+                if self.settings.residual:
+                    score = weights["lilicorr.gain"] * score + base[slot, number]
+                scores[number] = score if base[slot, number].isfinite() else -torch.inf
+            guesses.append(scores)
+            node = nodes.get((slot, known.index(token))) if token in known else None
+            above = torch.zeros_like(above) if node is None else self.vector("out_head", node, context)
+        return guesses
+
+    def unit(self, name: str, states: torch.Tensor) -> torch.Tensor:
+        made = self.linear(f"lilicorr.{name}", states)
+        return made / made.norm().clamp(min=self.settings.vector_eps)
+
+    def vector(self, name: str, node: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        node = self.norm("lilicorr.output_norm", node)
+        both = torch.cat([node, context, node * context])
+        return self.unit(name, functional.silu(self.linear("lilicorr.factor_input_proj", both)))
+
+    def nodes(self, slots: torch.Tensor, base: torch.Tensor, best: list[list[int]], known: list[int]) -> dict:
+        """What the layers read, by slot and number of a candidate."""
+        embed, name, nodes = self.drafter.target.model.get_input_embeddings(), "lilicorr", {}
+        for slot, numbers in enumerate(best):
+            log_p = base[slot].log_softmax(-1).clamp(min=-100)
+            for rank, number in enumerate(numbers):
+                own, first = log_p[number].item(), log_p[numbers[0]].item()
+                facts = torch.tensor([own, math.exp(own), own - first, rank / (len(numbers) - 1), float(rank == 0)])
+                facts = (facts - facts.mean()) / (facts.var(unbiased=False) + 1e-5).sqrt()
+                facts = (
+                    facts * self.weights[f"{name}.feature_mlp.0.weight"] + self.weights[f"{name}.feature_mlp.0.bias"]
+                )
+                token = embed(torch.tensor(known[number]))
+                if self.settings.lattice_size is not None:
+                    token = self.linear(f"{name}.token_proj", token)
+                nodes[slot, number] = (
+                    token
+                    + self.linear(f"{name}.pass_hidden_proj", slots[slot])
+                    + self.linear(f"{name}.feature_mlp.3", functional.silu(self.linear(f"{name}.feature_mlp.1", facts)))
+                    + self.weights[f"{name}.slot_embedding"][0, 0, slot, 0]
+                    + self.weights[f"{name}.rank_embedding"][0, 0, 0, rank]
+                )
+        return nodes
+
+    def lattice_layer(self, name: str, nodes: dict) -> dict:
+        weights, heads, made = self.weights, self.settings.lattice_heads, {}
+        size = len(next(iter(nodes.values())))
+        cuts = [slice(head * size // heads, (head + 1) * size // heads) for head in range(heads)]
+        joint = {}
+        for key, node in nodes.items():
+            normed = self.norm(f"{name}.attn_norm", node)
+            both = weights[f"{name}.attn.in_proj_weight"] @ normed + weights[f"{name}.attn.in_proj_bias"]
+            joint[key] = both.split(size)
+        for key, node in nodes.items():
+            parts = []
+            for head, cut in enumerate(cuts):
+                scores = []
+                for other, (_, keys, _) in joint.items():
+                    bias = weights["lilicorr.relative_slot_bias"][head, key[0] - other[0] + self.settings.drafts]
+                    bias = bias + (weights["lilicorr.same_slot_bias"][head] if key[0] == other[0] else 0)
+                    scores.append(joint[key][0][cut] @ keys[cut] / (size // heads) ** 0.5 + bias)
+                values = torch.stack([values[cut] for _, _, values in joint.values()])
+                parts.append(torch.stack(scores).softmax(0) @ values)
+            node = node + self.linear(f"{name}.attn.out_proj", torch.cat(parts))
+            inner = functional.silu(self.linear(f"{name}.mlp.0", self.norm(f"{name}.mlp_norm", node)))
+            made[key] = node + self.linear(f"{name}.mlp.2", inner)
+        return made
+
+
 KINDS: dict[type[BlockDrafter], type[Block]] = {
     DSparkDrafter: MarkovBlock,
     DominoDrafter: DominoBlock,
     DFlyDrafter: DFlyBlock,
+    LiLiCorrDrafter: LatticeBlock,
 }
 """The formulation of drafters that are more than a `Block`."""
 

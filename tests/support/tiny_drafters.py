@@ -20,6 +20,7 @@ from mmspec.drafters import (
     EagleDrafter,
     Gemma4AssistantDrafter,
     HiVisDrafter,
+    LiLiCorrDrafter,
     MedusaDrafter,
     MsdDrafter,
     MtpDrafter,
@@ -107,6 +108,7 @@ TINY_DRAFTERS = {
         lambda target: DFlashDrafter(target, conv_kernel=2, selector_rank=4, selector_top_k=5, block_size=5), 19
     ),
     "dspark": head_of(lambda target: DSparkDrafter(target, markov="rnn", markov_rank=6, block_size=5), 18),
+    "lilicorr": head_of(lambda target: LiLiCorrDrafter(target, candidates=5, lattice_size=8, block_size=5), 20),
     **VISUAL_HEADS,
 }
 

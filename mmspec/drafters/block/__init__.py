@@ -5,6 +5,7 @@ from .dfly import DFlyDrafter, DFlySettings
 from .domino import DominoDrafter, DominoSettings
 from .drafter import BlockDrafter
 from .dspark import DSparkDrafter, DSparkSettings
+from .lilicorr import LiLiCorrDrafter, LiLiCorrSettings
 from .settings import BlockSettings
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "DSparkSettings",
     "DominoDrafter",
     "DominoSettings",
+    "LiLiCorrDrafter",
+    "LiLiCorrSettings",
 ]

@@ -1,7 +1,8 @@
 """Corrections: how the guesses of a block are changed by the tokens that stand above them, without another pass.
 
-All of them have one interface, so that chains, trees and teacher forcing are the same three calls: `begin` at the
-anchor, `logits` below a node, `advance` by one token. Each works on any number of nodes at once.
+All of them have one interface (`Walk`), so that chains, trees and teacher forcing are the same three calls: `begin` at
+the anchor, `logits` below a node, `advance` by one token. Each works on any number of nodes at once. A `Correction`
+walks as it is; a `LookAhead` looks at all guesses of a pass before, and makes a walk of them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Head = Callable[[Tensor], Tensor]
 """Function that gives `[..., vocab]` logits of `[..., hidden]` normed states."""
 
 
-class Correction(nn.Module):
-    """A small model of how a token depends on those above it in its block.
+class Walk:
+    """A way down from anchors, token by token.
 
     Its state of a node is a vector, made of the tokens from the anchor down to the node.
     """
@@ -51,6 +52,26 @@ class Correction(nn.Module):
             tokens: `[batch, nodes]` their tokens.
             hidden: `[batch, nodes, hidden]` normed states of the slots that guessed these tokens.
             embed: the embedding of tokens.
+        """
+        raise NotImplementedError
+
+
+class Correction(nn.Module, Walk):
+    """A small model of how a token depends on those above it in its block."""
+
+
+class LookAhead(nn.Module):
+    """A small model of how the tokens of a block depend on one another, which looks at all guesses of a pass."""
+
+    def walk(self, base: Tensor, hidden: Tensor, newest: Tensor, embed: Embed, vocabulary: Tensor | None) -> Walk:
+        """Return the way down from the anchors of some blocks.
+
+        Args:
+            base: `[batch, blocks, drafts, vocab]` logits of the blocks, which know nothing of the tokens above.
+            hidden: `[batch, blocks, drafts, hidden]` normed states of the slots that they come from.
+            newest: `[batch, blocks, hidden]` the target's fused state of the newest token before each anchor.
+            embed: the embedding of tokens.
+            vocabulary: `[vocab]` the tokens that the logits are about; None for all.
         """
         raise NotImplementedError
 

@@ -28,7 +28,7 @@ from ..reading import TargetView, compress, view_of
 from ..rope import Turning, axes_of
 from ..step import guesses_below
 from ..vocabulary import place_of
-from .correction import Correction
+from .correction import Correction, LookAhead, Walk
 from .fusion import fused, weights_at_first
 from .layer import BlockConv, BlockLayer, Entries, keys_values_of
 from .settings import BlockSettings
@@ -80,9 +80,18 @@ class BlockDrafter(LayerDrafter):
     # What a method is.
 
     @property
-    def correction(self) -> Correction | None:
+    def correction(self) -> Correction | LookAhead | None:
         """The model of how a guess depends on the tokens above it; None if it does not."""
         return None
+
+    def _walk_of(self, base: Tensor | None, hidden: Tensor, newest: Tensor) -> Walk | None:
+        """Return the way down from anchors, see `LookAhead.walk`, which alone needs any of this; None where nothing is
+        corrected."""
+        correction = self.correction
+        if not isinstance(correction, LookAhead):
+            return correction
+        assert base is not None, "the callers have asked"
+        return correction.walk(base, hidden, newest, self.token_embeds, self.draft_vocabulary)
 
     def sureness(self, hidden: Tensor, state: Tensor) -> Tensor | None:
         """Return `[...]` logits of the chance that a token below some nodes is accepted; None without an estimate.
@@ -200,20 +209,28 @@ class BlockDrafter(LayerDrafter):
         request = context.request
         self._prepare()
         prompt = self.read(view_of(context))
-        entries = torch.tensor(request.lengths, device=prompt.removed.device) - prompt.removed
+        counts = (torch.tensor(request.lengths, device=prompt.removed.device) - prompt.removed).tolist()
         slot = self._blocks[0].self_attn.slot
         size = request.max_length + context.spare_capacity + self.settings.block_size
         cache = TreeCache([(slot, slot)] * len(self.layers), context.batch_size, size)
         self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, slot.dtype)
-        keys, values = self._entries(prompt.states, prompt.positions, request.max_length)
-        self.session.enter(list(zip(keys, values, strict=True)), entries.tolist())
+        self._newest_known = prompt.states.new_zeros(context.batch_size, self.head.hidden_size, dtype=self._dtype)
+        keys, values = self._entries(prompt.states, prompt.positions, request.max_length, counts)
+        self.session.enter(list(zip(keys, values, strict=True)), counts)
         self.session.position_offset = prompt.position_offset
         self.session.follow(context.history, context.active)
         self._waiting: list[tuple[Tensor, list[int]]] = []  # states that no keys and values are made of yet
 
-    def _entries(self, states: Tensor, positions: Tensor, most: int) -> Entries:
-        """Return keys and values of the states of the target's layers, `[layers, batch, heads, length, head_dim]`."""
-        return keys_values_of(self._blocks, self._fused(states), self._rope(positions, most))
+    def _entries(self, states: Tensor, positions: Tensor, most: int, counts: list[int]) -> Entries:
+        """Return keys and values of the states of the target's layers, `[layers, batch, heads, length, head_dim]`; by
+        row, the first `counts` of them are new tokens."""
+        known = self._fused(states)
+        if isinstance(self.correction, LookAhead):  # nothing else asks
+            rows = [(place, row) for place, row in enumerate(self.session.cache.rows_present) if counts[row]]
+            if rows:
+                places, numbers = (list(part) for part in zip(*rows, strict=True))
+                self._newest_known[numbers] = known[-1, places, [counts[row] - 1 for row in numbers]]
+        return keys_values_of(self._blocks, known, self._rope(positions, most))
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Keep the target's states of the accepted path for the next pass."""
@@ -235,7 +252,7 @@ class BlockDrafter(LayerDrafter):
             counts = [length if active else 0 for length, active in zip(lengths, session.active, strict=True)]
             numbers = torch.arange(states.shape[1], device=states.device)
             most = self._longest + len(numbers)
-            keys, values = self._entries(session.present(states), session.positions(numbers), most)
+            keys, values = self._entries(session.present(states), session.positions(numbers), most, counts)
             session.enter(list(zip(keys, values, strict=True)), counts)
         self._waiting = []
 
@@ -259,10 +276,13 @@ class BlockDrafter(LayerDrafter):
         if self.correction is None:
             return self._marginals[:, 0]
         self._hidden = session.whole(hidden)
-        if unread is None:
-            state = self.correction.begin(root[:, None], self.token_embeds)
+        walk = self._walk_of(self._marginals[:, None], self._hidden[:, None], self._newest_known[:, None])
+        assert walk is not None  # as there is a correction
+        self._walk = walk
+        if unread is None or not isinstance(walk, Correction):
+            state = walk.begin(root[:, None], self.token_embeds)
         else:
-            state = session.whole(unread.read(self.correction, slots, self.token_embeds))
+            state = session.whole(unread.read(walk, slots, self.token_embeds))
         self._states = [state]
         return self._corrected(self._marginals[:, :1], self._hidden[:, :1], state)[:, 0]
 
@@ -285,15 +305,14 @@ class BlockDrafter(LayerDrafter):
         if not block.extends_chain:
             parents = pick(torch.cat(self._states, dim=1), block.parents)
         before = guesses_below(self._hidden, block, ahead=0)
-        state = self.correction.advance(parents, block.tokens, before, self.token_embeds)
+        state = self._walk.advance(parents, block.tokens, before, self.token_embeds)
         self._states.append(state)
         return self._corrected(base, guesses_below(self._hidden, block), state)
 
     def _corrected(self, base: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
         """Return corrected logits, and remember what they were made of."""
-        assert self.correction is not None  # as the callers have asked
         self._newest = hidden, state
-        return self.correction.logits(base, hidden, state, self.logits)
+        return self._walk.logits(base, hidden, state, self.logits)
 
     def confidence(self) -> Tensor | None:
         """Return the estimates for the nodes of the newest pass, see `StepDrafter.confidence`."""
@@ -345,28 +364,30 @@ class BlockDrafter(LayerDrafter):
         guesses, and no state is handed on that could be detached."""
         self._prepare()
         anchors, real = lesson.anchors
-        hidden, correction = self._unrolled(lesson, anchors), self.correction
+        hidden, newest = self._unrolled(lesson, anchors)
+        every = self.logits(hidden) if isinstance(self.correction, LookAhead) else None
         ids, tokens = lesson.request.inputs["input_ids"], lesson.root_slots.gather(1, anchors) + 1
-        state = None if correction is None else correction.begin(ids.gather(1, tokens), self.token_embeds)
+        walk = self._walk_of(every, hidden, newest)
+        state = None if walk is None else walk.begin(ids.gather(1, tokens), self.token_embeds)
         for step in range(min(steps, self.settings.drafts)):
             valid, places = lesson.drafted(step)
             if not valid.any():
                 return
             here, roots, slots = valid.gather(1, anchors) & real, valid.flatten().nonzero()[:, 0], hidden[:, :, step]
             chosen = slots[here]
-            base = self.logits(chosen)
-            if correction is None or state is None:
+            base = self.logits(chosen) if every is None else every[:, :, step][here]
+            if walk is None or state is None:
                 yield Guess(base, None, places, roots)
                 continue
             own = state[here]
-            logits, sure = correction.logits(base, chosen, own, self.logits), self.sureness(chosen, own)
+            logits, sure = walk.logits(base, chosen, own, self.logits), self.sureness(chosen, own)
             yield Guess(logits, None, places, roots, confidence=sure, base=base)
             tokens = (tokens + 1).clamp(max=ids.shape[1] - 1)  # beyond the end of an answer anything will do
-            state = correction.advance(state, ids.gather(1, tokens), slots, self.token_embeds)
+            state = walk.advance(state, ids.gather(1, tokens), slots, self.token_embeds)
 
-    def _unrolled(self, lesson: Lesson, anchors: Tensor) -> Tensor:
+    def _unrolled(self, lesson: Lesson, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the normed states of all guessing slots, `[batch, anchors, drafts, hidden]`, from `[batch, anchors]`
-        numbers of roots."""
+        numbers of roots, and the fused states of the tokens before them, `[batch, anchors, hidden]`."""
         prompt, size = self.read(view_of(lesson)), self.settings.block_size
         tokens = lesson.root_slots.gather(1, anchors) + 1
         entries = tokens - prompt.removed[:, None]
@@ -381,7 +402,8 @@ class BlockDrafter(LayerDrafter):
             context = attention.context(known[min(number, len(known) - 1)], before)
             own, queries = attention.keys_values(mixed, rope), attention.queries(mixed, rope)
             states = layer.finish(states, attend_blocks(queries, context, own, entries, size, sight), after)
-        return self.norm(states).unflatten(1, (-1, size))[:, :, self.settings.first_slot :]
+        guesses = self.norm(states).unflatten(1, (-1, size))[:, :, self.settings.first_slot :]
+        return guesses, pick(known[-1], entries - 1)
 
     # Small parts.
 

@@ -9,6 +9,7 @@ probabilities are zero, as in EAGLE-3 (arXiv 2503.01840). A `ChainLoss` sees all
 
 from .acceptance import Confidence, HybridAcceptance, NegativeLogAcceptance, TotalVariation
 from .base import Loss, OnBase, Term, Truth, log_q_of, truth_at
+from .candidates import CandidateMargin, CandidatePenalty, ForcedPrefix
 from .chains import AcceptedLength, ChainLoss, Chains, Decayed, DPace, EndToEndVariation
 from .distributions import (
     CrossEntropy,
@@ -23,6 +24,8 @@ from .weights import Ramp, Weight, weight_at
 
 __all__ = [
     "AcceptedLength",
+    "CandidateMargin",
+    "CandidatePenalty",
     "ChainLoss",
     "Chains",
     "Confidence",
@@ -30,6 +33,7 @@ __all__ = [
     "DPace",
     "Decayed",
     "EndToEndVariation",
+    "ForcedPrefix",
     "HybridAcceptance",
     "KullbackLeibler",
     "ListMLE",

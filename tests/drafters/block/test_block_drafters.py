@@ -70,7 +70,7 @@ def test_a_prompt_may_be_a_single_token():
 
 def hidden_of(drafter: BlockDrafter, lesson) -> torch.Tensor:
     drafter._prepare()
-    return drafter._unrolled(lesson, lesson.anchors[0])
+    return drafter._unrolled(lesson, lesson.anchors[0])[0]
 
 
 def test_the_layout_changes_which_slots_guess_and_nothing_else():

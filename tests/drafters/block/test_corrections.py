@@ -5,7 +5,7 @@ from __future__ import annotations
 import models
 import pytest
 import torch
-from blocks import KINDS, build, drafter_of, taps_of
+from blocks import KINDS, build, drafter_of, reference_at, taps_of
 from covering import covering
 from heads import TOLERANCE, error, guesses_of, lesson_of
 from laws import g_test
@@ -16,7 +16,7 @@ from toy_law import PROMPT, ROWS, TOY_TOKENS, exact_law, toy
 
 import mmspec
 from mmspec import Target
-from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter
+from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter, LiLiCorrDrafter
 from mmspec.trees import Chain, ConfidenceChain, StaticTree
 from mmspec.verifiers import RejectionSampling
 
@@ -35,19 +35,22 @@ def test_it_begins_as_the_plain_block(variant):
 
 
 def test_all_others_begin_as_the_plain_block_too():
-    """DFlash 2, Domino and DFly: with the weights of a plain block they say what it says."""
+    """DFlash 2, Domino, DFly and LiLiCorr: with the weights of a plain block they say what it says."""
     lesson = lesson_of("llava")
     plain = build(lesson.target, "dflash", layout="same")
     for cls, settings in (
         (DFlashDrafter, {"conv_kernel": 2, "selector_rank": 4, "selector_top_k": 5}),
         (DominoDrafter, {"layout": "same", "gru_hidden": 4, "rank": 3, "block_size": 9}),
         (DFlyDrafter, {"fusion": "linear"}),
+        (LiLiCorrDrafter, {"candidates": 5, "lattice_size": 12, "lattice_layers": 1, "residual": True}),
     ):
         drafter = cls(lesson.target, **settings)
         drafter.load_state_dict(plain.state_dict(), strict=False)
         for ours, theirs in zip(drafter.unroll(lesson, 3), plain.unroll(lesson, 3), strict=True):
             seen = ours.logits > -torch.inf
-            assert seen.sum(-1).unique().tolist() == [settings.get("selector_top_k", models.VOCAB)]
+            assert seen.sum(-1).unique().tolist() == [
+                settings.get("selector_top_k", settings.get("candidates", models.VOCAB))
+            ]
             assert error(ours.logits[seen], theirs.logits[seen]) < 1e-5 and ours.base.equal(theirs.logits)
 
 
@@ -117,6 +120,11 @@ CHAINS = {
     "selector": (DFlashDrafter, {"conv_kernel": 2, "conv_group": 4, "selector_rank": 4, "selector_top_k": 3}),
     "domino": (DominoDrafter, {"gru_hidden": 4, "rank": 4}),
     "dfly": (DFlyDrafter, {}),
+    "lilicorr": (LiLiCorrDrafter, {"candidates": 3, "lattice_size": 8, "lattice_heads": 2}),
+    "lilicorr, residual": (
+        LiLiCorrDrafter,
+        {"candidates": 4, "lattice_size": 4, "lattice_heads": 1, "residual": True, "mask_token_id": 1},
+    ),
 }
 
 
@@ -158,3 +166,29 @@ def test_guesses_depend_on_the_token_above_and_no_other():
         ours, theirs = guesses_of(drafter, lesson, 3), guesses_of(drafter, changed, 3)
         differs = [error(ours[0, 0, step], theirs[0, 0, step]) > 1e-4 for step in range(3)]
         assert differs == [False, True, remembers]
+
+
+@pytest.mark.parametrize("variant", ["lilicorr", "lilicorr, residual"])
+def test_a_lattice_is_told_of_the_newest_state_before_the_anchor(variant):
+    """The state before that one would give other scores; these are told apart."""
+    drafter, lesson, answer = drafter_of("llava", variant), lesson_of("llava"), lesson_of("llava").answers[0]
+    guesses, (before, *_) = guesses_of(drafter, lesson, 2), reference_at("llava", drafter, 0, 2, answer[3:4], "newest")
+    seen = before > -torch.inf
+    assert seen.equal(guesses[0, 2, 0] > -torch.inf)
+    assert error(guesses[0, 2, 0][seen], before[seen]) > 10 * TOLERANCE
+
+
+def test_a_candidate_is_scored_by_what_may_stand_behind_it():
+    """Which no correction by the tokens above does: another candidate of the last slot changes the first choice."""
+    lesson = lesson_of("llava")
+    drafter = build(lesson.target, "lilicorr")
+    drafter._prepare()
+    hidden, newest = drafter._unrolled(lesson, lesson.anchors[0])
+    base, scores = drafter.logits(hidden), []
+    for least in (False, True):
+        changed = base.clone()
+        if least:
+            changed[..., -1, :] = -changed[..., -1, :]
+        scores.append(drafter.lilicorr.walk(changed, hidden, newest, drafter.token_embeds, None).scores)
+    first = [each.unflatten(0, (-1, drafter.settings.drafts, 8))[:, 0] for each in scores]
+    assert error(*first) > 1e-3
