@@ -168,13 +168,13 @@ class Objective:
                 if self.keep_within is not None and step + 1 < self.steps:
                     best = guess.logits.topk(min(self.keep_within, guess.logits.shape[-1]), dim=-1).indices
                     alive[guess.roots] &= (best == truth.logits.argmax(-1, keepdim=True)).any(-1) & truth.inside
-        if seen:
-            chains = Chains(*zip(*seen, strict=True))
-            for number, loss in enumerate(self.losses):
-                if isinstance(loss, ChainLoss):
-                    value = (loss(chains) * share[chains.roots][:, None]).sum()
-                    total = total + weights[number] * value
-                    marks[number] += value.detach()
+            if seen:
+                chains = Chains(*zip(*seen, strict=True))
+                for number, loss in enumerate(self.losses):
+                    if isinstance(loss, ChainLoss):
+                        value = (loss(chains) * share[chains.roots][:, None]).sum()
+                        total = total + weights[number] * value
+                        marks[number] += value.detach()
         return total, marks
 
 

@@ -19,6 +19,7 @@ from .distributions import (
     SoftCrossEntropy,
     TopKCrossEntropy,
 )
+from .paths import ReverseKullbackLeibler, SampledPaths
 from .states import SmoothL1Features, SmoothL1Intermediate
 from .weights import Ramp, Weight, weight_at
 
@@ -42,6 +43,8 @@ __all__ = [
     "OnBase",
     "ProbabilityDistance",
     "Ramp",
+    "ReverseKullbackLeibler",
+    "SampledPaths",
     "SmoothL1Features",
     "SmoothL1Intermediate",
     "SoftCrossEntropy",
