@@ -29,8 +29,10 @@ from .embedding import alike
 from .head import FUSED_NORMS
 
 MARKOV, SELECTOR, GRU, CORRECTION = "markov_head.", "candidate_selector.", "prefix_gru.", "hidden_correction."
-LATTICE = "lilicorr."
 """Prefixes of the keys of what corrects a block."""
+
+LATTICE = "lilicorr."
+"""Prefix of the keys of LiLiCorr's head."""
 
 SAME, SHIFTED = "same", "shifted"
 
@@ -331,7 +333,7 @@ class Said:
         return DFlashDrafter, {"selector_rank": rank, "selector_top_k": self.take("selector_top_k", int, 16)}, names
 
     def lattice(self) -> dict[str, Any]:
-        """Return the settings of LiLiCorr's head. Two of them no weight tells, and none is guessed.
+        """Return the settings of LiLiCorr's head. Three of them no weight tells, and none is guessed.
 
         Raises:
             MMSpecError: if one is not said, or the block is causal, which this head is not.
