@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..drafters import BlockDrafter, Drafter, DraftModelDrafter, FeatureDrafter, MedusaDrafter, V5e0Drafter
-from ..drafters.block.correction import Correction
+from ..drafters.block.correction import Correction, LookAhead
 from ..drafters.block.layer import BlockLayer
 from ..speed.structure import BLOCK, HEAD, LOOKUP, MODEL
 
@@ -63,17 +63,23 @@ def _block(drafter: BlockDrafter, layer: float, head: float) -> dict[str, float]
         own_maps = [part for part in (attention.k_proj_target, attention.v_proj_target) if part is not None]
         own += sum(map(_weights, own_maps))
         entering += sum(map(_weights, own_maps or [attention.k_proj, attention.v_proj]))
-    level, level_heads = (0, 0) if drafter.correction is None else _level(drafter.correction, _drafted(drafter))
+    correction, level, level_heads, seen, ahead = drafter.correction, 0, 0.0, 0.0, 0
+    if isinstance(correction, LookAhead):  # all of it is in the pass, and every candidate passes it
+        ahead = _weights(correction)
+        seen = ahead * correction.candidates * settings.drafts / settings.block_size
+    elif correction is not None:
+        level, own_heads = _level(correction, _drafted(drafter))
+        level_heads = own_heads / head + heads * correction.asks_head
     return {
         "slots": settings.block_size,
-        "layers": (layers - own) / layer,
-        "read": (layers + fusion) / layer,
+        "layers": (layers - own + seen) / layer,
+        "read": (layers + fusion + ahead) / layer,
         "entering": entering / layer,
         "cached": settings.layers,
         "guesses": settings.drafts,
         "heads": heads,
         "level": level / layer,
-        "level_heads": level_heads / head + heads * (drafter.correction is not None and drafter.correction.asks_head),
+        "level_heads": level_heads,
     }
 
 

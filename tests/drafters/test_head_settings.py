@@ -108,7 +108,7 @@ def test_a_value_of_another_type_is_refused_by_name(cls, name):
 @pytest.mark.parametrize("cls", HEADS)
 def test_an_unknown_setting_is_refused_with_those_that_there_are(cls):
     known = fields(cls.Settings)[-1].name
-    refused(lambda: made(cls, **{f"{known}s": 1}), f"{cls.__name__}: there is no setting '{known}s'", f"'{known}'")
+    refused(lambda: made(cls, **{f"{known}s": 1}), f"{cls.__name__} has no argument '{known}s'", f"'{known}'")
     node = OmegaConf.create({"drafter": {"_target_": f"mmspec.drafters.{cls.__name__}", f"{known}s": 1}}).drafter
     refused(lambda: build(node, target=target_of("llama", "sdpa")), f"setting 'drafter.{known}s' is unknown", known)
 

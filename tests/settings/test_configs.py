@@ -14,6 +14,7 @@ from refusals import refused
 
 from mmspec.commands.generate import GenerateSettings
 from mmspec.compressors import VisualCompressor
+from mmspec.drafters import Drafter
 from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import prepare_run
 from mmspec.evaluation.sweep import parts_of
@@ -33,11 +34,16 @@ GIVEN_BY_THE_CALLER = {
 }
 
 
-class Widget:
-    """Stands for a user's own class in a user's own package."""
+class Widget(Drafter):
+    """Stands for a user's own class in a user's own package. Anything is a target to it."""
+
+    @classmethod
+    def expect_parts(cls, given):
+        assert given
 
     def __init__(self, target, size: int, parts: list | None = None):
-        self.target, self.size, self.parts = target, size, parts
+        super().__init__(target)
+        self.size, self.parts = size, parts
         if size < 0:
             raise MMSpecError(f"size is {size} but must not be negative")
 

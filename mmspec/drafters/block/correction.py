@@ -61,7 +61,13 @@ class Correction(nn.Module, Walk):
 
 
 class LookAhead(nn.Module):
-    """A small model of how the tokens of a block depend on one another, which looks at all guesses of a pass."""
+    """A small model of how the tokens of a block depend on one another, which looks at all guesses of a pass.
+
+    Attributes:
+        candidates: how many tokens of each slot it looks at.
+    """
+
+    candidates: int
 
     def walk(self, base: Tensor, hidden: Tensor, newest: Tensor, embed: Embed, vocabulary: Tensor | None) -> Walk:
         """Return the way down from the anchors of some blocks.
