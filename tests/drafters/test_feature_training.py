@@ -39,7 +39,11 @@ def test_every_weight_is_trained(variant):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 1e-6, name
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "dream, without memory"])
+# Layers in a row are one deep model, whose states are no steps of a recursion.
+STEPS = [variant for variant in VARIANTS if variant != "dream, without memory" and "in a row" not in variant]
+
+
+@pytest.mark.parametrize("variant", STEPS)
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_step_teaches_earlier_ones_unless_detached(variant, detach, monkeypatch):
     drafter, outputs = build(target_of("llama", "sdpa"), variant), []

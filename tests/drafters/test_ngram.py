@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import inputs_for, llava, reference
+from tiny_requests import target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -157,4 +158,4 @@ def test_lookups_help_on_a_text_that_repeats_itself_and_stay_exact():
 )
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(MMSpecError, match=message):
-        NGramDrafter(SimpleNamespace(), **options)
+        NGramDrafter(target_of("llama", "sdpa"), **options)
