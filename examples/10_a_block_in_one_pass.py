@@ -44,7 +44,7 @@ for one, text in zip(questions, plain.text, strict=True):
 # ## What one pass says
 #
 # The block begins with the newest token, the anchor. The other slots hold a mask. Each gives a distribution of its own, a *marginal*:
-# what stands at the first place, what at the second, and so on, whatever stands between. Here is a round of one answer, over the picture
+# what stands at the first place, what at the second, and so on, whatever stands between. Here is the first round of one answer, over the picture
 # that it is about: in every column the likeliest tokens, the likeliest on top, as dark as they are likely. The lines are the tree of the
 # fifteen likeliest paths through them, and the green ones are what the target kept.
 
@@ -62,7 +62,8 @@ def marginals(one, image):
     box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "none"}
     for node, (x, y) in zip(drafted, spots[1:], strict=True):
         above, kept = spots[node.parent], node.accepted
-        axes.plot((above[0], x), (above[1], y), color="#009E73" if kept else "#999999", linewidth=1 + 2 * kept, zorder=1)
+        color, width = "#009E73" if kept else "#999999", 1 + 2 * kept
+        axes.plot((above[0], x), (above[1], y), color=color, linewidth=width, zorder=1)
         shade = (0.75 * (1 - node.drafter),) * 3
         axes.text(x, y, node.text, ha="center", va="center", bbox=box, color=shade, fontsize=9)
     axes.text(0, 0, one.nodes[0].text, ha="center", va="center", bbox=box, weight="bold", fontsize=9)
@@ -71,30 +72,32 @@ def marginals(one, image):
 
 
 tree = answer("dflash", BestFirstTree(15))
-show(marginals(tree.trace.row(QUESTIONS - 1)[2], questions[-1].image), "outputs/10_a_block_in_one_pass/05")
+show(marginals(tree.trace.row(QUESTIONS - 1)[0], questions[-1].image), "outputs/10_a_block_in_one_pass/05")
 
 # ## A chain of the best, and a tree of the likeliest paths
 #
 # The simplest use is the chain of the likeliest token at each place. It throws away that the second choices are known as well, from the same
 # pass. `BestFirstTree` takes the paths whose product of probabilities is largest: no tree of as many nodes has a larger sum.
 
-shapes = {"chain of 8": Chain(8), **{f"tree of {size}": BestFirstTree(size) for size in (8, 16, 32, 63)}}
+shapes = {"chain of 16": Chain(16), **{f"tree of {size}": BestFirstTree(size) for size in (8, 16, 32, 63)}}
 blocks = {label: answer("dflash", shape) for label, shape in shapes.items()}
 for label, out in blocks.items():
     tokens, nodes = per_pass(out)
-    print(f"{label:11} {tokens:5.2f} tokens per pass   {nodes:5.1f} nodes   same text: {out.token_ids == plain.token_ids}")
+    same = out.token_ids == plain.token_ids
+    print(f"{label:11} {tokens:5.2f} tokens per pass   {nodes:5.1f} nodes   same text: {same}")
 
 # Every row is one pass of the drafter a round. What grows is what the target has to check.
 #
 # ## What a marginal cannot know
 #
 # Where two continuations are about equally likely, the places behind mix them: each guesses the best token *on average*, and a chain may
-# begin one way and go on another. In the picture above both last places offer "two" and "one": "besides two others" and "besides one other",
-# one on top of the other, and at the last place nothing says which of the two has begun. DSpark corrects this: a small matrix says what a token makes of the next one, so that a level costs
+# begin one way and go on another. In the picture above the likeliest second token is
+# "middle" once more: the answer may begin with "middle", or with a word before it, and the second place does not know which. The chain of the
+# best would write "middle middle"; the tree has "right" too. DSpark corrects this: a small matrix says what a token makes of the next one, so that a level costs
 # a product instead of a pass. `DSparkDrafter.plain()` is the same block without its correction.
 
 drafters["dspark, not corrected"] = drafters["dspark"].plain()
-corrected = {name: answer(name, Chain(8)) for name in ("dspark, not corrected", "dspark")}
+corrected = {name: answer(name, Chain(16)) for name in ("dspark, not corrected", "dspark")}
 for name, out in corrected.items():
     print(f"{name:22} {per_pass(out)[0]:5.2f} tokens per pass   same text: {out.token_ids == plain.token_ids}")
 
@@ -121,7 +124,8 @@ thresholds = {f"threshold {value}": answer("dspark", ConfidenceChain(value)) for
 for label, out in {"no cut": corrected["dspark"], **thresholds}.items():
     tokens, nodes = per_pass(out)
     print(
-        f"{label:14} {tokens:5.2f} tokens per pass   {nodes:4.1f} nodes   {(tokens - 1) / nodes:4.0%} of them accepted   "
+        f"{label:14} {tokens:5.2f} tokens per pass   {nodes:4.1f} nodes   "
+        f"{(tokens - 1) / nodes:4.0%} of them accepted   "
         f"same text: {out.token_ids == plain.token_ids}"
     )
 
@@ -132,12 +136,12 @@ for label, out in {"no cut": corrected["dspark"], **thresholds}.items():
 #
 # EAGLE-3 knows every token above, and pays a pass of its layer for each level.
 
-eagle = answer("eagle3", Chain(5))
+eagle = answer("eagle3", Chain(12))
 rows = {
-    "eagle3, chain of 5": (eagle, eagle.stats.mean_levels),
-    "dflash, chain of 8": (blocks["chain of 8"], 1),
+    "eagle3, chain of 12": (eagle, eagle.stats.mean_levels),
+    "dflash, chain of 16": (blocks["chain of 16"], 1),
     "dflash, tree of 32": (blocks["tree of 32"], 1),
-    "dspark, chain of 8": (corrected["dspark"], 1),
+    "dspark, chain of 16": (corrected["dspark"], 1),
     "dspark, tree of 32": (answer("dspark", BestFirstTree(32)), 1),
 }
 for label, (out, passes) in rows.items():
