@@ -209,6 +209,7 @@ class Said:
             if MASK in keys
             else self.need("mask_token_id", int, "the token that stands in empty slots"),
             "qk_norm": "layers.0.self_attn.q_norm.weight" in keys,
+            "norms_turned": self.take("norms_turned", bool, False),
             "causal": bool(causal),
             "windows": windows,
             "causal_windows": not said_open if causal is None else causal,

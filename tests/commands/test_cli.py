@@ -24,6 +24,8 @@ from mmspec.decoding.stats import Round, Stats
 from mmspec.version import __version__
 from mmspec.zoo.architecture import VISUAL_TOKENS
 
+pytestmark = pytest.mark.product
+
 PROMPTS = [
     "What's left, right & above?",
     "- a dash",

@@ -14,6 +14,8 @@ from mmspec import cli
 from mmspec.commands.completion import SCRIPTS, continuations
 from mmspec.settings import configuration
 
+pytestmark = pytest.mark.product
+
 HIVIS = (
     *("detach", "keep_within", "losses.0.weight", "losses.1.weight", "losses.2.k", "losses.2.weight"),
     *("noise.scale", "steps"),

@@ -12,6 +12,8 @@ import mmspec
 from mmspec import cli
 from mmspec.commands import question
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -14,6 +14,8 @@ from mmspec.errors import MMSpecError
 from mmspec.evaluation.bench import benchmark, complete, prepare_run
 from mmspec.evaluation.bundle import Bundle
 
+pytestmark = pytest.mark.product
+
 LONGER = (*QUICK, "max_new_tokens=30")
 
 

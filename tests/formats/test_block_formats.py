@@ -65,6 +65,12 @@ DIALECTS = {
         },
         lambda weights, model: {f"model.{k}": t for k, t in weights.items()},
     ),
+    "HunyuanOCR": (
+        DFlashDrafter,
+        {"block_size": 5, "norms_turned": True},
+        {"architectures": ["DFlashDraftModel"], "block_size": 5, "dflash_config": TAPS, "norms_turned": True},
+        lambda weights, model: weights,
+    ),
     "jetspec": (
         DFlashDrafter,
         {"block_size": 4, "causal": True, "feature_layers": [0, -1]},
@@ -221,6 +227,13 @@ def test_what_is_not_said_is_not_guessed(dialect, changes, message, tmp_path):
     with pytest.raises(MMSpecError, match=message) as caught:
         mmspec.load_drafter(folder, target)
     assert "\n" not in str(caught.value)
+
+
+def test_a_drafter_may_lie_in_a_folder_of_its_targets_repository(tmp_path):
+    """As HunyuanOCR's does, of which it is not said whether it norms queries and keys before they are turned."""
+    source, _, target = written(tmp_path / "dflash", "HunyuanOCR")
+    loaded = mmspec.load_drafter(str(tmp_path), target, subfolder="dflash")
+    assert isinstance(loaded, DFlashDrafter) and loaded.settings.norms_turned and source.settings.norms_turned
 
 
 def test_a_layout_may_be_said_against_the_architecture(tmp_path):

@@ -161,6 +161,7 @@ def test_the_token_of_a_vector_can_be_chosen(tmp_path):
 REFUSED = [
     (DFlashDrafter, {"causal": True}, "is causal"),
     (DFlashDrafter, {"qk_norm": False}, "has no norms of queries and keys"),
+    (DFlashDrafter, {"norms_turned": True}, "norms queries and keys once they are turned"),
     (DFlashDrafter, {"conv_kernel": 2, "conv_group": 8}, "has convolutions .conv_kernel=2."),
     (DFlashDrafter, {"selector_rank": 4}, "chooses among candidates .selector_rank=4, DFlash 2."),
     (DFlashDrafter, {"fusion": "mix"}, "with fusion='mix'"),

@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
         {"windows": [5, 7], "causal_windows": False, "embedding_scale": 2.0, "draft_vocab_size": 20}
         | {"mask_token_id": 4, "head": {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}},
     ),
+    "dflash, norms turned": (DFlashDrafter, {"norms_turned": True, "block_size": 5}),
     "dflash, pool": (DFlashDrafter, compressor("pool.Pool", size=2)),
     "dflash, prune": (DFlashDrafter, compressor("prune.Prune", keep=0.5, by="uniform", seed=0)),
     "dflash, hide": (DFlashDrafter, compressor("hide.Hide", packed=False, margin=[0, 0])),
@@ -122,15 +123,16 @@ class Block:
     def turned(self, name: str, x: torch.Tensor, places: list[int], norm: str) -> torch.Tensor:
         """Queries or keys, `[heads, length, head_dim]`."""
         made = self.linear(name, x).view(len(x), -1, self.head.head_dim).transpose(0, 1)
-        if self.settings.qk_norm:
+        if self.settings.qk_norm and not self.settings.norms_turned:
             made = self.norm(norm, made)
         half = self.head.head_dim // 2
         inverse = self.head.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
         angle = torch.tensor(places)[:, None] * inverse
         first, second = made.split(half, dim=-1)
-        return torch.cat(
+        made = torch.cat(
             [first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1
         )
+        return self.norm(norm, made) if self.settings.qk_norm and self.settings.norms_turned else made
 
     def fused(self, taps: torch.Tensor, layer: int) -> torch.Tensor:
         """What a layer makes keys and values of."""

@@ -17,7 +17,7 @@ from mmspec.data import EmbeddedSource
 from mmspec.settings import configuration
 from mmspec.training.distill import distill
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+pytestmark = [pytest.mark.product, pytest.mark.usefixtures("fresh_accelerator")]
 FEW = ["steps=2", "batch_size=4", "rows=2", "held_out=2", "validate_every=2", "measured_prompts=0", "device=cpu"]
 ELSEWHERE = {"gemma4_assistant"}  # for a Gemma 4, see tests/drafters/test_gemma4_assistant.py
 RECIPES = sorted(set(configuration.groups()["train/recipe"]) - ELSEWHERE)

@@ -5,7 +5,7 @@ The names of the parameters are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,29 +18,32 @@ from ..layer import DraftAttention, DraftLayer, Rope, joined, rotate, side_by_si
 if TYPE_CHECKING:
     from .settings import BlockSettings
 
+Norm = Callable[[Tensor], Tensor]
+"""Function that norms vectors of one size, whatever stands before that."""
+
 Entries = tuple[Tensor, Tensor]
 """Keys and values, each `[batch, key_value_heads, length, head_dim]`, perhaps with the layers before the batch."""
 
 
 class BlockAttention(DraftAttention):
-    """Attention whose queries and keys may be normed per head before they are turned.
+    """Attention whose queries and keys may be normed per head, before or after they are turned.
 
     Args:
         config: configuration of the layer.
-        qk_norm: whether they are.
-        context_maps: whether the target's states have maps of their own.
+        settings: the settings of the drafter.
     """
 
-    def __init__(self, config: LlamaConfig, qk_norm: bool, context_maps: bool):
+    def __init__(self, config: LlamaConfig, settings: BlockSettings):
         super().__init__(config, config.hidden_size)
+        self.norms_turned = settings.norms_turned
         self.k_proj_target = self.v_proj_target = None
-        if context_maps:
+        if settings.context_maps:
             self.k_proj_target, self.v_proj_target = (
                 nn.Linear(map.in_features, map.out_features, bias=map.bias is not None)
                 for map in (self.k_proj, self.v_proj)
             )
         self.q_norm = self.k_norm = None
-        if qk_norm:
+        if settings.qk_norm:
             self.q_norm, self.k_norm = (nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) for _ in range(2))
 
     def project(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,18 +51,17 @@ class BlockAttention(DraftAttention):
         one product and one rotation. Gradients do not flow."""
         joint = self._heads(side_by_side(states, self.q_proj, self.k_proj, self.v_proj))
         queries, keys = (map.out_features // self.head_dim for map in (self.q_proj, self.k_proj))
-        turned = joint[:, : queries + keys]
+        norm = None
         if self.q_norm is not None and self.k_norm is not None:
             # Their weights differ, and both are normed at once.
             weights = torch.cat([self.q_norm.weight.expand(queries, -1), self.k_norm.weight.expand(keys, -1)])
-            turned = functional.rms_norm(turned, (self.head_dim,), None, self.q_norm.eps) * weights[:, None]
-        turned = rotate(turned, rope)
+            norm = norm_by(weights[:, None], self.q_norm.eps)
+        turned = self.turned(joint[:, : queries + keys], norm, rope)
         return turned[:, :queries], turned[:, queries:], joint[:, queries + keys :]
 
     def queries(self, states: Tensor, rope: Rope) -> Tensor:
         """Return queries `[batch, heads, length, head_dim]` of `[batch, length, width]` states."""
-        made = self._heads(self.q_proj(states))
-        return rotate(made if self.q_norm is None else self.q_norm(made), rope)
+        return self.turned(self._heads(self.q_proj(states)), self.q_norm, rope)
 
     def keys_values(self, states: Tensor, rope: Rope) -> Entries:
         """Return keys and values of `[batch, length, width]` states, see `DraftAttention.keys_values`."""
@@ -70,8 +72,13 @@ class BlockAttention(DraftAttention):
         return self._made(self.k_proj_target or self.k_proj, self.v_proj_target or self.v_proj, states, rope)
 
     def _made(self, keys: nn.Linear, values: nn.Linear, states: Tensor, rope: Rope) -> Entries:
-        made = self._heads(keys(states))
-        return rotate(made if self.k_norm is None else self.k_norm(made), rope), self._heads(values(states))
+        return self.turned(self._heads(keys(states)), self.k_norm, rope), self._heads(values(states))
+
+    def turned(self, heads: Tensor, norm: Norm | None, rope: Rope) -> Tensor:
+        """Return `[..., heads, length, head_dim]` queries or keys, turned and, where there is a norm, normed."""
+        if norm is None:
+            return rotate(heads, rope)
+        return norm(rotate(heads, rope)) if self.norms_turned else rotate(norm(heads), rope)
 
     @property
     def maps(self) -> list[nn.Linear]:
@@ -92,7 +99,7 @@ class BlockLayer(DraftLayer):
 
     def __init__(self, config: LlamaConfig, settings: BlockSettings):
         super().__init__(config, config.hidden_size)
-        self.self_attn = BlockAttention(config, settings.qk_norm, settings.context_maps)
+        self.self_attn = BlockAttention(config, settings)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention_conv = self.mlp_conv = None
         if settings.conv_kernel:
@@ -187,8 +194,13 @@ def keys_values_of(layers: Sequence[BlockLayer], states: Tensor, rope: Rope) -> 
         bias = joined([map.bias for map in maps]).view(count, 1, -1)[..., -wide:]
         made = torch.baddbmm(bias, flat, weight.mT)
     made = made.view(count, *states.shape[1:3], -1, first.head_dim).transpose(2, 3)
-    turned = made[:, :, :keys]
+    norm = None
     if first.k_norm is not None:
         weights = torch.stack([part.k_norm.weight for part in parts if part.k_norm is not None])
-        turned = functional.rms_norm(turned, (first.head_dim,), None, first.k_norm.eps) * weights[:, None, None, None]
-    return rotate(turned, rope), made[:, :, keys:]
+        norm = norm_by(weights[:, None, None, None], first.k_norm.eps)
+    return first.turned(made[:, :, :keys], norm, rope), made[:, :, keys:]
+
+
+def norm_by(weights: Tensor, eps: float) -> Norm:
+    """Return the norm of vectors with weights that differ from one to the next, `[..., size]`."""
+    return lambda heads: functional.rms_norm(heads, heads.shape[-1:], None, eps) * weights

@@ -31,6 +31,8 @@ class BlockSettings(LayerSettings):
         mask_token_id: the token whose embedding stands in slots without a token, and which is never proposed; null for
             a vector of the drafter's own, which is trained.
         qk_norm: whether queries and keys are normed per head.
+        norms_turned: whether that is done once they are turned, and not before: nobody has said which of the two the
+            published drafter of HunyuanOCR wants.
         causal: whether a slot sees nothing of the slots behind it (JetSpec).
         windows: per layer, the tokens back to which it sees, or null for all; null for no windows.
         causal_windows: whether that is so in the layers with a window, as in DFlash's release.
@@ -55,6 +57,7 @@ class BlockSettings(LayerSettings):
     before_deepstack: bool = False
     mask_token_id: int | None = None
     qk_norm: bool = True
+    norms_turned: bool = False
     causal: bool = False
     windows: Sequence[int | None] | None = None
     causal_windows: bool = True

@@ -55,6 +55,8 @@ class BlockWriter(Writer[Kind], Generic[Kind]):
             yield f"has convolutions (conv_kernel={settings.conv_kernel}), which this format has no weights for"
         if not settings.qk_norm:
             yield "has no norms of queries and keys, which the format's layers have: train one with qk_norm=True"
+        if settings.norms_turned:
+            yield "norms queries and keys once they are turned, and the format's layers do so before"
         if settings.causal:
             yield "is causal (JetSpec), but a server lets the slots of layers without a window see the whole block"
         if settings.rope != "1d":
