@@ -17,6 +17,7 @@ from .block import (
     LiLiCorrSettings,
 )
 from .draft_model import (
+    CaptionedDrafter,
     DraftModelDrafter,
     OwnEncoderDrafter,
     SharedEncoderDrafter,
@@ -36,7 +37,9 @@ from .head import HeadDrafter, HeadSettings
 from .hivis import HiVisDrafter, HiVisSettings
 from .jacobi import JacobiDrafter
 from .layer_head import LayerDrafter, LayerSettings
+from .lookahead import LookaheadDrafter
 from .medusa import MedusaDrafter, MedusaSettings
+from .mixture import FixedWeights, GridWeights, InverseWeights, MixtureDrafter, MixtureWeights, mixture_of_views
 from .msd import MsdDrafter
 from .mtp import MtpDrafter, MtpSettings
 from .ngram import NGramDrafter
@@ -50,6 +53,7 @@ from .vispec import ViSpecDrafter, ViSpecSettings
 __all__ = [
     "BlockDrafter",
     "BlockSettings",
+    "CaptionedDrafter",
     "DFlashDrafter",
     "DFlashSettings",
     "DFlyDrafter",
@@ -69,18 +73,24 @@ __all__ = [
     "EarlyExitDrafter",
     "FeatureDrafter",
     "FeatureSettings",
+    "FixedWeights",
     "Gemma4AssistantDrafter",
+    "GridWeights",
     "HeadDrafter",
     "HeadSettings",
     "HiVisDrafter",
     "HiVisSettings",
+    "InverseWeights",
     "JacobiDrafter",
     "LayerDrafter",
     "LayerSettings",
     "LiLiCorrDrafter",
     "LiLiCorrSettings",
+    "LookaheadDrafter",
     "MedusaDrafter",
     "MedusaSettings",
+    "MixtureDrafter",
+    "MixtureWeights",
     "MsdDrafter",
     "MtpDrafter",
     "MtpSettings",
@@ -100,4 +110,5 @@ __all__ = [
     "ViSpecSettings",
     "VisualProjector",
     "as_drafter",
+    "mixture_of_views",
 ]

@@ -20,6 +20,7 @@ import mmspec
 from mmspec import drafters, loading, zoo
 from mmspec.drafters import (
     BlockDrafter,
+    CaptionedDrafter,
     Drafter,
     DraftModelDrafter,
     FeatureDrafter,
@@ -213,6 +214,7 @@ def test_every_exported_drafter_is_in_this_suite():
     interfaces = {Drafter, DraftModelDrafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
     interfaces |= {BlockDrafter, LayerDrafter}
     interfaces |= {SharedEncoderDrafter}  # for models that attend to sound: tests/families/test_whisper.py
+    interfaces |= {CaptionedDrafter}  # for requests that bring captions: tests/drafters/test_mixture.py
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     tested |= {cls for _, cls, *_ in OF_ONE_TARGET.values()}
     missing = sorted(cls.__name__ for cls in exported - interfaces - tested)

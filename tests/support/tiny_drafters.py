@@ -22,6 +22,7 @@ from mmspec.drafters import (
     HiVisDrafter,
     LiLiCorrDrafter,
     MedusaDrafter,
+    MixtureDrafter,
     MsdDrafter,
     MtpDrafter,
     PEagleDrafter,
@@ -77,6 +78,14 @@ def dream_drafter(name: str, attention: str) -> DreamDrafter:
     return drafter
 
 
+def mixture_drafter(name: str, attention: str) -> MixtureDrafter:
+    """A small model and a copy of it, which read together, and a head with a smaller vocabulary. Weights are fixed:
+    what is learnt depends on which rounds were drafted."""
+    text = text_drafter(name, attention)
+    members = [text, eagle3_drafter(name, attention), text.fork()]
+    return MixtureDrafter(target_of(name, attention), members, [0.25, 0.5, 0.25])
+
+
 def head_of(make, seed: int):
     """A builder of heads with random weights, in use rather than in training."""
     return lambda name, attention: models.redraw(make(target_of(name, attention)), seed).eval()
@@ -96,6 +105,7 @@ TINY_DRAFTERS = {
     "eagle3, fewer tokens": eagle3_drafter,
     "dream, guided": dream_drafter,
     "medusa": head_of(lambda target: MedusaDrafter(target, heads=3, layers=2), 15),
+    "mixture": mixture_drafter,
     "mtp": head_of(lambda target: MtpDrafter(target, head_norms=True, gate=True, turned=4), 17),
     "peagle": head_of(lambda target: PEagleDrafter(target, layers=2, depths=5), 20),
     "mtp, in a row": head_of(lambda target: MtpDrafter(target, layers=3), 18),

@@ -24,6 +24,15 @@ class TextOnlyDrafter(DraftModelDrafter):
         """Return the prompt with every placeholder left out."""
         placeholders = self.target.family.placeholders
         rows = [[token for token in ids if token not in placeholders] for ids in request.token_ids()]
+        return self.as_text(rows, request), None
+
+    def as_text(self, rows: list[list[int]], request: Request) -> Request:
+        """Return a prompt of text alone, from the tokens of its rows; refuse a row without any.
+
+        Args:
+            rows: token ids per row.
+            request: the target's prompt.
+        """
         lengths = [len(row) for row in rows]
         if min(lengths) == 0:
             raise MMSpecError(
@@ -32,4 +41,4 @@ class TextOnlyDrafter(DraftModelDrafter):
         device = request.inputs["input_ids"].device
         ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=device)
         mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
-        return Request({"input_ids": ids, "attention_mask": mask.long()}, lengths), None
+        return Request({"input_ids": ids, "attention_mask": mask.long()}, lengths)
