@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import MMSpecError, shown
+from ...models.slots import pick
 from ...per_request import PerRequest
 from ...settings.arguments import is_number, number, whole_number
 
@@ -117,7 +118,7 @@ class FittedWeights(MixtureWeights):
         """Take up a request, of which nothing was heard."""
         super().start(members, batch, device)
         self._sums: Tensor | None = None
-        self._kept: list[tuple[Tensor, Tensor]] = []  # of single places, where there is a window
+        self._kept: tuple[Tensor, Tensor] | None = None  # scores of the places in the window, and which count
         self._heard = torch.zeros(batch, 1, dtype=torch.bool, device=device)
 
     def now(self) -> Tensor:
@@ -134,20 +135,12 @@ class FittedWeights(MixtureWeights):
             total = scores.sum(1)
             self._sums = total if self._sums is None else self._sums + total
             return
-        self._kept.append((scores, known))
-        if len(self._kept) > 1:
-            scores, known = (torch.cat(parts, dim=1) for parts in zip(*self._kept, strict=True))
-        later = known.flip(1).cumsum(1).flip(1)  # how many places count from here on
-        counts = known & (later <= self.window)
-        self._sums = scores.masked_fill(~counts[..., None], 0.0).sum(1)
-        # What no row counts any more is dropped where that can be said without asking the device.
-        self._kept = [(scores[:, -self._longest :], counts[:, -self._longest :])]
-
-    @property
-    def _longest(self) -> int:
-        """The places that are kept: enough for the window even where most rows had nothing to say."""
-        assert self.window is not None
-        return 16 * self.window + 256
+        if self._kept is not None:
+            scores, known = (torch.cat(parts, dim=1) for parts in zip(self._kept, (scores, known), strict=True))
+        # The last places that count, in their order, behind those that do not.
+        last = known.int().argsort(dim=1, stable=True)[:, -self.window :]
+        self._kept = pick(scores, last), known.gather(1, last)
+        self._sums = self._kept[0].sum(1)
 
 
 class GridWeights(FittedWeights):
