@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mmspec
 from mmspec.drafters import Drafter, MixtureDrafter
-from mmspec.drafters.mixture.views import view_of
+from mmspec.mixtures import view_of
 from mmspec.trees import Chain
 from mmspec.zoo import TASKS, sample
 

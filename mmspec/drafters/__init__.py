@@ -39,7 +39,7 @@ from .jacobi import JacobiDrafter
 from .layer_head import LayerDrafter, LayerSettings
 from .lookahead import LookaheadDrafter
 from .medusa import MedusaDrafter, MedusaSettings
-from .mixture import FixedWeights, GridWeights, InverseWeights, MixtureDrafter, MixtureWeights, mixture_of_views
+from .mixture import FixedWeights, GridWeights, InverseWeights, MixtureDrafter, MixtureWeights
 from .msd import MsdDrafter
 from .mtp import MtpDrafter, MtpSettings
 from .ngram import NGramDrafter
@@ -110,5 +110,4 @@ __all__ = [
     "ViSpecSettings",
     "VisualProjector",
     "as_drafter",
-    "mixture_of_views",
 ]

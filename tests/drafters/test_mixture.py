@@ -27,9 +27,9 @@ from mmspec.drafters import (
     NGramDrafter,
     StepDrafter,
     TextOnlyDrafter,
-    mixture_of_views,
 )
 from mmspec.drafters.mixture import abreast
+from mmspec.mixtures import mixture_of_views
 from mmspec.trees import BestFirstTree, Chain, DynamicTree, Growth, StaticTree
 from mmspec.verifiers import RejectionSampling
 

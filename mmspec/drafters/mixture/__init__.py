@@ -1,7 +1,6 @@
 """A mixture of drafters: one file for what it is, one for its weights, one for members that share a model."""
 
 from .drafter import MixtureDrafter
-from .views import mixture_of_views
 from .weights import FixedWeights, GridWeights, InverseWeights, MixtureWeights
 
 __all__ = [
@@ -10,5 +9,4 @@ __all__ = [
     "InverseWeights",
     "MixtureDrafter",
     "MixtureWeights",
-    "mixture_of_views",
 ]

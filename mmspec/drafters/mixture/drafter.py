@@ -87,7 +87,7 @@ class MixtureDrafter(StepDrafter):
         """Refuse a compressor: every member sees the pictures in its own way."""
         raise MMSpecError(
             f"the members of a MixtureDrafter have views of their own, so {type(compressor).__name__} has no place: "
-            "give it to a member (mixture_of_views: views=)"
+            "give it to a member (mmspec.mixtures.mixture_of_views: views=)"
         )
 
     def config(self) -> dict[str, Any]:

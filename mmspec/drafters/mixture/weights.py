@@ -54,7 +54,7 @@ class MixtureWeights(PerRequest):
 
 
 class FixedWeights(MixtureWeights):
-    """The same weights at all times (IBED, ICLR 2025 workshop SCOPE, whose weights are uniform).
+    """Weights that stay the same at all times (IBED, ICLR 2025 workshop SCOPE, whose weights are uniform).
 
     Args:
         values: one weight per member, 0 or more, which sum to 1; None for the same weight for all.

@@ -1,20 +1,18 @@
-"""One small model with several views of the pictures, as the members of a mixture."""
+"""Mixtures by name: one small model with several views of the pictures, and others beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...compressors import Hide, Pool, VisualCompressor
-from ...errors import MMSpecError, shown
-from ...trees import TreeBuilder
-from ..draft_model import CaptionedDrafter, DraftModelDrafter
-from ..step import StepDrafter
-from .drafter import MixtureDrafter
-from .weights import MixtureWeights
+from .compressors import Hide, Pool, VisualCompressor
+from .drafters import CaptionedDrafter, DraftModelDrafter, MixtureDrafter, MixtureWeights, StepDrafter
+from .errors import MMSpecError, shown
+from .loading import load_drafter
+from .trees import TreeBuilder
 
 if TYPE_CHECKING:
-    from ...target import Target
+    from .target import Target
 
 VIEWS = ("whole", "text", "pooled", "captioned")
 
@@ -45,8 +43,6 @@ def mixture_of_views(
     Raises:
         MMSpecError: for a drafter that is no draft model which reads pictures, or a view that there is not.
     """
-    from ...loading import load_drafter
-
     model = load_drafter(name, target)
     if not isinstance(model, DraftModelDrafter) or not model.reads_pictures:
         raise MMSpecError(
