@@ -201,6 +201,6 @@ def keys_values_of(layers: Sequence[BlockLayer], states: Tensor, rope: Rope) -> 
     return first.turned(made[:, :, :keys], norm, rope), made[:, :, keys:]
 
 
-def norm_by(weights: Tensor, eps: float) -> Norm:
+def norm_by(weights: Tensor, eps: float | None) -> Norm:
     """Return the norm of vectors with weights that differ from one to the next, `[..., size]`."""
     return lambda heads: functional.rms_norm(heads, heads.shape[-1:], None, eps) * weights
