@@ -118,7 +118,8 @@ def test_choices_are_refused_with_the_nearest():
     refused(lambda: made(drafters.DreamDrafter, first_token="men"), "first_token='men' is unknown", "'mean'")
 
 
-@pytest.mark.parametrize("label", TINY_DRAFTERS)
+# Of a mixture the members are saved, each by itself.
+@pytest.mark.parametrize("label", [label for label in TINY_DRAFTERS if label != "mixture"])
 def test_every_drafter_that_is_saved_is_made_again_of_its_configuration(label):
     drafter = TINY_DRAFTERS[label]("llava", "sdpa")
     again = type(drafter).from_config(json.loads(json.dumps(drafter.config())), drafter.target)
