@@ -43,6 +43,9 @@ def mixture_of_views(
     Raises:
         MMSpecError: for a drafter that is no draft model which reads pictures, or a view that there is not.
     """
+    for part, given, such_as in (("views", views, VIEWS[0]), ("others", others, "tiny/text_only")):
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise MMSpecError(f"mixture_of_views: {part}={shown(given)} must be a list, such as [{such_as}]")
     model = load_drafter(name, target)
     if not isinstance(model, DraftModelDrafter) or not model.reads_pictures:
         raise MMSpecError(

@@ -294,6 +294,8 @@ def test_what_cannot_be_mixed_is_refused():
         refused(lambda members=members: MixtureDrafter(target, members), message)
     both = [text, text.fork()]
     refused(lambda: MixtureDrafter(target, both, [1.0]), "are 1 weights for 2 members")
+    refused(lambda: MixtureDrafter(target, text), "members= ... must be a list of two or more drafters")
+    refused(lambda: MixtureDrafter(target, both, together="no"), "together='no' must be true or false")
     refused(
         lambda: MixtureDrafter(target, both).with_compressor(Pool(2)), "have views of their own, so Pool has no place"
     )
@@ -359,6 +361,10 @@ def test_captions_stand_where_the_pictures_were(embedded):
 
 def test_mixtures_of_views_are_refused_where_there_are_none(embedded):
     refused(lambda: mixture_of_views(embedded, "tiny/eagle3"), "is a Eagle3Drafter that reads no pictures")
+    for part in ("views", "others"):
+        for wrong in ("whole", None):
+            call = lambda part=part, wrong=wrong: mixture_of_views(embedded, "tiny/draft_model", **{part: wrong})  # noqa: E731
+            refused(call, f"{part}={wrong!r} must be a list")
     refused(
         lambda: mixture_of_views(embedded, "tiny/draft_model", ["blurred"]), "views='blurred' is none of whole, text"
     )

@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ...settings.arguments import positive
+from ...settings.arguments import positive, whole_number
 from ..head_config import initialise
 from .correction import Correction, Embed, Head
 from .drafter import BlockDrafter
@@ -32,7 +32,8 @@ class DominoSettings(BlockSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, gru_hidden=self.gru_hidden, rank=self.rank, uncorrected=self.uncorrected + 1)
+        positive(self, gru_hidden=self.gru_hidden, rank=self.rank)
+        whole_number(self, lowest=0, uncorrected=self.uncorrected)
 
 
 class DominoDrafter(BlockDrafter):

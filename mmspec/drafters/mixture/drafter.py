@@ -69,6 +69,8 @@ class MixtureDrafter(StepDrafter):
     ):
         super().__init__(target, tree)
         members = _checked(target, members)
+        if not isinstance(together, bool):
+            raise MMSpecError(f"MixtureDrafter: together={shown(together)} must be true or false")
         self.members = nn.ModuleList(members)
         self.weights, self.together = weights_of(weights), together
         self.weights.fork().start(len(members), 1, torch.device("cpu"))  # refuses weights that are not theirs
@@ -207,6 +209,8 @@ def _checked(target: Target, members: Sequence[Any]) -> list[StepDrafter]:
     Raises:
         MMSpecError: for members that cannot be mixed.
     """
+    if not isinstance(members, Sequence):
+        raise MMSpecError(f"MixtureDrafter: members={shown(members)} must be a list of two or more drafters")
     found: list[StepDrafter] = []
     for place, member in enumerate(members):
         name = type(member).__name__

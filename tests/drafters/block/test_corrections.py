@@ -9,6 +9,7 @@ from blocks import KINDS, build, drafter_of, reference_at, taps_of
 from covering import covering
 from heads import TOLERANCE, error, guesses_of, lesson_of
 from laws import g_test
+from refusals import refused
 from scripted_rounds import Told, decode
 from tiny_drafters import record_drafts
 from tiny_requests import target_of
@@ -91,6 +92,12 @@ def test_it_is_as_sure_in_training_as_in_drafting_and_as_the_formula_says(varian
             ours = torch.stack([sure[row, 0] for sure in builder.sure])
             assert error(ours, wanted) < TOLERANCE
     assert compared > 15
+
+
+def test_a_number_that_is_none_is_named_as_it_was_given():
+    refused(
+        lambda: build(target_of("llama", "sdpa"), "domino", uncorrected=-1), "uncorrected=-1 must be a whole number"
+    )
 
 
 @pytest.mark.parametrize("variant", ["dspark, gated", "dflash"])
