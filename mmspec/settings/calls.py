@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ParamSpec, Self, TypeVar
 
 from ..errors import MMSpecError, did_you_mean, shown
@@ -35,9 +35,7 @@ def named_arguments(
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            for given in kwargs:
-                if given not in known:
-                    raise MMSpecError(f"{name} has no argument {shown(given)}.{did_you_mean(given, known)}")
+            expect_known(name, kwargs, known)
             return function(*args, **kwargs)
 
         return call
@@ -58,13 +56,27 @@ def arguments_of(cls: type, arguments: tuple[Any, ...], named: dict[str, Any]) -
     signature = inspect.signature(cls)
     known = signature.parameters
     if not any(each.kind is each.VAR_KEYWORD for each in known.values()):
-        for given in named:
-            if given not in known:
-                raise MMSpecError(f"{cls.__name__} has no argument {shown(given)}.{did_you_mean(given, known)}")
+        expect_known(cls.__name__, named, known)
     try:
         return signature.bind_partial(*arguments, **named).arguments
     except TypeError as error:  # too many, or one twice
         raise MMSpecError(f"{cls.__name__}: {error}; its arguments are {', '.join(known)}") from None
+
+
+def expect_known(name: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names of arguments that are not among the known ones.
+
+    Args:
+        name: what they were given to, as users call it.
+        given: the names.
+        known: those that there are.
+
+    Raises:
+        MMSpecError: naming the first that is unknown, and the nearest that is not.
+    """
+    for one in given:
+        if one not in known:
+            raise MMSpecError(f"{name} has no argument {shown(one)}.{did_you_mean(one, known)}")
 
 
 class Named:

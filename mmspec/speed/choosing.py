@@ -63,7 +63,8 @@ def candidates(
     if {"static", "dynamic", "best_first"} & set(kinds):
         width = max(map(len, acceptance.chances))
         # Every part of this list is a tree, and so is what it holds within a depth and a width, in the same order.
-        nodes = acceptance.likeliest(4 * max_nodes, max_depth, width)
+        # Dynamic trees take what is within their bounds, for which the likeliest of all are not enough.
+        nodes = acceptance.likeliest((4 if "dynamic" in kinds else 1) * max_nodes, max_depth, width)
         if "static" in kinds:
             found += _statics(costs, nodes, max_nodes)
         if "dynamic" in kinds:

@@ -23,7 +23,7 @@ class Children(NamedTuple):
     Args:
         tokens: `[batch, nodes, count]`, the best (or first drawn) child first.
         log_probs: function that gives the `[batch, nodes, count]` log-probabilities, NaN where a node's logits are
-            no distribution; chains never ask for them.
+            no distribution; only those ask who go by them.
         probs: `[batch, nodes, vocab]` distribution q if children were drawn, else None.
         best: `[batch, nodes]`, a finite number where a node's logits are a distribution.
         logits: `[batch, nodes, vocab]` what likeliest children were chosen by; None if they were drawn.

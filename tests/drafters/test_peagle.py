@@ -10,7 +10,8 @@ import models
 import originals
 import pytest
 import torch
-from heads import ANSWERS, FEW, TOLERANCE, compressor, error, guesses_of, inputs_of, lesson_of
+from blocks import drafter_like
+from heads import ANSWERS, FEW, TOLERANCE, compressor, error, expect_loaded_as_saved, guesses_of, inputs_of, lesson_of
 from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
 from tiny_drafters import record_drafts
 from tiny_requests import RAGGED, case, target_of
@@ -52,11 +53,7 @@ GRID = [
 def build(target: Target, variant: str, **changes) -> PEagleDrafter:
     """A drafter with random weights, and a mask that weighs as much as a state."""
     settings = {**VARIANTS[variant], **changes}
-    torch.manual_seed(0)  # `redraw` only shifts what is a vector, such as that of the mask
-    drafter = PEagleDrafter(target, **{**settings, "compressor": compressor_of(settings.get("compressor"))})
-    if drafter.draft_vocab_size:
-        drafter.choose_vocabulary(FEW)
-    return models.redraw(drafter, seed=4)
+    return drafter_like(PEagleDrafter, target, {**settings, "compressor": compressor_of(settings.get("compressor"))})
 
 
 @cache
@@ -315,12 +312,7 @@ def test_kept_tokens_count_alike_and_right_guesses_as_if_all_were_kept():
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     for number, variant in enumerate(VARIANTS):
-        drafter, folder = drafter_of("llava", variant), tmp_path / str(number)
-        drafter.save_pretrained(folder)
-        loaded = mmspec.load_drafter(str(folder), drafter.target)
-        assert loaded.config() == drafter.config()
-        ours, theirs = (guesses_of(one, lesson_of("llava"), 3) for one in (drafter, loaded))
-        assert all(error(theirs[key], logits) < 1e-6 for key, logits in ours.items())
+        expect_loaded_as_saved(drafter_of("llava", variant), tmp_path / str(number))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import TypeVar
 
 import models
 import torch
@@ -17,8 +18,18 @@ from yardstick import entries_of
 
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
-from mmspec.drafters import BlockDrafter, DFlashDrafter, DFlyDrafter, DominoDrafter, DSparkDrafter, LiLiCorrDrafter
+from mmspec.drafters import (
+    BlockDrafter,
+    DFlashDrafter,
+    DFlyDrafter,
+    DominoDrafter,
+    DSparkDrafter,
+    HeadDrafter,
+    LiLiCorrDrafter,
+)
 from mmspec.models.states import LAST
+
+Head = TypeVar("Head", bound=HeadDrafter)
 
 # Every switch is on somewhere and off somewhere.
 VARIANTS: dict[str, tuple[type[BlockDrafter], dict]] = {
@@ -85,7 +96,7 @@ def build(target: Target, variant: str, **changes) -> BlockDrafter:
     return drafter_like(cls, target, {**settings, "compressor": compressor_of(settings.get("compressor")), **changes})
 
 
-def drafter_like(cls: type[BlockDrafter], target: Target, settings: dict) -> BlockDrafter:
+def drafter_like(cls: type[Head], target: Target, settings: dict) -> Head:
     """A drafter of a class with random weights."""
     torch.manual_seed(0)  # `redraw` only shifts what is a vector, such as that of the mask
     drafter = cls(target, **settings)

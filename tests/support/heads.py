@@ -11,6 +11,7 @@ from covering import covering
 from full_recompute import recompute
 from tiny_requests import ragged_inputs, target_of
 
+import mmspec
 from mmspec import Target
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import (
@@ -157,6 +158,15 @@ def guesses_of(drafter, lesson: Lesson, steps: int) -> dict:
             for root, logits in zip(guess.roots.tolist(), guess.logits, strict=True):
                 table[(*divmod(root, roots), step)] = logits
     return table
+
+
+def expect_loaded_as_saved(drafter, folder) -> None:
+    """What `load_drafter` makes of a saved drafter has its configuration, and guesses what it does."""
+    drafter.save_pretrained(folder)
+    loaded = mmspec.load_drafter(str(folder), drafter.target)
+    assert loaded.config() == drafter.config()
+    ours, theirs = (guesses_of(one, lesson_of("llava"), 3) for one in (drafter, loaded))
+    assert all(error(theirs[key], logits) < 1e-6 for key, logits in ours.items())
 
 
 def expect_the_targets_own_head(drafter, lesson: Lesson, steps: int) -> None:

@@ -16,6 +16,7 @@ from ...outcome import Scores, Verdict
 from ...tree import DraftTree
 from ...trees import Chain, TreeBuilder
 from ...trees.growth import Block
+from ...trees.proposals import IMPOSSIBLE
 from ..step import StepDrafter
 from .abreast import Abreast, Alone, side_by_side
 from .weights import MixtureWeights, weights_of
@@ -23,8 +24,6 @@ from .weights import MixtureWeights, weights_of
 if TYPE_CHECKING:
     from ...context import Context
     from ...target import Target
-
-IMPOSSIBLE = float("-inf")
 
 
 class MixtureDrafter(StepDrafter):

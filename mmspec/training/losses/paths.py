@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import MMSpecError
 from ...lesson import Guess
 from .acceptance import checked_temperature
-from .base import Truth, log_q_at
+from .base import Truth, log_q_at, log_q_of
 from .chains import ChainLoss, Chains
 from .distributions import KullbackLeibler
 from .weights import Weight
@@ -66,8 +66,7 @@ class SampledPaths(ChainLoss):
 
     def _logs(self, guess: Guess, truth: Truth) -> tuple[Tensor, Tensor]:
         """Return `log min(1, p / q)` and log q of every token, `[n, draft_vocab]`; 0 for those that are never drawn."""
-        log_q = log_q_at(guess, self.temperature)
-        log_q = log_q.masked_fill(log_q == float("-inf"), 0.0)
+        log_q = log_q_of(guess, self.temperature)
         return (truth.log_p(self.temperature) - log_q).clamp(LEAST, 0.0), log_q
 
     def _expected(self, guess: Guess, truth: Truth) -> Tensor:

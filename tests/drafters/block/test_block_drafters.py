@@ -6,7 +6,7 @@ import models
 import pytest
 import torch
 from blocks import GRID, VARIANTS, build, drafter_of, reference_at
-from heads import ANSWERS, FAMILIES, TOLERANCE, error, guesses_of, inputs_of, lesson_of
+from heads import ANSWERS, FAMILIES, TOLERANCE, error, expect_loaded_as_saved, guesses_of, inputs_of, lesson_of
 from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
 from tiny_drafters import record_drafts
 from tiny_requests import RAGGED, case, target_of
@@ -231,12 +231,7 @@ def test_drawn_anchors_count_for_all_of_them():
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     for number, variant in enumerate(VARIANTS):
-        drafter, folder = drafter_of("llava", variant), tmp_path / str(number)
-        drafter.save_pretrained(folder)
-        loaded = mmspec.load_drafter(str(folder), drafter.target)
-        assert loaded.config() == drafter.config()
-        ours, theirs = (guesses_of(one, lesson_of("llava"), 3) for one in (drafter, loaded))
-        assert all(error(theirs[key], logits) < 1e-6 for key, logits in ours.items())
+        expect_loaded_as_saved(drafter_of("llava", variant), tmp_path / str(number))
 
 
 @pytest.mark.parametrize(
