@@ -21,49 +21,14 @@ from . import store
 from .calibration import describe
 from .choosing import Candidate, candidates, fastest
 from .costs import Costs
-from .knowledge import Knowledge, Rate, seconds_of
+from .knowledge import Knowledge, seconds_of
 from .prediction import predict
 from .round_costs import RoundCosts
 from .shapes import Shape
-from .two_kinds import chance_of, odds_of
+from .suitability import Suitability
 
 FIRST_LENGTH = 8
 """Levels that the very first round drafts at most: nothing is known of the drafter yet."""
-
-RATE_DECAY, RATE_ROUNDS = 0.95, 4
-"""Factor by which a round of an answer counts less with every later one, and the number of rounds that its beginning
-weighs as much as."""
-
-CLEARLY = 0.96
-"""A rate below so much of plain decoding's is no accident: a few rounds tell it only roughly."""
-
-FORGOTTEN = 0.2
-"""Weight of what was seen before a rest: the text has moved on."""
-
-PROVEN = 32
-"""Rounds after which a drafter that was tried again is trusted as at the beginning."""
-
-TRIED = 3
-"""Rounds of an answer after which their mean rate says something."""
-
-TOLD = 4
-"""Rounds of an answer after which it is known of which kind it is."""
-
-PROBING = 2
-"""Rounds at the beginning of an answer that are chains whatever pays: a chain that ends where it is unsure costs little
-if the drafter does not suit the text."""
-
-LEAVE = 0.3
-"""Log-odds above the least ones with which drafting is tried again."""
-
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Lengths of which the best one is looked for."""
-
-PAUSES = (32, 128)
-"""Rounds without drafts before it is tried again: the first time, doubled every time, and at most."""
-
-NEAR = 1.3
-"""Where drafting is less than so many times as fast as plain decoding is thought to be, that is measured."""
 
 
 class AutoTree(TreeBuilder):
@@ -145,8 +110,7 @@ class AutoTree(TreeBuilder):
         """Prepare for a new request."""
         self.shape: Shape | None = None
         self._known: Knowledge | None = None
-        self._resting, self._pause, self._drafts, self._probing = 0, PAUSES[0], 0, PROBING
-        self._reach, self._odds = self.limit, [0.0]
+        self._reach = self.limit
         self._confirmed = 1
         self._conditions: dict[str, Any] | None = None
         self._seconds: dict[str, float] | None = None
@@ -159,20 +123,17 @@ class AutoTree(TreeBuilder):
             self._learn()
         clock = self._clock
         self._seconds = None if clock is None else clock.round
-        if self._resting:
-            self._resting -= 1
-            if not self._resting:  # one refused guess is then enough for another rest
-                self._odds = [max(odds, self._least + LEAVE) for odds in self._odds]
-                self._probing = 1
+        if self._suits.resting:
+            self._suits.go_on_resting()
             self.shape = Shape.plain()
             return growth.nothing()
-        if self._builder is not None and not self._probing:
+        if self._builder is not None and not self._suits.probing:
             assert self._candidate is not None, "a builder is of a candidate"
             self.shape = self._candidate.shape
             return self._builder.build(growth)
-        self._probing = max(self._probing - 1, 0)
+        self._suits.probing = max(self._suits.probing - 1, 0)
         self._sure: list[list[float]] = []
-        suited = [chance_of(odds) for odds in self._odds]
+        suited = self._suits.chances
         self._shares = suited, [1 - chance for chance in suited]
         self._chances = [1.0] * len(suited), [1.0] * len(suited)
         tree = growth.chain(self._reach if known.rounds else min(self._reach, FIRST_LENGTH), self._go_on)
@@ -195,15 +156,15 @@ class AutoTree(TreeBuilder):
             return
         tokens, seconds = float(sum(lengths)), seconds_of(known.costs, shape, self._confirmed)
         self._confirmed = max(lengths)
-        self._drafts += 1
-        self._rate.add(tokens, seconds)
+        self._suits.rate.add(tokens, seconds)
         self._accept(tree, verdict, rows, lengths)
-        self._judge(rows, lengths)
+        chains = [[level[row] for level in self._sure] for row in rows] if shape.kind == "chain" else None
+        self._suits.judge(rows, [lengths[row] - 1 for row in rows], chains)
         known.gains[shape.kind].add(tokens, self._expected * seconds)
         known.add(tokens, seconds)
         if known.rounds in (8, 16) or known.rounds % 32 == 0:
             self._choose()
-        self._weigh_resting(len(rows))
+        self._suits.weigh(len(rows), known.costs.plain, known.learnt)
 
     def _accept(self, tree: DraftTree, verdict: Verdict, rows: list[int], lengths: list[int]) -> None:
         """Learn from what was accepted."""
@@ -219,36 +180,15 @@ class AutoTree(TreeBuilder):
         for row in rows:
             known.ranks.add(parents[row], [node for node in paths[row] if node >= 0])
 
-    def _judge(self, rows: list[int], lengths: list[int]) -> None:
-        """Learn of which kind the text is."""
-        known, chain = self._known, self.shape is not None and self.shape.kind == "chain"
-        assert known is not None
-        accepted = [lengths[row] - 1 for row in rows]
-        # Of a tree's level many children are tried: that none was right is all that it tells for certain.
-        drafted = [len(self._sure) if chain else right + 1 for right in accepted]
-        for row, length, right in zip(rows, drafted, accepted, strict=True):
-            self._odds[row] = known.kinds.after(self._odds[row], length, right)
-        if chain:
-            guesses = [[level[row] for level in self._sure] for row in rows]
-            known.kinds.add([self._odds[row] for row in rows], guesses, accepted)
-        if self._drafts == TOLD:
-            known.kinds.count(self._paying)
-
-    @property
-    def _paying(self) -> float:
-        """The chance that the text is of the kind which the drafter suits; the mean of the rows."""
-        return sum(map(chance_of, self._odds)) / len(self._odds)
-
     def _begin(self, growth: Growth) -> Knowledge:
         """Find out what is known, and where an answer like this one begins."""
         known, rows = self._what_is_known(growth.drafter), len(growth.root)
         self._known, self._rows = known, rows
-        self._odds = [known.kinds.odds] * rows
         self._cheap = growth.drafter is not None and growth.drafter.cheap_levels
         self._reach = growth.limit_depth(self.limit)
         first = Shape.chain(min(3, self._reach))
         tokens, seconds = known.usual or (2.0 * rows, seconds_of(known.costs, first, 2))
-        self._rate = Rate(RATE_ROUNDS * tokens, RATE_ROUNDS * seconds, RATE_DECAY)
+        self._suits = Suitability(known.kinds, rows, tokens, seconds)
         self._builder: TreeBuilder | None = None
         self._candidate: Candidate | None = None
         if known.chosen is not None and known.chosen[0] == self._bounds:
@@ -290,7 +230,7 @@ class AutoTree(TreeBuilder):
             known.learnt.add(*self._waiting.popleft())
             rounds, new = known.learnt.rounds, known.learnt.waiting
             if rounds in (1, 2, 4) or new >= 8:
-                self._rate.seconds *= known.learn()
+                self._suits.rate.seconds *= known.learn()
                 self._look_at_costs()
             # Often enough that short answers of short-lived processes leave something, and ever more seldom.
             if self._conditions is not None and rounds - known.kept >= max(8, rounds // 8):
@@ -298,15 +238,12 @@ class AutoTree(TreeBuilder):
                 store.keep(self._conditions, known)
 
     def _look_at_costs(self) -> None:
-        """Work out what a further level of a chain costs, a pass of the drafter and one more node to score, and how
-        fast the best tree of the present kind is predicted to be."""
+        """Work out what a further level of a chain costs, a pass of the drafter and one more node to score, what the
+        drafter has to reach, and how fast the best tree of the present kind is predicted to be."""
         known = self._known
         assert known is not None
         costs = known.costs
-        self._speeds = [fastest_chain(costs, chance) for chance in known.kinds.chances]
-        gain = self._speeds[0] - self._speeds[1]
-        worth = 1.0 if gain <= 0 else (CLEARLY / costs.plain - self._speeds[1]) / gain
-        self._least = odds_of(worth)
+        self._suits.compare(costs)
         self._level = costs.level(1) + costs.score(10) - costs.score(9) + costs.overhead.slope
         self._usual = [confidence.usual for confidence in known.kinds.confidences]
         candidate = self._candidate or fastest(self._found("chain"))
@@ -323,7 +260,7 @@ class AutoTree(TreeBuilder):
             for row, probability in enumerate(probabilities):
                 chances[row] *= confidence.chance(probability)
                 gain += shares[row] * chances[row] * self._usual[kind]
-        return gain > self._level * self._rate.value
+        return gain > self._level * self._suits.rate.value
 
     def _found(self, *kinds: str) -> list[Candidate]:
         """Return the candidates of some kinds, with their predictions."""
@@ -354,34 +291,6 @@ class AutoTree(TreeBuilder):
         if candidate.shape.kind != "chain":
             self._candidate, self._builder = candidate, _builder(candidate)
         self._look_at_costs()
-
-    def _weigh_resting(self, rows: int) -> None:
-        """Let the drafter rest where it does not make the answer faster."""
-        known = self._known
-        assert known is not None
-        plain = rows / known.costs.plain
-        if self._drafts == PROVEN:
-            self._pause = PAUSES[0]
-        chance = self._paying
-        expected = rows * (chance * self._speeds[0] + (1 - chance) * self._speeds[1])
-        if self._drafts >= TRIED:
-            expected = min(expected, self._rate.value)
-        if expected > NEAR * plain:
-            return
-        if known.learnt is not None and known.learnt.plain_rounds < 2:
-            self._resting = 1
-        elif expected < CLEARLY * plain:
-            if self._drafts < TOLD:
-                known.kinds.count(chance)
-            self._resting, self._pause = self._pause, min(2 * self._pause, PAUSES[1])
-            self._drafts = TOLD
-            self._rate.fade(FORGOTTEN)
-
-
-def fastest_chain(costs: Costs, chance: float) -> float:
-    """Return the tokens per second of the best chain, where every guess is accepted with the same chance."""
-    tokens = {length: (1 - chance ** (length + 1)) / (1 - chance) for length in LENGTHS}
-    return max(count / seconds_of(costs, Shape.chain(length), count) for length, count in tokens.items())
 
 
 def _conditions(drafter: Drafter, request: Request) -> dict[str, Any]:
