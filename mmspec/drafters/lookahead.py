@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..errors import MMSpecError
@@ -14,6 +13,7 @@ from ..outcome import Scores, Verdict
 from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import Drafter
+from .continuations import Branches, padded
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -85,19 +85,12 @@ class LookaheadDrafter(Drafter):
         context, self._ends = self.context, []
         rows = []
         for row, history in enumerate(context.history):
-            tokens, parents, ends = [history[-1]], [-1], []
+            tree, ends = Branches(history[-1]), []
             if context.active[row]:
-                ends = self._grow(tokens, parents, self._pools[row], self._levels[row])
-            rows.append((tokens, parents))
+                ends = self._grow(tree, self._pools[row], self._levels[row])
+            rows.append(tree)
             self._ends.append(ends)
-        nodes, device = max(len(tokens) for tokens, _ in rows), root.device
-        valid = [[place < len(tokens) for place in range(nodes)] for tokens, _ in rows]
-        return DraftTree(
-            torch.tensor([tokens + [0] * (nodes - len(tokens)) for tokens, _ in rows], device=device),
-            torch.tensor([parents + [0] * (nodes - len(parents)) for _, parents in rows], device=device),
-            max_depth=min(self.window + self.ngram - 2, nodes - 1),
-            valid=None if all(map(all, valid)) else torch.tensor(valid, device=device),
-        )
+        return padded(rows, root.device, self.window + self.ngram - 2)
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Let the look-ahead branch go on by a token, and take the n-grams that it completes into the pool."""
@@ -114,31 +107,23 @@ class LookaheadDrafter(Drafter):
                     self._enter(pool, found)
                 levels.pop(0)
 
-    def _grow(self, tokens: list[int], parents: list[int], pool: Pool, levels: list[list[int]]) -> list[int]:
+    def _grow(self, tree: Branches, pool: Pool, levels: list[list[int]]) -> list[int]:
         """Add both branches to the root of a row; return the nodes at which the look-ahead branch goes on.
 
         Args:
-            tokens, parents: the row's tree, which holds the root.
+            tree: the row's tree, which holds the root.
             pool: n-grams that were found.
             levels: the guesses at every place of the window, the oldest first.
         """
-        children: dict[tuple[int, int], int] = {}
-        for found in [*pool.get(tokens[0], ())][::-1]:
-            node = 0
-            for token in found:
-                if (node, token) not in children:
-                    children[node, token] = len(tokens)
-                    parents.append(node)
-                    tokens.append(token)
-                node = children[node, token]
-        ends = [len(tokens) + place for place in range(self.window)]
-        tokens += levels[0]
-        parents += [0, *ends[:-1]]
-        for level in levels[1:]:
-            parents += ends
-            ends = [len(tokens) + place for place in range(self.window)]
-            tokens += level
-        return ends
+        for found in [*pool.get(tree.tokens[0], ())][::-1]:
+            tree.add(found)
+        parents = [0]
+        for number, level in enumerate(levels):
+            first = len(tree.tokens)
+            ends = [first + place for place in range(self.window)]
+            tree.append(level, parents=[0, *ends[:-1]] if number == 0 else parents)
+            parents = ends
+        return parents
 
     def _enter(self, pool: Pool, found: Sequence[int]) -> None:
         """Put an n-gram into a pool as the newest of its first token, of which the oldest leaves."""

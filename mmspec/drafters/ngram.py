@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..errors import MMSpecError
@@ -13,6 +13,7 @@ from ..outcome import Scores, Verdict
 from ..settings.arguments import positive
 from ..tree import DraftTree
 from .base import Drafter
+from .continuations import Branches, padded
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -57,20 +58,13 @@ class NGramDrafter(Drafter):
 
     def draft(self, root: Tensor) -> DraftTree:
         """Propose what followed earlier occurrences."""
-        rows = [
-            self._grow(history, index) if active else ([history[-1]], [-1])
-            for history, index, active in zip(self.context.history, self.index, self.context.active, strict=True)
-        ]
-        nodes = max(len(tokens) for tokens, _ in rows)
-        tokens = [tokens + [0] * (nodes - len(tokens)) for tokens, _ in rows]
-        parents = [parents + [0] * (nodes - len(parents)) for _, parents in rows]
-        valid = [[i < len(row) for i in range(nodes)] for row, _ in rows]
-        return DraftTree(
-            torch.tensor(tokens, device=root.device),
-            torch.tensor(parents, device=root.device),
-            max_depth=min(self.length, nodes - 1),
-            valid=None if all(map(all, valid)) else torch.tensor(valid, device=root.device),
-        )
+        rows = []
+        for history, index, active in zip(self.context.history, self.index, self.context.active, strict=True):
+            row = Branches(history[-1])
+            if active:
+                self._grow(row, history, index)
+            rows.append(row)
+        return padded(rows, root.device, self.length)
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Index the tokens that were emitted."""
@@ -88,24 +82,16 @@ class NGramDrafter(Drafter):
                     index[gram].append(after)
             self.indexed[row] = len(history)
 
-    def _grow(self, history: list[int], index: dict[tuple[int, ...], list[int]]) -> tuple[list[int], list[int]]:
-        """Return tokens and parents of one row's tree."""
-        tokens, parents = [history[-1]], [-1]
-        children: dict[tuple[int, int], int] = {}
+    def _grow(self, row: Branches, history: list[int], index: dict[tuple[int, ...], list[int]]) -> None:
+        """Add to one row's tree what followed the longest n-gram that occurred before."""
         for n in range(min(self.max_ngram, len(history)), self.min_ngram - 1, -1):
             matches = index.get(tuple(history[-n:]))
             if not matches:
                 continue
             for after in matches[: -self.branches - 1 : -1]:
-                node = 0
-                for token in history[after : after + self.length]:
-                    if token in self.placeholders:
-                        break
-                    key = (node, token)
-                    if key not in children:
-                        children[key] = len(tokens)
-                        tokens.append(token)
-                        parents.append(node)
-                    node = children[key]
+                row.add(takewhile(self._may_stand, history[after : after + self.length]))
             break
-        return tokens, parents
+
+    def _may_stand(self, token: int) -> bool:
+        """Return True for a token that is no placeholder of a medium."""
+        return token not in self.placeholders

@@ -13,6 +13,7 @@ from tiny_requests import RAGGED, case, target_of
 import mmspec
 from mmspec import Target
 from mmspec.drafters import LookaheadDrafter, NoDrafter
+from mmspec.drafters.continuations import Branches
 from mmspec.verifiers import Greedy, RejectionSampling
 
 NEW = 20
@@ -64,11 +65,11 @@ def test_the_newest_n_grams_of_a_token_are_kept_and_verified():
     for found in ([5, 1, 2], [5, 1, 3], [5, 1, 2], [5, 4, 4], [6, 1, 1]):
         drafter._enter(pool, found)
     assert [*pool[5]] == [(1, 2), (4, 4)] and [*pool[6]] == [(1, 1)]
-    tokens, parents = [5], [-1]
-    ends = drafter._grow(tokens, parents, pool, [[7, 8], [9, 10]])
+    tree = Branches(5)
+    ends = drafter._grow(tree, pool, [[7, 8], [9, 10]])
     #                    (4, 4) first, then (1, 2); the window 7, 8 with 9 below 7 and 10 below 8
-    assert tokens == [5, 4, 4, 1, 2, 7, 8, 9, 10]
-    assert parents == [-1, 0, 1, 0, 3, 0, 5, 5, 6]
+    assert tree.tokens == [5, 4, 4, 1, 2, 7, 8, 9, 10]
+    assert tree.parents == [-1, 0, 1, 0, 3, 0, 5, 5, 6]
     assert ends == [7, 8]
 
 
