@@ -1,4 +1,4 @@
-"""Whether a drafter suits the text of an answer, and its rests where it does not."""
+"""Judgement of whether a drafter suits the text of an answer, and its rests where it does not."""
 
 from __future__ import annotations
 
