@@ -119,14 +119,15 @@ class Context(ModelSession):
     def score(self, tree: DraftTree) -> Scores:
         """Return the target's logits (and features) at every node of the tree, in one pass.
 
-        Tokens that were emitted unread (see `Verdict`) are read by the same pass, before the tree.
+        Tokens that were emitted unread (see `Verdict`) are read by the same pass, before the tree. What the drafter has
+        computed of the pass already (`DraftTree.ahead`) is not computed again.
         """
         unread = self._unread()
         behind = max(unread)
+        block = self._with_unread(tree, unread) if behind else (tree.tokens, tree.ancestors, tree.depth)
+        logits, features = self.read(*block) if tree.ahead is None else self.go_on(tree.ahead.behind(unread), *block)
         if not behind:
-            return Scores(*self.read(tree.tokens, tree.ancestors, tree.depth))
-        tokens, visible, depth = self._with_unread(tree, unread)
-        logits, features = self.read(tokens, visible, depth)
+            return Scores(logits, features)
         of_nodes = {layer: states[:, behind:] for layer, states in features.items()}
         return Scores(logits[:, behind:], of_nodes, unread=unread, read=features)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import MMSpecError
+
+if TYPE_CHECKING:
+    from .models.read_ahead import ReadAhead
 
 Known = TypeVar("Known")
 
@@ -40,6 +43,8 @@ class DraftTree:
         grown: True for the trees of `Growth`, which chooses tokens and places itself, and for the root alone. The loop
             looks at all others, see `mmspec.decoding.wellformed`.
         lost: `[batch, nodes]` True where a grown tree lacks the parent of a node; None where that cannot be.
+        ahead: what its drafter has already computed of the target's own pass over the nodes; None where it computed
+            nothing of that.
         read: per row, how many nodes of the accepted path (the root not counted) its drafter had expanded, and so read;
             None until the host has heard the verdict.
     """
@@ -55,6 +60,7 @@ class DraftTree:
     unusable: Callable[[], Tensor] | None = None
     grown: bool = False
     lost: Tensor | None = None
+    ahead: ReadAhead | None = None
     read: list[int] | None = None
     _cache: dict = field(default_factory=dict, repr=False)
 

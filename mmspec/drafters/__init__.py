@@ -29,7 +29,7 @@ from .draft_model import (
 from .dream import DreamDrafter, DreamSettings
 from .eagle import EagleDrafter, EagleSettings
 from .eagle3 import Eagle3Drafter, Eagle3Settings
-from .early_exit import EarlyExitDrafter
+from .early_exit import EarlyExitDrafter, EarlyExitSettings
 from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
 from .gemma4_assistant import Gemma4AssistantDrafter
@@ -71,6 +71,7 @@ __all__ = [
     "EagleDrafter",
     "EagleSettings",
     "EarlyExitDrafter",
+    "EarlyExitSettings",
     "FeatureDrafter",
     "FeatureSettings",
     "FixedWeights",

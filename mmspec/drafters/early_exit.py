@@ -1,50 +1,168 @@
-"""The target's first layers as drafter."""
+"""The target's first layers as drafter, perhaps with a small network that imitates the others."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import MMSpecError, shown
+from ..lesson import Guess, Lesson
+from ..models.masks import padding_mask
+from ..models.own_layers import ResidualMLP, in_place_of, layer_like
+from ..models.read_ahead import ReadAhead
+from ..models.states import capture, entering
 from ..outcome import Scores, Verdict
+from ..settings.arguments import positive
 from ..tree import DraftTree
 from ..trees import TreeBuilder
 from ..trees.growth import Block
-from .step import StepDrafter
+from .head import HeadDrafter, HeadSettings
+from .step import Trunk
 
 if TYPE_CHECKING:
     from ..context import Context
     from ..target import Target
 
+IMITATIONS = ("block", "mlp")
+"""Kinds of imitation networks: a layer as the target's own, or a residual MLP."""
 
-class EarlyExitDrafter(StepDrafter):
-    """A drafter that is the first layers of the target, its final norm and its head (LayerSkip, arXiv 2404.16710,
-    without the training that makes early layers good at it).
 
-    It shares the target's cache: what is committed was read by all layers, the first ones among them, so nothing is
-    read twice but the draft itself, which the target reads again with all its layers.
+@dataclass(frozen=True, kw_only=True)
+class EarlyExitSettings(HeadSettings):
+    """The settings of an `EarlyExitDrafter`.
 
-    Lossless with every lossless verifier. Needs no training, and guesses little without any.
+    Args:
+        layers: number of the target's first layers to use; null for half of them, or a quarter below an imitation.
+        imitation: `block` for a layer of the target's own kind, with keys and values of its own, above them; `mlp` for
+            a residual MLP; null for nothing, which needs no training.
+        blocks: number of such layers or MLPs.
+        inner: width of the MLP; null for that of the target's own.
+    """
+
+    layers: int | None = None
+    imitation: str | None = None
+    blocks: int = 1
+    inner: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, blocks=self.blocks)
+        if self.inner is not None:
+            positive(self, inner=self.inner)
+        if self.imitation is not None and self.imitation not in IMITATIONS:
+            raise MMSpecError(f"imitation={shown(self.imitation)} is unknown; there are {', '.join(IMITATIONS)}")
+
+    def fit(self, target: Target) -> Self:
+        """Take a share of the target's layers where no number is given, and refuse numbers that do not fit it."""
+        total = len(target.family.layers)
+        layers = max(total // (2 if self.imitation is None else 4), 1) if self.layers is None else self.layers
+        target.first_layers(layers)  # refuses what cannot be
+        if layers < total:
+            target.last_layers(layers)
+        if self.imitation is not None and layers + self.blocks > total:
+            raise MMSpecError(
+                f"layers={layers} and blocks={self.blocks} are more than the {total} layers of "
+                f"{type(target.model).__name__}, whose last ones are to be imitated: use fewer"
+            )
+        inner = self.inner or getattr(target.family.text_config, "intermediate_size", None) or 4 * target.hidden_size
+        return replace(self, layers=layers, inner=inner if self.imitation == "mlp" else self.inner)
+
+
+class EarlyExitDrafter(HeadDrafter):
+    """A drafter that is the first layers of the target, its final norm and its head; between them perhaps a small
+    network that imitates the layers left out (FastVLM, arXiv 2510.22641). Without one this is LayerSkip's
+    self-speculation (arXiv 2404.16710), without the training that makes early layers good at it.
+
+    It shares the target's cache, in which a block of the network has entries of its own, beside those of the target's
+    layers. What the first layers computed of the drafted nodes is not computed again: the pass that scores them begins
+    behind these layers, with their states, and only nodes that were not expanded (the last one of a chain) pass through
+    the first layers too (`ModelSession.go_on`).
+
+    Faithful: first layers, imitation network, shared head and keys and values, verification from the cached states.
+    Our own, as the paper's text does not say: the network is a layer of the target's own class, which begins with the
+    weights of the first layer left out, or a residual MLP; its losses have weight 1 (recipe `fastvlm`). The target is
+    not fine-tuned. A target with compiled passes, and one whose layers are all used, scores from the first layer on.
+
+    Lossless with every lossless verifier. Trained: the imitation network; without one nothing is, and little is guessed
+    right.
 
     Args:
         target: the model to draft for, and with.
-        layers: number of its first layers to use; None for half of them.
         tree: the builder of its trees, see `Drafter`; the native one is a chain of five.
+        settings: fields of `EarlyExitSettings`.
 
     Raises:
-        MMSpecError: for layers that the target does not have, or whose layers are spread over devices.
+        MMSpecError: for layers that the target does not have, whose layers are spread over devices, or whose last
+            layers read more than the states before them; for an imitation block with compiled passes.
     """
 
-    def __init__(self, target: Target, layers: int | None = None, tree: TreeBuilder | None = None):
-        super().__init__(target, tree)
-        self.layers = max(len(target.family.layers) // 2, 1) if layers is None else layers
-        target.first_layers(self.layers)  # refuses what cannot be
+    Settings = EarlyExitSettings
+    settings: EarlyExitSettings
+    drafts_unread = True
+
+    def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
+        super().__init__(target, tree=tree, **settings)
+        kind, first = self.settings.imitation, self.first
+        if kind == "block" and target.compile:
+            raise MMSpecError(
+                "imitation='block' has entries for every token that its target reads, but compile=true reads some "
+                "without it: load the target without compile, or choose imitation='mlp'"
+            )
+        self.imitation = nn.ModuleList(self._new(kind, number) for number in range(self.settings.blocks if kind else 0))
+        self.feature_layers = (first,) if kind else ()
+
+    def _new(self, kind: str | None, number: int) -> nn.Module:
+        """Return a new layer of the imitation network."""
+        target, like, inner = self.target, self.first + number, self.settings.inner
+        if kind == "block":
+            layer = layer_like(target.family, like, place=len(target.family.layers) + number)
+        else:
+            assert inner is not None  # as `fit` made them
+            layer = in_place_of(ResidualMLP(target.hidden_size, inner), like)
+        # It works amid the target's layers, on their states.
+        return layer if next(layer.parameters()).is_meta else layer.to(target.device, target.dtype)
+
+    @property
+    def first(self) -> int:
+        """The number of the target's first layers, and so of the layer that is left out first."""
+        assert self.settings.layers is not None  # as `fit` made them
+        return self.settings.layers
+
+    # Drafting.
 
     def start(self, context: Context) -> None:
         """Open a branch of the target's session."""
         super().start(context)
-        self.session = context.branch(layers=self.layers)
+        self.session = context.branch(layers=self.first, above=list(self.imitation))
+
+    def draft(self, root: Tensor) -> DraftTree:
+        """Let the builder grow a tree, and say what of it the first layers have read."""
+        self._trunk: Trunk | None = None
+        tree = super().draft(root)
+        if self.session.rest is not None and self.target.compiled is None:
+            tree.ahead = self._ahead(tree)
+        return tree
+
+    def _ahead(self, tree: DraftTree) -> ReadAhead | None:
+        """Return what was read of a tree: the tokens before it, the root among them, and its expanded nodes."""
+        if self._trunk is None:  # nothing was drafted: only entries of the network's own have to be read
+            nothing = torch.full_like(tree.tokens, -1)
+            whole = ReadAhead(self.session, nothing, trunk=False, missing=tree.num_nodes, ordered=True)
+            return whole if self.settings.imitation == "block" else None
+        before = self._trunk.tokens.shape[1] - 1
+        assert tree.expansion is not None, "the tree is one of Growth"
+        expansion = tree.expansion
+        missing = 1 if tree.is_chain else None  # its last node, in every row
+        if before == 0:
+            ordered = tree.is_chain and self.session.cache.speculative == tree.num_nodes - 1
+            return ReadAhead(self.session, expansion, missing=missing, ordered=ordered)
+        entries = torch.where(expansion > 0, expansion + before, expansion)
+        entries[:, 0] = before if self._trunk.kept is None else (self._trunk.kept - 1).clamp(min=0)
+        return ReadAhead(self.session, entries, missing=missing)
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what the target has not read yet, the root last. Nothing of it is kept: the target will do that."""
@@ -53,6 +171,7 @@ class EarlyExitDrafter(StepDrafter):
 
     def expand(self, block: Block) -> Tensor:
         """Read drafted nodes, which also see what was read above the root."""
+        assert self._trunk is not None, "the root is expanded first"
         width, device = self._trunk.tokens.shape[1], block.tokens.device
         counts: int | Tensor = width
         if min(self._trunk.counts) == width:
@@ -69,3 +188,45 @@ class EarlyExitDrafter(StepDrafter):
         """Forget the nodes of the round: the target has read them."""
         super().observe(tree, scores, verdict)
         self.session.drop()
+        tree.ahead = None  # whoever keeps the tree need not keep what is behind it
+
+    # Training.
+
+    def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
+        """Yield the guesses of all steps, see `Drafter.unroll`. The first layers read right guesses as the answer
+        itself, so one pass of the imitation network over their states gives the guesses of all steps.
+
+        Raises:
+            MMSpecError: without an imitation network.
+        """
+        if not self.imitation:
+            raise MMSpecError(
+                "EarlyExitDrafter: imitation=None has no weights to train; choose imitation='block' or 'mlp'"
+            )
+        part, request = self.target.only_layers(list(self.imitation)), lesson.request
+        family, dtype = part.family, next(self.imitation.parameters()).dtype
+        states = lesson.features[self.first].to(dtype)
+        mask = padding_mask(request.lengths, states.shape[1], states.device)
+        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
+            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        with capture(family, [len(self.imitation)]) as found, entering(self.imitation[0], states):
+            family.run(
+                inputs_embeds=states,
+                attention_mask=mask,
+                position_ids=family.positions_until(lesson.prompt.inputs, states.shape[1])[0],
+                use_cache=False,
+                logits_to_keep=1,
+                **family.prefill_inputs(request.inputs),
+                **family.lasting_inputs(lesson.vision),
+            )
+        valid, first = lesson.drafted(0)
+        output = replace(lesson, features={self.first: found[len(self.imitation)]}).states(self.first)[first]
+        logits = family.head(family.final_norm(output))
+        number = torch.full((len(lesson.tokens),), -1, device=first.device)
+        number[first] = torch.arange(len(first), device=first.device)
+        for step in range(steps):
+            valid, places = lesson.drafted(step)
+            if not valid.any():
+                return
+            chosen = number[places]
+            yield Guess(logits[chosen], output[chosen], places, valid.flatten().nonzero()[:, 0])

@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from ..drafters import BlockDrafter, Drafter, DraftModelDrafter, FeatureDrafter, MedusaDrafter, V5e0Drafter
+from ..drafters import (
+    BlockDrafter,
+    Drafter,
+    DraftModelDrafter,
+    EarlyExitDrafter,
+    FeatureDrafter,
+    MedusaDrafter,
+    V5e0Drafter,
+)
 from ..drafters.block.correction import Correction, LookAhead
 from ..drafters.block.layer import BlockLayer
 from ..speed.structure import BLOCK, HEAD, LOOKUP, MODEL
@@ -19,6 +27,11 @@ def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
     if isinstance(drafter, BlockDrafter | MedusaDrafter | V5e0Drafter):
         return {"kind": BLOCK, **_one_pass(drafter)}
     target, family = drafter.target, drafter.target.family
+    if isinstance(drafter, EarlyExitDrafter):  # that scoring begins behind these layers is left out
+        first, head = drafter.first, target.hidden_size * target.vocab_size
+        read = sum(map(_weights, family.layers[:first])) + _weights(drafter) + head
+        layers = first + len(drafter.imitation)
+        return {"kind": MODEL, "layers": layers / len(family.layers), "share": read / _weights(target.model)}
     own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
     if not own:
         return {"kind": LOOKUP}

@@ -37,6 +37,8 @@ class Family(Media, Head, Writing):
     """The `token_type_ids` of what is appended to a prompt."""
     final_norm_name = "norm"
     """The module of the decoder behind its last layer."""
+    first_layers_alone: tuple[str, ...] = ()
+    """Names, among the `prefill_inputs`, of what acts behind the first layers only."""
     cross_attends = False
     """True if every layer also attends to the states of an encoder (`Vision.memory`), whose keys and values a session
     computes once."""

@@ -33,6 +33,7 @@ class Qwen3VL(Qwen2VL):
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     encoder_type = Deep
+    first_layers_alone = ("visual_pos_masks", "deepstack_visual_embeds")
 
     @property
     def joined_layers(self) -> int:

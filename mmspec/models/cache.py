@@ -11,7 +11,7 @@ methods but those of the layers go on speaking of the whole batch, in its order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,11 @@ class SlotShape:
     dim: int
     dtype: torch.dtype
     device: torch.device
+
+
+def shape_of(states: Tensor) -> SlotShape:
+    """Return the shape of what keys or values, `[batch, heads, length, dim]`, take per token."""
+    return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
 
 
 class TreeCacheLayer(CacheLayerMixin):
@@ -108,6 +113,7 @@ class TreeCache(Cache):
         present_lengths: committed entries of the rows that have not left, in the order of the storage.
         longest: the largest of the `present_lengths`.
         uniform: True if all of the `present_lengths` are the same.
+        written: speculative entries that others have written into some layers in this round, see `LayersOfCache`.
     """
 
     def __init__(
@@ -118,8 +124,8 @@ class TreeCache(Cache):
         compiled: bool = False,
         device: torch.device | None = None,
     ):
-        self.tree_layers = [TreeCacheLayer(self) for _ in shapes]
-        super().__init__(layers=[*self.tree_layers])
+        self.tree_layers: list[TreeCacheLayer] = []
+        super().__init__(layers=[])
         self.batch, self.compiled = batch_size, compiled
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device or shapes[0][0].device)
         self.lengths_list = [0] * batch_size
@@ -127,19 +133,38 @@ class TreeCache(Cache):
         self._staying = Staying(batch_size)
         self._open()
         self._look()
+        self._members: list[tuple[SlotShape, list[tuple[int, str]]]] = []
+        self._storage: list[Tensor] = []
+        self.capacity = 0
+        self.add_layers(shapes)
+        self.reserve(capacity)
+
+    def add_layers(self, shapes: Sequence[tuple[SlotShape, SlotShape]]) -> None:
+        """Add layers behind those that there are, with nothing in them yet.
+
+        Args:
+            shapes: for each of them the `SlotShape` of its keys and of its values.
+        """
         # Layers of one shape share one tensor, so that a commit is one gather and one scatter for all of them.
         members: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
-        for layer, pair in enumerate(shapes):
+        for pair in shapes:
+            layer = TreeCacheLayer(self)
+            number = len(self.tree_layers)
+            self.tree_layers.append(layer)
+            self.layers.append(layer)
             for name, shape in zip(("keys", "values"), pair, strict=True):
-                members[(shape, layer, name) if compiled else (shape,)].append((layer, name))
-        self._members = [(shape, group) for (shape, *_), group in members.items()]
-        self._storage: list[Tensor] = [torch.empty(len(group), 0) for _, group in self._members]
-        self.capacity = 0
-        self.reserve(capacity)
+                members[(shape, number, name) if self.compiled else (shape,)].append((number, name))
+        for (shape, *_), group in members.items():
+            self._members.append((shape, group))
+            self._storage.append(torch.empty(len(group), 0))
+            if self.capacity:
+                size = len(group), self.rows, shape.heads, self.capacity, shape.dim
+                self._hold(len(self._storage) - 1, torch.zeros(size, dtype=shape.dtype, device=shape.device))
 
     def _open(self) -> None:
         """Begin a round."""
         self.speculative, self._pass, self.fixed = 0, 0, False
+        self.written = 0
         self._numbered: Tensor | None = None
         self._numbered_for = -1, -1
 
@@ -204,7 +229,7 @@ class TreeCache(Cache):
 
         Args:
             slots: slots wanted per row.
-            used: slots whose entries are to be kept; by default those in use.
+            used: slots whose entries are to be kept; by default those in use, with what others have written.
         """
         if slots <= self.capacity:
             return
@@ -218,7 +243,7 @@ class TreeCache(Cache):
                 len(before), self.rows, shape.heads, capacity, shape.dim, dtype=shape.dtype, device=shape.device
             )
             if self.capacity:
-                used = self.longest + self.speculative if used is None else used
+                used = self.longest + max(self.speculative, self.written) if used is None else used
                 grown[..., :used, :] = before[..., :used, :]
             self._hold(number, grown)
             del before  # nobody else holds it any more
@@ -301,7 +326,7 @@ class TreeCache(Cache):
             self._move(self.present(path)[:, : max(counts)])  # padding may reach beyond the storage
         # Passes of longer rows, and those of fixed form, read what was dropped too: one guess that is NaN would spoil
         # all that its row reads from then on, see `reserve`.
-        if (self.rows > 1 or self.compiled) and min(counts) < self.speculative:
+        if (self.rows > 1 or self.compiled) and min(counts) < max(self.speculative, self.written):
             self._clear(number if isinstance(number, int) else self.present(number)[:, None])
         self.lengths_list = [length + count for length, count in zip(self.lengths_list, counts, strict=True)]
         if max(counts):
@@ -330,14 +355,33 @@ class TreeCache(Cache):
             by_slot = storage.permute(1, 3, 0, 2, 4)  # a view: [rows, capacity, members, heads, dim]
             by_slot[r, d] = by_slot[r, s]
 
+    @torch.inference_mode()
+    def arrange(self, entries: Tensor, numbers: Collection[int]) -> None:
+        """Put speculative entries that a `LayersOfCache` has written into the order of the pass that comes next.
+
+        Args:
+            entries: `[rows, new]` numbers of the entries that belong at its places.
+            numbers: numbers of the layers: the first ones of those that share a shape.
+        """
+        end = self.speculative + entries.shape[1]
+        self.reserve(self.longest + end)
+        destination = self.slots(self.speculative, end)
+        source = self.slots(0, 1) + entries.to(destination.device)
+        for (_, members), storage in zip(self._members, self._storage, strict=True):
+            count = sum(layer in numbers for layer, _ in members)
+            r, s, d = (index.to(storage.device) for index in (self._row_numbers, source, destination))
+            by_slot = storage[:count].permute(1, 3, 0, 2, 4)
+            by_slot[r, d] = by_slot[r, s]
+
     def _clear(self, kept: int | Tensor) -> None:
         """Zero the speculative entries behind the first ones of each row: a number of them, or `[rows, 1]` numbers."""
+        end = max(self.speculative, self.written)
         if isinstance(kept, int) and self.uniform:
             for storage in self._storage:
-                storage[..., self.longest + kept : self.longest + self.speculative, :] = 0
+                storage[..., self.longest + kept : self.longest + end, :] = 0
             return
         first = kept if isinstance(kept, int) else 0
-        slots = self.slots(first, self.speculative)
+        slots = self.slots(first, end)
         dropped = None
         if not isinstance(kept, int):
             dropped = (slots >= slots[:, :1] + kept)[..., None, None, None]

@@ -18,7 +18,7 @@ from torch.fx.experimental import _config as symbols
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from .states import LAST, layer_entered
+from .states import LAST, layer_entered, numbered
 from .switches import Switch
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class CompiledModel:
         self._states: dict[int, Tensor] = {}
         for number, layer in enumerate(family.layers):
             layer.register_forward_pre_hook(self._keeper(number), with_kwargs=True)
+        family.final_norm.register_forward_pre_hook(self._keeper(len(family.layers)), with_kwargs=True)
         family.final_norm.register_forward_hook(lambda _, args, output: self._keep(LAST, output))
         self._weight = cast(Tensor, family.final_norm.weight)
         self._compiled_for: tuple[torch.dtype, torch.device] | None = None
@@ -118,7 +119,8 @@ class CompiledModel:
         logits = self.family.forward(
             input_ids=tokens, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: cache}
         )
-        states = [self._states[layer_entered(layer)] for layer in features]  # nothing visual joins a block of nodes
+        # Nothing visual joins a block of nodes.
+        states = [self._states[layer_entered(numbered(layer, len(self.family.layers)))] for layer in features]
         self._states.clear()  # what the caller does not ask for is no output of the program
         return logits, states
 

@@ -7,16 +7,17 @@ pair get the same tokens, so their entries are kept together; their prompts may 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..context import Context
 from ..families import Family
 from ..inputs import Request, stack
+from .reading import ReadingSession
 from .session import ModelSession, Pass
 
 
@@ -38,6 +39,11 @@ class Guidance:
         """Return `[batch, ...]` logits from `[2 * batch, ...]`, in float32; those of the prompts stand first."""
         prompt, other = self.normalised(logits.to(torch.promote_types(logits.dtype, torch.float32))).chunk(2)
         return other + (prompt - other) * self.scale
+
+
+def twice(values: Tensor) -> Tensor:
+    """Return `[batch, ...]` values for both rows of every pair, `[2 * batch, ...]`."""
+    return values.repeat(2, *[1] * (values.ndim - 1))
 
 
 class Pairs(ModelSession):
@@ -64,27 +70,42 @@ class Pairs(ModelSession):
         """Read the prompts and the others; see `ModelSession.prefill`."""
         return self._judged(super().prefill(*arguments, **named))
 
-    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, extends_chain: bool = False) -> Pass:
+    def read(
+        self, tokens: Tensor, visible: Tensor, depth: Tensor, extends_chain: bool = False, logits: bool = True
+    ) -> Pass:
         """Read a block behind both rows of every pair; see `ModelSession.read`."""
-        tokens, visible, depth = (part.repeat(2, *[1] * (part.ndim - 1)) for part in (tokens, visible, depth))
-        return self._judged(super().read(tokens, visible, depth, extends_chain))
+        tokens, visible, depth = map(twice, (tokens, visible, depth))
+        return self._judged(super().read(tokens, visible, depth, extends_chain, logits))
+
+    def go_on_from(
+        self, branch: ReadingSession, entries: Tensor | None, tokens: Tensor, visible: Tensor, depth: Tensor
+    ) -> Pass:
+        """Read a block behind both rows of every pair; see `ModelSession.go_on_from`."""
+        entries = None if entries is None else twice(entries)
+        tokens, visible, depth = map(twice, (tokens, visible, depth))
+        return self._judged(super().go_on_from(branch, entries, tokens, visible, depth))
 
     def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """End a round for both rows of every pair; see `Session.keep`."""
-        path, kept = None if path is None else path.repeat(2, 1), None if kept is None else kept.repeat(2)
+        path, kept = None if path is None else twice(path), None if kept is None else twice(kept)
         super().keep([*counts, *counts], path, kept)
 
     def _judged(self, read: Pass) -> Pass:
         features = {layer: states.chunk(2)[0] for layer, states in read.features.items()}
         return Pass(self.guidance.combine(read.logits), features)
 
-    def branch(self, layers: int | None = None, entries: list[list[int]] | None = None) -> ModelSession:
+    def branch(
+        self,
+        layers: int | None = None,
+        entries: list[list[int]] | None = None,
+        above: Sequence[nn.Module] = (),
+    ) -> ModelSession:
         """Return a branch as every session does. It sees all entries of the other prompts, for `entries` is about the
         text."""
         if entries is not None:
             others = self.cache.lengths_list[self.cache.batch // 2 :]
             entries = [*entries, *(list(range(length)) for length in others)]
-        return super().branch(layers, entries)
+        return super().branch(layers, entries, above)
 
     def sibling(self, *arguments, **named) -> GuidedSession:
         """Make a session of pairs under the same guidance."""

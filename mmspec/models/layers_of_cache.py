@@ -1,8 +1,8 @@
-"""LayersOfCache: the first layers of a cache, for passes that run through no others."""
+"""LayersOfCache: some layers of a cache, for passes that run through no others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,19 +12,20 @@ from .cache import TreeCache, TreeCacheLayer
 
 
 class LayersOfCache(TreeCache):
-    """The first layers of another cache: its storage and its committed entries, without a copy.
+    """Some layers of another cache: its storage and its committed entries, without a copy.
 
     Entries written through it are speculative until the round ends; the other cache overwrites them with its own when
-    it reads the same tokens, and is the one that commits.
+    it reads the same tokens, or puts them in order (`TreeCache.arrange`), and is the one that commits.
 
     Args:
         whole: the other cache.
-        count: how many of its layers.
+        numbers: numbers of these layers, which they keep here. Passes write to no others.
     """
 
-    def __init__(self, whole: TreeCache, count: int):
-        self.tree_layers = [TreeCacheLayer(self) for _ in range(count)]
+    def __init__(self, whole: TreeCache, numbers: Iterable[int]):
+        self.tree_layers = [TreeCacheLayer(self) for _ in whole.tree_layers]
         Cache.__init__(self, layers=[*self.tree_layers])
+        self.numbers = tuple(numbers)
         self.of, self.batch, self.compiled = whole, whole.batch, whole.compiled
         self._dropped = 0
         self._open()
@@ -42,15 +43,21 @@ class LayersOfCache(TreeCache):
         """Let rows of the other cache go that have ended; see `TreeCache.leave`."""
         self.of.leave(active)
 
+    def end(self) -> None:
+        """Close the pass; the other cache clears up what it has left."""
+        super().end()
+        self.of.written = max(self.of.written, self.speculative)
+
     def reserve(self, slots: int, used: int | None = None) -> None:
         """Make room in the other cache, and look at its layers; see `TreeCache.reserve`."""
         self.of.reserve(slots, self.longest + self.speculative if used is None else used)
-        for own, theirs in zip(self.tree_layers, self.of.tree_layers, strict=False):
+        for number in self.numbers:
+            own, theirs = self.tree_layers[number], self.of.tree_layers[number]
             own.keys, own.values = theirs.keys, theirs.values
 
     def commit(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """Forget what was written through it: only the whole cache commits."""
         if any(counts):
-            raise ValueError("the first layers of a cache keep nothing by themselves")
+            raise ValueError("some layers of a cache keep nothing by themselves")
         self._dropped += 1
         self._open()

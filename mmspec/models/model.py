@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ..errors import MMSpecError
 from ..families import Family, Vision, family_of
 from ..inputs import Request
-from .cache import SlotShape, stored
+from .cache import SlotShape, shape_of, stored
 from .compiled import CompiledModel
 from .masks import MaskForm
-from .states import LAST, capture
+from .own_layers import kind_of
+from .states import LAST, capture, layer_entered, numbered
 from .weights import device_of
 
 Twin = TypeVar("Twin", bound=nn.Module)
@@ -148,11 +150,12 @@ class Model:
             raise MMSpecError(f"{type(self.model).__name__} does not run with {self.attention!r}: {error}") from error
 
         self.family.compare_head(features[LAST].to(self.device), logits)
+        return [(shape_of(keys), shape_of(values)) for keys, values in map(stored, cache.layers)]
 
-        def shape(states: Tensor) -> SlotShape:
-            return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
-
-        return [(shape(keys), shape(values)) for keys, values in map(stored, cache.layers)]
+    def layer_entered(self, layer: int) -> int:
+        """Return the number of the layer that a feature enters, see `mmspec.models.states`; that of all layers for what
+        enters the final norm."""
+        return layer_entered(numbered(layer, len(self.family.layers)))
 
     @torch.no_grad()  # and not inference mode: what is trained beside a target reads this too
     def encode(self, request: Request) -> Vision | None:
@@ -182,8 +185,12 @@ class Model:
             request = replace(request, inputs={**request.inputs, "position_ids": positions})
         return request.repeated(copies)
 
-    def first_layers(self, count: int) -> Model:
+    def first_layers(self, count: int, above: Sequence[nn.Module] = ()) -> Model:
         """Return the model of the first `count` layers, with the final norm and the head: every weight is shared.
+
+        Args:
+            count: number of its own layers.
+            above: further layers between these and the final norm, see `mmspec.models.own_layers`.
 
         Raises:
             MMSpecError: for layers that there are not, and for a model whose layers are spread by accelerate.
@@ -191,9 +198,33 @@ class Model:
         total = len(self.family.layers)
         if not 0 < count <= total:
             raise MMSpecError(f"layers={count!r} must lie between 1 and the {total} of {type(self.model).__name__}")
+        return self._part([*self.family.layers[:count], *above], [*range(count), *map(kind_of, above)])
+
+    def last_layers(self, first: int) -> Model:
+        """Return the model of the layers from number `first` on, for passes that go on from the states that enter that
+        layer (`mmspec.models.states.entering`): every weight is shared.
+
+        Raises:
+            MMSpecError: for a model whose last layers read more than those states, or are spread by accelerate.
+        """
+        config, total = self.family.text_config, len(self.family.layers)
+        for setting in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+            if value := getattr(config, setting, None):
+                raise MMSpecError(
+                    f"a pass of {type(self.model).__name__} cannot begin at layer {first}: with {setting}={value} its "
+                    "last layers read more than the states before them; choose another drafter than its first layers"
+                )
+        return self._part(list(self.family.layers[first:]), list(range(first, total)))
+
+    def only_layers(self, layers: Sequence[nn.Module]) -> Model:
+        """Return the model of other layers than its own, with its final norm and its head, see `first_layers`."""
+        return self._part(list(layers), list(map(kind_of, layers)))
+
+    def _part(self, layers: list[nn.Module], kinds: list[int]) -> Model:
+        """Return a model with other layers, each of the kind (`layer_types`) of one of its own."""
         part = copy.copy(self)
         part.__class__ = Model
-        part.model = _with_layers(self.model, self.family.decoder, count)
+        part.model = _with_layers(self.model, self.family.decoder, layers, kinds)
         part.family = copy.copy(self.family)
         part.family.model, part.family.decoder = part.model, part.model.get_decoder()
         part.family.text_config = part.model.config.get_text_config(decoder=True)
@@ -203,8 +234,10 @@ class Model:
         return part
 
 
-def _with_layers(model: PreTrainedModel, decoder: nn.Module, count: int) -> PreTrainedModel:
-    """Return a model whose decoder has fewer layers. The modules on the way to the decoder are copies, all others are
+def _with_layers(
+    model: PreTrainedModel, decoder: nn.Module, layers: list[nn.Module], kinds: list[int]
+) -> PreTrainedModel:
+    """Return a model whose decoder has other layers. The modules on the way to the decoder are copies, all others are
     shared."""
     (path,) = (name for name, module in model.named_modules() if module is decoder)
     names = path.split(".") if path else []
@@ -216,8 +249,8 @@ def _with_layers(model: PreTrainedModel, decoder: nn.Module, count: int) -> PreT
     text = model.config.get_text_config(decoder=True)
     shorter = copy.deepcopy(text)
     if getattr(shorter, "layer_types", None):
-        shorter.layer_types = shorter.layer_types[:count]
-    shorter.num_hidden_layers = count
+        shorter.layer_types = [shorter.layer_types[kind] for kind in kinds]
+    shorter.num_hidden_layers = len(layers)
     if text is model.config:
         outer.config = shorter
     else:
@@ -227,7 +260,7 @@ def _with_layers(model: PreTrainedModel, decoder: nn.Module, count: int) -> PreT
                 setattr(outer.config, name, shorter)
     decoder_copy: Any = inner
     decoder_copy.config = shorter
-    decoder_copy.layers = nn.ModuleList(list(cast(nn.ModuleList, decoder.layers))[:count])
+    decoder_copy.layers = nn.ModuleList(layers)
     return outer
 
 

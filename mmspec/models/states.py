@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import MMSpecError
 from .hooks import Ear, listening
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 LAST = -1
 """Number of the feature after the final norm, which the head reads. Other features have the number of the layer they
 enter, or a number below this one, see `left`."""
+
+END = 1 << 20
+"""Stands for the number of layers: the feature of this number enters the final norm, that of `END - 1` the last layer,
+and so on."""
+
+
+def numbered(feature: int, count: int) -> int:
+    """Return a feature's number in a model of `count` layers, where it may be counted from `END`."""
+    return feature - END + count if feature > END // 2 else feature
 
 
 def left(layer: int) -> int:
@@ -59,11 +68,13 @@ def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]
     def ear(layer: int) -> Ear:
         if layer == LAST:
             return Ear(family.final_norm, after=lambda args, output: features.__setitem__(LAST, output))
+        number = numbered(layer, len(family.layers))
         keep = partial(features.__setitem__, layer)
-        if layer < LAST:
-            module = family.layers[layer_entered(layer) - 1]
+        if number < LAST:
+            module = family.layers[layer_entered(number) - 1]
             return Ear(module, after=lambda args, output: keep(output[0] if isinstance(output, tuple) else output))
-        return Ear(family.layers[layer], before=lambda args, kwargs: keep(args[0] if args else kwargs["hidden_states"]))
+        module = family.final_norm if number == len(family.layers) else family.layers[number]
+        return Ear(module, before=lambda args, kwargs: keep(args[0] if args else kwargs["hidden_states"]))
 
     with listening(map(ear, layers)):
         yield features
@@ -72,3 +83,14 @@ def capture(family: Family, layers: Iterable[int]) -> Iterator[dict[int, Tensor]
             f"the hidden states {unheard} of {type(family.model).__name__} could not be read: a model that was "
             "compiled before does not show them; give the model as it is, with Target(model, compile=True) if need be"
         )
+
+
+@contextmanager
+def entering(layer: nn.Module, states: Tensor) -> Iterator[None]:
+    """Let `[batch, length, hidden]` states enter a layer, in place of those that the passes inside the block bring."""
+
+    def exchange(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+    with listening([Ear(layer, before=exchange)]):
+        yield

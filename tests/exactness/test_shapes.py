@@ -53,7 +53,7 @@ def plain(target):
 @pytest.mark.parametrize("tree", TREES, ids=NAMES)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_first_layers_draft_on_the_shared_cache(target, plain, layers, tree):
-    out = mmspec.generate(target, EarlyExitDrafter(target, layers, tree), **ragged())
+    out = mmspec.generate(target, EarlyExitDrafter(target, layers=layers, tree=tree), **ragged())
     assert out.token_ids == plain
     if layers == 3:
         every_guess_is_right(out, tree)
@@ -71,7 +71,11 @@ def test_the_first_layers_of_a_model_that_sees():
     inputs = inputs_for("qwen_vl", [1, 0, 2])
     expected = mmspec.generate(target, inputs=inputs, max_new_tokens=16).token_ids
     out = mmspec.generate(
-        target, EarlyExitDrafter(target, len(target.family.layers)), inputs=inputs, max_new_tokens=16, tree=Chain(3)
+        target,
+        EarlyExitDrafter(target, layers=len(target.family.layers)),
+        inputs=inputs,
+        max_new_tokens=16,
+        tree=Chain(3),
     )
     assert out.token_ids == expected and out.stats.mean_acceptance_length > 3
 
@@ -79,7 +83,7 @@ def test_the_first_layers_of_a_model_that_sees():
 def test_the_cache_may_grow_while_the_first_layers_draft(target, plain, monkeypatch):
     monkeypatch.setattr("mmspec.models.cache.CHUNK", 8)
     monkeypatch.setattr("mmspec.target.AHEAD", 1)
-    out = mmspec.generate(target, EarlyExitDrafter(target, 3), **ragged())
+    out = mmspec.generate(target, EarlyExitDrafter(target, layers=3), **ragged())
     assert out.token_ids == plain and out.stats.mean_acceptance_length > 4
 
 
@@ -91,7 +95,7 @@ def test_layers_share_every_weight_and_leave_the_model_as_it_was(target):
     assert target.model.config.num_hidden_layers == 3 and part.model.config.num_hidden_layers == 2
     for layers in (0, 4, -1):
         with pytest.raises(MMSpecError, match=f"layers={layers} must lie between 1 and the 3 of LlamaForCausalLM"):
-            EarlyExitDrafter(target, layers)
+            EarlyExitDrafter(target, layers=layers)
 
 
 # The target on some of its own entries.
@@ -138,7 +142,7 @@ def drafters(target):
     return {
         "model": TextOnlyDrafter(target, llama(seed=3), tree=Chain(3)),
         "static": TextOnlyDrafter(target, llama(seed=3), tree=TREES[1]),
-        "own": EarlyExitDrafter(target, 2, Chain(3)),
+        "own": EarlyExitDrafter(target, layers=2, tree=Chain(3)),
         "ngram": NGramDrafter(target),
     }
 

@@ -79,9 +79,10 @@ DRAFTERS = {
     "none": lambda target: None,
     "ngram": lambda target: NGramDrafter(target, length=4),
     "jacobi": lambda target: JacobiDrafter(target, window=4),
-    "whole model, chain": lambda target: EarlyExitDrafter(target, 3, Chain(4)),
-    "whole model, tree": lambda target: EarlyExitDrafter(target, 3, DynamicTree(3, 2, 6)),
-    "two layers, tree": lambda target: EarlyExitDrafter(target, 2, DynamicTree(3, 2, 6)),
+    "whole model, chain": lambda target: EarlyExitDrafter(target, layers=3, tree=Chain(4)),
+    "whole model, tree": lambda target: EarlyExitDrafter(target, layers=3, tree=DynamicTree(3, 2, 6)),
+    "two layers and a block": lambda target: EarlyExitDrafter(target, layers=2, imitation="block", tree=Chain(4)),
+    "two layers, tree": lambda target: EarlyExitDrafter(target, layers=2, tree=DynamicTree(3, 2, 6)),
     "a draft model": lambda target: TextOnlyDrafter(target, blurred(target.model, 0.1), tree=Chain(4)),
     "a head": lambda target: EagleDrafter(target, tree=DynamicTree(3, 2, 6)),
 }
@@ -92,7 +93,8 @@ def test_pictures_are_those_of_the_models_own_loop(painter, expected, name):
     out = mmspec.generate(painter, DRAFTERS[name](painter), inputs=prompts())
     assert out.token_ids == expected and out.finish_reason == ["length"] * 3
     assert all(len(row) == TOKENS and max(row) < CODES for row in out.token_ids) and out.text == [None] * 3
-    if name == "whole model, chain":  # a wrong mask, position or entry of either half would show
+    # A wrong mask, position or entry of either half would show.
+    if name in ("whole model, chain", "two layers and a block"):
         assert out.stats.mean_acceptance_length == 5
 
 
@@ -112,7 +114,7 @@ def test_the_scale_and_the_attention_matter(painter, expected):
     assert (stronger := own_loop(painter.model, inputs, 9.0)) != expected
     assert mmspec.generate(painter, JacobiDrafter(painter), inputs=inputs, guidance_scale=9.0).token_ids == stronger
     eager = Target(janus("eager"), writes="image")
-    assert mmspec.generate(eager, EarlyExitDrafter(eager, 2), inputs=inputs).token_ids == expected
+    assert mmspec.generate(eager, EarlyExitDrafter(eager, layers=2), inputs=inputs).token_ids == expected
     painter.model.generation_config.guidance_scale = 9.0
     try:
         assert mmspec.generate(painter, inputs=inputs).token_ids == stronger
@@ -157,7 +159,7 @@ def test_a_seed_draws_one_picture_whatever_drafts(painter, name):
 
 
 def test_drawn_proposals_and_several_requests_at_once(painter, expected):
-    for drafter in (JacobiDrafter(painter, 4), EarlyExitDrafter(painter, 2, Chain(3))):
+    for drafter in (JacobiDrafter(painter, 4), EarlyExitDrafter(painter, layers=2, tree=Chain(3))):
         drawn = mmspec.generate(painter, drafter, inputs=prompts(), temperature=1.0, verifier=RejectionSampling())
         assert [len(row) for row in drawn.token_ids] == [TOKENS] * 3 and drawn.stats.num_accepted_draft_tokens
     streams = [mmspec.stream(painter, drafter, inputs=prompts(ROWS[row : row + 1])) for row in range(3)]
@@ -238,7 +240,11 @@ def test_janus_reads_pictures_and_writes_text_without_guidance():
     rows = [[START, VISION_START, *[60] * TOKENS, 7, 3, 11], [START, 9, 10, 8, 3]]
     inputs = padded(rows) | {"pixel_values": torch.randn(1, 3, 16, 16, generator=generator)}
     theirs = target.model.generate(**inputs, max_new_tokens=12, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    for drafter in (None, EarlyExitDrafter(target, 2, DynamicTree(3, 2, 6)), EagleDrafter(target, tree=Chain(3))):
+    for drafter in (
+        None,
+        EarlyExitDrafter(target, layers=2, tree=DynamicTree(3, 2, 6)),
+        EagleDrafter(target, tree=Chain(3)),
+    ):
         assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=12).token_ids == theirs.tolist()
 
 
@@ -272,7 +278,11 @@ def test_guided_text_away_from_prompts_of_another_length(writer):
     for row in range(2):
         other = one_row(negative, row)["input_ids"]
         theirs += reference(writer.model, one_row(inputs, row), 12, guidance_scale=2.0, negative_prompt_ids=other)
-    for drafter in (None, EarlyExitDrafter(writer, 2, DynamicTree(3, 2, 6)), EagleDrafter(writer, tree=Chain(3))):
+    for drafter in (
+        None,
+        EarlyExitDrafter(writer, layers=2, tree=DynamicTree(3, 2, 6)),
+        EagleDrafter(writer, tree=Chain(3)),
+    ):
         options = {"inputs": inputs, "max_new_tokens": 12, "guidance_scale": 2.0, "negative_prompt": negative}
         assert mmspec.generate(writer, drafter, **options).token_ids == theirs
 
@@ -297,7 +307,7 @@ def test_guided_text_about_pictures(name):
     tree = DraftTree.root_only(root)
     theirs = guidance.combine(torch.cat([one.score(tree).logits for one in apart]))
     torch.testing.assert_close(both.score(tree).logits, theirs)
-    drafter = EarlyExitDrafter(target, len(target.family.layers), Chain(3))
+    drafter = EarlyExitDrafter(target, layers=len(target.family.layers), tree=Chain(3))
     out = mmspec.generate(target, drafter, **options)
     assert out.token_ids == plain and out.stats.mean_acceptance_length > 3
     sampled = {"temperature": 1e-4, "num_return_sequences": 2}

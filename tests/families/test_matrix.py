@@ -28,7 +28,7 @@ HEARD_BY = {"ngram", "own model", "eagle3, fewer tokens", "hivis"}
 
 
 # What reads the target in each way meets all families by default; of the others, every family meets a third.
-EVERYWHERE = {"ngram", "own model", "shared vision", "eagle3, fewer tokens", "dflash"}
+EVERYWHERE = {"ngram", "own model", "shared vision", "eagle3, fewer tokens", "dflash", "early exit, block"}
 
 
 def is_slow(name: str, label: str) -> bool:

@@ -79,7 +79,8 @@ DRAFTERS = {
     "own": lambda target: OwnEncoderDrafter(target, blurred(target.model, 0.1)),
     "shared": lambda target: SharedEncoderDrafter(target, blurred(target.model, 0.1)),
     "alone": lambda target: SharedEncoderDrafter(target, decoder_alone()),
-    "first layers": lambda target: EarlyExitDrafter(target, 2),
+    "first layers": lambda target: EarlyExitDrafter(target, layers=2),
+    "first layers, block": lambda target: EarlyExitDrafter(target, layers=2, imitation="block"),
     "entries": AllEntries,
     "jacobi": JacobiDrafter,
     "medusa": MedusaDrafter,
@@ -92,7 +93,7 @@ DRAFTERS = {
 def test_the_text_is_that_of_model_generate(drafter):
     torch.manual_seed(0)
     made = DRAFTERS[drafter](target_of())
-    right_at_times = drafter in ("own", "shared", "first layers", "entries")
+    right_at_times = drafter in ("own", "shared", "first layers", "first layers, block", "entries")
     for tree in TREES.values() if right_at_times else [None]:
         out = mmspec.generate(target_of(), made, inputs=inputs_for(), max_new_tokens=NEW, tree=tree)
         assert out.token_ids == expected()

@@ -27,7 +27,7 @@ from toys import byte_tokenizer
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 OWN = ["own model", "shared vision", "eagle", "eagle3, fewer tokens", "dream, guided", "medusa", "hivis", "vispec"]
-OWN += ["specvlm", "v5e0", "mtp"]
+OWN += ["specvlm", "v5e0", "mtp", "early exit, block", "early exit, mlp"]
 """Kinds of drafters that are saved in this library's own form."""
 
 SMALL_MODEL = "small model"

@@ -18,6 +18,7 @@ from mmspec.drafters import (
     DSparkDrafter,
     Eagle3Drafter,
     EagleDrafter,
+    EarlyExitDrafter,
     Gemma4AssistantDrafter,
     HiVisDrafter,
     LiLiCorrDrafter,
@@ -119,6 +120,8 @@ TINY_DRAFTERS = {
     ),
     "dspark": head_of(lambda target: DSparkDrafter(target, markov="rnn", markov_rank=6, block_size=5), 18),
     "lilicorr": head_of(lambda target: LiLiCorrDrafter(target, candidates=5, lattice_size=8, block_size=5), 20),
+    "early exit, block": head_of(lambda target: EarlyExitDrafter(target, layers=1, imitation="block", blocks=2), 21),
+    "early exit, mlp": head_of(lambda target: EarlyExitDrafter(target, layers=2, imitation="mlp", inner=24), 22),
     **VISUAL_HEADS,
 }
 

@@ -55,11 +55,13 @@ class AbreastSession(ModelSession):
         """One flag per row of the cache, True while its text goes on: the rows of all members end together."""
         return [*self.active] * self.members
 
-    def read(self, tokens: Tensor, visible: Tensor, depth: Tensor, extends_chain: bool = False) -> Pass:
+    def read(
+        self, tokens: Tensor, visible: Tensor, depth: Tensor, extends_chain: bool = False, logits: bool = True
+    ) -> Pass:
         """Read a block behind the rows of all members; the logits are `[batch, new, members, vocab]`."""
         m = self.members
-        logits = super().read(tokens.repeat(m, 1), visible.repeat(m, 1, 1), depth.repeat(m, 1), extends_chain).logits
-        return Pass(logits.unflatten(0, (self.members, self.rows)).movedim(0, 2), {})
+        read = super().read(tokens.repeat(m, 1), visible.repeat(m, 1, 1), depth.repeat(m, 1), extends_chain, logits)
+        return Pass(read.logits.unflatten(0, (self.members, self.rows)).movedim(0, 2), {})
 
     def keep(self, counts: list[int], path: Tensor | None = None, kept: Tensor | None = None) -> None:
         """End a round for the rows of all members; see `Session.keep`."""

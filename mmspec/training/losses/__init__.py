@@ -20,7 +20,7 @@ from .distributions import (
     TopKCrossEntropy,
 )
 from .paths import ReverseKullbackLeibler, SampledPaths
-from .states import SmoothL1Features, SmoothL1Intermediate
+from .states import CosineToLast, SmoothL1Features, SmoothL1Intermediate
 from .weights import Ramp, Weight, weight_at
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ChainLoss",
     "Chains",
     "Confidence",
+    "CosineToLast",
     "CrossEntropy",
     "DPace",
     "Decayed",

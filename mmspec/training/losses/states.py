@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import MMSpecError
 from ...lesson import Guess
-from ...models.states import LAST
+from ...models.states import END, LAST
+from ...settings.arguments import positive
 from .base import Loss, Truth
 from .weights import Weight
 
@@ -36,6 +39,31 @@ class SmoothL1Features(Loss):
             raise MMSpecError(f"{self.name}: this drafter guesses no {self.guessed}; leave this loss out of the recipe")
         wanted = truth.lesson.states(self.layer)[truth.places].float()
         return functional.smooth_l1_loss(states.float(), wanted, reduction="none").mean(-1)
+
+
+class CosineToLast(Loss):
+    """Cosine distance of the guessed feature from the mean of the target's last states before the final norm, `1 -
+    cos(z, mean(h_L, h_(L-1), ...))` (FastVLM, arXiv 2510.22641; that the mean fuses them is our own).
+
+    Args:
+        weight: factor of this loss in the sum.
+        states: number of last states, the deepest of which enters the final norm.
+
+    Raises:
+        MMSpecError: for a number of states that is not a positive integer.
+    """
+
+    def __init__(self, weight: Weight = 1.0, states: int = 3):
+        super().__init__(weight)
+        positive(self, states=states)
+        self.feature_layers = tuple(range(END, END - states, -1))
+
+    def __call__(self, guess: Guess, truth: Truth) -> Tensor:
+        """Return the loss of every predicted token, `[n]`."""
+        if guess.features is None:
+            raise MMSpecError(f"{self.name}: this drafter guesses no features; leave this loss out of the recipe")
+        fused = sum(truth.lesson.states(layer)[truth.places].float() for layer in self.feature_layers)
+        return 1 - functional.cosine_similarity(guess.features.float(), cast(Tensor, fused), dim=-1)
 
 
 class SmoothL1Intermediate(SmoothL1Features):
