@@ -47,6 +47,8 @@ from .nothing import NoDrafter
 from .peagle import PEagleDrafter, PEagleSettings
 from .session_step import SessionDrafter
 from .step import StepDrafter
+from .suffix import SuffixDrafter
+from .suffix_store import SuffixStore
 from .v5e0 import V5e0Drafter, V5e0Settings
 from .vispec import ViSpecDrafter, ViSpecSettings
 
@@ -104,6 +106,8 @@ __all__ = [
     "SharedEncoderDrafter",
     "SharedVisionDrafter",
     "StepDrafter",
+    "SuffixDrafter",
+    "SuffixStore",
     "TextOnlyDrafter",
     "V5e0Drafter",
     "V5e0Settings",
