@@ -133,6 +133,12 @@ class Drafter(nn.Module, Named, PerRequest):
         return not self.feature_layers
 
     @property
+    def states_read(self) -> tuple[int, ...]:
+        """The `feature_layers`, and the states that its tree builder looks at."""
+        of_tree = () if self.tree is None else self.tree.feature_layers(self.target)
+        return tuple(dict.fromkeys([*self.feature_layers, *of_tree]))
+
+    @property
     def max_nodes(self) -> int | None:
         """Tokens that it drafts per round at most; None if that cannot be said beforehand."""
         return None if self.tree is None else self.tree.max_nodes

@@ -13,6 +13,7 @@ from ..families import Vision
 from ..inputs import Request
 from ..lesson import Lesson
 from ..models.attention import received_attention
+from ..models.newest import deepest
 from ..models.states import LAST
 from ..target import Target
 
@@ -29,11 +30,6 @@ class OwnEmbedding(nn.Embedding):
 def layers_for(compressor: VisualCompressor, target: Target) -> list[int]:
     """Return the layers of the target whose entering states a compressor looks at."""
     return [LAST, deepest(target)] if compressor.needs_attention else [LAST]
-
-
-def deepest(target: Target) -> int:
-    """Return the number of the target's last layer, and so of the feature that enters it."""
-    return len(target.family.layers) - 1
 
 
 @dataclass

@@ -25,6 +25,7 @@ from .states import capture
 
 if TYPE_CHECKING:
     from ..target import Target
+    from .session import ModelSession
 
 
 @torch.no_grad()
@@ -48,13 +49,69 @@ def attention_weights(
     Raises:
         MMSpecError: if the heads are divided among processes.
     """
+    _refuse_divided(target)
+    with target.family.passing():
+        return _attention_weights(target, layer, states, inputs, queries)
+
+
+@torch.no_grad()
+def newest_attention(target: Target, layer: int, states: Tensor, session: ModelSession) -> Tensor:
+    """Return the attention that the newest committed token of every row pays in one layer, to all committed tokens.
+
+    The keys are those in the cache, so this costs one row of the attention of one layer and no pass.
+
+    Args:
+        target: the model.
+        layer: number of the layer.
+        states: `[batch, 1, hidden]` states of these tokens that enter the layer.
+        session: the request, between two rounds. Of guided requests the rows that read the prompts are meant.
+
+    Returns:
+        `[batch, heads, longest]` weights; every row sums to one, and rows that have ended mean nothing.
+
+    Raises:
+        MMSpecError: if the heads are divided among processes.
+    """
+    _refuse_divided(target)
+    block: Any = target.family.layers[layer]
+    batch, lengths = len(states), session.cache.lengths[: len(states)]
+    keys, values = (part[:batch] for part in session.keys_values(layer))
+    newest = (lengths - 1)[:, None]
+    positions = newest + session.position_offset[..., :batch, None]
+    columns = torch.arange(keys.shape[2], device=lengths.device)
+    window = _window(target, layer)
+    visible = (columns < lengths[:, None]) & (True if window is None else newest - columns < window)
+    mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
+    mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None, None]
+    with target.family.passing():
+        _, weights = _eager(block.self_attn)(
+            hidden_states=block.input_layernorm(states),
+            position_embeddings=_turned(target, layer, states, positions),
+            attention_mask=mask,
+            **{CACHE: _Committed(keys, values)},
+        )
+    return weights[:, :, 0, : keys.shape[2]].float()
+
+
+class _Committed(DynamicCache):
+    """A cache that gives the keys and values that are there, and takes none: the newest token's own are among them."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self._there = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return the committed keys and values."""
+        return self._there
+
+
+def _refuse_divided(target: Target) -> None:
+    """Refuse a model whose heads are divided among processes."""
     if (getattr(target.model, "tp_size", None) or 1) > 1:
         raise MMSpecError(
             "the attention weights of all heads are needed, but under tensor parallelism each process has only its "
             "own: use device_map, or a drafter and a compressor that do not look at attention"
         )
-    with target.family.passing():
-        return _attention_weights(target, layer, states, inputs, queries)
 
 
 def _attention_weights(
@@ -150,9 +207,13 @@ def _eager(attention: nn.Module) -> nn.Module:
 
 def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Return cosines and sines of every token, `[batch, length, head_dim]`, possibly with axes before them."""
-    rotary, config = target.family.decoder.rotary_emb, target.family.text_config
     positions, _ = target.family.positions(inputs)
-    positions = positions[..., : states.shape[1]]
+    return _turned(target, layer, states, positions[..., : states.shape[1]])
+
+
+def _turned(target: Target, layer: int, states: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    """Return cosines and sines at positions, `[batch, length]` or `[axes, batch, length]`."""
+    rotary, config = target.family.decoder.rotary_emb, target.family.text_config
     if positions.ndim == 2 and "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         positions = positions.expand(3, -1, -1)  # text alone: all axes are the same
     if "layer_type" in inspect.signature(rotary.forward).parameters:  # Gemma 3 has a rotary embedding per kind of layer
@@ -165,9 +226,7 @@ def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: di
 
     Padding needs no care: it is on the right, behind everything.
     """
-    family = target.family
-    windows, kinds = family.attention_windows(), getattr(family.text_config, "layer_types", None)
-    window = windows[kinds[layer]] if kinds else next(iter(windows.values()))
+    family, window = target.family, _window(target, layer)
     columns, rows = torch.arange(length, device=places.device), places[..., None]
     visible = columns <= rows
     if window is not None:
@@ -178,3 +237,9 @@ def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: di
     groups = groups[:, :length]
     own = groups.gather(1, places)[..., None]
     return visible | ((own == groups[:, None]) & (own >= 0))
+
+
+def _window(target: Target, layer: int) -> int | None:
+    """Return the sliding window of a layer, in tokens, or None."""
+    windows, kinds = target.family.attention_windows(), getattr(target.family.text_config, "layer_types", None)
+    return windows[kinds[layer]] if kinds else next(iter(windows.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
@@ -13,6 +13,9 @@ from ..settings.calls import Named
 from ..settings.fields import check_fields, kinds_of
 from ..tree import DraftTree
 from .growth import Growth
+
+if TYPE_CHECKING:
+    from ..models.model import Model
 
 
 class Grower(Protocol):
@@ -51,6 +54,11 @@ class TreeBuilder(Named, PerRequest):
     def for_drafter(self, drafter: Grower) -> TreeBuilder:
         """Return the builder for the trees of a drafter: itself, unless it stands for another."""
         return self
+
+    def feature_layers(self, target: Model) -> tuple[int, ...]:
+        """Return states of the target that the builder looks at, beside those that its drafter reads; see
+        `Drafter.feature_layers`."""
+        return ()
 
     def build(self, growth: Growth) -> DraftTree:
         """Expand nodes of `growth`, beginning with `growth.root`, and return the nodes worth verifying."""

@@ -9,7 +9,7 @@ from full_recompute import recompute
 from tiny_requests import RAGGED, pictures_for, target_of
 
 from mmspec.inputs import prepare
-from mmspec.models.attention import attention_weights, entropy_of_layers, received_attention
+from mmspec.models.attention import attention_weights, entropy_of_layers, newest_attention, received_attention
 from mmspec.training.teacher import Teacher
 
 NAMES = ("llava", "qwen_vl", "gemma3", "llama", "mistral")
@@ -55,6 +55,22 @@ def test_some_tokens_can_be_asked_alone(name):
         some = attention_weights(target, layer, lesson.features[layer], inputs, queries)
         expected = everything.take_along_dim(queries[:, None, :, None], dim=2)
         assert some.shape == expected.shape and (some - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_newest_token_is_asked_from_the_cache_alone(name):
+    target, _, wanted = case_of(name, "sdpa")
+    request = prepare(target, inputs=models.inputs_for(name, pictures_for(name, RAGGED[0]), list(LENGTHS)))
+    lesson = Teacher(target, range(3)).study(request, [[3, 4]] * 4)
+    context = target.prefill(lesson.request, target.encode(lesson.request), feature_layers=range(3))
+    last = torch.tensor(lesson.request.lengths)[:, None, None] - 1
+    for layer in range(3):
+        states = context.features[layer].take_along_dim(last, dim=1)
+        weights = newest_attention(target, layer, states, context)
+        for row, expected in enumerate(wanted):
+            n = expected.shape[-1]
+            assert (weights[row, :, :n] - expected[layer][:, -1]).abs().max() < 1e-5
+            assert weights[row, :, n:].abs().sum() == 0
 
 
 def test_words_before_a_picture_pay_it_no_attention():

@@ -1,0 +1,148 @@
+"""What is decided anew before every round: what a gate spares, what a bandit chooses, what a router shows.
+
+    python benchmarks/rounds.py viskip --count 6
+    python benchmarks/rounds.py viskip --drafter tiny/hivis --plots FOLDER
+
+`viskip`: the embedded model with several thresholds of `VisualAttention`. For every threshold and task: the share of
+rounds that are plain steps, tokens per pass, and drafted tokens per new one; and how many guesses were accepted in
+rounds by the share of attention before them. Text is checked to be the same. Prints Markdown,
+and draws into `--plots FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmspec
+from mmspec.inputs import prepare
+from mmspec.rounds import GatedTree, VisualAttention
+from mmspec.trees import Chain, TreeBuilder
+
+TASKS = ("scenes", "charts", "documents", "questions")
+THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.35)
+NONE = 1.0
+EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    for row in (headings, ["---", *["--:"] * (len(headings) - 1)], *rows):
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def requests_of(target: mmspec.Target, task: str, count: int) -> list:
+    samples = (mmspec.zoo.sample(task, "test", 100 + index) for index in range(count))
+    return [prepare(target, prompt, [image]) for image, prompt, _ in samples]
+
+
+def draw(name: str, folder: Path | None, draw_on: Callable[[Any], None]) -> None:
+    """Write one plot, if a folder for plots was given."""
+    if folder is None:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    draw_on(figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+class Run:
+    """Answers to the prompts of one task, one after the other, added up."""
+
+    def __init__(self, target, drafter, requests: list, tree: TreeBuilder | None, tokens: int):
+        self.texts, self.stats = [], []
+        for request in requests:
+            out = mmspec.generate(target, drafter, inputs=request, tree=tree, max_new_tokens=tokens)
+            self.texts.append(out.token_ids)
+            self.stats.append(out.stats)
+
+    @property
+    def tau(self) -> float:
+        emitted = sum(sum(record.emitted) for one in self.stats for record in one.rounds)
+        return emitted / sum(one.num_spec_steps for one in self.stats)
+
+    @property
+    def drafted(self) -> float:
+        """Drafted tokens per new token."""
+        return sum(one.num_draft_tokens for one in self.stats) / sum(sum(one.new_tokens) for one in self.stats)
+
+    @property
+    def plain(self) -> float:
+        """Share of the rounds that drafted nothing."""
+        rounds = [record for one in self.stats for record in one.rounds]
+        return sum(not any(record.drafted) for record in rounds) / len(rounds)
+
+
+class Shares(VisualAttention):
+    """Skips nothing, and notes the share before every round."""
+
+    shared = ("seen",)
+
+    def __init__(self) -> None:
+        super().__init__(2.0)
+        self.seen: list[float] = []
+
+    def drafts(self) -> bool:
+        decided = super().drafts()
+        self.seen.append(self.share)
+        return decided
+
+
+def viskip(target: mmspec.Target, options: argparse.Namespace) -> None:
+    """Thresholds, and acceptance by the share of attention."""
+    drafter = mmspec.load_drafter(options.drafter, target)
+    accepted = defaultdict(list)
+    rows = {NONE: ["no gate"]} | {threshold: [f"{threshold}"] for threshold in THRESHOLDS}
+    lengths: dict[str, list[float]] = {}
+    for task in TASKS:
+        requests = requests_of(target, task, options.count)
+        ungated = Run(target, drafter, requests, Chain(5), options.tokens)
+        shares = Shares()
+        noted = Run(target, drafter, requests, GatedTree(shares, Chain(5)), options.tokens)
+        records = [record for one in noted.stats for record in one.rounds]
+        for share, record in zip(shares.seen, records, strict=True):
+            accepted[max(edge for edge in EDGES if edge <= share)].append(sum(record.accepted))
+        for threshold in THRESHOLDS:
+            run = Run(target, drafter, requests, GatedTree(VisualAttention(threshold), Chain(5)), options.tokens)
+            assert run.texts == ungated.texts
+            rows[threshold].append(f"{100 * run.plain:.0f} % / {run.tau:.2f} / {run.drafted:.2f}")
+            lengths.setdefault(task, []).append(run.tau)
+        rows[NONE].append(f"0 % / {ungated.tau:.2f} / {ungated.drafted:.2f}")
+    table(["threshold", *TASKS], list(rows.values()))
+    table(
+        ["share of attention from", "rounds", "accepted of five"],
+        [[f"{edge}", str(len(found)), f"{sum(found) / len(found):.2f}"] for edge, found in sorted(accepted.items())],
+    )
+
+    def lines(figure) -> None:
+        axes = figure.subplots()
+        for task, values in lengths.items():
+            axes.plot(THRESHOLDS, values, marker="o", label=task)
+        axes.set(xlabel="threshold", ylabel="tokens a pass", title=f"ViSkip, {options.drafter}, chain of 5")
+        axes.legend()
+
+    draw("viskip", options.plots, lines)
+
+
+def main() -> None:
+    known = {"viskip": viskip}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=known)
+    parser.add_argument("--drafter", default="tiny/eagle3")
+    parser.add_argument("--count", type=int, default=6, help="prompts of a task")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--plots", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    known[options.what](mmspec.load_target("tiny"), options)
+
+
+if __name__ == "__main__":
+    main()

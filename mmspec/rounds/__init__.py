@@ -1,0 +1,6 @@
+"""What is decided anew before every round, from what is committed: whether it is drafted, and how."""
+
+from .gates import GatedTree, RoundGate
+from .viskip import VisualAttention
+
+__all__ = ["GatedTree", "RoundGate", "VisualAttention"]
