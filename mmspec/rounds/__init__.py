@@ -1,4 +1,4 @@
-"""What is decided anew before every round, from what is committed: whether it is drafted, and how."""
+"""Rounds: what is decided anew before each of them, from what is committed: whether it is drafted, and how."""
 
 from .gates import GatedTree, RoundGate
 from .viskip import VisualAttention
