@@ -1,6 +1,7 @@
 """Drafters propose tokens. One method a file; a new one extends `Drafter`, `StepDrafter`, `FeatureDrafter` or
 `BlockDrafter`."""
 
+from .aasd import AasdDrafter, AasdSettings
 from .base import Drafter
 from .block import (
     BlockDrafter,
@@ -53,6 +54,8 @@ from .v5e0 import V5e0Drafter, V5e0Settings
 from .vispec import ViSpecDrafter, ViSpecSettings
 
 __all__ = [
+    "AasdDrafter",
+    "AasdSettings",
     "BlockDrafter",
     "BlockSettings",
     "CaptionedDrafter",

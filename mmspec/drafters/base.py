@@ -203,6 +203,12 @@ class Drafter(nn.Module, Named, PerRequest):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no unroll()")
 
+    @property
+    def lesson_layers(self) -> tuple[int, ...]:
+        """States of the target that `unroll` reads, numbered as `feature_layers`: by default those that drafting
+        reads."""
+        return self.feature_layers
+
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Return the weights that training changes: by default all of its own."""
         return self.parameters()

@@ -119,7 +119,8 @@ def _attention_weights(
 ) -> Tensor:
     block: Any = target.family.layers[layer]  # its parts have the same names in all families
     length = states.shape[1]
-    normed, rope = block.input_layernorm(states), _rope(target, layer, states, inputs)
+    positions = target.family.positions(inputs)[0][..., :length]
+    normed, rope = block.input_layernorm(states), turning(target, layer, states, positions)
     if queries is None:
         places, cache = torch.arange(length, device=states.device).expand(states.shape[:2]), None
     else:
@@ -205,6 +206,7 @@ def _eager(attention: nn.Module) -> nn.Module:
     return module
 
 
+<<<<<<< HEAD
 def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Return cosines and sines of every token, `[batch, length, head_dim]`, possibly with axes before them."""
     positions, _ = target.family.positions(inputs)
@@ -213,6 +215,17 @@ def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) ->
 
 def _turned(target: Target, layer: int, states: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
     """Return cosines and sines at positions, `[batch, length]` or `[axes, batch, length]`."""
+=======
+def turning(target: Target, layer: int, states: Tensor, positions: Tensor) -> Any:
+    """Return the cosines and sines of a layer, as it takes them.
+
+    Args:
+        target: the model.
+        layer: number of the layer.
+        states: `[batch, length, hidden]` states of the dtype and on the device that are wanted.
+        positions: `[batch, length]`, or `[axes, batch, length]`.
+    """
+>>>>>>> eb62fe0 (AASD: a layer that attends to the target's own last keys and values, projected, and to its own of the round)
     rotary, config = target.family.decoder.rotary_emb, target.family.text_config
     if positions.ndim == 2 and "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         positions = positions.expand(3, -1, -1)  # text alone: all axes are the same

@@ -123,7 +123,7 @@ class Trainer:
         check_author(examples, self.target)
         if drafter.draft_vocab_size is not None and not _chosen(drafter):
             self._choose_vocabulary(drafter, training)
-        self.teacher = Teacher(self.target, [*drafter.feature_layers, *objective.feature_layers])
+        self.teacher = Teacher(self.target, [*drafter.lesson_layers, *objective.feature_layers])
         if feature_cache is not None:
             self.teacher = CachedTeacher(self.teacher, self.loader, feature_cache)
             self.teacher.fill(self.accelerator.process_index, self.accelerator.num_processes, settings.rows)

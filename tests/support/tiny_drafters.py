@@ -11,6 +11,7 @@ from tiny_requests import one_picture, target_of
 
 from mmspec.compressors import Elastic, FeatureGuided
 from mmspec.drafters import (
+    AasdDrafter,
     DFlashDrafter,
     Drafter,
     DraftModelDrafter,
@@ -110,6 +111,7 @@ TINY_DRAFTERS = {
     "mtp": head_of(lambda target: MtpDrafter(target, head_norms=True, gate=True, turned=4), 17),
     "peagle": head_of(lambda target: PEagleDrafter(target, layers=2, depths=5), 20),
     "mtp, in a row": head_of(lambda target: MtpDrafter(target, layers=3), 18),
+    "aasd": head_of(AasdDrafter, 21),
     "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
     "dflash": head_of(DFlashDrafter, 16),
     "dflash, shifted": head_of(
