@@ -86,7 +86,7 @@ def newest_attention(target: Target, layer: int, states: Tensor, session: ModelS
     with target.family.passing():
         _, weights = _eager(block.self_attn)(
             hidden_states=block.input_layernorm(states),
-            position_embeddings=_turned(target, layer, states, positions),
+            position_embeddings=turning(target, layer, states, positions),
             attention_mask=mask,
             **{CACHE: _Committed(keys, values)},
         )
@@ -206,16 +206,6 @@ def _eager(attention: nn.Module) -> nn.Module:
     return module
 
 
-<<<<<<< HEAD
-def _rope(target: Target, layer: int, states: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Return cosines and sines of every token, `[batch, length, head_dim]`, possibly with axes before them."""
-    positions, _ = target.family.positions(inputs)
-    return _turned(target, layer, states, positions[..., : states.shape[1]])
-
-
-def _turned(target: Target, layer: int, states: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-    """Return cosines and sines at positions, `[batch, length]` or `[axes, batch, length]`."""
-=======
 def turning(target: Target, layer: int, states: Tensor, positions: Tensor) -> Any:
     """Return the cosines and sines of a layer, as it takes them.
 
@@ -225,7 +215,6 @@ def turning(target: Target, layer: int, states: Tensor, positions: Tensor) -> An
         states: `[batch, length, hidden]` states of the dtype and on the device that are wanted.
         positions: `[batch, length]`, or `[axes, batch, length]`.
     """
->>>>>>> eb62fe0 (AASD: a layer that attends to the target's own last keys and values, projected, and to its own of the round)
     rotary, config = target.family.decoder.rotary_emb, target.family.text_config
     if positions.ndim == 2 and "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         positions = positions.expand(3, -1, -1)  # text alone: all axes are the same
