@@ -27,6 +27,8 @@ class DraftPrompt:
         removed: `[batch]` number of tokens of the target's prompt that have no entry.
         position_offset: `[batch]` or `[axes, batch]` position of the next token minus its index in the drafter's
             sequence.
+        origin: `[batch, entries]` index of the token of the whole prompt that each entry is, or of the first one of the
+            picture that it is left of; None for the whole prompt.
         summary: `[batch, entries, hidden]` summary of the latest picture before or at each entry, 0 before the first;
             None if the compressor makes none.
     """
@@ -37,6 +39,7 @@ class DraftPrompt:
     visual: Tensor
     removed: Tensor
     position_offset: Tensor
+    origin: Tensor | None = None
     summary: Tensor | None = None
 
 
@@ -73,6 +76,7 @@ def compressed_prompt(
     parts = ([row.embeds for row in rows], [row.states for row in rows], [row.visual for row in rows])
     embeds, states, visual = (pad_sequence(part, batch_first=True) for part in parts)
     positions = pad_sequence([row.positions.movedim(-1, 0) for row in rows], batch_first=True)
+    origin = pad_sequence([row.origin for row in rows if row.origin is not None], batch_first=True)
     removed = torch.tensor([whole.embeds.shape[1] - len(row.embeds) for row in rows], device=embeds.device)
     return DraftPrompt(
         embeds,
@@ -81,6 +85,7 @@ def compressed_prompt(
         visual,
         removed,
         torch.zeros_like(removed) if compressor.positions == "packed" else whole.position_offset + removed,
+        origin,
         _summaries([row.summary for row in rows], embeds.shape[1]),
     )
 
@@ -107,20 +112,20 @@ def _row(
     """Compress one row, without the batch dimension; the padding behind it stays."""
     embeds, states, places = whole.embeds[row], whole.states[row], whole.positions[..., row, :]
     numbers = torch.arange(len(embeds), device=embeds.device)
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
     summaries: list[tuple[int, Tensor]] = []
     cursor, count = 0, 0
     before, after = compressor.margin
     length = int((layout.words | layout.visual)[row].nonzero().max()) + 1  # of the prompt
 
-    def keep(embeds: Tensor, states: Tensor, positions: Tensor, seen: bool) -> None:
+    def keep(embeds: Tensor, states: Tensor, positions: Tensor, origin: Tensor, seen: bool) -> None:
         nonlocal count
-        parts.append((embeds, states, positions, torch.full((len(embeds),), seen, device=embeds.device)))
+        parts.append((embeds, states, positions, origin, torch.full((len(embeds),), seen, device=embeds.device)))
         count += len(embeds)
 
     for (start, end), grid, kind in zip(layout.spans[row], layout.grids[row], layout.kinds[row], strict=True):
         first = max(start - before, cursor)
-        keep(embeds[cursor:first], states[cursor:first], places[..., cursor:first], False)
+        keep(embeds[cursor:first], states[cursor:first], places[..., cursor:first], numbers[cursor:first], False)
         index = start + layout.visual[row, start:end].nonzero()[:, 0]
         following = layout.words[row] & (numbers >= end)
         asked = following if following.any() else layout.words[row]
@@ -135,11 +140,12 @@ def _row(
             positions = mean.round().long()
         if left.summary is not None:
             summaries.append((count, left.summary))
-        keep(left.embeds.to(embeds.dtype), left.source.mean(states[index]), positions, True)
+        first_one = index[:1].expand(len(left.embeds))
+        keep(left.embeds.to(embeds.dtype), left.source.mean(states[index]), positions, first_one, True)
         cursor = max(end, min(end + after, length))
-    keep(embeds[cursor:], states[cursor:], places[..., cursor:], False)
+    keep(embeds[cursor:], states[cursor:], places[..., cursor:], numbers[cursor:], False)
     columns = list(zip(*parts, strict=True))
-    embeds, states, seen = (torch.cat(columns[number]) for number in (0, 1, 3))
+    embeds, states, origin, seen = (torch.cat(columns[number]) for number in (0, 1, 3, 4))
     positions = torch.cat(columns[2], dim=-1)
     numbers = numbers[: len(embeds)]
     if compressor.positions == "packed":
@@ -150,4 +156,4 @@ def _row(
         for first, vector in summaries:
             summary = torch.where((numbers >= first)[:, None], vector.to(summary.dtype), summary)
     none = torch.zeros((), dtype=torch.long, device=embeds.device)
-    return DraftPrompt(embeds, states, positions, seen, none, none, summary)
+    return DraftPrompt(embeds, states, positions, seen, none, none, origin, summary)

@@ -44,7 +44,7 @@ def head_config(target: Target, changes: dict[str, Any]) -> LlamaConfig:
         raise MMSpecError(f"head={shown(changes)} must be settings by name; there are {', '.join(HEAD_SETTINGS)}")
     if unknown := set(changes) - set(HEAD_SETTINGS):
         raise MMSpecError(f"head settings {listed(unknown)} are unknown; there are {', '.join(HEAD_SETTINGS)}")
-    text = target.family.text_config
+    text = target.family.layer_config
     settings = {name: getattr(text, name) for name in HEAD_SETTINGS if getattr(text, name, None) is not None}
     # Positions are one-dimensional and unscaled, so of the target's only the base is taken over.
     rope = getattr(text, "rope_parameters", None) or {}

@@ -12,7 +12,7 @@ from ..context import Context
 from ..families import Vision
 from ..inputs import Request
 from ..lesson import Lesson
-from ..models.attention import received_attention
+from ..models.attention import layers_of_attention, received_attention
 from ..models.newest import deepest
 from ..models.states import LAST
 from ..target import Target
@@ -29,7 +29,7 @@ class OwnEmbedding(nn.Embedding):
 
 def layers_for(compressor: VisualCompressor, target: Target) -> list[int]:
     """Return the layers of the target whose entering states a compressor looks at."""
-    return [LAST, deepest(target)] if compressor.needs_attention else [LAST]
+    return [LAST, *layers_of_attention(target, deepest(target))] if compressor.needs_attention else [LAST]
 
 
 @dataclass
@@ -68,5 +68,5 @@ def compress(compressor: VisualCompressor | None, target: Target, whole: DraftPr
     layout, attention = layout_of(target.family, view.request, view.prompt, view.vision), None
     if compressor.needs_attention:
         last = deepest(target)
-        attention = received_attention(target, last, view.features[last], view.request.inputs, layout.words)
+        attention = received_attention(target, last, view.features, view.request.inputs, layout.words)
     return compressed_prompt(compressor, whole, layout, view.features[LAST], attention)

@@ -22,6 +22,7 @@ from .audio import Masked, Qwen2Audio, Voxtral
 from .base import Family
 from .encoders import Encoder
 from .gemma3 import Gemma3
+from .gemma4 import Gemma4
 from .internvl import InternVL
 from .janus import Janus, JanusImages
 from .llava import Llava
@@ -46,6 +47,7 @@ FAMILIES: tuple[type[Family], ...] = (
     InternVL,
     SmolVLM,
     Gemma3,
+    Gemma4,
     Mistral3,
     PaliGemma,
     Qwen2Audio,

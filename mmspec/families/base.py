@@ -42,6 +42,8 @@ class Family(Media, Head, Writing):
     cross_attends = False
     """True if every layer also attends to the states of an encoder (`Vision.memory`), whose keys and values a session
     computes once."""
+    can_be_cut = True
+    """True if the first layers are a smaller model of the same class, whose weights are as they are in the whole."""
     verified = True
     """True if the test suite compares this family with the model's own `generate`. If not, a target checks itself when
     it is made, see `mmspec.check`."""
@@ -66,6 +68,12 @@ class Family(Media, Head, Writing):
     def layers(self) -> nn.ModuleList:
         """The layers of the language model."""
         return self.decoder.layers
+
+    @property
+    def layer_config(self) -> Any:
+        """The configuration of the first layer: that of the language model where all layers have the same sizes."""
+        of_layers = getattr(self.text_config, "per_layer_config", None)  # since transformers 5.24
+        return self.text_config if of_layers is None else of_layers[0]
 
     @property
     def joined_layers(self) -> int:
@@ -120,22 +128,14 @@ class Family(Media, Head, Writing):
         later[..., :length] = torch.where(inputs["attention_mask"].bool(), prompt, later[..., :length])
         return later, position_offset
 
-    def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor | None:
-        """Return the `token_type_ids` of a sequence that no processor made; None for most models.
-
-        Args:
-            visual: `[batch, length]` True on visual tokens.
-            lengths: number of tokens of the prompt per row; an answer may follow.
-        """
-        return None
-
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
     ) -> dict[str, Any]:
         """Return further arguments of `forward` over a prompt.
 
         Args:
-            inputs: inputs of the request, nothing missing.
+            inputs: inputs of the request, nothing missing. Of a prompt that was compressed, those that there is one of
+                for every entry; a token that is left of a picture is its placeholder.
             vision: the encoded pictures of the request.
             visual: `[batch, length]` True where pictures stand; by default at their placeholders.
         """
@@ -221,10 +221,32 @@ class Family(Media, Head, Writing):
             mask, name = inputs["attention_mask"], type(self.model).__name__
             check_reach(self.switches, name, *self.positions(inputs), mask, max_new_tokens)
 
-    def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor | None:
+    window_bounds_groups = False
+    """True if the tokens of a group see one another within a sliding window only, see `bidirectional_groups`."""
+
+    def bidirectional_groups(self, inputs: dict[str, Any], kind: str | None = None) -> Tensor | None:
         """Return `[batch, length]` numbers of groups of tokens that see one another in both directions, -1 for none;
-        None where attention is causal throughout."""
+        None where attention is causal throughout.
+
+        Args:
+            inputs: inputs of the request, nothing missing.
+            kind: the kind of attention, one of `attention_windows`; None where the model has one only.
+        """
         return None
+
+    def keys_layer(self, layer: int) -> int:
+        """Return the number of the layer whose keys and values a layer reads: its own for most models."""
+        return layer
+
+    def attention_inputs(self, layer: int, entries: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
+        """Return further arguments of the attention module of a layer that runs by itself.
+
+        Args:
+            layer: number of the layer.
+            entries: the keys and values of its `keys_layer`; None where that layer runs before it, with the same
+                arguments.
+        """
+        return {}
 
     def run(self, **arguments: Any) -> Tensor:
         """Return the `[batch, length, vocab]` logits of a pass of the language model.

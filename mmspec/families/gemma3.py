@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,13 +32,9 @@ class Gemma3(Family):
         """Return the encoder of pictures."""
         return [Pooled(model, "image", "pixel_values")]
 
-    def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return 1 on visual tokens."""
-        return visual.long()
-
     def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         """Add the kinds of tokens."""
-        inputs.setdefault("token_type_ids", self.token_types(self.is_visual(inputs["input_ids"]), ()))
+        inputs.setdefault("token_type_ids", self.is_visual(inputs["input_ids"]).long())
 
     def prefill_inputs(
         self, inputs: dict[str, Any], vision: Vision | None = None, visual: Tensor | None = None
@@ -47,7 +42,7 @@ class Gemma3(Family):
         """Return the `token_type_ids` (1 on visual tokens), from which the model builds its block mask."""
         return {"token_type_ids": inputs["token_type_ids"]}
 
-    def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor:
+    def bidirectional_groups(self, inputs: dict[str, Any], kind: str | None = None) -> Tensor:
         """Return a group for the tokens of every picture: a run of visual tokens."""
         seen = inputs["token_type_ids"] == 1
         begins = seen & ~functional.pad(seen, (1, 0))[:, :-1]

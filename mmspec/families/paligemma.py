@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,11 +27,6 @@ class PaliGemma(Family):
         position_ids, position_offset = super().positions(inputs)
         return position_ids + 1, position_offset + 1
 
-    def token_types(self, visual: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return 0 on the tokens of the prompt, 1 behind them."""
-        prompt = torch.tensor(lengths, device=visual.device)[:, None]
-        return (torch.arange(visual.shape[1], device=visual.device) >= prompt).long()
-
     def add_missing_inputs(self, inputs: dict[str, Any]) -> None:
         """Add the kinds of tokens: all are of the prompt."""
         inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
@@ -43,7 +37,7 @@ class PaliGemma(Family):
         """Return the `token_type_ids`, from which the model builds its mask."""
         return {"token_type_ids": inputs["token_type_ids"]}
 
-    def bidirectional_groups(self, inputs: dict[str, Any]) -> Tensor:
+    def bidirectional_groups(self, inputs: dict[str, Any], kind: str | None = None) -> Tensor:
         """Return one group, the prompt."""
         return torch.where(inputs["token_type_ids"] == 0, 0, -1)
 

@@ -88,7 +88,7 @@ def head_dim_of(config: dict[str, Any], target: Target, inner: int, shared: int)
         implied = inner // heads
         if divides(implied, inner, shared) and shared // implied == (config.get("num_key_value_heads") or heads):
             return implied
-    text = target.family.text_config
+    text = target.family.layer_config
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 

@@ -14,7 +14,9 @@ from ..media import KINDS
 from ..models.masks import padding_mask
 
 TYPES = "token_type_ids"
-PER_TOKEN = ("input_ids", "attention_mask", TYPES, "mm_token_type_ids", "position_ids")
+OF_TOKENS = ("input_ids", TYPES, "mm_token_type_ids")
+"""Processor outputs that say what a token is, `[batch, length]`."""
+PER_TOKEN = (*OF_TOKENS, "attention_mask", "position_ids")
 """Processor outputs with an entry per token, `[..., batch, length]`."""
 
 

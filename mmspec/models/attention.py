@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from ..errors import MMSpecError
 from ..inputs import Request
 from .masks import padding_mask
 from .slots import pick
-from .states import capture
+from .whole_texts import read_states
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def attention_weights(
-    target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None = None
+    target: Target, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None = None
 ) -> Tensor:
     """Return the attention weights of right-padded prompts in one layer.
 
     Args:
         target: the model.
         layer: number of the layer.
-        states: `[batch, length, hidden]` states that enter the layer: the feature with the layer's number (see
-            `mmspec.models.states.capture`).
+        features: layer to `[batch, length, hidden]` states that enter it (see `mmspec.models.states.capture`): those of
+            the layer, and of the one whose keys it reads, see `layers_of_attention`.
         inputs: inputs of the request.
         queries: `[batch, count]` indices of the tokens whose attention is wanted; by default all, which takes memory
             for `heads * length ** 2` numbers.
@@ -51,7 +51,7 @@ def attention_weights(
     """
     _refuse_divided(target)
     with target.family.passing():
-        return _attention_weights(target, layer, states, inputs, queries)
+        return _attention_weights(target, layer, features, inputs, queries)
 
 
 @torch.no_grad()
@@ -75,11 +75,12 @@ def newest_attention(target: Target, layer: int, states: Tensor, session: ModelS
     _refuse_divided(target)
     block: Any = target.family.layers[layer]
     batch, lengths = len(states), session.cache.lengths[: len(states)]
-    keys, values = (part[:batch] for part in session.keys_values(layer))
+    source = target.family.keys_layer(layer)
+    keys, values = (part[:batch] for part in session.keys_values(source))
     newest = (lengths - 1)[:, None]
     positions = newest + session.position_offset[..., :batch, None]
     columns = torch.arange(keys.shape[2], device=lengths.device)
-    window = _window(target, layer)
+    _, window = _window(target, layer)
     visible = (columns < lengths[:, None]) & (True if window is None else newest - columns < window)
     mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None, None]
@@ -89,6 +90,7 @@ def newest_attention(target: Target, layer: int, states: Tensor, session: ModelS
             position_embeddings=turning(target, layer, states, positions),
             attention_mask=mask,
             **{CACHE: _Committed(keys, values)},
+            **target.family.attention_inputs(layer, (keys, values)),
         )
     return weights[:, :, 0, : keys.shape[2]].float()
 
@@ -114,41 +116,55 @@ def _refuse_divided(target: Target) -> None:
         )
 
 
+def layers_of_attention(target: Target, layer: int) -> list[int]:
+    """Return the layers whose entering states `attention_weights` of a layer reads."""
+    return list(dict.fromkeys([layer, target.family.keys_layer(layer)]))
+
+
 def _attention_weights(
-    target: Target, layer: int, states: Tensor, inputs: dict[str, Any], queries: Tensor | None
+    target: Target, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None
 ) -> Tensor:
     block: Any = target.family.layers[layer]  # its parts have the same names in all families
-    length = states.shape[1]
+    states, further = features[layer], target.family.attention_inputs(layer)
+    length, source = states.shape[1], target.family.keys_layer(layer)
     positions = target.family.positions(inputs)[0][..., :length]
     normed, rope = block.input_layernorm(states), turning(target, layer, states, positions)
-    if queries is None:
-        places, cache = torch.arange(length, device=states.device).expand(states.shape[:2]), None
-    else:
+    places = torch.arange(length, device=states.device).expand(states.shape[:2]) if queries is None else queries
+    cache, own = None, source == layer
+    if not own:  # the layer whose keys are read leaves them in `further`
+        other: Any = target.family.layers[source]
+        others = other.input_layernorm(features[source])
+        other.self_attn(hidden_states=others, position_embeddings=rope, attention_mask=None, **{CACHE: None}, **further)
+    elif queries is not None:
         # A first pass leaves the keys of all tokens in a cache, and the second asks them. What the second one writes
         # there itself is hidden.
-        places, cache = queries, DynamicCache()
-        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **{CACHE: cache})
+        cache = DynamicCache()
+        passed = {CACHE: cache, **further}
+        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **passed)
+    if queries is not None:
         normed = pick(normed, queries)
         rope = tuple(part.take_along_dim(queries[..., None], dim=-2) for part in rope)
     visible = _visible(target, layer, places, length, inputs)
-    if queries is not None:
+    if queries is not None and own:
         visible = torch.cat([visible, visible.new_zeros(*queries.shape, queries.shape[1])], dim=-1)
     mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
     _, weights = _eager(block.self_attn)(
-        hidden_states=normed, position_embeddings=rope, attention_mask=mask, **{CACHE: cache}
+        hidden_states=normed, position_embeddings=rope, attention_mask=mask, **{CACHE: cache}, **further
     )
     return weights[..., :length]
 
 
-def received_attention(target: Target, layer: int, states: Tensor, inputs: dict[str, Any], words: Tensor) -> Tensor:
+def received_attention(
+    target: Target, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], words: Tensor
+) -> Tensor:
     """Return the attention that every token receives in one layer, averaged over the heads and over some words.
 
     Words before a token pay it no attention. So for the tokens of one picture this is the mean over the words behind
     it, up to a common factor.
 
     Args:
-        target, layer, states, inputs: see `attention_weights`.
+        target, layer, features, inputs: see `attention_weights`.
         words: `[batch, length]` True at the tokens whose attention is averaged.
 
     Returns:
@@ -157,7 +173,7 @@ def received_attention(target: Target, layer: int, states: Tensor, inputs: dict[
     counts = words.sum(1)
     queries = words.long().argsort(dim=1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
     asked = torch.arange(queries.shape[1], device=words.device) < counts[:, None]
-    weights = attention_weights(target, layer, states, inputs, queries).float().mean(1)
+    weights = attention_weights(target, layer, features, inputs, queries).float().mean(1)
     return (weights * asked[..., None]).sum(1) / counts[:, None].clamp(min=1)
 
 
@@ -180,18 +196,10 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
         embeds = family.embed(inputs["input_ids"], vision)
         mask = padding_mask(request.lengths, embeds.shape[1], embeds.device)
         real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
-        with capture(family, layers) as features:
-            family.run(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                position_ids=family.positions(inputs)[0],
-                use_cache=False,
-                logits_to_keep=1,
-                **family.prefill_inputs(inputs, vision),
-                **family.lasting_inputs(vision),
-            )
+        further = family.prefill_inputs(inputs, vision) | family.lasting_inputs(vision)
+        features = read_states(family, layers, embeds, mask, family.positions(inputs)[0], further)
         for layer in layers:
-            weights = attention_weights(target, layer, features[layer], inputs).float()
+            weights = attention_weights(target, layer, features, inputs).float()
             rows = torch.special.entr(weights).sum(-1).mean(1)
             sums[layer] += float(rows[real].sum())
         tokens += int(real.sum())
@@ -228,20 +236,23 @@ def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: di
 
     Padding needs no care: it is on the right, behind everything.
     """
-    family, window = target.family, _window(target, layer)
+    family, (kind, window) = target.family, _window(target, layer)
     columns, rows = torch.arange(length, device=places.device), places[..., None]
     visible = columns <= rows
-    if window is not None:
-        visible = visible & (rows - columns < window)
-    groups = family.bidirectional_groups(inputs)
+    near = None if window is None else rows - columns < window
+    if near is not None:
+        visible = visible & near
+    groups = family.bidirectional_groups(inputs, kind)
     if groups is None:
         return visible
     groups = groups[:, :length]
     own = groups.gather(1, places)[..., None]
-    return visible | ((own == groups[:, None]) & (own >= 0))
+    together = (own == groups[:, None]) & (own >= 0)
+    return visible | (together & near if family.window_bounds_groups and near is not None else together)
 
 
-def _window(target: Target, layer: int) -> int | None:
-    """Return the sliding window of a layer, in tokens, or None."""
+def _window(target: Target, layer: int) -> tuple[str, int | None]:
+    """Return the kind of attention of a layer, and its sliding window in tokens, or None."""
     windows, kinds = target.family.attention_windows(), getattr(target.family.text_config, "layer_types", None)
-    return windows[kinds[layer]] if kinds else next(iter(windows.values()))
+    kind = kinds[layer] if kinds else next(iter(windows))
+    return kind, windows[kind]

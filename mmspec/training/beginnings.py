@@ -28,8 +28,8 @@ def cut_text_only(target: Target, layers: int = 2, tree: TreeBuilder | None = No
         tree: builder of the drafter's trees; the drafter's default if None.
 
     Raises:
-        MMSpecError: for a target whose language model transformers cannot build on its own, or whose weights are
-            quantised or not in memory; for too many layers.
+        MMSpecError: for a target whose language model transformers cannot build on its own, whose layers depend on one
+            another, or whose weights are quantised or not in memory; for too many layers.
     """
     return TextOnlyDrafter(target, _cut(target, layers), tree=tree)
 
@@ -68,6 +68,12 @@ def _cut(target: Target, layers: int) -> nn.Module:
         raise MMSpecError(
             f"the weights of this {type(target.model).__name__} are quantised or not all in memory, so none can be "
             "copied: load it as it was trained, cut, and use the drafter with the quantised one"
+        )
+    if not target.family.can_be_cut:
+        raise MMSpecError(
+            f"no smaller model can be cut from this {type(target.model).__name__}: its layers read the keys of others, "
+            "or embeddings that are stored for all of them; train a drafter that has layers of its own (recipe=eagle3), "
+            "or give mmspec.load_drafter the folder of a small model of the same family"
         )
     if not 0 < layers <= len(target.family.layers):
         raise MMSpecError(f"layers={layers} must lie between 1 and the target's {len(target.family.layers)}")

@@ -9,7 +9,8 @@ import torch
 from ..inputs import Request, append
 from ..lesson import WIDTHS, Lesson
 from ..models.masks import padding_mask
-from ..models.states import LAST, capture
+from ..models.states import LAST
+from ..models.whole_texts import read_states
 from ..target import Target
 from .data import TrainingPass
 
@@ -44,16 +45,7 @@ class Teacher:
         request = append(prompt, answers, WIDTHS)
         embeds = family.embed(request.inputs["input_ids"], vision)
         position_ids, _ = family.positions_until(prompt.inputs, embeds.shape[1])
-        with capture(family, self.feature_layers) as features:
-            family.run(
-                inputs_embeds=embeds,
-                attention_mask=padding_mask(request.lengths, embeds.shape[1], embeds.device),
-                position_ids=position_ids,
-                use_cache=False,
-                # Those of the answers are made where they are wanted, from the last feature. A number instead of a
-                # tensor would have a Gemma 4 whose layers share keys leave out states.
-                logits_to_keep=torch.zeros(1, dtype=torch.long, device=embeds.device),
-                **family.prefill_inputs(request.inputs, vision),
-                **family.lasting_inputs(vision),
-            )
-        return Lesson(target, prompt, answers, request, vision, embeds, dict(features), list(tasks))
+        mask = padding_mask(request.lengths, embeds.shape[1], embeds.device)
+        further = family.prefill_inputs(request.inputs, vision) | family.lasting_inputs(vision)
+        features = read_states(family, self.feature_layers, embeds, mask, position_ids, further)
+        return Lesson(target, prompt, answers, request, vision, embeds, features, list(tasks))

@@ -35,7 +35,7 @@ def test_it_is_that_of_the_eager_model(name, attention):
     target, lesson, wanted = case_of(name, attention)
     before = target.family.text_config._attn_implementation
     for layer in range(3):
-        weights = attention_weights(target, layer, lesson.features[layer], lesson.request.inputs)
+        weights = attention_weights(target, layer, lesson.features, lesson.request.inputs)
         assert (weights.sum(-1) - 1).abs().max() < 1e-5
         for row, expected in enumerate(wanted):
             n = expected.shape[-1]
@@ -51,8 +51,8 @@ def test_some_tokens_can_be_asked_alone(name):
     queries = torch.tensor([[3, 0, 9], [1, 1, 30], [2, 5, 4], [11, 12, 7]])
     inputs = lesson.request.inputs
     for layer in range(3):
-        everything = attention_weights(target, layer, lesson.features[layer], inputs)
-        some = attention_weights(target, layer, lesson.features[layer], inputs, queries)
+        everything = attention_weights(target, layer, lesson.features, inputs)
+        some = attention_weights(target, layer, lesson.features, inputs, queries)
         expected = everything.take_along_dim(queries[:, None, :, None], dim=2)
         assert some.shape == expected.shape and (some - expected).abs().max() < 1e-5
 
@@ -79,7 +79,7 @@ def test_words_before_a_picture_pay_it_no_attention():
     ids = lesson.request.inputs["input_ids"]
     real = torch.arange(ids.shape[1]) < torch.tensor(lesson.prompt.lengths)[:, None]
     words = real & (ids != models.IMAGE)
-    received = received_attention(target, 2, lesson.features[2], lesson.request.inputs, words)
+    received = received_attention(target, 2, lesson.features, lesson.request.inputs, words)
     for row, expected in enumerate(wanted):
         n = expected.shape[-1]
         asked = words[row, :n]

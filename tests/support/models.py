@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 VOCAB = 61
-IMAGE, VISION_START, VISION_END, VIDEO, PAD = 60, 59, 58, 57, 0
+IMAGE, VISION_START, VISION_END, VIDEO, AUDIO, PAD = 60, 59, 58, 57, 56, 0
 WINDOW = 12
 TEXT = {
     "vocab_size": VOCAB,
@@ -124,18 +124,36 @@ def mistral(attention="sdpa", seed=0):
     return rescale(MistralForCausalLM._from_config(config, attn_implementation=attention), seed)
 
 
-def gemma4(attention="sdpa", seed=0):
-    """A Gemma 4 of text whose last two layers read the keys of those before them, as E2B and E4B."""
-    kinds = ["sliding_attention", "full_attention"] * 2
-    settings = TEXT | {
-        "num_hidden_layers": 4,
-        "layer_types": kinds,
-        "sliding_window": WINDOW,
-        "num_kv_shared_layers": 2,
-    }
-    settings |= {"head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 8, "tie_word_embeddings": False}
-    config = transformers.Gemma4TextConfig(**settings, vocab_size_per_layer_input=VOCAB)
+GEMMA4_TEXT = TEXT | {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": WINDOW,
+    "num_kv_shared_layers": 2,
+    "global_head_dim": 16,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+    "tie_word_embeddings": False,
+}
+"""The last two layers read the keys of those before them, and every layer has an embedding, as in E2B and E4B."""
+
+
+def gemma4_text(attention="sdpa", seed=0):
+    """A Gemma 4 that reads text alone."""
+    config = transformers.Gemma4TextConfig(**GEMMA4_TEXT)
     return rescale(transformers.Gemma4ForCausalLM._from_config(config, attn_implementation=attention), seed)
+
+
+def gemma4(attention="sdpa", seed=0, ears=None, **text):
+    """A Gemma 4 that sees, and hears with `ears`. Tokens of a picture see each other, as in the larger ones; `text`
+    changes the settings of its language model."""
+    vision = TOWER | {"num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2}
+    vision |= {"position_embedding_size": 16}
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": AUDIO, "audio_config": ears}
+    attention = {"text_config": attention, "vision_config": attention, "audio_config": "eager"} if ears else attention
+    text = GEMMA4_TEXT | {"use_bidirectional_attention": "vision"} | text
+    model = of_parts("Gemma4", attention, seed, text, vision, **ids)
+    model.get_output_embeddings().weight.data[AUDIO : VIDEO + 1] = 0
+    return model
 
 
 def blurred(model: torch.nn.Module, amount: float = 0.25, seed: int = 7) -> torch.nn.Module:
@@ -156,7 +174,7 @@ def of_class(config: str, model: str, attention: str = "eager", **settings) -> t
 
 
 MODELS = {"llava": llava, "qwen_vl": qwen_vl, "gemma3": gemma3, "llama": llama, "qwen3": qwen3, "mistral": mistral}
-ALONE = {"gemma4": gemma4}
+ALONE = {"gemma4_text": gemma4_text}
 """Models for a drafter that fits no other."""
 VISUAL = ("llava", "qwen_vl", "gemma3")
 

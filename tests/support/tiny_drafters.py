@@ -134,7 +134,7 @@ def gemma4_assistant(name: str, attention: str) -> Gemma4AssistantDrafter:
 
 # Drafters that fit one kind of target: their class, that target, and what transformers must have for it.
 OF_ONE_TARGET = {
-    "gemma4 assistant": (gemma4_assistant, Gemma4AssistantDrafter, "gemma4", "Gemma4AssistantForCausalLM"),
+    "gemma4 assistant": (gemma4_assistant, Gemma4AssistantDrafter, "gemma4_text", "Gemma4AssistantForCausalLM"),
 }
 # Without pictures they are no more than EAGLE, or cannot be built.
 NEED_PICTURES = {"shared vision", *VISUAL_HEADS}

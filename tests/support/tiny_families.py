@@ -160,6 +160,23 @@ def patches(kind: str, index: int, generator: torch.Generator, row: Row, framed:
     return Picture(ids, {"pixel_values_videos": pixels, "video_grid_thw": grid})
 
 
+def placed(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
+    """Gemma 4: patches of 4 x 4 pixels with their column and row, 2 x 2 patches a token, padded to 32 patches; a video
+    says before each of its two frames when."""
+    rows, columns = (2, 2) if kind == "video" else [(2, 2), (2, 3), (4, 2)][index % 3]
+    frames = 2 if kind == "video" else 1
+    places = torch.cartesian_prod(torch.arange(2 * rows), torch.arange(2 * columns)).flip(-1)
+    at = torch.full((frames, 32, 2), -1)
+    at[:, : len(places)] = places
+    pixels = torch.zeros(frames, 32, 48)
+    pixels[:, : len(places)] = torch.rand(frames, len(places), 48, generator=generator)
+    if kind == "image":
+        return Picture([IMAGE] * rows * columns, {"pixel_values": pixels, "image_position_ids": at})
+    ids = [VIDEO] * 4 + [VISION_END, 7, VISION_START] + [VIDEO] * 4
+    arrays = {"pixel_values_videos": pixels, "video_position_ids": at, "num_frames_per_video": torch.tensor([2])}
+    return Picture(ids, arrays)
+
+
 def pixtral(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
     """Mistral 3: pictures of any size, 2 x 2 patches of 4 x 4 pixels a token, a separator after every row but the
     last. The batch is padded to the largest picture."""
@@ -330,6 +347,9 @@ FAMILIES: dict[str, Tiny] = {
     "mistral, sliding window": Tiny(models.mistral, kinds=()),
     "gemma3_text, mixed windows": Tiny(gemma3_text, kinds=()),
 }
+
+if hasattr(transformers, "Gemma4ForConditionalGeneration"):  # the oldest supported transformers has none
+    FAMILIES["gemma4"] = Tiny(models.gemma4, placed, **SEES_VIDEOS)
 
 COHERE2 = TEXT | {
     "model_type": "cohere2",

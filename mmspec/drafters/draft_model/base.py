@@ -14,10 +14,12 @@ from ...compressors.base import compressor_of
 from ...errors import MMSpecError, shown
 from ...families import Family, Vision
 from ...inputs import Request, append
+from ...inputs.request import OF_TOKENS
 from ...lesson import WIDTHS, Guess, Lesson
 from ...models.masks import padding_mask
-from ...models.states import LAST, capture
+from ...models.states import LAST
 from ...models.weights import is_adapted
+from ...models.whole_texts import read_states
 from ...trees import TreeBuilder
 from ...trees.growth import Block
 from ..session_step import SessionDrafter
@@ -146,16 +148,7 @@ class DraftModelDrafter(SessionDrafter):
         mask = padding_mask(lengths, embeds.shape[1], embeds.device)
         if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        with capture(family, [LAST]) as features:
-            family.run(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                position_ids=position_ids,
-                use_cache=False,
-                logits_to_keep=1,
-                **once,
-                **extra,
-            )
+        features = read_states(family, [LAST], embeds, mask, position_ids, once | extra)
         # A state is wanted at every answer token but the last of its row.
         starts = [left - len(answer) for left, answer in zip(lengths, lesson.answers, strict=True)]
         own = replace(lesson, prompt=replace(prompt, lengths=starts), features=features)
@@ -201,10 +194,12 @@ class DraftModelDrafter(SessionDrafter):
             self.compressor, DraftPrompt(embeds, further, positions, layout.visual, none, position_offset), layout
         )
         removed = left.removed.tolist()
-        lengths, starts = ([n - m for n, m in zip(each.lengths, removed, strict=True)] for each in (request, prompt))
+        lengths = [n - m for n, m in zip(request.lengths, removed, strict=True)]
         kept = None if deep is None else [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
-        types = family.token_types(left.visual, starts)
-        once = family.prefill_inputs({"token_type_ids": types}, Vision([], None, deep=kept), left.visual)
+        assert left.origin is not None  # of a compressed prompt
+        kinds = {name: request.inputs[name] for name in OF_TOKENS if name in request.inputs}
+        kinds = {name: value.gather(1, left.origin) for name, value in kinds.items()}
+        once = family.prefill_inputs(kinds, Vision([], None, deep=kept), left.visual)
         return left.embeds, left.positions, left.position_offset, lengths, once, {}
 
     def _known(self, tokens: Tensor) -> Tensor:
