@@ -72,7 +72,7 @@ def _cut(target: Target, layers: int) -> nn.Module:
     if not target.family.can_be_cut:
         raise MMSpecError(
             f"no smaller model can be cut from this {type(target.model).__name__}: its layers read the keys of others, "
-            "or embeddings that are stored for all of them; train a drafter that has layers of its own (recipe=eagle3), "
+            "or embeddings that are stored for all of them; train a drafter with layers of its own (recipe=eagle3), "
             "or give mmspec.load_drafter the folder of a small model of the same family"
         )
     if not 0 < layers <= len(target.family.layers):

@@ -19,7 +19,7 @@ from mmspec.compressors import Pool
 from mmspec.drafters import EarlyExitDrafter, NGramDrafter, OwnEncoderDrafter
 from mmspec.families.gemma4 import Gemma4
 from mmspec.inputs import prepare
-from mmspec.models.attention import attention_weights, entropy_of_layers
+from mmspec.models.attention import attention_weights, entropy_of_layers, newest_attention
 from mmspec.target import Target
 from mmspec.training.beginnings import cut_text_only
 from mmspec.training.teacher import Teacher
@@ -134,9 +134,13 @@ def test_attention_is_that_of_the_eager_model_in_every_layer():
         assert (weights[0, :, :length, :length] - expected[0]).abs().max() < 1e-5, layer
         some = attention_weights(target, layer, lesson.features, lesson.request.inputs, queries)
         assert (some - weights[:, :, queries[0]]).abs().max() < 1e-5, layer
+    context = target.prefill(request, target.encode(request), feature_layers=range(4))
+    recomputed = recompute(eager, inputs, [[]], output_attentions=True).attentions
+    for layer, expected in enumerate(recomputed):
+        newest = newest_attention(target, layer, context.features[layer][:, -1:], context)
+        assert (newest[0] - expected[0, :, -1]).abs().max() < 1e-5, layer
     upper = wanted[0][0].triu(1).amax(), wanted[1][0].triu(1).amax()
     assert upper[0] > 1e-3 and upper[1] == 0, "pictures are read both ways in the first layer only"
-    recomputed = recompute(eager, inputs, [[]], output_attentions=True).attentions
     entropies = [torch.special.entr(part).sum(-1).mean() for part in recomputed]
     assert torch.tensor(entropy_of_layers(target, [request])).allclose(torch.stack(entropies), atol=1e-4)
 
