@@ -68,7 +68,8 @@ def test_those_of_a_lesson_are_those_of_the_cache(name):
     for ours, theirs, wrong in zip(made, held, other, strict=True):
         for row, length in enumerate(request.lengths):
             assert error(ours[row, :, :length], theirs[row, :, :length]) < 1e-5
-            assert error(wrong[row, :, :length], theirs[row, :, :length]) > 1e-2
+            alike = wrong.shape == ours.shape  # Gemma 4's layers differ in size
+            assert not alike or error(wrong[row, :, :length], theirs[row, :, :length]) > 1e-2
 
 
 def test_a_model_that_makes_them_otherwise_is_not_trained_for(monkeypatch):
