@@ -37,6 +37,8 @@ class Example:
         follow_ups: further questions of the same conversation, each asked after the answer to the one before. `answer`
             answers `prompt` alone.
         references: texts that are right answers to `prompt`, whoever answers; accuracy is measured with them.
+        regions: texts of the parts of a page in the order in which they are read, as a layout parser has them, right or
+            wrong; `ReferenceDrafter` drafts from them.
         videos: paths of videos, or of the frames of a video, a tuple of paths.
         audio: paths of sounds.
     """
@@ -51,6 +53,7 @@ class Example:
     references: tuple[str, ...] = ()
     videos: tuple[Any, ...] = ()
     audio: tuple[Any, ...] = ()
+    regions: tuple[str, ...] = ()
 
 
 class Source(ABC):
@@ -116,6 +119,7 @@ def to_record(example: Example) -> dict[str, Any]:
         # Only where there are any: most data has pictures alone.
         **({"videos": [list(v) if isinstance(v, tuple) else v for v in example.videos]} if example.videos else {}),
         **({"audio": list(example.audio)} if example.audio else {}),
+        **({"regions": list(example.regions)} if example.regions else {}),
     }
 
 
@@ -138,6 +142,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         "references": [],
         "videos": [],
         "audio": [],
+        "regions": [],
     }
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
     values |= {key: value for key, value in record.items() if value is not None}
@@ -155,6 +160,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         ("references", "a list of texts", _are_texts),
         ("videos", "a list of paths, or of lists of paths", _are_videos),
         ("audio", "a list of paths", _are_texts),
+        ("regions", "a list of texts", _are_texts),
     ):
         if not fits(values[key]):
             raise MMSpecError(f"{where}: {key} must be {wanted}, not {_short(values[key])}")
@@ -170,6 +176,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         tuple(values["references"]),
         tuple(video if _is_text(video) else tuple(video) for video in values["videos"]),
         tuple(values["audio"]),
+        tuple(values["regions"]),
     )
 
 

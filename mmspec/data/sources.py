@@ -9,6 +9,7 @@ from typing import Any
 from .. import zoo
 from ..errors import MMSpecError, did_you_mean
 from ..files.identity import content_hash
+from ..settings.arguments import number
 from .accuracy import MetricSetting, metrics_of
 from .examples import EMBEDDED, Example, Source
 
@@ -23,6 +24,8 @@ class EmbeddedSource(Source):
         start: index of the first example.
         metric: metric that compares answers with the generator's own, see `mmspec.data.accuracy`; None computes no
             accuracy.
+        misread: share of the letters and digits of a document that are wrong in its `regions`, its lines as a parser
+            would have them: 0 is the true text, and 1 nothing of it.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class EmbeddedSource(Source):
         count: int = 64,
         start: int = 0,
         metric: MetricSetting = None,
+        misread: float = 0.0,
     ):
         for task in tasks:
             if task not in zoo.TASKS:
@@ -44,6 +48,7 @@ class EmbeddedSource(Source):
             raise MMSpecError(f"count={count} must be at least 1 and start={start} at least 0")
         self.tasks, self.split, self.count, self.start = list(tasks), split, count, start
         self.metric = metrics_of(metric)
+        self.misread = number(self, misread=misread, lowest=0, highest=1)
 
     def __len__(self) -> int:
         return len(self.tasks) * self.count
@@ -53,11 +58,13 @@ class EmbeddedSource(Source):
         task = self.tasks[which]
         place = f"{task}/{self.split}/{self.start + number}"
         _, prompt, reference = zoo.sample(task, self.split, self.start + number)
-        return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,))
+        lines = zoo.misread(reference, self.misread, seed=place).split("\n") if task == "documents" else []
+        return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,), regions=tuple(lines))
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
-        return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start}
+        noise = {"misread": self.misread} if self.misread else {}
+        return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start, **noise}
 
 
 class MediaFolder(Source):

@@ -46,6 +46,7 @@ from .mtp import MtpDrafter, MtpSettings
 from .ngram import NGramDrafter
 from .nothing import NoDrafter
 from .peagle import PEagleDrafter, PEagleSettings
+from .reference import ReferenceDrafter
 from .session_step import SessionDrafter
 from .step import StepDrafter
 from .suffix import SuffixDrafter
@@ -105,6 +106,7 @@ __all__ = [
     "OwnEncoderDrafter",
     "PEagleDrafter",
     "PEagleSettings",
+    "ReferenceDrafter",
     "SessionDrafter",
     "SharedEncoderDrafter",
     "SharedVisionDrafter",

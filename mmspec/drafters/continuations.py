@@ -13,7 +13,8 @@ class Branches:
     """The tree of one row, to which continuations are added.
 
     Attributes:
-        tokens, parents: of each node, the root first, see `DraftTree`.
+        tokens: token of each node, the root first.
+        parents: number of each node's parent, -1 for the root.
 
     Args:
         root: the newest token.
@@ -59,6 +60,8 @@ def padded(rows: Sequence[Branches], device: torch.device, max_depth: int) -> Dr
     """
     nodes = max(len(row.tokens) for row in rows)
     tokens = torch.tensor([row.tokens + [0] * (nodes - len(row.tokens)) for row in rows], device=device)
+    if nodes == 1:
+        return DraftTree.chain(tokens, grown=True)  # there is nothing to look at
     valid = None
     if any(len(row.tokens) < nodes for row in rows):
         valid = torch.tensor([[place < len(row.tokens) for place in range(nodes)] for row in rows], device=device)

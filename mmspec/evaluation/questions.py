@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data import Example, Source, open_media
 from ..data.opening import batched
+from ..drafters.reference import REFERENCES
 from ..errors import MMSpecError
 from ..inputs import Prompt, Request, prepare
 from ..target import Target
@@ -129,7 +130,7 @@ class Questions:
             prompt = group.prompt(example, turn)
             try:
                 media = batched([open_media(example, self.folder)])
-                prepared.append(prepare(self.target, [prompt], **media))
+                prepared.append(prepare(self.target, [prompt], **media, extras=drafted_from([example])))
             except MMSpecError as error:
                 self.skipped[example.id] = str(error)
                 continue
@@ -137,7 +138,8 @@ class Questions:
         if len(asked) < 2:
             return (prepared[0] if prepared else None), asked
         # The media are in the conversations, so that no file is read twice.
-        return prepare(self.target, messages=[talk for one in prepared for talk in one.conversations or []]), asked
+        talks = [talk for one in prepared for talk in one.conversations or []]
+        return prepare(self.target, messages=talks, extras=drafted_from(asked)), asked
 
     def judged(self, group: QuestionGroup, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
         """Return how right answers are, as a record has it: the metric, and for each prompt points and their limit.
@@ -164,3 +166,10 @@ class Questions:
     def skips(self) -> list[dict[str, str]]:
         """Return what could not be asked, as the manifest has it."""
         return [{"id": name, "reason": reason} for name, reason in self.skipped.items()]
+
+
+def drafted_from(examples: Sequence[Example]) -> dict[str, list[Any]] | None:
+    """Return what drafters are told of questions: the texts of their regions, where they have any."""
+    if not any(example.regions for example in examples):
+        return None
+    return {REFERENCES: [list(example.regions) or None for example in examples]}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from mmspec.zoo import charts, documents, questions, scenes
+from mmspec.zoo.drawing import ALPHABET
 
 TASKS = ("scenes", "charts", "documents", "questions")
 SPLITS = ("train", "validation", "test")
@@ -107,6 +108,15 @@ def sample(task: str, split: str, index: int) -> DrawnSample:
     if task == "questions" and not isinstance(subject, documents.Document):
         return DrawnSample(image, *questions.ask(subject, rng))
     return DrawnSample(image, *_long_turn(subject, rng))
+
+
+def misread(text: str, share: float, seed: object = 0) -> str:
+    """Return a text as a bad reader has it: each letter or digit is, with a chance of `share`, another one."""
+    rng = random.Random(f"mmspec/misread/{seed}")
+    return "".join(
+        rng.choice(ALPHABET.replace(character, "")) if character.isalnum() and rng.random() < share else character
+        for character in text
+    )
 
 
 def conversation(task: str, index: int, difficulty: float = 1.0) -> Conversation:

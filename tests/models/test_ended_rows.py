@@ -9,7 +9,7 @@ from tiny_drafters import NEED_PICTURES, TINY_DRAFTERS, blurred_drafter
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec
-from mmspec.drafters import EarlyExitDrafter, JacobiDrafter, NGramDrafter
+from mmspec.drafters import EarlyExitDrafter, JacobiDrafter, NGramDrafter, ReferenceDrafter
 from mmspec.drafters.layer import DraftLayer
 from mmspec.loop import Run
 from mmspec.models import rows
@@ -19,6 +19,7 @@ NEW = 14
 DRAFTERS = {
     "nobody": lambda target: None,
     "ngram": NGramDrafter,
+    "reference": ReferenceDrafter,
     "jacobi": lambda target: JacobiDrafter(target, 3),
     "early exit": lambda target: EarlyExitDrafter(target, tree=Chain(3)),
     "early exit, tree": lambda target: EarlyExitDrafter(target, tree=DynamicTree(3, 3, 8)),
