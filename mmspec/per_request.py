@@ -47,7 +47,7 @@ class _Forking:
     def copy_of(self, original: Any) -> Any:
         if id(original) in self._copies:
             return self._copies[id(original)]
-        if isinstance(original, PerRequest) or (isinstance(original, nn.Module) and _holds_some(original)):
+        if holds_some(original):
             return self._copy_of_object(original)
         if type(original) in CONTAINERS:
             return self._copy_of_container(original)
@@ -87,6 +87,9 @@ class _Forking:
         return duplicate
 
 
-def _holds_some(module: nn.Module) -> bool:
-    """Return True if a module, such as a ModuleList of drafters, holds members that are copied for every request."""
-    return any(isinstance(part, PerRequest) for part in module.modules())
+def holds_some(value: Any) -> bool:
+    """Return True for what is copied for every request: a `PerRequest`, and a module, such as a ModuleList of drafters,
+    that holds some."""
+    if isinstance(value, PerRequest):
+        return True
+    return isinstance(value, nn.Module) and any(isinstance(part, PerRequest) for part in value.modules())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.draining import drain
 from ..decoding.stats import speed_in_words
+from ..memory import unchanged
 from ..metrics import SHOWN, SPEEDUPS
 from ..settings import configuration
 from ..similarity import similarity
@@ -97,13 +98,20 @@ def run(arguments: argparse.Namespace) -> int:
         drafter = configuration.build_drafter(config, target)
         request = {**asked, **settings.sampling()}
 
-    pieces = mmspec.stream(target, drafter, **request, **shape)
-    out = show(pieces, Console()) if settings.num_return_sequences == 1 else show_several(pieces)
+    as_before = partial(unchanged, drafter, *shape.values())  # a drafter may remember what it was asked
+    with as_before():
+        pieces = mmspec.stream(target, drafter, **request, **shape)
+        out = show(pieces, Console()) if settings.num_return_sequences == 1 else show_several(pieces)
     comparison = None
     if settings.compare and out.stats.rounds:  # without a round there is no decoding to compare, only the prompt's pass
         exact = settings.temperature == 0 and out.stats.lossless
+
+        def speculative() -> Any:
+            with as_before():
+                return mmspec.generate(target, drafter, **request, **shape)
+
         comparison = compare(
-            lambda: mmspec.generate(target, drafter, **request, **shape),
+            speculative,
             lambda: mmspec.generate(target, None, **request),
             partial(difference, target, drafter, asked, shape, settings) if exact else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import MMSpecError
 from ..files.storage import atomic_write_json, read_json_object
+from ..memory import Memory
 from ..settings.arguments import whole_number
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class SuffixTexts:
         ]
 
 
-class SuffixStore:
+class SuffixStore(Memory):
     """Earlier answers, which outlive their requests: at most so many tokens, the oldest answers leave first.
 
     One store may serve any number of requests and threads at once. It belongs to a vocabulary: a file of another one is
@@ -157,6 +159,16 @@ class SuffixStore:
         with self._lock:
             for number in list(self._texts.texts):
                 self._texts.drop(number)
+
+    def state(self) -> SuffixTexts:
+        """Return a copy of all texts."""
+        with self._lock:
+            return copy.deepcopy(self._texts)
+
+    def restore(self, state: SuffixTexts) -> None:
+        """Hold these texts, and no others."""
+        with self._lock:
+            self._texts = copy.deepcopy(state)
 
     def save(self, file: str | Path) -> None:
         """Write all texts to a file of plain JSON, the oldest first.

@@ -19,6 +19,7 @@ from ..errors import MMSpecError
 from ..exactness import Attribution, attribute
 from ..generation import stream, tree_for
 from ..inputs import PER_TOKEN, Request
+from ..memory import unchanged
 from ..models.slots import pick_numbers
 from ..target import Target
 from ..trees import Chain, TreeBuilder
@@ -124,7 +125,8 @@ class MMSpecEngine(Engine):
         if self.drafter is None:
             return None
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "seed": seed, **vars(self.sampling)}
-        return attribute(self.target, self.drafter, request, tree=self.tree, verifier=self.verifier, **options)
+        with unchanged(self.drafter, self.tree, self.verifier):
+            return attribute(self.target, self.drafter, request, tree=self.tree, verifier=self.verifier, **options)
 
 
 @dataclass(eq=False)

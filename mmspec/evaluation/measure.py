@@ -19,6 +19,7 @@ from ..decoding.text import whole_text
 from ..errors import MMSpecError, cut
 from ..exactness import TIE, Attribution, Divergence, complaint_of, divergences
 from ..inputs import Request
+from ..memory import Memories, unchanged
 from ..similarity import similarity
 from ..target import Target
 from .bundle import COMPLETE, FAILED, INTERRUPTED, Bundle, BundleWriter
@@ -154,7 +155,11 @@ class Measurement:
             self._go_on()
             turns = [(group, turn) for group in self.questions.groups for turn in range(group.turns)]
             blocks = [(*one, repeat) for repeat in range(self.protocol.repeats) for one in turns]
+            memories, begun = Memories(*(part for method in self.methods for part in method.remembering)), 0
             for count, (group, turn, repeat) in enumerate(blocks):
+                if repeat != begun:  # a repeat asks the same questions, and must not find the answers
+                    memories.restore()
+                    begun = repeat
                 size = f", batch size {group.batch}" if len(sizes) > 1 else ""
                 what = f"{group.task or 'question'} {group.number + 1}{size}, repeat {repeat + 1}"
                 progress(count, len(blocks), what)
@@ -184,8 +189,9 @@ class Measurement:
             return
         question = examples[0].id
         methods = [method for method in self.methods if method.takes(group.batch)]
-        for _ in range(0 if group.batch in self.warmed else self.protocol.warmup):
-            self._each(methods, question, lambda engine: engine.answer(request, 0))
+        with unchanged(*(part for method in methods for part in method.remembering)):
+            for _ in range(0 if group.batch in self.warmed else self.protocol.warmup):
+                self._each(methods, question, lambda engine: engine.answer(request, 0))
         self.warmed.add(group.batch)
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
         order = _order(methods, group.number + turn, repeat)

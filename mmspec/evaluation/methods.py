@@ -73,6 +73,11 @@ class Method:
         assert self.engine is not None
         return self.engine
 
+    @property
+    def remembering(self) -> tuple[Any, ...]:
+        """What may remember earlier requests, see `mmspec.memory`."""
+        return () if self.engine is None else (self.engine.drafter, self.engine.tree, self.engine.verifier)
+
     def describe(self) -> SideRecord:
         """Return what the bundle says of it."""
         settings, choices, engine = self.settings, self.choices, self.engine
