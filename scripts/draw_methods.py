@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 
 import mmspec
 from mmspec.compressors import DraftPrompt, FeatureGuided, Pool
-from mmspec.drafters import DreamDrafter, FeatureDrafter
+from mmspec.drafters import DraftModelDrafter, DreamDrafter, FeatureDrafter
 from mmspec.drafters.reading import TargetView
 from mmspec.families import Vision
 from mmspec.inputs import Request
@@ -30,12 +30,17 @@ TOKENS = BEFORE + EDGE**2 + AFTER
 TEXT, PICTURE, KEPT = "#bbbbbb", "#56b4e9", "#e69f00"
 
 
+def small_request(target: mmspec.Target) -> Request:
+    """The small prompt."""
+    ids = torch.full((1, TOKENS), 7)
+    ids[:, BEFORE : BEFORE + EDGE**2] = target.family.image_token_id
+    return Request({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [TOKENS])
+
+
 def prompt_of(drafter: FeatureDrafter) -> DraftPrompt:
     """The small prompt as a drafter reads it, with random states."""
     target = drafter.target
-    ids = torch.full((1, TOKENS), 7)
-    ids[:, BEFORE : BEFORE + EDGE**2] = target.family.image_token_id
-    request = Request({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [TOKENS])
+    request = small_request(target)
     features = {layer: torch.randn(1, TOKENS, target.hidden_size) for layer in drafter.feature_layers}
     seen = torch.randn(EDGE**2, target.hidden_size)
     embeds = torch.randn(1, TOKENS, target.hidden_size)
@@ -53,16 +58,37 @@ def draw_slots(name: str, drafter: FeatureDrafter, title: str) -> None:
     with torch.inference_mode():
         prompt = prompt_of(drafter)
         positions = drafter.slot_positions(prompt)[0].tolist()
+    seen = prompt.visual[0].tolist()[-len(positions) :]  # with or without a slot for the first token
+    draw_rows(name, positions, seen, KEPT if prompt.removed.any() else PICTURE, title)
+
+
+def draw_draft_model(name: str, drafter: DraftModelDrafter, title: str) -> None:
+    """The same for a small model that reads the prompt in its own way."""
+    request, seen = small_request(drafter.target), torch.randn(EDGE**2, drafter.target.hidden_size)
+    own, _ = drafter.prompt_of(request, Vision([seen], [seen]))
+    positions, _ = drafter.draft_target.family.positions(own.inputs)
+    visual = drafter.target.family.is_visual(own.inputs["input_ids"])[0].tolist()
+    draw_rows(name, positions.flatten()[: own.lengths[0]].tolist(), visual, KEPT, title)
+
+
+def draw_rows(name: str, positions: list[int], visual: list[bool], colour: str, title: str) -> None:
+    """Draw the target's tokens above, and slots below.
+
+    Args:
+        name: of the file.
+        positions: per slot, its position.
+        visual: per slot, whether it holds something of the picture.
+        colour: of those that do.
+        title: of the figure.
+    """
     figure = Figure(figsize=(10, 1.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place in range(TOKENS):
         picture = BEFORE <= place < BEFORE + EDGE**2
         box(axes, place, 1.3, PICTURE if picture else TEXT, str(place))
-    all_kept = not prompt.removed.any()
-    seen = prompt.visual[0].tolist()[-len(positions) :]  # with or without a slot for the first token
-    for slot, (position, visual) in enumerate(zip(positions, seen, strict=True)):
-        box(axes, position, 0, (PICTURE if all_kept else KEPT) if visual else TEXT, str(slot))
+    for slot, (position, seen) in enumerate(zip(positions, visual, strict=True)):
+        box(axes, position, 0, colour if seen else TEXT, str(slot))
     axes.text(-1.2, 1.7, "target's tokens", ha="right", va="center", fontsize=8)
     axes.text(-1.2, 0.4, "drafter's slots", ha="right", va="center", fontsize=8)
     axes.set_xlim(-5, TOKENS)
@@ -150,6 +176,11 @@ def main() -> None:
         ("dream", dream, "DREAM: a slot per token, the first one too; 3 in 4 visual tokens stay"),
     ):
         draw_slots(name, drafter, f"{what} ({colours})")
+    for name, model, what in (
+        ("spd_mllm", "tiny/text_only", "SPD-MLLM: the text alone, at positions of its own"),
+        ("massv", "tiny/draft_model", "MASSV: all stay; orange ones come through a projector of the drafter's own"),
+    ):
+        draw_draft_model(name, mmspec.load_drafter(model, target), f"{what} (grey: text; blue: a visual token)")
     draw_sage()
     draw_confidence(target)
 

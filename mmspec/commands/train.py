@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         accelerator,
         recipe,
         config.feature_cache,
+        config.recipe.get("parts"),
     )
     if config.tracker:
         accelerator.init_trackers("mmspec", config=trainer.identity())

@@ -1,5 +1,5 @@
-"""Starting points of a training other than random weights: a draft model cut from its target, or the drafter of a first
-stage."""
+"""Starting points of a training other than random weights: a draft model cut from its target, a text model that is
+given eyes, or the drafter of a first stage."""
 
 from __future__ import annotations
 
@@ -44,16 +44,51 @@ def cut_shared_vision(target: Target, layers: int = 2, tree: TreeBuilder | None 
     Raises:
         MMSpecError: see `cut_text_only`; for a target that takes no pictures, or is of no listed family.
     """
+    theirs = _vision_projector(target, "cut_shared_vision")
+    model = _cut(target, layers)
+    return SharedVisionDrafter(target, model, _projector(theirs, target.hidden_size), tree=tree)
+
+
+def give_eyes(target: Target, model: str, tree: TreeBuilder | None = None) -> SharedVisionDrafter:
+    """Return a text model with a projector of random weights, through which it is to learn to read the target's vision
+    tower (MASSV, arXiv 2505.10526).
+
+    Args:
+        target: the model to draft for.
+        model: name of a language model with the target's tokenizer that reads no pictures, as for
+            `mmspec.load_drafter`: a folder, a hub id, or a `TextOnlyDrafter` that was trained before.
+        tree: see `cut_text_only`.
+
+    Raises:
+        MMSpecError: if it is no such model; for a target that takes no pictures, or is of no listed family.
+    """
+    theirs = _vision_projector(target, "give_eyes")
+    blind = load_drafter(model, target)
+    if not isinstance(blind, TextOnlyDrafter):
+        raise MMSpecError(
+            f"give_eyes: {model!r} is a {type(blind).__name__}, but eyes are for a model that reads text alone: name a "
+            "language model with the target's tokenizer, such as what recipe=text_only trains"
+        )
+    projector = VisualProjector(_vision_width(theirs), blind.draft_target.hidden_size)
+    return SharedVisionDrafter(target, blind.model, projector, tree=tree)
+
+
+def _vision_projector(target: Target, by: str) -> nn.Module:
+    """Return the target's projector; refuse a target without a known one.
+
+    Args:
+        target: the model to draft for.
+        by: the name of the caller, for errors.
+    """
     name, family = type(target.model).__name__, target.family
     if "image" not in family.encoders:
-        raise MMSpecError(f"cut_shared_vision: {name} takes no pictures; use cut_text_only (recipe=text_only)")
+        raise MMSpecError(f"{by}: {name} takes no pictures; use cut_text_only (recipe=text_only)")
     if family.vision_projector is None:
         raise MMSpecError(
-            f"cut_shared_vision: the visual features of {name} are not known, because it is of no listed family; use "
+            f"{by}: the visual features of {name} are not known, because it is of no listed family; use "
             "cut_text_only (recipe=text_only)"
         )
-    model = _cut(target, layers)
-    return SharedVisionDrafter(target, model, _projector(family.vision_projector, target.hidden_size), tree=tree)
+    return family.vision_projector
 
 
 def _cut(target: Target, layers: int) -> nn.Module:
@@ -112,14 +147,19 @@ def _projector(theirs: nn.Module, hidden: int) -> VisualProjector:
         hidden: the target's hidden size.
     """
     linears = [part for part in theirs.modules() if isinstance(part, nn.Linear)]
-    seen = linears[0].in_features if linears else theirs.get_parameter("weight").shape[0]  # Gemma 3: a norm
-    projector = VisualProjector(seen, hidden)
+    projector = VisualProjector(_vision_width(theirs), hidden)
     ours = [projector.inner, projector.outer]
     if [part.weight.shape for part in linears] == [part.weight.shape for part in ours]:
         for own, original in zip(ours, linears, strict=True):
             nn.init.zeros_(own.bias)  # the target's may have none
             own.load_state_dict(original.state_dict(), strict=False)
     return projector
+
+
+def _vision_width(theirs: nn.Module) -> int:
+    """Return the width of the features that the target's projector reads."""
+    linears = [part for part in theirs.modules() if isinstance(part, nn.Linear)]
+    return linears[0].in_features if linears else theirs.get_parameter("weight").shape[0]  # Gemma 3: a norm
 
 
 def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:

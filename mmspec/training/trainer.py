@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +67,8 @@ class Trainer:
         accelerator: Hugging Face accelerate's object, which knows about processes, devices and precision.
         feature_cache: folder to keep the target's states in, instead of computing them at every step; see
             `CachedTeacher`.
+        parts: names of the drafter's modules that are trained, such as `projector`, while all others stay as they are;
+            by default everything is trained that the drafter can train.
         recipe: plain values that say how the training was configured: saved with the drafter, and compared on resuming.
 
     Raises:
@@ -85,13 +87,14 @@ class Trainer:
         accelerator: Accelerator | None = None,
         recipe: dict[str, Any] | None = None,
         feature_cache: str | Path | None = None,
+        parts: Sequence[str] | None = None,
     ):
         self.settings = settings or TrainingSettings()
         self.accelerator = accelerator or Accelerator()
         self.output = Path(output)
         self._folder = OutputFolder(self.output, self.accelerator)
         try:
-            self._set_up(drafter, objective, examples, optimizer, recipe, feature_cache)
+            self._set_up(drafter, objective, examples, optimizer, recipe, feature_cache, parts)
         except BaseException:
             self._folder.release()
             raise
@@ -104,6 +107,7 @@ class Trainer:
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None,
         recipe: dict[str, Any] | None,
         feature_cache: str | Path | None,
+        parts: Sequence[str] | None,
     ) -> None:
         settings = self.settings
         self.objective, self.target, self.recipe = objective, drafter.target, recipe or {}
@@ -131,7 +135,7 @@ class Trainer:
         self.drafter = drafter.to(self.accelerator.device).float().train()
         self.target.model.requires_grad_(False)  # drafters read its embeddings and its head
         drafter.requires_grad_(False)
-        for parameter in drafter.trainable_parameters():
+        for parameter in _learning(drafter, parts):
             parameter.requires_grad_(True)
         if not any(parameter.requires_grad for parameter in drafter.parameters()):
             raise MMSpecError(f"{type(drafter).__name__} has no weights to train")
@@ -329,6 +333,27 @@ class Trainer:
         counts = Counter(token for number in sound for token in self.loader.answer(self.loader.examples[number]))
         ranked = sorted(range(self.target.vocab_size), key=lambda token: (-counts[token], token))
         drafter.choose_vocabulary(torch.tensor(ranked[: drafter.draft_vocab_size]))
+
+
+def _learning(drafter: Drafter, parts: Sequence[str] | None) -> list[nn.Parameter]:
+    """Return the weights of a drafter that are trained.
+
+    Args:
+        drafter: the drafter.
+        parts: names of its modules to which training is confined; None for no such limit.
+
+    Raises:
+        MMSpecError: for a name that no module of it has.
+    """
+    every = list(drafter.trainable_parameters())
+    if parts is None:
+        return every
+    known = dict(drafter.named_children())
+    for name in parts:
+        if name not in known:
+            raise MMSpecError(f"recipe.parts: {type(drafter).__name__} has no {name!r}; it consists of {list(known)}")
+    chosen = {id(parameter) for name in parts for parameter in known[name].parameters()}
+    return [parameter for parameter in every if id(parameter) in chosen]
 
 
 def _chosen(drafter: Drafter) -> bool:

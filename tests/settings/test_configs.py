@@ -132,10 +132,13 @@ def test_every_setting_of_every_option_is_listed_and_described(command):
         assert {key for key, setting in listed.items() if setting.written} == leaves
 
 
+MANY_PARTS = ("full", "design_card", "image_methods")
+
+
 @pytest.mark.parametrize(
     "option",
     [
-        pytest.param(option, marks=[pytest.mark.slow] if option in ("full", "design_card") else [])  # many parts
+        pytest.param(option, marks=[pytest.mark.slow] if option in MANY_PARTS else [])
         for group, option in OPTIONS
         if group == "experiment"
     ],
