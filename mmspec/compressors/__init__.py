@@ -5,6 +5,7 @@ from .elastic import Elastic
 from .frames import Frames
 from .guided import FeatureGuided
 from .hide import Hide
+from .latent import LatentQueries
 from .layout import Layout, layout_of
 from .pool import Conv, Pool
 from .prompt import DraftPrompt, compressed_prompt, whole_prompt
@@ -20,6 +21,7 @@ __all__ = [
     "FeatureGuided",
     "Frames",
     "Hide",
+    "LatentQueries",
     "Layout",
     "Pool",
     "Prune",

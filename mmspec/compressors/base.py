@@ -30,6 +30,8 @@ class VisualSpan:
         attention: `[tokens]` attention that each token receives in the target's last layer, see
             `mmspec.models.attention.received_attention`; None unless the compressor sets `needs_attention`.
         kind: `"image"`, `"video"` or `"audio"`.
+        features: `[tokens, target hidden]` the target's last hidden states at the picture's tokens; None for drafters
+            that read no states.
     """
 
     embeds: Tensor
@@ -38,6 +40,7 @@ class VisualSpan:
     states: Tensor | None = None
     attention: Tensor | None = None
     kind: str = "image"
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeds)

@@ -131,7 +131,8 @@ def _row(
         asked = following if following.any() else layout.words[row]
         said = None if last is None else last[row, asked]
         received = None if attention is None else attention[row, index]
-        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received, kind))
+        seen = None if last is None else last[row, index]
+        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received, kind, seen))
         if compressor.positions == "gap":
             positions = places[..., end - len(left.embeds) : end]
         else:

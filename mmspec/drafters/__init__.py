@@ -48,6 +48,7 @@ from .nothing import NoDrafter
 from .peagle import PEagleDrafter, PEagleSettings
 from .reference import ReferenceDrafter
 from .session_step import SessionDrafter
+from .specflash import SpecFlashDrafter, SpecFlashSettings
 from .step import StepDrafter
 from .suffix import SuffixDrafter
 from .suffix_store import SuffixStore
@@ -110,6 +111,8 @@ __all__ = [
     "SessionDrafter",
     "SharedEncoderDrafter",
     "SharedVisionDrafter",
+    "SpecFlashDrafter",
+    "SpecFlashSettings",
     "StepDrafter",
     "SuffixDrafter",
     "SuffixStore",

@@ -29,6 +29,7 @@ from mmspec.drafters import (
     MtpDrafter,
     PEagleDrafter,
     SharedVisionDrafter,
+    SpecFlashDrafter,
     TextOnlyDrafter,
     V5e0Drafter,
     ViSpecDrafter,
@@ -112,6 +113,7 @@ TINY_DRAFTERS = {
     "peagle": head_of(lambda target: PEagleDrafter(target, layers=2, depths=5), 20),
     "mtp, in a row": head_of(lambda target: MtpDrafter(target, layers=3), 18),
     "aasd": head_of(AasdDrafter, 21),
+    "specflash": head_of(lambda target: SpecFlashDrafter(target, tokens=2), 22),
     "v5e0": head_of(lambda target: V5e0Drafter(target, heads=3), 16),
     "dflash": head_of(DFlashDrafter, 16),
     "dflash, shifted": head_of(
