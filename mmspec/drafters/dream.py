@@ -185,7 +185,7 @@ class DreamDrafter(FeatureDrafter):
                 own.append(last.self_attn.keys_values(mixed, rope))
             attended = attend_unrolled(last.self_attn.queries(mixed, rope), prefix, own, visible)
             output = self.norm(last.finish(hidden, attended))
-            chosen = output[valid]
+            chosen = self.corrected(output, step)[valid]
             yield Guess(self.logits(chosen), chosen, places, valid.flatten().nonzero()[:, 0], block[valid])
             if self.settings.cross_attention:
                 state = self.next_state(output)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..compressors import DraftPrompt, whole_prompt
+from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
+from ..errors import MMSpecError
 from ..lesson import Guess, Lesson
 from ..models.cache import TreeCache
 from ..models.masks import MaskForm
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
+from ..models.states import LAST
 from ..models.transfer import to_device
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
+from .corrector import CorrectorSettings, Looked, VisualCorrector
 from .feature_settings import FeatureSettings
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .layer_head import LayerDrafter
@@ -28,6 +31,7 @@ from .rope import Turning
 
 if TYPE_CHECKING:
     from ..context import Context
+    from ..target import Target
 
 LEVELS = 16
 """Levels of a chain whose rotary positions are made at once."""
@@ -45,7 +49,8 @@ class FeatureDrafter(LayerDrafter):
     A subclass makes its layers in `build`, and says which is the `layer`, how features become states
     (`fuse_features`) and what the layer reads (`layer_input`, and `prompt_input` if pictures are read differently). It
     may also say what goes on to the next step (`next_state`) and what the vocabulary head reads (`head_input`,
-    `logits`). A compressor makes the prompt shorter before its embeddings and states are paired.
+    `logits`). A compressor makes the prompt shorter before its embeddings and states are paired. A corrector looks at
+    the whole picture once more, between the layer's output and what the vocabulary head reads.
 
     Args:
         target: the model to draft for.
@@ -67,6 +72,34 @@ class FeatureDrafter(LayerDrafter):
 
     first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
+
+    _looked: Looked | None = None  # what the corrector can look at, of the request or batch of lessons at hand
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
+        **settings: Any,
+    ):
+        super().__init__(target, tree=tree, compressor=compressor, **settings)
+        self.corrector: VisualCorrector | None = None
+        if self.settings.corrector is not None:
+            if not self.takes_corrector:
+                raise MMSpecError(
+                    f"{type(self).__name__}: corrector={self.settings.corrector}: several layers in a row hand their "
+                    "states to each other, and none is the last word; use layers=1, or leave it out"
+                )
+            told = CorrectorSettings(**self.settings.corrector)
+            self.corrector = VisualCorrector(told, self.head.hidden_size, self.target.hidden_size)
+            if told.reads == "states":
+                self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, LAST]))
+
+    @property
+    def takes_corrector(self) -> bool:
+        """True if a corrector can stand before its vocabulary head."""
+        return True
 
     def native_tree(self) -> TreeBuilder:
         """Return EAGLE-2's dynamic tree."""
@@ -111,6 +144,18 @@ class FeatureDrafter(LayerDrafter):
         """Return what the vocabulary head reads, from the layer's output."""
         return output
 
+    def corrected(self, output: Tensor, level: int | Tensor) -> Tensor:
+        """Return `[batch, nodes, hidden]` outputs of the layer as the corrector has them, if there is one and something
+        to look at.
+
+        Args:
+            output: the outputs.
+            level: the level of the nodes, see `VisualCorrector.forward`.
+        """
+        if self.corrector is None or self._looked is None:
+            return output
+        return self.corrector(output, self._looked, level)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., draft_vocab]` from `head_input`. By default the head is the target's own, on the draft
         vocabulary."""
@@ -127,6 +172,9 @@ class FeatureDrafter(LayerDrafter):
         """
         ids, family = view.request.inputs["input_ids"], self.target.family
         embeds, visual = view.embeds.to(self._dtype), family.is_visual(ids)
+        if self.corrector is not None:  # it sees all of a picture, whatever a compressor leaves
+            seen = view.embeds if self.corrector.settings.reads == "embeds" else view.features[LAST]
+            self._looked = self.corrector.look_at(seen, visual)
         if not self.settings.visual:  # bare placeholders
             embeds = self.token_embeds(ids)
         elif self.embed_tokens is not None:
@@ -187,14 +235,14 @@ class FeatureDrafter(LayerDrafter):
         output = trunk.last_of(output)[:, None]
         self._ropes: list[Rope] = []
         self._drafted = [self.next_state(output)]
-        return self.logits(self.head_input(output))[:, 0]
+        return self.logits(self.head_input(self.corrected(output, 0)))[:, 0]
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits after a block of nodes, whose parents' outputs are their states."""
         states = self._drafted[-1] if block.extends_chain else pick(torch.cat(self._drafted, dim=1), block.parents)
         output = self._run(block, self.layer_input(self.token_embeds(block.tokens), states, block.step))
         self._drafted.append(self.next_state(output))
-        return self.logits(self.head_input(output))
+        return self.logits(self.head_input(self.corrected(output, block.step)))
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Take the true states of the accepted path in place of the draft's own."""
@@ -312,13 +360,19 @@ class FeatureDrafter(LayerDrafter):
                 own.append(attention.keys_values(mixed, rope))
             attended = attend_unrolled(attention.queries(mixed, rope), prefix, own, visible)
             output = layer.finish(residual, attended)
-            chosen = output[valid]
+            chosen = self.corrected(output, step)[valid]
             features = chosen if self.guesses_features else None
             yield Guess(self.logits(self.head_input(chosen)), features, places, valid.flatten().nonzero()[:, 0])
             state = self.next_state(output)
             # The token that a right guess would have been; beyond the end of an answer anything will do.
             following = pick(prompt.embeds, (slots + step + 2).clamp(max=prompt.embeds.shape[1] - 1))
             mixed, residual = self.layer_input(following, state.detach() if detach else state, step + 1)
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Return all weights but the embedding's, or those of the corrector, where it learns alone."""
+        if self.corrector is not None and self.corrector.settings.alone:
+            return self.corrector.parameters()
+        return super().trainable_parameters()
 
     # Small parts.
 

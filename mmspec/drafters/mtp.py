@@ -98,6 +98,11 @@ class MtpDrafter(FeatureDrafter):
         """Return the target's last states."""
         return features[LAST].to(self._dtype)
 
+    @property
+    def takes_corrector(self) -> bool:
+        """True for a single layer."""
+        return not self.last
+
     def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Return the fusion of normed embeddings and states, normed again, and as it is, for the layer of a step."""
         number = min(step, self.last) if isinstance(step, int) else 0

@@ -167,7 +167,8 @@ class PEagleDrafter(Eagle3Drafter):
         output = self._run(self._with_masks(trunk, masks), (mixed, residual))
         session.keep(trunk.counts, kept=trunk.kept)
         output = torch.cat([trunk.last_of(output[:, :width])[:, None], output[:, width:]], dim=1)
-        self._marginals = self.logits(self.head_input(output))
+        levels = torch.arange(output.shape[1], device=output.device)[None, :, None]
+        self._marginals = self.logits(self.head_input(self.corrected(output, levels)))
         return self._marginals[:, 0]
 
     def _with_masks(self, trunk: Trunk, masks: int) -> Trunk:
@@ -217,9 +218,9 @@ class PEagleDrafter(Eagle3Drafter):
         order = reach.sort(dim=1, descending=True, stable=True).indices
         counts = [int(valid.sum(1).max()) for valid, _ in drafted]
         hidden, rank = self._unrolled(lesson, order, counts), order.argsort(dim=1)
-        for states, (valid, places) in zip(hidden, drafted, strict=True):
+        for step, (states, (valid, places)) in enumerate(zip(hidden, drafted, strict=True)):
             rows, roots = valid.nonzero(as_tuple=True)
-            chosen = states[rows, rank[rows, roots]]
+            chosen = self.corrected(states, step)[rows, rank[rows, roots]]
             yield Guess(self.logits(self.head_input(chosen)), None, places, valid.flatten().nonzero()[:, 0])
 
     def _unrolled(self, lesson: Lesson, order: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:

@@ -4,11 +4,12 @@ given eyes, or the drafter of a first stage."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..drafters import HiVisDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
+from ..drafters import FeatureDrafter, HiVisDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
 from ..errors import MMSpecError
 from ..loading import load_drafter
 from ..models.weights import is_adapted, is_plain
@@ -185,3 +186,34 @@ def second_stage(target: Target, name: str, steps: int = 3) -> HiVisDrafter:
     first.residual = nn.Parameter(first.residual.detach().repeat(steps, 1))
     first.settings = replace(first.settings, steps=steps)
     return first
+
+
+def corrected(
+    target: Target, name: str = "tiny/eagle3", corrector: dict[str, Any] | None = None, tree: TreeBuilder | None = None
+) -> FeatureDrafter:
+    """Put a corrector on a trained head (FOVEA, arXiv 2608.22883). It begins as the identity, so that the head drafts
+    what it did.
+
+    Args:
+        target: the model to draft for.
+        name: the head, as for `mmspec.load_drafter`.
+        corrector: settings of the corrector, see `mmspec.drafters.corrector.CorrectorSettings`; None to train the head
+            on as it is, for a comparison.
+        tree: builder of the drafter's trees; the drafter's default if None.
+
+    Raises:
+        MMSpecError: if it is no head on the target's states, or has a corrector already.
+    """
+    first = load_drafter(name, target)
+    if not isinstance(first, FeatureDrafter):
+        raise MMSpecError(
+            f"{name!r} is a {type(first).__name__}, which has no states to correct: name a head such as tiny/eagle3"
+        )
+    if corrector is None:
+        return cast(FeatureDrafter, first.fork(tree))
+    if first.corrector is not None:
+        raise MMSpecError(f"{name!r} has a corrector already: train it on with start={name}, or name one without")
+    made = type(first).from_config(first.config() | {"corrector": dict(corrector)}, target)
+    lacking = made.load_state_dict(first.state_dict(), strict=False).missing_keys
+    assert all(key.startswith("corrector.") for key in lacking), lacking
+    return cast(FeatureDrafter, made.fork(tree))

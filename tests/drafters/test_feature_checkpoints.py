@@ -48,6 +48,13 @@ KEYS["eagle3, other"] = KEYS["eagle3"] | {"input_norm.weight"}
 KEYS["eagle, pool"] = KEYS["eagle"]
 KEYS["msd"] = KEYS["eagle"] | {"layers.0.input_layernorm.weight"}
 KEYS["eagle3, prune"] = KEYS["eagle3"]
+CORRECTOR = {f"corrector.{name}.weight" for name in ("state_norm", "seen_norm", "levels", "q_proj", "k_proj", "u_proj")}
+CORRECTOR |= {"corrector.state_norm.bias", "corrector.seen_norm.bias"}
+CORRECTOR |= {
+    f"corrector.{part}.{n}.{name}" for part in ("change", "gate") for n in (0, 2) for name in ("weight", "bias")
+}
+KEYS["eagle3, fovea"] = KEYS["eagle3"] | CORRECTOR | {"d2t", "t2d"}
+KEYS["eagle, pool, fovea"] = KEYS["eagle"] | CORRECTOR
 KEYS["eagle, elastic"] = KEYS["msd"] | {
     *(f"compressor.gate.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")),
     *(f"compressor.branches.2.conv.{part}" for part in ("weight", "bias")),
@@ -102,9 +109,10 @@ def test_what_is_saved_is_what_is_loaded(variant, tmp_path):
     for key, shape in SHAPES.get(variant, {}).items():
         assert weights[key].shape == shape
     config = json.loads((tmp_path / "config.json").read_text())
-    switches = {name: value for name, value in VARIANTS[variant][1].items() if name != "head"}
+    switches = {name: value for name, value in VARIANTS[variant][1].items() if name not in ("head", "corrector")}
     assert config["metadata"] == {"steps": 10} and {name: config[name] for name in switches} == switches
-    assert config["head"].items() >= VARIANTS[variant][1].get("head", {}).items()
+    for nested in ("head", "corrector"):
+        assert (config[nested] or {}).items() >= VARIANTS[variant][1].get(nested, {}).items()
 
     loaded = mmspec.load_drafter(str(tmp_path), drafter.target)
     assert type(loaded) is type(drafter) and not loaded.training

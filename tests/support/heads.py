@@ -56,6 +56,14 @@ VARIANTS = {
         EagleDrafter,
         {"input_norm": True} | compressor("elastic.Elastic", mode="selection", size=2, queries=2, temperature=1.0),
     ),
+    "eagle3, fovea": (
+        Eagle3Drafter,
+        {"draft_vocab_size": 20, "corrector": {"depth": 3, "inner": 12, "least": 1, "most": 3, "share": 0.7}},
+    ),
+    "eagle, pool, fovea": (
+        EagleDrafter,
+        {"corrector": {"depth": 2, "width": 8, "inner": 6, "reads": "states"}} | compressor("pool.Pool", size=2),
+    ),
     "hivis": (HiVisDrafter, {"steps": 3, "packed": False}),
     "hivis, packed": (HiVisDrafter, {"steps": 1, "packed": True, "draft_vocab_size": 20}),
     "msd": (MsdDrafter, {"input_norm": True}),

@@ -100,6 +100,9 @@ VISUAL_HEADS = {
     "hivis": head_of(HiVisDrafter, 11),
     "msd": head_of(MsdDrafter, 12),
     "vispec": head_of(ViSpecDrafter, 13),
+    "fovea": head_of(
+        lambda target: Eagle3Drafter(target, corrector={"depth": 2, "inner": 8, "least": 2, "most": 3}), 15
+    ),
     "specvlm": head_of(lambda target: EagleDrafter(target, input_norm=True, compressor=Elastic()), 14),
 }
 TINY_DRAFTERS = {

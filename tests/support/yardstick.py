@@ -29,6 +29,7 @@ class Sequence:
         places: `[n]` positions; those of a chain follow.
         raw: `[n]` slots that are their embedding itself.
         summary: `[n, hidden]` of the picture, beside every state.
+        looked: `[tokens, hidden]` what a corrector looks at.
     """
 
     features: dict[int, torch.Tensor]
@@ -36,6 +37,7 @@ class Sequence:
     places: list[int]
     raw: torch.Tensor
     summary: torch.Tensor
+    looked: torch.Tensor
 
 
 def entries_of(drafter, visual: list[bool]) -> list[list[int]]:
@@ -105,7 +107,57 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
     at = list(range(len(slots))) if packed else at
     raw = seen[1:] & (isinstance(drafter, (MsdDrafter, ViSpecDrafter)) and wrong != "raw")
     features = {layer: mean(part, slots) for layer, part in states.items()}
-    return Sequence(features, following, at, raw, summary[:-1])
+    return Sequence(features, following, at, raw, summary[:-1], looked_at(name, drafter, row))
+
+
+def looked_at(name: str, drafter, row: int) -> torch.Tensor:
+    """What the corrector of a drafter, if it has one, looks at: all visual tokens of a row, as the target reads or
+    leaves them."""
+    states, merged, _ = full_pass(name, row)
+    ids = torch.tensor(lesson_of(name).request.token_ids()[row])
+    reads = (drafter.settings.corrector or {}).get("reads")
+    return (states[LAST] if reads == "states" else merged)[: len(ids)][ids == models.IMAGE]
+
+
+def corrected(drafter, looked: torch.Tensor, output: torch.Tensor, level: int, wrong: str = "") -> torch.Tensor:
+    """FOVEA's correction of one `[hidden]` state, by its formulas, token by token.
+
+    Args:
+        drafter: of which only weights and switches are used.
+        looked: see `looked_at`.
+        output: the state.
+        level: 0 for that of the root.
+        wrong: a mistake to make: `all looked at`, or `first level`.
+    """
+    told = drafter.settings.corrector
+    if told is None or level >= told["depth"] or not len(looked):
+        return output
+    weights = {name.removeprefix("corrector."): part for name, part in drafter.named_parameters()}
+
+    def linear(name, x):
+        return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdim=True)
+        spread = (centred.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+        return centred * spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def network(name, x):
+        x = linear(f"{name}.0", x)
+        return linear(f"{name}.2", x * x.sigmoid())
+
+    asking = norm("state_norm", output) + weights["levels.weight"][0 if wrong == "first level" else level]
+    query = linear("q_proj", asking)
+    seen = norm("seen_norm", looked)
+    attention = (linear("k_proj", seen) @ query / len(query) ** 0.5).softmax(0)
+    order = attention.sort(descending=True).indices.tolist()
+    raw = next(n for n in range(1, len(order) + 1) if attention[order[:n]].sum() >= told["share"] - 1e-6)
+    kept = order[: min(len(order), told["most"], max(told["least"], raw))]
+    kept = order if wrong == "all looked at" else kept
+    mass = sum(attention[token] for token in kept)
+    look = sum(attention[token] / mass * linear("u_proj", seen[token]) for token in kept)
+    both = torch.cat([output, look])
+    return output + network("gate", both).sigmoid() * network("change", both)
 
 
 def adaptor(drafter, picture: torch.Tensor) -> torch.Tensor:
@@ -130,7 +182,8 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         drafter: of which only weights and switches are used.
         sequence: its true slots.
         chain: `[steps, hidden]` embeddings of the chain's tokens.
-        wrong: a mistake to make: `residual`, or `not normed` of states that one layer hands to the next.
+        wrong: a mistake to make: `residual`, `not normed` of states that one layer hands to the next, or one of
+            `corrected`; `corrected on` of states that go on to the next step.
     """
     weights, head = dict(drafter.named_parameters()), drafter.head
     third, native = isinstance(drafter, Eagle3Drafter), isinstance(drafter, MtpDrafter)
@@ -242,7 +295,9 @@ def reference(drafter, sequence: Sequence, chain: torch.Tensor, wrong: str = "")
         chain = chain if drafter.settings.recursive else chain[:0]
     for step in range(len(chain) + 1):
         output = run(tokens, states)[-1:]
-        guesses.append(logits(output)[0])
+        repaired = corrected(drafter, sequence.looked, output[0], step, wrong)[None]
+        guesses.append(logits(repaired)[0])
+        output = repaired if wrong == "corrected on" else output
         state = norm("norm", output) if third and drafter.settings.norm_output else output
         state = settled(output) if native else state
         tokens, states = torch.cat([tokens, chain[step : step + 1]]), torch.cat([states, state])

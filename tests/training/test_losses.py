@@ -20,6 +20,7 @@ from mmspec.training.losses import (
     SmoothL1Features,
     SoftCrossEntropy,
     TopKCrossEntropy,
+    TopKMargin,
     truth_at,
 )
 
@@ -191,3 +192,34 @@ def test_half_precision_logits_are_judged_in_single_precision():
         value = loss(rounded, truth_at(lesson, places, None))
         exact = loss(rounded._replace(logits=rounded.logits.float()), truth_at(lesson, places, None))
         assert value.dtype == torch.float32 and value.equal(exact)
+
+
+@pytest.mark.parametrize("vocabulary", [None, FEW], ids=["all tokens", "few tokens"])
+def test_the_margin_is_to_the_kth_of_the_others(vocabulary):
+    """By its formula, token by token; k and more tokens that are ahead cost, whichever is first does not matter."""
+    lesson, places = lesson_of(3), torch.arange(PLACES)
+    known = list(range(VOCAB)) if vocabulary is None else vocabulary.tolist()
+    guess, loss, counted = guess_at(places, len(known), 3), TopKMargin(2, 0.7), 0
+    values = loss(guess, truth_at(lesson, places, vocabulary))
+    for place, value in enumerate(values.tolist()):
+        best = int(lesson.logits[place].argmax())
+        if best not in known:
+            assert value == 0
+            continue
+        scores = guess.logits[place].tolist()
+        own = scores.pop(known.index(best))
+        wanted = math.log1p(math.exp(0.7 - (own - sorted(scores)[-2])))
+        assert math.isclose(value, wanted, rel_tol=1e-5)
+        counted += 1
+    assert counted > 5
+    values.sum().backward()
+    assert guess.logits.grad.isfinite().all()
+    swapped = guess._replace(logits=guess.logits.detach().clone())
+    top = swapped.logits.argmax(-1, keepdim=True)
+    raised = swapped._replace(logits=swapped.logits + 5.0 * torch.zeros_like(swapped.logits).scatter(-1, top, 1.0))
+    truth = truth_at(lesson, places, vocabulary)
+    others = truth.logits.argmax(-1) != top[:, 0]
+    assert torch.allclose(loss(raised, truth)[others], loss(swapped, truth)[others]), "the first of the others is free"
+    assert not loss(swapped._replace(logits=swapped.logits[:, :2]), truth._replace(logits=truth.logits[:, :2])).any()
+    refused(lambda: TopKMargin(0), "TopKMargin: k=0 must be a positive integer")
+    refused(lambda: TopKMargin(margin=-1.0), "TopKMargin: margin=-1.0 must be a number above 0")

@@ -22,9 +22,14 @@ class Eagle3Writer(Writer[Eagle3Drafter]):
     kind, architecture, model_type = "eagle3", "Eagle3Speculator", "llama"
 
     def check(self) -> None:
-        """Refuse visual embeddings and a layer that is read twice, besides what all writers refuse."""
+        """Refuse visual embeddings, a corrector and a layer that is read twice, besides what all writers refuse."""
         super().check()
         name = type(self.drafter).__name__
+        if self.drafter.corrector is not None:
+            raise MMSpecError(
+                f"this {name} looks at pictures through a corrector, which vLLM does not have: train one with "
+                "corrector=null"
+            )
         if self.drafter.settings.visual:
             raise MMSpecError(
                 f"this {name} reads visual embeddings (visual=True), but vLLM gives a drafter the placeholder's "

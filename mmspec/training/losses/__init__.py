@@ -19,6 +19,7 @@ from .distributions import (
     SoftCrossEntropy,
     TopKCrossEntropy,
 )
+from .margins import TopKMargin
 from .paths import ReverseKullbackLeibler, SampledPaths
 from .states import CosineToLast, SmoothL1Features, SmoothL1Intermediate
 from .weights import Ramp, Weight, weight_at
@@ -51,6 +52,7 @@ __all__ = [
     "SoftCrossEntropy",
     "Term",
     "TopKCrossEntropy",
+    "TopKMargin",
     "TotalVariation",
     "Truth",
     "Weight",
