@@ -48,7 +48,7 @@ class SuffixDrafter(Drafter):
         threshold: nodes whose D is smaller are not drafted, from 0 to 1.
         branching: False to draft the likeliest chain instead of a tree.
         capacity: tokens of earlier answers to keep at most; 0 keeps none, then only the request is looked at.
-        learn: False to leave the store as it is, as a comparison must whose questions come again.
+        learn: False to leave the store as it is.
         store: a file that `SuffixStore.save` wrote, to begin with; None begins empty.
 
     Attributes:

@@ -13,6 +13,7 @@ PROGRAMS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob
 WITH_OPTIONS = [path for path in PROGRAMS if "argparse" in path.read_text(encoding="utf-8")]
 SMALL = {
     "ablations": ["sage"],
+    "accepted": ["blind=tiny/text_only", "--count", "1", "--tokens", "8"],
     "batch": ["--rows", "2", "--repeats", "1", "--dtypes", "float32"],
     "choose_dream_layer": ["--examples", "1"],
     "cost_model": ["--drafters", "eagle3", "--tokens", "8", "--repeats", "1"],
