@@ -48,6 +48,7 @@ from .nothing import NoDrafter
 from .peagle import PEagleDrafter, PEagleSettings
 from .reference import ReferenceDrafter
 from .session_step import SessionDrafter
+from .skipping import SkippingDrafter, SkippingSettings
 from .specflash import SpecFlashDrafter, SpecFlashSettings
 from .step import StepDrafter
 from .suffix import SuffixDrafter
@@ -111,6 +112,8 @@ __all__ = [
     "SessionDrafter",
     "SharedEncoderDrafter",
     "SharedVisionDrafter",
+    "SkippingDrafter",
+    "SkippingSettings",
     "SpecFlashDrafter",
     "SpecFlashSettings",
     "StepDrafter",

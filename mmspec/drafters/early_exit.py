@@ -7,21 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import MMSpecError, shown
 from ..lesson import Guess, Lesson
 from ..models.masks import padding_mask
 from ..models.own_layers import ResidualMLP, in_place_of, layer_like
-from ..models.read_ahead import ReadAhead
 from ..models.states import capture, entering
-from ..outcome import Scores, Verdict
 from ..settings.arguments import positive
-from ..tree import DraftTree
 from ..trees import TreeBuilder
-from ..trees.growth import Block
-from .head import HeadDrafter, HeadSettings
-from .step import Trunk
+from .head import HeadSettings
+from .own_layers import OwnLayersDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -72,7 +68,7 @@ class EarlyExitSettings(HeadSettings):
         return replace(self, layers=layers, inner=inner if self.imitation == "mlp" else self.inner)
 
 
-class EarlyExitDrafter(HeadDrafter):
+class EarlyExitDrafter(OwnLayersDrafter):
     """A drafter that is the first layers of the target, its final norm and its head; between them perhaps a small
     network that imitates the layers left out (FastVLM, arXiv 2510.22641). Without one this is LayerSkip's
     self-speculation (arXiv 2404.16710), without the training that makes early layers good at it.
@@ -102,7 +98,6 @@ class EarlyExitDrafter(HeadDrafter):
 
     Settings = EarlyExitSettings
     settings: EarlyExitSettings
-    drafts_unread = True
 
     def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
         super().__init__(target, tree=tree, **settings)
@@ -132,65 +127,15 @@ class EarlyExitDrafter(HeadDrafter):
         assert self.settings.layers is not None  # as `fit` made them
         return self.settings.layers
 
-    # Drafting.
+    @property
+    def reads_all(self) -> bool:
+        """True with layers above the first ones that have entries of their own, of every token."""
+        return self.settings.imitation == "block"
 
     def start(self, context: Context) -> None:
         """Open a branch of the target's session."""
         super().start(context)
         self.session = context.branch(layers=self.first, above=list(self.imitation))
-
-    def draft(self, root: Tensor) -> DraftTree:
-        """Let the builder grow a tree, and say what of it the first layers have read."""
-        self._trunk: Trunk | None = None
-        tree = super().draft(root)
-        if self.session.rest is not None and self.target.compiled is None:
-            tree.ahead = self._ahead(tree)
-        return tree
-
-    def _ahead(self, tree: DraftTree) -> ReadAhead | None:
-        """Return what was read of a tree: the tokens before it, the root among them, and its expanded nodes."""
-        if self._trunk is None:  # nothing was drafted: only entries of the network's own have to be read
-            nothing = torch.full_like(tree.tokens, -1)
-            whole = ReadAhead(self.session, nothing, trunk=False, missing=tree.num_nodes, ordered=True)
-            return whole if self.settings.imitation == "block" else None
-        before = self._trunk.tokens.shape[1] - 1
-        assert tree.expansion is not None, "the tree is one of Growth"
-        expansion = tree.expansion
-        missing = 1 if tree.is_chain else None  # its last node, in every row
-        if before == 0:
-            ordered = tree.is_chain and self.session.cache.speculative == tree.num_nodes - 1
-            return ReadAhead(self.session, expansion, missing=missing, ordered=ordered)
-        entries = torch.where(expansion > 0, expansion + before, expansion)
-        entries[:, 0] = before if self._trunk.kept is None else (self._trunk.kept - 1).clamp(min=0)
-        return ReadAhead(self.session, entries, missing=missing)
-
-    def expand_root(self, root: Tensor) -> Tensor:
-        """Read what the target has not read yet, the root last. Nothing of it is kept: the target will do that."""
-        self._trunk = trunk = self.newest(root, self.session.pending)
-        return trunk.last_of(self.session.read(trunk.tokens, trunk.visible, trunk.depth).logits)
-
-    def expand(self, block: Block) -> Tensor:
-        """Read drafted nodes, which also see what was read above the root."""
-        assert self._trunk is not None, "the root is expanded first"
-        width, device = self._trunk.tokens.shape[1], block.tokens.device
-        counts: int | Tensor = width
-        if min(self._trunk.counts) == width:
-            real = torch.ones(len(block.tokens), width, dtype=torch.bool, device=device)
-        else:
-            assert self._trunk.kept is not None, "rows differ"
-            counts = self._trunk.kept[:, None]
-            real = torch.arange(width, device=device) < counts
-        visible = torch.cat([real[:, None].expand(-1, block.tokens.shape[1], -1), block.visible], dim=2)
-        extends_chain = block.extends_chain and min(self._trunk.counts) == width
-        return self.session.read(block.tokens, visible, block.depth + counts, extends_chain).logits
-
-    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
-        """Forget the nodes of the round: the target has read them."""
-        super().observe(tree, scores, verdict)
-        self.session.drop()
-        tree.ahead = None  # whoever keeps the tree need not keep what is behind it
-
-    # Training.
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """Yield the guesses of all steps, see `Drafter.unroll`. The first layers read right guesses as the answer

@@ -7,7 +7,7 @@ pair get the same tokens, so their entries are kept together; their prompts may 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,13 +99,14 @@ class Pairs(ModelSession):
         layers: int | None = None,
         entries: list[list[int]] | None = None,
         above: Sequence[nn.Module] = (),
+        skipped: Collection[int] | None = None,
     ) -> ModelSession:
         """Return a branch as every session does. It sees all entries of the other prompts, for `entries` is about the
         text."""
         if entries is not None:
             others = self.cache.lengths_list[self.cache.batch // 2 :]
             entries = [*entries, *(list(range(length)) for length in others)]
-        return super().branch(layers, entries, above)
+        return super().branch(layers, entries, above, skipped)
 
     def sibling(self, *arguments, **named) -> GuidedSession:
         """Make a session of pairs under the same guidance."""

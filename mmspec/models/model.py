@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +18,10 @@ from .cache import SlotShape, shape_of, stored
 from .compiled import CompiledModel
 from .masks import MaskForm
 from .own_layers import kind_of
+from .skipping import layers_without
 from .states import LAST, capture, layer_entered, numbered
+from .twins import with_layers
 from .weights import device_of
-
-Twin = TypeVar("Twin", bound=nn.Module)
 
 ATTENTION_BACK_ENDS = tuple(form.value for form in MaskForm)
 
@@ -207,14 +207,32 @@ class Model:
         Raises:
             MMSpecError: for a model whose last layers read more than those states, or are spread by accelerate.
         """
-        config, total = self.family.text_config, len(self.family.layers)
-        for setting in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
-            if value := getattr(config, setting, None):
-                raise MMSpecError(
-                    f"a pass of {type(self.model).__name__} cannot begin at layer {first}: with {setting}={value} its "
-                    "last layers read more than the states before them; choose another drafter than its first layers"
-                )
+        self._refuse_ties(f"a pass of {type(self.model).__name__} cannot begin at layer {first}")
+        total = len(self.family.layers)
         return self._part(list(self.family.layers[first:]), list(range(first, total)))
+
+    def _refuse_ties(self, what: str) -> None:
+        """Refuse a pass that lacks layers, for a model whose last layers read more than the states before them."""
+        for setting in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+            if value := getattr(self.family.text_config, setting, None):
+                raise MMSpecError(
+                    f"{what}: with {setting}={value} its last layers read more than the states before them; choose "
+                    "another drafter than its own layers"
+                )
+
+    def without(self, skipped: Collection[int]) -> Model:
+        """Return the model without some of its sub-layers: every weight is shared.
+
+        Args:
+            skipped: their numbers, see `mmspec.models.skipping`.
+
+        Raises:
+            MMSpecError: for sub-layers that there are not or that cannot be told apart, if nothing is left, and for a
+                model whose last layers read more than the states before them, or are spread by accelerate.
+        """
+        self._refuse_ties(f"a pass of {type(self.model).__name__} cannot skip layers")
+        kept = layers_without(list(self.family.layers), skipped)
+        return self._part(list(kept.values()), list(kept))
 
     def only_layers(self, layers: Sequence[nn.Module]) -> Model:
         """Return the model of other layers than its own, with its final norm and its head, see `first_layers`."""
@@ -224,7 +242,7 @@ class Model:
         """Return a model with other layers, each of the kind (`layer_types`) of one of its own."""
         part = copy.copy(self)
         part.__class__ = Model
-        part.model = _with_layers(self.model, self.family.decoder, layers, kinds)
+        part.model = with_layers(self.model, self.family.decoder, layers, kinds)
         part.family = copy.copy(self.family)
         part.family.model, part.family.decoder = part.model, part.model.get_decoder()
         part.family.text_config = part.model.config.get_text_config(decoder=True)
@@ -232,46 +250,3 @@ class Model:
         part._probed = {}
         part.compile, part.compiled = False, None
         return part
-
-
-def _with_layers(
-    model: PreTrainedModel, decoder: nn.Module, layers: list[nn.Module], kinds: list[int]
-) -> PreTrainedModel:
-    """Return a model whose decoder has other layers. The modules on the way to the decoder are copies, all others are
-    shared."""
-    (path,) = (name for name, module in model.named_modules() if module is decoder)
-    names = path.split(".") if path else []
-    outer = _twin(model)
-    inner: nn.Module = outer
-    for name in names:
-        child = _twin(inner.get_submodule(name))
-        inner._modules[name], inner = child, child
-    text = model.config.get_text_config(decoder=True)
-    shorter = copy.deepcopy(text)
-    if getattr(shorter, "layer_types", None):
-        shorter.layer_types = [shorter.layer_types[kind] for kind in kinds]
-    shorter.num_hidden_layers = len(layers)
-    if text is model.config:
-        outer.config = shorter
-    else:
-        outer.config = copy.copy(model.config)
-        for name, value in vars(model.config).items():
-            if value is text:
-                setattr(outer.config, name, shorter)
-    decoder_copy: Any = inner
-    decoder_copy.config = shorter
-    decoder_copy.layers = nn.ModuleList(layers)
-    return outer
-
-
-def _twin(module: Twin) -> Twin:
-    """Return a copy of a module that shares its weights and its members, which can be exchanged in it."""
-    if hasattr(module, "_hf_hook"):
-        raise MMSpecError(
-            f"{type(module).__name__} was spread over devices by accelerate, which ties its layers together: load it "
-            "on one device to use some of its layers"
-        )
-    twin = copy.copy(module)
-    for registry in ("_parameters", "_buffers", "_modules"):
-        setattr(twin, registry, dict(getattr(module, registry)))
-    return twin

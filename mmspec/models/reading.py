@@ -39,10 +39,12 @@ class Rest(NamedTuple):
     Args:
         first: number of the first of them.
         model: the model of these layers.
+        shared: numbers of the cache's layers whose entries, as a branch has written them, are to be kept.
     """
 
     first: int
     model: Model
+    shared: tuple[int, ...]
 
 
 class PromptPass(NamedTuple):
@@ -72,7 +74,8 @@ class ReadingSession(Session):
             cross-attention. Nothing is ever pruned in it.
         states: the features of every pass of this round, `[rows, new, hidden]` by layer, where they are kept for a pass
             that goes on from them; None where they are not.
-        rest: the other layers, of a branch of the first ones; None of other sessions, and where there are no others.
+        rest: the layers that a pass must still run through which goes on from a branch; None of other sessions, and
+            where none are left or none is saved.
     """
 
     def __init__(

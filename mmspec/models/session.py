@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,12 @@ from .masks import padding_mask
 from .own_layers import places_of
 from .read_ahead import ReadAhead, missing_block
 from .reading import Pass, ReadingSession, Rest
+from .skipping import attentions_left, untouched
 from .slots import pick
 from .states import entering
+
+if TYPE_CHECKING:
+    from .model import Model
 
 __all__ = ["ModelSession", "Pass", "Session"]
 
@@ -58,11 +62,11 @@ class ModelSession(ReadingSession):
             tokens, visible, depth: the block, see `go_on`.
         """
         rest = branch.rest
-        assert branch.states is not None and rest is not None and isinstance(branch.cache, LayersOfCache)
+        assert branch.states is not None and rest is not None
         states = {layer: torch.cat(parts, dim=1) for layer, parts in branch.states.items()}
         if entries is not None:
             entries = self.present(entries)
-            self.cache.arrange(entries, branch.cache.numbers)
+            self.cache.arrange(entries, rest.shared)
             states = {layer: pick(each, entries) for layer, each in states.items()}
         places = {layer: self.model.layer_entered(layer) for layer in self.feature_layers}
         upper = tuple(layer for layer, place in places.items() if place not in states)
@@ -78,6 +82,7 @@ class ModelSession(ReadingSession):
         layers: int | None = None,
         entries: list[list[int]] | None = None,
         above: Sequence[nn.Module] = (),
+        skipped: Collection[int] | None = None,
     ) -> ModelSession:
         """Return a session of the same model on the same text, for drafting with the target itself.
 
@@ -92,12 +97,15 @@ class ModelSession(ReadingSession):
                 the prompt at once; afterwards their entries are in this session's cache, where every token has some
                 that the branch has read: let it read all, by `go_on`. This session must keep the states that enter
                 layer number `layers` (`feature_layers`).
+            skipped: read without these sub-layers (`mmspec.models.skipping`), otherwise as with `layers`: this session
+                may go on from behind the layers before the first one that lacks something.
 
         Raises:
-            MMSpecError: for both at once or neither, for layers that there are not, for entries under a sliding window.
+            MMSpecError: for several of these at once or none, for layers that there are not, for entries under a
+                sliding window.
         """
-        if (layers is None) == (entries is None):
-            raise MMSpecError("branch: give layers= or entries=, and not both")
+        if sum(one is not None for one in (layers, entries, skipped)) != 1:
+            raise MMSpecError("branch: give one of layers=, entries= and skipped=")
         if entries is not None and len(entries) != self.cache.batch:
             raise MMSpecError(
                 f"branch: entries must have one list of indices for each of the {len(self.entries)} rows of the text; "
@@ -107,13 +115,13 @@ class ModelSession(ReadingSession):
             model = self.model.first_layers(layers, above)
             if above:
                 self._read_prompt(layers, above)
-            cache = LayersOfCache(self.cache, [*range(layers), *places_of(above)])
-            lower = [place for place in map(self.model.layer_entered, self.feature_layers) if 0 <= place < layers]
-            branch = self.sibling(model, self.cache.batch, 0, dict.fromkeys([*lower, layers]), cache=cache)
-            branch.position_offset, branch._ceilings = self.position_offset, self._ceilings
-            branch.states = {}
-            if layers < len(self.model.family.layers):
-                branch.rest = Rest(layers, self.model.last_layers(layers))
+            own = [*range(layers), *places_of(above)]
+            branch = self._above(model, own, layers, own)
+        elif skipped is not None:
+            total = len(self.model.family.layers)
+            first = untouched(skipped, total)
+            model = self.model.without(skipped)
+            branch = self._above(model, attentions_left(skipped, total), first, range(first))
         else:
             if any(window is not None for window in self.model.windows.values()):
                 raise MMSpecError(
@@ -127,6 +135,24 @@ class ModelSession(ReadingSession):
         branch.history, branch.active = self.history, self.active
         rows = zip(self._ahead, self.entries, branch.entries, strict=True)
         branch._ahead = [ahead + all_of_them - seen for ahead, all_of_them, seen in rows]
+        return branch
+
+    def _above(self, model: Model, written: Iterable[int], first: int, shared: Iterable[int]) -> ModelSession:
+        """Return a branch on this session's own entries.
+
+        Args:
+            model: what the branch reads with; its first layers are those of this session's model.
+            written: numbers of the cache's layers that it writes to.
+            first: the number of these first layers.
+            shared: see `Rest`.
+        """
+        lower = [place for place in map(self.model.layer_entered, self.feature_layers) if 0 <= place < first]
+        cache = LayersOfCache(self.cache, written)
+        branch = self.sibling(model, self.cache.batch, 0, dict.fromkeys([*lower, first]), cache=cache)
+        branch.position_offset, branch._ceilings = self.position_offset, self._ceilings
+        branch.states = {}
+        if 0 < first < len(self.model.family.layers):
+            branch.rest = Rest(first, self.model.last_layers(first), tuple(shared))
         return branch
 
     @torch.inference_mode()

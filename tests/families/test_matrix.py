@@ -10,7 +10,7 @@ from tiny_families import FAMILIES
 from tiny_requests import HEARING, NEW, VISUAL, batch_of, target_of
 
 import mmspec
-from mmspec.drafters import NGramDrafter
+from mmspec.drafters import NGramDrafter, SkippingDrafter
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
 TREES = {
@@ -18,7 +18,11 @@ TREES = {
     "static": StaticTree([[0], [1], [0, 0], [1, 0], [0, 0, 0]]),
     "dynamic": DynamicTree(8, 3, 3),
 }
-DRAFTERS = {"ngram": lambda name, attention: NGramDrafter(target_of(name)), **TINY_DRAFTERS}
+DRAFTERS = {
+    "ngram": lambda name, attention: NGramDrafter(target_of(name)),
+    "skipping": lambda name, attention: SkippingDrafter(target_of(name, attention), skipped=(3, 4)),
+    **TINY_DRAFTERS,
+}
 # A picture in tiles is no rectangle, so nothing can be pooled.
 NO_GRID = {"llava_next", "llava_onevision"}
 NEED_GRID = {"specvlm"}
