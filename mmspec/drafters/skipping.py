@@ -125,6 +125,12 @@ class SkippingDrafter(OwnLayersDrafter):
             self.known["arms"] = Arms([first], complete=fixed is not None)
         return self.known["arms"]
 
+    @property
+    def kept(self) -> float:
+        """The share of the target's sub-layers that drafts with the arm that has paid most so far."""
+        best = max(self.arms.arms, key=lambda arm: arm.rate)
+        return 1 - len(best.skipped) / (2 * len(self.target.family.layers))
+
     def start(self, context: Context) -> None:
         """Take up a request; branches are opened when their arms are chosen."""
         super().start(context)
@@ -172,9 +178,9 @@ class SkippingDrafter(OwnLayersDrafter):
         """Learn what the arm has brought, and find the next one."""
         if self._passes:  # something was drafted
             lengths = [length for length in verdict.lengths if length]
-            share = 1 - len(self._arm.skipped) / (2 * len(self.target.family.layers))
+            kept = 1 - len(self._arm.skipped) / (2 * len(self.target.family.layers))
             if lengths:
-                self._of.learn(self._arm, sum(lengths) / len(lengths), self._passes * share + 1)
+                self._of.learn(self._arm, sum(lengths) / len(lengths), self._passes * kept + 1)
                 if self._changes:
                     self._grow(self._of, self._importance(tree, verdict))
         super().observe(tree, scores, verdict)

@@ -89,7 +89,7 @@ def least_important(importance: Sequence[float], layers: Sequence[int], protecte
     """Return the layer that changes the states least; None if only protected ones are left.
 
     Args:
-        importance: of each of the layers that are left, one minus the cosine between what enters and what leaves it.
+        importance: one minus the cosine between what enters and what leaves a layer, of each that is left.
         layers: their numbers in the target.
         protected: numbers of layers that stay.
     """

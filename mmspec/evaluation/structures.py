@@ -13,6 +13,7 @@ from ..drafters import (
     EarlyExitDrafter,
     FeatureDrafter,
     MedusaDrafter,
+    SkippingDrafter,
     V5e0Drafter,
 )
 from ..drafters.block.correction import Correction, LookAhead
@@ -32,6 +33,8 @@ def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
         read = sum(map(_weights, family.layers[:first])) + _weights(drafter) + head
         layers = first + len(drafter.imitation)
         return {"kind": MODEL, "layers": layers / len(family.layers), "share": read / _weights(target.model)}
+    if isinstance(drafter, SkippingDrafter):  # of the set that has paid most so far
+        return {"kind": MODEL, "layers": drafter.kept, "share": drafter.kept}
     own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
     if not own:
         return {"kind": LOOKUP}

@@ -16,6 +16,7 @@ from mmspec.context import Context
 from mmspec.drafters import SkippingDrafter
 from mmspec.drafters.skipping_arms import Arm, Arms, least_important
 from mmspec.drafters.skipping_knapsack import NODES, candidates, knapsack_arms, promise, weights_of
+from mmspec.evaluation.structures import structure_of
 from mmspec.inputs import prepare
 from mmspec.models.hooks import Ear, listening
 from mmspec.models.states import END, capture
@@ -100,6 +101,7 @@ def test_layers_that_change_nothing_are_skipped_first():
     arms = drafter.arms
     assert arms.complete and [len(arm.skipped) for arm in arms.arms] == [2, 4, 6]
     assert arms.arms[1].skipped == {6, 7, 10, 11}
+    assert structure_of(drafter)["layers"] == drafter.kept == 1 - len(max(arms.arms, key=lambda a: a.rate).skipped) / 16
     again = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=30)
     assert again.token_ids == out.token_ids and drafter.arms is arms, "requests share what was found"
 
