@@ -1,11 +1,12 @@
 """What is decided anew before every round: what a gate spares, what a bandit chooses, what a router shows.
 
     python benchmarks/rounds.py viskip --count 6
-    python benchmarks/rounds.py viskip --drafter tiny/hivis --plots FOLDER
+    python benchmarks/rounds.py arms --drafter tiny/text_only
 
 `viskip`: the embedded model with several thresholds of `VisualAttention`. For every threshold and task: the share of
 rounds that are plain steps, tokens per pass, and drafted tokens per new one; and how many guesses were accepted in
-rounds by the share of attention before them. Text is checked to be the same. Prints Markdown,
+rounds by the share of attention before them. `arms`: chains of several lengths, and bandits that choose among them, by
+tokens per estimated cost. Text is checked to be the same. Prints Markdown,
 and draws into `--plots FOLDER`.
 """
 
@@ -21,7 +22,8 @@ import torch
 
 import mmspec
 from mmspec.inputs import prepare
-from mmspec.rounds import GatedTree, VisualAttention
+from mmspec.rounds import ArmSelector, GatedTree, Unimodal, UpperConfidence, VisualAttention
+from mmspec.rounds.arms import NODE
 from mmspec.trees import Chain, TreeBuilder
 
 TASKS = ("scenes", "charts", "documents", "questions")
@@ -79,6 +81,12 @@ class Run:
         rounds = [record for one in self.stats for record in one.rounds]
         return sum(not any(record.drafted) for record in rounds) / len(rounds)
 
+    def worth(self, share: float) -> float:
+        """Tokens per cost, estimated as `ArmSelector` does it, with the drafter's share of the target's weights."""
+        rounds = [record for one in self.stats for record in one.rounds]
+        cost = sum(1 + record.depth * share + NODE * max(record.drafted) for record in rounds)
+        return sum(sum(record.emitted) for record in rounds) / cost
+
 
 class Shares(VisualAttention):
     """Skips nothing, and notes the share before every round."""
@@ -131,8 +139,46 @@ def viskip(target: mmspec.Target, options: argparse.Namespace) -> None:
     draw("viskip", options.plots, lines)
 
 
+LENGTHS = (1, 2, 3, 5, 8, 12, 16)
+
+
+def arms(target: mmspec.Target, options: argparse.Namespace) -> None:
+    """Chains of one length, and a bandit that chooses among them."""
+    drafter = mmspec.load_drafter(options.drafter, target)
+    chains = [Chain(length) for length in LENGTHS]
+    share = sum(map(torch.Tensor.numel, drafter.parameters())) / sum(map(torch.Tensor.numel, target.model.parameters()))
+    rows: dict[str, list[str]] = {f"chain of {length}": [] for length in LENGTHS}
+    bandits = {
+        "unimodal": lambda: ArmSelector(target, drafter, chains, Unimodal(), "work", lasting=True),
+        "unimodal, anew for each answer": lambda: ArmSelector(target, drafter, chains, Unimodal(), "work"),
+        "upper confidence": lambda: ArmSelector(target, drafter, chains, UpperConfidence(), "work", lasting=True),
+    }
+    rows |= {name: [] for name in bandits}
+    spent: dict[str, list[str]] = {name: [] for name in bandits}
+    for task in TASKS:
+        requests = requests_of(target, task, options.count)
+        found = {
+            name: Run(target, drafter, requests, chain, options.tokens)
+            for name, chain in zip(rows, chains, strict=False)
+        }
+        for name, make in bandits.items():
+            selector = make()
+            found[name] = Run(target, selector, requests, None, options.tokens)
+            pulls = [0] * len(LENGTHS)
+            for one in found[name].stats:
+                for record in one.rounds:
+                    pulls[LENGTHS.index(record.depth)] += 1
+            spent[name].append(" ".join(f"{100 * count / sum(pulls):.0f}" for count in pulls))
+        assert len({str(run.texts) for run in found.values()}) == 1
+        for name, run in found.items():
+            rows[name].append(f"{run.worth(share):.2f}")
+    table(["tokens per estimated cost", *TASKS], [[name, *values] for name, values in rows.items()])
+    headings = [f"rounds of each length ({', '.join(map(str, LENGTHS))}), %", *TASKS]
+    table(headings, [[name, *values] for name, values in spent.items()])
+
+
 def main() -> None:
-    known = {"viskip": viskip}
+    known = {"viskip": viskip, "arms": arms}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=known)
     parser.add_argument("--drafter", default="tiny/eagle3")

@@ -7,7 +7,7 @@ children (topological order), so the ancestors of a node, sorted by index, are i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -144,6 +144,10 @@ class DraftTree:
         if name not in self._cache:
             self._cache[name] = compute()
         return self._cache[name]
+
+    def of_another(self) -> DraftTree:
+        """Return the same tree as a drafter sees it that has expanded none of its nodes."""
+        return replace(self, expansion=torch.full_like(self.tokens, -1), read=[0] * self.batch_size, ahead=None)
 
     @classmethod
     def root_only(cls, root: Tensor) -> DraftTree:

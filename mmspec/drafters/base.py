@@ -174,6 +174,25 @@ class Drafter(nn.Module, Named, PerRequest):
         """Update the drafter's state from the verdict on its last tree; `context.history` already holds what was
         emitted."""
 
+    reads_every_round = False
+    """True if it has to read every token in the round in which it is drafted or emitted, and so cannot rest."""
+
+    def rest(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Hear the verdict on a tree that another drafter drafted (`DraftTree.of_another`): by default as on one of its
+        own of which it has expanded nothing. It reads what was emitted when it is asked again."""
+        self.observe(tree, scores, verdict)
+
+    def adjust(self, **settings: Any) -> None:
+        """Draft with other settings from now on, between two rounds of a request: see `mmspec.rounds.ArmSelector`.
+
+        Raises:
+            MMSpecError: for settings that cannot change while a text is written: by default all.
+        """
+        raise MMSpecError(
+            f"{type(self).__name__} has no setting {next(iter(settings), None)!r} that can change while it drafts: "
+            "give ArmSelector trees, compressors or drafters as arms"
+        )
+
     @property
     def anticipates(self) -> bool:
         """True if it has an `anticipate` of its own."""

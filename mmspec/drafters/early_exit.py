@@ -122,6 +122,11 @@ class EarlyExitDrafter(OwnLayersDrafter):
         return layer if next(layer.parameters()).is_meta else layer.to(target.device, target.dtype)
 
     @property
+    def reads_every_round(self) -> bool:  # type: ignore[override]
+        """True with an imitation block, which has entries of its own for every token."""
+        return self.settings.imitation == "block"
+
+    @property
     def first(self) -> int:
         """The number of the target's first layers, and so of the layer that is left out first."""
         assert self.settings.layers is not None  # as `fit` made them

@@ -66,6 +66,10 @@ class JacobiDrafter(Drafter):
             tokens, expansion=torch.where(expansion < self.window, expansion, -1), draft_probs=self._q
         )
 
+    def rest(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Forget the guesses: they were not in that tree."""
+        self.observe(tree, None, verdict)
+
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Read the next window off what the target says behind every node."""
         self._guesses = self._q = None

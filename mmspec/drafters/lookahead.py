@@ -92,6 +92,9 @@ class LookaheadDrafter(Drafter):
             self._ends.append(ends)
         return padded(rows, root.device, self.window + self.ngram - 2)
 
+    def rest(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Wait: the look-ahead branch was not in that tree."""
+
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Let the look-ahead branch go on by a token, and take the n-grams that it completes into the pool."""
         if scores is None:

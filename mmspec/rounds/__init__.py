@@ -1,6 +1,18 @@
 """Rounds: what is decided anew before each of them, from what is committed: whether it is drafted, and how."""
 
+from .arms import Arm, ArmSelector, arms_of
+from .bandits import Bandit, Unimodal, UpperConfidence
 from .gates import GatedTree, RoundGate
 from .viskip import VisualAttention
 
-__all__ = ["GatedTree", "RoundGate", "VisualAttention"]
+__all__ = [
+    "Arm",
+    "ArmSelector",
+    "Bandit",
+    "GatedTree",
+    "RoundGate",
+    "Unimodal",
+    "UpperConfidence",
+    "VisualAttention",
+    "arms_of",
+]
