@@ -116,7 +116,7 @@ class MMSpecEngine(Engine):
             seed=seed,
             **vars(self.sampling),
         )
-        wall, out = _timed(self.target.device, lambda: drain(pieces))
+        wall, out = timed(self.target.device, lambda: drain(pieces))
         rounds, first = out.stats.rounds, [1] * request.batch_size
         return Answer(out.token_ids, out.finish_reason, wall, dict(out.stats.seconds), first, len(rounds), rounds)
 
@@ -217,7 +217,7 @@ class TransformersEngine(Engine):
             torch.manual_seed(seed)
             watch = _StopWatch(width)
             generate = self.target.model.generate
-            wall, ids = _timed(device, lambda: generate(**inputs, **self.options, stopping_criteria=[watch.begin()]))
+            wall, ids = timed(device, lambda: generate(**inputs, **self.options, stopping_criteria=[watch.begin()]))
         rows = [_cut(row, self.target.eos_token_ids) for row in ids[:, width:].tolist()]
         return Answer(
             token_ids=rows,
@@ -249,7 +249,7 @@ class _StopWatch:
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def _timed(device: torch.device, act: Callable[[], Result]) -> tuple[float, Result]:
+def timed(device: torch.device, act: Callable[[], Result]) -> tuple[float, Result]:
     """Return the seconds that an act takes, with nothing queued on the device at either end, and its result."""
     _settle(device)
     started = time.perf_counter()

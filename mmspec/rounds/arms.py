@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..target import Target
 
 NODE = 0.01
-"""What a drafted node adds to the target's pass, in plain steps, where costs are estimated."""
+"""Cost of a drafted node in the target's pass, in plain steps, where costs are estimated."""
 
 
 @dataclass(eq=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ..errors import MMSpecError, shown
+from ..errors import MMSpecError, did_you_mean, shown
 
 Kind = TypeVar("Kind")
 
@@ -70,6 +70,18 @@ def instance(owner: object, kind: type[Kind], such_as: str, **argument: Kind) ->
         raise MMSpecError(
             f"{type(owner).__name__}: {name}={shown(value)} is no {kind.__name__}; pass an instance, such as {such_as}"
         )
+    return value
+
+
+def one_of(owner: object, names: Sequence[str], **argument: Any) -> Any:
+    """Return a name out of several. It is given as one keyword argument.
+
+    Raises:
+        MMSpecError: for any other value.
+    """
+    ((name, value),) = argument.items()
+    if value not in names:
+        raise MMSpecError(f"{type(owner).__name__}: {name}={shown(value)} is unknown.{did_you_mean(str(value), names)}")
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from ...inputs import Request, append
 from ...inputs.request import OF_TOKENS
 from ...lesson import WIDTHS, Guess, Lesson
 from ...models.masks import padding_mask
+from ...models.session import ModelSession
 from ...models.states import LAST
 from ...models.weights import is_adapted
 from ...models.whole_texts import read_states
@@ -141,14 +142,8 @@ class DraftModelDrafter(SessionDrafter):
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """Yield the guesses of all steps, see `Drafter.unroll`. A chain of right guesses is the answer itself, so one
         pass gives the guesses of all steps; those of a later step are the first step's at later roots."""
-        prompt, vision = self._prompt(lesson.prompt, lesson.vision)
-        request = append(prompt, lesson.answers, WIDTHS)
-        family = self.draft_target.family
-        embeds, position_ids, _, lengths, once, extra = self._read(request, prompt, vision)
-        mask = padding_mask(lengths, embeds.shape[1], embeds.device)
-        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
-            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        features = read_states(family, [LAST], embeds, mask, position_ids, once | extra)
+        prompt, lengths, states = self.states_of(lesson.prompt, lesson.vision, lesson.answers)
+        family, features = self.draft_target.family, {LAST: states}
         # A state is wanted at every answer token but the last of its row.
         starts = [left - len(answer) for left, answer in zip(lengths, lesson.answers, strict=True)]
         own = replace(lesson, prompt=replace(prompt, lengths=starts), features=features)
@@ -161,6 +156,60 @@ class DraftModelDrafter(SessionDrafter):
             if not valid.any():
                 return
             yield Guess(guesses[number[places]], None, places, valid.flatten().nonzero()[:, 0])
+
+    def states_of(
+        self, request: Request, vision: Vision | None, answers: Sequence[Sequence[int]]
+    ) -> tuple[Request, list[int], Tensor]:
+        """Read answers behind the target's prompts, in one pass without a cache.
+
+        Args:
+            request: prompts of the target.
+            vision: what the target's encoders made of their media.
+            answers: token ids per row.
+
+        Returns:
+            prompt: as this model reads it.
+            lengths: per row, the entries of prompt and answer.
+            states: `[batch, entries, hidden]` states behind the final norm.
+        """
+        prompt, vision = self._prompt(request, vision)
+        read = append(prompt, answers, WIDTHS)
+        family = self.draft_target.family
+        embeds, position_ids, _, lengths, once, extra = self._read(read, prompt, vision)
+        mask = padding_mask(lengths, embeds.shape[1], embeds.device)
+        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        features = read_states(family, [LAST], embeds, mask, position_ids, once | extra)
+        return prompt, lengths, features[LAST]
+
+    def write(self, request: Request, vision: Vision | None, longest: int, ends: Collection[int]) -> list[int]:
+        """Return what this model writes by itself to a prompt of one row: its likeliest token every time, up to an end
+        token, which is not among them.
+
+        Args:
+            request: the target's prompt.
+            vision: what the target's encoders made of its media.
+            longest: at most so many tokens.
+            ends: end tokens.
+        """
+        read, vision = self._prompt(request, vision)
+        session = ModelSession(self.draft_target, 1, read.max_length + longest)
+        logits, device = session.prefill(*self._read(read, read, vision)).logits, self.draft_target.device
+        written: list[int] = []
+        one = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
+        while len(written) < longest:
+            token = int(self._fit(logits).argmax(-1))
+            if token in ends:
+                break
+            written.append(token)
+            block = self._known(torch.tensor([[token]], device=device))
+            logits = session.read(block, one, torch.zeros_like(block), extends_chain=True).logits[:, 0]
+            session.keep([1])
+        return written
+
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Return logits over the target's vocabulary from states behind the final norm."""
+        return self._fit(self.draft_target.family.head(states))
 
     def _prompt(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
         """Return what `prompt_of` returns, with the inputs that the model's family adds."""
