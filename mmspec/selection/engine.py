@@ -49,11 +49,13 @@ class SelectionEngine(Engine):
     def answer(self, request: Request, seed: int) -> Answer:
         """Answer a request of one row."""
         wall, found = timed(self.target.device, partial(self._select, request, seed))
-        length = len(found.token_ids)
-        wrote = bool(found.rounds)
+        ids, length, wrote = found.token_ids, len(found.token_ids), bool(found.rounds)
+        ended = length < self.max_new_tokens
+        if ended and not wrote:  # members' answers are kept without the end token that they wrote
+            ids, length = [*ids, *self.target.eos_token_ids[:1]], length + 1
         return Answer(
-            token_ids=[found.token_ids],
-            finish=[None if length < self.max_new_tokens else "length"],
+            token_ids=[ids],
+            finish=["eos" if ended else "length"],
             wall=wall,
             seconds={"selection": wall},
             first_tokens=[min(1, length) if wrote else length],
