@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from ..lesson import Guess, Lesson
-from ..models.cache import TreeCache
+from ..models.cache import TreeCache, shape_of
 from ..models.masks import MaskForm
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
@@ -85,13 +85,14 @@ class FeatureDrafter(LayerDrafter):
     ):
         super().__init__(target, tree=tree, compressor=compressor, **settings)
         self.corrector: VisualCorrector | None = None
-        if self.settings.corrector is not None:
+        asked = getattr(self.settings, "corrector", None)  # not all heads have the setting
+        if asked is not None:
             if not self.takes_corrector:
                 raise MMSpecError(
-                    f"{type(self).__name__}: corrector={self.settings.corrector}: several layers in a row hand their "
-                    "states to each other, and none is the last word; use layers=1, or leave it out"
+                    f"{type(self).__name__}: corrector={shown(asked)}: no single state stands before its vocabulary "
+                    "head; leave it out, or put it on another head such as Eagle3Drafter"
                 )
-            told = CorrectorSettings(**self.settings.corrector)
+            told = CorrectorSettings(**asked)
             self.corrector = VisualCorrector(told, self.head.hidden_size, self.target.hidden_size)
             if told.reads == "states":
                 self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, LAST]))
@@ -202,7 +203,8 @@ class FeatureDrafter(LayerDrafter):
         # Nothing is asked of the prompt's slots but what later ones see of them: keys and values.
         remembered, slot = self.prefill_kv(prompt), self.layer.self_attn.slot
         size = request.max_length + context.spare_capacity
-        cache = TreeCache([(slot, slot)] * len(remembered), context.batch_size, size)
+        shapes = [(shape_of(keys), shape_of(values)) for keys, values in remembered]
+        cache = TreeCache(shapes, context.batch_size, size)
         self.session = Session(cache, {"full_attention": None}, MaskForm.BOOLEAN, slot.dtype)
         self.session.enter(remembered, (last + self.first_slot).tolist())
         self.session.position_offset = prompt.position_offset

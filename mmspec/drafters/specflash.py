@@ -105,6 +105,8 @@ class SpecFlashDrafter(EagleDrafter):
         """Return a chain: a block, and a second one if they are chained."""
         return Chain(self.settings.tokens * (1 + self.settings.chained))
 
+    takes_corrector = False
+
     def build(self) -> None:
         """Make the fusion and the layer."""
         settings, hidden = self.settings, self.head.hidden_size

@@ -16,16 +16,19 @@ from tiny_drafters import record_drafts
 from tiny_requests import RAGGED, case, target_of
 
 import mmspec
+from mmspec import drafters
 from mmspec.compressors.base import compressor_of
 from mmspec.drafters import (
     DreamDrafter,
     Eagle3Drafter,
     EagleDrafter,
     FeatureDrafter,
+    FeatureSettings,
     HiVisDrafter,
     MsdDrafter,
     MtpDrafter,
     PEagleDrafter,
+    SpecFlashDrafter,
     ViSpecDrafter,
 )
 from mmspec.drafters.corrector import CorrectorSettings, VisualCorrector
@@ -188,6 +191,15 @@ def test_alone_it_is_all_that_is_trained(tmp_path):
     assert configuration.build(without, target=target_of("llava", "sdpa")).corrector is None
 
 
+def test_every_head_with_the_setting_is_put_to_use_here_or_refuses():
+    """None takes the setting and leaves it unread."""
+    exported = [getattr(drafters, name) for name in drafters.__all__]
+    heads = [cls for cls in exported if isinstance(cls, type) and issubclass(cls, FeatureDrafter)]
+    heads = [cls for cls in heads if issubclass(cls.Settings, FeatureSettings) and cls is not FeatureDrafter]
+    used = {cls for cls, _ in HEADS.values()}
+    assert {cls for cls in heads if cls.takes_corrector} == used | {Eagle3Drafter}
+
+
 def test_bad_settings_and_heads_are_refused(tmp_path):
     target = target_of("llava", "sdpa")
 
@@ -200,7 +212,8 @@ def test_bad_settings_and_heads_are_refused(tmp_path):
     refused(with_(least=9, most=3), "corrector: least=9 must not exceed most=3")
     refused(with_(reads="embed"), "corrector: reads='embed' is unknown ... 'embeds'")
     refused(lambda: EagleDrafter(target, corrector=2), "EagleDrafter: corrector=2 must be settings by name or None")
-    refused(lambda: MtpDrafter(target, layers=2, corrector={}), "MtpDrafter: corrector= ... use layers=1")
+    refused(lambda: MtpDrafter(target, layers=2, corrector={}), "MtpDrafter: corrector= ... leave it out")
+    refused(lambda: SpecFlashDrafter(target, corrector={}), "SpecFlashDrafter: corrector= ... another head")
     refused(lambda: corrected(target, "ngram_", {}), "'ngram_'")
     build(target, "eagle3, fovea").save_pretrained(tmp_path)
     refused(lambda: corrected(target, str(tmp_path), {}), "has a corrector already ... start=")
