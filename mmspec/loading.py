@@ -242,8 +242,8 @@ def _resolve(name: str, kind: str) -> str:
         options = (
             [EMBEDDED_TARGET] if kind == "target" else [f"{EMBEDDED_TARGET}/{f}" for f in folders if f != "target"]
         )
-        if kind == "drafter" and (cls := _made_of_nothing(str(name))) is not None:
-            raise MMSpecError(f"drafter {str(name)!r} is not loaded but made: mmspec.drafters.{cls}(target)")
+        if kind == "drafter" and (call := made_without_weights(str(name))) is not None:
+            raise MMSpecError(f"drafter {str(name)!r} is not loaded but made: {call}")
         raise MMSpecError(
             f"{kind} {str(name)!r} is neither an embedded name, nor an existing folder, nor a hub id "
             f"(owner/name).{did_you_mean(str(name), options)}"
@@ -251,13 +251,16 @@ def _resolve(name: str, kind: str) -> str:
     return str(name)
 
 
-def _made_of_nothing(name: str) -> str | None:
-    """Return the class that an option `drafter=NAME` makes, if it is one without weights."""
-    from .settings.configuration import class_names  # which nothing else here needs
+def made_without_weights(name: str) -> str | None:
+    """Return the call that makes what an option `drafter=NAME` does, such as `mmspec.drafters.NGramDrafter(target)`;
+    None for a name of other things: of an option that loads its weights, of a folder."""
+    from .settings.groups import option_files  # which nothing else here needs
+    from .settings.options import class_paths
 
-    classes = {option: cls for cls, option in class_names("generate").items()}
-    found = classes.get(f"drafter={name}")
-    return found if found is not None and hasattr(drafters, found) else None
+    path = class_paths(option_files("generate", "drafter")).get(name, "")
+    if not path or path == f"{__package__}.{load_drafter.__name__}":
+        return None
+    return f"{path}(target)" if hasattr(drafters, path.rpartition(".")[2]) else f"{path}(target, ...)"
 
 
 def _reach(device: str | torch.device) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .compressors import Hide, Pool, VisualCompressor
 from .drafters import CaptionedDrafter, DraftModelDrafter, MixtureDrafter, MixtureWeights, StepDrafter
 from .errors import MMSpecError, shown
-from .loading import load_drafter
+from .loading import load_drafter, made_without_weights
 from .trees import TreeBuilder
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ def mixture_of_views(
         )
     members: list[StepDrafter] = [view_of(model, view) for view in views]
     for other in others:
+        if (made := made_without_weights(other)) is not None:
+            raise MMSpecError(
+                f"mixture_of_views: others={shown(other)} is not loaded but made, by {made}; name drafters that were "
+                "trained, such as tiny/text_only, or give the members yourself, MixtureDrafter(target, members)"
+            )
         member = load_drafter(other, target)
         if not isinstance(member, StepDrafter):
             raise MMSpecError(f"mixture_of_views: others={shown(other)} is a {type(member).__name__}, without logits")

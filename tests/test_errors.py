@@ -24,6 +24,7 @@ from mmspec.drafters import (
     TextOnlyDrafter,
 )
 from mmspec.errors import did_you_mean, first_line
+from mmspec.training import losses
 from mmspec.trees import Chain, DynamicTree, NativeTree, TreeBuilder
 from mmspec.verifiers import Greedy, PointMassSampling, RejectionSampling
 
@@ -222,6 +223,29 @@ def test_no_tree_takes_an_argument_that_it_does_not_have(cls):
     refused(lambda: cls(*range(20)), f"{cls.__name__}: too many positional arguments; its arguments are")
 
 
+KINDS = [
+    *kinds_in(mmspec.verifiers, mmspec.verifiers.Verifier),
+    *kinds_in(mmspec.verifiers.gates, mmspec.verifiers.gates.Gate),
+    *kinds_in(mmspec.verifiers.rules, mmspec.verifiers.rules.Rule),
+    *kinds_in(mmspec.compressors, mmspec.compressors.VisualCompressor),
+    *kinds_in(losses, losses.Term),
+]
+
+
+@pytest.mark.parametrize("cls", KINDS, ids=lambda cls: cls.__name__)
+def test_no_method_takes_an_argument_that_it_does_not_have(cls):
+    if not any(each.kind is each.VAR_KEYWORD for each in signature(cls).parameters.values()):
+        refused(lambda: cls(foo=1), f"{cls.__name__} has no argument 'foo'")
+
+
+def test_an_argument_that_is_left_out_is_named(text_target):
+    said = "Gemma4AssistantDrafter: give model too; its arguments are target, model, tree"
+    refused(lambda: mmspec.drafters.Gemma4AssistantDrafter(text_target), said)
+    refused(lambda: mmspec.drafters.TextOnlyDrafter(tree=Chain()), "TextOnlyDrafter: give target and model too")
+    refused(lambda: mmspec.verifiers.Gated(Greedy()), "Gated: give gate too; its arguments are inner, gate")
+    refused(lambda: mmspec.drafters.Gemma4AssistantDrafter("tiny"), "takes a Target, and 'tiny' is a name")
+
+
 @pytest.mark.parametrize("cls", kinds_in(mmspec.drafters, Drafter), ids=lambda cls: cls.__name__)
 def test_no_drafter_takes_parts_that_are_none(text_target, cls):
     refused(lambda: cls("tiny"), f"{cls.__name__} takes a Target, and 'tiny' is a name: mmspec.load_target('tiny')")
@@ -258,4 +282,6 @@ def test_a_drafter_without_weights_is_not_loaded(text_target):
     for name, cls in {"ngram": "NGramDrafter", "jacobi": "JacobiDrafter", "early_exit": "EarlyExitDrafter"}.items():
         said = f"drafter '{name}' is not loaded but made: mmspec.drafters.{cls}(target)"
         refused(lambda name=name: mmspec.load_drafter(name, text_target), said)
+    made = "drafter 'tabed' is not loaded but made: mmspec.mixtures.mixture_of_views(target, ...)"
+    refused(lambda: mmspec.load_drafter("tabed", text_target), made)
     refused(lambda: mmspec.load_drafter("eagle3", text_target), "Did you mean 'tiny/eagle3'")

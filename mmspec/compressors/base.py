@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import MMSpecError, shown
 from ..families.vision import Grid
 from ..per_request import PerRequest
+from ..settings.calls import Named
 from ..settings.trust import named_class
 from .token_assignment import Sources
 
@@ -61,7 +62,7 @@ class Compressed(NamedTuple):
     summary: Tensor | None = None
 
 
-class VisualCompressor(nn.Module, PerRequest):
+class VisualCompressor(nn.Module, Named, PerRequest):
     """A module that turns the tokens of a picture into fewer entries. It changes only what the drafter sees: the target
     keeps all tokens.
 

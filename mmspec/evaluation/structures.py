@@ -105,7 +105,7 @@ def _level(correction: Correction, drafted: int) -> tuple[int, int]:
     parts = list(correction.modules())
     wide = sum(_weights(part) for part in parts if isinstance(part, nn.Linear) and part.out_features == drafted)
     looked_up = sum(_weights(part) for part in parts if isinstance(part, nn.Embedding))
-    return _weights(correction) - wide - looked_up, wide
+    return _weights(correction) - wide - looked_up + sum(map(_weights, correction.run_twice)), wide
 
 
 def _drafted(drafter: Drafter) -> int:

@@ -72,7 +72,10 @@ class Mtp(Format):
         """Make the drafter with the checkpoint's weights."""
         dialect = dialect_of(checkpoint.shapes)
         if dialect is None:
-            raise MMSpecError(f"{checkpoint} holds no multi-token layer, whose keys are such as 'mtp.fc.weight'")
+            raise MMSpecError(
+                f"{checkpoint} holds no multi-token layer, whose keys are such as 'mtp.fc.weight': name a repository "
+                "that keeps them, or train one, mmspec train recipe=mtp"
+            )
         own = [key for key in checkpoint.shapes if key.startswith(dialect.starts)]
         refuse_others(checkpoint, own)
         layer, names = dialect.layers[0], dialect.names

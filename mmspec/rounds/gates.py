@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MMSpecError
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
+from ..settings.calls import Named
 from ..tree import DraftTree
 from ..trees import Growth, NativeTree, TreeBuilder
 from ..trees.base import Grower
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..models.model import Model
 
 
-class RoundGate(PerRequest):
+class RoundGate(Named, PerRequest):
     """Decides before every round whether the drafter is asked.
 
     A subclass implements `drafts`, and `start` and `observe` if it keeps something. It decides by what is committed

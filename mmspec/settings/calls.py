@@ -9,6 +9,9 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from ..errors import MMSpecError, did_you_mean, shown
 
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that have a name for the caller."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -29,8 +32,7 @@ def named_arguments(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signatures = [inspect.signature(one).parameters for one in (function, like) if one is not None]
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        known = {p.name for parameters in signatures for p in parameters.values() if p.kind in named} - {"self"}
+        known = {p.name for parameters in signatures for p in parameters.values() if p.kind in NAMED} - {"self"}
         known.update(others)
 
         @functools.wraps(function)
@@ -79,6 +81,22 @@ def expect_known(name: str, given: Iterable[str], known: Collection[str]) -> Non
             raise MMSpecError(f"{name} has no argument {shown(one)}.{did_you_mean(one, known)}")
 
 
+def expect_all(cls: type, given: Collection[str]) -> None:
+    """Refuse a call of a constructor that leaves out arguments which have no default.
+
+    Args:
+        cls: the class.
+        given: names of the arguments that were given.
+
+    Raises:
+        MMSpecError: naming those that are missing.
+    """
+    known = inspect.signature(cls).parameters
+    left = [name for name, each in known.items() if each.default is each.empty and each.kind in NAMED]
+    if missing := [name for name in left if name not in given]:
+        raise MMSpecError(f"{cls.__name__}: give {' and '.join(missing)} too; its arguments are {', '.join(known)}")
+
+
 class Named:
     """A class whose constructors refuse arguments that there are not in one line, whatever they are. To be named behind
     the bases that have constructors of their own."""
@@ -86,7 +104,9 @@ class Named:
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
         """Look at the arguments; copies are made without any."""
         if arguments or named:
-            cls.expect_parts(arguments_of(cls, arguments, named))
+            given = arguments_of(cls, arguments, named)
+            cls.expect_parts(given)
+            expect_all(cls, given)
         return super().__new__(cls)
 
     @classmethod

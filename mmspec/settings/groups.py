@@ -159,4 +159,9 @@ def choose(group: str, value: str, options: Mapping[str, str]) -> tuple[str, str
         if "/" in value:
             raise MMSpecError(f"{group}={value}: there is no such folder, and a hub id looks like ORGANISATION/MODEL")
     way = " Or name a folder, or a hub id ORGANISATION/MODEL." if group in FOLDER_GROUPS else ""
+    if group == "drafter" and value in option_files("train", "train/recipe"):
+        way = (
+            f" There is a recipe of this name: mmspec train recipe={value} output=FOLDER trains one, and "
+            "drafter=FOLDER/best drafts with it."
+        )
     raise MMSpecError(f"{group} {value!r} is unknown.{did_you_mean(value, options)}{way}")

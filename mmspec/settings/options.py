@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,17 +149,22 @@ def settings_of(files: Mapping[str, Path], option: str, group: str) -> dict[str,
     return {key: replace(s, comment=s.comment or said.get(s.owner, "")) for key, s in found.items()}
 
 
+def class_paths(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the classes or functions that options build, by option; files that cannot be read are left out."""
+    paths: dict[str, str] = {}
+    for option, file in files.items():
+        with suppress(yaml.YAMLError):
+            if path := class_of(yaml.compose(file.read_text(encoding="utf-8"))):
+                paths[option] = path
+    return paths
+
+
 def class_names(files: Mapping[str, Path], group: str) -> dict[str, str]:
     """Return the classes that options build, by their last names: `{"DynamicTree": "tree=dynamic"}`.
 
     A class or function that several options name is left out.
     """
     named: dict[str, list[str]] = {}
-    for option, file in files.items():
-        try:
-            path = class_of(yaml.compose(file.read_text(encoding="utf-8")))
-        except yaml.YAMLError:
-            continue
-        if path:
-            named.setdefault(path.rpartition(".")[2], []).append(option)
+    for option, path in class_paths(files).items():
+        named.setdefault(path.rpartition(".")[2], []).append(option)
     return {name: f"{group}={options[0]}" for name, options in named.items() if len(options) == 1}

@@ -29,7 +29,7 @@ def in_options(message: str, classes: Mapping[str, str], constants: bool = True)
         word = rf"(?<![\w./'\"\\-])(?:mmspec\.[\w.]*\.)?{name}(?![\w./'\"\\-])"
         message = re.sub(rf"{word}: (?=\w+=)", f"{group}.", message)
         message = re.sub(rf"{word}\((\w+)=([^()]*)\)", rf"{group}.\1=\2", message)
-        message = re.sub(rf"{word}(?:\(\))?", option, message)
+        message = re.sub(rf"{word}(?:\([\w, .]*\))?", option, message)
     if not constants:
         return message
     return ASSIGNED.sub(lambda match: f"{match[1]}={CONSTANTS[match[2]]}", message)

@@ -223,20 +223,20 @@ class Growth(Candidates):
                 drafter that makes estimates nothing else is asked; of others nothing of this kind.
         """
         length = self.limit_depth(length)
-        if self.independent and self._proposals.prefix_free:
+        logits = self._expand_root()[:, None]
+        if self.independent and self._proposals.prefix_free and (cut is None or self._sure() is None):
             return self._chain_of_marginals(length, go_on)
         batch, device = len(self._root), self._root.device
         steps = torch.arange(length + 1, device=device)
         everything = torch.ones(batch, 1, length, dtype=torch.bool, device=device)
         tokens, chosen, sure = [self._root], [], []
         told, together = 0, TOGETHER if self.drafter is not None and self.drafter.cheap_levels else 1
-        logits = self._expand_root()[:, None]
         for level in range(length):
             if level:
                 past = steps[level - 1].expand(batch, 1)
                 block = Block(tokens[-1], past, everything[..., :level], past, extends_chain=True, level=level - 1)
                 logits = self._expand(block)
-            if cut is not None and self.drafter is not None and (own := self.drafter.confidence()) is not None:
+            if cut is not None and (own := self._sure()) is not None:
                 sure.append(own)  # which cannot have seen the guess that follows
             child = self._choose(logits, 1, lambda: [[row] for row in torch.cat(tokens, 1)[:, 1:].tolist()])
             tokens.append(child.tokens[:, 0])
@@ -268,10 +268,14 @@ class Growth(Candidates):
             grown=True,
         )
 
+    def _sure(self) -> Tensor | None:
+        """Return the drafter's own estimates for the nodes of its newest pass; None without any."""
+        return None if self.drafter is None else self.drafter.confidence()
+
     def _chain_of_marginals(self, length: int, go_on: Callable[[list[float]], bool] | None) -> DraftTree:
-        """Return the chain of an `independent` drafter, whose levels are chosen all at once: the host waits once, not
-        once a level."""
-        levels = self.marginals(length, 1)
+        """Return the chain of an `independent` drafter that has read the root. Its levels are chosen all at once, so
+        that the host waits once, not once a level."""
+        levels = self._levels(length, 1)
         if go_on is not None:
             length = _end_of([levels], go_on) or length
         return DraftTree.chain(
@@ -290,8 +294,12 @@ class Growth(Candidates):
             depth: number of levels, no more than `limit_depth` allows.
             count: number of tokens per level, unless the vocabulary is smaller.
         """
-        assert self.drafter is not None and self._proposals.prefix_free, "no level knows what stands above it"
         self._expand_root()
+        return self._levels(depth, count)
+
+    def _levels(self, depth: int, count: int) -> Children:
+        """Return children of every level, of a drafter that has read the root; see `marginals`."""
+        assert self.drafter is not None and self._proposals.prefix_free, "no level knows what stands above it"
         self.logits = self.drafter.marginals(depth)
         return self._choose(self.logits, count, list)
 

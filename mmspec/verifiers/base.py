@@ -9,6 +9,7 @@ from torch import Tensor
 from ..decoding.sampling import LogitsPipeline
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
+from ..settings.calls import Named
 from ..tree import DraftTree
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..target import Target
 
 
-class Verifier(PerRequest):
+class Verifier(Named, PerRequest):
     """Decides how much of a tree is kept. One instance serves any number of requests: `fork_for` gives each request its
     own state.
 

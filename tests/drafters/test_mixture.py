@@ -293,7 +293,8 @@ def test_what_cannot_be_mixed_is_refused():
     ]:
         refused(lambda members=members: MixtureDrafter(target, members), message)
     both = [text, text.fork()]
-    refused(lambda: MixtureDrafter(target, both, [1.0]), "are 1 weights for 2 members")
+    refused(lambda: MixtureDrafter(target, both, [1.0]), "MixtureDrafter: weights=[1.0] must be one for each of the 2")
+    refused(lambda: MixtureDrafter(target, both, [1.0, 2]), "MixtureDrafter: weights=[1.0, 2] must be numbers of 0 or")
     refused(lambda: MixtureDrafter(target, text), "members= ... must be a list of two or more drafters")
     refused(lambda: MixtureDrafter(target, both, together="no"), "together='no' must be true or false")
     refused(

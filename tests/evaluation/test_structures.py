@@ -54,6 +54,7 @@ def counted(drafter) -> float:
         "jetspec",
         "dspark",
         "dspark, gated",
+        "dspark, rnn",
         "domino",
         "lilicorr",
         "dfly",

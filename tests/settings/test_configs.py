@@ -164,6 +164,7 @@ def test_overrides_reach_groups_and_keys():
     ("override", "message"),
     [
         ("drafter=draftmodel", "drafter 'draftmodel' is unknown. Did you mean"),
+        ("drafter=mtp", "There is a recipe of this name: mmspec train recipe=mtp output=FOLDER trains one"),
         ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
         ("max_new_token=3", "setting 'max_new_token' is unknown. Did you mean"),
         ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean"),

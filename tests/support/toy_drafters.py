@@ -67,6 +67,9 @@ class Marginal(Toy):
     def logits(self, row: int, path: Path) -> torch.Tensor:
         return super().logits(row, (0,) * len(path))
 
+    def confidence(self) -> None:
+        """It makes no estimates."""
+
     def marginals(self, depth: int) -> torch.Tensor:
         rows = range(len(self.serial))
         return torch.stack([torch.stack([self.logits(row, (0,) * level) for level in range(depth)]) for row in rows])

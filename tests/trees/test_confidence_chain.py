@@ -112,6 +112,21 @@ def test_it_ends_before_the_first_guess_that_would_not_survive():
     assert chain_of(ConfidenceChain(0.5, 4), [0.9] * 4, [0.9] * 4).valid is None
 
 
+def test_a_drafter_whose_levels_are_independent_is_asked_for_its_estimates_too():
+    """Likeliest guesses could be made all at once; the estimates are level by level."""
+    rows = [[0.9, 0.9, 0.4, 0.9], [0.9] * 4]
+
+    def lengths(independent: bool):
+        uniform = [torch.full([2] * n + [2], 0.5) for n in range(5)]
+        model = Estimating(uniform, 2, None)
+        model.independent, model.marginals = independent, lambda depth: torch.zeros(2, depth, 2)
+        model.confidence = lambda: torch.tensor([[row[model.paths[-1].shape[1]]] for row in rows])
+        growth = Growth(torch.zeros(2, dtype=torch.long), model.expand_root, model.expand, Proposals(), drafter=model)
+        return ConfidenceChain(0.5, 4).build(growth).validate().drafted.tolist()
+
+    assert lengths(True) == lengths(False) == [2, 4]
+
+
 def test_tokens_are_shared_out_by_survival():
     """Algorithm 1 of DSpark, with lists: always the slot of largest survival, whichever row it is in."""
 

@@ -7,7 +7,7 @@ walks as it is; a `LookAhead` looks at all guesses of a pass before, and makes a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -58,6 +58,11 @@ class Walk:
 
 class Correction(nn.Module, Walk):
     """A small model of how a token depends on those above it in its block."""
+
+    @property
+    def run_twice(self) -> Sequence[nn.Module]:
+        """The modules that run twice for every level: for what stands below a node, and on the way to it."""
+        return ()
 
 
 class LookAhead(nn.Module):
@@ -139,6 +144,11 @@ class RecurrentMarkov(Markov):
     def __init__(self, hidden: int, tokens: int, vocab: int, rank: int):
         super().__init__(hidden, tokens, vocab, rank)
         self.joint_proj = nn.Linear(2 * rank + hidden, 3 * rank)
+
+    @property
+    def run_twice(self) -> Sequence[nn.Module]:
+        """The map to the three vectors."""
+        return [self.joint_proj]
 
     def begin(self, anchors: Tensor, embed: Embed) -> Tensor:
         """Return zeros, beside the rows of the anchors."""

@@ -8,6 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ...errors import MMSpecError
 from ...settings.arguments import positive, whole_number
 from ..head_config import initialise
 from .correction import Correction, Embed, Head
@@ -34,6 +35,11 @@ class DominoSettings(BlockSettings):
         super().__post_init__()
         positive(self, gru_hidden=self.gru_hidden, rank=self.rank)
         whole_number(self, lowest=0, uncorrected=self.uncorrected)
+        if self.uncorrected >= self.drafts:
+            raise MMSpecError(
+                f"uncorrected={self.uncorrected} leaves none of the {self.drafts} guesses of a block to be corrected: "
+                "use a smaller number, or DFlashDrafter, which corrects none"
+            )
 
 
 class DominoDrafter(BlockDrafter):

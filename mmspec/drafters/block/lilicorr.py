@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from ...errors import MMSpecError
-from ...settings.arguments import positive
+from ...settings.arguments import positive, whole_number
 from .drafter import BlockDrafter
 from .lattice import Lattice
 from .settings import BlockSettings
+
+if TYPE_CHECKING:
+    from ...target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +46,25 @@ class LiLiCorrSettings(BlockSettings):
         super().__post_init__()
         positive(
             self,
-            candidates=self.candidates,
             lattice_layers=self.lattice_layers,
             lattice_size=self.lattice_size or 1,
             lattice_heads=self.lattice_heads,
             factor_size=self.factor_size,
         )
+        whole_number(self, lowest=2, candidates=self.candidates)
         for name in ("lattice_ratio", "score_scale", "vector_eps"):
             if not getattr(self, name) > 0:
                 raise MMSpecError(f"{name}={getattr(self, name)} must be a positive number")
+
+    def fit(self, target: Target) -> Self:
+        """Refuse more candidates than there are tokens to guess, besides what blocks refuse."""
+        fitted = super().fit(target)
+        tokens = fitted.draft_vocab_size or target.vocab_size
+        if fitted.candidates > tokens:
+            raise MMSpecError(
+                f"candidates={fitted.candidates} are more than the {tokens} tokens that can be drafted: use fewer"
+            )
+        return fitted
 
 
 class LiLiCorrDrafter(BlockDrafter):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from ...errors import MMSpecError, shown
 from ...models.states import LAST
-from ...settings.arguments import positive
+from ...settings.arguments import number, positive
 from ..layer_head import LayerSettings
 
 if TYPE_CHECKING:
@@ -78,6 +78,13 @@ class BlockSettings(LayerSettings):
             raise MMSpecError(f"conv_kernel={self.conv_kernel} must be 0, for no convolution, or a positive integer")
         if self.first_slot >= self.block_size:
             raise MMSpecError("block_size=1 leaves no slot to guess in with layout='same', where the anchor has one")
+        if self.norms_turned and not self.qk_norm:
+            raise MMSpecError("norms_turned=True is about norms that qk_norm=False leaves out: leave one of them out")
+        for name in ("embedding_scale", "logit_scale"):
+            if (factor := getattr(self, name)) is not None:
+                number(self, above=0, **{name: factor})
+        if self.logit_cap is not None:
+            number(self, lowest=0, logit_cap=self.logit_cap)
         for window in self.windows or ():
             if window is not None:
                 positive(self, windows=window)

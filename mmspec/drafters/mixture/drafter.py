@@ -71,7 +71,7 @@ class MixtureDrafter(StepDrafter):
         if not isinstance(together, bool):
             raise MMSpecError(f"MixtureDrafter: together={shown(together)} must be true or false")
         self.members = nn.ModuleList(members)
-        self.weights, self.together = weights_of(weights), together
+        self.weights, self.together = weights_of(weights, len(members)), together
         self.weights.fork().start(len(members), 1, torch.device("cpu"))  # refuses weights that are not theirs
         self.feature_layers = tuple(sorted({layer for member in members for layer in member.feature_layers}))
         depths = [member.max_depth for member in members if member.max_depth is not None]

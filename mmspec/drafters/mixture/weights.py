@@ -14,6 +14,7 @@ from ...errors import MMSpecError, shown
 from ...models.slots import pick
 from ...per_request import PerRequest
 from ...settings.arguments import is_number, number, whole_number
+from ...settings.calls import Named
 
 DIVERGENCES = ("kl", "tv")
 MEASURES = ("matches", *DIVERGENCES)
@@ -25,7 +26,7 @@ AT_ONCE = 2**24
 """Numbers of a table of mixtures that are held at once."""
 
 
-class MixtureWeights(PerRequest):
+class MixtureWeights(Named, PerRequest):
     """The weights of a mixture, for each row of a batch its own.
 
     A subclass implements `now`, and one that adapts also `learn`. What it assigns to `self` belongs to a request.
@@ -252,17 +253,25 @@ NAMED: dict[str, Any] = {
 """The rules that a name stands for."""
 
 
-def weights_of(given: str | Sequence[float] | MixtureWeights) -> MixtureWeights:
-    """Return the rule for weights that a name, a list of fixed weights or a rule itself means.
+def weights_of(given: str | Sequence[float] | MixtureWeights, members: int) -> MixtureWeights:
+    """Return the rule for the weights of so many members that a name, a list of fixed weights or a rule itself means.
 
     Raises:
-        MMSpecError: for anything else.
+        MMSpecError: for anything else, and for a list of another length.
     """
     if isinstance(given, MixtureWeights):
         return given
     if isinstance(given, str) and given in NAMED:
         return NAMED[given]()
     if isinstance(given, Sequence) and not isinstance(given, str):
-        return FixedWeights(given)
+        if len(given) != members:
+            raise MMSpecError(
+                f"MixtureDrafter: weights={shown(list(given))} must be one for each of the {members} members, and are "
+                f"{len(given)}"
+            )
+        try:
+            return FixedWeights(given)
+        except MMSpecError as error:  # in the words of what was called
+            raise MMSpecError(str(error).replace("FixedWeights: values=", "MixtureDrafter: weights=")) from None
     names = ", ".join(NAMED)
     raise MMSpecError(f"MixtureDrafter: weights={shown(given)} must be one of {names}, a list of numbers, or a rule")

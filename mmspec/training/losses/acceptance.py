@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from ...errors import MMSpecError
 from ...lesson import Guess
+from ...settings.arguments import number
 from .base import Loss, Truth, log_q_at
 from .distributions import KullbackLeibler
-from .weights import Weight, is_number
+from .weights import Weight
 
 NOTHING = -1e4
 """A logarithm that stands for that of 0: finite, so that no gradient is undefined."""
@@ -52,15 +53,12 @@ def acceptance(guess: Guess, truth: Truth, temperature: float = 1.0) -> tuple[Te
 
 
 def checked_temperature(owner: object, temperature: float) -> float:
-    """Return the temperature of a request.
+    """Return the temperature of a request, of which 0 is greedy decoding.
 
     Raises:
         MMSpecError: if it is negative or no number.
     """
-    if not is_number(temperature) or temperature < 0:
-        name = type(owner).__name__
-        raise MMSpecError(f"{name}: temperature={temperature!r} must be a number of at least 0; 0 is greedy decoding")
-    return temperature
+    return number(owner, lowest=0, temperature=temperature)
 
 
 class TotalVariation(Loss):
@@ -123,11 +121,10 @@ class HybridAcceptance(TotalVariation):
 
     def __init__(self, weight: Weight = 1.0, eta: float = 3.0, temperature: float = 1.0):
         super().__init__(weight, temperature)
-        if not is_number(eta) or eta < 0:
-            raise MMSpecError(f"HybridAcceptance: eta={eta!r} must be a number of at least 0")
         if temperature == 0:
             raise MMSpecError("HybridAcceptance: temperature=0 has no divergence; use NegativeLogAcceptance for it")
-        self.eta, self.divergence = eta, KullbackLeibler(temperature=temperature)
+        self.eta = number(self, lowest=0, eta=eta)
+        self.divergence = KullbackLeibler(temperature=temperature)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
         """Return the loss of every predicted token, `[n]`."""

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ...errors import MMSpecError
 from ...lesson import Guess, Lesson
-from .weights import Ramp, Weight, is_number
+from ...settings.arguments import is_number
+from ...settings.calls import Named
+from .weights import Ramp, Weight
 
 
 class Truth(NamedTuple):
@@ -81,7 +83,7 @@ def log_q_of(guess: Guess, temperature: float = 1.0) -> Tensor:
     return log_q.masked_fill(log_q == float("-inf"), 0.0)
 
 
-class Term:
+class Term(Named):
     """A summand of an objective, with its weight.
 
     Args:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import MMSpecError
 from ...lesson import Guess
+from ...settings.arguments import number
 from .base import Loss, Truth, checked
 from .chains import ChainLoss, Chains
-from .weights import Weight, is_number
+from .weights import Weight
 
 
 def among(guess: Guess, truth: Truth) -> Tensor:
@@ -64,9 +64,7 @@ class CandidateMargin(Loss):
 
     def __init__(self, margin: float = 2.0, weight: Weight = 1.0):
         super().__init__(weight)
-        if not is_number(margin) or margin <= 0:
-            raise MMSpecError(f"CandidateMargin: margin={margin!r} must be a positive number")
-        self.margin = margin
+        self.margin = number(self, above=0, margin=margin)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
         """Return the loss of every predicted token, `[n]`."""

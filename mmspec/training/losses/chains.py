@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ...errors import MMSpecError, did_you_mean
 from ...lesson import Guess
+from ...settings.arguments import number
 from .acceptance import acceptance, checked_temperature, overlap
 from .base import Loss, Term, Truth, checked
 from .distributions import CrossEntropy
-from .weights import Weight, is_number
+from .weights import Weight
 
 
 @dataclass
@@ -94,9 +95,7 @@ class Decayed(ChainLoss):
 
     def __init__(self, loss: Loss | None = None, gamma: float = 7.0, weight: Weight = 1.0):
         super().__init__(weight)
-        if not is_number(gamma) or gamma <= 0:
-            raise MMSpecError(f"Decayed: gamma={gamma!r} must be a positive number")
-        self.gamma = gamma
+        self.gamma = number(self, above=0, gamma=gamma)
         self.loss = checked(self, loss or CrossEntropy())
         self.feature_layers = self.loss.feature_layers
 
@@ -135,9 +134,7 @@ class DPace(ChainLoss):
 
     def __init__(self, loss: Loss | None = None, alpha: float = 0.5, weight: Weight = 1.0):
         super().__init__(weight)
-        if not is_number(alpha) or not 0 <= alpha <= 1:
-            raise MMSpecError(f"DPace: alpha={alpha!r} must be a number from 0 to 1")
-        self.alpha = alpha
+        self.alpha = number(self, lowest=0, highest=1, alpha=alpha)
         self.loss = checked(self, loss or CrossEntropy())
         self.feature_layers = self.loss.feature_layers
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...errors import MMSpecError
 from ...lesson import Guess
+from ...settings.arguments import number, whole_number
 from .base import Loss, Truth, log_q_of
-from .weights import Weight, is_number
+from .weights import Weight
 
 
 class CrossEntropy(Loss):
@@ -41,9 +41,7 @@ class KullbackLeibler(Loss):
 
     def __init__(self, weight: Weight = 1.0, temperature: float = 1.0):
         super().__init__(weight)
-        if not is_number(temperature) or temperature <= 0:
-            raise MMSpecError(f"KullbackLeibler: temperature={temperature!r} must be a positive number")
-        self.temperature = temperature
+        self.temperature = number(self, above=0, temperature=temperature)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
         """Return the loss of every predicted token, `[n]`."""
@@ -71,7 +69,7 @@ class TopKCrossEntropy(Loss):
 
     def __init__(self, k: int = 10, weight: Weight = 1.0):
         super().__init__(weight)
-        self.k = k
+        self.k = whole_number(self, lowest=1, k=k)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
         """Return the loss of every predicted token, `[n]`."""
@@ -92,7 +90,7 @@ class ListMLE(Loss):
 
     def __init__(self, k: int = 10, weight: Weight = 1.0):
         super().__init__(weight)
-        self.k = k
+        self.k = whole_number(self, lowest=1, k=k)
 
     def __call__(self, guess: Guess, truth: Truth) -> Tensor:
         """Return the loss of every predicted token, `[n]`."""

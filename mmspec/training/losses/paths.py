@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...errors import MMSpecError
 from ...lesson import Guess
+from ...settings.arguments import whole_number
 from .acceptance import checked_temperature
 from .base import Truth, log_q_at, log_q_of
 from .chains import ChainLoss, Chains
@@ -41,9 +42,8 @@ class SampledPaths(ChainLoss):
 
     def __init__(self, samples: int | None = 8, temperature: float = 1.0, weight: Weight = 1.0):
         super().__init__(weight)
-        if samples is not None and (not isinstance(samples, int) or samples < 2):
-            raise MMSpecError(f"SampledPaths: samples={samples!r} must be at least 2, or None for all paths")
-        self.samples, self.temperature = samples, checked_temperature(self, temperature)
+        self.samples = None if samples is None else whole_number(self, lowest=2, samples=samples)
+        self.temperature = checked_temperature(self, temperature)
         if temperature == 0:
             raise MMSpecError("SampledPaths: temperature=0 draws nothing; use AcceptedLength for greedy decoding")
 

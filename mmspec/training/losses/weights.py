@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 from ...errors import MMSpecError
+from ...settings.arguments import is_number
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,6 @@ class Ramp:
 
 Weight = float | Ramp
 """A factor of a loss: a number, or one that changes in the course of a training."""
-
-
-def is_number(value: Any) -> bool:
-    """Return True for a number, and not for a truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def weight_at(weight: Weight, progress: float) -> float:

@@ -11,6 +11,7 @@ from ...decoding.sampling import LogitsPipeline
 from ...outcome import Scores, Verdict
 from ...per_request import PerRequest
 from ...settings.arguments import instance
+from ...settings.calls import Named
 from ...tree import DraftTree
 from ..base import Verifier
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ...target import Target
 
 
-class Gate(PerRequest):
+class Gate(Named, PerRequest):
     """Decides whether the target is asked about a draft.
 
     A subclass implements `settle`. It keeps what it learns in attributes: every request works on a copy.

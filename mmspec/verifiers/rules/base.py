@@ -12,13 +12,14 @@ from torch import Tensor
 from ...decoding.token_space import TEXT, TokenSpace
 from ...models.slots import pick
 from ...per_request import PerRequest
+from ...settings.calls import Named
 from ...tree import DraftTree
 
 if TYPE_CHECKING:
     from ...target import Target
 
 
-class Rule(PerRequest):
+class Rule(Named, PerRequest):
     """An acceptance rule for `TreeWalk`. It has parameters; what it learns in a request stays with that request.
 
     There are two kinds, and a rule derives from one of them:

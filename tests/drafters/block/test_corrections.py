@@ -95,9 +95,17 @@ def test_it_is_as_sure_in_training_as_in_drafting_and_as_the_formula_says(varian
 
 
 def test_a_number_that_is_none_is_named_as_it_was_given():
-    refused(
-        lambda: build(target_of("llama", "sdpa"), "domino", uncorrected=-1), "uncorrected=-1 must be a whole number"
-    )
+    for variant, settings, said in (
+        ("domino", {"uncorrected": -1}, "uncorrected=-1 must be a whole number"),
+        ("domino", {"uncorrected": 100}, "DominoDrafter: uncorrected=100 leaves none of the ... use a smaller number"),
+        ("lilicorr", {"candidates": 1}, "LiLiCorrDrafter: candidates=1 must be a whole number, 2 or more"),
+        (
+            "lilicorr",
+            {"candidates": 7, "draft_vocab_size": 3},
+            "LiLiCorrDrafter: candidates=7 are more than the 3 tokens that can be drafted: use fewer",
+        ),
+    ):
+        refused(lambda v=variant, s=settings: build(target_of("llama", "sdpa"), v, **s), said)
 
 
 @pytest.mark.parametrize("variant", ["dspark, gated", "dflash"])
