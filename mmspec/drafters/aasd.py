@@ -165,7 +165,7 @@ class AasdDrafter(FeatureDrafter):
         positions, offset = family.positions_until(view.prompt.inputs, ids.shape[1])
         if held is None:
             held = keys_values_of(self.target, self._deepest, view.features[self._deepest], positions)
-        keys, values = (part.transpose(1, 2).flatten(2).to(self._dtype) for part in held)
+        keys, values = (part[:, :, : ids.shape[1]].transpose(1, 2).flatten(2).to(self._dtype) for part in held)
         whole = whole_prompt(keys, values, family.is_visual(ids))
         whole.positions, whole.position_offset = positions, offset
         return compress(self.compressor, self.target, whole, view)

@@ -240,6 +240,15 @@ def test_the_text_is_the_targets_with_pictures_without_and_interleaved():
         assert [out.token_ids for out in outputs] == [text for _, text in requests]
 
 
+def test_under_guidance_it_reads_what_is_held_of_its_own_prompts():
+    """The other prompts are longer, and so are their rows of the target's cache."""
+    drafter, options = drafter_of("llama"), {"guidance_scale": 1.5, "max_new_tokens": 12}
+    options |= {"inputs": models.inputs_for("llama", [0, 0], [5, 9])}
+    options |= {"negative_prompt": models.inputs_for("llama", [0, 0], [14, 11], 5)}
+    plain, drafted = (mmspec.generate(drafter.target, one, **options) for one in (None, drafter))
+    assert plain.token_ids == drafted.token_ids
+
+
 def test_it_goes_on_behind_tokens_that_the_target_has_not_read():
     drafter = drafter_of("llava")
     options = {"inputs": inputs_of("llava"), "max_new_tokens": 16, "tree": Chain(3)}
