@@ -24,7 +24,7 @@ class EmbeddedSource(Source):
         start: index of the first example.
         metric: metric that compares answers with the generator's own, see `mmspec.data.accuracy`; None computes no
             accuracy.
-        misread: share of the letters and digits of a document that are wrong in its `regions`, its lines as a parser
+        misread: share of the letters and digits of a document that are wrong in its `regions`, its blocks as a parser
             would have them: 0 is the true text, and 1 nothing of it.
     """
 
@@ -58,8 +58,9 @@ class EmbeddedSource(Source):
         task = self.tasks[which]
         place = f"{task}/{self.split}/{self.start + number}"
         _, prompt, reference = zoo.sample(task, self.split, self.start + number)
-        lines = zoo.misread(reference, self.misread, seed=place).split("\n") if task == "documents" else []
-        return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,), regions=tuple(lines))
+        blocks = zoo.page_regions(self.split, self.start + number) if task == "documents" else []
+        regions = [zoo.misread(text, self.misread, seed=f"{place}/{which}") for which, (text, _) in enumerate(blocks)]
+        return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,), regions=tuple(regions))
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""

@@ -95,7 +95,9 @@ class TreeWalk(Verifier):
             verdict = follow(tree, choices)
         else:
             space = self.context.target.space
-            judged = Judged(tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written, space)
+            judged = Judged(
+                tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written, space, self._answers
+            )
             verdict = longest(tree, rule.allow(judged), choices)
         if not self.pipeline.greedy:
             unusable = ~drawn.isfinite().gather(1, verdict.path.clamp(min=0)) & (verdict.path >= 0)
@@ -147,6 +149,11 @@ class TreeWalk(Verifier):
         """Return, for each row, the number of tokens of the answer before the root."""
         lengths = self.context.request.lengths
         return [len(history) - length - 1 for history, length in zip(self.context.history, lengths, strict=True)]
+
+    def _answers(self) -> list[list[int]]:
+        """Return, for each row, the tokens of the answer, the root the last."""
+        lengths = self.context.request.lengths
+        return [history[length:] for history, length in zip(self.context.history, lengths, strict=True)]
 
     def _uniform(self, like: Tensor) -> Tensor:
         """Draw random numbers from 0 to 1, with the shape and dtype of `like`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmspec.zoo.data import SPLITS, TASKS, DrawnSample, misread, sample
+from mmspec.zoo.data import SPLITS, TASKS, DrawnSample, misread, page_regions, sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,4 +28,4 @@ def demo_image() -> Image:
         return image.convert("RGB")
 
 
-__all__ = ["DEMO_PROMPT", "SPLITS", "TASKS", "DrawnSample", "demo_image", "misread", "sample"]
+__all__ = ["DEMO_PROMPT", "SPLITS", "TASKS", "DrawnSample", "demo_image", "misread", "page_regions", "sample"]

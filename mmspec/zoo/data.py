@@ -110,6 +110,13 @@ def sample(task: str, split: str, index: int) -> DrawnSample:
     return DrawnSample(image, *_long_turn(subject, rng))
 
 
+def page_regions(split: str, index: int) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """Return the blocks of `sample("documents", split, index)`: the true text of each and its box in pixels."""
+    subject = subject_of("documents", split, index)
+    assert isinstance(subject, documents.Document), "the task says so"
+    return documents.regions(subject)
+
+
 def misread(text: str, share: float, seed: object = 0) -> str:
     """Return a text as a bad reader has it: each letter or digit is, with a chance of `share`, another one."""
     rng = random.Random(f"mmspec/misread/{seed}")

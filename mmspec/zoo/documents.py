@@ -14,6 +14,7 @@ from mmspec.zoo.drawing import ALPHABET, CELL, FONTS, GRID, SIZE, draw_text
 
 COLUMNS = 11
 ROWS = 6
+BLOCK = 3  # lines
 INKS = (  # ink, paper
     ((0, 0, 0), (255, 255, 255)),
     ((20, 30, 110), (250, 246, 230)),
@@ -76,6 +77,15 @@ def patch_words(document: Document) -> dict[int, str]:
             corner = GRID * 2 * row + column
             words |= dict.fromkeys((corner, corner + GRID), character)
     return words
+
+
+def regions(document: Document) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """Return the blocks of a page, of three lines each, as a layout parser would: text and box in pixels."""
+    return [
+        ("\n".join(document.lines[first : first + BLOCK]), (0, first * CELL[1], SIZE, min(last * CELL[1], SIZE)))
+        for first in range(0, len(document.lines), BLOCK)
+        for last in [min(first + BLOCK, len(document.lines))]
+    ]
 
 
 def transcribe(document: Document) -> str:

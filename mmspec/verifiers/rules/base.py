@@ -56,6 +56,7 @@ class Judged:
         uniform: returns `[batch, nodes]` random numbers from 0 to 1, one draw for each node.
         written: returns, for each row, the number of tokens of the answer before the root.
         space: meaning of the token ids.
+        answers: returns, for each row, the tokens of the answer, the root the last; None where nobody knows.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Judged:
         uniform: Callable[[], Tensor],
         written: Callable[[], list[int]],
         space: TokenSpace = TEXT,
+        answers: Callable[[], list[list[int]]] | None = None,
     ):
-        self.space = space
+        self.space, self.answers = space, answers
         self.tree, self.tokens, self._after, self._choices = tree, tree.tokens, scores, choices
         self.uniform, self._written = uniform, written
 
