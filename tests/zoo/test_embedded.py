@@ -28,6 +28,7 @@ DRAFTERS = (
     "msd",
     "dream",
     "v5e0",
+    "aasd",
 )
 TOKENS = 36
 TREES = (Chain(4), DynamicTree(4, 3, 12), StaticTree())
