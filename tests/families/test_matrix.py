@@ -27,9 +27,9 @@ DRAFTERS = {
 NO_GRID = {"llava_next", "llava_onevision"}
 NEED_GRID = {"specvlm"}
 
-# The last layers of this one read more than the states before them, so no pass begins there.
+# The last layers of this one read more than the states before them, so no pass begins there or skips layers.
 NOT_CUT = {"gemma4"}
-CUT = {label for label in TINY_DRAFTERS if label.startswith("early exit")}
+CUT = {label for label in DRAFTERS if label.startswith(("early exit", "skipping"))}
 
 # Behind their encoders, models that hear are like those that see. Most of their matrix is slow.
 HEARD_BY = {"ngram", "own model", "eagle3, fewer tokens", "hivis"}
