@@ -1,13 +1,14 @@
 """What is decided anew before every round: what a gate spares, what a bandit chooses, what a router shows.
 
     python benchmarks/rounds.py viskip --count 6
+    python benchmarks/rounds.py routing --drafter tiny/eagle --plots FOLDER
     python benchmarks/rounds.py arms --drafter tiny/text_only
 
 `viskip`: the embedded model with several thresholds of `VisualAttention`. For every threshold and task: the share of
 rounds that are plain steps, tokens per pass, and drafted tokens per new one; and how many guesses were accepted in
 rounds by the share of attention before them. `arms`: chains of several lengths, and bandits that choose among them, by
-tokens per estimated cost. Text is checked to be the same. Prints Markdown,
-and draws into `--plots FOLDER`.
+tokens per estimated cost. `routing`: tokens per pass by the number of visual tokens that `Routing` shows. Text is
+checked to be the same. Prints Markdown, and draws into `--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 import mmspec
+from mmspec.compressors import Hide, Routing
 from mmspec.inputs import prepare
 from mmspec.rounds import ArmSelector, GatedTree, Unimodal, UpperConfidence, VisualAttention
 from mmspec.rounds.arms import NODE
@@ -139,6 +141,7 @@ def viskip(target: mmspec.Target, options: argparse.Namespace) -> None:
     draw("viskip", options.plots, lines)
 
 
+SHOWN = (2, 4, 8, 16, 32)
 LENGTHS = (1, 2, 3, 5, 8, 12, 16)
 
 
@@ -177,8 +180,39 @@ def arms(target: mmspec.Target, options: argparse.Namespace) -> None:
     table(headings, [[name, *values] for name, values in spent.items()])
 
 
+def routing(target: mmspec.Target, options: argparse.Namespace) -> None:
+    """Numbers of tokens that a router shows, chosen anew or once."""
+    drafter = mmspec.load_drafter(options.drafter, target)
+    views = {"no compressor": drafter, "hide": drafter.with_compressor(Hide())}
+    for k in SHOWN:
+        views[f"routing, k = {k}"] = drafter.with_compressor(Routing(k))
+        views[f"routing, k = {k}, once"] = drafter.with_compressor(Routing(k, anew=False))
+    lengths: dict[str, list[float]] = {name: [] for name in views}
+    for task in TASKS:
+        requests = requests_of(target, task, options.count)
+        runs = {name: Run(target, view, requests, Chain(5), options.tokens) for name, view in views.items()}
+        assert len({str(run.texts) for run in runs.values()}) == 1
+        for name, run in runs.items():
+            lengths[name].append(run.tau)
+    rows = [[name, *(f"{tau:.2f}" for tau in values)] for name, values in lengths.items()]
+    table(["tokens per pass", *TASKS], rows)
+
+    def lines(figure) -> None:
+        axes = figure.subplots()
+        for end, label in (("", "chosen anew"), (", once", "chosen once")):
+            means = [sum(lengths[f"routing, k = {k}{end}"]) / len(TASKS) for k in SHOWN]
+            axes.plot(SHOWN, means, marker="o", label=label)
+        for name in ("no compressor", "hide"):
+            axes.axhline(sum(lengths[name]) / len(TASKS), linestyle=":", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="visual tokens that are shown", ylabel="tokens a pass", title=f"Routing, {options.drafter}")
+        axes.legend()
+
+    draw("routing", options.plots, lines)
+
+
 def main() -> None:
-    known = {"viskip": viskip, "arms": arms}
+    known = {"viskip": viskip, "arms": arms, "routing": routing}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=known)
     parser.add_argument("--drafter", default="tiny/eagle3")

@@ -11,6 +11,7 @@ from .pool import Conv, Pool
 from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
 from .resampler import Resampler
+from .routing import Routing
 from .token_assignment import Sources
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Pool",
     "Prune",
     "Resampler",
+    "Routing",
     "Sources",
     "VisualCompressor",
     "VisualSpan",

@@ -84,6 +84,13 @@ class VisualCompressor(nn.Module, Named, PerRequest):
     needs_attention = False
     """True if the compressor reads `VisualSpan.attention`, for which the state that enters the last layer is needed."""
 
+    routes = False
+    """True if it leaves all tokens in the prompt, and says before every round which of them are seen, see `route`. The
+    state that enters the target's last layer is then needed."""
+
+    anew = True
+    """False if one that routes keeps its first choice."""
+
     def attach(self, hidden: int, state: int) -> None:
         """Create weights for embeddings of width `hidden` and target states of width `state`."""
 
@@ -92,6 +99,16 @@ class VisualCompressor(nn.Module, Named, PerRequest):
 
         Raises:
             MMSpecError: if the picture lacks something that the compressor needs, such as a grid.
+        """
+        raise NotImplementedError
+
+    def route(self, attention: Tensor, visual: Tensor) -> Tensor:
+        """Return which visual tokens the drafter sees in the coming round, `[batch, length]`; asked if it `routes`.
+
+        Args:
+            attention: `[batch, length]` attention that the newest token which the target has read pays to each token of
+                the prompt in the last layer, averaged over the heads.
+            visual: `[batch, length]` True at the tokens of pictures, videos and sounds.
         """
         raise NotImplementedError
 

@@ -174,6 +174,21 @@ class Drafter(nn.Module, Named, PerRequest):
         """Update the drafter's state from the verdict on its last tree; `context.history` already holds what was
         emitted."""
 
+    asks_anew = False
+    """True if it asks a compressor that `routes` before every round which visual tokens it sees."""
+
+    def refuse_routing(self, compressor: VisualCompressor) -> None:
+        """Refuse a compressor that is asked anew before every round, where this drafter asks it once.
+
+        Raises:
+            MMSpecError: for such a one.
+        """
+        if compressor.routes and not self.asks_anew:
+            raise MMSpecError(
+                f"{type(compressor).__name__} chooses anew before every round what is seen of pictures, and "
+                f"{type(self).__name__} looks at them once: choose a head such as EagleDrafter, or choose Prune"
+            )
+
     reads_every_round = False
     """True if it has to read every token in the round in which it is drafted or emitted, and so cannot rest."""
 

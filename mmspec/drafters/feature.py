@@ -13,6 +13,7 @@ from ..errors import MMSpecError, shown
 from ..lesson import Guess, Lesson
 from ..models.cache import TreeCache, shape_of
 from ..models.masks import MaskForm
+from ..models.newest import NewestLook
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
 from ..models.states import LAST
@@ -212,6 +213,8 @@ class FeatureDrafter(LayerDrafter):
         # `[batch, pending, hidden]`.
         self.session.follow(context.history, context.active)
         self._states = pick(prompt.states, last[:, None])
+        routes = self.compressor is not None and self.compressor.routes and context.vision is not None
+        self._look = NewestLook(context) if routes else None
         self._steps: int | Tensor = 0  # of these states, see `layer_input`
         self._guessed = [0] * context.batch_size  # the last slots of the cache, whose states are its own
 
@@ -225,8 +228,26 @@ class FeatureDrafter(LayerDrafter):
         mixed, _ = self.prompt_input(prompt)
         return [self.layer.self_attn.keys_values(mixed, self._rope(mixed, self.slot_positions(prompt)))]
 
+    @property
+    def asks_anew(self) -> bool:  # type: ignore[override]
+        """True where slots are those of a single layer, each of which pairs a token's state with the next token."""
+        parts = ("start", "prefill_kv", "expand_root", "_layers")
+        return all(getattr(type(self), part) is getattr(FeatureDrafter, part) for part in parts)
+
+    def _route(self, look: NewestLook) -> None:
+        """Ask the compressor which visual tokens are seen in this round; the slots of the others are hidden."""
+        compressor = self.compressor
+        assert compressor is not None, "it routes"
+        if not compressor.anew and self.session.masks.hidden is not None:
+            return
+        seen = compressor.route(look.on_media(), look.visual)
+        # Slot t pairs the state of token t with the embedding of token t + 1.
+        self.session.hide((look.visual & ~seen)[:, 1:])
+
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
+        if self._look is not None:
+            self._route(self._look)
         trunk, steps = self.newest(root, self.session.pending), self._steps
         width = trunk.tokens.shape[1]
         step = steps[:, :width] if isinstance(steps, Tensor) else steps
@@ -250,6 +271,8 @@ class FeatureDrafter(LayerDrafter):
         """Take the true states of the accepted path in place of the draft's own."""
         super().observe(tree, scores, verdict)
         self.refuse_tail(verdict)
+        if self._look is not None:
+            self._look.observe(scores, verdict)
         self.session.drop()
         path = verdict.path[:, : max(self.session.pending)]
         if scores is None:

@@ -29,7 +29,8 @@ class OwnEmbedding(nn.Embedding):
 
 def layers_for(compressor: VisualCompressor, target: Target) -> list[int]:
     """Return the layers of the target whose entering states a compressor looks at."""
-    return [LAST, *layers_of_attention(target, deepest(target))] if compressor.needs_attention else [LAST]
+    looks = compressor.needs_attention or compressor.routes
+    return [LAST, *layers_of_attention(target, deepest(target))] if looks else [LAST]
 
 
 @dataclass

@@ -93,6 +93,14 @@ class Session:
         yield self.masks.build(self.present(visible), self._depth) if needed else None
         self.cache.end()
 
+    def hide(self, hidden: Tensor | None) -> None:
+        """Hide some committed entries from all passes until this is called again.
+
+        Args:
+            hidden: `[batch, slots]` True at these entries, as many columns as are spoken of; None for none.
+        """
+        self.masks.hidden = hidden
+
     def leave(self) -> None:
         """Let rows go that have ended. Nothing is read for them any more."""
         self.cache.leave(self.going_on)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .cache import WINDOW, TreeCache
@@ -51,6 +51,8 @@ class TreeMask:
         # At the last refresh: how much was committed, and which columns each row's speculative entries have since then.
         self._commits, self._lengths, self._written = -1, [0] * cache.rows, 0
         self._columns = torch.zeros(cache.rows, 0, dtype=torch.long, device=cache.lengths.device)
+        self.hidden: Tensor | None = None
+        """`[batch, slots]` True at committed entries that nobody sees at present; None for none."""
 
     def needed(self, total: int, extends_chain: bool = False) -> bool:
         """Return whether a pass needs a mask; call it between `cache.begin` and `build` or the forward pass.
@@ -63,7 +65,7 @@ class TreeMask:
             total: number of speculative entries, of earlier passes of this round and of this one.
             extends_chain: True for a single new node that is known to see all of them.
         """
-        free = self.cache.uniform and not self.cache.fixed and self.form is not MaskForm.BLOCK
+        free = self.hidden is None and self.cache.uniform and not self.cache.fixed and self.form is not MaskForm.BLOCK
         if free and (extends_chain or total == 1):
             self._written = max(self._written, total)
             return False
@@ -88,6 +90,9 @@ class TreeMask:
         self._written = max(self._written, total)
         slots = len(self.cache.window) if self.cache.fixed else self.cache.slots_in_use
         full = self._seen[:, :new, :slots]
+        if self.hidden is not None:
+            hidden = self.cache.present(self.hidden)[:, None, :slots]
+            full = full & ~nn.functional.pad(hidden, (0, slots - hidden.shape[-1]))
         if self.cache.fixed:
             full = full.contiguous()  # else the whole buffer and a part of it are two programs
         seen = {name: self._window(full, window, depth, new) for name, window in self.windows.items()}

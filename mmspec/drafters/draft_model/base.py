@@ -121,6 +121,7 @@ class DraftModelDrafter(SessionDrafter):
                 f"a {type(self).__name__} with {type(self.model).__name__} reads no pictures, so there is nothing for "
                 f"{type(compressor).__name__} to compress: leave the compressor out"
             )
+        self.refuse_routing(compressor)
         compressor.attach(self.draft_target.hidden_size, self.target.hidden_size)
         self.compressor = compressor
 

@@ -1,0 +1,51 @@
+"""Routing: a compressor that is asked anew before every round which visual tokens the drafter sees (TIGER)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import MMSpecError
+from ..settings.arguments import whole_number
+from .base import Compressed, VisualCompressor, VisualSpan
+from .token_assignment import Sources
+
+
+class Routing(VisualCompressor):
+    """Shows the drafter k visual tokens of the prompt, chosen before every round by the newest token that the target
+    has read (TIGER, arXiv 2607.11131).
+
+    The drafter keeps keys and values of all tokens; in a round it attends to text and to the chosen ones. So what is
+    shown follows the text, and changes nothing that was computed before.
+
+    Faithful: a query from the newest state scores all visual tokens, the k largest scores are shown, chosen anew at
+    every block. Ours: TIGER's learned query and key are not public, and a head would have to be trained with them; here
+    the target's own in its last layer are taken, so a score is its attention, averaged over the heads, and nothing is
+    trained. Each row of a batch is routed by itself, over all of its pictures together.
+
+    Args:
+        k: visual tokens to show, 1 or more.
+        anew: whether to choose anew before every round; False keeps the first choice, by the prompt's last token.
+
+    Raises:
+        MMSpecError: for a value out of range.
+    """
+
+    settings = ("k", "anew")
+    routes = True
+
+    def __init__(self, k: int = 8, anew: bool = True):
+        super().__init__()
+        self.k = whole_number(self, lowest=1, k=k)
+        if not isinstance(anew, bool):
+            raise MMSpecError(f"Routing: anew={anew!r} must be true or false")
+        self.anew = anew
+
+    def forward(self, span: VisualSpan) -> Compressed:
+        """Leave every token where it is."""
+        return Compressed(span.embeds, Sources.some(torch.arange(len(span), device=span.embeds.device), len(span)))
+
+    def route(self, attention: Tensor, visual: Tensor) -> Tensor:
+        """Show the k visual tokens with the most attention; among equals the first."""
+        order = attention.masked_fill(~visual, -1.0).sort(dim=1, descending=True, stable=True).indices
+        return visual & torch.zeros_like(visual).scatter(1, order[:, : self.k], True)
