@@ -71,6 +71,8 @@ class FeatureDrafter(LayerDrafter):
 
     drafts_unread = True
 
+    _look: NewestLook | None = None  # of a request whose compressor routes
+
     first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
 
