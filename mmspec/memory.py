@@ -1,4 +1,4 @@
-"""What drafters and builders remember from one request to the next, and how it is put back."""
+"""Memories of drafters and builders, which last from one request to the next, and how they are put back."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Method:
 
     @property
     def remembering(self) -> tuple[Any, ...]:
-        """What may remember earlier requests, see `mmspec.memory`."""
+        """The drafter, builder and verifier, which may remember earlier requests, see `mmspec.memory`."""
         return () if self.engine is None else (self.engine.drafter, self.engine.tree, self.engine.verifier)
 
     def describe(self) -> SideRecord:
