@@ -2,10 +2,13 @@
 
     python benchmarks/ablations.py gate sage
     python benchmarks/ablations.py trained runs/vispec runs/vispec_without_summary ...
+    python benchmarks/ablations.py imitation runs/fastvlm_mlp
 
 `gate`: which branch the elastic compressor of `tiny/specvlm` chooses, by task. `sage`: depth, width and what was
 accepted of SAGE's trees, by the confidence that shaped them. `trained`: the simulated acceptance that finished
-trainings have reached on the same held-out answers, side by side. Prints Markdown, and draws into `--plots FOLDER`.
+trainings have reached on the same held-out answers, side by side. `imitation`: what the first four layers guess
+by themselves, with the imitation networks of finished trainings, and with that of `tiny/fastvlm`. Prints Markdown, and
+draws into `--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,13 @@ import torch
 
 import mmspec
 from mmspec.compressors import Elastic
+from mmspec.drafters import Drafter, EarlyExitDrafter
 from mmspec.inputs import prepare
+from mmspec.trees import Chain
 from mmspec.trees.sage import confidence
 
 EXAMPLES = 24
+PICTURES = 6  # of each task, where every drafter writes an answer to each
 CONFIDENCES = (0.0, 0.6, 0.8, 0.9, 0.97, 1.01)  # where the rows of SAGE's table begin and end
 
 
@@ -149,29 +155,59 @@ def trained(folders: list[str], plots: Path | None) -> None:
     ]
     table(["trained", "steps", "all", *mmspec.zoo.TASKS, "by position, %"], rows)
 
-    def bars(figure) -> None:
-        axes, width = figure.subplots(), 0.8 / len(lengths)
-        for number, (name, values) in enumerate(lengths.items()):
-            axes.bar([place + number * width for place in range(len(values))], values, width, label=name)
-        axes.set_xticks([place + 0.4 - width / 2 for place in range(1 + len(mmspec.zoo.TASKS))])
-        axes.set_xticklabels(["all", *mmspec.zoo.TASKS])
-        axes.set_ylabel("tokens a pass, chain of 5")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    draw("trained", plots, lambda figure: bars(figure, lengths), (8, 3))
 
-    draw("trained", plots, bars, (8, 3))
+
+def imitation(target: mmspec.Target, folders: list[str], plots: Path | None) -> None:
+    """Tokens a pass and right first guesses, with and without a network above the first layers."""
+    embedded = mmspec.load_drafter("tiny/fastvlm", target)
+    drafters: dict[str, Drafter] = {"none": EarlyExitDrafter(target, layers=embedded.first)}
+    for folder in folders:
+        drafters[Path(folder).name] = mmspec.load_drafter(str(Path(folder) / "best"), target)
+    drafters["tiny/fastvlm"] = embedded
+    lengths, rows = {}, []
+    for name, drafter in drafters.items():
+        by_task: dict[str, list[Any]] = {task: [] for task in mmspec.zoo.TASKS}
+        for task in mmspec.zoo.TASKS:
+            for request in islice(requests_of(target, task), PICTURES):
+                out = mmspec.generate(target, drafter, inputs=request.inputs, max_new_tokens=96, tree=Chain(5))
+                by_task[task] += out.stats.rounds
+        everything = [one for found in by_task.values() for one in found]
+        lengths[name] = [
+            statistics.mean(emitted for one in found for emitted in one.emitted)
+            for found in (everything, *by_task.values())
+        ]
+        first = statistics.mean(accepted > 0 for one in everything for accepted in one.accepted)
+        rows.append([name, *(f"{length:.2f}" for length in lengths[name]), f"{100 * first:.0f} %"])
+    table(["imitation", "all", *mmspec.zoo.TASKS, "first guess right"], rows)
+    draw("imitation", plots, lambda figure: bars(figure, lengths), (8, 3))
+
+
+def bars(figure: Any, lengths: dict[str, list[float]]) -> None:
+    """Tokens a pass, of all tasks and of each, side by side."""
+    axes, width = figure.subplots(), 0.8 / len(lengths)
+    for number, (name, values) in enumerate(lengths.items()):
+        axes.bar([place + number * width for place in range(len(values))], values, width, label=name)
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(1 + len(mmspec.zoo.TASKS))])
+    axes.set_xticklabels(["all", *mmspec.zoo.TASKS])
+    axes.set_ylabel("tokens a pass, chain of 5")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="gate, sage, or trained and folders")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw gate.png, sage.png, trained.png there")
+    parser.add_argument("what", nargs="+", help="gate, sage, or trained or imitation and folders")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw a plot of each there")
     options = parser.parse_args()
     if options.what[0] == "trained":
         trained(options.what[1:], options.plots)
         return
+    if options.what[0] == "imitation":
+        imitation(mmspec.load_target("tiny"), options.what[1:], options.plots)
+        return
     known = {"gate": gate, "sage": sage}
     if strange := set(options.what) - set(known):
-        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained")
+        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained, imitation")
     target = mmspec.load_target("tiny")
     for name in options.what:
         known[name](target, options.plots)

@@ -132,11 +132,6 @@ class EarlyExitDrafter(OwnLayersDrafter):
         assert self.settings.layers is not None  # as `fit` made them
         return self.settings.layers
 
-    @property
-    def reads_all(self) -> bool:
-        """True with layers above the first ones that have entries of their own, of every token."""
-        return self.settings.imitation == "block"
-
     def start(self, context: Context) -> None:
         """Open a branch of the target's session."""
         super().start(context)

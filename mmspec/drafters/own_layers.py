@@ -25,11 +25,6 @@ class OwnLayersDrafter(HeadDrafter):
     session: ModelSession
     drafts_unread = True
 
-    @property
-    def reads_all(self) -> bool:
-        """True if the branch has entries that the target itself never writes, so that it must read every token."""
-        return False
-
     def draft(self, root: Tensor) -> DraftTree:
         """Let the builder grow a tree, and say what of it the first layers have read."""
         self._trunk: Trunk | None = None
@@ -54,7 +49,7 @@ class OwnLayersDrafter(HeadDrafter):
         if self._trunk is None:  # nothing was drafted: only entries of the network's own have to be read
             nothing = torch.full_like(tree.tokens, -1)
             whole = ReadAhead(self.session, nothing, trunk=False, missing=tree.num_nodes, ordered=True)
-            return whole if self.reads_all else None
+            return whole if self.reads_every_round else None
         in_order = tree.is_chain and self._trunk.tokens.shape[1] == 1
         return ReadAhead(
             self.session,

@@ -111,6 +111,7 @@ class SkippingDrafter(OwnLayersDrafter):
 
     def __init__(self, target: Target, *, tree: TreeBuilder | None = None, **settings: Any):
         super().__init__(target, tree=tree, **settings)
+        self._given: frozenset[int] | None = None
 
     def native_tree(self) -> TreeBuilder:
         """Return a chain that ends where the draft is less sure than 0.7."""
@@ -132,23 +133,43 @@ class SkippingDrafter(OwnLayersDrafter):
         return 1 - len(best.skipped) / (2 * len(self.target.family.layers))
 
     def start(self, context: Context) -> None:
-        """Take up a request; branches are opened when their arms are chosen."""
+        """Take up a request; further branches are opened when their arms are chosen."""
         super().start(context)
         self._branches: dict[frozenset[int], ModelSession] = {}
+        self._measures, self._passes = False, 0
+        self._changes: list[Tensor] = []
+        self._use(Arm(frozenset(self.settings.skipped or ())))
+
+    def adjust(self, **settings: Any) -> None:
+        """Skip another set of sub-layers from now on: `skipped`, None for those that are chosen here.
+
+        Raises:
+            MMSpecError: for any other setting, and for sub-layers that cannot be skipped.
+        """
+        if set(settings) != {"skipped"}:
+            super().adjust(**{name: value for name, value in settings.items() if name != "skipped"})
+        skipped = settings["skipped"]
+        self.target.without(skipped or ())  # refuses what cannot be
+        self._given = None if skipped is None else frozenset(skipped)
+
+    def _use(self, arm: Arm) -> None:
+        """Draft with an arm, on a branch that this request keeps for it."""
+        if arm.skipped not in self._branches:
+            self._branches[arm.skipped] = self.context.branch(skipped=arm.skipped)
+        self._arm, self.session = arm, self._branches[arm.skipped]
 
     def draft(self, root: Tensor) -> DraftTree:
         """Choose an arm, and let the builder grow a tree with it."""
-        context, self._of = self.context, self.arms
+        self._of, self._passes, self._changes = self.arms, 0, []
         arms = self._of
-        if not arms.complete and self.settings.arms == "knapsack" and max(context.pending) == 1:
-            self._take(arms, knapsack_arms(context, root, self._protected, self._most))
-        self._arm = arm = arms.choose()
+        if self._given is not None:
+            self._measures = False
+            self._use(Arm(self._given))
+            return super().draft(root)
+        if not arms.complete and self.settings.arms == "knapsack" and max(self.context.pending) == 1:
+            self._take(arms, knapsack_arms(self.context, root, self._protected, self._most))
         self._measures = not arms.complete and self.settings.arms == "importance"
-        self._passes: int = 0
-        self._changes: list[Tensor] = []
-        if arm.skipped not in self._branches:
-            self._branches[arm.skipped] = context.branch(skipped=arm.skipped)
-        self.session = self._branches[arm.skipped]
+        self._use(arms.choose())
         return super().draft(root)
 
     @property
@@ -176,13 +197,14 @@ class SkippingDrafter(OwnLayersDrafter):
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Learn what the arm has brought, and find the next one."""
-        if self._passes:  # something was drafted
+        if self._passes and self._given is None:  # something was drafted, with an arm that was chosen here
             lengths = [length for length in verdict.lengths if length]
             kept = 1 - len(self._arm.skipped) / (2 * len(self.target.family.layers))
             if lengths:
                 self._of.learn(self._arm, sum(lengths) / len(lengths), self._passes * kept + 1)
                 if self._changes:
                     self._grow(self._of, self._importance(tree, verdict))
+        self._passes, self._changes = 0, []
         super().observe(tree, scores, verdict)
 
     def _importance(self, tree: DraftTree, verdict: Verdict) -> list[float]:

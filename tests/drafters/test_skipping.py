@@ -13,13 +13,14 @@ from tiny_requests import RAGGED, case, target_of
 import mmspec
 from mmspec import Target
 from mmspec.context import Context
-from mmspec.drafters import SkippingDrafter
+from mmspec.drafters import NGramDrafter, SkippingDrafter
 from mmspec.drafters.skipping_arms import Arm, Arms, least_important
 from mmspec.drafters.skipping_knapsack import NODES, candidates, knapsack_arms, promise, weights_of
 from mmspec.evaluation.structures import structure_of
 from mmspec.inputs import prepare
 from mmspec.models.hooks import Ear, listening
 from mmspec.models.states import END, capture
+from mmspec.rounds import ArmSelector
 from mmspec.trees import Chain, DynamicTree
 
 NEW = 12
@@ -159,6 +160,18 @@ def test_what_the_choice_rests_on():
     assert least_important([0.1, 0.05, 0.2], [0, 2, 3], {2}) == 0
     assert least_important([0.1], [1], {1}) is None
     assert promise(1.0, 0, 10) == pytest.approx(1.8) and promise(0.0, 5, 10) == pytest.approx(0.1)
+
+
+def test_what_is_skipped_may_change_while_a_text_is_written():
+    target = target_of("llama", "sdpa")
+    inputs, expected = case("llama", "sdpa", *RAGGED, NEW)
+    drafter = SkippingDrafter(target, skipped=(2, 3))
+    arms = [{"skipped": ()}, {"skipped": (4,)}, {"skipped": (2, 5)}, NGramDrafter(target)]
+    selector = ArmSelector(target, drafter, arms, cost="work", lasting=True)
+    assert mmspec.generate(target, selector, inputs=inputs, max_new_tokens=NEW).token_ids == expected
+    assert sum(count > 0 for count in selector.lessons.counts) >= 3
+    drafter.start(begun(target)[0])
+    refused(lambda: drafter.adjust(layers=3), "SkippingDrafter has no setting 'layers' that can change")
 
 
 def test_what_cannot_be():
