@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig
 
-from ..compressors import DraftPrompt
+from ..compressors import DraftPrompt, FeatureGuided
+from ..errors import MMSpecError
 from ..lesson import Guess, Lesson
 from ..models.slots import pick
 from ..models.states import LAST
 from .feature import FeatureDrafter
 from .feature_settings import FeatureSettings
 from .head_config import initialise
-from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_causally, attend_unrolled
+from .layer import DraftAttention, DraftLayer, GatedMLP, Rope, attend, attend_causally, attend_unrolled, first_heads
 from .layer_pass import LayerPass
 from .reading import TargetView, view_of
 
@@ -35,11 +36,19 @@ class DreamSettings(FeatureSettings):
         first_token: `nothing` or `mean`: the first token attends to nothing, or to all states alike.
         tree_masked: whether a node sees of the memory the stand-ins of its own ancestors alone. No weight depends on
             it.
+        head_share: share of the last layer's heads that run, the first ones, above 0 and at most 1: a sub-network of
+            an elastic drafter (DREAM-S). The weights of the others stay where they are.
     """
 
     cross_attention: bool = True
     first_token: Literal["nothing", "mean"] = "nothing"
     tree_masked: bool = True
+    head_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.head_share <= 1:
+            raise MMSpecError(f"head_share={self.head_share} must be above 0 and at most 1")
 
 
 class DreamDrafter(FeatureDrafter):
@@ -62,6 +71,10 @@ class DreamDrafter(FeatureDrafter):
     same large number; and `tree_masked=False`, because the mask never reaches that layer, so that a node sees the
     stand-ins of all earlier levels, and of its own level those up to itself, in the order of expansion.
 
+    DREAM-S (arXiv 2606.00535) trains the same layers so that fewer heads of the last one, and fewer visual tokens, do
+    too: `sub_network`. Its release keeps the first heads whenever it drafts, because it ranks them by gradients, and
+    those are not there then; so does this, also for drafters of our own.
+
     Lossless with every lossless verifier. Trained: everything but the embedding and the vocabulary head.
 
     The arguments are those of `FeatureDrafter`, and its settings those of `DreamSettings`. The paper's compressor is
@@ -72,6 +85,8 @@ class DreamDrafter(FeatureDrafter):
     settings: DreamSettings
     feature_layers = (LAST,)
     first_slot = 1
+
+    _short: tuple[DraftLayer, ...] = ()  # the last layer with its first heads alone, where it has no more
 
     def build(self) -> None:
         """Make the three layers and the norm."""
@@ -89,9 +104,38 @@ class DreamDrafter(FeatureDrafter):
 
     @property
     def _three(self) -> tuple[DraftLayer, CrossLayer, DraftLayer]:
-        """The layers; the middle one does nothing without cross-attention."""
+        """The layers; the middle one does nothing without cross-attention, and the last one may have fewer heads."""
         first, middle, last = self.layers
-        return cast(DraftLayer, first), cast(CrossLayer, middle), cast(DraftLayer, last)
+        return cast(DraftLayer, first), cast(CrossLayer, middle), (self._short or (cast(DraftLayer, last),))[0]
+
+    def _prepare(self) -> None:
+        """Look up what stays the same for a request, or for a batch of lessons: the last layer's heads among it."""
+        super()._prepare()
+        share, last = self.settings.head_share, cast(DraftLayer, self.layers[2])
+        self._short = () if share == 1 else (first_heads(last, share),)  # in a tuple, as it is no module of this one
+
+    def sub_network(self, head_share: float = 1.0, keep: float | None = None) -> DreamDrafter:
+        """Return a sub-network of this drafter that shares its weights (DREAM-S, arXiv 2606.00535).
+
+        Args:
+            head_share: share of the last layer's heads that run.
+            keep: share of a picture's tokens that it reads, those that the target attends to most; None for what it
+                reads as it is.
+
+        Raises:
+            MMSpecError: for a share out of range, or a compressor other than `FeatureGuided` in place of which `keep`
+                would have to stand.
+        """
+        drafter = cast(DreamDrafter, self.fork())
+        drafter.settings = replace(self.settings, head_share=head_share)
+        if keep is not None:
+            if not isinstance(self.compressor, FeatureGuided | None):
+                raise MMSpecError(
+                    f"keep={keep} chooses among a picture's tokens, but this {type(self).__name__} reads them through "
+                    f"{type(self.compressor).__name__}: leave it out"
+                )
+            drafter.take_compressor(FeatureGuided(keep))
+        return drafter
 
     def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
         """Return the target's last states."""

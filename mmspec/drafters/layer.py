@@ -7,6 +7,7 @@ of its parameters are those of the published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TypeGuard, cast
 
 import torch
@@ -99,6 +100,39 @@ class DraftLayer(nn.Module):
         length, head_dim]`."""
         states = residual + self.self_attn.merge(attended)
         return states + self.mlp(self.post_attention_layernorm(states))
+
+
+def first_heads(layer: DraftLayer, share: float) -> DraftLayer:
+    """Return a layer that is another one with its first heads alone, as many as a share of them and at least one (of
+    grouped queries: one group). Its weights are views of the other's, so gradients reach those.
+
+    Args:
+        layer: the whole layer.
+        share: the share, above 0 and at most 1.
+    """
+    attention = layer.self_attn
+    groups = attention.k_proj.out_features // attention.head_dim
+    kept = max(1, int(groups * share))
+    queries = kept * attention.q_proj.out_features // groups
+    shared = kept * attention.head_dim
+    short, heads = copy(layer), copy(attention)
+    short._modules, heads._modules = dict(layer._modules), dict(attention._modules)
+    for name, rows in (("q_proj", queries), ("k_proj", shared), ("v_proj", shared)):
+        heads._modules[name] = _part(getattr(attention, name), rows, attention.q_proj.in_features)
+    heads._modules["o_proj"] = _part(attention.o_proj, attention.o_proj.out_features, queries)
+    short._modules["self_attn"] = heads
+    return short
+
+
+def _part(map: nn.Linear, rows: int, columns: int) -> nn.Linear:
+    """Return a linear map of the first outputs and inputs of another one, on the same weights."""
+    part = nn.Linear(columns, rows, bias=False, device="meta")
+    del part.weight
+    part.weight = map.weight[:rows, :columns]  # type: ignore[assignment]  # a view, and no parameter of its own
+    if map.bias is not None:
+        del part.bias
+        part.bias = map.bias[:rows]  # type: ignore[assignment]
+    return part
 
 
 def side_by_side(states: Tensor, *maps: nn.Module) -> Tensor:
