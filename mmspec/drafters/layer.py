@@ -128,7 +128,7 @@ def _part(map: nn.Linear, rows: int, columns: int) -> nn.Linear:
     """Return a linear map of the first outputs and inputs of another one, on the same weights."""
     part = nn.Linear(columns, rows, bias=False, device="meta")
     del part.weight
-    part.weight = map.weight[:rows, :columns]  # type: ignore[assignment]  # a view, and no parameter of its own
+    part.weight = map.weight[:rows, :columns]  # a view, and no parameter of its own
     if map.bias is not None:
         del part.bias
         part.bias = map.bias[:rows]  # type: ignore[assignment]
