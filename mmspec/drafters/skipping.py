@@ -19,7 +19,7 @@ from ..tree import DraftTree
 from ..trees import ConfidenceChain, TreeBuilder
 from .head import HeadSettings
 from .own_layers import OwnLayersDrafter
-from .skipping_arms import Arm, Arms, least_important, whole_layers
+from .skipping_arms import Arms, least_important, whole_layers
 from .skipping_knapsack import knapsack_arms
 
 if TYPE_CHECKING:
@@ -122,15 +122,13 @@ class SkippingDrafter(OwnLayersDrafter):
         """The sets found so far, which all requests share."""
         if "arms" not in self.known or self.known["arms"].rounds >= self.settings.renew:
             fixed = self.settings.skipped
-            first = Arm(frozenset(fixed or ()))
-            self.known["arms"] = Arms([first], complete=fixed is not None)
+            self.known["arms"] = Arms([frozenset(fixed or ())], complete=fixed is not None)
         return self.known["arms"]
 
     @property
     def kept(self) -> float:
         """The share of the target's sub-layers that drafts with the arm that has paid most so far."""
-        best = max(self.arms.arms, key=lambda arm: arm.rate)
-        return 1 - len(best.skipped) / (2 * len(self.target.family.layers))
+        return 1 - len(self.arms.best) / (2 * len(self.target.family.layers))
 
     def start(self, context: Context) -> None:
         """Take up a request; further branches are opened when their arms are chosen."""
@@ -138,7 +136,7 @@ class SkippingDrafter(OwnLayersDrafter):
         self._branches: dict[frozenset[int], ModelSession] = {}
         self._measures, self._passes = False, 0
         self._changes: list[Tensor] = []
-        self._use(Arm(frozenset(self.settings.skipped or ())))
+        self._use(frozenset(self.settings.skipped or ()))
 
     def adjust(self, **settings: Any) -> None:
         """Skip another set of sub-layers from now on: `skipped`, None for those that are chosen here.
@@ -152,11 +150,11 @@ class SkippingDrafter(OwnLayersDrafter):
         self.target.without(skipped or ())  # refuses what cannot be
         self._given = None if skipped is None else frozenset(skipped)
 
-    def _use(self, arm: Arm) -> None:
-        """Draft with an arm, on a branch that this request keeps for it."""
-        if arm.skipped not in self._branches:
-            self._branches[arm.skipped] = self.context.branch(skipped=arm.skipped)
-        self._arm, self.session = arm, self._branches[arm.skipped]
+    def _use(self, skipped: frozenset[int]) -> None:
+        """Draft without some sub-layers, on a branch that this request keeps for them."""
+        if skipped not in self._branches:
+            self._branches[skipped] = self.context.branch(skipped=skipped)
+        self._skipped, self.session = skipped, self._branches[skipped]
 
     def draft(self, root: Tensor) -> DraftTree:
         """Choose an arm, and let the builder grow a tree with it."""
@@ -164,7 +162,7 @@ class SkippingDrafter(OwnLayersDrafter):
         arms = self._of
         if self._given is not None:
             self._measures = False
-            self._use(Arm(self._given))
+            self._use(self._given)
             return super().draft(root)
         if not arms.complete and self.settings.arms == "knapsack" and max(self.context.pending) == 1:
             self._take(arms, knapsack_arms(self.context, root, self._protected, self._most))
@@ -199,9 +197,9 @@ class SkippingDrafter(OwnLayersDrafter):
         """Learn what the arm has brought, and find the next one."""
         if self._passes and self._given is None:  # something was drafted, with an arm that was chosen here
             lengths = [length for length in verdict.lengths if length]
-            kept = 1 - len(self._arm.skipped) / (2 * len(self.target.family.layers))
+            kept = 1 - len(self._skipped) / (2 * len(self.target.family.layers))
             if lengths:
-                self._of.learn(self._arm, sum(lengths) / len(lengths), self._passes * kept + 1)
+                self._of.learn(self._skipped, sum(lengths) / len(lengths), self._passes * kept + 1)
                 if self._changes:
                     self._grow(self._of, self._importance(tree, verdict))
         self._passes, self._changes = 0, []
@@ -218,18 +216,18 @@ class SkippingDrafter(OwnLayersDrafter):
 
     def _grow(self, arms: Arms, importance: list[float]) -> None:
         """Add the next arm, which skips one layer more than this round's; or end with those that there are."""
-        if self._arm is not arms.arms[-1]:  # another request was faster
+        if self._skipped != arms.sets[-1]:  # another request was faster
             return
         total = len(self.target.family.layers)
-        layers = [number for number in range(total) if 2 * number not in self._arm.skipped]
+        layers = [number for number in range(total) if 2 * number not in self._skipped]
         protected = [*range(self._protected), *range(total - self._protected, total)]
         least = least_important(importance, layers, protected)
-        if least is None or len(arms.arms) > self._most:
-            self._take(arms, arms.arms[1:])
+        if least is None or len(arms.sets) > self._most:
+            self._take(arms, arms.sets[1:])
         else:
-            arms.arms.append(Arm(self._arm.skipped | whole_layers([least])))
+            arms.take([*arms.sets, self._skipped | whole_layers([least])])
 
-    def _take(self, arms: Arms, found: list[Arm]) -> None:
-        """Go on with the arms that were found, without the one of nothing unless it is wanted or the only one."""
-        arms.arms = [*(arms.arms[:1] if self.settings.whole or not found else []), *found]
+    def _take(self, arms: Arms, found: list[frozenset[int]]) -> None:
+        """Go on with the sets that were found, without that of nothing unless it is wanted or the only one."""
+        arms.take([*(arms.sets[:1] if self.settings.whole or not found else []), *found])
         arms.complete = True

@@ -3,81 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from math import log, sqrt
 
-EXPLORATION = 0.3
-"""SP2EC's beta: the weight of what is not known about an arm."""
-
-SPREAD = 4.0
-"""SP2EC's gamma: the scale of a round's tokens."""
+from ..bandits import Unimodal
 
 
-@dataclass
-class Arm:
-    """A set of sub-layers that is skipped, and what rounds with it have brought.
+class Arms:
+    """The sets of a target, from the fewest skipped sub-layers to the most, and the bandit that chooses among them; all
+    requests share them.
 
     Args:
-        skipped: their numbers, see `mmspec.models.skipping`.
-        rounds: rounds so far.
-        tokens: tokens emitted in them.
-        cost: what these rounds have cost, in passes of the target over one token.
+        sets: numbers of sub-layers, see `mmspec.models.skipping`; the sets found so far.
+        complete: True once no further ones are to be found.
+
+    Attributes:
+        rounds: rounds since the sets were begun.
     """
 
-    skipped: frozenset[int]
-    rounds: int = 0
-    tokens: float = 0.0
-    cost: float = 0.0
+    def __init__(self, sets: Sequence[frozenset[int]], complete: bool = False):
+        self.sets, self.complete, self.rounds = [*sets], complete, 0
+        self.bandit = Unimodal()
+        self.bandit.begin(len(self.sets))
 
     @property
-    def rate(self) -> float:
-        """Tokens per cost; 0 of an arm without rounds."""
-        return self.tokens / self.cost if self.cost else 0.0
+    def best(self) -> frozenset[int]:
+        """The set of the most tokens per cost so far."""
+        return self.sets[max(range(len(self.sets)), key=self.bandit.speed)]
 
-    def bound(self, leads: int) -> float:
-        """Return an upper bound of the tokens per cost, once the leader has led so many rounds."""
-        n = self.rounds
-        if not n:
-            return float("inf")
-        radius = SPREAD / 2 * sqrt((1 + n) / n**2 * (1 + 2 * log(3 * max(leads, 1) ** 2 * sqrt(1 + n))))
-        return (self.tokens / n + EXPLORATION * radius) / (self.cost / n)
+    def choose(self) -> frozenset[int]:
+        """Return the set of the next round."""
+        return self.sets[self.bandit.choose()]
 
-
-@dataclass
-class Arms:
-    """The arms of a target, from the fewest skipped sub-layers to the most, shared by all requests.
-
-    The choice is SP2EC's for rewards with a single peak: every arm once; then the leader, which is the arm of the most
-    tokens per cost, in every third of the rounds that it leads, and otherwise the one of it and its two neighbours
-    whose upper bound is largest.
-
-    Args:
-        arms: the arms found so far.
-        complete: True once no further ones are to be found.
-        rounds: rounds since the arms were begun.
-    """
-
-    arms: list[Arm] = field(default_factory=list)
-    complete: bool = False
-    rounds: int = 0
-    _leads: dict[int, int] = field(default_factory=dict)
-
-    def choose(self) -> Arm:
-        """Return the arm of the next round."""
-        for arm in self.arms:
-            if not arm.rounds:
-                return arm
-        leader = max(range(len(self.arms)), key=lambda number: self.arms[number].rate)
-        leads = self._leads[leader] = self._leads.get(leader, 0) + 1
-        if leads % 3 == 1:
-            return self.arms[leader]
-        near = range(max(leader - 1, 0), min(leader + 2, len(self.arms)))
-        return self.arms[max(near, key=lambda number: self.arms[number].bound(leads))]
-
-    def learn(self, arm: Arm, tokens: float, cost: float) -> None:
-        """Take note of a round with an arm."""
-        arm.rounds, arm.tokens, arm.cost = arm.rounds + 1, arm.tokens + tokens, arm.cost + cost
+    def learn(self, skipped: frozenset[int], tokens: float, cost: float) -> None:
+        """Take note of a round with a set: tokens emitted, and passes of the target over one token that it cost."""
         self.rounds += 1
+        if skipped in self.sets:  # another request may have ended the search meanwhile
+            self.bandit.learn(self.sets.index(skipped), tokens, cost)
+
+    def take(self, sets: Sequence[frozenset[int]]) -> None:
+        """Go on with these sets; what is known of those among them stays known."""
+        self.bandit.rearrange([self.sets.index(one) if one in self.sets else None for one in sets])
+        self.sets = [*sets]
 
 
 def whole_layers(numbers: Iterable[int]) -> frozenset[int]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..models.skipping import ATTENTIONS, MLPS, part_of
 from ..models.states import END, capture, entering
-from .skipping_arms import Arm
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -92,7 +91,7 @@ def candidates(context: Context, root: Tensor, protected: int) -> dict[int, Cand
     return best
 
 
-def knapsack_arms(context: Context, root: Tensor, protected: int, most: int) -> list[Arm]:
+def knapsack_arms(context: Context, root: Tensor, protected: int, most: int) -> list[frozenset[int]]:
     """Return the sets that promise the most tokens per cost, from the fewest skipped sub-layers to the most.
 
     Args:
@@ -109,7 +108,7 @@ def knapsack_arms(context: Context, root: Tensor, protected: int, most: int) -> 
             right = float((guesses[weight] == guesses[0]).float().mean())
             judged.append((promise(right, sum(weights) - weight, sum(weights)), weight, candidate.skipped))
     chosen = sorted(judged, key=lambda one: one[0])[-most:]
-    return [Arm(skipped) for _, _, skipped in sorted(chosen, key=lambda one: one[1])]
+    return [skipped for _, _, skipped in sorted(chosen, key=lambda one: one[1])]
 
 
 def promise(right: float, draft: float, whole: float) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ..bandits import Bandit, Unimodal
 from ..compressors import VisualCompressor
 from ..drafters.base import Drafter, expect_drafter
 from ..errors import MMSpecError, shown
@@ -19,7 +20,6 @@ from ..per_request import PerRequest
 from ..settings.arguments import instance
 from ..tree import DraftTree
 from ..trees import Chain, TreeBuilder
-from .bandits import Bandit, Unimodal
 
 if TYPE_CHECKING:
     from ..context import Context

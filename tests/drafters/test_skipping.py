@@ -14,7 +14,7 @@ import mmspec
 from mmspec import Target
 from mmspec.context import Context
 from mmspec.drafters import NGramDrafter, SkippingDrafter
-from mmspec.drafters.skipping_arms import Arm, Arms, least_important
+from mmspec.drafters.skipping_arms import Arms, least_important
 from mmspec.drafters.skipping_knapsack import NODES, candidates, knapsack_arms, promise, weights_of
 from mmspec.evaluation.structures import structure_of
 from mmspec.inputs import prepare
@@ -100,9 +100,9 @@ def test_layers_that_change_nothing_are_skipped_first():
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=30)
     assert out.token_ids == models.reference(target.model, inputs, 30)
     arms = drafter.arms
-    assert arms.complete and [len(arm.skipped) for arm in arms.arms] == [2, 4, 6]
-    assert arms.arms[1].skipped == {6, 7, 10, 11}
-    assert structure_of(drafter)["layers"] == drafter.kept == 1 - len(max(arms.arms, key=lambda a: a.rate).skipped) / 16
+    assert arms.complete and [len(skipped) for skipped in arms.sets] == [2, 4, 6]
+    assert arms.sets[1] == {6, 7, 10, 11}
+    assert structure_of(drafter)["layers"] == drafter.kept == 1 - len(arms.best) / 16
     again = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=30)
     assert again.token_ids == out.token_ids and drafter.arms is arms, "requests share what was found"
 
@@ -136,20 +136,20 @@ def test_arms_of_the_knapsack_draft(monkeypatch):
     inputs = models.inputs_for("llama", [0, 0], [9, 6])
     out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=20)
     assert out.token_ids == models.reference(target.model, inputs, 20)
-    assert drafter.arms.complete and 1 <= len(drafter.arms.arms) <= 3
+    assert drafter.arms.complete and 1 <= len(drafter.arms.sets) <= 3
     context, root = begun(target)
-    sizes = [len(arm.skipped) for arm in knapsack_arms(context, root, 1, 4)]
+    sizes = [len(skipped) for skipped in knapsack_arms(context, root, 1, 4)]
     assert sizes == sorted(sizes) and min(sizes) > 0
 
 
 def test_the_best_arm_is_found_and_its_neighbours_are_tried():
     """Rewards with one peak, at the fourth of six arms."""
     rewards = (1.0, 1.5, 2.0, 2.6, 1.4, 0.8)
-    arms = Arms([Arm(frozenset({number})) for number in range(6)], complete=True)
+    arms = Arms([frozenset({number}) for number in range(6)], complete=True)
     chosen = Counter()
     for _ in range(300):
         arm = arms.choose()
-        number = next(iter(arm.skipped))
+        number = next(iter(arm))
         chosen[number] += 1
         arms.learn(arm, rewards[number], 1.0)
     assert chosen.most_common(1)[0][0] == 3 and chosen[3] > 150

@@ -11,10 +11,10 @@ from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError
+from mmspec.bandits import Bandit
 from mmspec.compressors import Hide, Prune
 from mmspec.drafters import JacobiDrafter, LookaheadDrafter, NGramDrafter
 from mmspec.rounds import Arm, ArmSelector, GatedTree, Unimodal, UpperConfidence, VisualAttention, arms_of
-from mmspec.rounds.bandits import Bandit
 from mmspec.speed import AutoTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Gated, PointMassSampling, RejectionSampling

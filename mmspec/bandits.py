@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from ..settings.arguments import number
+from .settings.arguments import number
 
 
 class Bandit:
@@ -18,12 +19,23 @@ class Bandit:
         pulls: per arm, how often it was chosen; rounds whose costs are not known yet are among them.
     """
 
-    counts: list[int] = []  # of a bandit that has not begun
+    tokens: list[float] = []  # of a bandit that has not begun
+    costs: list[float] = []
+    counts: list[int] = []
+    pulls: list[int] = []
 
     def begin(self, arms: int) -> None:
         """Prepare for so many arms, unless it knows them already: what was learnt stays."""
         if len(self.counts) != arms:
-            self.tokens, self.costs, self.counts, self.pulls = [0.0] * arms, [0.0] * arms, [0] * arms, [0] * arms
+            self.rearrange([None] * arms)
+
+    def rearrange(self, places: Sequence[int | None]) -> None:
+        """Go on with other arms: per arm, the number that it had, or None for a new one."""
+        self.tokens = [0.0 if place is None else self.tokens[place] for place in places]
+        self.costs = [0.0 if place is None else self.costs[place] for place in places]
+        self.counts, self.pulls = (
+            [0 if place is None else numbers[place] for place in places] for numbers in (self.counts, self.pulls)
+        )
 
     def choose(self) -> int:
         """Return the arm of the next round."""
@@ -73,11 +85,12 @@ class Unimodal(Bandit):
     def __init__(self, beta: float = 0.3, gamma: float = 4.0):
         self.beta, self.gamma = number(self, lowest=0, beta=beta), number(self, lowest=0, gamma=gamma)
 
-    def begin(self, arms: int) -> None:
-        """Prepare for so many arms."""
-        if len(self.counts) != arms:
-            self.led = [0] * arms
-        super().begin(arms)
+    led: list[int] = []
+
+    def rearrange(self, places: Sequence[int | None]) -> None:
+        """Go on with other arms, see `Bandit.rearrange`."""
+        self.led = [0 if place is None else self.led[place] for place in places]
+        super().rearrange(places)
 
     def prefer(self, known: list[int]) -> int:
         """Return the leader, or its neighbour of the largest bound."""
