@@ -33,8 +33,11 @@ class Placed(Encoder):
         if places is None:  # consumed by `generate`
             return [None] * len(sizes)
         edge = self.model.config.vision_config.pooling_kernel_size
+        if places.ndim == 4:  # videos of equally many frames, which old versions of transformers put side by side
+            frames, places = [places.shape[1]] * len(sizes), places.flatten(0, 1)
+        else:
+            frames = [1] * len(sizes) if self.kind == "image" else inputs["num_frames_per_video"].tolist()
         shapes = ((places.amax(1) + 1) // edge).flip(-1).tolist()  # (rows, columns) of every picture, or frame
-        frames = [1] * len(sizes) if self.kind == "image" else inputs["num_frames_per_video"].tolist()
         firsts = [sum(frames[:number]) for number in range(len(frames))]
         return [(times, *shapes[first]) for times, first in zip(frames, firsts, strict=True)]
 
@@ -106,7 +109,7 @@ class Gemma4(Family):
             other = other if visual is None else other | visual
             with self.passing():
                 text = ids.masked_fill(other, self.text_config.pad_token_id)
-                further["per_layer_inputs"] = self.decoder.get_per_layer_inputs(text)
+                further["per_layer_inputs"] = self.decoder.get_per_layer_inputs(text, None)
         return further
 
     def embed(self, input_ids: Tensor, vision: Vision | None) -> Tensor:
@@ -133,7 +136,8 @@ class Gemma4(Family):
 
     def keys_layer(self, layer: int) -> int:
         """Return the last layer of the same kind that has keys of its own."""
-        own, kinds = self.decoder.first_kv_shared_layer_idx, self.text_config.layer_types
+        kinds = self.text_config.layer_types
+        own = len(kinds) - (self.text_config.num_kv_shared_layers or 0)
         return layer if layer < own else max(n for n in range(own) if kinds[n] == kinds[layer])
 
     def attention_inputs(self, layer: int, entries: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:

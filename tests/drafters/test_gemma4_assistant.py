@@ -21,10 +21,6 @@ from mmspec.settings.building import build
 from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, DynamicTree
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(transformers, "Gemma4AssistantForCausalLM"), reason="this transformers has no assistants of Gemma 4"
-)
-
 NEW, WINDOW = 16, 6
 SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "vocab_size": 60}
 SHAPE |= {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "max_position_embeddings": 128}

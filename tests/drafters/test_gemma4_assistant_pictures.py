@@ -8,7 +8,6 @@ from functools import cache
 import models
 import pytest
 import torch
-import transformers
 from tiny_drafters import record_drafts
 from tiny_families import FAMILIES
 
@@ -19,10 +18,6 @@ from mmspec.drafters.gemma4_assistant import new_assistant
 from mmspec.inputs import prepare
 from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, DynamicTree
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(transformers, "Gemma4AssistantForCausalLM"), reason="this transformers has no assistants of Gemma 4"
-)
 
 NEW = 14
 ROWS, LENGTHS = [["image"], ["image", "image"], [], ["video"], ["video", "image"]], [9, 5, 14, 7, 6]

@@ -25,8 +25,6 @@ from mmspec.training.beginnings import cut_text_only
 from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, DynamicTree
 
-pytestmark = pytest.mark.skipif("gemma4" not in FAMILIES, reason="this transformers has no Gemma 4")
-
 LARGE = {
     "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 0,
@@ -85,6 +83,15 @@ def test_sounds_and_pictures_in_one_prompt():
     assert torch.equal(prepare(target, inputs=without).inputs["mm_token_type_ids"], inputs["mm_token_type_ids"])
 
 
+def test_videos_have_grids_whichever_way_their_frames_are_batched():
+    """Behind one another, as in transformers 5.24, or one video beside the other, as in 5.17."""
+    encoder = target_of("gemma4").family.encoders["video"]
+    places = torch.stack([pictures_of(["image"])["image_position_ids"][0]] * 4)
+    behind = {"video_position_ids": places, "num_frames_per_video": torch.tensor([2, 2])}
+    beside = {"video_position_ids": places.view(2, 2, *places.shape[1:])}
+    assert encoder.grids([8, 8], behind) == encoder.grids([8, 8], beside) == [(2, 2, 2)] * 2
+
+
 @pytest.mark.parametrize("settings", [LARGE, SMALL], ids=["large", "small"])
 def test_models_of_both_sizes_pass(settings):
     report = check_target(Target(models.gemma4(**settings)), pictures_of(["image", "video", "image"]))
@@ -106,7 +113,7 @@ def embedded_as_themselves(monkeypatch):
     given = Gemma4.prefill_inputs
 
     def patch(self, inputs, *others):
-        own = self.decoder.get_per_layer_inputs(inputs["input_ids"])
+        own = self.decoder.get_per_layer_inputs(inputs["input_ids"], None)
         return given(self, inputs, *others) | {"per_layer_inputs": own}
 
     monkeypatch.setattr(Gemma4, "prefill_inputs", patch)

@@ -137,9 +137,9 @@ def gemma4_assistant(name: str, attention: str) -> Gemma4AssistantDrafter:
     return models.redraw(new_assistant(target_of(name, attention), layers=3), 20).eval()
 
 
-# Drafters that fit one kind of target: their class, that target, and what transformers must have for it.
+# Drafters that fit one kind of target: their class, and that target.
 OF_ONE_TARGET = {
-    "gemma4 assistant": (gemma4_assistant, Gemma4AssistantDrafter, "gemma4_text", "Gemma4AssistantForCausalLM"),
+    "gemma4 assistant": (gemma4_assistant, Gemma4AssistantDrafter, "gemma4_text"),
 }
 # Without pictures they are no more than EAGLE, or cannot be built.
 NEED_PICTURES = {"shared vision", *VISUAL_HEADS}

@@ -5,6 +5,7 @@ To add a family: one `Tiny` here. Rows are lists of what they show, such as `["i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -160,6 +161,11 @@ def patches(kind: str, index: int, generator: torch.Generator, row: Row, framed:
     return Picture(ids, {"pixel_values_videos": pixels, "video_grid_thw": grid})
 
 
+FRAMES_IN_A_ROW = "num_frames_per_video" in inspect.signature(transformers.Gemma4Model.get_video_features).parameters
+"""Whether frames of all of Gemma 4's videos are behind one another, as in transformers 5.24, or one video beside the
+other, as in 5.17."""
+
+
 def placed(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
     """Gemma 4: patches of 4 x 4 pixels with their column and row, 2 x 2 patches a token, padded to 32 patches; a video
     says before each of its two frames when."""
@@ -173,6 +179,8 @@ def placed(kind: str, index: int, generator: torch.Generator, row: Row) -> Pictu
     if kind == "image":
         return Picture([IMAGE] * rows * columns, {"pixel_values": pixels, "image_position_ids": at})
     ids = [VIDEO] * 4 + [VISION_END, 7, VISION_START] + [VIDEO] * 4
+    if not FRAMES_IN_A_ROW:
+        return Picture(ids, {"pixel_values_videos": pixels[None], "video_position_ids": at[None]})
     arrays = {"pixel_values_videos": pixels, "video_position_ids": at, "num_frames_per_video": torch.tensor([2])}
     return Picture(ids, arrays)
 
@@ -346,10 +354,8 @@ FAMILIES: dict[str, Tiny] = {
     "qwen3": Tiny(models.qwen3, kinds=()),
     "mistral, sliding window": Tiny(models.mistral, kinds=()),
     "gemma3_text, mixed windows": Tiny(gemma3_text, kinds=()),
+    "gemma4": Tiny(models.gemma4, placed, **SEES_VIDEOS),
 }
-
-if hasattr(transformers, "Gemma4ForConditionalGeneration"):  # the oldest supported transformers has none
-    FAMILIES["gemma4"] = Tiny(models.gemma4, placed, **SEES_VIDEOS)
 
 COHERE2 = TEXT | {
     "model_type": "cohere2",

@@ -26,7 +26,9 @@ class DFlashSettings(BlockSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, selector_top_k=self.selector_top_k, selector_rank=self.selector_rank or 1)
+        positive(self, selector_top_k=self.selector_top_k)
+        if self.selector_rank is not None:
+            positive(self, selector_rank=self.selector_rank)
 
 
 class DFlashDrafter(BlockDrafter):

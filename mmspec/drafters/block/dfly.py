@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...settings.arguments import positive
+from ...settings.arguments import whole_number
 from ..head_config import initialise
 from .correction import Correction, Embed, Head
 from .drafter import BlockDrafter
@@ -30,7 +30,7 @@ class DFlySettings(BlockSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.correction_size is not None:
-            positive(self, correction_size=self.correction_size + 1)
+            whole_number(self, lowest=0, correction_size=self.correction_size)
 
 
 class DFlyDrafter(BlockDrafter):

@@ -47,10 +47,11 @@ class LiLiCorrSettings(BlockSettings):
         positive(
             self,
             lattice_layers=self.lattice_layers,
-            lattice_size=self.lattice_size or 1,
             lattice_heads=self.lattice_heads,
             factor_size=self.factor_size,
         )
+        if self.lattice_size is not None:
+            positive(self, lattice_size=self.lattice_size)
         whole_number(self, lowest=2, candidates=self.candidates)
         for name in ("lattice_ratio", "score_scale", "vector_eps"):
             if not getattr(self, name) > 0:

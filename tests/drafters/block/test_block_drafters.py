@@ -249,6 +249,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         ({"logit_cap": -1}, "logit_cap=-1 must be a number at least 0"),
         ({"logit_scale": 0}, "logit_scale=0 must be a number above 0"),
         ({"embedding_scale": -8}, "embedding_scale=-8 must be a number above 0"),
+        ({"selector_rank": 0}, "selector_rank=0 must be a positive integer"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -98,6 +98,8 @@ def test_a_number_that_is_none_is_named_as_it_was_given():
     for variant, settings, said in (
         ("domino", {"uncorrected": -1}, "uncorrected=-1 must be a whole number"),
         ("domino", {"uncorrected": 100}, "DominoDrafter: uncorrected=100 leaves none of the ... use a smaller number"),
+        ("dfly", {"correction_size": -1}, "DFlyDrafter: correction_size=-1 must be a whole number, 0 or more"),
+        ("lilicorr", {"lattice_size": 0}, "LiLiCorrDrafter: lattice_size=0 must be a positive integer"),
         ("lilicorr", {"candidates": 1}, "LiLiCorrDrafter: candidates=1 must be a whole number, 2 or more"),
         (
             "lilicorr",
