@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.draining import drain
 from ..decoding.stats import speed_in_words
-from ..memory import unchanged
 from ..metrics import SHOWN, SPEEDUPS
 from ..settings import configuration
 from ..similarity import similarity
@@ -89,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         import transformers
 
         import mmspec
+
+        from ..memory import unchanged
 
         transformers.utils.logging.disable_progress_bar()
         asked = question.asked(arguments)

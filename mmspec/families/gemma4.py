@@ -27,6 +27,11 @@ class Placed(Encoder):
         """The norm in the projector, the first module that sees one vector per visual token."""
         return self.model.model.embed_vision.embedding_pre_projection_norm
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Single precision: the tower scales pixels before it turns them into its own dtype."""
+        return torch.float32
+
     def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
         """Return times, rows and columns of the tokens, from the places of the patches."""
         places = inputs.get(f"{self.kind}_position_ids")

@@ -88,7 +88,7 @@ def one_of(owner: object, names: Sequence[str], **argument: Any) -> Any:
 def _range(lowest: float | None, above: float | None, highest: float | None) -> str:
     if lowest is not None and highest is not None:
         return f"from {lowest:g} to {highest:g}"
-    words = [] if lowest is None else [f"at least {lowest:g}"]
+    words = [] if lowest is None else [f"of at least {lowest:g}"]
     words += [] if above is None else [f"above {above:g}"]
     words += [] if highest is None else [f"at most {highest:g}"]
     return " and ".join(words)

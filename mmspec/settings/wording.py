@@ -1,6 +1,6 @@
 """Words of a command's errors: the arguments of a class are renamed to the options that the user typed.
 
-A class raises `"AutoTree: margin=-1 must be a number at least 0"`, which is right in Python. On the command line the
+A class raises `"AutoTree: margin=-1 must be a number of at least 0"`, which is right in Python. On the command line the
 same setting is `tree.margin`, and the class is `tree=auto`. The place of a class in the configuration and the files of
 options give the names; this module names no class.
 """

@@ -124,7 +124,7 @@ def test_places_without_a_distribution_and_impossible_tokens_spoil_nothing():
 
 
 def test_fixed_weights_are_the_given_ones():
-    rule = weights_of([0.2, 0.8])
+    rule = weights_of([0.2, 0.8], 2)
     rule.start(2, 3, CPU)
     assert rule.now().equal(torch.tensor([[0.2, 0.8]]).expand(3, -1)) and not rule.learns
 
@@ -142,8 +142,8 @@ def test_fixed_weights_are_the_given_ones():
         (lambda: GridWeights(window=0), "window=0 must be a positive integer"),
         (lambda: GridWeights().start(9, 1, CPU), "gives 43758 points for 9 members"),
         (lambda: InverseWeights("matches"), "measure='matches' must be one of kl, tv"),
-        (lambda: weights_of("best"), "weights='best' must be one of uniform, matches, kl"),
-        (lambda: weights_of(3), "weights=3 must be one of"),
+        (lambda: weights_of("best", 2), "weights='best' must be one of uniform, matches, kl"),
+        (lambda: weights_of(3, 2), "weights=3 must be one of"),
     ],
 )
 def test_what_cannot_be_weights_is_refused(make, message):

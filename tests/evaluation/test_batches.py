@@ -20,6 +20,8 @@ from mmspec.evaluation.methods import PLAIN, Method
 from mmspec.evaluation.questions import MIXED, grouped
 from mmspec.exactness import Divergence
 
+pytestmark = pytest.mark.product
+
 THREE = (100, 101, 102)
 
 

@@ -13,6 +13,8 @@ from mmspec.inputs import prepare
 from mmspec.trees import Chain
 from mmspec.verifiers import Greedy
 
+pytestmark = pytest.mark.product
+
 TOKENS = 40
 
 

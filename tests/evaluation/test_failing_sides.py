@@ -17,6 +17,8 @@ from mmspec.evaluation import report
 from mmspec.evaluation.bundle import Bundle
 from mmspec.evaluation.table import csv_lines
 
+pytestmark = pytest.mark.product
+
 
 class Stumbles(NGramDrafter):
     """Fails in its n-th answer, in the middle of it."""

@@ -34,6 +34,8 @@ from mmspec.exactness import Divergence, divergences, next_scores
 from mmspec.inputs import prepare
 from mmspec.verifiers import RejectionSampling, Synthetic
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):

@@ -13,6 +13,8 @@ from mmspec.evaluation import report
 from mmspec.evaluation.plots import DRAFTERS, PLOTS, front, looks_of, plot_budget, plot_speedup, save_plots, write
 from mmspec.visualization.colours import COLOURS
 
+pytestmark = pytest.mark.product
+
 
 def rows_of(tmp_path, sides):
     return report(write_bundle(tmp_path / "bundle", sides, {"scenes": [9, 17], "charts": [5, 9]})).rows

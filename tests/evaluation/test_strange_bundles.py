@@ -18,6 +18,8 @@ from mmspec.evaluation.bundle import BundleWriter
 from mmspec.evaluation.resuming import check
 from mmspec.evaluation.sweep import SWEEP, Sweep
 
+pytestmark = pytest.mark.product
+
 PLAN = {"jobs": [["drafter=ngram"]], "config_dir": None, "hydra": [], "names": None}
 STRANGE = "\x1b[31mred\x1b]0;title\x07"
 

@@ -15,6 +15,8 @@ from mmspec.evaluation.bench import benchmark
 from mmspec.evaluation.bundle import MANIFEST, Bundle
 from mmspec.evaluation.sweep import SWEEP, UNSTARTED, Sweep, expand, parts_of
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture
 def configs(tmp_path):

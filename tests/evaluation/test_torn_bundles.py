@@ -15,6 +15,8 @@ from mmspec.evaluation.bundle import CONFIG, MANIFEST, REQUESTS, ROUNDS, Bundle
 from mmspec.evaluation.sweep import SWEEP, Sweep
 from mmspec.files.storage import LOCK, UNFINISHED
 
+pytestmark = pytest.mark.product
+
 
 class Killed(BaseException):
     """The process is gone: nothing after it runs."""

@@ -127,7 +127,7 @@ def test_the_target_drafts_on_a_subset_of_its_own_entries(target, plain, tree):
 def test_what_cannot_branch(target):
     context = target.prefill(mmspec.inputs.prepare(target, inputs=inputs_for("llama", [0])))
     for options in ({}, {"layers": 1, "entries": [[0]]}):
-        with pytest.raises(MMSpecError, match=r"give layers= or entries="):
+        with pytest.raises(MMSpecError, match=r"give one of layers=, entries= and skipped="):
             context.branch(**options)
     refused(lambda: context.branch(entries=[[0], [0]]), "entries must have one list of indices for each of the 1 rows")
     windowed = Target(MODELS["mistral"]())

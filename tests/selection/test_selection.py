@@ -207,6 +207,7 @@ def engine(cls, **settings):
     return cls(large(), None, None, None, Sampling(), 24, **settings)
 
 
+@pytest.mark.product
 def test_bench_measures_them_with_accuracy_and_says_that_they_are_lossy(tmp_path):
     names = ["tiny/draft_model", "tiny/text_only"]
     sides = [side("plain", large(), tokens=24)]

@@ -143,6 +143,7 @@ MANY_PARTS = ("full", "design_card", "image_methods")
         if group == "experiment"
     ],
 )
+@pytest.mark.product
 def test_every_experiment_lists_methods_that_compose(option):
     overrides = [f"experiment={option}", "drafter=ngram"] if option == "one" else [f"experiment={option}"]
     for run in parts_of(overrides).values() or [overrides]:

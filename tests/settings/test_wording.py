@@ -20,7 +20,7 @@ def wrong(capsys, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tree=auto", "tree.margin=-1"], "tree.margin=-1 must be a number at least 0"),
+        (["tree=auto", "tree.margin=-1"], "tree.margin=-1 must be a number of at least 0"),
         (["tree=chain", "tree.length=0"], "tree.length=0 must be a positive integer"),
         (["tree=dynamic", "+tree.deep=3"], "setting 'tree.deep' is unknown. Did you mean 'depth'? Available: depth"),
         (["tree=static", "tree.paths=bush"], "tree=static preset 'bush' is unknown."),

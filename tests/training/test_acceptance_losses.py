@@ -229,7 +229,7 @@ class TestOnBase:
         (lambda: NegativeLogAcceptance(temperature="hot"), "NegativeLogAcceptance: temperature='hot' must be"),
         (lambda: HybridAcceptance(temperature=0), "HybridAcceptance: temperature=0 has no divergence; use Neg"),
         (lambda: HybridAcceptance(eta=-1), "HybridAcceptance: eta=-1 must be a number of at least 0"),
-        (lambda: KullbackLeibler(temperature=0), "KullbackLeibler: temperature=0 must be a positive number"),
+        (lambda: KullbackLeibler(temperature=0), "KullbackLeibler: temperature=0 must be a number above 0"),
         (lambda: OnBase("CrossEntropy"), "OnBase: loss=str must be a loss of single tokens"),
         (lambda: CrossEntropy(weight="2"), "CrossEntropy: weight='2' must be a number or a Ramp"),
         (lambda: CrossEntropy(weight=True), "CrossEntropy: weight=True must be a number or a Ramp"),

@@ -116,7 +116,7 @@ def test_without_candidates_the_prefix_is_the_chain():
 
 
 def test_what_is_refused():
-    refused(lambda: CandidateMargin(0), "CandidateMargin: margin=0 must be a positive number")
+    refused(lambda: CandidateMargin(0), "CandidateMargin: margin=0 must be a number above 0")
     refused(
         lambda: ForcedPrefix(CrossEntropy(0.5)),
         "ForcedPrefix: loss.weight=0.5 would not count; give the weight to ForcedPrefix itself",

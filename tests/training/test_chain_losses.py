@@ -325,7 +325,7 @@ def test_places_that_do_not_count_change_nothing(loss):
         (lambda: DPace(alpha=1.5), "DPace: alpha=1.5 must be a number from 0 to 1"),
         (lambda: DPace(AcceptedLength()), "DPace: loss=AcceptedLength must be a loss of single tokens"),
         (lambda: DPace(CrossEntropy(0.5)), "DPace: loss.weight=0.5 would not count; give the weight to DPace itself"),
-        (lambda: Decayed(gamma=0), "Decayed: gamma=0 must be a positive number"),
+        (lambda: Decayed(gamma=0), "Decayed: gamma=0 must be a number above 0"),
         (lambda: AcceptedLength(reach="writen"), "AcceptedLength: reach='writen' is unknown. Did you mean 'written'?"),
         (lambda: AcceptedLength(temperature=-1), "AcceptedLength: temperature=-1 must be a number of at least 0"),
         (lambda: EndToEndVariation(temperature=None), "EndToEndVariation: temperature=None must be a number"),

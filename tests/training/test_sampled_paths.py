@@ -171,5 +171,5 @@ def test_the_draws_of_a_step_depend_on_its_seed_alone():
 
 
 def test_what_is_refused():
-    refused(lambda: SampledPaths(1), "SampledPaths: samples=1 must be at least 2, or None for all paths")
+    refused(lambda: SampledPaths(1), "SampledPaths: samples=1 must be a whole number, 2 or more")
     refused(lambda: SampledPaths(temperature=0), "SampledPaths: temperature=0 draws nothing; use AcceptedLength")

@@ -246,7 +246,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         ({"mask_token_id": 61}, "mask_token_id=61 is none of the target's 61 tokens"),
         ({"layout": "1+N"}, "layout='1[+]N' is unknown"),
         ({"norms_turned": True, "qk_norm": False}, "norms_turned=True is about norms that qk_norm=False leaves out"),
-        ({"logit_cap": -1}, "logit_cap=-1 must be a number at least 0"),
+        ({"logit_cap": -1}, "logit_cap=-1 must be a number of at least 0"),
         ({"logit_scale": 0}, "logit_scale=0 must be a number above 0"),
         ({"embedding_scale": -8}, "embedding_scale=-8 must be a number above 0"),
         ({"selector_rank": 0}, "selector_rank=0 must be a positive integer"),
