@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 from .settings.arguments import number
 
+PATIENCE = 4
+"""Rounds per arm that are waited for what a round of an arm has cost."""
+
 
 class Bandit:
     """Chooses one of several arms before every round, and learns what the round gave and what it cost.
 
-    A subclass implements `prefer`. Every arm is pulled once first, in order. Nothing is drawn: the same observations
-    give the same choices, and of equals the first is chosen.
+    A subclass implements `prefer`. Every arm is pulled once first, in order, and again later if nothing was heard of it
+    meanwhile: its request may have ended before its costs were known. Nothing is drawn: the same observations give the
+    same choices, and of equals the first is chosen.
 
     Attributes:
         tokens, costs, counts: per arm, sums over its rounds, and their number.
@@ -39,11 +43,16 @@ class Bandit:
 
     def choose(self) -> int:
         """Return the arm of the next round."""
-        fresh = [arm for arm, pulls in enumerate(self.pulls) if not pulls]
+        lost = sum(self.counts) // (PATIENCE * len(self.pulls))  # pulls of an unknown arm that will not be heard of
+        fresh = [arm for arm, pulls in enumerate(self.pulls) if not self.counts[arm] and pulls <= lost]
         known = [arm for arm, count in enumerate(self.counts) if count]
         arm = fresh[0] if fresh else self.prefer(known) if known else self.pulls.index(min(self.pulls))
         self.pulls[arm] += 1
         return arm
+
+    def withdraw(self, arm: int) -> None:
+        """Take back the last choice of an arm, whose round has taught nothing."""
+        self.pulls[arm] -= 1
 
     def prefer(self, known: list[int]) -> int:
         """Return one of the arms of which something is known, ascending."""

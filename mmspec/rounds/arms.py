@@ -17,7 +17,7 @@ from ..errors import MMSpecError, shown
 from ..loading import load_drafter
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
-from ..settings.arguments import instance
+from ..settings.arguments import instance, number
 from ..tree import DraftTree
 from ..trees import Chain, TreeBuilder
 
@@ -39,6 +39,9 @@ class Arm(PerRequest):
         drafter: another drafter, made for the same target.
         settings: settings of the drafter, for `Drafter.adjust`, such as the sub-layers that it skips.
         cost: what a round costs, in any unit that all arms share; None to measure it, or estimate it.
+
+    Raises:
+        MMSpecError: for parts of another kind, and a cost that is not above 0.
     """
 
     tree: TreeBuilder | None = None
@@ -46,6 +49,22 @@ class Arm(PerRequest):
     drafter: Drafter | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     cost: float | None = None
+
+    def __post_init__(self) -> None:
+        kinds: tuple[tuple[str, type, Any], ...] = (
+            ("tree", TreeBuilder, self.tree),
+            ("compressor", VisualCompressor, self.compressor),
+            ("drafter", Drafter, self.drafter),
+        )
+        for name, kind, value in kinds:
+            if not isinstance(value, kind | None):
+                raise MMSpecError(
+                    f"Arm: {name}={shown(value)} is no {kind.__name__}; pass an instance, or leave it out"
+                )
+        if not isinstance(self.settings, Mapping):
+            raise MMSpecError(f"Arm: settings={shown(self.settings)} must be settings of the drafter by name")
+        if self.cost is not None:
+            self.cost = number(self, above=0, cost=self.cost)
 
     @classmethod
     def of(cls, given: Any) -> Arm:
@@ -83,8 +102,8 @@ class ArmSelector(Drafter):
     for its cost (the selector of SP2EC, for any drafter and any kind of arm).
 
     Arms are lengths of chains, node budgets and other trees; compressors; settings of a drafter, such as the sub-layers
-    that it skips (`Drafter.adjust`); and other drafters. Arms of one drafter and one compressor share a state. Members
-    that rest in a round hear what was emitted, and read it when they are asked again.
+    that it skips (`Drafter.adjust`); and other drafters. Arms of one drafter and one compressor that set the same
+    settings share a state. Members that rest in a round hear what was emitted, and read it when they are asked again.
 
     Faithful: the bandits, the first pull of every arm, tokens by cost. Ours: arms of any kind; batches, whose rows have
     the same arm; costs that are not times.
@@ -131,11 +150,11 @@ class ArmSelector(Drafter):
         if not isinstance(lasting, bool):
             raise MMSpecError(f"ArmSelector: lasting={shown(lasting)} must be true or false")
         self.cost, self.lasting = cost, lasting
-        self.lessons = instance(self, Bandit, "Unimodal()", bandit=bandit or Unimodal())
+        self.lessons = instance(self, Bandit, "Unimodal()", bandit=Unimodal() if bandit is None else bandit)
         self.arms = [Arm.of(given) for given in arms]
         members: list[Drafter] = []
         self.places: list[int] = []  # of each arm's drafter among the members
-        known: dict[tuple[int, int], int] = {}
+        known: dict[tuple[Any, ...], int] = {}
         for arm in self.arms:
             base = arm.drafter or drafter
             if base is None:
@@ -145,7 +164,8 @@ class ArmSelector(Drafter):
                 raise MMSpecError(f"ArmSelector: a {type(base).__name__} was made for another target: make it anew")
             if arm.tree is not None and base.tree is None:
                 raise MMSpecError(f"ArmSelector: {type(base).__name__} proposes whole trees of its own, and takes none")
-            key = id(base), id(arm.compressor)
+            # Whoever was adjusted stays so: an arm that leaves a setting out needs a drafter that nobody adjusts.
+            key = id(base), id(arm.compressor), *sorted(arm.settings)
             if key not in known:
                 known[key] = len(members)
                 members.append(base.fork() if arm.compressor is None else base.with_compressor(arm.compressor))
@@ -251,7 +271,9 @@ class ArmSelector(Drafter):
                 self._rest(member)
             else:
                 member.rest(foreign, scores, verdict)
+        self._builders_rest(arm.tree, scores, verdict)
         if verdict.settled:
+            self.bandit.withdraw(self.chosen)
             return
         tokens, clock = float(sum(verdict.lengths)), self.context.clock
         if arm.cost is not None:
@@ -260,6 +282,19 @@ class ArmSelector(Drafter):
             self.bandit.learn(self.chosen, tokens, self._work(self.places[self.chosen], tree))
         else:
             self._waiting.append(_Waiting(self.chosen, tokens, clock.round))
+
+    def rest(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Tell all members of a round in which none of them was asked; no arm is judged by it."""
+        for member in self._all:
+            member.rest(tree, scores, verdict)
+        self._builders_rest(None, scores, verdict)
+
+    def _builders_rest(self, but: TreeBuilder | None, scores: Scores | None, verdict: Verdict) -> None:
+        """Tell the builders of all arms, but for one, of a tree that they have not grown."""
+        owners = {id(arm.tree): (arm.tree, owner) for arm, owner in zip(self.arms, self._owners, strict=True)}
+        for builder, owner in owners.values():
+            if builder is not None and builder is not but:
+                builder.rest(owner, scores, verdict)
 
     def _work(self, place: int, tree: DraftTree) -> float:
         """Return what a round of a member costs by estimate, in plain steps of the target."""

@@ -90,14 +90,25 @@ class GatedTree(TreeBuilder):
 
     def build(self, growth: Growth) -> DraftTree:
         """Grow a tree, or none."""
-        if not self._begun:
-            context: Any = getattr(growth.drafter, "context", None)
-            if context is None:
-                raise MMSpecError("GatedTree does not know the request: it grows the trees of drafters in mmspec alone")
-            self.gate.start(context)
-            self._begun = True
+        self._begin(growth.drafter)
         self._drafted = self.gate.drafts()
         return self.inner.build(growth) if self._drafted else growth.nothing()
+
+    def _begin(self, drafter: object) -> None:
+        """Let the gate take up the request of a drafter, if it has not."""
+        if self._begun:
+            return
+        context: Any = getattr(drafter, "context", None)
+        if context is None:
+            raise MMSpecError("GatedTree does not know the request: it grows the trees of drafters in mmspec alone")
+        self.gate.start(context)
+        self._begun = True
+
+    def rest(self, drafter: Grower, scores: Scores | None, verdict: Verdict) -> None:
+        """Tell the gate of a round that another builder has drafted, and the builder behind it."""
+        self._begin(drafter)
+        self.gate.observe(scores, verdict)
+        self.inner.rest(drafter, scores, verdict)
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Tell the gate of every round, and the builder behind it of those that it has drafted."""

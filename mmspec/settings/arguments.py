@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import MMSpecError, did_you_mean, shown
@@ -109,6 +110,32 @@ def as_int(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def file_path(value: Any, name: str) -> Path:
+    """Return the name of a file as a path.
+
+    Args:
+        value: the name.
+        name: what an error calls it.
+
+    Raises:
+        MMSpecError: for anything else than a text or a path.
+    """
+    if not isinstance(value, str | Path):
+        raise MMSpecError(f"{name}={shown(value, 60)} must be the name of a file")
+    return Path(value)
+
+
+def flags(owner: object, **values: bool) -> None:
+    """Refuse constructor arguments that are not true or false.
+
+    Raises:
+        MMSpecError: for any other value.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise MMSpecError(f"{type(owner).__name__}: {name}={shown(value)} must be true or false")
 
 
 def is_number(value: Any) -> bool:

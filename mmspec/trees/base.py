@@ -68,6 +68,14 @@ class TreeBuilder(Named, PerRequest):
         """Update the builder's state from the verdict on its last tree. Where the verdict is `settled`, the target was
         not asked, so nothing is known of what it accepts."""
 
+    def rest(self, drafter: Grower, scores: Scores | None, verdict: Verdict) -> None:
+        """Hear the verdict on a tree that another builder has grown; does nothing by default.
+
+        Args:
+            drafter: whose trees this one grows in other rounds.
+            scores, verdict: see `observe`.
+        """
+
     def check(self, proposal: str) -> None:
         """Refuse proposals that this shape would bias.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from itertools import pairwise
 
 import pytest
 from tiny_drafters import TINY_DRAFTERS
@@ -14,7 +15,7 @@ from mmspec import MMSpecError
 from mmspec.bandits import Bandit
 from mmspec.compressors import Hide, Prune
 from mmspec.drafters import JacobiDrafter, LookaheadDrafter, NGramDrafter
-from mmspec.rounds import Arm, ArmSelector, GatedTree, Unimodal, UpperConfidence, VisualAttention, arms_of
+from mmspec.rounds import Arm, ArmSelector, GatedTree, RoundGate, Unimodal, UpperConfidence, VisualAttention, arms_of
 from mmspec.speed import AutoTree
 from mmspec.trees import Chain, DynamicTree, StaticTree
 from mmspec.verifiers import Gated, PointMassSampling, RejectionSampling
@@ -56,6 +57,25 @@ def test_the_peak_is_found_and_most_rounds_are_spent_there(bandit, peak):
     if isinstance(bandit, Unimodal):  # little is spent beyond the neighbours
         far = [bandit.pulls[arm] for arm in range(9) if abs(arm - peak) > 2]
         assert bandit.pulls[peak] > 300 and max(far) < 20
+
+
+@pytest.mark.parametrize("bandit", [Unimodal(), UpperConfidence()], ids=["unimodal", "ucb"])
+def test_an_arm_of_which_nothing_was_heard_is_tried_again(bandit):
+    """Its request has ended before the costs of its only round were known."""
+    bandit = copy.copy(bandit)
+    bandit.begin(3)
+    assert [bandit.choose() for _ in range(3)] == [0, 1, 2]
+    bandit.learn(0, 1.0, 1.0)
+    bandit.learn(1, 2.0, 1.0)
+    while not bandit.counts[2]:
+        arm = bandit.choose()
+        bandit.learn(arm, (1.0, 2.0, 9.0)[arm], 1.0)
+        assert sum(bandit.counts) < 20
+    for _ in range(40):
+        arm = bandit.choose()
+        bandit.learn(arm, (1.0, 2.0, 9.0)[arm], 1.0)
+    assert bandit.pulls.index(max(bandit.pulls)) == 2
+    assert sum(bandit.pulls) == sum(bandit.counts) + 1
 
 
 def test_costs_count_and_not_tokens_alone():
@@ -117,6 +137,45 @@ def test_compressors_trees_and_drafters_are_arms_in_sampled_text_too():
     assert target_plain.target is eagle.target and run(selector, **sampled)[0].token_ids == plain.token_ids
 
 
+class Hearing(RoundGate):
+    """Notes which tokens were the newest when it heard of a round."""
+
+    shared = ("heard",)
+
+    def __init__(self):
+        self.heard = []
+
+    def start(self, context):
+        self.context = context
+        self.heard.append(len(context.history[0]))
+
+    def drafts(self):
+        return True
+
+    def observe(self, scores, verdict):
+        self.heard.append(len(self.context.history[0]))
+
+
+def test_the_gate_of_an_arm_hears_of_the_rounds_of_others():
+    """What it looks at is the newest token, whoever has drafted it."""
+    drafter, gate = TINY_DRAFTERS["own model"]("llava", "sdpa"), Hearing()
+    selector = ArmSelector(drafter.target, drafter, [Chain(2), GatedTree(gate, Chain(3))], Turns(), cost="work")
+    out, expected = run(selector, rows=((1,), (9,)))
+    assert out.token_ids == expected
+    heard = gate.heard[1:]  # behind the beginning
+    emitted = [record.emitted[0] for record in out.stats.rounds]
+    assert len(heard) == len(emitted) and [b - a for a, b in pairwise(heard)] == emitted[1:]
+
+
+def test_a_selector_is_an_arm_of_another():
+    text, eagle = (TINY_DRAFTERS[name]("llava", "sdpa") for name in ("text only", "eagle"))
+    inner = ArmSelector(text.target, text, [Chain(1), Chain(2)], bandit := Turns(), cost="work", lasting=True)
+    selector = ArmSelector(text.target, None, [eagle, inner], Turns(), cost="work")
+    out, expected = run(selector)
+    assert out.token_ids == expected
+    assert len(bandit.heard) == len(out.stats.rounds) // 2, "it learns from its own rounds alone"
+
+
 def test_a_rest_costs_no_acceptance():
     """A drafter that is the target: it is always right, also after rounds of others."""
     drafter = TINY_DRAFTERS["own model"]("llava", "sdpa")
@@ -170,6 +229,9 @@ def test_gates_of_verifiers_are_served_by_members_that_can():
     gated = {"verifier": Gated(mmspec.verifiers.Greedy(), Every(2))}
     out, _ = run(ArmSelector(text.target, text, [Chain(1), NGramDrafter(text.target)], Turns()), **gated)
     assert any(record.settled for record in out.stats.rounds)
+    lasting = ArmSelector(text.target, text, [Chain(1), Chain(2)], cost="work", lasting=True)
+    out, _ = run(lasting, **gated)
+    assert sum(not record.settled for record in out.stats.rounds) == sum(lasting.lessons.pulls)
     run(ArmSelector(eagle.target, eagle, [Chain(1), Chain(2)], Turns()), **gated)
     with pytest.raises(MMSpecError, match="ArmSelector"):
         run(ArmSelector(eagle.target, eagle, [Chain(1), text], Turns()), **gated)
@@ -185,6 +247,11 @@ def test_refusals():
         (lambda: ArmSelector(target, eagle, [Chain(1), Chain(2)], bandit=3), "bandit=3"),
         (lambda: ArmSelector(target, eagle, [Chain(1), Chain(2)], cost="money"), "cost='money' must be time or work"),
         (lambda: ArmSelector(target, NGramDrafter(target), [Chain(1), Chain(2)]), "whole trees of its own"),
+        (lambda: ArmSelector(target, eagle, [Chain(1), Chain(2)], bandit=0), "bandit=0"),
+        (lambda: Arm(tree=0), "Arm: tree=0 is no TreeBuilder"),
+        (lambda: Arm(drafter="eagle"), "Arm: drafter='eagle' is no Drafter"),
+        (lambda: Arm(settings=3), "Arm: settings=3 must be settings of the drafter by name"),
+        (lambda: Arm(cost=0), "Arm: cost=0 must be a number above 0"),
         (lambda: Unimodal(beta=-1), "Unimodal: beta=-1"),
         (
             lambda: ArmSelector(target, TINY_DRAFTERS["early exit, block"]("llava", "sdpa"), [Chain(1), eagle]),
