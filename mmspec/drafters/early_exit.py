@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ from ..settings.arguments import positive
 from ..trees import TreeBuilder
 from .head import HeadSettings
 from .own_layers import OwnLayersDrafter
+from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -125,6 +126,15 @@ class EarlyExitDrafter(OwnLayersDrafter):
     def reads_every_round(self) -> bool:  # type: ignore[override]
         """True with an imitation block, which has entries of its own for every token."""
         return self.settings.imitation == "block"
+
+    def join(self, others: Sequence[StepDrafter]) -> None:
+        """Refuse a mixture with an imitation block, see `StepDrafter.join`: the pass that scores does not go on from a
+        member's states, and would leave tokens without entries of the block."""
+        if self.reads_every_round:
+            raise MMSpecError(
+                f"MixtureDrafter: a {type(self).__name__} with imitation='block' has to read every node that its "
+                "target reads, and a mixture does not let it: choose imitation='mlp' or none"
+            )
 
     @property
     def first(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +22,7 @@ from .head import HeadSettings
 from .own_layers import OwnLayersDrafter
 from .skipping_arms import Arms, least_important, whole_layers
 from .skipping_knapsack import knapsack_arms
+from .step import StepDrafter
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -130,11 +132,25 @@ class SkippingDrafter(OwnLayersDrafter):
         """The share of the target's sub-layers that drafts with the arm that has paid most so far."""
         return 1 - len(self.arms.best) / (2 * len(self.target.family.layers))
 
+    def join(self, others: Sequence[StepDrafter]) -> None:
+        """Refuse a mixture without given sub-layers, for nobody chooses sets there, and one with others of the target's
+        layers, see `StepDrafter.join`: what it reads stands in the same entries, and is not what they would read."""
+        if self.settings.skipped is None:
+            raise MMSpecError(
+                f"MixtureDrafter: a {type(self).__name__} chooses what it skips round by round, which a member cannot: "
+                "say what it skips, such as skipped=[4, 5]"
+            )
+        if own := [other for other in others if isinstance(other, OwnLayersDrafter)]:
+            raise MMSpecError(
+                f"MixtureDrafter: a {type(self).__name__} and a {type(own[0]).__name__} would overwrite each other's "
+                "entries in the target's cache: mix only one of them with drafters of other kinds"
+            )
+
     def start(self, context: Context) -> None:
         """Take up a request; further branches are opened when their arms are chosen."""
         super().start(context)
         self._branches: dict[frozenset[int], ModelSession] = {}
-        self._measures, self._passes = False, 0
+        self._measures, self._chosen, self._passes = False, False, 0
         self._changes: list[Tensor] = []
         self._use(frozenset(self.settings.skipped or ()))
 
@@ -146,7 +162,7 @@ class SkippingDrafter(OwnLayersDrafter):
         """
         if set(settings) != {"skipped"}:
             super().adjust(**{name: value for name, value in settings.items() if name != "skipped"})
-        skipped = settings["skipped"]
+        skipped = replace(self.settings, **settings).skipped  # checked as in the constructor
         self.target.without(skipped or ())  # refuses what cannot be
         self._given = None if skipped is None else frozenset(skipped)
 
@@ -168,6 +184,7 @@ class SkippingDrafter(OwnLayersDrafter):
             self._take(arms, knapsack_arms(self.context, root, self._protected, self._most))
         self._measures = not arms.complete and self.settings.arms == "importance"
         self._use(arms.choose())
+        self._chosen = True
         return super().draft(root)
 
     @property
@@ -195,13 +212,16 @@ class SkippingDrafter(OwnLayersDrafter):
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Learn what the arm has brought, and find the next one."""
-        if self._passes and self._given is None:  # something was drafted, with an arm that was chosen here
+        if self._chosen:
             lengths = [length for length in verdict.lengths if length]
             kept = 1 - len(self._skipped) / (2 * len(self.target.family.layers))
-            if lengths:
+            if lengths and self._passes and not verdict.settled:
                 self._of.learn(self._skipped, sum(lengths) / len(lengths), self._passes * kept + 1)
                 if self._changes:
                     self._grow(self._of, self._importance(tree, verdict))
+            else:  # a round without a draft, or whose draft the target has not judged
+                self._of.withdraw(self._skipped)
+        self._chosen = False
         self._passes, self._changes = 0, []
         super().observe(tree, scores, verdict)
 

@@ -39,6 +39,11 @@ class Arms:
         if skipped in self.sets:  # another request may have ended the search meanwhile
             self.bandit.learn(self.sets.index(skipped), tokens, cost)
 
+    def withdraw(self, skipped: frozenset[int]) -> None:
+        """Take back the choice of a set, with which nothing was drafted or nothing was judged."""
+        if skipped in self.sets:
+            self.bandit.withdraw(self.sets.index(skipped))
+
     def take(self, sets: Sequence[frozenset[int]]) -> None:
         """Go on with these sets; what is known of those among them stays known."""
         self.bandit.rearrange([self.sets.index(one) if one in self.sets else None for one in sets])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,16 @@ class StepDrafter(Drafter):
     def check(self, proposal: str) -> None:
         """Refuse proposals that the builder's shape would bias."""
         self.tree.check(proposal)
+
+    def join(self, others: Sequence[StepDrafter]) -> None:
+        """Become a member of a mixture, whose members all read the same nodes; does nothing by default.
+
+        Args:
+            others: the other members.
+
+        Raises:
+            MMSpecError: if it cannot draft among them as it does alone.
+        """
 
     def start(self, context: Context) -> None:
         """Take up a request; subclasses read its prompt."""

@@ -21,10 +21,12 @@ from mmspec import Target
 from mmspec.compressors import Hide, Pool
 from mmspec.drafters import (
     CaptionedDrafter,
+    EarlyExitDrafter,
     GridWeights,
     MedusaDrafter,
     MixtureDrafter,
     NGramDrafter,
+    SkippingDrafter,
     StepDrafter,
     TextOnlyDrafter,
 )
@@ -211,6 +213,23 @@ def test_a_member_of_weight_one_is_alone_and_one_of_weight_zero_is_not_heard():
     assert mmspec.generate(alone.target, spoilt, inputs=inputs, max_new_tokens=NEW).token_ids == expected
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("tree", [Chain(4), DynamicTree(3, 3, 8)], ids=["chain", "dynamic"])
+def test_members_that_are_layers_of_the_target_read_what_they_read_alone(tree, place):
+    """All layers of the target, whose guesses are right, beside fewer of them, in the same entries of its cache."""
+    target = target_of("llama", "sdpa")
+    inputs, expected = case("llama", "sdpa", *RAGGED, NEW)
+    weights = [float(number == place) for number in range(2)]
+    members = [EarlyExitDrafter(target, layers=1 + 2 * (number == place)) for number in range(2)]
+    mixed, alone = (
+        mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=tree)
+        for drafter in (MixtureDrafter(target, members, weights), members[place])
+    )
+    assert mixed.token_ids == alone.token_ids == expected
+    assert [one.emitted for one in mixed.stats.rounds] == [one.emitted for one in alone.stats.rounds]
+    assert mixed.stats.num_accepted_draft_tokens > 20
+
+
 @pytest.mark.parametrize("tree", [Chain(3), BestFirstTree(6), StaticTree(["0", "1", "00", "01"])], ids=repr)
 def test_a_mixture_of_independent_heads_is_independent(tree):
     target = target_of("llava", "sdpa")
@@ -292,6 +311,11 @@ def test_what_cannot_be_mixed_is_refused():
         ([text, text_drafter("mistral", "sdpa")], "members[1], a TextOnlyDrafter, was made for another target"),
     ]:
         refused(lambda members=members: MixtureDrafter(target, members), message)
+    early, block = EarlyExitDrafter(target, layers=1), EarlyExitDrafter(target, layers=1, imitation="block")
+    refused(lambda: MixtureDrafter(target, [text, block]), "imitation='block' has to read every node ... choose")
+    skipping = SkippingDrafter(target, skipped=(2,))
+    refused(lambda: MixtureDrafter(target, [early, skipping]), "SkippingDrafter and a EarlyExitDrafter would overwrite")
+    refused(lambda: MixtureDrafter(target, [text, SkippingDrafter(target)]), "say what it skips, such as skipped=")
     both = [text, text.fork()]
     refused(lambda: MixtureDrafter(target, both, [1.0]), "MixtureDrafter: weights=[1.0] must be one for each of the 2")
     refused(lambda: MixtureDrafter(target, both, [1.0, 2]), "MixtureDrafter: weights=[1.0, 2] must be numbers of 0 or")

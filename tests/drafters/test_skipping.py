@@ -22,6 +22,8 @@ from mmspec.models.hooks import Ear, listening
 from mmspec.models.states import END, capture
 from mmspec.rounds import ArmSelector
 from mmspec.trees import Chain, DynamicTree
+from mmspec.verifiers import Gated, Greedy
+from mmspec.verifiers.gates import Every
 
 NEW = 12
 TREES = {"chain": Chain(3), "dynamic": DynamicTree(3, 3, 8)}
@@ -107,6 +109,33 @@ def test_layers_that_change_nothing_are_skipped_first():
     assert again.token_ids == out.token_ids and drafter.arms is arms, "requests share what was found"
 
 
+class Rests(Chain):
+    """Drafts in every third round only."""
+
+    shared = ("asked",)
+
+    def __init__(self, length: int):
+        super().__init__(length)
+        self.asked = []
+
+    def build(self, growth):
+        self.asked.append(1)
+        return super().build(growth) if len(self.asked) % 3 == 1 else growth.nothing()
+
+
+@pytest.mark.parametrize("verifier", [Greedy(), Gated(Greedy(), Every(2))], ids=["greedy", "gated"])
+def test_the_search_goes_on_behind_rounds_that_teach_nothing(verifier):
+    """An arm that was chosen for a round without a draft, or for one that a gate has settled, is tried again."""
+    target = deep(8)
+    drafter = SkippingDrafter(target, most=3)
+    inputs = models.inputs_for("llama", [0], [9])
+    tree = Rests(3) if isinstance(verifier, Greedy) else Chain(3)
+    out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=60, tree=tree, verifier=verifier)
+    arms, judged = drafter.arms, [one for one in out.stats.rounds if any(one.drafted) and not one.settled]
+    assert arms.complete and len(arms.sets) == 3 and all(arms.bandit.counts)
+    assert arms.rounds == len(judged)
+
+
 def test_states_of_the_knapsack_are_those_of_a_branch_without_the_set():
     target = deep(4)
     context, root = begun(target)
@@ -162,7 +191,8 @@ def test_what_the_choice_rests_on():
     assert promise(1.0, 0, 10) == pytest.approx(1.8) and promise(0.0, 5, 10) == pytest.approx(0.1)
 
 
-def test_what_is_skipped_may_change_while_a_text_is_written():
+def test_what_is_skipped_may_change_while_a_text_is_written(monkeypatch):
+    use = SkippingDrafter._use
     target = target_of("llama", "sdpa")
     inputs, expected = case("llama", "sdpa", *RAGGED, NEW)
     drafter = SkippingDrafter(target, skipped=(2, 3))
@@ -171,6 +201,12 @@ def test_what_is_skipped_may_change_while_a_text_is_written():
     assert mmspec.generate(target, selector, inputs=inputs, max_new_tokens=NEW).token_ids == expected
     assert sum(count > 0 for count in selector.lessons.counts) >= 3
     drafter.start(begun(target)[0])
+    both, used = ArmSelector(target, drafter, [{"skipped": ()}, Chain(2)], cost="work"), []
+    monkeypatch.setattr(
+        SkippingDrafter, "_use", lambda self, skipped: used.append(sorted(skipped)) or use(self, skipped)
+    )
+    assert mmspec.generate(target, both, inputs=inputs, max_new_tokens=NEW).token_ids == expected
+    assert used[2:4] == [[], [2, 3]], "behind two starts; an arm without the setting has the drafter's own"
     refused(lambda: drafter.adjust(layers=3), "SkippingDrafter has no setting 'layers' that can change")
 
 
@@ -180,5 +216,8 @@ def test_what_cannot_be():
     refused(lambda: SkippingDrafter(target, skipped=tuple(range(6))), "names all 6 sub-layers")
     refused(lambda: SkippingDrafter(target, arms="best"), "arms='best' is unknown; there are importance, knapsack")
     refused(lambda: SkippingDrafter(target, protected=2), "protected=2 leaves none of the 3 layers")
+    for strange in (4, "4", ["4"]):
+        arms = [{"skipped": strange}, Chain(2)]
+        refused(lambda arms=arms: ArmSelector(target, SkippingDrafter(target), arms), "skipped= ... must be a list")
     context, _ = begun(target)
     refused(lambda: context.branch(layers=1, skipped=(2,)), "give one of layers=, entries= and skipped=")

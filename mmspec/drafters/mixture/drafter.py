@@ -54,8 +54,8 @@ class MixtureDrafter(StepDrafter):
         together: whether members that share a model draft in one pass.
 
     Raises:
-        MMSpecError: for members that grow no trees, are made for another target or stand there twice, and for weights
-            that are not theirs.
+        MMSpecError: for members that grow no trees, are made for another target, stand there twice or cannot draft
+            beside the others, and for weights that are not theirs.
     """
 
     def __init__(
@@ -228,4 +228,6 @@ def _checked(target: Target, members: Sequence[Any]) -> list[StepDrafter]:
         found.append(member)
     if len(found) < 2:
         raise MMSpecError(f"MixtureDrafter: members has {len(found)} drafters, and two at least make a mixture")
+    for member in found:
+        member.join([other for other in found if other is not member])
     return found
