@@ -16,7 +16,7 @@ from .drafters.reference.text import as_symbols, occurrences
 from .errors import MMSpecError, shown
 from .generation import generate
 from .inputs import load_image
-from .settings.arguments import whole_number
+from .settings.arguments import flags, is_number, whole_number
 from .target import Target
 
 WINDOW, TIMES = 10, 10
@@ -85,7 +85,8 @@ class RegionReader:
         canvas: whether a crop is shown on a page of the whole page's size, in the colour of its last pixel, at the top.
 
     Raises:
-        MMSpecError: for a drafter that has no references, a margin below 0, and an empty prompt.
+        MMSpecError: for a drafter that has no references, a margin below 0, an empty prompt, or values of another
+            kind.
     """
 
     target: Target
@@ -100,6 +101,11 @@ class RegionReader:
         if not isinstance(self.drafter, ReferenceDrafter):
             raise MMSpecError(f"RegionReader: drafter={shown(self.drafter, 60)} must be a ReferenceDrafter")
         whole_number(self, lowest=0, margin=self.margin)
+        flags(self, canvas=self.canvas)
+        if self.layout is not None and not callable(self.layout):
+            raise MMSpecError(f"RegionReader: layout={shown(self.layout, 60)} must be a function of a picture, or None")
+        if not isinstance(self.region_prompt, str | None):
+            raise MMSpecError(f"RegionReader: region_prompt={shown(self.region_prompt, 40)} must be a text, or None")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise MMSpecError(
                 f"RegionReader: prompt={shown(self.prompt, 40)} must be a text, which asks for the page's"
@@ -155,13 +161,20 @@ class RegionReader:
                     "layout=, a function that finds them in a picture"
                 )
             regions = self.layout(picture)
+        if isinstance(regions, str) or not isinstance(regions, Iterable):
+            raise MMSpecError(f"RegionReader: regions={shown(regions, 60)} must be a list of Region(text, box)")
         found = [*regions]
         for place, region in enumerate(found):
             text, box = region if isinstance(region, tuple) and len(region) == 2 else (None, ())
-            numbers = isinstance(box, Sequence) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
+            numbers = isinstance(box, Sequence) and len(box) == 4 and all(map(is_number, box))
             if not isinstance(text, str) or not numbers or box[0] >= box[2] or box[1] >= box[3]:
                 raise MMSpecError(
                     f"region {place} is {shown(region, 60)}: give Region(text, (left, top, right, bottom)) in pixels"
+                )
+            if box[0] >= picture.width or box[1] >= picture.height or box[2] <= 0 or box[3] <= 0:
+                raise MMSpecError(
+                    f"region {place} is {shown(region, 60)}, which lies outside of the page of {picture.width} x "
+                    f"{picture.height} pixels: give boxes in pixels of this picture"
                 )
         return [Region(*region) for region in found]
 

@@ -96,5 +96,14 @@ def test_what_is_no_region_is_refused():
     refused(lambda: reader().read(image, [Region("a", (9, 0, 3, 9))]), "region 0 is Region(text='a', box=(9, 0, 3, 9))")
     nobody = {**vars(reader()), "drafter": None}
     refused(lambda: RegionReader(**nobody), "drafter=None must be a ReferenceDrafter")
+    refused(lambda: reader().read(image, 3), "regions=3 must be a list of Region(text, box)")
+    for box in ((0, 0, float("nan"), 9), (0, 0, float("inf"), 9)):
+        refused(lambda box=box: reader().read(image, [Region("a", box)]), "region 0 is ... give Region(text")
+    for box in ((500, 0, 600, 9), (0, 500, 9, 600), (-9, 0, -3, 9), (0, -9, 9, 0)):
+        refused(lambda box=box: reader().read(image, [Region("a", box)]), "which lies outside of the page of")
+    for name, value in (("canvas", "no"), ("layout", 3), ("region_prompt", 3)):
+        refused(
+            lambda name=name, value=value: RegionReader(**{**vars(reader()), name: value}), f"{name}={value!r} must be"
+        )
     refused(lambda: RegionReader(**{**vars(reader()), "margin": -1}), "margin=-1 must be a whole number")
     refused(lambda: RegionReader(**{**vars(reader()), "prompt": " "}), "prompt=' ' must be a text")

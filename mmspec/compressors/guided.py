@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
+from ..settings.arguments import is_number
 from .base import Compressed, VisualCompressor, VisualSpan
 from .token_assignment import Sources
 
@@ -30,8 +31,8 @@ class FeatureGuided(VisualCompressor):
 
     def __init__(self, keep: float = 0.75):
         super().__init__()
-        if not 0 < keep <= 1:
-            raise MMSpecError(f"FeatureGuided: keep={keep} must be above 0 and at most 1")
+        if not is_number(keep) or not 0 < keep <= 1:
+            raise MMSpecError(f"FeatureGuided: keep={shown(keep)} must be above 0 and at most 1")
         self.keep = keep
 
     def forward(self, span: VisualSpan) -> Compressed:

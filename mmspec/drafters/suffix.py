@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..outcome import Scores, Verdict
-from ..settings.arguments import number, positive
+from ..settings.arguments import flags, number, positive
 from ..tree import DraftTree
 from .base import Drafter
 from .continuations import Branches, padded
@@ -72,6 +72,7 @@ class SuffixDrafter(Drafter):
     ):
         super().__init__(target)
         positive(self, max_match=max_match, budget=budget)
+        flags(self, branching=branching, learn=learn)
         self.max_match, self.budget = max_match, budget
         self.branching, self.learn = branching, learn
         self.alpha = number(self, above=0, alpha=alpha)

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from ..files.storage import atomic_write_json, read_json_object
 from ..memory import Memory
-from ..settings.arguments import whole_number
+from ..settings.arguments import as_int, file_path, whole_number
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -128,13 +128,20 @@ class SuffixStore(Memory):
         Raises:
             MMSpecError: for a token that the target does not have.
         """
-        tokens = list(tokens)
-        if strange := [token for token in tokens if not 0 <= token < self._vocab_size]:
+        if isinstance(tokens, str) or not isinstance(tokens, Iterable):
             raise MMSpecError(
-                f"SuffixStore: the token {strange[0]} is none of the target's, which go from 0 to "
+                f"SuffixStore: tokens={shown(tokens, 60)} must be a list of token ids: add what the target's tokenizer "
+                "makes of a text"
+            )
+        given = list(tokens)
+        ids = [number for token in given if (number := as_int(token)) is not None and 0 <= number < self._vocab_size]
+        if len(ids) < len(given):
+            strange = next(token for token in given if as_int(token) not in range(self._vocab_size))
+            raise MMSpecError(
+                f"SuffixStore: the token {shown(strange, 60)} is none of the target's, which go from 0 to "
                 f"{self._vocab_size - 1}: add what its own tokenizer makes of the text"
             )
-        self.extend(self.open(), tokens)
+        self.extend(self.open(), ids)
 
     def open(self) -> int:
         """Begin a text that is being written, and return its number."""
@@ -178,8 +185,9 @@ class SuffixStore(Memory):
         """
         with self._lock:
             texts = [list(text) for text in self._texts.texts.values() if text]
+        path = file_path(file, "SuffixStore: file")
         try:
-            atomic_write_json(Path(file), {"format": FORMAT, "vocabulary": self.vocabulary, "texts": texts}, None)
+            atomic_write_json(path, {"format": FORMAT, "vocabulary": self.vocabulary, "texts": texts}, None)
         except OSError as error:
             raise MMSpecError(
                 f"SuffixStore: {str(file)!r} cannot be written: {error.strerror}; name a file in a folder that is there"
@@ -191,8 +199,9 @@ class SuffixStore(Memory):
         Raises:
             MMSpecError: if it cannot be read, is no such file, or is of another vocabulary.
         """
+        path = file_path(file, "SuffixStore: file")
         try:
-            found = read_json_object(Path(file))
+            found = read_json_object(path)
         except OSError as error:
             raise MMSpecError(
                 f"SuffixStore: {str(file)!r} cannot be read: {error.strerror}; name a file that save() wrote"

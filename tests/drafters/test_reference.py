@@ -232,6 +232,7 @@ def test_files_of_references(tmp_path):
     ):
         (tmp_path / name).write_text(content)
         refused(lambda name=name: read_references(tmp_path / name), f"{name!r} ... {said}".replace("'", ""))
+    refused(lambda: read_references(3), "file=3 must be the name of a file")
     refused(lambda: read_references(tmp_path / "none.txt"), "none.txt' cannot be read: No such file")
 
 

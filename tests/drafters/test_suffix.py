@@ -200,7 +200,12 @@ def test_a_store_is_saved_as_plain_text_and_loaded_for_its_own_vocabulary_alone(
         refused(lambda: SuffixDrafter(target(), store=tmp_path / "torn.json"), "torn.json' is no store of answers")
     refused(lambda: SuffixDrafter(target(), store=tmp_path / "gone.json"), "gone.json' cannot be read")
     refused(lambda: first.store.save(tmp_path / "no" / "a.json"), "a.json' cannot be written ... name a file in")
-    refused(lambda: first.store.add([-1]), "the token -1 is none of the target's")
+    for strange in (-1, 1.5, True, None, "3"):
+        refused(lambda strange=strange: first.store.add([2, strange]), f"the token {strange!r} is none of the target's")
+    for strange in (5, "words"):
+        refused(lambda strange=strange: first.store.add(strange), f"tokens={strange!r} must be a list of token ids")
+    refused(lambda: first.store.save(5), "file=5 must be the name of a file")
+    refused(lambda: first.store.load(5), "file=5 must be the name of a file")
 
 
 def test_pictures_are_no_text():
@@ -213,6 +218,8 @@ def test_pictures_are_no_text():
 
 def test_values_that_cannot_be_are_refused():
     refused(lambda: SuffixDrafter(target(), alpha=0), "alpha=0 must be a number above 0")
+    refused(lambda: SuffixDrafter(target(), branching="no"), "branching='no' must be true or false")
+    refused(lambda: SuffixDrafter(target(), learn=2), "learn=2 must be true or false")
     refused(lambda: SuffixDrafter(target(), threshold=2), "threshold=2 must be a number from 0 to 1")
     refused(lambda: SuffixDrafter(target(), capacity=-1), "capacity=-1 must be a whole number, 0 or more")
     refused(lambda: SuffixStore("tiny"), "SuffixStore takes a Target")

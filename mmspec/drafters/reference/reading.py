@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MMSpecError, first_line, shown
+from ...settings.arguments import file_path
 
 PARSED = "parsing_res_list"
 """Where PP-StructureV3 of PaddleOCR writes the regions of a page; the text of each is its `block_content`."""
@@ -17,9 +18,9 @@ def read_references(path: str | Path) -> list[str]:
     `{"references": [...]}`, or what PP-StructureV3 writes about a page.
 
     Raises:
-        MMSpecError: for a file that cannot be read, or holds something else.
+        MMSpecError: for what is no name of a file, a file that cannot be read, or holds something else.
     """
-    path = Path(path)
+    path = file_path(path, "file")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
