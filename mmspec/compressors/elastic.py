@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import MMSpecError, did_you_mean
-from ..settings.arguments import positive
+from ..settings.arguments import number, positive
 from .base import Compressed, VisualCompressor, VisualSpan
 from .hide import Hide
 from .pool import Conv, Pool
@@ -51,8 +51,7 @@ class Elastic(VisualCompressor):
         positive(self, size=size, queries=queries)
         if mode not in MODES:
             raise MMSpecError(f"Elastic: mode={mode!r} is unknown.{did_you_mean(str(mode), MODES)}")
-        if not temperature > 0:
-            raise MMSpecError(f"Elastic: temperature={temperature} must be above 0")
+        number(self, above=0, temperature=temperature)
         self.mode, self.size, self.queries, self.temperature = mode, size, queries, temperature
         share = 1 / size**2
         if mode == "fusion":

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import MMSpecError, did_you_mean
+from ..settings.arguments import number
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
 from .token_assignment import Sources
 
@@ -33,8 +34,7 @@ class Frames(VisualCompressor):
 
     def __init__(self, keep: float = 0.5, by: str = "uniform"):
         super().__init__()
-        if not 0 < keep <= 1:
-            raise MMSpecError(f"Frames: keep={keep} must be above 0 and at most 1")
+        number(self, above=0, highest=1, keep=keep)
         if by not in WAYS:
             raise MMSpecError(f"Frames: by={by!r} is unknown.{did_you_mean(str(by), WAYS)}")
         self.keep, self.by = keep, by

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError, shown
-from ..settings.arguments import is_number
+from ..errors import MMSpecError
+from ..settings.arguments import number
 from .base import Compressed, VisualCompressor, VisualSpan
 from .token_assignment import Sources
 
@@ -31,8 +31,7 @@ class FeatureGuided(VisualCompressor):
 
     def __init__(self, keep: float = 0.75):
         super().__init__()
-        if not is_number(keep) or not 0 < keep <= 1:
-            raise MMSpecError(f"FeatureGuided: keep={shown(keep)} must be above 0 and at most 1")
+        number(self, above=0, highest=1, keep=keep)
         self.keep = keep
 
     def forward(self, span: VisualSpan) -> Compressed:

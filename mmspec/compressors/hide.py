@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
+from ..settings.arguments import as_int
 from .base import Compressed, VisualCompressor, VisualSpan
 from .token_assignment import Sources
 
@@ -29,8 +30,9 @@ class Hide(VisualCompressor):
 
     def __init__(self, packed: bool = False, margin: Sequence[int] = (0, 0)):
         super().__init__()
-        if len(margin) != 2 or min(margin) < 0:
-            raise MMSpecError(f"Hide: margin={margin} must be two numbers of tokens, before and after a picture")
+        tokens = [as_int(count) for count in margin] if isinstance(margin, Sequence) else []
+        if len(tokens) != 2 or any(count is None or count < 0 for count in tokens):
+            raise MMSpecError(f"Hide: margin={shown(margin)} must be two numbers of tokens, before and after a picture")
         self.packed, self.margin = packed, (margin[0], margin[1])
         self.positions = "packed" if packed else "original"
 

@@ -9,6 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import MMSpecError
+from ..settings.arguments import number
+
+LINES = ("overhead", "first", "level", "static", "dynamic", "best_first")
+"""The parts of `Costs` that grow linearly with a count."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ class Costs:
         block: seconds of a drafter that proposes whole trees at once; None for one that grows them.
         conditions: conditions under which these hold: prefix length, batch size, dtype, threads, device, target and
             drafter.
+
+    Raises:
+        MMSpecError: for seconds that are no numbers of 0 or more, or plain decoding that takes no time.
     """
 
     score: Curve
@@ -115,6 +122,16 @@ class Costs:
     best_first: Line = Line()
     block: float | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = {name: [getattr(self, name) or 0.0] for name in ("plain_overhead", "branching", "block")}
+        for name in LINES:
+            parts[name] = [getattr(self, name).base, getattr(self, name).slope]
+        for name, all_of_them in {"score": self.score.seconds, **parts}.items():
+            for seconds in all_of_them:
+                number(self, lowest=0, **{name: seconds})
+        if not self.plain:
+            raise MMSpecError("Costs: score=0.0 and plain_overhead=0.0 leave no time for plain decoding: measure again")
 
     @property
     def step(self) -> float:
@@ -140,12 +157,12 @@ class Costs:
         try:
             values = {"best_first": {"base": 0.0, "slope": 0.0}, **values}
             values["score"] = Curve(*(tuple(map(float, values["score"][name])) for name in ("counts", "seconds")))
-            for name in ("overhead", "first", "level", "static", "dynamic", "best_first"):
+            for name in LINES:
                 values[name] = Line(float(values[name]["base"]), float(values[name]["slope"]))
             for name in ("plain_overhead", "branching"):
                 values[name] = float(values[name])
             if values["block"] is not None:
                 values["block"] = float(values["block"])
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise MMSpecError(f"these are not costs that Costs.to_dict() wrote: {error!r}; measure again") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, did_you_mean, shown
 from ..tree import DraftTree
 from .base import TreeBuilder
 from .growth import Growth
@@ -58,6 +58,11 @@ class StaticTree(TreeBuilder):
             if paths not in PRESETS:
                 raise MMSpecError(f"StaticTree preset {paths!r} is unknown.{did_you_mean(paths, PRESETS)}")
             paths = PRESETS[paths]
+        if not isinstance(paths, Iterable):
+            raise MMSpecError(
+                f"StaticTree: paths={shown(paths)} must be a preset ({', '.join(PRESETS)}) or paths of child ranks, "
+                "such as [[0], [0, 0], [1]]"
+            )
         nodes = {_ranks(path) for path in paths}
         if not nodes:
             raise MMSpecError("StaticTree needs at least one path, such as [[0], [0, 0], [1]]")

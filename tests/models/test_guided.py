@@ -43,7 +43,7 @@ def test_the_most_attended_stay_in_reading_order(keep, attention, kept):
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5])
 def test_other_shares_are_refused(keep):
-    refused(lambda: FeatureGuided(keep), "must be above 0 and at most 1")
+    refused(lambda: FeatureGuided(keep), "must be a number above 0 and at most 1")
 
 
 def test_without_attention_it_says_what_to_do():

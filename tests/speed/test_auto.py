@@ -356,6 +356,10 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 def test_costs_as_written_are_taken():
     assert AutoTree(costs=CHEAP.to_dict()).costs == CHEAP
     refused(lambda: AutoTree(costs={"score": 1}), "not costs")
+    without_time = {"score": {"counts": [1], "seconds": [0.0]}, "plain_overhead": 0.0}
+    refused(lambda: AutoTree(costs=CHEAP.to_dict() | without_time), "no time for plain decoding: measure again")
+    before_now = {"first": {"base": -1.0, "slope": 0.0}}
+    refused(lambda: AutoTree(costs=CHEAP.to_dict() | before_now), "Costs: first=-1.0 must be a number at least 0")
 
 
 def test_whose_tree_it_is_must_be_known(learns):

@@ -148,6 +148,7 @@ def test_eagle1_preset_has_its_25_nodes():
         ([[0], [-1]], "is not a path of child ranks"),
         (["0", "0a"], "'0a' is not a path of child ranks"),
         ([0, 1], "0 is not a path of child ranks"),
+        (3, r"paths=3 must be a preset \(medusa, eagle1, v5e0\) or paths of child ranks"),
     ],
 )
 def test_static_tree_refuses_broken_templates(paths, message):
