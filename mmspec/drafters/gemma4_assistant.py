@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
-MODEL_TYPE = "gemma4_assistant"
-"""`model_type` of an assistant's configuration."""
+MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
+"""`model_type` of an assistant's configuration: the second one is of the 12B."""
 
 
 class Gemma4AssistantDrafter(OneStateDrafter):
@@ -151,27 +151,17 @@ class Gemma4AssistantDrafter(OneStateDrafter):
     def from_config(cls, config: dict[str, Any], target: Target) -> Self:
         """Rebuild the drafter, on the target's device and in its dtype."""
         try:
-            settings = assistant_class("Config").from_dict(dict(config["assistant"]))
-            model = assistant_class("ForCausalLM")(settings).to(target.dtype)
-        except MMSpecError:
-            raise
+            settings = assistant_class(target, "Config").from_dict(dict(config["assistant"]))
+            model = assistant_class(target, "ForCausalLM")(settings).to(target.dtype)
         except Exception as error:  # what transformers' own checks say comes in types of several libraries
             raise MMSpecError(f"transformers has no assistant with these settings: {first_line(error)}") from error
         return cls(target, model).to(target.device)
 
 
-def assistant_class(suffix: str) -> Any:
-    """Return transformers' class of an assistant, or of its configuration.
-
-    Raises:
-        MMSpecError: if the installed version has none.
-    """
-    cls = getattr(transformers, f"Gemma4Assistant{suffix}", None)
-    if cls is None:
-        raise MMSpecError(
-            f"transformers {transformers.__version__} has no Gemma4Assistant{suffix}: install a newer one"
-        )
-    return cls
+def assistant_class(target: Target, suffix: str) -> Any:
+    """Return transformers' class of the assistants of a target, or of their configuration."""
+    unified = target.family.text_config.model_type.startswith("gemma4_unified")
+    return getattr(transformers, f"Gemma4{'Unified' if unified else ''}Assistant{suffix}")
 
 
 def new_assistant(
@@ -192,8 +182,7 @@ def new_assistant(
         tree: builder of the drafter's trees; the drafter's default if None.
 
     Raises:
-        MMSpecError: for a target that is no Gemma 4, sizes that are no positive numbers, fewer than two layers, or a
-            version of transformers without assistants.
+        MMSpecError: for a target that is no Gemma 4, sizes that are no positive numbers, or fewer than two layers.
     """
     layers_read(target)
     width = hidden_size or max(target.hidden_size // 4, 1)
@@ -201,7 +190,8 @@ def new_assistant(
     for name, value, least in (("layers", layers, 2), ("hidden_size", width, 1), ("intermediate_size", inner, 1)):
         if (found := as_int(value)) is None or found < least:
             raise MMSpecError(f"new_assistant: {name}={shown(value)} must be a whole number, {least} or more")
-    settings = target.family.text_config.to_dict() | {
+    own_settings = target.family.text_config.to_dict()
+    changes = {
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
@@ -213,11 +203,12 @@ def new_assistant(
         "enable_moe_block": False,
         "use_double_wide_mlp": False,
     }
+    settings = own_settings | {name: value for name, value in changes.items() if name in own_settings}
     if own := settings.get("per_layer_config"):  # the heads of full attention, by layer
         settings["per_layer_config"] = {layers - 1: next(iter(own.values()))}
     text = type(target.family.text_config).from_dict(settings)
-    config = assistant_class("Config")(text_config=text, backbone_hidden_size=target.hidden_size)
-    model = assistant_class("ForCausalLM")(config).to(target.device, target.dtype)
+    config = assistant_class(target, "Config")(text_config=text, backbone_hidden_size=target.hidden_size)
+    model = assistant_class(target, "ForCausalLM")(config).to(target.device, target.dtype)
     return Gemma4AssistantDrafter(target, model, tree)
 
 
@@ -250,8 +241,9 @@ def check_fits(model: Any, target: Target, layers: dict[str, int]) -> None:
         MMSpecError: with what the two have.
     """
     name, text = type(model).__name__, model.config.get_text_config()
-    if model.config.model_type != MODEL_TYPE:
-        raise MMSpecError(f"{name} is no assistant of Gemma 4: give a Gemma4AssistantForCausalLM")
+    if model.config.model_type not in MODEL_TYPES:
+        fits = assistant_class(target, "ForCausalLM").__name__
+        raise MMSpecError(f"{name} is no assistant of Gemma 4: give a {fits}")
     wide = model.config.backbone_hidden_size
     if (wide, text.vocab_size) != (target.hidden_size, target.vocab_size):
         raise MMSpecError(

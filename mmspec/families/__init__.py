@@ -22,7 +22,7 @@ from .audio import Masked, Qwen2Audio, Voxtral
 from .base import Family
 from .encoders import Encoder
 from .gemma3 import Gemma3
-from .gemma4 import Gemma4
+from .gemma4 import Gemma4, Gemma4Unified
 from .internvl import InternVL
 from .janus import Janus, JanusImages
 from .llava import Llava
@@ -48,6 +48,7 @@ FAMILIES: tuple[type[Family], ...] = (
     SmolVLM,
     Gemma3,
     Gemma4,
+    Gemma4Unified,
     Mistral3,
     PaliGemma,
     Qwen2Audio,

@@ -32,19 +32,39 @@ class Placed(Encoder):
         """Single precision: the tower scales pixels before it turns them into its own dtype."""
         return torch.float32
 
+    @property
+    def edge(self) -> int:
+        """The number of patches along a side of a token."""
+        return self.model.config.vision_config.pooling_kernel_size
+
     def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
         """Return times, rows and columns of the tokens, from the places of the patches."""
         places = inputs.get(f"{self.kind}_position_ids")
         if places is None:  # consumed by `generate`
             return [None] * len(sizes)
-        edge = self.model.config.vision_config.pooling_kernel_size
         if places.ndim == 4:  # videos of equally many frames, which old versions of transformers put side by side
             frames, places = [places.shape[1]] * len(sizes), places.flatten(0, 1)
         else:
             frames = [1] * len(sizes) if self.kind == "image" else inputs["num_frames_per_video"].tolist()
-        shapes = ((places.amax(1) + 1) // edge).flip(-1).tolist()  # (rows, columns) of every picture, or frame
+        shapes = ((places.amax(1) + 1) // self.edge).flip(-1).tolist()  # (rows, columns) of every picture, or frame
         firsts = [sum(frames[:number]) for number in range(len(frames))]
         return [(times, *shapes[first]) for times, first in zip(frames, firsts, strict=True)]
+
+
+class Projected(Placed):
+    """Pictures and videos without a tower: patches as large as a token, of which a linear map makes tokens."""
+
+    edge = 1
+
+    @property
+    def projector(self) -> nn.Module:
+        """The norm behind the map."""
+        return self.model.model.embed_vision.multimodal_embedder.embedding_pre_projection_norm
+
+    def align(self, features: Tensor, embeds: list[Tensor], inputs: dict[str, Any]) -> list[Tensor] | None:
+        """Leave out what the map made of padding."""
+        real = (inputs[f"{self.kind}_position_ids"] != -1).all(-1)
+        return super().align(features.flatten(0, -2)[real.flatten()], embeds, inputs)
 
 
 class Heard(Encoder):
@@ -70,6 +90,8 @@ class Gemma4(Family):
     """
 
     model_types = ("gemma4", "gemma4_text")
+    seen: type[Placed] = Placed
+    """The class of its encoders of pictures and videos."""
     window_bounds_groups = True
     can_be_cut = False
 
@@ -88,8 +110,8 @@ class Gemma4(Family):
         encoders: list[Encoder] = []
         if getattr(model.config, "vision_config", None) is not None:
             encoders += [
-                Placed(model, "image", "pixel_values", "image_position_ids"),
-                Placed(model, "video", "pixel_values_videos", "video_position_ids", "num_frames_per_video"),
+                self.seen(model, "image", "pixel_values", "image_position_ids"),
+                self.seen(model, "video", "pixel_values_videos", "video_position_ids", "num_frames_per_video"),
             ]
         if getattr(model.config, "audio_config", None) is not None:
             encoders.append(Heard(model, "audio", "input_features", "input_features_mask"))
@@ -148,3 +170,16 @@ class Gemma4(Family):
     def attention_inputs(self, layer: int, entries: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
         """Return the place where layers leave the keys and values that others read, by kind of attention."""
         return {"shared_kv_states": {} if entries is None else {self.text_config.layer_types[layer]: entries}}
+
+
+class Gemma4Unified(Gemma4):
+    """`Gemma4UnifiedForConditionalGeneration`, the 12B: neither pictures nor sounds have a tower, and the tokens of a
+    picture or of a video's frame see each other in all layers, however far apart they are."""
+
+    model_types = ("gemma4_unified", "gemma4_unified_text")
+    seen = Projected
+    window_bounds_groups = False
+
+    def bidirectional_groups(self, inputs: dict[str, Any], kind: str | None = None) -> Tensor | None:
+        """Return a group for every run of tokens that are seen, in layers of every kind."""
+        return super().bidirectional_groups(inputs)

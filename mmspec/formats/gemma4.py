@@ -24,7 +24,7 @@ class Gemma4Assistant(Format):
 
     def build(self, checkpoint: Checkpoint, target: Target) -> Gemma4AssistantDrafter:
         """Make the drafter with the checkpoint's weights."""
-        model, told = assistant_class("ForCausalLM").from_pretrained(
+        model, told = assistant_class(target, "ForCausalLM").from_pretrained(
             checkpoint.folder, dtype=target.dtype, local_files_only=True, output_loading_info=True
         )
         missing, unexpected = set(told["missing_keys"]), set(told["unexpected_keys"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import models
 import pytest
@@ -10,14 +10,15 @@ import torch
 from full_recompute import recompute
 from refusals import refused
 from tiny_drafters import TINY_DRAFTERS
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, SEES_VIDEOS, Tiny, placed
 from tiny_requests import NEW, batch_of, target_of
 
 import mmspec
 from mmspec.check import check_target
 from mmspec.compressors import Pool
-from mmspec.drafters import EarlyExitDrafter, NGramDrafter, OwnEncoderDrafter
-from mmspec.families.gemma4 import Gemma4
+from mmspec.drafters import DFlashDrafter, EarlyExitDrafter, NGramDrafter, OwnEncoderDrafter
+from mmspec.drafters.gemma4_assistant import new_assistant
+from mmspec.families.gemma4 import Gemma4, Gemma4Unified
 from mmspec.inputs import prepare
 from mmspec.models.attention import attention_weights, entropy_of_layers, newest_attention
 from mmspec.target import Target
@@ -31,7 +32,7 @@ LARGE = {
     "attention_k_eq_v": True,
     "num_global_key_value_heads": 1,
 }
-"""As the 12B and what is larger: all layers have keys, full ones use them as values; no layer has an embedding."""
+"""As the 26B and the 31B: all layers have keys, full ones use them as values; no layer has an embedding."""
 SMALL = {"use_bidirectional_attention": None}
 """As E2B and E4B: pictures are read in order."""
 EARS = {
@@ -96,6 +97,68 @@ def test_videos_have_grids_whichever_way_their_frames_are_batched():
 def test_models_of_both_sizes_pass(settings):
     report = check_target(Target(models.gemma4(**settings)), pictures_of(["image", "video", "image"]))
     assert report.ok and report.kinds == {"image", "video"}, f"\n{report}"
+
+
+@cache
+def without_towers() -> tuple[Target, dict, list[list[int]], dict]:
+    """A target like the 12B, a ragged batch, its texts row by row, and its last row alone, which hears too."""
+    target = Target(models.gemma4_unified())
+    tiny = Tiny(models.gemma4_unified, partial(placed, side=1), **SEES_VIDEOS)
+    rows, lengths, written = [["image"], [], ["image", "video", "image"]], [9, 14, 5], []
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        single = tiny.inputs([row], [length], seed=number)
+        ids = target.model.generate(**single, max_new_tokens=NEW, do_sample=False)
+        written.append(ids[0, single["input_ids"].shape[1] :].tolist())
+    heard = torch.arange(6) < torch.tensor([[6], [4]])
+    single["input_ids"] = torch.cat(
+        [single["input_ids"], torch.tensor([[*[models.AUDIO] * 6, 8, *[models.AUDIO] * 4, 9]])], 1
+    )
+    types = torch.zeros_like(single["input_ids"])
+    for kind, token in enumerate((models.IMAGE, models.VIDEO, models.AUDIO), 1):
+        types[single["input_ids"] == token] = kind
+    single |= {"attention_mask": torch.ones_like(types), "mm_token_type_ids": types, "input_features_mask": heard}
+    single["input_features"] = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
+    return target, tiny.inputs(rows, lengths), written, single
+
+
+def test_a_model_without_towers_passes():
+    """As the 12B: tokens of a picture see each other in every layer."""
+    target, inputs, _, single = without_towers()
+    assert type(target.family) is Gemma4Unified
+    report = check_target(target, single)
+    assert report.ok and report.kinds == {"image", "video", "audio"}, f"\n{report}"
+    request = prepare(target, inputs=inputs)
+    vision = target.encode(request)
+    assert target.family.grids(request.inputs, vision) == [(1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 4, 2)]
+    embedder = target.model.model.embed_vision.multimodal_embedder
+    with torch.no_grad():
+        assert all(
+            torch.allclose(embedder(seen), tokens, atol=1e-5)
+            for seen, tokens in zip(vision.features, vision.embeds, strict=True)
+        )
+    eager = models.gemma4_unified("eager")
+    eager.load_state_dict(target.model.state_dict())
+    wanted = recompute(eager, single, [[3, 4]], output_attentions=True).attentions
+    lesson = Teacher(target, range(4)).study(prepare(target, inputs=single), [[3, 4]])
+    length = lesson.request.lengths[0]
+    for layer, expected in enumerate(wanted):
+        weights = attention_weights(target, layer, lesson.features, lesson.request.inputs)
+        assert (weights[0, :, :length, :length] - expected[0]).abs().max() < 1e-5, layer
+    assert all(weights[0].triu(1).amax() > 1e-3 for weights in wanted)
+
+
+def test_drafters_of_a_model_without_towers(tmp_path):
+    target, inputs, expected, _ = without_towers()
+    assistant = new_assistant(target, layers=2)
+    assistant.model.save_pretrained(tmp_path / "theirs")
+    published = mmspec.load_drafter(str(tmp_path / "theirs"), target)
+    assert type(published.model).__name__ == "Gemma4UnifiedAssistantForCausalLM"
+    published.save_pretrained(tmp_path / "ours")
+    saved = mmspec.load_drafter(str(tmp_path / "ours"), target)
+    own = OwnEncoderDrafter(target, models.blurred(target.model))
+    for drafter in (own, DFlashDrafter(target), DFlashDrafter(target, compressor=Pool(2)), published, saved):
+        out = mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=NEW, tree=DynamicTree(3, 2, 6))
+        assert out.token_ids == expected, type(drafter).__name__
 
 
 def without_types(monkeypatch):

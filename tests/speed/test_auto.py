@@ -359,7 +359,7 @@ def test_costs_as_written_are_taken():
     without_time = {"score": {"counts": [1], "seconds": [0.0]}, "plain_overhead": 0.0}
     refused(lambda: AutoTree(costs=CHEAP.to_dict() | without_time), "no time for plain decoding: measure again")
     before_now = {"first": {"base": -1.0, "slope": 0.0}}
-    refused(lambda: AutoTree(costs=CHEAP.to_dict() | before_now), "Costs: first=-1.0 must be a number at least 0")
+    refused(lambda: AutoTree(costs=CHEAP.to_dict() | before_now), "Costs: first=-1.0 must be a number of at least 0")
 
 
 def test_whose_tree_it_is_must_be_known(learns):

@@ -156,6 +156,18 @@ def gemma4(attention="sdpa", seed=0, ears=None, **text):
     return model
 
 
+def gemma4_unified(attention="sdpa", seed=0):
+    """A Gemma 4 without towers, as the 12B: patches of 4 x 4 pixels are tokens, and all layers have keys."""
+    text = {name: value for name, value in GEMMA4_TEXT.items() if not name.endswith("per_layer_input")}
+    text |= {"num_kv_shared_layers": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    vision = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 16, "mm_posemb_size": 16}
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": AUDIO}
+    ids |= {"audio_config": {"audio_embed_dim": 8}}
+    model = of_parts("Gemma4Unified", attention, seed, text, vision | {"output_proj_dims": 16}, **ids)
+    model.get_output_embeddings().weight.data[AUDIO : VIDEO + 1] = 0
+    return model
+
+
 def blurred(model: torch.nn.Module, amount: float = 0.25, seed: int = 7) -> torch.nn.Module:
     """A copy whose language model is a little off: as a drafter it is right some of the time."""
     generator = torch.Generator().manual_seed(seed)

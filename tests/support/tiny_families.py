@@ -166,12 +166,12 @@ FRAMES_IN_A_ROW = "num_frames_per_video" in inspect.signature(transformers.Gemma
 other, as in 5.17."""
 
 
-def placed(kind: str, index: int, generator: torch.Generator, row: Row) -> Picture:
-    """Gemma 4: patches of 4 x 4 pixels with their column and row, 2 x 2 patches a token, padded to 32 patches; a video
-    says before each of its two frames when."""
+def placed(kind: str, index: int, generator: torch.Generator, row: Row, side: int = 2) -> Picture:
+    """Gemma 4: patches of 4 x 4 pixels with their column and row, 2 x 2 patches a token (`side` a side), padded to 32
+    patches; a video says before each of its two frames when."""
     rows, columns = (2, 2) if kind == "video" else [(2, 2), (2, 3), (4, 2)][index % 3]
     frames = 2 if kind == "video" else 1
-    places = torch.cartesian_prod(torch.arange(2 * rows), torch.arange(2 * columns)).flip(-1)
+    places = torch.cartesian_prod(torch.arange(side * rows), torch.arange(side * columns)).flip(-1)
     at = torch.full((frames, 32, 2), -1)
     at[:, : len(places)] = places
     pixels = torch.zeros(frames, 32, 48)
