@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..errors import MMSpecError
 from ..inputs import Request, append
 from ..lesson import WIDTHS, Lesson
 from ..models.masks import padding_mask
-from ..models.states import LAST
+from ..models.states import LAST, layer_entered, numbered
 from ..models.whole_texts import read_states
 from ..target import Target
 from .data import TrainingPass
@@ -21,11 +22,21 @@ class Teacher:
     Args:
         target: the model that wrote the answers.
         feature_layers: layers whose states drafters and losses want besides the last one.
+
+    Raises:
+        MMSpecError: for layers that the target does not have.
     """
 
     def __init__(self, target: Target, feature_layers: Iterable[int] = ()):
         self.target = target
         self.feature_layers = tuple(dict.fromkeys([*feature_layers, LAST]))
+        count = len(target.family.layers)
+        entered = [layer_entered(numbered(layer, count)) for layer in self.feature_layers]
+        if beyond := [layer for layer in entered if not LAST <= layer <= count]:
+            raise MMSpecError(
+                f"layer {beyond[0]} is to be learnt from, but {type(target.model).__name__} has layers 0 to "
+                f"{count - 1}: name one of these in the recipe, such as recipe.intermediate_layer"
+            )
 
     def lesson_of(self, batch: TrainingPass) -> Lesson:
         """Run the target over a pass of a training."""

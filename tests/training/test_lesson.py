@@ -10,6 +10,7 @@ import torch
 from full_recompute import recompute, start
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 from tiny_requests import BACK_ENDS, ragged_inputs, target_of
 
 from mmspec.inputs import PER_TOKEN, Request, append, prepare
@@ -34,6 +35,10 @@ def ragged(name: str, attention: str) -> tuple[dict, Lesson]:
     inputs = ragged_inputs(name)
     target = target_of(name, attention)
     return inputs, Teacher(target, [0, 2, 0]).study(prepare(target, inputs=inputs), answers_of(ANSWERS))
+
+
+def test_a_layer_that_the_target_does_not_have_is_refused():
+    refused(lambda: Teacher(target_of("llava"), [1, 6]), "layer 6 is to be learnt ... has layers 0 to 2: name one of")
 
 
 @pytest.mark.parametrize(("name", "attention"), BACK_ENDS)
