@@ -101,7 +101,7 @@ def test_its_size_is_a_setting_and_what_has_none_is_refused(whole, tmp_path):
     assert made.settings.head_share == 0.25 and made.compressor.keep == 0.5
     for share in (0.0, 1.5):
         refused(lambda share=share: whole.sub_network(share), f"head_share={share} must be above 0 and at most 1")
-    refused(lambda: whole.sub_network(keep=2.0), "FeatureGuided: keep=2.0 must be above 0")
+    refused(lambda: whole.sub_network(keep=2.0), "FeatureGuided: keep=2.0 must be a number above 0")
     pooled = DreamDrafter(target, compressor=Pool(2))
     refused(lambda: pooled.sub_network(keep=0.5), "keep=0.5 chooses among ... Pool ... leave it out")
     mmspec.drafters.EagleDrafter(target).save_pretrained(tmp_path / "eagle")
