@@ -30,6 +30,9 @@ HEAD_SETTINGS = (
 MROPE_SETTINGS = ("mrope_section", "mrope_interleaved")
 """Names in `rope_parameters`, for heads whose positions have several axes, see `mmspec.drafters.rope`."""
 
+MOST_AT_ONCE = 1024
+"""Tokens at most that a pass may be told to guess: the square of their number is kept in memory."""
+
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not change with the length of the text."""
 

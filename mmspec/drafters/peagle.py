@@ -19,6 +19,7 @@ from ..trees import Chain, TreeBuilder
 from ..trees.growth import Block
 from ..trees.proposals import IMPOSSIBLE
 from .eagle3 import Eagle3Drafter, Eagle3Settings
+from .head_config import MOST_AT_ONCE
 from .layer import DraftLayer, Rope, attend_causally, attend_unrolled
 from .layer_pass import LayerPass
 from .reading import view_of
@@ -51,6 +52,8 @@ class PEagleSettings(Eagle3Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, layers=self.layers, depths=self.depths)
+        if self.depths > MOST_AT_ONCE:
+            raise MMSpecError(f"depths={shown(self.depths)} are more than a pass can guess, {MOST_AT_ONCE}: use fewer")
 
     def fit(self, target: Target) -> Self:
         """Refuse a mask token that has no embedding."""

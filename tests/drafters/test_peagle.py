@@ -320,6 +320,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     [
         ({"layers": 0}, "layers=0 must be a positive integer"),
         ({"depths": 0}, "depths=0 must be a positive integer"),
+        ({"depths": 10**6}, "depths=1000000 are more than a pass can guess, 1024: use fewer"),
         ({"mask_token_id": 61}, "mask_token_id=61 is none of the 61 tokens that have an embedding"),
         ({"fc_norm": True, "norm_before_fc": True}, "fc_norm and norm_before_fc are two ways"),
     ],

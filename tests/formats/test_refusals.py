@@ -204,6 +204,11 @@ def test_switches_of_eagle3_that_contradict_its_weights_are_refused(tmp_path, ch
         (["norm_before_residual"], {}, "a speculators config.json must say norm_before_residual"),
         ([], {"speculators_model_type": "eagle3"}, "is 'eagle3', but mask_hidden is of 'peagle'; correct"),
         ([], {"speculators_config": {"proposal_methods": [{"speculative_tokens": 0}]}}, "speculative_tokens=0, which"),
+        (
+            [],
+            {"speculators_config": {"proposal_methods": [{"speculative_tokens": 10**9}]}},
+            "depths=1000000000 are more",
+        ),
     ],
 )
 def test_what_no_weight_of_peagle_tells_must_be_said(tmp_path, gone, changes, message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from ...errors import MMSpecError, shown
 from ...models.states import LAST
 from ...settings.arguments import number, positive
+from ..head_config import MOST_AT_ONCE
 from ..layer_head import LayerSettings
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class BlockSettings(LayerSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, layers=self.layers, block_size=self.block_size, conv_group=self.conv_group)
+        if self.block_size > MOST_AT_ONCE:
+            raise MMSpecError(
+                f"block_size={shown(self.block_size)} is more than a pass can guess, {MOST_AT_ONCE}: use a smaller one"
+            )
         if self.conv_kernel < 0:
             raise MMSpecError(f"conv_kernel={self.conv_kernel} must be 0, for no convolution, or a positive integer")
         if self.first_slot >= self.block_size:

@@ -239,6 +239,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     [
         ({"block_size": 1}, "block_size=1 leaves no slot to guess in"),
         ({"layers": 0}, "layers=0 must be a positive integer"),
+        ({"block_size": 10**6}, "block_size=1000000 is more than a pass can guess, 1024"),
         ({"windows": [4]}, r"windows=\[4\] must be one for each of the 2 layers"),
         ({"windows": [0, 4]}, "windows=0 must be a positive integer"),
         ({"feature_layers": [3]}, r"feature_layers=\[3\] must be layers of the target, from 0 to 2, or -1"),
