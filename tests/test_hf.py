@@ -31,6 +31,8 @@ from mmspec.drafters import NGramDrafter, OwnEncoderDrafter, TextOnlyDrafter
 from mmspec.errors import MMSpecError
 from mmspec.inputs import prepare
 
+pytestmark = pytest.mark.product
+
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 @pytest.mark.parametrize("images", [[1, 0, 2], [1]])

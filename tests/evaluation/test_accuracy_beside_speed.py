@@ -19,6 +19,8 @@ from mmspec.evaluation.bundle import Bundle
 from mmspec.similarity import similarity
 from mmspec.verifiers import Greedy
 
+pytestmark = pytest.mark.product
+
 TOKENS = 6
 
 

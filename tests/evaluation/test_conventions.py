@@ -9,6 +9,8 @@ from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 from mmspec.evaluation.conventions import EXPLAINED
 
+pytestmark = pytest.mark.product
+
 # eagle3 writes 9 tokens as 1 + 3 + 1 + 3 + 1: 4 accepted in four rounds of ours. Theirs emits no last bonus token, so
 # it needs a fifth round, 9 = 4 + 5. Of 7 tokens = 1 + 3 + 1 + 2 the last was accepted: 7 = 4 + 3, three rounds.
 PROMPTS = {"scenes": [9, 7]}

@@ -9,6 +9,8 @@ from bundles import PLAIN_PASS, eagle3, lookup, plain, write_bundle
 from mmspec.evaluation import report
 from mmspec.evaluation.figures import RESAMPLES, conditional_acceptance_rate, draws, geometric_mean
 
+pytestmark = pytest.mark.product
+
 # An answer of n tokens takes plain decoding 1 + (n - 1) / 2 seconds. eagle3 emits 3, 1, 3, 1, ... tokens in rounds of
 # PLAIN_PASS, so 9 tokens are 1 + 8, in four rounds: 3 seconds instead of 5.
 PROMPTS = {"scenes": [9, 17], "charts": [5, 5]}

@@ -10,6 +10,8 @@ from bundles import eagle3, lookup, plain, write_bundle
 from mmspec.errors import MMSpecError
 from mmspec.evaluation import report
 
+pytestmark = pytest.mark.product
+
 OTHER = {"name": "other", "class": "Llava", "dtype": "float32", "fingerprint": "f" * 16}
 
 

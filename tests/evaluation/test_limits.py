@@ -10,6 +10,8 @@ from bundles import eagle3, lookup, plain, write_bundle
 from mmspec import cli
 from mmspec.evaluation.reporting import report
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture
 def bundle(tmp_path):

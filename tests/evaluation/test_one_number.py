@@ -22,6 +22,8 @@ from mmspec.evaluation.table import csv_lines
 from mmspec.metrics import METRICS, SHOWN
 from mmspec.speed.projection import methods_of
 
+pytestmark = pytest.mark.product
+
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 # Two tasks of which the longer answers are the better ones, so that a pool and a mean differ.
 PROMPTS = {"scenes": [17, 17, 17], "charts": [4]}

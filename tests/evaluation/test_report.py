@@ -10,6 +10,8 @@ from bundles import eagle3, lookup, plain, write_bundle
 from mmspec import cli
 from mmspec.evaluation.reporting import marks
 
+pytestmark = pytest.mark.product
+
 BEGIN, END = marks()
 
 

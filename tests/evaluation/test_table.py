@@ -6,10 +6,13 @@ import csv
 import io
 import re
 
+import pytest
 from bundles import eagle3, lookup, plain, write_bundle
 
 from mmspec.evaluation import report
 from mmspec.evaluation.sheets import as_text
+
+pytestmark = pytest.mark.product
 
 TASKS = ("scenes", "charts", "documents", "questions")
 

@@ -38,7 +38,7 @@ def wrong(capsys, *argv: str) -> str:
             "not be lossless; use verifier=point_mass, or tree=chain or tree=static",
         ),
         (["drafter=ngram", "drafter.min_ngram=9"], "drafter.min_ngram=9 is larger than drafter.max_ngram=4"),
-        (["compressor=prune", "compressor.keep=2"], "compressor.keep=2 must be above 0"),
+        (["compressor=prune", "compressor.keep=2"], "compressor.keep=2 must be a number above 0"),
         (["drafter=none", "tree=chain"], "tree= shapes what a drafter proposes, but drafter=none: choose a drafter"),
         (["drafter=none", "compressor=hide"], "compressor= changes what a drafter sees, but drafter=none"),
         (["drafter=pretrained"], "drafter needs a value for drafter.name"),

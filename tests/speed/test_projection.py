@@ -17,6 +17,8 @@ from mmspec.speed.projection import MeasuredMethod, methods_of, project
 from mmspec.speed.roofline import DEVICES, MODELS, Architecture, Device, device_of, model_of, pass_seconds
 from mmspec.speed.structure import BlockStructure, Structure
 
+pytestmark = pytest.mark.product
+
 # Layers of 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8 = 144 weights, and a head of 4 * 10.
 SMALL = Architecture(hidden=4, layers=2, intermediate=8, heads=2, key_value_heads=1, head_dim=2, vocabulary=10)
 WEIGHTS = 2 * (4 * (2 * 4 + 2 * 2 + 3 * 8)) + 40

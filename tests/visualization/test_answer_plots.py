@@ -16,6 +16,8 @@ from mmspec import MMSpecError, visualization
 from mmspec.decoding.clock import PHASES
 from mmspec.trees import Chain, DynamicTree
 
+pytestmark = pytest.mark.product
+
 PLOTS = (
     visualization.acceptance_by_position,
     visualization.acceptance_over_time,

@@ -15,6 +15,8 @@ from mmspec.compressors import Elastic, FeatureGuided, Hide, Pool, Prune, Resamp
 from mmspec.drafters import EagleDrafter, MedusaDrafter, NGramDrafter
 from mmspec.inputs import prepare
 
+pytestmark = pytest.mark.product
+
 QUESTION = "Describe the picture."
 
 

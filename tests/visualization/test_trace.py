@@ -20,6 +20,8 @@ from mmspec.verifiers import Gated, Greedy, RejectionSampling
 from mmspec.verifiers.gates import Every
 from mmspec.visualization import Node, RoundTrace
 
+pytestmark = pytest.mark.product
+
 LENGTH = 14
 INPUTS = models.inputs_for("llama", [0, 0, 0], [9, 5, 12])
 TREES = {

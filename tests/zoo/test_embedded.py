@@ -14,6 +14,8 @@ from mmspec.inputs import prepare
 from mmspec.loading import EMBEDDED
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
+pytestmark = pytest.mark.product
+
 DRAFTERS = (
     "ngram",
     "draft_model",

@@ -16,6 +16,8 @@ from mmspec.zoo.losses import losses_of
 from mmspec.zoo.pretraining import MasterWeights, PretrainingSettings, rate, read_checkpoint, train, write_checkpoint
 from mmspec.zoo.vocabulary import build_tokenizer
 
+pytestmark = pytest.mark.product
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
