@@ -28,5 +28,6 @@ def fused(states: Tensor, fc: nn.Module | None, weights: Tensor | None, norm: nn
 def weights_at_first(layers: int, taps: int) -> Tensor:
     """Return the `[layers, taps]` weights that mixes begin with: each layer's largest is at the state whose place among
     the target's is its own among the drafter's (DFlare, arXiv 2606.02091)."""
-    ideal = torch.linspace(0, taps - 1, layers)[:, None]
+    # No linspace: once transformers has loaded a model, `torch.device("meta")` may pass that function by.
+    ideal = torch.arange(layers)[:, None] * ((taps - 1) / max(layers - 1, 1))
     return -2.0 * (torch.arange(taps) - ideal).abs()

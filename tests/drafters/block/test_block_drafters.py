@@ -14,6 +14,7 @@ from tiny_requests import RAGGED, case, target_of
 import mmspec
 from mmspec import MMSpecError, Target
 from mmspec.drafters import BlockDrafter, DFlashDrafter
+from mmspec.drafters.block.fusion import weights_at_first
 from mmspec.inputs import prepare
 from mmspec.training import Objective
 from mmspec.training.losses import CrossEntropy
@@ -264,3 +265,21 @@ def test_trees_end_where_the_block_does():
     out = mmspec.generate(drafter.target, drafter, inputs=inputs, max_new_tokens=NEW, tree=Chain(9))
     assert out.token_ids == expected and max(record.depth for record in out.stats.rounds) == 4
     assert isinstance(drafter.tree, Chain) and drafter.tree.length == 4
+
+
+def test_first_weights_of_a_mix_are_on_meta_whatever_loaded_models_before(monkeypatch):
+    """PyTorch notes the functions that a device applies to when one is first used, perhaps within transformers, where
+    `linspace` is another one."""
+    constructors = torch.utils._device._device_constructors
+    constructors.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            real = torch.linspace
+            patch.setattr(torch, "linspace", lambda *args, **kwargs: real(*args, **{"device": "cpu"} | kwargs))
+            with torch.device("meta"):
+                torch.empty(1)
+        with torch.device("meta"):
+            assert weights_at_first(3, 4).is_meta
+    finally:
+        constructors.cache_clear()
+    assert weights_at_first(3, 5).argmax(1).tolist() == [0, 2, 4] and weights_at_first(1, 3).argmax(1).tolist() == [0]
