@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, did_you_mean, shown
 from ..settings.arguments import number, positive
 from .base import Compressed, VisualCompressor, VisualSpan
 from .hide import Hide
@@ -50,7 +50,7 @@ class Elastic(VisualCompressor):
         super().__init__()
         positive(self, size=size, queries=queries)
         if mode not in MODES:
-            raise MMSpecError(f"Elastic: mode={mode!r} is unknown.{did_you_mean(str(mode), MODES)}")
+            raise MMSpecError(f"Elastic: mode={shown(mode)} is unknown.{did_you_mean(str(mode), MODES)}")
         number(self, above=0, temperature=temperature)
         self.mode, self.size, self.queries, self.temperature = mode, size, queries, temperature
         share = 1 / size**2

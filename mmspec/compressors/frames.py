@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, did_you_mean, shown
 from ..settings.arguments import number
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
 from .token_assignment import Sources
@@ -36,7 +36,7 @@ class Frames(VisualCompressor):
         super().__init__()
         number(self, above=0, highest=1, keep=keep)
         if by not in WAYS:
-            raise MMSpecError(f"Frames: by={by!r} is unknown.{did_you_mean(str(by), WAYS)}")
+            raise MMSpecError(f"Frames: by={shown(by)} is unknown.{did_you_mean(str(by), WAYS)}")
         self.keep, self.by = keep, by
 
     def forward(self, span: VisualSpan) -> Compressed:

@@ -78,7 +78,7 @@ def check_fields(settings: object) -> None:
         if not fits(value, kind):
             owner = cls.__name__
             if isinstance(value, str) and (choices := _choices(kind)):
-                raise MMSpecError(f"{owner}: {name}={value!r} is unknown.{did_you_mean(value, choices)}")
+                raise MMSpecError(f"{owner}: {name}={shown(value)} is unknown.{did_you_mean(value, choices)}")
             raise MMSpecError(f"{owner}: {name}={shown(value)} must be {in_words(kind)}")
         whole = as_int(value)
         if whole is not None:
