@@ -68,10 +68,10 @@ class Bandit:
         """Return the tokens per cost of an arm so far; 0 for one that is not known."""
         return self.tokens[arm] / self.costs[arm] if self.costs[arm] else 0.0
 
-    def bound(self, arm: int, radius: float) -> float:
-        """Return the tokens per cost of an arm if its mean number of tokens were larger by a radius."""
+    def bound(self, arm: int, more: float) -> float:
+        """Return the tokens per cost of an arm if its mean number of tokens were larger by so much."""
         count = self.counts[arm]
-        return (self.tokens[arm] / count + radius) / (self.costs[arm] / count) if self.costs[arm] else math.inf
+        return (self.tokens[arm] / count + more) / (self.costs[arm] / count) if self.costs[arm] else math.inf
 
 
 class Unimodal(Bandit):
@@ -114,8 +114,7 @@ class Unimodal(Bandit):
         )
 
     def _radius(self, count: int, led: int) -> float:
-        spread = 1 + 2 * math.log(3 * led**2 * math.sqrt(1 + count))
-        return self.gamma / 2 * math.sqrt((1 + count) / count**2 * spread)
+        return radius(self.gamma, count, 3 * led**2)
 
 
 class UpperConfidence(Bandit):
@@ -143,9 +142,18 @@ class UpperConfidence(Bandit):
         time = sum(self.counts)
 
         def bound(arm: int) -> float:
-            count = self.counts[arm]
-            spread = 1 + 2 * math.log(len(self.counts) * time**2 * math.sqrt(1 + count) / self.delta)
-            radius = self.gamma / 2 * math.sqrt((1 + count) / count**2 * spread)
-            return self.bound(arm, self.beta * radius)
+            tries = len(self.counts) * time**2 / self.delta
+            return self.bound(arm, self.beta * radius(self.gamma, self.counts[arm], tries))
 
         return max(known, key=bound)
+
+
+def radius(gamma: float, count: int, tries: float) -> float:
+    """Return `gamma / 2 * sqrt((1 + n) / n^2 * (1 + 2 ln(tries sqrt(1 + n))))`, how far a mean of n rounds may be off.
+
+    Args:
+        gamma: its scale.
+        count: n.
+        tries: what stands for the number of bounds that are to hold at once.
+    """
+    return gamma / 2 * math.sqrt((1 + count) / count**2 * (1 + 2 * math.log(tries * math.sqrt(1 + count))))

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         import mmspec
 
-        from ..memory import unchanged
+        from ..memory import Memories
 
         transformers.utils.logging.disable_progress_bar()
         asked = question.asked(arguments)
@@ -99,17 +99,16 @@ def run(arguments: argparse.Namespace) -> int:
         drafter = configuration.build_drafter(config, target)
         request = {**asked, **settings.sampling()}
 
-    as_before = partial(unchanged, drafter, *shape.values())  # a drafter may remember what it was asked
-    with as_before():
-        pieces = mmspec.stream(target, drafter, **request, **shape)
-        out = show(pieces, Console()) if settings.num_return_sequences == 1 else show_several(pieces)
+    memories = Memories(*((drafter, *shape.values()) if settings.compare else ()))
+    pieces = mmspec.stream(target, drafter, **request, **shape)
+    out = show(pieces, Console()) if settings.num_return_sequences == 1 else show_several(pieces)
     comparison = None
     if settings.compare and out.stats.rounds:  # without a round there is no decoding to compare, only the prompt's pass
         exact = settings.temperature == 0 and out.stats.lossless
 
         def speculative() -> Any:
-            with as_before():
-                return mmspec.generate(target, drafter, **request, **shape)
+            memories.restore()  # a drafter may remember what it has just been asked
+            return mmspec.generate(target, drafter, **request, **shape)
 
         comparison = compare(
             speculative,

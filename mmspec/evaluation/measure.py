@@ -189,10 +189,11 @@ class Measurement:
             return
         question = examples[0].id
         methods = [method for method in self.methods if method.takes(group.batch)]
-        with unchanged(*(part for method in methods for part in method.remembering)):
-            for _ in range(0 if group.batch in self.warmed else self.protocol.warmup):
-                self._each(methods, question, lambda engine: engine.answer(request, 0))
-        self.warmed.add(group.batch)
+        if group.batch not in self.warmed:
+            with unchanged(*(part for method in methods for part in method.remembering)):
+                for _ in range(self.protocol.warmup):
+                    self._each(methods, question, lambda engine: engine.answer(request, 0))
+            self.warmed.add(group.batch)
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
         order = _order(methods, group.number + turn, repeat)
         answers: dict[str, Answer] = self._each(order, question, lambda engine: engine.answer(request, seed))

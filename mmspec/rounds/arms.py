@@ -317,7 +317,8 @@ class ArmSelector(Drafter):
     @property
     def _owners(self) -> list[Drafter]:
         """The member of each arm."""
-        return [self._all[place] for place in self.places]
+        members = self._all
+        return [members[place] for place in self.places]
 
     def _trees(self) -> list[TreeBuilder | None]:
         """Return the builder of each arm; None for one whose drafter proposes whole trees."""
