@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -108,6 +108,18 @@ class Lesson:
         if self.reach is not None:
             valid = valid & (step < self.reach)
         return valid, (counts.cumsum(0) - counts + behind)[valid]
+
+    def each_step(self, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield, for a drafter whose guess at a place is the same in every step, what makes a `Guess` of every step
+        that has any: which of the guesses of step 0 these are, their places, and their roots, each `[n]`."""
+        _, first = self.drafted(0)
+        number = torch.full((len(self.tokens),), -1, device=first.device)
+        number[first] = torch.arange(len(first), device=first.device)
+        for step in range(steps):
+            valid, places = self.drafted(step)
+            if not valid.any():
+                return
+            yield number[places], places, valid.flatten().nonzero()[:, 0]
 
     @cached_property
     def anchors(self) -> tuple[Tensor, Tensor]:

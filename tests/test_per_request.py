@@ -9,6 +9,7 @@ from collections import OrderedDict, defaultdict, deque
 import pytest
 import torch
 from models import inputs_for, llama
+from tiny_requests import interleaved
 from torch import nn
 
 import mmspec
@@ -132,20 +133,6 @@ class Shallow(Mixture):
         drafter = copy.copy(self)
         drafter.tree = (tree or self.tree).fork()
         return drafter
-
-
-def interleaved(target, drafter, requests):
-    """Several requests, one round of each at a time: the outputs."""
-    running = {n: mmspec.stream(target, drafter, **request) for n, request in enumerate(requests)}
-    outputs = {}
-    while running:
-        for n, pieces in list(running.items()):
-            try:
-                next(pieces)
-            except StopIteration as end:
-                outputs[n] = end.value
-                del running[n]
-    return [outputs[n] for n in sorted(outputs)]
 
 
 @pytest.mark.parametrize("tree", [Chain(4), StaticTree(["0", "1", "00", "10", "000"])], ids=["chain", "static"])

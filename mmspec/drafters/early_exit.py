@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import nn
 
 from ..errors import MMSpecError, shown
 from ..lesson import Guess, Lesson
-from ..models.masks import padding_mask
+from ..models.masks import whole_mask
 from ..models.own_layers import ResidualMLP, in_place_of, layer_like
-from ..models.states import capture, entering
+from ..models.states import entering
+from ..models.whole_texts import read_states
 from ..settings.arguments import positive
 from ..trees import TreeBuilder
 from .head import HeadSettings
@@ -161,27 +161,13 @@ class EarlyExitDrafter(OwnLayersDrafter):
         part, request = self.target.only_layers(list(self.imitation)), lesson.request
         family, dtype = part.family, next(self.imitation.parameters()).dtype
         states = lesson.features[self.first].to(dtype)
-        mask = padding_mask(request.lengths, states.shape[1], states.device)
-        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
-            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
-        with capture(family, [len(self.imitation)]) as found, entering(self.imitation[0], states):
-            family.run(
-                inputs_embeds=states,
-                attention_mask=mask,
-                position_ids=family.positions_until(lesson.prompt.inputs, states.shape[1])[0],
-                use_cache=False,
-                logits_to_keep=1,
-                **family.prefill_inputs(request.inputs),
-                **family.lasting_inputs(lesson.vision),
-            )
-        valid, first = lesson.drafted(0)
+        mask = whole_mask(request.lengths, states.shape[1], states.device)
+        positions, _ = family.positions_until(lesson.prompt.inputs, states.shape[1])
+        further = family.prefill_inputs(request.inputs) | family.lasting_inputs(lesson.vision)
+        with entering(self.imitation[0], states):
+            found = read_states(family, [len(self.imitation)], states, mask, positions, further)
+        _, first = lesson.drafted(0)
         output = replace(lesson, features={self.first: found[len(self.imitation)]}).states(self.first)[first]
         logits = family.head(family.final_norm(output))
-        number = torch.full((len(lesson.tokens),), -1, device=first.device)
-        number[first] = torch.arange(len(first), device=first.device)
-        for step in range(steps):
-            valid, places = lesson.drafted(step)
-            if not valid.any():
-                return
-            chosen = number[places]
-            yield Guess(logits[chosen], output[chosen], places, valid.flatten().nonzero()[:, 0])
+        for chosen, places, roots in lesson.each_step(steps):
+            yield Guess(logits[chosen], output[chosen], places, roots)

@@ -7,7 +7,6 @@ of its parameters are those of the published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import TypeGuard, cast
 
 import torch
@@ -18,6 +17,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ..models.cache import SlotShape
+from ..models.twins import twin
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and signed sines, `[batch, length, head_dim]`, see `mmspec.drafters.rope`."""
@@ -115,8 +115,7 @@ def first_heads(layer: DraftLayer, share: float) -> DraftLayer:
     kept = max(1, int(groups * share))
     queries = kept * attention.q_proj.out_features // groups
     shared = kept * attention.head_dim
-    short, heads = copy(layer), copy(attention)
-    short._modules, heads._modules = dict(layer._modules), dict(attention._modules)
+    short, heads = twin(layer), twin(attention)
     for name, rows in (("q_proj", queries), ("k_proj", shared), ("v_proj", shared)):
         heads._modules[name] = _part(getattr(attention, name), rows, attention.q_proj.in_features)
     heads._modules["o_proj"] = _part(attention.o_proj, attention.o_proj.out_features, queries)

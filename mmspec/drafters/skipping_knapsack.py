@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..models.skipping import ATTENTIONS, MLPS, part_of
 from ..models.states import END, capture, entering
+from ..models.weights import count_weights
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -55,9 +56,7 @@ def weights_of(layers: Sequence[nn.Module], length: int, hidden: int) -> list[in
     """
     found = []
     for layer in layers:
-        attention, mlp = (
-            sum(parameter.numel() for parameter in part_of(layer, names).parameters()) for names in (ATTENTIONS, MLPS)
-        )
+        attention, mlp = (count_weights(part_of(layer, names)) for names in (ATTENTIONS, MLPS))
         found += [min(max(round((attention + 2 * length * hidden) / max(mlp, 1)), 1), HEAVIEST), 1]
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..models.weights import count_weights
 from ..target import Target
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "hydra-core")
@@ -45,7 +46,7 @@ def circumstances(target: Target, name: str) -> dict[str, dict[str, Any]]:
             "class": type(target.model).__name__,
             "dtype": str(target.dtype).removeprefix("torch."),
             "fingerprint": target.fingerprint,
-            "parameters": sum(parameter.numel() for parameter in target.model.parameters()),
+            "parameters": count_weights(target.model),
             "attention": target.attention,
         },
     }

@@ -18,6 +18,7 @@ from ..drafters import (
 )
 from ..drafters.block.correction import Correction, LookAhead
 from ..drafters.block.layer import BlockLayer
+from ..models.weights import count_weights
 from ..speed.structure import BLOCK, HEAD, LOOKUP, MODEL
 
 
@@ -30,33 +31,34 @@ def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
     target, family = drafter.target, drafter.target.family
     if isinstance(drafter, EarlyExitDrafter):  # that scoring begins behind these layers is left out
         first, head = drafter.first, target.hidden_size * target.vocab_size
-        read = sum(map(_weights, family.layers[:first])) + _weights(drafter) + head
+        read = sum(map(count_weights, family.layers[:first])) + count_weights(drafter) + head
         layers = first + len(drafter.imitation)
-        return {"kind": MODEL, "layers": layers / len(family.layers), "share": read / _weights(target.model)}
+        return {"kind": MODEL, "layers": layers / len(family.layers), "share": read / count_weights(target.model)}
     if isinstance(drafter, SkippingDrafter):  # of the set that has paid most so far
         return {"kind": MODEL, "layers": drafter.kept, "share": drafter.kept}
-    own = _weights(drafter) - (_weights(drafter.compressor) if drafter.compressor is not None else 0)
+    own = count_weights(drafter) - (count_weights(drafter.compressor) if drafter.compressor is not None else 0)
     if not own:
         return {"kind": LOOKUP}
     one_pass = {"one_pass": True} if drafter.cheap_levels else {}
     if isinstance(drafter, FeatureDrafter):
-        layer, drafted = _weights(family.layers[0]), _drafted(drafter)
+        layer, drafted = count_weights(family.layers[0]), _drafted(drafter)
         return {"kind": HEAD, "layers": own / layer, "vocabulary": drafted / target.vocab_size, **one_pass}
     layers = len(drafter.draft_target.family.layers) if isinstance(drafter, DraftModelDrafter) else 1
-    return {"kind": MODEL, "layers": layers / len(family.layers), "share": own / _weights(target.model), **one_pass}
+    share = own / count_weights(target.model)
+    return {"kind": MODEL, "layers": layers / len(family.layers), "share": share, **one_pass}
 
 
 def _one_pass(drafter: BlockDrafter | MedusaDrafter | V5e0Drafter) -> dict[str, float]:
     """Return the fields of `mmspec.speed.structure.BlockStructure`."""
     target = drafter.target
-    layer, head = _weights(target.family.layers[0]), target.hidden_size * target.vocab_size
+    layer, head = count_weights(target.family.layers[0]), target.hidden_size * target.vocab_size
     if isinstance(drafter, BlockDrafter):
         return _block(drafter, layer, head)
     if isinstance(drafter, V5e0Drafter):  # there is no pass, and every level has a map of its own
         none = dict.fromkeys(("slots", "layers", "read", "entering", "cached", "guesses", "heads"), 0.0)
-        return none | {"level": _weights(drafter.heads) / len(drafter.heads) / layer, "level_heads": 1.0}
+        return none | {"level": count_weights(drafter.heads) / len(drafter.heads) / layer, "level_heads": 1.0}
     wide = sum(part.weight.numel() for part in drafter.last_maps)
-    inner = (_weights(drafter) - wide) / layer
+    inner = (count_weights(drafter) - wide) / layer
     passed = {"slots": 1.0, "layers": inner, "read": inner, "entering": 0.0, "cached": 0.0}
     return passed | {"guesses": 1.0, "heads": wide / head}
 
@@ -71,17 +73,17 @@ def _block(drafter: BlockDrafter, layer: float, head: float) -> dict[str, float]
     """
     settings = drafter.settings
     heads = _drafted(drafter) * drafter.head.hidden_size / head
-    layers, fusion = _weights(drafter.layers), 0 if drafter.fc is None else _weights(drafter.fc)
+    layers, fusion = count_weights(drafter.layers), 0 if drafter.fc is None else count_weights(drafter.fc)
     entering, own = fusion, 0
     for one in drafter.layers:
         assert isinstance(one, BlockLayer)
         attention = one.self_attn
         own_maps = [part for part in (attention.k_proj_target, attention.v_proj_target) if part is not None]
-        own += sum(map(_weights, own_maps))
-        entering += sum(map(_weights, own_maps or [attention.k_proj, attention.v_proj]))
+        own += sum(map(count_weights, own_maps))
+        entering += sum(map(count_weights, own_maps or [attention.k_proj, attention.v_proj]))
     correction, level, level_heads, seen, ahead = drafter.correction, 0, 0.0, 0.0, 0
     if isinstance(correction, LookAhead):  # all of it is in the pass, and every candidate passes it
-        ahead = _weights(correction)
+        ahead = count_weights(correction)
         seen = ahead * correction.candidates * settings.drafts / settings.block_size
     elif correction is not None:
         level, own_heads = _level(correction, _drafted(drafter))
@@ -103,14 +105,10 @@ def _level(correction: Correction, drafted: int) -> tuple[int, int]:
     """Return the weights that a correction multiplies with at each level: those inside, and those that are as many as
     there are tokens to guess. Embeddings are looked up."""
     parts = list(correction.modules())
-    wide = sum(_weights(part) for part in parts if isinstance(part, nn.Linear) and part.out_features == drafted)
-    looked_up = sum(_weights(part) for part in parts if isinstance(part, nn.Embedding))
-    return _weights(correction) - wide - looked_up + sum(map(_weights, correction.run_twice)), wide
+    wide = sum(count_weights(part) for part in parts if isinstance(part, nn.Linear) and part.out_features == drafted)
+    looked_up = sum(count_weights(part) for part in parts if isinstance(part, nn.Embedding))
+    return count_weights(correction) - wide - looked_up + sum(map(count_weights, correction.run_twice)), wide
 
 
 def _drafted(drafter: Drafter) -> int:
     return drafter.draft_vocab_size or drafter.target.vocab_size
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

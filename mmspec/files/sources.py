@@ -16,6 +16,7 @@ from transformers.utils import cached_file, find_adapter_config_file, is_peft_av
 
 from .. import extras
 from ..errors import MMSpecError, first_line, listed, shown
+from ..models.weights import count_weights
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,7 +68,7 @@ def check_weights(what: str, source: str, loader: Any, config: PreTrainedConfig,
             model = loader.from_config(config, trust_remote_code=bool(hub.get("trust_remote_code")))
     except Exception:  # whatever is wrong with the configuration, from_pretrained stumbles over it as well and says so
         return
-    needed = sum(parameter.numel() for parameter in model.parameters())
+    needed = count_weights(model)
     there = sum(torch.Size(shape).numel() for shape in shapes)
     if there < needed * (FEWEST if getattr(config, "quantization_config", None) else 0.5):
         raise MMSpecError(

@@ -168,6 +168,13 @@ def padding_mask(lengths: list[int], width: int, device: torch.device) -> Tensor
     return (torch.arange(width, device=device) < to_device(lengths, device)[:, None]).long()
 
 
+def whole_mask(lengths: list[int], width: int, device: torch.device) -> Tensor:
+    """Return what `padding_mask` returns, with ones where nothing is padded: without a mask, transformers takes gaps
+    between positions for the ends of texts that were packed into one row."""
+    mask = padding_mask(lengths, width, device)
+    return torch.ones(len(lengths), width, dtype=torch.long, device=device) if mask is None else mask
+
+
 def _compile_nothing() -> Callable[[], object]:
     stance: AbstractContextManager = torch.compiler.set_stance("force_eager")
     return lambda: stance.__exit__(None, None, None)

@@ -29,6 +29,11 @@ def device_of(module: nn.Module) -> torch.device:
     return cast(Tensor, module.weight).device
 
 
+def count_weights(module: nn.Module) -> int:
+    """Return how many numbers a module's parameters have."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def is_plain(weight: Tensor) -> bool:
     """Return True if a parameter holds the numbers that it stands for."""
     return type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta

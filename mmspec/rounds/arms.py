@@ -15,6 +15,7 @@ from ..compressors import VisualCompressor
 from ..drafters.base import Drafter, expect_drafter
 from ..errors import MMSpecError, shown
 from ..loading import load_drafter
+from ..models.weights import count_weights
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
 from ..settings.arguments import instance, number
@@ -238,8 +239,8 @@ class ArmSelector(Drafter):
     def start(self, context: Context) -> None:
         """Let every member read the prompt."""
         self.context = context
-        whole = _weights(self.target.model)
-        self._shares = [_weights(member) / whole for member in self._all]
+        whole = count_weights(self.target.model)
+        self._shares = [count_weights(member) / whole for member in self._all]
         for arm, tree in zip(self.arms, self._trees(), strict=True):
             arm.tree = tree  # its own, or that of its drafter, which a resting drafter is without
         for member in self._all:
@@ -324,11 +325,6 @@ class ArmSelector(Drafter):
         """Return the builder of each arm; None for one whose drafter proposes whole trees."""
         pairs = zip(self.arms, self._owners, strict=True)
         return [member.tree if arm.tree is None else arm.tree.for_drafter(member) for arm, member in pairs]
-
-
-def _weights(module: nn.Module) -> int:
-    """Return the number of a module's weights."""
-    return sum(weight.numel() for weight in module.parameters())
 
 
 def arms_of(

@@ -19,6 +19,7 @@ from ..decoding.token_run import TokenRun
 from ..drafters import Drafter, NoDrafter
 from ..errors import MMSpecError
 from ..inputs import Request, prepare
+from ..models.weights import count_weights
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import BestFirstTree, Chain, DynamicTree, StaticTree, TreeBuilder
@@ -230,21 +231,17 @@ def describe(target: Target, drafter: Drafter, request: Request) -> dict[str, An
     return {
         "target": type(target.model).__name__,
         "target_config": target.family.text_config.to_diff_dict(),
-        "target_parameters": _parameters(target.model),
+        "target_parameters": count_weights(target.model),
         "attention": target.attention,
         "compiled": bool(getattr(target, "compile", False)),
         "drafter": f"{type(drafter).__module__}.{type(drafter).__qualname__}",
         "drafter_config": settings,
-        "drafter_parameters": _parameters(drafter),
+        "drafter_parameters": count_weights(drafter),
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "batch_size": request.batch_size,
     }
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _catch_up(alone: _TimedRun, ours: _TimedRun) -> None:

@@ -21,7 +21,7 @@ from heads import (
     own_where_asked,
 )
 from scripted_rounds import Script, Told, guesses_compared
-from tiny_requests import RAGGED, case, target_of
+from tiny_requests import RAGGED, case, interleaved, target_of
 from torch.nn import functional
 
 import mmspec
@@ -225,19 +225,13 @@ def test_the_cache_holds_what_the_target_holds_projected_and_nothing_of_the_draf
 
 def test_the_text_is_the_targets_with_pictures_without_and_interleaved():
     for name in ("llava", "qwen_vl"):
-        drafter, requests = drafter_of(name), []
+        drafter, requests, texts = drafter_of(name), [], []
         for images, lengths, tree in (((2,), (9,), DynamicTree(4, 3, 12)), ((0,), (7,), Chain(3)), (*RAGGED, Chain(4))):
             inputs, text = case(name, "sdpa", images, lengths, 14)
             options = {"inputs": inputs, "max_new_tokens": 14, "tree": tree}
-            requests.append((mmspec.stream(drafter.target, drafter, **options), text))
-        outputs = [None] * len(requests)
-        while None in outputs:  # a round of each in turn
-            for number, (pieces, _) in enumerate(requests):
-                try:
-                    next(pieces)
-                except StopIteration as end:
-                    outputs[number] = end.value or outputs[number]
-        assert [out.token_ids for out in outputs] == [text for _, text in requests]
+            requests.append(options)
+            texts.append(text)
+        assert [out.token_ids for out in interleaved(drafter.target, drafter, requests)] == texts
 
 
 def test_under_guidance_it_reads_what_is_held_of_its_own_prompts():

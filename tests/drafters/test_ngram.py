@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import inputs_for, llava, reference
 from tiny_requests import target_of
+from toy_drafters import shape
 
 import mmspec
 from mmspec import MMSpecError, Target
@@ -26,15 +27,6 @@ def started(histories, image_token=None, **options) -> NGramDrafter:
 
 def draft(drafter):
     return drafter.draft(torch.tensor([history[-1] for history in drafter.context.history])).validate()
-
-
-def paths_of(tree, row: int) -> list[tuple[int, ...]]:
-    """Token paths of the valid nodes below the root, in order."""
-    paths: list[tuple[int, ...]] = []
-    for node, (token, parent) in enumerate(zip(tree.tokens[row].tolist(), tree.parents[row].tolist(), strict=True)):
-        if tree.valid is None or tree.valid[row, node]:
-            paths.append((*paths[parent], token) if parent >= 0 else ())
-    return paths[1:]
 
 
 def naive(history, max_ngram=4, min_ngram=1, length=8, branches=4, image_token=None) -> list[tuple[int, ...]]:
@@ -76,8 +68,8 @@ def test_trees_equal_a_naive_search(options, alphabet):
     assert tree.tokens[:, 0].tolist() == [history[-1] for history in histories]
     found = 0
     for row, history in enumerate(histories):
-        assert paths_of(tree, row) == naive(history, **options)
-        found += len(paths_of(tree, row))
+        assert shape(tree, row) == naive(history, **options)
+        found += len(shape(tree, row))
     assert found > 0 or options.get("min_ngram", 1) > 1
     assert tree.drafted.tolist() == [len(naive(history, **options)) for history in histories]
     assert tree.max_depth <= options.get("length", 8) and tree.proposal == "point"
@@ -93,8 +85,8 @@ def test_continuations_that_begin_alike_share_nodes():
 
 def test_longest_match_wins_over_later_ones():
     history = [7, 1, 2, 0, 5, 2, 6, 0, 7, 1, 2]
-    assert paths_of(draft(started([history], max_ngram=3, length=1)), 0) == [(0,)]
-    assert paths_of(draft(started([history], max_ngram=1, length=1)), 0) == [(6,), (0,)]
+    assert shape(draft(started([history], max_ngram=3, length=1)), 0) == [(0,)]
+    assert shape(draft(started([history], max_ngram=1, length=1)), 0) == [(6,), (0,)]
 
 
 def test_index_that_grew_equals_one_built_afresh():
@@ -109,7 +101,7 @@ def test_index_that_grew_equals_one_built_afresh():
         assert drafter.index == fresh.index
         grown, built = draft(drafter), draft(fresh)
         for row, history in enumerate(histories):
-            assert paths_of(grown, row) == paths_of(built, row) == naive(history, max_ngram=3)
+            assert shape(grown, row) == shape(built, row) == naive(history, max_ngram=3)
 
 
 def test_image_tokens_are_never_looked_up_nor_proposed():
@@ -121,11 +113,11 @@ def test_image_tokens_are_never_looked_up_nor_proposed():
     drafter = started(histories, image_token=image)
     assert not any(image in gram for index in drafter.index for gram in index)
     for row, history in enumerate(histories):
-        assert paths_of(tree, row) == naive(history, image_token=image)
-        assert not any(image in path for path in paths_of(tree, row))
-    assert paths_of(tree, 2)[0] == (3,)
+        assert shape(tree, row) == naive(history, image_token=image)
+        assert not any(image in path for path in shape(tree, row))
+    assert shape(tree, 2)[0] == (3,)
     blind = draft(started(histories, image_token=None))
-    assert any(image in path for row in range(3) for path in paths_of(blind, row)), "the test is blind"
+    assert any(image in path for row in range(3) for path in shape(blind, row)), "the test is blind"
 
 
 def test_rows_without_a_match_and_finished_rows_propose_nothing():
@@ -133,7 +125,7 @@ def test_rows_without_a_match_and_finished_rows_propose_nothing():
     drafter.context.active[2] = False
     tree = draft(drafter)
     assert tree.drafted.tolist() == [0, 2, 0]
-    assert paths_of(tree, 1) == [(5,), (5, 4)]
+    assert shape(tree, 1) == [(5,), (5, 4)]
     alone = draft(started([[1, 2, 3]]))
     assert alone.num_nodes == 1 and alone.max_depth == 0
 

@@ -19,7 +19,7 @@ from heads import (
     own_where_asked,
 )
 from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
-from tiny_requests import RAGGED, case, target_of
+from tiny_requests import RAGGED, case, interleaved, target_of
 from torch.nn import functional
 
 import mmspec
@@ -204,21 +204,15 @@ class Uneven(DynamicTree):
 
 def test_the_text_is_the_targets_with_pictures_without_and_interleaved():
     for name, variant in (("llava", "released"), ("qwen_vl", "one block"), ("llava", "residual")):
-        drafter, requests = drafter_of(name, variant, 3), []
+        drafter, requests, texts = drafter_of(name, variant, 3), [], []
         deep = Chain(4) if drafter.max_depth else Chain(8)
         last = BestFirstTree(9) if drafter.independent else Uneven(3, 2, 9)
         for images, lengths, tree in (((2,), (9,), DynamicTree(4, 3, 12)), ((0,), (7,), deep), (*RAGGED, last)):
             inputs, text = case(name, "sdpa", images, lengths, 14)
             options = {"inputs": inputs, "max_new_tokens": 14, "tree": tree}
-            requests.append((mmspec.stream(drafter.target, drafter, **options), text))
-        outputs = [None] * len(requests)
-        while None in outputs:  # a round of each in turn
-            for number, (pieces, _) in enumerate(requests):
-                try:
-                    next(pieces)
-                except StopIteration as end:
-                    outputs[number] = end.value or outputs[number]
-        assert [out.token_ids for out in outputs] == [text for _, text in requests]
+            requests.append(options)
+            texts.append(text)
+        assert [out.token_ids for out in interleaved(drafter.target, drafter, requests)] == texts
 
 
 def test_it_goes_on_behind_tokens_that_the_target_has_not_read():

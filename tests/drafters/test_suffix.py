@@ -10,6 +10,7 @@ import pytest
 import torch
 from refusals import refused
 from tiny_requests import RAGGED, case, target_of
+from toy_drafters import shape
 
 import mmspec
 from mmspec.drafters import SuffixDrafter, SuffixStore
@@ -35,15 +36,6 @@ def started(histories, texts=(), **options) -> SuffixDrafter:
 
 def draft(drafter):
     return drafter.draft(torch.tensor([history[-1] for history in drafter.context.history])).validate()
-
-
-def paths_of(tree, row: int) -> list[tuple[int, ...]]:
-    """Token paths of the valid nodes below the root."""
-    paths: list[tuple[int, ...]] = []
-    for node, (token, parent) in enumerate(zip(tree.tokens[row].tolist(), tree.parents[row].tolist(), strict=True)):
-        if tree.valid is None or tree.valid[row, node]:
-            paths.append((*paths[parent], token) if parent >= 0 else ())
-    return paths[1:]
 
 
 def count(texts, pattern: tuple[int, ...]) -> int:
@@ -88,7 +80,7 @@ def test_the_best_tree_is_found_and_counted_as_by_hand(options):
         texts = [random.choices(range(1, 4), k=12) for _ in range(2)]
         history = [*random.choices([1, 2, 3, IMAGE], k=10), 1 + seed % 3]
         tree = draft(started([history], texts, learn=False, **chosen))
-        paths = paths_of(tree, 0)
+        paths = shape(tree, 0)
         best, ours = 0.0, []
         for where in ([history], texts):
             for length in range(1, chosen["max_match"] + 1):
@@ -109,10 +101,10 @@ def test_the_best_tree_is_found_and_counted_as_by_hand(options):
 
 def test_a_longer_match_drafts_more_and_the_request_comes_before_the_store():
     text = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-    assert paths_of(draft(started([[7, 8]], [text], alpha=2.0, learn=False)), 0)[-1] == (9, 10, 11, 12)
-    assert paths_of(draft(started([[8]], [text], alpha=2.0, learn=False)), 0)[-1] == (9, 10)
+    assert shape(draft(started([[7, 8]], [text], alpha=2.0, learn=False)), 0)[-1] == (9, 10, 11, 12)
+    assert shape(draft(started([[8]], [text], alpha=2.0, learn=False)), 0)[-1] == (9, 10)
     # as sure and as long: what the request itself says
-    assert paths_of(draft(started([[8, 3, 8]], [text], alpha=1.0, learn=False)), 0) == [(3,)]
+    assert shape(draft(started([[8, 3, 8]], [text], alpha=1.0, learn=False)), 0) == [(3,)]
     assert draft(started([[4], [8]], [text], learn=False)).drafted.tolist() == [0, 2]
 
 
@@ -178,7 +170,7 @@ def test_the_oldest_answers_leave_also_while_they_are_written():
     store.add(range(11))  # too long to be kept
     assert len(store) == store.tokens == 0
     empty = started([[1, 2, 1]], capacity=0)
-    assert paths_of(draft(empty), 0) == [(2,), (2, 1)] and len(empty.store) == 0
+    assert shape(draft(empty), 0) == [(2,), (2, 1)] and len(empty.store) == 0
 
 
 def test_a_store_is_saved_as_plain_text_and_loaded_for_its_own_vocabulary_alone(tmp_path):
@@ -212,7 +204,7 @@ def test_pictures_are_no_text():
     histories = [[1, 2, 3, *[IMAGE] * 4, 1, 2], [IMAGE, IMAGE, 7, IMAGE], [5, IMAGE, 5]]
     drafter = started(histories)
     tree = draft(drafter)
-    assert paths_of(tree, 0) == [(3,)] and tree.drafted.tolist() == [1, 0, 0]
+    assert shape(tree, 0) == [(3,)] and tree.drafted.tolist() == [1, 0, 0]
     assert [list(text) for text in drafter.store._texts.texts.values()] == [[1, 2], [], [5]]
 
 

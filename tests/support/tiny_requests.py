@@ -10,6 +10,7 @@ import tiny_families
 import torch
 from tiny_families import Row, Tiny
 
+import mmspec
 from mmspec.target import Target
 
 BACK_ENDS = [(name, attention) for name in models.MODELS for attention in ("sdpa", "eager")]
@@ -79,3 +80,17 @@ def batch_of(name: str, alone: bool = False) -> tuple[dict[str, torch.Tensor], l
         ids = model.generate(**single, max_new_tokens=NEW, do_sample=False)
         written.append(ids[0, single["input_ids"].shape[1] :].tolist())
     return inputs, written
+
+
+def interleaved(target, drafter, requests):
+    """Several requests, one round of each at a time: the outputs."""
+    running = {n: mmspec.stream(target, drafter, **request) for n, request in enumerate(requests)}
+    outputs = {}
+    while running:
+        for n, pieces in list(running.items()):
+            try:
+                next(pieces)
+            except StopIteration as end:
+                outputs[n] = end.value
+                del running[n]
+    return [outputs[n] for n in sorted(outputs)]

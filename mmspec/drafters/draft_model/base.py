@@ -16,7 +16,7 @@ from ...families import Family, Vision
 from ...inputs import Request, append
 from ...inputs.request import OF_TOKENS
 from ...lesson import WIDTHS, Guess, Lesson
-from ...models.masks import padding_mask
+from ...models.masks import whole_mask
 from ...models.session import ModelSession
 from ...models.states import LAST
 from ...models.weights import is_adapted
@@ -148,15 +148,10 @@ class DraftModelDrafter(SessionDrafter):
         # A state is wanted at every answer token but the last of its row.
         starts = [left - len(answer) for left, answer in zip(lengths, lesson.answers, strict=True)]
         own = replace(lesson, prompt=replace(prompt, lengths=starts), features=features)
-        valid, first = own.drafted(0)
+        _, first = own.drafted(0)
         guesses = self._fit(family.head(own.states(LAST)[first]))
-        number = torch.full((len(own.tokens),), -1, device=first.device)
-        number[first] = torch.arange(len(first), device=first.device)
-        for step in range(steps):
-            valid, places = own.drafted(step)
-            if not valid.any():
-                return
-            yield Guess(guesses[number[places]], None, places, valid.flatten().nonzero()[:, 0])
+        for chosen, places, roots in own.each_step(steps):
+            yield Guess(guesses[chosen], None, places, roots)
 
     def states_of(
         self, request: Request, vision: Vision | None, answers: Sequence[Sequence[int]]
@@ -177,9 +172,7 @@ class DraftModelDrafter(SessionDrafter):
         read = append(prompt, answers, WIDTHS)
         family = self.draft_target.family
         embeds, position_ids, _, lengths, once, extra = self._read(read, prompt, vision)
-        mask = padding_mask(lengths, embeds.shape[1], embeds.device)
-        if mask is None:  # transformers would take gaps between positions for the ends of texts packed into one row
-            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        mask = whole_mask(lengths, embeds.shape[1], embeds.device)
         features = read_states(family, [LAST], embeds, mask, position_ids, once | extra)
         return prompt, lengths, features[LAST]
 
