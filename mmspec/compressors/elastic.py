@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import MMSpecError, did_you_mean, shown
-from ..settings.arguments import number, positive
+from ..errors import MMSpecError
+from ..settings.arguments import number, one_of, positive
 from .base import Compressed, VisualCompressor, VisualSpan
 from .hide import Hide
 from .pool import Conv, Pool
@@ -49,8 +49,7 @@ class Elastic(VisualCompressor):
     def __init__(self, mode: str = "selection", size: int = 2, queries: int = 2, temperature: float = 1.0):
         super().__init__()
         positive(self, size=size, queries=queries)
-        if mode not in MODES:
-            raise MMSpecError(f"Elastic: mode={shown(mode)} is unknown.{did_you_mean(str(mode), MODES)}")
+        one_of(self, MODES, mode=mode)
         number(self, above=0, temperature=temperature)
         self.mode, self.size, self.queries, self.temperature = mode, size, queries, temperature
         share = 1 / size**2

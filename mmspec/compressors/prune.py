@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import MMSpecError, did_you_mean, shown
-from ..settings.arguments import number
+from ..settings.arguments import number, one_of
 from .base import Compressed, VisualCompressor, VisualSpan
 from .token_assignment import Sources
 
@@ -33,8 +32,7 @@ class Prune(VisualCompressor):
     def __init__(self, keep: float = 0.25, by: str = "uniform", seed: int = 0):
         super().__init__()
         number(self, above=0, highest=1, keep=keep)
-        if by not in WAYS:
-            raise MMSpecError(f"Prune: by={shown(by)} is unknown.{did_you_mean(str(by), WAYS)}")
+        one_of(self, WAYS, by=by)
         self.keep, self.by, self.seed = keep, by, seed
 
     def forward(self, span: VisualSpan) -> Compressed:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError
-from ..settings.arguments import whole_number
+from ..settings.arguments import flags, whole_number
 from .base import Compressed, VisualCompressor, VisualSpan
 from .token_assignment import Sources
 
@@ -37,8 +36,7 @@ class Routing(VisualCompressor):
     def __init__(self, k: int = 8, anew: bool = True):
         super().__init__()
         self.k = whole_number(self, lowest=1, k=k)
-        if not isinstance(anew, bool):
-            raise MMSpecError(f"Routing: anew={anew!r} must be true or false")
+        flags(self, anew=anew)
         self.anew = anew
 
     def forward(self, span: VisualSpan) -> Compressed:

@@ -18,7 +18,7 @@ from ..loading import load_drafter
 from ..models.weights import count_weights
 from ..outcome import Scores, Verdict
 from ..per_request import PerRequest
-from ..settings.arguments import instance, number
+from ..settings.arguments import flags, instance, number
 from ..tree import DraftTree
 from ..trees import Chain, TreeBuilder
 
@@ -148,8 +148,7 @@ class ArmSelector(Drafter):
             raise MMSpecError(f"ArmSelector: arms={shown(arms)} must be a list of two arms or more, such as chains")
         if cost not in ("time", "work"):
             raise MMSpecError(f"ArmSelector: cost={shown(cost)} must be time or work")
-        if not isinstance(lasting, bool):
-            raise MMSpecError(f"ArmSelector: lasting={shown(lasting)} must be true or false")
+        flags(self, lasting=lasting)
         self.cost, self.lasting = cost, lasting
         self.lessons = instance(self, Bandit, "Unimodal()", bandit=Unimodal() if bandit is None else bandit)
         self.arms = [Arm.of(given) for given in arms]

@@ -14,7 +14,7 @@ from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..inputs import Request
 from ..outcome import Scores, Verdict
-from ..settings.arguments import number, positive
+from ..settings.arguments import flags, number, positive
 from ..tree import DraftTree
 from ..trees import BestFirstTree, DynamicTree, Growth, StaticTree, TreeBuilder
 from . import store
@@ -88,8 +88,7 @@ class AutoTree(TreeBuilder):
     ):
         positive(self, limit=limit)
         number(self, margin=margin, lowest=0)
-        if not isinstance(remember, bool):
-            raise MMSpecError(f"AutoTree: remember={remember!r} must be true or false")
+        flags(self, remember=remember)
         self.limit, self.margin, self.remember = limit, margin, remember
         self.costs = Costs.from_dict(costs) if isinstance(costs, Mapping) else costs
         if not isinstance(self.costs, Costs | None):

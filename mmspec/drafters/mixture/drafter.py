@@ -13,6 +13,7 @@ from ...compressors import VisualCompressor
 from ...errors import MMSpecError, shown
 from ...models.slots import pick
 from ...outcome import Scores, Verdict
+from ...settings.arguments import flags
 from ...tree import DraftTree
 from ...trees import Chain, TreeBuilder
 from ...trees.growth import Block
@@ -68,8 +69,7 @@ class MixtureDrafter(StepDrafter):
     ):
         super().__init__(target, tree)
         members = _checked(target, members)
-        if not isinstance(together, bool):
-            raise MMSpecError(f"MixtureDrafter: together={shown(together)} must be true or false")
+        flags(self, together=together)
         self.members = nn.ModuleList(members)
         self.weights, self.together = weights_of(weights, len(members)), together
         self.weights.fork().start(len(members), 1, torch.device("cpu"))  # refuses weights that are not theirs

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...decoding.text import TextStream
 from ...errors import MMSpecError, shown
 from ...outcome import Scores, Verdict
-from ...settings.arguments import as_int, number, positive, whole_number
+from ...settings.arguments import as_int, flags, number, positive, whole_number
 from ...tree import DraftTree
 from ..base import Drafter
 from ..continuations import Branches, padded
@@ -91,8 +91,7 @@ class ReferenceDrafter(Drafter):
         positive(self, window=window, longest_window=longest_window, depth=depth, nodes=nodes, branches=branches)
         if window > longest_window:
             raise MMSpecError(f"ReferenceDrafter: window={window} is larger than longest_window={longest_window}")
-        if not isinstance(escape, bool):
-            raise MMSpecError(f"ReferenceDrafter: escape={shown(escape)} must be true or false")
+        flags(self, escape=escape)
         if not isinstance(joint, str | None):
             raise MMSpecError(
                 f"ReferenceDrafter: joint={shown(joint)} must be a text, such as a line break, or None (null)"

@@ -14,9 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...errors import MMSpecError, did_you_mean
 from ...lesson import Guess
-from ...settings.arguments import number
+from ...settings.arguments import number, one_of
 from .acceptance import acceptance, checked_temperature, overlap
 from .base import Loss, Term, Truth, checked
 from .distributions import CrossEntropy
@@ -223,8 +222,7 @@ class AcceptedLength(ChainLoss):
         self, weight: Weight = 1.0, reach: str = "written", first_order: bool = True, temperature: float = 1.0
     ):
         super().__init__(weight)
-        if reach not in self.REACHES:
-            raise MMSpecError(f"AcceptedLength: reach={reach!r} is unknown.{did_you_mean(str(reach), self.REACHES)}")
+        one_of(self, self.REACHES, reach=reach)
         self.reach, self.first_order = reach, first_order
         self.temperature = checked_temperature(self, temperature)
 
