@@ -9,6 +9,7 @@ import torch
 import transformers
 from tiny_drafters import record_drafts
 from tiny_requests import target_of
+from toy_drafters import paths_of
 
 import mmspec
 from mmspec import MMSpecError
@@ -124,16 +125,12 @@ def test_what_it_drafts_is_transformers_own_pass(tree, kind, ordered, monkeypatc
         for row in range(len(expected)):
             if not draft.active[row]:
                 continue
-            tokens, parents = draft.tree.tokens[row].tolist(), draft.tree.parents[row].tolist()
-            paths = {0: []}
-            for node in range(1, draft.tree.num_nodes):
-                above = paths[parents[node]]
-                paths[node] = [*above, tokens[node]]
+            for node, (*above, token) in enumerate(paths_of(draft.tree, row)[1:], start=1):
                 logits = step(model, draft.history[row], above, kind=kind)
                 if ordered:  # what is out of reach is below everything else; how far is the batch's own
-                    assert logits.argmax() == tokens[node] or tree.max_nodes > 4
+                    assert logits.argmax() == token or tree.max_nodes > 4
                     continue
-                wanted = logits.log_softmax(-1)[tokens[node]].item()
+                wanted = logits.log_softmax(-1)[token].item()
                 assert draft.tree.log_probs[row, node].item() == pytest.approx(wanted, abs=2e-4)
                 compared += 1
     assert compared > 20 or ordered

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_drafters import record_drafts
 from tiny_families import FAMILIES
+from toy_drafters import paths_of
 
 import mmspec
 from mmspec import Target
@@ -85,13 +86,9 @@ def test_drafts_behind_pictures_are_transformers_own_pass(kind, tree, monkeypatc
         for row in range(len(ROWS)):
             if not draft.active[row]:
                 continue
-            tokens, parents = draft.tree.tokens[row].tolist(), draft.tree.parents[row].tolist()
-            paths = {0: []}
-            for node in range(1, draft.tree.num_nodes):
-                above = paths[parents[node]]
-                paths[node] = [*above, tokens[node]]
+            for node, (*above, token) in enumerate(paths_of(draft.tree, row)[1:], start=1):
                 logits = step(kind, row, draft.history[row][prompts[row] :], above)
-                wanted = logits.log_softmax(-1)[tokens[node]].item()
+                wanted = logits.log_softmax(-1)[token].item()
                 assert draft.tree.log_probs[row, node].item() == pytest.approx(wanted, abs=5e-4)
                 compared.add(row)
     assert compared == set(range(len(ROWS)))
