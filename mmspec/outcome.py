@@ -90,6 +90,11 @@ class Verdict:
         """`length` as numbers. The host waits for them if it has not heard of them yet."""
         return self.length.tolist() if self.heard is None else self.heard
 
+    @property
+    def last(self) -> Tensor:
+        """The last node of every row's path, `[batch, 1]`; some node in rows that have finished."""
+        return self.path.gather(1, (self.length - 1).clamp(min=0)[:, None]).clamp(min=0)
+
     def only(self, active: list[bool]) -> Verdict:
         """Return the verdict on the active rows: rows that have ended keep and emit nothing."""
         if self.limited or all(active):

@@ -226,8 +226,7 @@ class AasdDrafter(FeatureDrafter):
         self.session.drop()
         if any(self._guessed):
             self._take_back()
-        tip = verdict.path.gather(1, (verdict.length - 1).clamp(min=0)[:, None])
-        self._states, self._steps = pick(scores.features[LAST], tip.clamp(min=0)), 0
+        self._states, self._steps = pick(scores.features[LAST], verdict.last), 0
 
     def _catch_up(self) -> None:
         """Enter the projected keys and values of what the target has committed since this was called last."""

@@ -38,5 +38,4 @@ class OneStateDrafter(StepDrafter):
         """Take the state of the last accepted token."""
         super().observe(tree, scores, verdict)
         assert scores is not None, f"{type(self).__name__} reads states of the target, so that it is always asked"
-        tip = verdict.path.gather(1, (verdict.length - 1).clamp(min=0)[:, None])
-        self._state = pick(scores.features[LAST], tip.clamp(min=0))
+        self._state = pick(scores.features[LAST], verdict.last)

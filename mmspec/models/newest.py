@@ -43,11 +43,8 @@ class NewestLook:
 
     def observe(self, scores: Scores | None, verdict: Verdict) -> None:
         """Go on to the last token of the accepted path; a round that was settled without the target changes nothing."""
-        if scores is None:
-            return
-        last = (verdict.length - 1).clamp(min=0)[:, None]
-        node = verdict.path.gather(1, last).clamp(min=0)
-        self._state = pick(scores.features[self._layer], node)
+        if scores is not None:
+            self._state = pick(scores.features[self._layer], verdict.last)
 
     def attention(self) -> Tensor:
         """Return the attention of these tokens, averaged over the heads, `[batch, longest]`: a row sums to one."""
