@@ -19,6 +19,7 @@ import mmspec
 from mmspec import zoo
 from mmspec.data.accuracy import EditSimilarity
 from mmspec.drafters import NGramDrafter, ReferenceDrafter
+from mmspec.layouts import OcrLayout
 from mmspec.similarity import similarity
 from mmspec.verifiers import TreeWalk
 from mmspec.verifiers.rules import LogitRatio
@@ -32,6 +33,7 @@ def main() -> None:
     arguments.add_argument("--count", type=int, default=8, help="pages")
     arguments.add_argument("--repeats", type=int, default=3, help="times that each is read")
     arguments.add_argument("--tokens", type=int, default=128, help="longest answers")
+    arguments.add_argument("--ocr", action="store_true", help="also let RapidOCR read the pages (extra ocr)")
     arguments.add_argument("--plot", type=Path, help="file of the plot")
     given = arguments.parse_args()
     target = mmspec.load_target("tiny")
@@ -43,6 +45,8 @@ def main() -> None:
     for name in [*SHARES, "another page"]:
         sides[f"{name}, least=0"] = (papers, name, None)
     sides["20 % wrong, ratio=0.05"] = (ours, "20 % wrong", ratio)
+    if given.ocr:
+        sides["read by OCR"] = (ReferenceDrafter(target, joint="\n", layout=OcrLayout()), None, None)
     found: dict[str, list] = {name: [] for name in sides}
     for repeat in range(given.repeats + 1):  # the first one warms up
         for number in range(given.count):

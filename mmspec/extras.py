@@ -8,6 +8,7 @@ EXTRAS = {
     "audio": ("soundfile",),
     "cluster": ("submitit", "hydra_submitit_launcher", "hydra-submitit-launcher"),
     "demo": ("gradio",),
+    "ocr": ("rapidocr", "onnxruntime"),
     "quantised": ("torchao", "bitsandbytes"),
     "trackers": ("tensorboard", "wandb"),
     "video": ("av",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from .drafters.reference.text import as_symbols, occurrences
 from .errors import MMSpecError, shown
 from .generation import generate
 from .inputs import load_image
-from .settings.arguments import flags, is_number, whole_number
+from .layouts import Layout, Region, regions_of
+from .settings.arguments import flags, whole_number
 from .target import Target
 
 WINDOW, TIMES = 10, 10
@@ -24,22 +25,6 @@ WINDOW, TIMES = 10, 10
 
 STOPPED = "stopping_criteria"
 """The reason that an answer gives for its end where a criterion has ended it."""
-
-
-class Region(NamedTuple):
-    """A part of a page, as a layout parser has it.
-
-    Args:
-        text: what it has read there, right or wrong.
-        box: left, top, right and bottom in pixels.
-    """
-
-    text: str
-    box: tuple[float, float, float, float]
-
-
-Layout = Callable[[Image.Image], Sequence[Region]]
-"""A layout parser: a function that takes a picture and returns its regions in the order in which they are read."""
 
 
 class PageReading(NamedTuple):
@@ -158,25 +143,10 @@ class RegionReader:
             if self.layout is None:
                 raise MMSpecError(
                     "RegionReader has no layout parser: give regions=[Region(text, box), ...] with the page, or "
-                    "layout=, a function that finds them in a picture"
+                    "layout=, a function that finds them in a picture, such as mmspec.layouts.OcrLayout()"
                 )
             regions = self.layout(picture)
-        if isinstance(regions, str) or not isinstance(regions, Iterable):
-            raise MMSpecError(f"RegionReader: regions={shown(regions, 60)} must be a list of Region(text, box)")
-        found = [*regions]
-        for place, region in enumerate(found):
-            text, box = region if isinstance(region, tuple) and len(region) == 2 else (None, ())
-            numbers = isinstance(box, Sequence) and len(box) == 4 and all(map(is_number, box))
-            if not isinstance(text, str) or not numbers or box[0] >= box[2] or box[1] >= box[3]:
-                raise MMSpecError(
-                    f"region {place} is {shown(region, 60)}: give Region(text, (left, top, right, bottom)) in pixels"
-                )
-            if box[0] >= picture.width or box[1] >= picture.height or box[2] <= 0 or box[3] <= 0:
-                raise MMSpecError(
-                    f"region {place} is {shown(region, 60)}, which lies outside of the page of {picture.width} x "
-                    f"{picture.height} pixels: give boxes in pixels of this picture"
-                )
-        return [Region(*region) for region in found]
+        return regions_of(regions, picture)
 
     def _read_all(self, page: Image.Image, regions: Sequence[Region], options: dict[str, Any]) -> Output:
         """Return the target's answers about all regions, in one batch."""

@@ -25,7 +25,8 @@ class EmbeddedSource(Source):
         metric: metric that compares answers with the generator's own, see `mmspec.data.accuracy`; None computes no
             accuracy.
         misread: share of the letters and digits of a document that are wrong in its `regions`, its blocks as a parser
-            would have them: 0 is the true text, and 1 nothing of it.
+            would have them: 0 is the true text, and 1 nothing of it. None brings no regions, so that a drafter with a
+            layout parser reads the picture.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class EmbeddedSource(Source):
         count: int = 64,
         start: int = 0,
         metric: MetricSetting = None,
-        misread: float = 0.0,
+        misread: float | None = 0.0,
     ):
         for task in tasks:
             if task not in zoo.TASKS:
@@ -48,7 +49,7 @@ class EmbeddedSource(Source):
             raise MMSpecError(f"count={count} must be at least 1 and start={start} at least 0")
         self.tasks, self.split, self.count, self.start = list(tasks), split, count, start
         self.metric = metrics_of(metric)
-        self.misread = number(self, misread=misread, lowest=0, highest=1)
+        self.misread = None if misread is None else number(self, misread=misread, lowest=0, highest=1)
 
     def __len__(self) -> int:
         return len(self.tasks) * self.count
@@ -58,13 +59,15 @@ class EmbeddedSource(Source):
         task = self.tasks[which]
         place = f"{task}/{self.split}/{self.start + number}"
         _, prompt, reference = zoo.sample(task, self.split, self.start + number)
-        blocks = zoo.page_regions(self.split, self.start + number) if task == "documents" else []
-        regions = [zoo.misread(text, self.misread, seed=f"{place}/{which}") for which, (text, _) in enumerate(blocks)]
+        regions = []
+        if task == "documents" and self.misread is not None:
+            blocks = enumerate(zoo.page_regions(self.split, self.start + number))
+            regions = [zoo.misread(text, self.misread, seed=f"{place}/{block}") for block, (text, _) in blocks]
         return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,), regions=tuple(regions))
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
-        noise = {"misread": self.misread} if self.misread else {}
+        noise = {} if self.misread == 0 else {"misread": self.misread}
         return {"source": "tiny", "tasks": self.tasks, "split": self.split, "start": self.start, **noise}
 
 

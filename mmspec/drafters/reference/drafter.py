@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...decoding.text import TextStream
 from ...errors import MMSpecError, shown
+from ...layouts import Layout, regions_of
 from ...outcome import Scores, Verdict
 from ...settings.arguments import as_int, flags, number, positive, whole_number
 from ...tree import DraftTree
@@ -34,8 +35,9 @@ class ReferenceDrafter(Drafter):
     speculative decoding, arXiv 2602.12957), whose texts are what a layout parser has read on a page.
 
     References belong to a row: `generate(extras={"references": [...]})` has an entry for each, which is a text, a list
-    of texts (the regions of its page), or None. A row with None has those that the drafter was made with, and if there
-    are none its own prompt, without media. A row whose answer is found nowhere takes plain steps.
+    of texts (the regions of its page), or None. A row with None has what `layout` reads in its pictures; without a
+    layout or pictures those that the drafter was made with, and if there are none its own prompt, without media. A row
+    whose answer is found nowhere takes plain steps.
 
     Faithful: texts are tokenized by the target's tokenizer; a window of the newest `window` tokens is looked up, and
     grows up to `longest_window` while there are several matches; behind a single match all the rest is proposed, behind
@@ -54,6 +56,8 @@ class ReferenceDrafter(Drafter):
         target: the model to draft for.
         references: for rows that bring none: a text, or a list of texts; a list of token ids counts as a text.
         file: a file of further ones, see `read_references`.
+        layout: layout parser: a function from a picture to its regions, such as `mmspec.layouts.OcrLayout`. Its time is
+            part of the request's.
         joint: what stands between two references of a row that are written one after the other, such as a line break;
             None if that is not known, or if they may come in any order.
         skeletons: texts of structure, such as `', "text": "'`, which may come at any time and any number of times.
@@ -67,8 +71,8 @@ class ReferenceDrafter(Drafter):
             pass, as a share of a plain step.
 
     Raises:
-        MMSpecError: for sizes out of range, for references that are no texts, and for texts where the target has no
-            tokenizer.
+        MMSpecError: for sizes out of range, for references that are no texts, for a layout that is no function or
+            returns no regions, and for texts where the target has no tokenizer.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class ReferenceDrafter(Drafter):
         target: Target,
         references: Any = None,
         file: str | Path | None = None,
+        layout: Layout | None = None,
         joint: str | None = None,
         skeletons: Sequence[str] = (),
         escape: bool = False,
@@ -96,6 +101,9 @@ class ReferenceDrafter(Drafter):
             raise MMSpecError(
                 f"ReferenceDrafter: joint={shown(joint)} must be a text, such as a line break, or None (null)"
             )
+        if layout is not None and not callable(layout):
+            raise MMSpecError(f"ReferenceDrafter: layout={shown(layout, 60)} must be a function of a picture, or None")
+        self.layout = layout
         self.least = number(self, least=least, lowest=0, highest=0.99)
         self.windows = Windows(window, longest_window, whole_number(self, lowest=0, letters=letters), branches)
         self.depth, self.nodes, self.escape, self.joint = depth, nodes, escape, joint
@@ -118,6 +126,7 @@ class ReferenceDrafter(Drafter):
         given = request.extras.get(REFERENCES, [None for _ in rows])
         self._begins = [*request.lengths]
         self._heard = [*request.lengths]
+        self._pages = request.images or [[] for _ in rows]
         self._streams = [TextStream(context.target.speller) for _ in rows]
         self._alignments = [
             Alignment([*self._of_row(row, given[row]), *self.skeletons], self.windows, self._spelling(row))
@@ -172,6 +181,9 @@ class ReferenceDrafter(Drafter):
         if given is not None:
             name = f"extras[{REFERENCES!r}] of row {row}"
             return self._all_prepared(_listed(given, name), name)
+        if self.layout is not None and (pages := self._pages[row]):
+            found = [region.text for page in pages for region in regions_of(self.layout(page), page)]
+            return self._all_prepared(found, f"the layout of row {row}")
         if self.references is not None:
             return self.references
         prompt = self.context.history[row][: self._begins[row]]
