@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
 from ..lesson import Guess, Lesson
-from ..models.cache import SlotShape, TreeCache
+from ..models.cache import TreeCache
+from ..models.cache_layer import SlotShape
 from ..models.keys_values import Entries, deepest_cached, keys_values_of
 from ..models.masks import MaskForm
 from ..models.session import Session

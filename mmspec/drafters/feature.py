@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
 from ..errors import MMSpecError, shown
 from ..lesson import Guess, Lesson
-from ..models.cache import TreeCache, shape_of
+from ..models.cache import TreeCache
+from ..models.cache_layer import shape_of
 from ..models.masks import MaskForm
 from ..models.newest import NewestLook
 from ..models.session import Session

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from ..models.cache import SlotShape
+from ..models.cache_layer import SlotShape
 from ..models.twins import twin
 
 Rope = tuple[Tensor, Tensor]

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
+from .cache_layer import SlotShape, TreeCacheLayer
 from .rows import Staying
 from .transfer import to_device
 
@@ -29,66 +29,6 @@ AHEAD = 1024
 
 WINDOW = 64
 """Passes of fixed form see a multiple of this many slots, and slots behind a row are numbered so many at a time."""
-
-
-@dataclass(frozen=True)
-class SlotShape:
-    """The shape of what one layer stores per token, of keys or of values: `[heads, dim]` on a device, in a dtype."""
-
-    heads: int
-    dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-def shape_of(states: Tensor) -> SlotShape:
-    """Return the shape of what keys or values, `[batch, heads, length, dim]`, take per token."""
-    return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
-
-
-class TreeCacheLayer(CacheLayerMixin):
-    """One layer's view of a `TreeCache`, in the form that transformers' attention layers expect."""
-
-    is_sliding = False
-    is_croppable = False
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, cache: TreeCache):
-        super().__init__()
-        self.cache = cache
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: the storage was allocated with the cache."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write `[batch, heads, new, dim]` states behind each row's entries; return views of all slots in use."""
-        self.cache.write(self.keys, key_states)
-        self.cache.write(self.values, value_states)
-        if self.cache.fixed:
-            end = self.cache.window.shape[0]
-            return self.keys[:, :, :end], self.values[:, :, :end]
-        end = self.cache.slots_in_use  # the same for all rows: a short row's surplus is masked
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many slots a mask of the model's own covers, and the first of them."""
-        return self.cache.longest + self.cache.speculative + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Return the number of entries of the longest row, speculative ones included."""
-        return self.cache.longest + self.cache.speculative
-
-    def get_max_length(self) -> int:
-        """Return -1: the number of entries has no limit."""
-        return -1
-
-
-def stored(layer: object) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of an attention layer in a cache of transformers, after its first pass."""
-    assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None
-    return layer.keys, layer.values
 
 
 class TreeCache(Cache):

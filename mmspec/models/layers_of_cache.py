@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from .cache import TreeCache, TreeCacheLayer
+from .cache import TreeCache
+from .cache_layer import TreeCacheLayer
 
 
 class LayersOfCache(TreeCache):

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..errors import MMSpecError
 from ..families import Family, Vision, family_of
 from ..inputs import Request
-from .cache import SlotShape, shape_of, stored
+from .cache_layer import SlotShape, shape_of, stored
 from .compiled import CompiledModel
 from .masks import MaskForm
 from .own_layers import kind_of

@@ -11,7 +11,8 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from .cache import TreeCache, stored
+from .cache import TreeCache
+from .cache_layer import stored
 from .cache_session import Session
 from .masks import MaskForm, padding_mask
 from .states import capture

@@ -11,7 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from ..compat import CACHE
 from ..errors import MMSpecError
-from .cache import shape_of, stored
+from .cache_layer import shape_of, stored
 from .cache_session import Session
 from .layers_of_cache import LayersOfCache
 from .masks import padding_mask

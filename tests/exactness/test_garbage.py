@@ -19,7 +19,8 @@ from mmspec.commands.generate import summary_line
 from mmspec.decoding.sampling import LogitsPipeline
 from mmspec.decoding.stats import Round, Stats
 from mmspec.drafters import Drafter, EagleDrafter, MedusaDrafter, TextOnlyDrafter
-from mmspec.models.cache import SlotShape, TreeCache
+from mmspec.models.cache import TreeCache
+from mmspec.models.cache_layer import SlotShape
 from mmspec.tree import DraftTree
 from mmspec.trees import Chain, ConfidenceTree, DynamicTree, Proposals, SageTree, StaticTree, TreeBuilder
 from mmspec.verifiers import PointMassSampling, RejectionSampling

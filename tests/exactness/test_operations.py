@@ -9,7 +9,7 @@ import torch
 
 import mmspec
 from mmspec.inputs import prepare
-from mmspec.models.cache import TreeCacheLayer
+from mmspec.models.cache_layer import TreeCacheLayer
 from mmspec.speed.operations import Counts, count_rounds, counting
 from mmspec.trees import Chain, DynamicTree
 

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmspec.compat import CACHE
-from mmspec.models.cache import TreeCacheLayer
+from mmspec.models.cache_layer import TreeCacheLayer
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 # Node 3 sees nodes 0 and 2, not its neighbour 1; 1 and 2 are siblings.

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 import mmspec
 from mmspec.models import cache as cache_module
-from mmspec.models.cache import SlotShape, TreeCache
+from mmspec.models.cache import TreeCache
+from mmspec.models.cache_layer import SlotShape
 
 CPU = torch.device("cpu")
 # Keys and values of one layer may differ, and so may layers.

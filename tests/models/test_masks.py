@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmspec.models import cache as cache_module
-from mmspec.models.cache import SlotShape, TreeCache
+from mmspec.models.cache import TreeCache
+from mmspec.models.cache_layer import SlotShape
 from mmspec.models.masks import MaskForm, TreeMask
 
 SHAPES = [(SlotShape(1, 1, torch.float32, torch.device("cpu")),) * 2]
