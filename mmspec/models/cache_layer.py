@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
-
-if TYPE_CHECKING:
-    from .cache import TreeCache
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,23 @@ def shape_of(states: Tensor) -> SlotShape:
     return SlotShape(states.shape[1], states.shape[3], states.dtype, states.device)
 
 
+class Slots(Protocol):
+    """The part of a `TreeCache` that its layers use."""
+
+    fixed: bool
+    window: Tensor
+    longest: int
+    speculative: int
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots of the longest row that hold entries, those of the open pass included."""
+        ...
+
+    def write(self, storage: Tensor, states: Tensor) -> None:
+        """Put `[batch, heads, new, dim]` states into a layer's storage, behind each row's entries."""
+
+
 class TreeCacheLayer(CacheLayerMixin):
     """One layer's view of a `TreeCache`, in the form that transformers' attention layers expect."""
 
@@ -36,7 +50,7 @@ class TreeCacheLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, cache: TreeCache):
+    def __init__(self, cache: Slots):
         super().__init__()
         self.cache = cache
         self.is_initialized = True

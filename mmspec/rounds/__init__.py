@@ -1,7 +1,8 @@
 """Rounds: what is decided anew before each of them, from what is committed: whether it is drafted, and how."""
 
 from ..bandits import Bandit, Unimodal, UpperConfidence
-from .arms import Arm, ArmSelector, arms_of
+from .arm import Arm
+from .arms import ArmSelector, arms_of
 from .gates import GatedTree, RoundGate
 from .viskip import VisualAttention
 
