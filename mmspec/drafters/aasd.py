@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ from ..models.states import LAST
 from ..models.transfer import to_device
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
+from .aasd_training import Roots, chains, rounds
 from .feature import FeatureDrafter
-from .head_config import MROPE_SETTINGS, STATIC_ROPES, initialise
-from .layer import DraftLayer, attend, attend_unrolled
+from .head_config import initialise
+from .layer import DraftLayer
 from .layer_head import LayerSettings
 from .reading import TargetView, compress, layers_for, view_of
-from .rope import axes_of
+from .rope import axes_of, rope_of
 from .step import StepDrafter
 
 if TYPE_CHECKING:
@@ -255,100 +256,25 @@ class AasdDrafter(FeatureDrafter):
         """Yield the guesses of every step, see `Drafter.unroll`. A step sees what the target holds of the tokens before
         its root, and the layer's own slots from the root on: the target-draft mask. In training, `teaching` says
         whether further slots hold the draft's own states or those of the target."""
+        at = self._roots(lesson)
+        if self.training and torch.is_grad_enabled() and self.settings.teaching == "rounds":
+            yield from rounds(self, lesson, at, steps)
+        else:
+            yield from chains(self, lesson, at, steps, detach)
+
+    def _roots(self, lesson: Lesson) -> Roots:
+        """Return the roots of a lesson, and what the target holds of its text."""
         self._prepare()
         prompt = self.read(view_of(lesson))
-        prefix = self.projected(prompt.embeds, prompt.states)
+        held = self.projected(prompt.embeds, prompt.states)
         ids, slots = lesson.request.inputs["input_ids"], lesson.root_slots
         positions, _ = self.target.family.positions_until(lesson.prompt.inputs, ids.shape[1])
         positions = positions if self.axes is not None or positions.ndim == 2 else positions[0]
-        roots = Roots(
+        return Roots(
             ids,
             slots,
             pick_numbers(positions, slots + 1),
             pick(lesson.features[LAST].to(self._dtype), slots),
-            torch.arange(prefix[0].shape[2], device=ids.device) <= (slots - prompt.removed[:, None])[:, None, :, None],
+            torch.arange(held[0].shape[2], device=ids.device) <= (slots - prompt.removed[:, None])[:, None, :, None],
+            held,
         )
-        if self.training and torch.is_grad_enabled() and self.settings.teaching == "rounds":
-            yield from self._rounds(lesson, roots, prefix, steps)
-        else:
-            yield from self._steps_of(lesson, roots, prefix, steps, detach)
-
-    def _steps_of(self, lesson: Lesson, at: Roots, prefix: Entries, steps: int, detach: bool) -> Iterator[Guess]:
-        """Yield the guesses of every step, all roots in one pass a step, each with the states of the step before."""
-        attention, states = self.layer.self_attn, at.states
-        own: list[Entries] = []
-        for step in range(steps):
-            valid, places = lesson.drafted(step)
-            if not valid.any():
-                return
-            # The root, and then the tokens that right guesses would have been; beyond an answer anything will do.
-            tokens = at.ids.gather(1, (at.slots + step + 1).clamp(max=at.ids.shape[1] - 1))
-            mixed, residual = self.layer_input(self.token_embeds(tokens), states)
-            rope = self._rope(mixed, at.positions + step)
-            own.append(attention.keys_values(mixed, rope))
-            attended = attend_unrolled(attention.queries(mixed, rope), prefix, own, at.visible)
-            output = self.next_state(self.layer.finish(residual, attended))
-            yield Guess(self.logits(output[valid]), None, places, valid.flatten().nonzero()[:, 0])
-            states = output.detach() if detach else output
-
-    def _rounds(self, lesson: Lesson, at: Roots, prefix: Entries, steps: int) -> Iterator[Guess]:
-        """Yield guesses that come from one pass over the tokens of the answers, with true states [OUR]. Each token
-        stands at a drawn place of a round, from 0 on: it sees its round's own slots up to itself, and before them what
-        the target holds."""
-        batch, count = at.slots.shape
-        numbers = torch.arange(count, device=at.ids.device)
-        drawn = torch.randint(0, steps, (batch, count), device="cpu").to(numbers.device).minimum(numbers)
-        first = numbers - drawn
-        of_round = (numbers >= first[..., None]) & (numbers <= numbers[:, None])
-        before = at.visible[:, 0].gather(1, first[..., None].expand(-1, -1, at.visible.shape[-1]))
-        mixed, residual = self.layer_input(self.token_embeds(at.ids.gather(1, at.slots + 1)), at.states)
-        rope = self._rope(mixed, at.positions)
-        own = self.layer.self_attn.keys_values(mixed, rope)
-        keys, values = (torch.cat(parts, dim=2) for parts in zip(prefix, own, strict=True))
-        mask = torch.cat([before, of_round], dim=2)[:, None]
-        attended = attend(self.layer.self_attn.queries(mixed, rope), keys, values, mask)
-        output = self.next_state(self.layer.finish(residual, attended))
-        valid, places = lesson.drafted(0)
-        place = torch.zeros_like(at.slots).masked_scatter(valid, places)
-        for step in range(steps):
-            rows, here = (valid & (drawn == step)).nonzero(as_tuple=True)
-            yield Guess(self.logits(output[rows, here]), None, place[rows, here], rows * count + here - step)
-
-
-class Roots(NamedTuple):
-    """The roots of a lesson, from which chains are drafted.
-
-    Args:
-        ids: `[batch, length]` tokens of prompts and answers.
-        slots: `[batch, roots]` index of the token before each root.
-        positions: `[batch, roots]` or `[axes, batch, roots]` positions of the roots.
-        states: `[batch, roots, hidden]` the target's states before them.
-        visible: `[batch, 1, roots, entries]` what the target holds of the tokens before them.
-    """
-
-    ids: Tensor
-    slots: Tensor
-    positions: Tensor
-    states: Tensor
-    visible: Tensor
-
-
-def rope_of(target: Target, layer: int, head_dim: int) -> dict[str, Any]:
-    """Return the parameters of the rotary positions of a layer of the target, as far as a head can have them.
-
-    Their scaling is taken over where it does not change with the length of the text, and their axes where they fill the
-    heads, `head_dim` numbers.
-    """
-    text = target.family.text_config
-    rope = dict(getattr(text, "rope_parameters", None) or {})
-    kinds = getattr(text, "layer_types", None)
-    if kinds and kinds[layer] in rope:  # there is a set for every kind of layer
-        rope = dict(rope[kinds[layer]])
-    axes = {name: rope[name] for name in MROPE_SETTINGS if name in rope}
-    if 2 * sum(axes.get("mrope_section") or []) != head_dim:
-        axes = {}
-    if rope.get("rope_type", "default") not in STATIC_ROPES:
-        rope = {name: rope[name] for name in ("rope_theta",) if name in rope}
-    left_out = ("partial_rotary_factor", *MROPE_SETTINGS)
-    scaled = {name: value for name, value in rope.items() if name not in left_out and value is not None}
-    return {"rope_type": "default", "rope_theta": 10000.0} | scaled | axes

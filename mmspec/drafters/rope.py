@@ -1,6 +1,8 @@
-"""Rotary positions of several axes, for heads that count pictures as their target does (M-RoPE)."""
+"""Rotary positions as a target has them: their scaling, and several axes for heads that count pictures as it does."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..errors import MMSpecError, first_line, shown
 from ..settings.arguments import as_int
+from .head_config import MROPE_SETTINGS, STATIC_ROPES
 from .layer import Rope
+
+if TYPE_CHECKING:
+    from ..target import Target
 
 
 def axes_of(rope_parameters: dict, head_dim: int) -> Tensor:
@@ -52,6 +58,27 @@ def rotary_of(head: LlamaConfig) -> LlamaRotaryEmbedding:
         raise MMSpecError(
             f"transformers cannot make rotary positions of rope_parameters={shown(head.rope_parameters)} ({reason})"
         ) from error
+
+
+def rope_of(target: Target, layer: int, head_dim: int) -> dict[str, Any]:
+    """Return the parameters of the rotary positions of a layer of the target, as far as a head can have them.
+
+    Their scaling is taken over where it does not change with the length of the text, and their axes where they fill the
+    heads, `head_dim` numbers.
+    """
+    text = target.family.text_config
+    rope = dict(getattr(text, "rope_parameters", None) or {})
+    kinds = getattr(text, "layer_types", None)
+    if kinds and kinds[layer] in rope:  # there is a set for every kind of layer
+        rope = dict(rope[kinds[layer]])
+    axes = {name: rope[name] for name in MROPE_SETTINGS if name in rope}
+    if 2 * sum(axes.get("mrope_section") or []) != head_dim:
+        axes = {}
+    if rope.get("rope_type", "default") not in STATIC_ROPES:
+        rope = {name: rope[name] for name in ("rope_theta",) if name in rope}
+    left_out = ("partial_rotary_factor", *MROPE_SETTINGS)
+    scaled = {name: value for name, value in rope.items() if name not in left_out and value is not None}
+    return {"rope_type": "default", "rope_theta": 10000.0} | scaled | axes
 
 
 class Turning:

@@ -14,14 +14,17 @@ from heads import (
     TOLERANCE,
     error,
     expect_loaded_as_saved,
+    expect_own_behind_gates,
+    expect_plain_texts,
     full_pass,
     guesses_of,
     inputs_of,
     lesson_of,
-    own_where_asked,
+    trained_by_recipe,
 )
+from originals import Original
 from scripted_rounds import Script, Told, guesses_compared
-from tiny_requests import RAGGED, case, interleaved, target_of
+from tiny_requests import RAGGED, case, target_of
 from torch.nn import functional
 
 import mmspec
@@ -30,12 +33,8 @@ from mmspec.compressors import Hide, Pool, Prune
 from mmspec.drafters import AasdDrafter
 from mmspec.inputs import prepare
 from mmspec.models.keys_values import deepest_cached, keys_values_of
-from mmspec.settings import configuration
-from mmspec.settings.building import build
 from mmspec.training.teacher import Teacher
 from mmspec.trees import Chain, DynamicTree
-from mmspec.verifiers import Gated, Greedy
-from mmspec.verifiers.gates import Every
 
 NAMES = ("llava", "qwen_vl", "gemma3", "llama")
 COMPRESSORS = {"all": lambda: None, "pool": lambda: Pool(2), "hide": Hide, "prune": lambda: Prune(0.5, by="uniform")}
@@ -106,52 +105,31 @@ def expected(name: str, drafter: AasdDrafter, row: int, root: int, chain: int, w
         positions, _ = target.family.positions_until(longer.prompt.inputs, longer.embeds.shape[1])
         keys, values = keys_values_of(target, 2, longer.features[2], positions)
         axes = positions if positions.ndim == 3 else positions[None].expand(3, -1, -1)
-        weights, dim = dict(drafter.named_parameters()), drafter.head.head_dim
-        table = target.model.get_input_embeddings()
-
-        def linear(map, x):
-            return functional.linear(x, weights[f"{map}.weight"], weights.get(f"{map}.bias"))
-
-        def norm(map, x):
-            return functional.rms_norm(x, x.shape[-1:], weights[f"{map}.weight"], drafter.head.rms_norm_eps)
-
-        def heads(x):
-            return x.view(len(x), -1, dim).transpose(0, 1)
-
-        def turn(x, places):  # places: [3, n]
-            count = dim // 2
-            section = drafter.head.rope_parameters.get("mrope_section") or [count]
-            axis = torch.tensor([a for a, n in enumerate(section) for _ in range(n)])
-            inverse = drafter.head.rope_parameters["rope_theta"] ** (-torch.arange(count) / count)
-            angle = places[axis].T * inverse
-            first, second = x.split(count, dim=-1)
-            cos, sin = angle.cos(), angle.sin()
-            return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
+        layer, table = Original.of(drafter), target.model.get_input_embeddings()
         seen = until + (wrong == "late")
         held = [
-            heads(linear(map, part[0, :, :seen].transpose(0, 1).flatten(1)))
+            layer.heads(map, part[0, :, :seen].transpose(0, 1).flatten(1))
             for map, part in (("key_projector", keys), ("value_projector", values))
         ]
         state, own, guesses = states[-1][until - 1], [], []
         for step in range(chain):
             if step and wrong == "true":
                 state = states[-1][until - 1 + step]
-            fused = linear("fc", torch.cat([table(text[0, until + step]), state])[None])
-            mixed = norm("layers.0.input_layernorm", fused)
-            places = axes[:, 0, until + step - (wrong == "place")][:, None]
-            q, k, v = (heads(linear(f"layers.0.self_attn.{map}_proj", mixed)) for map in "qkv")
-            q, k = turn(q, places), turn(k, places)
+            fused = layer.linear("fc", torch.cat([table(text[0, until + step]), state])[None])
+            mixed = layer.norm("layers.0.input_layernorm", fused)
+            at = until + step - (wrong == "place")
+            places = axes[slice(None) if layer.sections else 0, 0, at : at + 1]
+            q, k, v = (layer.heads(f"layers.0.self_attn.{map}_proj", mixed) for map in "qkv")
+            q, k = layer.turn(q, places), layer.turn(k, places)
             own = [(k, v)] if wrong == "alone" else [*own, (k, v)]
             both = [torch.cat([part, *new], 1) for part, new in zip(held, zip(*own, strict=True), strict=True)]
-            both = [part.repeat_interleave(len(q) // len(part), 0) for part in both]
-            attended = (q @ both[0].transpose(1, 2) / dim**0.5).softmax(-1) @ both[1]
-            output = fused + linear("layers.0.self_attn.o_proj", attended.transpose(0, 1).flatten(1))
-            x = norm("layers.0.post_attention_layernorm", output)
-            gate = functional.silu(linear("layers.0.mlp.gate_proj", x))
+            output = fused + layer.linear("layers.0.self_attn.o_proj", layer.attend(q, *both))
+            x = layer.norm("layers.0.post_attention_layernorm", output)
+            gate = functional.silu(layer.linear("layers.0.mlp.gate_proj", x))
             if drafter.head.hidden_act != "silu":
-                gate = functional.gelu(linear("layers.0.mlp.gate_proj", x), approximate="tanh")
-            state = norm("norm", output + linear("layers.0.mlp.down_proj", gate * linear("layers.0.mlp.up_proj", x)))[0]
+                gate = functional.gelu(layer.linear("layers.0.mlp.gate_proj", x), approximate="tanh")
+            inner = gate * layer.linear("layers.0.mlp.up_proj", x)
+            state = layer.norm("norm", output + layer.linear("layers.0.mlp.down_proj", inner))[0]
             guesses.append(target.family.head(state[None])[0])
     return guesses
 
@@ -225,13 +203,7 @@ def test_the_cache_holds_what_the_target_holds_projected_and_nothing_of_the_draf
 
 def test_the_text_is_the_targets_with_pictures_without_and_interleaved():
     for name in ("llava", "qwen_vl"):
-        drafter, requests, texts = drafter_of(name), [], []
-        for images, lengths, tree in (((2,), (9,), DynamicTree(4, 3, 12)), ((0,), (7,), Chain(3)), (*RAGGED, Chain(4))):
-            inputs, text = case(name, "sdpa", images, lengths, 14)
-            options = {"inputs": inputs, "max_new_tokens": 14, "tree": tree}
-            requests.append(options)
-            texts.append(text)
-        assert [out.token_ids for out in interleaved(drafter.target, drafter, requests)] == texts
+        expect_plain_texts(drafter_of(name), name, (DynamicTree(4, 3, 12), Chain(3), Chain(4)))
 
 
 def test_under_guidance_it_reads_what_is_held_of_its_own_prompts():
@@ -244,10 +216,7 @@ def test_under_guidance_it_reads_what_is_held_of_its_own_prompts():
 
 
 def test_it_goes_on_behind_tokens_that_the_target_has_not_read():
-    drafter = drafter_of("llava")
-    options = {"inputs": inputs_of("llava"), "max_new_tokens": 16, "tree": Chain(3)}
-    out = mmspec.generate(drafter.target, drafter, verifier=Gated(Greedy(), Every(2, 2)), **options)
-    assert out.stats.num_unverified_tokens > 4 and own_where_asked(drafter, out, inputs_of("llava")) > 12
+    expect_own_behind_gates(drafter_of("llava"), "llava", Chain(3))
 
 
 def test_axes_of_the_target_are_taken_over():
@@ -264,20 +233,7 @@ def test_axes_of_the_target_are_taken_over():
 
 @pytest.mark.parametrize("teaching", ["chains", "rounds"])
 def test_every_weight_is_trained_by_the_recipe(teaching):
-    config = configuration.compose("train", ["recipe=aasd", f"recipe.drafter.teaching={teaching}"])
-    drafter = build(config.recipe.drafter, target=target_of("llava", "sdpa")).train()
-    objective = build(config.recipe.objective)
-    optimizer = build(config.recipe.optimizer, params=list(drafter.trainable_parameters()))
-    lesson, losses = lesson_of("llava"), []
-    for step in range(8):
-        loss, _ = objective(drafter, lesson, seed="the same draws")
-        optimizer.zero_grad()
-        loss.backward()
-        if not step:
-            for name, parameter in drafter.named_parameters():
-                assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 1e-6, name
-        optimizer.step()
-        losses.append(loss.item())
+    _, losses = trained_by_recipe(["recipe=aasd", f"recipe.drafter.teaching={teaching}"], 8)
     assert losses[-1] < 0.95 * losses[0]
 
 

@@ -12,26 +12,24 @@ from heads import (
     TOLERANCE,
     error,
     expect_loaded_as_saved,
+    expect_own_behind_gates,
+    expect_plain_texts,
     full_pass,
     guesses_of,
     inputs_of,
     lesson_of,
-    own_where_asked,
+    trained_by_recipe,
 )
+from originals import Original
 from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
-from tiny_requests import RAGGED, case, interleaved, target_of
+from tiny_requests import target_of
 from torch.nn import functional
 
-import mmspec
 from mmspec import MMSpecError
 from mmspec.compressors import LatentQueries, VisualSpan
 from mmspec.drafters import SpecFlashDrafter
 from mmspec.models.states import LAST
-from mmspec.settings import configuration
-from mmspec.settings.building import build
 from mmspec.trees import BestFirstTree, Chain, DynamicTree
-from mmspec.verifiers import Gated, Greedy
-from mmspec.verifiers.gates import Every
 
 VARIANTS = {
     "released": {"tokens": 3},
@@ -68,37 +66,20 @@ def expected(name: str, drafter: SpecFlashDrafter, row: int, root: int, steps: i
             block enters; `place`, the second block stands where the first one does.
     """
     states, merged, table = full_pass(name, row)
-    weights, dim, settings = dict(drafter.named_parameters()), drafter.head.head_dim, drafter.settings
+    layer, settings = Original.of(drafter), drafter.settings
     until, count = lesson_of(name).prompt.lengths[row] + root, settings.tokens
 
-    def linear(map, x):
-        return functional.linear(x, weights[f"{map}.weight"], weights.get(f"{map}.bias"))
-
-    def norm(map, x):
-        return functional.rms_norm(x, x.shape[-1:], weights[f"{map}.weight"], drafter.head.rms_norm_eps)
-
-    def heads(x):
-        return x.view(len(x), -1, dim).transpose(0, 1)
-
-    def turn(x, places):
-        half = dim // 2
-        angle = places[:, None] * drafter.head.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
-        first, second = x.split(half, dim=-1)
-        cos, sin = angle.cos(), angle.sin()
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
     def block(tokens, paired, places):
-        u = linear("fc", torch.cat([tokens, paired], dim=-1))
-        read = norm("layers.0.input_layernorm", u) if settings.input_norm else u
-        q, k, v = (heads(linear(f"layers.0.self_attn.{map}_proj", read)) for map in "qkv")
-        q, k = turn(q, places), turn(k, places)
-        k, v = (part.repeat_interleave(len(q) // len(part), 0) for part in (k, v))
-        s = ((q[:, -1:] @ k.transpose(1, 2) / dim**0.5).softmax(-1) @ v).transpose(0, 1).flatten(1)
-        s = linear("layers.0.self_attn.o_proj", s)
+        u = layer.linear("fc", torch.cat([tokens, paired], dim=-1))
+        read = layer.norm("layers.0.input_layernorm", u) if settings.input_norm else u
+        q, k, v = (layer.heads(f"layers.0.self_attn.{map}_proj", read) for map in "qkv")
+        attended = layer.attend(layer.turn(q, places)[:, -1:], layer.turn(k, places), v)
+        s = layer.linear("layers.0.self_attn.o_proj", attended)
         if settings.residual:
             s = s + u[-1:]
-        inner = norm("layers.0.norm", s) if settings.residual else s
-        out = linear("layers.0.down_proj", functional.silu(linear("layers.0.up_proj", inner))).view(count, -1)
+        inner = layer.norm("layers.0.norm", s) if settings.residual else s
+        out = layer.linear("layers.0.down_proj", functional.silu(layer.linear("layers.0.up_proj", inner)))
+        out = out.view(count, -1)
         return out + s if settings.residual else out
 
     tokens, paired = merged[1 : until + 1], states[LAST][:until]
@@ -204,22 +185,14 @@ class Uneven(DynamicTree):
 
 def test_the_text_is_the_targets_with_pictures_without_and_interleaved():
     for name, variant in (("llava", "released"), ("qwen_vl", "one block"), ("llava", "residual")):
-        drafter, requests, texts = drafter_of(name, variant, 3), [], []
+        drafter = drafter_of(name, variant, 3)
         deep = Chain(4) if drafter.max_depth else Chain(8)
         last = BestFirstTree(9) if drafter.independent else Uneven(3, 2, 9)
-        for images, lengths, tree in (((2,), (9,), DynamicTree(4, 3, 12)), ((0,), (7,), deep), (*RAGGED, last)):
-            inputs, text = case(name, "sdpa", images, lengths, 14)
-            options = {"inputs": inputs, "max_new_tokens": 14, "tree": tree}
-            requests.append(options)
-            texts.append(text)
-        assert [out.token_ids for out in interleaved(drafter.target, drafter, requests)] == texts
+        expect_plain_texts(drafter, name, (DynamicTree(4, 3, 12), deep, last))
 
 
 def test_it_goes_on_behind_tokens_that_the_target_has_not_read():
-    drafter = drafter_of("llava", "released")
-    options = {"inputs": inputs_of("llava"), "max_new_tokens": 16, "tree": Chain(4)}
-    out = mmspec.generate(drafter.target, drafter, verifier=Gated(Greedy(), Every(2, 2)), **options)
-    assert out.stats.num_unverified_tokens > 4 and own_where_asked(drafter, out, inputs_of("llava")) > 12
+    expect_own_behind_gates(drafter_of("llava", "released"), "llava", Chain(4))
 
 
 # The compressor.
@@ -268,22 +241,10 @@ def test_two_pictures_are_condensed_each_by_itself(name):
 
 
 def test_every_weight_is_trained_by_the_recipe():
-    """The queries among them, through what their entries hand to the layer."""
-    config = configuration.compose("train", ["recipe=specflash", "recipe.drafter.compressor.queries=3"])
-    drafter = build(config.recipe.drafter, target=target_of("llava", "sdpa")).train()
+    """The queries among them, through what their entries hand to the layer. The first weights are so small that little
+    reaches them before some steps."""
+    drafter, losses = trained_by_recipe(["recipe=specflash", "recipe.drafter.compressor.queries=3"], 12, asked=3)
     assert isinstance(drafter.compressor, LatentQueries) and drafter.settings.tokens == 5
-    objective = build(config.recipe.objective)
-    optimizer = build(config.recipe.optimizer, params=list(drafter.trainable_parameters()))
-    losses = []
-    for step in range(12):
-        loss, _ = objective(drafter, lesson_of("llava"), seed="the same draws")
-        optimizer.zero_grad()
-        loss.backward()
-        if step == 3:  # the first weights are so small that little reaches the queries
-            for name, parameter in drafter.named_parameters():
-                assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
-        optimizer.step()
-        losses.append(loss.item())
     assert losses[-1] < 0.98 * losses[0]
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import models
 import torch
 from covering import covering
 from full_recompute import recompute
-from tiny_requests import ragged_inputs, target_of
+from tiny_requests import RAGGED, case, interleaved, ragged_inputs, target_of
 
 import mmspec
 from mmspec import Target
@@ -26,7 +27,11 @@ from mmspec.drafters import (
 from mmspec.inputs import append, prepare
 from mmspec.lesson import Lesson
 from mmspec.models.states import LAST
+from mmspec.settings import building, configuration
 from mmspec.training.teacher import Teacher
+from mmspec.trees import TreeBuilder
+from mmspec.verifiers import Gated, Greedy
+from mmspec.verifiers.gates import Every
 
 
 def compressor(name: str, **settings) -> dict:
@@ -218,3 +223,45 @@ def own_where_asked(drafter, out, inputs: dict) -> int:
             place += record.emitted[row]
         assert place == len(new)
     return checked
+
+
+def expect_own_behind_gates(drafter, name: str, tree: TreeBuilder) -> None:
+    """Behind rounds that a gate has settled, everything that the target was asked about is its own."""
+    options = {"inputs": inputs_of(name), "max_new_tokens": 16, "tree": tree}
+    out = mmspec.generate(drafter.target, drafter, verifier=Gated(Greedy(), Every(2, 2)), **options)
+    assert out.stats.num_unverified_tokens > 4 and own_where_asked(drafter, out, inputs_of(name)) > 12
+
+
+def expect_plain_texts(drafter, name: str, trees: Sequence[TreeBuilder]) -> None:
+    """Three requests at a time, with a picture, without one and in a ragged batch, are answered as the target would."""
+    requests, texts = [], []
+    for (images, lengths), tree in zip((((2,), (9,)), ((0,), (7,)), RAGGED), trees, strict=True):
+        inputs, text = case(name, "sdpa", images, lengths, 14)
+        requests.append({"inputs": inputs, "max_new_tokens": 14, "tree": tree})
+        texts.append(text)
+    assert [out.token_ids for out in interleaved(drafter.target, drafter, requests)] == texts
+
+
+def trained_by_recipe(overrides: Sequence[str], steps: int, asked: int = 0) -> tuple[Any, list[float]]:
+    """A drafter that a recipe makes for LLaVA, and the losses of some steps on the same lesson.
+
+    Args:
+        overrides: of the configuration of `mmspec train`, the recipe among them.
+        steps: how many.
+        asked: the step in which every weight must have a gradient.
+    """
+    config = configuration.compose("train", overrides)
+    drafter = building.build(config.recipe.drafter, target=target_of("llava", "sdpa")).train()
+    objective = building.build(config.recipe.objective)
+    optimizer = building.build(config.recipe.optimizer, params=list(drafter.trainable_parameters()))
+    losses = []
+    for step in range(steps):
+        loss, _ = objective(drafter, lesson_of("llava"), seed="the same draws")
+        optimizer.zero_grad()
+        loss.backward()
+        if step == asked:
+            for name, parameter in drafter.named_parameters():
+                assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+        optimizer.step()
+        losses.append(loss.item())
+    return drafter, losses

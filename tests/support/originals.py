@@ -99,8 +99,17 @@ class Original:
             return 1
         return 2 if number % 3 == 2 and number < 3 * width else 0
 
-    def attend(self, q, k, v, sees: torch.Tensor) -> torch.Tensor:
-        """`[heads, n, dim]` queries over `[key_value_heads, m, dim]`; `sees` is `[n, m]`."""
+    @classmethod
+    def of(cls, drafter) -> Original:
+        """That of a drafter's own weights, whose heads are of `HEAD_DIM` numbers."""
+        head = drafter.head
+        rope = head.rope_parameters
+        axes = rope.get("mrope_section"), rope.get("mrope_interleaved", False)
+        return cls(dict(drafter.named_parameters()), head.rms_norm_eps, rope["rope_theta"], *axes)
+
+    def attend(self, q, k, v, sees: torch.Tensor | None = None) -> torch.Tensor:
+        """`[heads, n, dim]` queries over `[key_value_heads, m, dim]`; `sees` is `[n, m]`, by default all is seen."""
+        sees = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool) if sees is None else sees
         groups = q.shape[0] // k.shape[0]
         k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
         scores = (q @ k.transpose(1, 2) / HEAD_DIM**0.5).masked_fill(~sees, torch.finfo(q.dtype).min)
