@@ -49,12 +49,8 @@ class LatentQueries(VisualCompressor):
 
     def forward(self, span: VisualSpan) -> Compressed:
         """Return the means of the picture's tokens by the weights of every query."""
-        weights = self.weights(span)
-        count, tokens = weights.shape
-        entries = torch.arange(count, device=weights.device).repeat_interleave(tokens)
-        numbers = torch.arange(tokens, device=weights.device).repeat(count)
-        sources = Sources(entries, numbers, weights.flatten(), (count, tokens))
-        return Compressed((weights.to(span.embeds.dtype) @ span.embeds), sources)
+        sources = Sources.everywhere(self.weights(span))
+        return Compressed(sources.mean(span.embeds), sources)
 
     def weights(self, span: VisualSpan) -> Tensor:
         """Return the weight of each token of a picture in every entry, `[entries, tokens]`."""

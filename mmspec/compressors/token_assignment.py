@@ -17,12 +17,23 @@ class Sources(NamedTuple):
         tokens: `[pairs]` numbers of the tokens that they stand for.
         weights: `[pairs]` weights; those of one entry sum to one.
         shape: number of entries and number of tokens. Every entry stands for at least one token.
+        matrix: `[entries, tokens]` the same weights, where every entry stands for all tokens; their means are then one
+            product of matrices.
     """
 
     entries: Tensor
     tokens: Tensor
     weights: Tensor
     shape: tuple[int, int]
+    matrix: Tensor | None = None
+
+    @classmethod
+    def everywhere(cls, matrix: Tensor) -> Sources:
+        """Return entries that are means of all tokens, each by weights of its own, `[entries, tokens]`."""
+        count, tokens = matrix.shape
+        entries = torch.arange(count, device=matrix.device).repeat_interleave(tokens)
+        numbers = torch.arange(tokens, device=matrix.device).repeat(count)
+        return cls(entries, numbers, matrix.flatten(), (count, tokens), matrix)
 
     @classmethod
     def some(cls, index: Tensor, tokens: int) -> Sources:
@@ -65,6 +76,8 @@ class Sources(NamedTuple):
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values of the tokens, `[tokens, width]`, into values of the entries, `[entries, width]`."""
+        if self.matrix is not None:
+            return self.matrix.to(values.dtype) @ values
         picked = values[self.tokens] * self.weights.to(values.dtype)[:, None]
         return values.new_zeros(self.shape[0], values.shape[1]).index_add(0, self.entries, picked)
 

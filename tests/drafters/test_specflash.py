@@ -209,6 +209,8 @@ def test_entries_are_means_by_the_weights_of_their_queries(by):
     weights = (compressor.q @ features.T).softmax(-1)
     assert error(left.embeds, weights @ span.embeds) < 1e-6
     assert error(left.source.mean(span.features), weights @ span.features) < 1e-6
+    pairs = left.source._replace(matrix=None)  # the same weights, pair by pair
+    assert error(pairs.mean(span.features), weights @ span.features) < 1e-6
     few = VisualSpan(torch.randn(2, 8), None, torch.randn(2, 8), features=torch.randn(2, 6))
     assert len(compressor(few).embeds) == 2, "a picture has no more entries than tokens"
 
