@@ -25,6 +25,8 @@ from mmspec.verifiers import TreeWalk
 from mmspec.verifiers.rules import LogitRatio
 
 SHARES = {"true text": 0.0, "5 % wrong": 0.05, "20 % wrong": 0.2}
+PARTS = {"windows never grow": {"longest_window": 3}, "no letters": {"letters": 0}, "one match": {"branches": 1}}
+"""What the drafter is measured without, where references have wrong characters: its settings by what is missing."""
 
 
 def main() -> None:
@@ -44,6 +46,10 @@ def main() -> None:
         sides[name] = (ours, name, None)
     for name in [*SHARES, "another page"]:
         sides[f"{name}, least=0"] = (papers, name, None)
+    for part, settings in PARTS.items():
+        without = ReferenceDrafter(target, joint="\n", **settings)
+        for name in [*SHARES][1:]:
+            sides[f"{name}, {part}"] = (without, name, None)
     sides["20 % wrong, ratio=0.05"] = (ours, "20 % wrong", ratio)
     if given.ocr:
         sides["read by OCR"] = (ReferenceDrafter(target, joint="\n", layout=OcrLayout()), None, None)
