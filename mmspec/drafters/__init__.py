@@ -49,6 +49,7 @@ from .peagle import PEagleDrafter, PEagleSettings
 from .reference import ReferenceDrafter
 from .session_step import SessionDrafter
 from .skipping import SkippingDrafter, SkippingSettings
+from .sparse_to_dense import SparseSettings, SparseToDenseDrafter
 from .specflash import SpecFlashDrafter, SpecFlashSettings
 from .step import StepDrafter
 from .suffix import SuffixDrafter
@@ -114,6 +115,8 @@ __all__ = [
     "SharedVisionDrafter",
     "SkippingDrafter",
     "SkippingSettings",
+    "SparseSettings",
+    "SparseToDenseDrafter",
     "SpecFlashDrafter",
     "SpecFlashSettings",
     "StepDrafter",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,9 @@ class OwnLayersDrafter(HeadDrafter):
 
     session: ModelSession
     drafts_unread = True
+
+    in_targets_cache: ClassVar[bool] = True
+    """True if what it reads stands in the target's own cache until the round ends."""
 
     def draft(self, root: Tensor) -> DraftTree:
         """Let the builder grow a tree, and say what of it the first layers have read."""

@@ -140,7 +140,7 @@ class SkippingDrafter(OwnLayersDrafter):
                 f"MixtureDrafter: a {type(self).__name__} chooses what it skips round by round, which a member cannot: "
                 "say what it skips, such as skipped=[4, 5]"
             )
-        if own := [other for other in others if isinstance(other, OwnLayersDrafter)]:
+        if own := [one for one in others if isinstance(one, OwnLayersDrafter) and one.in_targets_cache]:
             raise MMSpecError(
                 f"MixtureDrafter: a {type(self).__name__} and a {type(own[0]).__name__} would overwrite each other's "
                 "entries in the target's cache: mix only one of them with drafters of other kinds"

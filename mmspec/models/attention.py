@@ -72,18 +72,43 @@ def newest_attention(target: Target, layer: int, states: Tensor, session: ModelS
     Raises:
         MMSpecError: if the heads are divided among processes.
     """
+    newest = session.cache.lengths[: len(states), None] - 1
+    return cached_attention(target, layer, states, newest, session)[:, :, 0]
+
+
+@torch.no_grad()
+def cached_attention(target: Target, layer: int, states: Tensor, entries: Tensor, session: ModelSession) -> Tensor:
+    """Return the attention that some committed tokens pay in one layer, to all committed tokens.
+
+    The keys are those in the cache, so this costs the attention of these tokens alone. Their positions follow one
+    another up to the newest token's, as those of text do.
+
+    Args:
+        target: the model.
+        layer: number of the layer.
+        states: `[batch, count, hidden]` states of these tokens that enter the layer.
+        entries: `[batch, count]` the entries of these tokens in the cache.
+        session: the request, between two rounds. Of guided requests the rows that read the prompts are meant.
+
+    Returns:
+        `[batch, heads, count, longest]` weights; every row sums to one, and rows that have ended mean nothing.
+
+    Raises:
+        MMSpecError: if the heads are divided among processes.
+    """
     _refuse_divided(target)
     block: Any = target.family.layers[layer]
     batch, lengths = len(states), session.cache.lengths[: len(states)]
     source = target.family.keys_layer(layer)
     keys, values = (part[:batch] for part in session.keys_values(source))
-    newest = (lengths - 1)[:, None]
-    positions = newest + session.position_offset[..., :batch, None]
+    positions = entries + session.position_offset[..., :batch, None]
     columns = torch.arange(keys.shape[2], device=lengths.device)
     _, window = _window(target, layer)
-    visible = (columns < lengths[:, None]) & (True if window is None else newest - columns < window)
+    visible = (columns <= entries[..., None]) & (columns < lengths[:, None, None])
+    if window is not None:
+        visible &= entries[..., None] - columns < window
     mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
-    mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None, None]
+    mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
     with target.family.passing():
         _, weights = _eager(block.self_attn)(
             hidden_states=block.input_layernorm(states),
@@ -92,11 +117,11 @@ def newest_attention(target: Target, layer: int, states: Tensor, session: ModelS
             **{CACHE: _Committed(keys, values)},
             **target.family.attention_inputs(layer, (keys, values)),
         )
-    return weights[:, :, 0, : keys.shape[2]].float()
+    return weights[..., : keys.shape[2]].float()
 
 
 class _Committed(DynamicCache):
-    """A cache that gives the keys and values that are there, and takes none: the newest token's own are among them."""
+    """A cache that gives the keys and values that are there, and takes none: the tokens' own are among them."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .cache_layer import SlotShape, TreeCacheLayer
+from .entries import ChosenEntries
 from .rows import Staying
 from .transfer import to_device
 
@@ -330,29 +331,49 @@ class TreeCache(Cache):
             by_slot = storage.permute(1, 3, 0, 2, 4)
             by_slot[r, s] = 0 if dropped is None else by_slot[r, s].masked_fill(dropped.to(storage.device), 0)
 
-    def copy_of(self, entries: list[list[int]]) -> TreeCache:
-        """Return a cache of its own with some of the committed entries.
-
-        Args:
-            entries: per row, the slots to copy, in order.
-        """
-        lengths = [len(row) for row in entries]
+    def copy_of(self, entries: ChosenEntries) -> TreeCache:
+        """Return a cache of its own with some of the committed entries."""
+        lengths = entries.lengths
         width = max(lengths)
         found = {member: shape for shape, members in self._members for member in members}
         shapes = [(found[number, "keys"], found[number, "values"]) for number in range(len(self.layers))]
         cache = TreeCache(shapes, self.batch, max(width, 1), self.compiled, self.lengths.device)
-        index = to_device([[*row, *[0] * (width - len(row))] for row in entries], self.lengths.device)
         cache.begin(width)
-        for layer, own in zip(self.tree_layers, cache.tree_layers, strict=True):
+        for layer, own, index in zip(self.tree_layers, cache.tree_layers, entries.layers, strict=True):
             parts = []
             for states in (self.whole(layer.keys), self.whole(layer.values)):
-                chosen = index.to(states.device)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-                parts.append(states.gather(2, chosen))
+                chosen = index[..., :width, None].to(states.device)
+                parts.append(states.take_along_dim(chosen, dim=2))
             own.update(*parts)
         cache.end()
         cache.commit(lengths)
         cache.leave([row in self._staying.rows for row in range(self.batch)])
         return cache
+
+    @torch.inference_mode()
+    def take_from(self, other: TreeCache, counts: list[int]) -> None:
+        """Commit copies of the last committed entries of another cache, between two rounds.
+
+        Args:
+            other: a cache of the same layers and rows, such as the one that this is a `copy_of`.
+            counts: entries to take per row; 0 for a row that has left either cache.
+        """
+        width = max(counts)
+        if not width:
+            return
+        self.begin(width)
+        place = {row: number for number, row in enumerate(other.rows_present)}
+        rows = self.rows_present
+        starts = [[place.get(row, 0), other.lengths_list[row] - counts[row]] for row in rows]
+        theirs, first = to_device(starts, self.lengths.device).split(1, dim=1)
+        # What lies behind a shorter row's own is dropped again by the commit, wherever it comes from.
+        columns = torch.arange(width, device=self.lengths.device)
+        source, own = (first + columns).clamp(max=other.capacity - 1), self.slots(0, width)
+        for storage, others in zip(self._storage, other._storage, strict=True):
+            r, o, t, s = (index.to(storage.device) for index in (self._row_numbers, own, theirs, source))
+            storage.permute(1, 3, 0, 2, 4)[r, o] = others.permute(1, 3, 0, 2, 4)[t, s]
+        self.end()
+        self.commit(counts)
 
     # What transformers asks of a cache besides its layers.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..context import Context
 from ..families import Family
 from ..inputs import Request, stack
+from .entries import ChosenEntries
 from .reading import ReadingSession
 from .session import ModelSession, Pass
 
@@ -97,15 +98,16 @@ class Pairs(ModelSession):
     def branch(
         self,
         layers: int | None = None,
-        entries: list[list[int]] | None = None,
+        entries: ChosenEntries | list[list[int]] | None = None,
         above: Sequence[nn.Module] = (),
         skipped: Collection[int] | None = None,
     ) -> ModelSession:
         """Return a branch as every session does. It sees all entries of the other prompts, for `entries` is about the
         text."""
         if entries is not None:
-            others = self.cache.lengths_list[self.cache.batch // 2 :]
-            entries = [*entries, *(list(range(length)) for length in others)]
+            if isinstance(entries, list):
+                entries = ChosenEntries.of_rows(entries, len(self.cache.tree_layers), self.cache.lengths.device)
+            entries = entries.with_rows(self.cache.lengths_list[self.cache.batch // 2 :])
         return super().branch(layers, entries, above, skipped)
 
     def sibling(self, *arguments, **named) -> GuidedSession:

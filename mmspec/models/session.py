@@ -13,6 +13,7 @@ from ..compat import CACHE
 from ..errors import MMSpecError
 from .cache_layer import shape_of, stored
 from .cache_session import Session
+from .entries import ChosenEntries
 from .layers_of_cache import LayersOfCache
 from .masks import padding_mask
 from .own_layers import places_of
@@ -34,6 +35,8 @@ class ModelSession(ReadingSession):
     Args:
         arguments, named: see `ReadingSession`.
     """
+
+    _left_out: list[int]  # of a branch by `entries`: per row of the cache, how many of them it does not see
 
     def go_on(self, ahead: ReadAhead, tokens: Tensor, visible: Tensor, depth: Tensor) -> Pass:
         """Read a block whose nodes the first layers have read already, or some of them: only the others pass through
@@ -80,7 +83,7 @@ class ModelSession(ReadingSession):
     def branch(
         self,
         layers: int | None = None,
-        entries: list[list[int]] | None = None,
+        entries: ChosenEntries | list[list[int]] | None = None,
         above: Sequence[nn.Module] = (),
         skipped: Collection[int] | None = None,
     ) -> ModelSession:
@@ -91,8 +94,9 @@ class ModelSession(ReadingSession):
                 committed entries are this session's own, without a copy; what the branch reads itself lasts until the
                 round ends, and this session may `go_on` from there. Call `drop` on the branch then, and `keep` on this
                 session.
-            entries: per row, the indices of the committed entries that the branch sees, ascending. They are copied
-                once, keep their positions, and what the branch reads afterwards it keeps itself.
+            entries: per row, the indices of the committed entries that the branch sees, ascending, or `ChosenEntries`
+                that differ by layer and head. They are copied once and keep their positions. What is committed
+                afterwards the branch reads and keeps itself, or takes from this session by `catch_up`.
             above: further layers that the branch puts above its first ones, see `mmspec.models.own_layers`. They read
                 the prompt at once; afterwards their entries are in this session's cache, where every token has some
                 that the branch has read: let it read all, by `go_on`. This session must keep the states that enter
@@ -106,7 +110,9 @@ class ModelSession(ReadingSession):
         """
         if sum(one is not None for one in (layers, entries, skipped)) != 1:
             raise MMSpecError("branch: give one of layers=, entries= and skipped=")
-        if entries is not None and len(entries) != self.cache.batch:
+        if isinstance(entries, list):
+            entries = ChosenEntries.of_rows(entries, len(self.cache.tree_layers), self.cache.lengths.device)
+        if entries is not None and len(entries.lengths) != self.cache.batch:
             raise MMSpecError(
                 f"branch: entries must have one list of indices for each of the {len(self.entries)} rows of the text; "
                 "session.entries tells how many entries each has"
@@ -131,11 +137,19 @@ class ModelSession(ReadingSession):
             assert entries is not None  # as was asked above
             branch = self.sibling(self.model, self.cache.batch, cache=self.cache.copy_of(entries))
             branch.position_offset = self.position_offset + self.cache.lengths - branch.cache.lengths
+            ends = zip(self.cache.lengths_list, branch.cache.lengths_list, strict=True)
+            branch._left_out = [whole - seen for whole, seen in ends]
         branch.extra, branch.beside, branch._rows_beside = self.extra, self.beside, self._rows_beside
         branch.history, branch.active = self.history, self.active
         rows = zip(self._ahead, self.entries, branch.entries, strict=True)
         branch._ahead = [ahead + all_of_them - seen for ahead, all_of_them, seen in rows]
         return branch
+
+    def catch_up(self, other: ModelSession) -> None:
+        """Take over what another session has committed since this one was branched off from it by `entries`: copies of
+        its entries, without reading the tokens. Call it between two rounds of both."""
+        both = zip(other.cache.lengths_list, self.cache.lengths_list, self._left_out, self.going_on, strict=True)
+        self.cache.take_from(other.cache, [whole - out - seen if on else 0 for whole, seen, out, on in both])
 
     def _above(self, model: Model, written: Iterable[int], first: int, shared: Iterable[int]) -> ModelSession:
         """Return a branch on this session's own entries.

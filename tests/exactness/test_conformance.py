@@ -12,8 +12,8 @@ from functools import cache
 import models
 import pytest
 from omegaconf import OmegaConf
-from tiny_drafters import NEED_PICTURES, OF_ONE_TARGET, TINY_DRAFTERS
-from tiny_requests import RAGGED, case, target_of
+from tiny_drafters import NEED_NO_WINDOWS, NEED_PICTURES, OF_ONE_TARGET, TINY_DRAFTERS
+from tiny_requests import RAGGED, case, target_of, windowed
 
 import mmspec
 from mmspec import drafters, loading, zoo
@@ -105,6 +105,7 @@ CASES = [
     for name, attention in TARGETS
     for label in LABELS
     if (name in models.VISUAL or label not in NEED_PICTURES)
+    and not (label in NEED_NO_WINDOWS and windowed(name, attention))
 ]
 
 

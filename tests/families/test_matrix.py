@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from tiny_drafters import NEED_PICTURES, TINY_DRAFTERS
+from tiny_drafters import NEED_NO_WINDOWS, NEED_PICTURES, TINY_DRAFTERS
 from tiny_families import FAMILIES
-from tiny_requests import HEARING, NEW, VISUAL, batch_of, target_of
+from tiny_requests import HEARING, NEW, VISUAL, batch_of, target_of, windowed
 
 import mmspec
-from mmspec.drafters import NGramDrafter, SkippingDrafter
+from mmspec.drafters import NGramDrafter, SkippingDrafter, SparseToDenseDrafter
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
 TREES = {
@@ -21,6 +21,7 @@ TREES = {
 DRAFTERS = {
     "ngram": lambda name, attention: NGramDrafter(target_of(name)),
     "skipping": lambda name, attention: SkippingDrafter(target_of(name, attention), skipped=(3, 4)),
+    "sparse": lambda name, attention: SparseToDenseDrafter(target_of(name, attention), keep=0.4),
     **TINY_DRAFTERS,
 }
 # A picture in tiles is no rectangle, so nothing can be pooled.
@@ -52,6 +53,7 @@ CASES = [
     if (name in VISUAL or label not in NEED_PICTURES or (name in HEARING and label == "hivis"))
     and not (name in NO_GRID and label in NEED_GRID)
     and not (name in NOT_CUT and label in CUT)
+    and not (label in NEED_NO_WINDOWS and windowed(name))
 ]
 
 

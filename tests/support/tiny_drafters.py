@@ -143,6 +143,8 @@ OF_ONE_TARGET = {
 }
 # Without pictures they are no more than EAGLE, or cannot be built.
 NEED_PICTURES = {"shared vision", *VISUAL_HEADS}
+# Entries are left out, which sliding windows do not allow.
+NEED_NO_WINDOWS = {"drafter=std", "sparse"}
 
 
 @dataclass

@@ -30,6 +30,11 @@ def _built(name: str, attention: str) -> Target:
     return Target(((models.MODELS | models.ALONE).get(name) or tiny_families.FAMILIES[name].build)(attention))
 
 
+def windowed(name: str, attention: str | None = None) -> bool:
+    """Whether some layers of a family attend to a sliding window."""
+    return any(window is not None for window in target_of(name, attention).windows.values())
+
+
 def one_picture(name: str) -> dict:
     """A prompt with one picture."""
     return models.inputs_for(name, [1]) if name in models.MODELS else tiny_families.FAMILIES[name].inputs([["image"]])
