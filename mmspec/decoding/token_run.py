@@ -61,7 +61,8 @@ class TokenRun(Run):
         vision = self.target.encode(request)
         clock.lap("vision")
         capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
-        context = self.target.prefill(request, vision, capacity, drafter.states_read, self.guidance, self.node_by_node)
+        states = dict.fromkeys([*drafter.states_read, *self.verifier.feature_layers(self.target)])
+        context = self.target.prefill(request, vision, capacity, states, self.guidance, self.node_by_node)
         self.context = context
         context.clock = clock
         self.verifier = self.verifier.fork_for(context, self.pipeline, self.seed)

@@ -48,6 +48,10 @@ class Verifier(Named, PerRequest):
         verifier.start(seed)
         return verifier
 
+    def feature_layers(self, target: Target) -> tuple[int, ...]:
+        """Return the states of the target that the verifier looks at, see `Drafter.feature_layers`."""
+        return ()
+
     def start(self, seed: int) -> None:
         """Set up the state of a request; `self.context` and `self.pipeline` are set already."""
 

@@ -57,9 +57,14 @@ class TreeWalk(Verifier):
         super().check(target, pipeline)
         self.rule.check(target)
 
+    def feature_layers(self, target: Target) -> tuple[int, ...]:
+        """Return the states that the rule looks at."""
+        return self.rule.feature_layers(target)
+
     def start(self, seed: int) -> None:
-        """Set up the random numbers of a request."""
+        """Set up the random numbers of a request, and the rule."""
         logits = self.context.logits
+        self.rule.start(self.context)
         self.noise = NoiseTape(logits.shape[0], logits.shape[-1], seed, logits.device)
         self.generator = random_stream(logits.device, seed, "verifier")
 
@@ -95,9 +100,8 @@ class TreeWalk(Verifier):
             verdict = follow(tree, choices)
         else:
             space = self.context.target.space
-            judged = Judged(
-                tree, processed, choices, lambda: self._uniform(processed[..., 0]), self._written, space, self._answers
-            )
+            uniform = lambda: self._uniform(processed[..., 0])  # noqa: E731
+            judged = Judged(tree, processed, choices, uniform, self._written, space, self._answers, scores.features)
             verdict = longest(tree, rule.allow(judged), choices)
         if not self.pipeline.greedy:
             unusable = ~drawn.isfinite().gather(1, verdict.path.clamp(min=0)) & (verdict.path >= 0)

@@ -90,6 +90,10 @@ class Gated(Verifier):
         """Refuse a request that the inner verifier cannot serve."""
         self.inner.check(target, pipeline)
 
+    def feature_layers(self, target: Target) -> tuple[int, ...]:
+        """Return the states that the inner verifier looks at."""
+        return self.inner.feature_layers(target)
+
     def start(self, seed: int) -> None:
         """Start the inner verifier."""
         self.inner.context, self.inner.pipeline = self.context, self.pipeline

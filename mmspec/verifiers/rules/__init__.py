@@ -9,6 +9,7 @@ from .mixture import Mixture
 from .segments import Segments
 from .top_rank import TopRank
 from .typical import Typical
+from .visual_relevance import VisualRelevance
 
 __all__ = [
     "Additive",
@@ -24,4 +25,5 @@ __all__ = [
     "Segments",
     "TopRank",
     "Typical",
+    "VisualRelevance",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from ...settings.calls import Named
 from ...tree import DraftTree
 
 if TYPE_CHECKING:
+    from ...context import Context
     from ...target import Target
 
 
@@ -38,12 +39,19 @@ class Rule(Named, PerRequest):
         """True if the emitted text follows the target's own distribution. This follows from the parameters."""
         raise NotImplementedError
 
+    def feature_layers(self, target: Target) -> tuple[int, ...]:
+        """Return the states of the target that the rule looks at, see `Drafter.feature_layers`."""
+        return ()
+
     def check(self, target: Target) -> None:
         """Refuse a target that lacks what the rule needs.
 
         Raises:
             MMSpecError: naming what is missing, and the way out.
         """
+
+    def start(self, context: Context) -> None:
+        """Set up what a request needs, behind its prompt."""
 
 
 class Judged:
@@ -57,6 +65,7 @@ class Judged:
         written: returns, for each row, the number of tokens of the answer before the root.
         space: meaning of the token ids.
         answers: returns, for each row, the tokens of the answer, the root the last; None where nobody knows.
+        states: layer to `[batch, nodes, hidden]`, the target's states at the nodes that `Rule.feature_layers` asks for.
     """
 
     def __init__(
@@ -68,15 +77,16 @@ class Judged:
         written: Callable[[], list[int]],
         space: TokenSpace = TEXT,
         answers: Callable[[], list[list[int]]] | None = None,
+        states: Mapping[int, Tensor] | None = None,
     ):
-        self.space, self.answers = space, answers
-        self.tree, self.tokens, self._after, self._choices = tree, tree.tokens, scores, choices
+        self.space, self.answers, self.states = space, answers, states or {}
+        self.tree, self.tokens, self._after, self.choices = tree, tree.tokens, scores, choices
         self.uniform, self._written = uniform, written
 
     @cached_property
     def choice(self) -> Tensor:
         """The target's choice in the place of each node, `[batch, nodes]`; any value at the root."""
-        return self._choices.gather(1, self.tree.parents.clamp(min=0))
+        return self.choices.gather(1, self.tree.parents.clamp(min=0))
 
     @cached_property
     def scores(self) -> Tensor:

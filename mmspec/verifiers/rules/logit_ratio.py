@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...errors import MMSpecError, shown
 from ...settings.arguments import number
 from .base import ChoiceRule, Judged
+from .words import tokens_of, words
 
 if TYPE_CHECKING:
     from ...target import Target
@@ -47,9 +47,7 @@ class LogitRatio(ChoiceRule):
     def __init__(self, ratio: float = 0.9, margin: float = 0.0, strict: Sequence[str] = ()):
         self.ratio = number(self, ratio=ratio, above=0, highest=1)
         self.margin = number(self, margin=margin, lowest=0)
-        if isinstance(strict, str) or not all(isinstance(text, str) and text for text in strict):
-            raise MMSpecError(f"LogitRatio: strict={shown(strict, 60)} must be a list of texts, such as ['$', '$$']")
-        self.strict = [*strict]
+        self.strict = words(self, strict)
         self._ends: list[int] = []
 
     @property
@@ -59,15 +57,7 @@ class LogitRatio(ChoiceRule):
 
     def check(self, target: Target) -> None:
         """Refuse a target in whose vocabulary the strict texts are no single tokens."""
-        ends: list[int] = []
-        for text in self.strict:
-            ids = [] if target.speller is None else target.speller.encode(text, add_special_tokens=False)
-            if len(ids) != 1:
-                raise MMSpecError(
-                    f"LogitRatio: strict has {text!r}, which is {len(ids)} tokens of this target: name single tokens"
-                )
-            ends += ids
-        self._ends = ends  # at once: others may be copying the rule for their requests
+        self._ends = tokens_of(self, self.strict, target)
 
     def accept(self, at: Judged) -> Tensor:
         """Accept tokens whose logit is close to the best, outside of what is strict."""
