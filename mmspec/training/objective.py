@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -71,6 +71,8 @@ class Objective:
             `max(keep ** i, keep_least)` of them, and its tokens count as much as any others (P-EAGLE's sampling of
             depths, arXiv 2602.01469, see `Lesson.thinned`). 1 keeps all.
         keep_least: see `keep`.
+        part: which part of the drafter guesses in a pass: a function of the drafter and of the share of the training
+            that is done, such as `SubNetworks`; None for the whole drafter.
 
     Raises:
         MMSpecError: without losses, for something else among them, for a number of steps or anchors below 1, or for
@@ -88,6 +90,7 @@ class Objective:
         anchors: int | None = None,
         keep: float = 1.0,
         keep_least: float = 0.0,
+        part: Callable[[Drafter, float], Drafter] | None = None,
     ):
         self.losses = list(losses)
         if not self.losses:
@@ -105,7 +108,7 @@ class Objective:
         arguments.number(self, above=0, highest=1, keep=keep)
         arguments.number(self, lowest=0, highest=1, keep_least=keep_least)
         self.steps, self.decay, self.detach = steps, decay, detach
-        self.keep, self.keep_least = keep, keep_least
+        self.keep, self.keep_least, self.part = keep, keep_least, part
         self.noise, self.keep_within, self.anchors = noise, keep_within, anchors
 
     @property
@@ -151,7 +154,8 @@ class Objective:
         with drawing(f"{seed}/{lesson.answers}", device):
             read = read if self.anchors is None else read.at_roots(self.anchors)
             read = read if self.keep == 1 else read.thinned(self.steps, self.keep, self.keep_least)
-            for step, guess in enumerate(drafter.unroll(read, self.steps, self.detach)):
+            guessing = drafter if self.part is None else self.part(drafter, progress)
+            for step, guess in enumerate(guessing.unroll(read, self.steps, self.detach)):
                 truth = truth_at(lesson, guess.places, vocabulary)
                 share = stands_for(lesson, guess.roots) if step == 0 else share
                 kept = alive[guess.roots]
