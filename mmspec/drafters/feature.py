@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
-from ..errors import MMSpecError, shown
+from ..compressors import DraftPrompt
 from ..lesson import Guess, Lesson
 from ..models.cache import TreeCache
 from ..models.cache_layer import shape_of
@@ -17,29 +16,24 @@ from ..models.masks import MaskForm
 from ..models.newest import NewestLook
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
-from ..models.states import LAST
 from ..models.transfer import to_device
 from ..outcome import Scores, Verdict
 from ..tree import DraftTree
 from ..trees import DynamicTree, TreeBuilder
 from ..trees.growth import Block
-from .corrector import CorrectorSettings, Looked, VisualCorrector
-from .feature_settings import FeatureSettings
+from .feature_head import FeatureHead
 from .layer import DraftLayer, Rope, attend, attend_unrolled
-from .layer_head import LayerDrafter
 from .layer_pass import LayerPass
-from .reading import TargetView, compress, view_of
-from .rope import Turning
+from .reading import view_of
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..target import Target
 
 LEVELS = 16
 """Levels of a chain whose rotary positions are made at once."""
 
 
-class FeatureDrafter(LayerDrafter):
+class FeatureDrafter(FeatureHead):
     """A drafter that extrapolates the target's features, one draft token at a time, usually with a single transformer
     layer.
 
@@ -64,12 +58,6 @@ class FeatureDrafter(LayerDrafter):
         MMSpecError: for settings that are unknown or do not fit the target, such as another hidden size than its own.
     """
 
-    Settings = FeatureSettings
-    settings: FeatureSettings
-
-    guesses_features = True
-    """True if the layer's output stands for a state of the target, with which a loss can compare it."""
-
     drafts_unread = True
 
     _look: NewestLook | None = None  # of a request whose compressor routes
@@ -77,122 +65,9 @@ class FeatureDrafter(LayerDrafter):
     first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
 
-    _looked: Looked | None = None  # what the corrector can look at, of the request or batch of lessons at hand
-
-    def __init__(
-        self,
-        target: Target,
-        *,
-        tree: TreeBuilder | None = None,
-        compressor: VisualCompressor | None = None,
-        **settings: Any,
-    ):
-        super().__init__(target, tree=tree, compressor=compressor, **settings)
-        self.corrector: VisualCorrector | None = None
-        asked = getattr(self.settings, "corrector", None)  # not all heads have the setting
-        if asked is not None:
-            if not self.takes_corrector:
-                raise MMSpecError(
-                    f"{type(self).__name__}: corrector={shown(asked)}: no single state stands before its vocabulary "
-                    "head; leave it out, or put it on another head such as Eagle3Drafter"
-                )
-            told = CorrectorSettings(**asked)
-            self.corrector = VisualCorrector(told, self.head.hidden_size, self.target.hidden_size)
-            if told.reads == "states":
-                self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, LAST]))
-
-    @property
-    def takes_corrector(self) -> bool:
-        """True if a corrector can stand before its vocabulary head."""
-        return True
-
     def native_tree(self) -> TreeBuilder:
         """Return EAGLE-2's dynamic tree."""
         return DynamicTree()
-
-    # What a method is.
-
-    @property
-    def layer(self) -> DraftLayer:
-        """The layer whose keys and values are cached; the first one if there are several."""
-        raise NotImplementedError
-
-    def fuse_features(self, features: dict[int, Tensor]) -> Tensor:
-        """Return the states `[..., hidden]` that stand in the slots, from true features `[..., target hidden]` by
-        layer."""
-        raise NotImplementedError
-
-    def layer_input(self, embeds: Tensor, states: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
-        """Return what the layer's attention reads, and its residual stream, from token embeddings and states.
-
-        Args:
-            embeds: `[batch, length, hidden]` embeddings.
-            states: `[batch, length, hidden]` states.
-            step: 0 for true states, n for those of the n-th level of a draft: a number for all, or
-                `[batch or 1, length, 1]`.
-        """
-        raise NotImplementedError
-
-    def prompt_input(self, prompt: DraftPrompt) -> tuple[Tensor, Tensor]:
-        """Return the input of the layer for all slots of a prompt: every state with the embedding of the next entry."""
-        return self.layer_input(prompt.embeds[:, 1:], prompt.states[:, :-1])
-
-    def slot_positions(self, prompt: DraftPrompt) -> Tensor:
-        """Return positions `[batch, slots]`, or `[axes, batch, slots]`: a slot stands where its state does."""
-        return prompt.positions[..., :-1]
-
-    def next_state(self, output: Tensor) -> Tensor:
-        """Return the state of the next draft step, from the layer's output."""
-        return output
-
-    def head_input(self, output: Tensor) -> Tensor:
-        """Return what the vocabulary head reads, from the layer's output."""
-        return output
-
-    def corrected(self, output: Tensor, level: int | Tensor) -> Tensor:
-        """Return `[batch, nodes, hidden]` outputs of the layer as the corrector has them, if there is one and something
-        to look at.
-
-        Args:
-            output: the outputs.
-            level: the level of the nodes, see `VisualCorrector.forward`.
-        """
-        if self.corrector is None or self._looked is None:
-            return output
-        return self.corrector(output, self._looked, level)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits `[..., draft_vocab]` from `head_input`. By default the head is the target's own, on the draft
-        vocabulary."""
-        return self.target.family.head(hidden, self._head_rows)
-
-    # Reading.
-
-    def read(self, view: TargetView) -> DraftPrompt:
-        """Return a text as this drafter reads it: `[batch, entries, hidden]` embeddings and states, not yet paired, as
-        many entries as tokens where nothing is compressed.
-
-        Raises:
-            MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
-        """
-        ids, family = view.request.inputs["input_ids"], self.target.family
-        embeds, visual = view.embeds.to(self._dtype), family.is_visual(ids)
-        if self.corrector is not None:  # it sees all of a picture, whatever a compressor leaves
-            seen = view.embeds if self.corrector.settings.reads == "embeds" else view.features[LAST]
-            self._looked = self.corrector.look_at(seen, visual)
-        if not self.settings.visual:  # bare placeholders
-            embeds = self.token_embeds(ids)
-        elif self.embed_tokens is not None:
-            embeds = torch.where(visual[..., None], embeds, self.token_embeds(ids))
-        whole = whole_prompt(embeds, self.fuse_features(view.features), visual)
-        if self.axes is not None:
-            whole.positions, whole.position_offset = family.positions_until(view.prompt.inputs, ids.shape[1])
-        return compress(self.compressor, self.target, whole, view)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.layer.self_attn.q_proj.weight.dtype
 
     # Drafting.
 
@@ -396,17 +271,7 @@ class FeatureDrafter(LayerDrafter):
             following = pick(prompt.embeds, (slots + step + 2).clamp(max=prompt.embeds.shape[1] - 1))
             mixed, residual = self.layer_input(following, state.detach() if detach else state, step + 1)
 
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Return all weights but the embedding's, or those of the corrector, where it learns alone."""
-        if self.corrector is not None and self.corrector.settings.alone:
-            return self.corrector.parameters()
-        return super().trainable_parameters()
-
     # Small parts.
-
-    def _rope(self, like: Tensor, slots: Tensor) -> Rope:
-        """Return cosines and sines for slots, in the dtype of a tensor."""
-        return self._turning.at(slots, like.dtype)
 
     def _rope_of(self, block: Block, like: Tensor) -> Rope:
         """Return cosines and sines for a block, in the dtype of a tensor. Those of a chain are made for many levels at
@@ -420,9 +285,3 @@ class FeatureDrafter(LayerDrafter):
             self._ropes.append(self._rope(like, session.positions(depth)))
         cos, sin = self._ropes[part]
         return cos[:, place : place + 1], sin[:, place : place + 1]
-
-    def _prepare(self) -> None:
-        """Look up what stays the same for a request, or for a batch of lessons."""
-        self._head_rows = self._rows()
-        self._embed = self._embedder()
-        self._turning = Turning(self.rotary, self.axes)
