@@ -14,9 +14,6 @@ from ..settings.arguments import positive
 from ..settings.fields import check_fields
 from .head_config import initialise
 
-CLOSED = -4.0
-"""Bias at which the gate begins: 0.018 of a change is let through."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectorSettings:
@@ -31,6 +28,8 @@ class CorrectorSettings:
         most: visual tokens that are looked at, at most.
         reads: what is looked at: `embeds`, the visual embeddings that the target reads, or `states`, its last hidden
             states at these tokens.
+        gate: bias at which the gate begins: 0 lets half of a change through, -4 a fiftieth. There is no change at first
+            in either case, but it is learnt as much slower.
         alone: whether training changes the corrector alone, and leaves the head as it is.
     """
 
@@ -41,6 +40,7 @@ class CorrectorSettings:
     least: int = 32
     most: int = 256
     reads: Literal["embeds", "states"] = "embeds"
+    gate: float = 0.0
     alone: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class VisualCorrector(nn.Module):
     The state that the head goes on with, and its cache, are not touched.
 
     Faithful: the formulas, the budget, the shapes of f and g'. Our own: it begins as the identity (the last layer of f
-    is zero, the gate's bias -4); a row without a picture is left as it is; several pictures of a row are looked at as
+    is zero); a row without a picture is left as it is; several pictures of a row are looked at as
     one; `reads="states"`; a head without a norm before the vocabulary gets none. The paper's numbers of levels are read
     as those of drafted tokens, so that its "depth at most 1" is `depth=1`.
 
@@ -105,7 +105,7 @@ class VisualCorrector(nn.Module):
         initialise(self)
         nn.init.normal_(self.levels.weight, std=0.02)
         nn.init.zeros_(change.weight)
-        nn.init.constant_(gate.bias, CLOSED)
+        nn.init.constant_(gate.bias, settings.gate)
 
     def look_at(self, seen: Tensor, visual: Tensor) -> Looked | None:
         """Return what there is to look at in some texts; None if there is nothing.

@@ -171,22 +171,26 @@ def test_alone_it_is_all_that_is_trained(tmp_path):
     alone = corrected(target_of("llava", "sdpa"), str(tmp_path), SMALL | {"alone": True})
     assert set(alone.trainable_parameters()) == set(alone.corrector.parameters())
     recipe = ["recipe=fovea", f"recipe.drafter.name={tmp_path}", "recipe.drafter.corrector.inner=8"]
-    config = configuration.compose("train", recipe).recipe
-    torch.manual_seed(0)
-    drafter, objective = (
-        configuration.build(config.drafter, target=target_of("llava", "sdpa")),
-        configuration.build(config.objective),
-    )
-    assert set(drafter.trainable_parameters()) == set(drafter.parameters())
-    optimizer = torch.optim.AdamW(drafter.corrector.parameters(), lr=0.02)
-    losses = []
-    for _ in range(12):
-        loss, _ = objective(drafter, lesson_of("llava"))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.97 * losses[0], "the corrector learns by itself"
+    reached = {}
+    for gate in (0.0, -4.0):
+        config = configuration.compose("train", [*recipe, f"recipe.drafter.corrector.gate={gate}"]).recipe
+        torch.manual_seed(0)
+        drafter, objective = (
+            configuration.build(config.drafter, target=target_of("llava", "sdpa")),
+            configuration.build(config.objective),
+        )
+        assert set(drafter.trainable_parameters()) == set(drafter.parameters())
+        optimizer = torch.optim.AdamW(drafter.corrector.parameters(), lr=0.02)
+        losses = []
+        for _ in range(12):
+            loss, _ = objective(drafter, lesson_of("llava"))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        reached[gate] = losses[-1] / losses[0]
+    assert reached[0.0] < 0.97, "the corrector learns by itself"
+    assert reached[0.0] < reached[-4.0] - 0.02, "and slower behind a gate that is nearly closed"
     without = configuration.compose("train", [*recipe[:2], "recipe.drafter.corrector=null"]).recipe.drafter
     assert configuration.build(without, target=target_of("llava", "sdpa")).corrector is None
 
