@@ -81,9 +81,9 @@ class VisualCorrector(nn.Module):
     The state that the head goes on with, and its cache, are not touched.
 
     Faithful: the formulas, the budget, the shapes of f and g'. Our own: it begins as the identity (the last layer of f
-    is zero); a row without a picture is left as it is; several pictures of a row are looked at as
-    one; `reads="states"`; a head without a norm before the vocabulary gets none. The paper's numbers of levels are read
-    as those of drafted tokens, so that its "depth at most 1" is `depth=1`.
+    is zero); a row without a picture is left as it is; several pictures of a row are looked at as one;
+    `reads="states"`; a head without a norm before the vocabulary gets none. The paper's numbers of levels are read as
+    those of drafted tokens, so that its "depth at most 1" is `depth=1`.
 
     Args:
         settings: what it is told.
