@@ -9,6 +9,7 @@ EXTRAS = {
     "cluster": ("submitit", "hydra_submitit_launcher", "hydra-submitit-launcher"),
     "demo": ("gradio",),
     "ocr": ("rapidocr", "onnxruntime"),
+    "server": ("httpx2",),
     "quantised": ("torchao", "bitsandbytes"),
     "trackers": ("tensorboard", "wandb"),
     "video": ("av",),

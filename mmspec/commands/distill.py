@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from ..errors import MMSpecError
 from ..settings import configuration
 
 if TYPE_CHECKING:
+    from ..drafters import Drafter
+    from ..evaluation.engines import Engine
+    from ..target import Target
     from ..training.distill import Progress
     from .progress import Display
 
@@ -33,6 +37,7 @@ class DistillSettings:
     shard: int
     shards: int
     max_failures: int | None
+    url: str | None
     json: bool
 
 
@@ -57,7 +62,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compose the configuration, load the models, ask the questions and report."""
     chosen, flags = source_settings(arguments)
-    config = configuration.compose("distill", [*chosen, *arguments.overrides], arguments.config_dir)
+    overrides = [*chosen, *at_server(arguments.overrides)]
+    config = configuration.compose("distill", overrides, arguments.config_dir)
     settings = configuration.typed(config, DistillSettings)
     for key, (flag, _) in flags.items():
         if key not in (known := list(config.source)):  # a value that is still missing is not "in" a configuration
@@ -79,13 +85,16 @@ def run(arguments: argparse.Namespace) -> int:
         source = configuration.build(config.source, **{key: value for key, (_, value) in flags.items()})
         target = configuration.build(config.target)
         drafter = configuration.build(config.drafter, target=target)
+        engine = other_engine(config, target, drafter, settings)
 
-    options = {name: value for name, value in vars(settings).items() if name != "json"}
+    options = {name: value for name, value in vars(settings).items() if name not in ("json", "url")}
     display = Display("answers", console)
     report = ProgressReport(display, arguments.output)
     try:
         with display:
-            result = distill(target, source, arguments.output, drafter=drafter, progress=report, **options)
+            result = distill(
+                target, source, arguments.output, drafter=drafter, engine=engine, progress=report, **options
+            )
     except KeyboardInterrupt:
         if report.last is not None:
             kept = f"{report.last.answers} of {report.last.total} answers are in {arguments.output}"
@@ -96,6 +105,31 @@ def run(arguments: argparse.Namespace) -> int:
         figures = {name: getattr(result, name) for name in ("mean_tokens", "tokens_per_second")}
         print(json.dumps({**asdict(result), **figures, "folder": arguments.output}))
     return 0
+
+
+def at_server(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with `url=URL` spelt out: it chooses the engine that asks a running server."""
+    given = [override for override in overrides if override.startswith("url=")]
+    address = given[-1].removeprefix("url=") if given else "null"
+    if address in ("", "null"):
+        return list(overrides)
+    engines = [override for override in overrides if override.startswith("engine=")]
+    if engines and engines[-1] != "engine=server":
+        raise MMSpecError(f"{given[-1]} names a server, and {engines[-1]} does not ask one: leave one of them out")
+    others = [override for override in overrides if override not in (*given, *engines)]
+    return ["engine=server", f"engine.url='{address}'", *others]
+
+
+def other_engine(config: Any, target: Target, drafter: Drafter | None, settings: DistillSettings) -> Engine | None:
+    """Return the engine that answers in place of our own loop; None if that one does."""
+    from ..decoding.sampling import Sampling
+    from ..evaluation.engines import MMSpecEngine
+
+    if config.engine["_target_"] == f"{MMSpecEngine.__module__}.{MMSpecEngine.__qualname__}":
+        return None
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
+    given = {"target": target, "drafter": drafter, "tree": None, "verifier": None, "sampling": sampling}
+    return configuration.build(config.engine, **given, max_new_tokens=settings.max_new_tokens)
 
 
 def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str, tuple[str, Any]]]:

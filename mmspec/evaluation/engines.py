@@ -43,7 +43,8 @@ class Answer:
         seconds: the same by phase, from inside.
         first_tokens: tokens that came with the prompt's own pass.
         passes: target passes that verified something; see `TransformersEngine`.
-        rounds: records of the loop, where it is ours.
+        rounds: records of the loop where it is ours, or what follows of them from another engine's counters.
+        unanswered: rows that could not be answered, with the reasons; their tokens are empty.
     """
 
     token_ids: list[list[int]]
@@ -53,6 +54,17 @@ class Answer:
     first_tokens: list[int]
     passes: int
     rounds: list[Round] = field(default_factory=list)
+    unanswered: dict[int, str] = field(default_factory=dict)
+
+    def complete(self) -> Answer:
+        """Return it if all rows were answered.
+
+        Raises:
+            MMSpecError: with the reason for the first one that was not.
+        """
+        for reason in self.unanswered.values():
+            raise MMSpecError(reason)
+        return self
 
 
 @dataclass(eq=False)
@@ -70,6 +82,7 @@ class Engine:
         exact: whether it must be, token for token, the text of plain decoding with the same seed.
         budget: drafted nodes a round at most; None if unknown.
         one_row: whether it takes one prompt at a time only.
+        versions: versions of the libraries of an engine in a process of its own; None for this one.
     """
 
     target: Target
@@ -82,6 +95,7 @@ class Engine:
     exact: bool = field(init=False, default=True)
     budget: int | None = field(init=False, default=0)
     one_row: bool = field(init=False, default=False)
+    versions: dict[str, str] | None = field(init=False, default=None)
 
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request; the preparation of the prompt is not part of it, everything after it is."""

@@ -64,6 +64,7 @@ def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> Iterator[str]:
     if single := [row.method for row in rows if row.side.get("one_row") and len(sizes) > 1]:
         yield f"One prompt at a time, so at no other batch size: {_joined(single)}."
     yield _budgets(answered)
+    yield from _elsewhere(answered)
     yield from dict.fromkeys(line for group in groups for line in _warnings(group))
     if loose := [row for row in answered if not row.side.get("lossless", True)]:
         names = _joined(row.method for row in loose)
@@ -175,6 +176,18 @@ def _budgets(rows: Sequence[Row]) -> str:
     if known:
         return f"All methods may draft up to {known[0]} nodes per pass.{unknown}"
     return f"No method has a known limit of drafted nodes.{unknown}"
+
+
+def _elsewhere(rows: Sequence[Row]) -> Iterator[str]:
+    """Say which methods were decoded in processes of their own, and by what."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if versions := row.side.get("versions"):
+            found.setdefault(", ".join(f"{name} {version}" for name, version in versions.items()), []).append(
+                row.method
+            )
+    for versions, names in found.items():
+        yield f"In a process of its own, with {versions}: {_joined(names)}."
 
 
 def _warnings(group: BundleGroup) -> Iterator[str]:

@@ -192,11 +192,11 @@ class Measurement:
         if group.batch not in self.warmed:
             with unchanged(*(part for method in methods for part in method.remembering)):
                 for _ in range(self.protocol.warmup):
-                    self._each(methods, question, lambda engine: engine.answer(request, 0))
+                    self._each(methods, question, lambda engine: engine.answer(request, 0).complete())
             self.warmed.add(group.batch)
         seed = self.protocol.seed + 1009 * (group.number * 64 + turn + 1)
         order = _order(methods, group.number + turn, repeat)
-        answers: dict[str, Answer] = self._each(order, question, lambda engine: engine.answer(request, seed))
+        answers: dict[str, Answer] = self._each(order, question, lambda engine: engine.answer(request, seed).complete())
         self.timed += sum(answer.wall for answer in answers.values())
         self.booked += self.booking * sum(len(answer.rounds) for answer in answers.values())
         ids, plain = [example.id for example in examples], answers[PLAIN]

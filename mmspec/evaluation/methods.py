@@ -94,6 +94,7 @@ class Method:
             "lossless": engine is None or engine.lossless,
             "exact": engine is None or engine.exact,
             "one_row": engine is not None and engine.one_row,
+            "versions": None if engine is None else engine.versions,
             "failed": self.failed,
         }
 

@@ -60,6 +60,7 @@ class SideRecord(TypedDict):
     lossless: bool
     exact: NotRequired[bool]
     one_row: NotRequired[bool]
+    versions: NotRequired[dict[str, Text] | None]
     failed: NotRequired[Failure | None]
 
 

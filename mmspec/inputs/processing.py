@@ -45,6 +45,34 @@ def reserved_texts(reader: Reader) -> set[str]:
     return {text.strip() for text in texts if isinstance(text, str) and text.strip()}
 
 
+def written_texts(
+    reader: Reader, conversations: Sequence[Conversation], settings: Mapping[str, Any] | None = None
+) -> tuple[list[str], bool]:
+    """Return conversations as texts, with the processor's placeholders for media, and whether the tokenizer has to add
+    its special tokens to them.
+
+    Args:
+        reader, conversations, settings: see `apply_template`.
+
+    Raises:
+        MMSpecError: for a row which the template refuses, or of which it leaves out a part.
+    """
+    processor, tokenizer = reader.processor, reader.tokenizer
+    template = ChatTemplate(processor, tokenizer, settings)
+    texts = []
+    for row, conversation in enumerate(conversations):
+        if not template:
+            texts.append(_bare(f"prompt {row}", conversation, processor, dict(settings or {})))
+            continue
+        try:
+            texts.append(template.write(conversation))
+        except Exception as error:  # templates are programs of others
+            raise refusal_of(template, row, error) from error
+    # Most templates begin with the start token, which the tokenizer would add once more.
+    bos = tokenizer.bos_token
+    return texts, not template or bos is None or not texts[0].startswith(bos)
+
+
 def _processed(reader: Reader, conversations: Sequence[Conversation], settings: dict[str, Any]) -> Mapping[str, Any]:
     processor, tokenizer = reader.processor, reader.tokenizer
     if tokenizer.pad_token is None:
@@ -53,20 +81,9 @@ def _processed(reader: Reader, conversations: Sequence[Conversation], settings: 
     options: dict[str, Any] = {"return_tensors": "pt", "padding": True, **own}
     if processor is tokenizer:
         _refuse_for_text_alone(processor, own, media)
-    template = ChatTemplate(processor, tokenizer, settings)
-    texts = []
-    for row, conversation in enumerate(conversations):
-        if not template:
-            texts.append(_bare(f"prompt {row}", conversation, processor, settings))
-            continue
-        try:
-            texts.append(template.write(conversation))
-        except Exception as error:  # templates are programs of others
-            raise refusal_of(template, row, error) from error
-    if template:
-        # Most templates begin with the start token, which the tokenizer would add once more.
-        bos = tokenizer.bos_token
-        options["add_special_tokens"] = bos is None or not texts[0].startswith(bos)
+    texts, special = written_texts(reader, conversations, settings)
+    if not special or ChatTemplate(processor, tokenizer):
+        options["add_special_tokens"] = special
     if processor is tokenizer:
         return processor(texts, **options)
     try:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,15 +18,19 @@ from ..data.examples import Example, Source, to_record
 from ..data.opening import batched, open_media
 from ..decoding.sampling import LogitsPipeline
 from ..decoding.stopping import Stopping
+from ..decoding.text import whole_text
 from ..drafters import Drafter
 from ..errors import MMSpecError
-from ..generation import Output, generate
+from ..generation import generate
 from ..inputs import prepare
 from ..seeds import seed_from
 from ..target import Target
 from ..version import __version__
 from .author import describe_target, rounded_weights
 from .shards import ShardWriter
+
+if TYPE_CHECKING:
+    from ..evaluation.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,16 @@ class Question:
     media: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Said:
+    """The answers to a batch, an entry per row, and why rows have none."""
+
+    text: list[str]
+    token_ids: list[list[int]]
+    finish: list[str | None]
+    unanswered: Mapping[int, str] = field(default_factory=dict)
+
+
 def distill(
     target: Target,
     source: Source | Sequence[Example],
@@ -82,6 +96,7 @@ def distill(
     shard: int = 0,
     shards: int = 1,
     drafter: Drafter | None = None,
+    engine: Engine | None = None,
     max_failures: int | None = 100,
     progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
@@ -102,6 +117,9 @@ def distill(
         seed: seed for sampled answers.
         shard, shards: ask the examples number shard, shard + shards, shard + 2 shards, ...
         drafter: drafter for speculative decoding, which pays with small batches; the answers stay the target's own.
+        engine: who decodes in place of our own loop, with the sampling and the length that are given here: vLLM or a
+            running server, see `mmspec.serving`. The target says what is asked and who answers; greedy answers are its
+            own up to near-ties. What an engine could not answer is skipped, like what the target cannot read.
         max_failures: number of examples that may fail (no such picture, a prompt that is too long) before the run
             stops; None never stops.
         progress: function that is called at the beginning and after each batch.
@@ -130,13 +148,14 @@ def distill(
         "mmspec": __version__,
         "model": str(target.model.config.name_or_path),
         "drafter": None if drafter is None else type(drafter).__name__,
+        "engine": None if engine is None else type(engine).__name__,
         "batch_size": batch_size,
         "rounded": rounded_weights(target),
         "images": os.path.relpath(pictures.resolve(), folder.resolve()),
     }
     options = {**sampling, "max_new_tokens": max_new_tokens}
     with ShardWriter(folder, shard, shards, settings, facts) as writer:
-        asking = Asking(target, drafter, source, pictures, writer, options, max_failures)
+        asking = Asking(target, drafter, source, pictures, writer, options, max_failures, engine)
         indices = range(shard, len(source), shards)
         before, started = writer.tokens, time.perf_counter()
 
@@ -170,7 +189,9 @@ class Asking:
         writer: ShardWriter,
         options: dict[str, Any],
         max_failures: int | None,
+        engine: Engine | None = None,
     ):
+        self.engine = engine
         self.target, self.drafter, self.source, self.folder = target, drafter, source, folder
         self.writer, self.options, self.max_failures = writer, options, max_failures
 
@@ -184,10 +205,12 @@ class Asking:
         questions, out = self._answered(list(self._opened(batch)), seed)
         if out is None:
             return []
+        for row, reason in out.unanswered.items():
+            self._skip(questions[row].index, questions[row].example.id, MMSpecError(reason))
         return [
             self._record(question, out, row)
             for row, question in enumerate(questions)
-            if question.index not in self.writer.answered
+            if question.index not in self.writer.answered and row not in out.unanswered
         ]
 
     def check_failures(self) -> None:
@@ -211,17 +234,11 @@ class Asking:
             except MMSpecError as error:
                 self._skip(index, name, error)
 
-    def _answered(self, questions: list[Question], seed: int) -> tuple[list[Question], Output | None]:
+    def _answered(self, questions: list[Question], seed: int) -> tuple[list[Question], Said | None]:
         """Return the questions that the target could read, and its answers to them."""
         while questions:
             try:
-                return questions, generate(
-                    self.target,
-                    self.drafter,
-                    [question.example.prompt for question in questions],
-                    **batched([question.media for question in questions]),
-                    **self.options | {"seed": seed},
-                )
+                return questions, self._said(questions, seed)
             except (ValueError, IndexError):  # processors raise the latter for a picture's marker in the text
                 readable = [question for question in questions if self._readable(question)]
                 if len(readable) == len(questions):
@@ -233,6 +250,17 @@ class Asking:
                     "batch_size and run again; what was answered is kept"
                 ) from error
         return [], None
+
+    def _said(self, questions: Sequence[Question], seed: int) -> Said:
+        """Return the answers to questions, of our own loop or of another engine."""
+        prompts = [question.example.prompt for question in questions]
+        media = batched([question.media for question in questions])
+        if self.engine is None:
+            out = generate(self.target, self.drafter, prompts, **media, **self.options | {"seed": seed})
+            return Said(out.text, out.token_ids, out.finish_reason)
+        answer = self.engine.answer(prepare(self.target, prompts, **media), seed % 2**63)
+        texts = [whole_text(self.target.tokenizer, row) or "" for row in answer.token_ids]
+        return Said(texts, answer.token_ids, answer.finish, answer.unanswered)
 
     def _readable(self, question: Question) -> bool:
         """Return True if the target can read a question; otherwise skip it."""
@@ -248,7 +276,7 @@ class Asking:
             self.writer.skip(index, name, " ".join(str(error).split()))
             self.check_failures()
 
-    def _record(self, question: Question, out: Output, row: int) -> dict[str, Any]:
+    def _record(self, question: Question, out: Said, row: int) -> dict[str, Any]:
         references = [
             image if isinstance(image, str) else self.writer.save_picture(picture)
             for image, picture in zip(question.example.images, question.media.get("images", ()), strict=True)
@@ -259,7 +287,7 @@ class Asking:
         }
         answer, answer_ids = out.text[row], tuple(out.token_ids[row])
         example = replace(question.example, images=tuple(references), answer=answer, answer_ids=answer_ids, **others)
-        return {"index": question.index, **to_record(example), "finish_reason": out.finish_reason[row]}
+        return {"index": question.index, **to_record(example), "finish_reason": out.finish[row]}
 
 
 def _describe_source(source: Source | Sequence[Example]) -> dict[str, Any]:

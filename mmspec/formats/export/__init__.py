@@ -1,22 +1,28 @@
-"""Writes drafters in the format of `speculators`, which vLLM serves.
+"""Writes drafters, and targets where need be, in the formats that servers read.
 
-The fields of `config.json` and the names of the weights are those of speculators 0.9.0; the library itself is not
-needed.
+Heads are written in the format of `speculators`, whose fields of `config.json` and names of weights are those of
+0.9.0; the library itself is not needed. Medusa and draft models have layouts of their own in vLLM.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
-from ...drafters import DFlashDrafter, Drafter, DSparkDrafter, Eagle3Drafter
+from ...drafters import DFlashDrafter, Drafter, DraftModelDrafter, DSparkDrafter, Eagle3Drafter, MedusaDrafter
 from ...errors import MMSpecError
-from ...files.checkpoints import CONFIG, WEIGHTS
 from .block import DFlashWriter, DSparkWriter
+from .draft_model import check_blind, write_draft_model
 from .eagle3 import Eagle3Writer
-from .writer import FORMAT, Writer
+from .medusa import write_medusa
+from .target import needs_rewriting, write_target
+from .writer import FORMAT, Writer, check_length, write_files
+
+if TYPE_CHECKING:
+    from ...target import Target
 
 WRITERS: dict[type[Drafter], type[Writer]] = {
     Eagle3Drafter: Eagle3Writer,
@@ -25,7 +31,86 @@ WRITERS: dict[type[Drafter], type[Writer]] = {
 }
 """The writer of every class that can be exported. A subclass is another method, and needs a writer of its own."""
 
-__all__ = ["FORMAT", "WRITERS", "Writer", "check_length", "export_speculators", "exported"]
+TARGET = "target"
+"""Folder of an export that holds the target, where it had to be written."""
+
+__all__ = [
+    "FORMAT",
+    "TARGET",
+    "WRITERS",
+    "Exported",
+    "Writer",
+    "check_length",
+    "export_drafter",
+    "export_speculators",
+    "export_target",
+    "exported",
+]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export, as a server has to be told of it.
+
+    Args:
+        folder: folder of the drafter.
+        method: name of its kind in vLLM.
+        speculative_tokens: length of the chains that are drafted.
+        target: name or folder by which the server finds the target.
+    """
+
+    folder: Path
+    method: str
+    speculative_tokens: int
+    target: str
+
+    @property
+    def speculative_config(self) -> dict[str, Any]:
+        """vLLM's `speculative_config`."""
+        return {
+            "method": self.method,
+            "model": str(self.folder.resolve()),
+            "num_speculative_tokens": self.speculative_tokens,
+        }
+
+    @property
+    def command(self) -> str:
+        """The command that serves the target with this drafter."""
+        return shlex.join(["vllm", "serve", self.target, "--speculative-config", json.dumps(self.speculative_config)])
+
+
+def export_drafter(
+    drafter: Drafter,
+    folder: str | Path,
+    verifier_name: str | None = None,
+    speculative_tokens: int | None = None,
+    mask_token_id: int | None = None,
+) -> Exported:
+    """Write a drafter, and its target where that is in another layout than servers read, see `export_target`.
+
+    Args:
+        drafter: one that `export_speculators` writes, a `MedusaDrafter`, or a `TextOnlyDrafter`.
+        folder: folder to write to, created if missing; the target goes into its folder `target`.
+        verifier_name: the target's name on the serving machine. By default the folder of the target that was written,
+            or else the name by which the target was loaded.
+        speculative_tokens, mask_token_id: see `export_speculators`.
+
+    Raises:
+        MMSpecError: for a drafter that no server can run as it is, or a target without a name.
+    """
+    folder = Path(folder)
+    writer = writer_of(drafter, mask_token_id)  # refused here, before anything is written
+    check_length(speculative_tokens)
+    length = None if writer is None else writer.length(speculative_tokens)
+    written = export_target(drafter.target, folder / TARGET)
+    target = _name_of_target(drafter, verifier_name or (None if written is None else str(written)))
+    if isinstance(drafter, MedusaDrafter):
+        return Exported(folder, "medusa", write_medusa(drafter, folder, speculative_tokens), target)
+    if isinstance(drafter, DraftModelDrafter):
+        return Exported(folder, "draft_model", write_draft_model(drafter, folder, speculative_tokens), target)
+    assert writer is not None and length is not None
+    write_files(folder, writer.config(target, length), writer.weights())
+    return Exported(folder, writer.kind, length, target)
 
 
 def export_speculators(
@@ -62,34 +147,62 @@ def export_speculators(
     check_length(speculative_tokens)
     writer = WRITERS[type(drafter)](drafter, mask_token_id)
     length = writer.length(speculative_tokens)
+    config = writer.config(_name_of_target(drafter, verifier_name), length)
+    folder = Path(folder)
+    write_files(folder, config, writer.weights())
+    return folder
+
+
+def export_target(target: Target, output: Path) -> Path | None:
+    """Write a target in the layout that servers read, if the folder that it was loaded from has another.
+
+    Args:
+        target: the target.
+        output: folder to write to.
+
+    Returns:
+        The folder; None where the target was not loaded from a folder (the hub has published layouts), or that one can
+        be served as it is.
+    """
+    name = target.model.config.name_or_path
+    source = Path(name) if name else None
+    if source is None or not source.is_dir() or not needs_rewriting(source):
+        return None
+    return write_target(source, output)
+
+
+def writer_of(drafter: Drafter, mask_token_id: int | None = None) -> Writer | None:
+    """Return the writer of a drafter; None for one with a layout of its own in vLLM.
+
+    Raises:
+        MMSpecError: for a drafter that no server can run as it is.
+    """
+    if type(drafter) in WRITERS:
+        return WRITERS[type(drafter)](drafter, mask_token_id)
+    if isinstance(drafter, DraftModelDrafter):
+        check_blind(drafter)
+        return None
+    if type(drafter) is MedusaDrafter:
+        return None
+    raise MMSpecError(
+        f"{type(drafter).__name__} has no counterpart in speculators {FORMAT}: {exported()} can be exported, and to "
+        "vLLM also MedusaDrafter and TextOnlyDrafter"
+    )
+
+
+def _name_of_target(drafter: Drafter, given: str | None) -> str:
+    """Return the name by which a server finds the target."""
     model = drafter.target.model
-    verifier_name = verifier_name or model.config.name_or_path
-    if not verifier_name:
+    name = given or model.config.name_or_path
+    if not name:
         raise MMSpecError(
             f"the {type(model).__name__} was not loaded by a name, so the export cannot say for which model it is: "
             "pass verifier_name, a hub id or a folder on the serving machine"
         )
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in writer.weights().items()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(writer.config(verifier_name, length), indent=2) + "\n")
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    return folder
+    return name
 
 
 def exported() -> str:
     """Return the names of the classes that can be exported, for a sentence."""
     *most, last = (cls.__name__ for cls in WRITERS)
     return f"{', '.join(most)} and {last}"
-
-
-def check_length(speculative_tokens: int | None) -> None:
-    """Refuse a value that is not the length of a chain.
-
-    Raises:
-        MMSpecError: for such a value.
-    """
-    if speculative_tokens is None:
-        return
-    if not isinstance(speculative_tokens, int) or isinstance(speculative_tokens, bool) or speculative_tokens < 1:
-        raise MMSpecError(f"speculative_tokens={speculative_tokens!r} must be a positive integer")

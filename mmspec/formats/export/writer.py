@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ...drafters import LayerDrafter
 from ...drafters.head_config import HEAD_SETTINGS, MROPE_SETTINGS
 from ...errors import MMSpecError
+from ...files.checkpoints import CONFIG, WEIGHTS
 from ...models.states import LAST
 
 FORMAT = "0.9.0"
@@ -159,3 +163,23 @@ def zero_bias(weights: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
     """
     output = weights[f"{layer}.self_attn.o_proj.weight"]
     return {f"{layer}.self_attn.o_proj.bias": output.new_zeros(output.shape[0])}
+
+
+def write_files(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a configuration and weights into a folder, which is created if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(held, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def check_length(speculative_tokens: int | None) -> None:
+    """Refuse a value that is not the length of a chain.
+
+    Raises:
+        MMSpecError: for such a value.
+    """
+    if speculative_tokens is None:
+        return
+    if not isinstance(speculative_tokens, int) or isinstance(speculative_tokens, bool) or speculative_tokens < 1:
+        raise MMSpecError(f"speculative_tokens={speculative_tokens!r} must be a positive integer")

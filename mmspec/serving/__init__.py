@@ -1,0 +1,1 @@
+"""Serving engines beside our own loop: vLLM in a process of its own, and servers that speak OpenAI's protocol."""

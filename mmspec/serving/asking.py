@@ -1,0 +1,99 @@
+"""Asked: a prompt as it is sent to a serving engine, before media are put in, and the media themselves."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..chat import Conversation, Medium
+from ..errors import MMSpecError
+from ..inputs import Request
+from ..inputs.processing import written_texts
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt.
+
+    Args:
+        ids: its token ids with one placeholder for every medium, as the target's own template and tokenizer write it.
+        images: its pictures in order, as base64 of PNG files, in which no pixel is lost.
+        messages: the same conversation in the layout of OpenAI's protocol.
+    """
+
+    ids: list[int]
+    images: list[str]
+    messages: list[dict[str, Any]]
+
+
+def asked_of(target: Target, request: Request) -> list[Asked]:
+    """Return the prompts of a request, one per row.
+
+    Raises:
+        MMSpecError: for a request without its conversations, or with other media than pictures.
+    """
+    rows = request.conversations
+    if rows is None:
+        raise MMSpecError(
+            "a serving engine is sent words and pictures, and this request was made from inputs=: give prompt= or "
+            "messages="
+        )
+    for kind, media in request.media.items():
+        if kind != "image" and any(media):
+            raise MMSpecError(
+                f"a serving engine is sent text and pictures here, and the prompt has media of kind {kind!r}"
+            )
+    texts, special = written_texts(target, rows, request.template_settings)
+    ids = [target.tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    return [
+        Asked(of_row, [png_of(image) for image in images], messages_of(row))
+        for of_row, images, row in zip(ids, request.images or [], rows, strict=True)
+    ]
+
+
+def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return a conversation in the layout of OpenAI's protocol, its pictures as data URLs."""
+    messages = []
+    for message in conversation:
+        parts: list[dict[str, Any]] = []
+        for part in message.parts:
+            if isinstance(part, Medium):
+                url = f"data:image/png;base64,{png_of(part.value)}"
+                parts.append({"type": "image_url", "image_url": {"url": url}})
+            else:
+                parts.append({"type": "text", "text": part})
+        plain = len(parts) == 1 and parts[0]["type"] == "text"
+        messages.append({"role": message.role, "content": parts[0]["text"] if plain else parts})
+    return messages
+
+
+def png_of(image: Any) -> str:
+    """Return a PIL picture as base64 of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def check_prompts(request: Request, read: Sequence[Sequence[int]], who: str) -> None:
+    """Refuse an engine that has read other prompts than the target would.
+
+    Args:
+        request: what was asked.
+        read: the token ids that the engine has read, per row, placeholders of media included.
+        who: names the engine in the error.
+
+    Raises:
+        MMSpecError: for the first row that differs.
+    """
+    for row, (ours, theirs) in enumerate(zip(request.token_ids(), read, strict=True)):
+        if list(theirs) != ours:
+            raise MMSpecError(
+                f"{who} has read row {row} as {len(theirs)} tokens, and this target reads {len(ours)}, or other ones: "
+                "it serves another model, or the files of its tokenizer and processor are of another version"
+            )

@@ -1,0 +1,299 @@
+"""Server: a client of any server that speaks OpenAI's protocol, with many requests in flight and an end to waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MMSpecError, cut, did_you_mean, first_line, listed
+from ..extras import missing
+from .asking import Asked
+from .worker import COUNTERS
+
+if TYPE_CHECKING:
+    import httpx2
+
+BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Statuses after which the same request may be answered."""
+OF_THE_PROMPT = (400, 413, 422)
+"""Statuses that say that this one prompt cannot be answered."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before the first retry, which double from retry to retry, and at most."""
+CONNECTING = 10.0
+"""Seconds that a connection may take to come about."""
+METRIC = re.compile(r"^(vllm:spec_decode_\w+?)_total(?:\{(.*)\})? ([0-9.e+-]+)$", re.MULTILINE)
+POSITION = re.compile(r'position="(\d+)"')
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server's answer to one prompt.
+
+    Args:
+        text: the answer; None where this prompt could not be answered.
+        ids: its token ids where the server gives them, else None.
+        finish: `"stop"`, `"length"`, or what else the server says.
+        tokens: number of tokens that it counts in the answer, its end token included or not; None if it does not say.
+        prompt_tokens: number of tokens that it counts in the prompt; None if it does not say.
+        prompt_ids: those of the prompt where the server gives them.
+        reason: why there is no answer, in one line.
+    """
+
+    text: str | None
+    ids: list[int] | None = None
+    finish: str | None = None
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    prompt_ids: list[int] | None = None
+    reason: str = ""
+
+
+class Server:
+    """A client of one server.
+
+    Args:
+        url: where it is, with `/v1` at its end or without.
+        model: the model's name there; None for the only one that it has.
+        key: variable of the environment that holds the server's key, if it wants one.
+        concurrency: requests in flight at most.
+        patience: seconds that one request may take at most.
+        retries: further tries of a request that a busy server has refused, or that was lost on the way.
+
+    Raises:
+        MMSpecError: for a URL that is none; if the package that speaks HTTP is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        key: str = "OPENAI_API_KEY",
+        concurrency: int = 32,
+        patience: float = 600.0,
+        retries: int = 5,
+    ):
+        try:
+            import httpx2  # noqa: F401
+        except ModuleNotFoundError:
+            raise MMSpecError(missing("url=", "httpx2")) from None
+        if not isinstance(url, str) or not re.match(r"https?://[^/]+", url):
+            raise MMSpecError(f"url={url!r} is no address of a server: give one such as http://localhost:8000")
+        self.root = url.rstrip("/").removesuffix("/v1")
+        self.model, self.key = model, key
+        self.concurrency, self.patience, self.retries = concurrency, patience, retries
+
+    # What is asked.
+
+    def models(self) -> list[str]:
+        """Return the names of the models that the server has."""
+        found = self._run(lambda client: self._sent(client, "GET", "/v1/models"))
+        return [str(one.get("id")) for one in found.get("data", ()) if isinstance(one, dict)]
+
+    def choose_model(self) -> None:
+        """Take the model that was named, or the only one that there is.
+
+        Raises:
+            MMSpecError: if the server has no such model, or several and none was named.
+        """
+        names = self.models()
+        if self.model is None:
+            if len(names) != 1:
+                raise MMSpecError(
+                    f"the server at {self.root} has the models {listed(names)}: name one, engine.model=NAME"
+                )
+            (self.model,) = names
+        elif self.model not in names:
+            raise MMSpecError(
+                f"the server at {self.root} has no model {self.model!r}.{did_you_mean(self.model, names)}"
+            )
+
+    def tokenized(self, text: str) -> list[int] | None:
+        """Return the tokens of a text by the server's tokenizer, without special tokens; None if it does not say."""
+        try:
+            asked = {"model": self.model, "prompt": text, "add_special_tokens": False}
+            found = self._run(lambda client: self._sent(client, "POST", "/tokenize", asked))
+        except RefusedError:
+            return None
+        tokens = found.get("tokens")
+        return tokens if isinstance(tokens, list) else None
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counters of speculative decoding that vLLM publishes; nothing of another server."""
+        try:
+            text = self._run(lambda client: self._sent(client, "GET", "/metrics", as_text=True))
+        except RefusedError:
+            return {}
+        found: dict[str, Any] = {}
+        per_position: Counter[int] = Counter()
+        for name, labels, value in METRIC.findall(text):
+            if (own := COUNTERS.get(name)) is None:
+                continue
+            if (place := POSITION.search(labels or "")) is not None:
+                per_position[int(place[1])] += int(float(value))
+            else:
+                found[own] = found.get(own, 0) + int(float(value))
+        if per_position:
+            found["per_position"] = [per_position[place] for place in range(max(per_position) + 1)]
+        return found
+
+    def answers(self, asked: Sequence[Asked], sampling: dict[str, Any], seeds: Sequence[int]) -> list[Served]:
+        """Return the answers to prompts, in their order. At most `concurrency` of them are asked at once.
+
+        Args:
+            asked: the prompts.
+            sampling: arguments about sampling, as vLLM names them.
+            seeds: one per prompt.
+
+        Raises:
+            MMSpecError: if the server cannot be reached, or refuses more than one prompt's own fault.
+        """
+
+        async def all_of(client: httpx2.AsyncClient) -> list[Served]:
+            free = asyncio.Semaphore(self.concurrency)
+
+            async def one(prompt: Asked, seed: int) -> Served:
+                async with free:
+                    return await self._answer(client, prompt, sampling, seed)
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(*pair)) for pair in zip(asked, seeds, strict=True)]
+            return [task.result() for task in tasks]
+
+        return self._run(all_of)
+
+    async def _answer(self, client: httpx2.AsyncClient, prompt: Asked, sampling: dict[str, Any], seed: int) -> Served:
+        body = {"model": self.model, "messages": prompt.messages, "seed": seed, "return_token_ids": True, **sampling}
+        try:
+            found = await self._sent(client, "POST", "/v1/chat/completions", body)
+        except RefusedError as error:
+            if error.status in OF_THE_PROMPT:
+                return Served(None, reason=str(error))
+            raise
+        try:
+            choice, usage = found["choices"][0], found.get("usage") or {}
+            return Served(
+                text=choice["message"]["content"] or "",
+                ids=choice.get("token_ids"),
+                finish=choice.get("finish_reason"),
+                tokens=usage.get("completion_tokens"),
+                prompt_tokens=usage.get("prompt_tokens"),
+                prompt_ids=found.get("prompt_token_ids"),
+            )
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise MMSpecError(
+                f"the server at {self.root} has answered what is no chat completion: {cut(str(found), 200)}"
+            ) from None
+
+    # How it is sent.
+
+    def _run(self, ask: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, Any]]) -> Any:
+        """Return what is asked with a client of its own; an error of a group is raised as the first one in it."""
+        import httpx2
+
+        async def asked() -> Any:
+            key = os.environ.get(self.key)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            limits = httpx2.Limits(max_connections=self.concurrency)
+            timeout = httpx2.Timeout(self.patience, connect=min(CONNECTING, self.patience))
+            async with httpx2.AsyncClient(
+                base_url=self.root, headers=headers, limits=limits, timeout=timeout
+            ) as client:
+                return await ask(client)
+
+        try:
+            return asyncio.run(asked())
+        except BaseExceptionGroup as group:
+            errors = [error for error in _flat(group) if isinstance(error, MMSpecError)]
+            if not errors:
+                raise
+            raise errors[0] from None
+
+    async def _sent(
+        self, client: httpx2.AsyncClient, method: str, path: str, body: Any = None, as_text: bool = False
+    ) -> Any:
+        """Return what the server answers to one request, which is tried again while it is busy.
+
+        Raises:
+            RefusedError: if it refuses, with its words.
+            MMSpecError: if it cannot be reached, or takes too long.
+        """
+        import httpx2
+
+        wrong = ""
+        for number in range(self.retries + 1):
+            pause = min(FIRST_PAUSE * 2**number, LONGEST_PAUSE)
+            try:
+                answer = await client.request(method, path, json=body)
+            except httpx2.TimeoutException:
+                wrong = f"has not answered within {self.patience:g} s"
+            except httpx2.TransportError as error:
+                wrong = f"cannot be reached ({first_line(error)})"
+            else:
+                if answer.status_code < 400:
+                    return answer.text if as_text else _json(answer, self.root)
+                said = f"says {answer.status_code}: {_words(answer)}"
+                if answer.status_code not in BUSY:
+                    raise RefusedError(f"the server at {self.root} {said}", answer.status_code)
+                wrong = said
+                pause = min(_number(answer.headers.get("retry-after")) or pause, LONGEST_PAUSE)
+            if number < self.retries:
+                await asyncio.sleep(pause)
+        raise MMSpecError(
+            f"the server at {self.root} {wrong}, tried {self.retries + 1} times: start it (vllm serve MODEL), "
+            "correct url=, or lower engine.concurrency; what was answered is kept"
+        )
+
+
+class RefusedError(MMSpecError):
+    """A server's refusal.
+
+    Args:
+        message: in one line.
+        status: the status of HTTP.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def _json(answer: Any, root: str) -> dict[str, Any]:
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise MMSpecError(f"{root} answers, but not in OpenAI's protocol: {cut(answer.text, 100)!r}; correct url=")
+    return found
+
+
+def _words(answer: Any) -> str:
+    """Return what a server says about an error."""
+    try:
+        found = answer.json()
+        said = found.get("error", found) if isinstance(found, dict) else found
+        said = said.get("message", said) if isinstance(said, dict) else said
+    except ValueError:
+        said = answer.text
+    return cut(" ".join(str(said).split()), 300)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text or ""))
+    except ValueError:  # a date
+        return None
+
+
+def _flat(group: BaseExceptionGroup) -> list[BaseException]:
+    """Return the errors of a group, and of the groups in it."""
+    return [
+        one
+        for error in group.exceptions
+        for one in (_flat(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]

