@@ -24,12 +24,27 @@ class Asked:
     Args:
         ids: its token ids with one placeholder for every medium, as the target's own template and tokenizer write it.
         images: its pictures in order, as base64 of PNG files, in which no pixel is lost.
-        messages: the same conversation in the layout of OpenAI's protocol.
+        conversation: what was said, with its media.
     """
 
     ids: list[int]
     images: list[str]
-    messages: list[dict[str, Any]]
+    conversation: Conversation
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the conversation in the layout of OpenAI's protocol, its pictures as data URLs."""
+        pictures, messages = iter(self.images), []
+        for message in self.conversation:
+            parts: list[dict[str, Any]] = []
+            for part in message.parts:
+                if isinstance(part, Medium):
+                    url = f"data:image/png;base64,{next(pictures)}"
+                    parts.append({"type": "image_url", "image_url": {"url": url}})
+                else:
+                    parts.append({"type": "text", "text": part})
+            plain = len(parts) == 1 and parts[0]["type"] == "text"
+            messages.append({"role": message.role, "content": parts[0]["text"] if plain else parts})
+        return messages
 
 
 def asked_of(target: Target, request: Request) -> list[Asked]:
@@ -52,25 +67,9 @@ def asked_of(target: Target, request: Request) -> list[Asked]:
     texts, special = written_texts(target, rows, request.template_settings)
     ids = [target.tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
     return [
-        Asked(of_row, [png_of(image) for image in images], messages_of(row))
+        Asked(of_row, [png_of(image) for image in images], row)
         for of_row, images, row in zip(ids, request.images or [], rows, strict=True)
     ]
-
-
-def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return a conversation in the layout of OpenAI's protocol, its pictures as data URLs."""
-    messages = []
-    for message in conversation:
-        parts: list[dict[str, Any]] = []
-        for part in message.parts:
-            if isinstance(part, Medium):
-                url = f"data:image/png;base64,{png_of(part.value)}"
-                parts.append({"type": "image_url", "image_url": {"url": url}})
-            else:
-                parts.append({"type": "text", "text": part})
-        plain = len(parts) == 1 and parts[0]["type"] == "text"
-        messages.append({"role": message.role, "content": parts[0]["text"] if plain else parts})
-    return messages
 
 
 def png_of(image: Any) -> str:

@@ -121,9 +121,10 @@ def found_python(python: str | None) -> str:
     Raises:
         MMSpecError: if there is none.
     """
-    if python is None and not (folder := os.environ.get(VARIABLE)):
+    folder = os.environ.get(VARIABLE)
+    if python is None and not folder:
         return sys.executable
-    wanted = python or str(Path(folder, "bin", "python"))
+    wanted = python or str(Path(folder or "", "bin", "python"))
     found = shutil.which(os.path.expanduser(wanted))
     if found is None:
         raise MMSpecError(

@@ -167,7 +167,7 @@ class Server:
         return self._run(all_of)
 
     async def _answer(self, client: httpx2.AsyncClient, prompt: Asked, sampling: dict[str, Any], seed: int) -> Served:
-        body = {"model": self.model, "messages": prompt.messages, "seed": seed, "return_token_ids": True, **sampling}
+        body = {"model": self.model, "messages": prompt.messages(), "seed": seed, "return_token_ids": True, **sampling}
         try:
             found = await self._sent(client, "POST", "/v1/chat/completions", body)
         except RefusedError as error:

@@ -131,6 +131,8 @@ def distill(
     LogitsPipeline(temperature, top_k, top_p)
     Stopping(max_new_tokens)
     _check_numbers(batch_size, shard, shards, max_failures)
+    if engine is not None and not engine.lossless:
+        raise MMSpecError(f"{type(engine).__name__} does not write the target's own text, which drafters learn from")
     if target.tokenizer is None:
         raise MMSpecError("the target has no processor, so it reads no text; give Target(model, processor)")
     sampling = {"temperature": float(temperature), "top_k": top_k, "top_p": top_p, "seed": seed}

@@ -129,7 +129,7 @@ def test_a_prompt_is_sent_before_its_pictures_are_put_in():
         assert [token for token in ids if token != placeholder] == [
             token for token in asked.ids if token != placeholder
         ]
-    (message,) = second.messages
+    (message,) = second.messages()
     assert message == {"role": "user", "content": "Hello!"}
     request.conversations = None
     refused(lambda: asked_of(target, request), "made from inputs=")

@@ -154,6 +154,16 @@ def test_an_answer_that_cannot_be_tokenised_again_is_skipped(tmp_path):
     assert done.answers == 0 and "tokenised again" in (tmp_path / "skipped-00000-of-00001.jsonl").read_text()
 
 
+def test_an_engine_of_another_text_teaches_nothing(tmp_path):
+    target = tiny_training.target()
+    with serving(target) as how:
+        engine = engine_at(how)
+    engine.lossless = False
+    options = {"max_new_tokens": 4, "engine": engine}
+    refused(lambda: distill(target, tiny_training.SOURCE, tmp_path / "it", **options), "the target's own text")
+    assert not (tmp_path / "it").exists()
+
+
 def test_the_command_takes_a_url(tmp_path, capsys):
     ours = ["distill", "source.count=1", "max_new_tokens=4"]
     assert main([*ours, "--output", str(tmp_path / "ours")]) == 0
