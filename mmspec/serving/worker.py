@@ -50,16 +50,11 @@ class Worker:
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         """Start the engine and return the versions that answer."""
-        import torch
-        import transformers
         import vllm
 
         self.llm = vllm.LLM(**options)
-        return {
-            "vllm": vllm.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        found = {"vllm": vllm.__version__, "torch": _version(("torch",)), "transformers": _version(("transformers",))}
+        return {name: said for name, said in found.items() if said is not None}
 
     def generate(self, prompts: list[dict[str, Any]], sampling: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
         """Answer prompts together; return the answers, the seconds of the call, and what the counters have counted."""
