@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,10 @@ class Server:
                 return await ask(client)
 
         try:
-            return asyncio.run(asked())
+            if not _in_a_loop():
+                return asyncio.run(asked())
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(lambda: asyncio.run(asked())).result()
         except BaseExceptionGroup as group:
             errors = [error for error in _flat(group) if isinstance(error, MMSpecError)]
             if not errors:
@@ -260,6 +264,15 @@ class RefusedError(MMSpecError):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def _in_a_loop() -> bool:
+    """Return True if a loop runs in this thread already, as it does in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _json(answer: Any, root: str) -> dict[str, Any]:
