@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..compat import CACHE
-from ..errors import MMSpecError
 from ..inputs import Request
 from .masks import padding_mask
 from .slots import pick
+from .tensor_parallel import refuse_divided
 from .whole_texts import read_states
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def attention_weights(
     Raises:
         MMSpecError: if the heads are divided among processes.
     """
-    _refuse_divided(target)
+    refuse_divided(target)
     with target.family.passing():
         return _attention_weights(target, layer, features, inputs, queries)
 
@@ -96,7 +96,7 @@ def cached_attention(target: Target, layer: int, states: Tensor, entries: Tensor
     Raises:
         MMSpecError: if the heads are divided among processes.
     """
-    _refuse_divided(target)
+    refuse_divided(target)
     block: Any = target.family.layers[layer]
     batch, lengths = len(states), session.cache.lengths[: len(states)]
     source = target.family.keys_layer(layer)
@@ -130,15 +130,6 @@ class _Committed(DynamicCache):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return the committed keys and values."""
         return self._there
-
-
-def _refuse_divided(target: Target) -> None:
-    """Refuse a model whose heads are divided among processes."""
-    if (getattr(target.model, "tp_size", None) or 1) > 1:
-        raise MMSpecError(
-            "the attention weights of all heads are needed, but under tensor parallelism each process has only its "
-            "own: use device_map, or a drafter and a compressor that do not look at attention"
-        )
 
 
 def layers_of_attention(target: Target, layer: int) -> list[int]:

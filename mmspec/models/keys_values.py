@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from ..compat import CACHE
 from ..errors import MMSpecError
 from .attention import turning
+from .tensor_parallel import refuse_divided
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -55,8 +56,10 @@ def keys_values_of(target: Target, layer: int, states: Tensor, positions: Tensor
         positions: `[batch, length]` or `[axes, batch, length]` positions of the tokens.
 
     Raises:
-        MMSpecError: for a model whose layers take other arguments than states, positions and a cache.
+        MMSpecError: for a model whose layers take other arguments than states, positions and a cache, or are divided
+            among processes.
     """
+    refuse_divided(target)
     block = target.family.layers[layer]
     named: dict[str, Any] = {"attention_mask": None, "position_ids": positions, CACHE: _Catching(), "use_cache": True}
     named |= {"per_layer_input": None, "shared_kv_states": {}}  # of a Gemma 4

@@ -22,6 +22,7 @@ from .reading import Pass, ReadingSession, Rest
 from .skipping import attentions_left, untouched
 from .slots import pick
 from .states import entering
+from .tensor_parallel import refuse_divided
 
 if TYPE_CHECKING:
     from .model import Model
@@ -37,6 +38,15 @@ class ModelSession(ReadingSession):
     """
 
     _left_out: list[int]  # of a branch by `entries`: per row of the cache, how many of them it does not see
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that a layer holds of committed tokens, see `Session.keys_values`.
+
+        Raises:
+            MMSpecError: if the heads are divided among processes.
+        """
+        refuse_divided(self.model)
+        return super().keys_values(layer)
 
     def go_on(self, ahead: ReadAhead, tokens: Tensor, visible: Tensor, depth: Tensor) -> Pass:
         """Read a block whose nodes the first layers have read already, or some of them: only the others pass through

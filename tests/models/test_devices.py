@@ -15,6 +15,7 @@ import models
 import pytest
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks, remove_hook_from_module
+from every_drafter import found_with
 from tiny_drafters import blurred_drafter, eagle3_drafter, eagle_drafter
 from tiny_requests import case, target_of
 from torch._subclasses import FakeTensorMode
@@ -152,6 +153,23 @@ def test_text_of_an_offloaded_target(name, tmp_path):
     assert accepted
     weight, _ = target.family.head_rows()
     assert weight.equal(target_of(name, "sdpa").model.get_output_embeddings().weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_every_kind_of_drafter_for_an_offloaded_target(name, tmp_path):
+    """With static and dynamic trees, greedily and drawn, over a ragged batch: texts and drafts of the target in one
+    piece; what cannot follow the layers says so."""
+    twin = target_of(name, "sdpa")
+    expected = found_with(twin, twin.model, name)
+    found = found_with(offloaded(name, tmp_path), twin.model, name)
+    refused = {label for label, result in found.items() if "refused" in result}
+    for label in refused:
+        assert "was spread over devices by accelerate, which ties its layers together" in found[label]["refused"]
+    assert {label for label in refused if not label.startswith("early exit")} <= {"dream, guided"}
+    for label, result in found.items():
+        assert label in refused or result == expected[label], label
+    assert len(found) > 4 * 14
 
 
 def test_load_target_takes_a_device_map_and_no_device_besides(tmp_path, monkeypatch):
