@@ -12,6 +12,9 @@ from .options import OptionSetting, shipped_folder
 
 # Groups whose option may also be a folder or a hub id, which stands for the option `pretrained` with that name.
 FOLDER_GROUPS = ("target", "drafter")
+ACCELERATE = "accelerate"
+"""Folder of files that `accelerate launch` reads, and no command of mmspec."""
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # A line of a command's file, `key: default # comment`, or of its list of defaults, `  - group: default # comment`.
@@ -44,6 +47,8 @@ def groups(config_dir: str | Path | None = None) -> dict[str, dict[str, str]]:
     for folder in search_folders(config_dir):
         for file in sorted(folder.glob("*/**/*.yaml")):
             name = file.relative_to(folder).with_suffix("")
+            if name.parts[0] == ACCELERATE:
+                continue
             found.setdefault(name.parent.as_posix(), {})[name.name] = _summary(file)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from filelock import FileLock
+from torch import nn
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..files.identity import differences
 from ..files.storage import atomic_write_json, hold_folder, read_json_object, restore_folder
+from .sharding import is_sharded, read_shards, write_shards
 from .state import STATE, read_state, save_folder, write_state
 
 IDENTITY = "training.json"
@@ -93,31 +95,46 @@ class OutputFolder:
                 "settings, or choose another output folder"
             )
 
-    def save(self, drafter: Drafter, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-        """Write the state to resume from; an interruption leaves the last one complete."""
-        if self._sharded:
+    def save(
+        self, trainee: nn.Module, drafter: Drafter, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+    ) -> None:
+        """Write the state to resume from; an interruption leaves the last one complete.
+
+        Where the weights are divided among the processes, each writes its part into a folder; else one writes a file.
+        Either can be resumed from in both ways.
+
+        Args:
+            trainee: the module that accelerate prepared.
+            drafter: the drafter in it.
+            optimizer: the optimizer, as torch knows it.
+            progress: plain values to be read again.
+        """
+        first = self.accelerator.is_main_process
+        if is_sharded(self.accelerator):
             fresh = self.folder / f"{SHARDED}.unfinished"
-            self.accelerator.save_state(str(fresh))
+            if first:
+                shutil.rmtree(fresh, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
+            write_shards(fresh, trainee, optimizer)
+            if first:
                 atomic_write_json(fresh / PROGRESS, progress)
-                save_folder(self.folder / SHARDED, lambda folder: fresh.rename(folder))
+                save_folder(self.folder / SHARDED, fresh.rename)
+                (self.folder / STATE).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
-        elif self.accelerator.is_main_process:
+        elif first:
             write_state(self.folder / STATE, drafter, optimizer, progress)
+            shutil.rmtree(self.folder / SHARDED, ignore_errors=True)
 
-    def load(self, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Read the saved state, and return the progress that was saved with it; None if there is none."""
-        if not self._has_state():
-            return None
-        if not self._sharded:
-            return read_state(self.folder / STATE, drafter, optimizer)
-        self.accelerator.load_state(str(self.folder / SHARDED))
-        return json.loads((self.folder / SHARDED / PROGRESS).read_text())
-
-    @property
-    def _sharded(self) -> bool:
-        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    def load(self, trainee: nn.Module, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Read the saved state, and return the progress that was saved with it; None if there is none. The arguments
+        are those of `save`."""
+        if (self.folder / STATE).exists():
+            divided = trainee if is_sharded(self.accelerator) else None
+            return read_state(self.folder / STATE, drafter, optimizer, divided)
+        if (self.folder / SHARDED / PROGRESS).exists():
+            read_shards(self.folder / SHARDED, trainee, optimizer)
+            return json.loads((self.folder / SHARDED / PROGRESS).read_text())
+        return None
 
     def _has_state(self) -> bool:
-        return (self.folder / SHARDED / PROGRESS if self._sharded else self.folder / STATE).exists()
+        return (self.folder / STATE).exists() or (self.folder / SHARDED / PROGRESS).exists()

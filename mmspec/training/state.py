@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..files.storage import replace_folder, replacing
+from .sharding import divide_state
 
 STATE = "state.safetensors"
 
@@ -41,8 +43,16 @@ def write_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer, 
         raise MMSpecError(f"the checkpoint {str(path)!r} cannot be written ({error}): {kept}free some space") from error
 
 
-def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def read_state(
+    path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer, trainee: nn.Module | None = None
+) -> dict[str, Any]:
     """Load the file that `write_state` wrote, and return the progress.
+
+    Args:
+        path: the file.
+        drafter: the drafter to get the weights.
+        optimizer: its optimizer.
+        trainee: the module around the drafter if its weights are divided among processes.
 
     Raises:
         MMSpecError: if the file is damaged or holds another drafter.
@@ -54,19 +64,23 @@ def read_state(path: Path, drafter: Drafter, optimizer: torch.optim.Optimizer) -
     except (OSError, SafetensorError) as error:
         raise MMSpecError(f"the checkpoint {str(path)!r} cannot be read ({error}): delete it to begin again") from None
     weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
-    try:
-        drafter.load_state_dict(weights)
-    except RuntimeError as error:
-        raise MMSpecError(
-            f"the checkpoint {str(path)!r} is of another drafter ({' '.join(str(error).split())[:200]}): resume with "
-            "the recipe it was made with, or choose another output folder"
-        ) from None
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, number, name = key.split("/", 2)
             state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": json.loads(metadata["groups"])})
+    saved = {"state": state, "param_groups": json.loads(metadata["groups"])}
+    try:
+        if trainee is None:
+            drafter.load_state_dict(weights)
+            optimizer.load_state_dict(saved)
+        else:
+            divide_state(trainee, optimizer, weights, saved)
+    except RuntimeError as error:
+        raise MMSpecError(
+            f"the checkpoint {str(path)!r} is of another drafter ({' '.join(str(error).split())[:200]}): resume with "
+            "the recipe it was made with, or choose another output folder"
+        ) from None
     return json.loads(metadata["progress"])
 
 

@@ -37,6 +37,7 @@ from .journal import Sums, TrainingJournal
 from .objective import Objective
 from .output import BEST, LAST_DRAFTER, OutputFolder
 from .settings import TrainingSettings
+from .sharding import check_parallelism, whole
 from .state import save_folder
 from .teacher import Teacher
 from .validation import Validator
@@ -51,7 +52,10 @@ class Trainee(nn.Module):
 
     def forward(self, lesson: Lesson, seed: str, progress: float = 0.0) -> tuple[Tensor, Tensor]:
         """Return the loss and the sums to log, see `Objective`."""
-        return self.objective(self.drafter, lesson, seed, progress)
+        total, marks = self.objective(self.drafter, lesson, seed, progress)
+        # A weight that these answers do not reach has a gradient of 0, not none: all processes exchange the same ones.
+        learning = [parameter.sum() for parameter in self.drafter.parameters() if parameter.requires_grad]
+        return total + 0 * torch.stack(learning).sum(), marks
 
 
 class Trainer:
@@ -91,6 +95,7 @@ class Trainer:
     ):
         self.settings = settings or TrainingSettings()
         self.accelerator = accelerator or Accelerator()
+        check_parallelism(self.accelerator)
         self.output = Path(output)
         self._folder = OutputFolder(self.output, self.accelerator)
         try:
@@ -224,30 +229,36 @@ class Trainer:
         tokens = torch.tensor(float(sum(Lesson.weight(p.answers) for p in passes)), device=accelerator.device)
         tokens = accelerator.reduce(tokens, "sum")
         marks = torch.zeros(1 + len(self.objective.names), device=accelerator.device)
-        for number, batch in enumerate(passes):
-            lesson = self.teacher.lesson_of(batch)
-            sync = number + 1 == len(passes)
-            with nullcontext() if sync else accelerator.no_sync(self.trainee):
-                total, counted = self.trainee(lesson, f"{settings.seed}/{self.step}", self.step / settings.steps)
+        # Divided weights are put together by all processes in every pass, so one that is through repeats its last pass,
+        # which then counts nothing.
+        most = int(accelerator.gather(torch.tensor([len(passes)], device=accelerator.device)).max())
+        for number in range(most):
+            counts = number < len(passes)
+            lesson = self.teacher.lesson_of(passes[number] if counts else passes[-1])
+            with nullcontext() if number + 1 == most else accelerator.no_sync(self.trainee):
+                with accelerator.autocast():  # FSDP2 leaves that to its caller
+                    total, counted = self.trainee(lesson, f"{settings.seed}/{self.step}", self.step / settings.steps)
                 # Data parallelism averages over the processes; the loss is a mean over the tokens of all of them.
-                accelerator.backward(total * accelerator.num_processes / tokens)
-            marks += torch.cat([total.detach()[None], counted])
+                accelerator.backward(counts * total * accelerator.num_processes / tokens)
+            if counts:
+                marks += torch.cat([total.detach()[None], counted])
         marks = accelerator.reduce(marks, "sum")
-        norm = accelerator.clip_grad_norm_(self.trainee.parameters(), settings.clip_norm or math.inf)
+        norm = float(whole(accelerator.clip_grad_norm_(self.trainee.parameters(), settings.clip_norm or math.inf)))
         if settings.clip_value is not None:
-            accelerator.clip_grad_value_(self.trainee.parameters(), settings.clip_value)
-        if not math.isfinite(marks[0].item()) or not math.isfinite(float(norm)):
-            self._give_up(passes, marks[0].item() / tokens.item(), float(norm))
+            nn.utils.clip_grad_value_(self.trainee.parameters(), settings.clip_value)  # each number by itself
+        if not math.isfinite(marks[0].item()) or not math.isfinite(norm):
+            self._give_up(passes, marks[0].item() / tokens.item(), norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        return torch.cat([marks[:1], (float(norm) * tokens)[None], tokens[None], marks[1:]])
+        return torch.cat([marks[:1], (norm * tokens)[None], tokens[None], marks[1:]])
 
     def _give_up(self, passes: list[TrainingPass], loss: float, norm: float) -> None:
         """Save the weights, which are still those of the last good step, and raise an error that says where it
         happened."""
         self.optimizer.zero_grad()
-        self._save()
+        if self.step:  # before the first step there is nothing to keep
+            self._save()
         ids = ", ".join(name for batch in passes for name in batch.ids[:4])
         raise MMSpecError(
             f"step {self.step + 1}: the loss is {loss:.4g} and the norm of its gradient {norm:.4g}, with "
@@ -317,10 +328,10 @@ class Trainer:
 
     def _save(self) -> None:
         progress = {"step": self.step, "best": self.best, "seconds": self.seconds}
-        self._folder.save(self.drafter, self.optimizer.optimizer, progress)
+        self._folder.save(self.trainee, self.drafter, self.optimizer.optimizer, progress)
 
     def _resume(self) -> None:
-        progress = self._folder.load(self.drafter, self.optimizer.optimizer)
+        progress = self._folder.load(self.trainee, self.drafter, self.optimizer.optimizer)
         if progress is None:
             return
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]

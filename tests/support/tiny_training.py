@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import mmspec
 from mmspec import zoo
 from mmspec.data import EmbeddedSource, Example, Source
-from mmspec.drafters import Eagle3Drafter, EagleDrafter
+from mmspec.drafters import Eagle3Drafter, EagleDrafter, MedusaDrafter
 from mmspec.loading import EMBEDDED
 from mmspec.training import Objective, UniformNoise, losses
 from mmspec.training.settings import TrainingSettings
@@ -120,6 +120,13 @@ def eagle3(**changes) -> tuple[Eagle3Drafter, Objective]:
     made_for = target()
     torch.manual_seed(0)
     return Eagle3Drafter(made_for, **changes), Objective([losses.SoftCrossEntropy()], steps=3, decay=0.8)
+
+
+def medusa(**changes) -> tuple[MedusaDrafter, Objective]:
+    """Heads of which the last ones have nothing to learn from short answers."""
+    made_for = target()
+    torch.manual_seed(0)
+    return MedusaDrafter(made_for, **changes), Objective([losses.CrossEntropy()], steps=5, decay=0.8)
 
 
 def adam(parameters) -> torch.optim.Optimizer:
