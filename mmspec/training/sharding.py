@@ -88,7 +88,7 @@ def read_shards(folder: Path, trainee: nn.Module, optimizer: torch.optim.Optimiz
         MMSpecError: if it is damaged or holds another drafter.
     """
     weights, averages = get_state_dict(trainee, optimizer)
-    state = {"weights": weights, "optimizer": averages}
+    state: dict[str, Any] = {"weights": weights, "optimizer": averages}
     try:
         checkpoint.load(state, checkpoint_id=folder, no_dist=not distributed.is_initialized())
     except (OSError, CheckpointException) as error:
@@ -111,7 +111,8 @@ def divide_state(
         saved: what `optimizer.state_dict` gave where nothing was divided.
     """
     names = {id(parameter): name for name, parameter in trainee.named_parameters()}
-    state, groups = {}, []
+    state: dict[str, Any] = {}
+    groups: list[dict[str, Any]] = []
     for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         own = [names[id(parameter)] for parameter in group["params"]]
         state |= {name: saved["state"][number] for name, number in zip(own, old["params"], strict=True)}
