@@ -35,7 +35,7 @@ LATE_MIXTURE = {"scenes": 5, "charts": 4, "documents": 3, "questions": 20}
 class Batch(NamedTuple):
     """Rows of one forward pass.
 
-    Shapes: ids and labels `[rows, length]`, pixels `[rows, 3, 96, 96]`, labels of the patches `[rows, 144]`, tasks
+    Shapes: ids and labels `[rows, length]`, pixels `[rows, 3, 96, 96]`, labels of the patches `[rows, 144, 1]`, tasks
     `[rows]`.
     """
 
@@ -106,7 +106,7 @@ class Conversations:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(label)
         pictures = torch.stack([pixels(example.image) for _, example, _, _ in examples])
-        patches = torch.full((len(examples), VISUAL_TOKENS), IGNORE)
+        patches = torch.full((len(examples), VISUAL_TOKENS, 1), IGNORE)
         for row, (_, example, _, _) in enumerate(examples):
             for patch, word in example.patch_words.items():
                 patches[row, patch] = self.tokenizer.encode(word, add_special_tokens=False)[0]

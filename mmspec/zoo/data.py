@@ -48,6 +48,11 @@ def _check(task: str, split: str, index: int) -> None:
         raise ValueError(f"the index of a sample must be 0 or more, not {index}")
 
 
+def belongs(content: object, split: str) -> bool:
+    """Return whether the hash of a content puts it into a split."""
+    return zlib.crc32(repr(content).encode()) % 16 in _BUCKETS[split]
+
+
 def draw_subject(task: str, split: str, rng: random.Random, difficulty: float = 1.0) -> Subject:
     """Choose the content of a picture. `difficulty` below 1 means fewer shapes, bars, characters and lines.
 
@@ -72,7 +77,7 @@ def draw_subject(task: str, split: str, rng: random.Random, difficulty: float = 
             subject = documents.draw_document(
                 rng, most(1, 5, slow), most(1, documents.ROWS, slow), most(3, documents.COLUMNS)
             )
-        if zlib.crc32(repr(subject).encode()) % 16 in _BUCKETS[split]:
+        if belongs(subject, split):
             return subject
 
 

@@ -1,11 +1,12 @@
-"""Losses that train the tiny target: the forward pass of a batch, and its two losses.
+"""Losses that train the embedded targets: the forward pass of a batch, and its two losses.
 
 Importing this module registers the attention implementation `mmspec_dense`, which training uses.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -49,27 +50,73 @@ class Losses(NamedTuple):
     patches: torch.Tensor  # [rows]
 
 
-def losses_of(model: LlavaForConditionalGeneration, batch: Batch) -> Losses:
-    """Run one forward pass and return its losses. Logits are computed only where there is something to predict.
+class Embedded(NamedTuple):
+    """Inputs of the language model: features of the visual tokens, and embeddings of all, `[rows, tokens, width]` both;
+    positions where they are not simply counted."""
 
-    The loss on the patches asks the projector to make the embedding of a patch resemble the word for what the patch
-    shows, such as the letter K or the colour red. The model then learns to see at once instead of through sixteen
-    layers, and transcription becomes a task that language models are good at: copying.
-    """
+    visual: torch.Tensor
+    embeddings: torch.Tensor
+    position_ids: torch.Tensor | None = None
+
+
+class TrainingBatch(Protocol):
+    """A batch, whatever it shows: labels `[rows, length]`, labels of the visual tokens `[rows, tokens, words]`, tasks
+    `[rows]`."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Ids of the answers, and `IGNORE` elsewhere."""
+
+    @property
+    def patch_labels(self) -> torch.Tensor:
+        """Ids of the words that the visual tokens show, and `IGNORE` elsewhere."""
+
+    @property
+    def tasks(self) -> torch.Tensor:
+        """Numbers of the tasks."""
+
+
+Reader = Callable[[Any, Any], Embedded]
+"""From a model and a batch of the kind that it is trained on to what its language model reads."""
+
+
+def read_pictures(model: LlavaForConditionalGeneration, batch: Batch) -> Embedded:
+    """Put the features of each picture in the place of its placeholders."""
     inner = model.model
     features = inner.vision_tower(batch.pixel_values.to(model.dtype)).last_hidden_state[:, 1:]
     visual = inner.multi_modal_projector(features)
     embeddings = inner.get_input_embeddings()(batch.input_ids)
     start, end = IMAGE_START, IMAGE_START + VISUAL_TOKENS
-    embeddings = torch.cat([embeddings[:, :start], visual, embeddings[:, end:]], dim=1)
-    hidden = inner.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    return Embedded(visual, torch.cat([embeddings[:, :start], visual, embeddings[:, end:]], dim=1))
+
+
+def losses_of(model: Any, batch: TrainingBatch, read: Reader = read_pictures) -> Losses:
+    """Run one forward pass and return its losses. Logits are computed only where there is something to predict.
+
+    The loss on the patches asks the projector to make the embedding of a patch resemble the words for what the patch
+    shows, such as the letter K or the colour red. The model then learns to see at once instead of through all its
+    layers, and transcription becomes a task that language models are good at: copying. Where a patch shows several
+    words, its loss is the mean over them less what it cannot fall below, the logarithm of their number.
+
+    Args:
+        model: a vision-language model with `model.language_model` and `lm_head`.
+        batch: conversations of the kind that `read` reads.
+        read: see `Reader`.
+    """
+    visual, embeddings, position_ids = read(model, batch)
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
     targets = batch.labels[:, 1:]
     wanted = targets != IGNORE
     logits = model.lm_head(hidden[:, :-1][wanted]).float()
     answers = functional.cross_entropy(logits, targets[wanted], reduction="none")
-    labelled = batch.patch_labels != IGNORE
-    words = model.lm_head(functional.rms_norm(visual[labelled], visual.shape[-1:])).float()
-    seen = functional.cross_entropy(words, batch.patch_labels[labelled], reduction="none")
+    labelled = (batch.patch_labels != IGNORE).any(dim=-1)
+    shown = batch.patch_labels[labelled]  # [patches, words]
+    words = model.lm_head(functional.rms_norm(visual[labelled], visual.shape[-1:])).float().log_softmax(dim=-1)
+    number = (shown != IGNORE).sum(dim=-1)
+    said = words.gather(1, shown.clamp(min=0)).masked_fill(shown == IGNORE, 0.0).sum(dim=-1)
+    seen = -said / number - number.log()
     # A mean per picture: a page labels ten times as many patches as a scene, whose few must not be lost in the crowd.
     sums = seen.new_zeros(len(labelled)).index_add(0, labelled.nonzero()[:, 0], seen)
     return Losses(answers, wanted.nonzero()[:, 0], sums / labelled.sum(dim=1).clamp(min=1))

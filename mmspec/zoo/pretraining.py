@@ -1,4 +1,4 @@
-"""Train the tiny target from nothing: `python scripts/train_tiny_target.py`.
+"""Train an embedded target from nothing: `python scripts/train_tiny_target.py`, `scripts/train_tiny_video_target.py`.
 
 These measures make an hour on two CPU cores enough:
 
@@ -26,15 +26,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mmspec.files.storage import replacing
-from mmspec.zoo.architecture import build_config, build_model
-from mmspec.zoo.batches import IGNORE, Conversations
-from mmspec.zoo.data import TASKS
-from mmspec.zoo.evaluation import evaluate
+from mmspec.zoo.batches import IGNORE
+from mmspec.zoo.courses import PICTURES, Course
 from mmspec.zoo.losses import Losses, losses_of
-from mmspec.zoo.vocabulary import build_processor, kept_tokenizer
+from mmspec.zoo.vocabulary import kept_tokenizer
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -66,7 +64,7 @@ class PretrainingSettings:
 class MasterWeights:
     """Copies in fp32 of the bf16 model's parameters, and the optimizers that update them."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, settings: PretrainingSettings):
+    def __init__(self, model: PreTrainedModel, settings: PretrainingSettings):
         self.settings = settings
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in model.named_parameters()}
         self.model = model.bfloat16()
@@ -176,40 +174,40 @@ def read_checkpoint(path: Path, weights: MasterWeights) -> dict:
         return json.loads(file.metadata()["state"])
 
 
-def train(settings: PretrainingSettings, spawn: bool = True) -> Path:
+def train(settings: PretrainingSettings, spawn: bool = True, course: Course = PICTURES) -> Path:
     """Run or resume a training; return the path of its last checkpoint. Without `spawn`, it runs in this process."""
     settings.output.mkdir(parents=True, exist_ok=True)
-    kept_tokenizer(settings.output / "tokenizer")  # made once, before the processes share it
+    kept_tokenizer(settings.output / "tokenizer", course.tokenizer)  # made once, before the processes share it
     if not spawn:
         if settings.processes != 1:
             raise ValueError(f"spawn=False trains in this process alone, but processes is {settings.processes}")
-        _run(0, settings)
+        _run(0, settings, course)
         return settings.output / CHECKPOINT
     with tempfile.TemporaryDirectory() as meeting:
-        multiprocessing.spawn(_join, args=(settings, f"file://{meeting}/point"), nprocs=settings.processes)
+        multiprocessing.spawn(_join, args=(settings, course, f"file://{meeting}/point"), nprocs=settings.processes)
     return settings.output / CHECKPOINT
 
 
-def _join(rank: int, settings: PretrainingSettings, meeting: str) -> None:
+def _join(rank: int, settings: PretrainingSettings, course: Course, meeting: str) -> None:
     """Set up a new process: take its share of the cores and connect to the others."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.processes))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=settings.processes)
-    _run(rank, settings)
+    _run(rank, settings, course)
     distributed.destroy_process_group()
 
 
-def _run(rank: int, settings: PretrainingSettings) -> None:
+def _run(rank: int, settings: PretrainingSettings, course: Course) -> None:
     """Run one process with its share of every step. The first process also saves, logs and validates."""
-    tokenizer = kept_tokenizer(settings.output / "tokenizer")
-    model = build_model(build_config(tokenizer), settings.seed)
+    tokenizer = kept_tokenizer(settings.output / "tokenizer", course.tokenizer)
+    model = course.model(tokenizer, settings.seed)
     model.set_attn_implementation("mmspec_dense")
     weights = MasterWeights(model, settings)
     path = settings.output / CHECKPOINT
     state: dict[str, Any] = read_checkpoint(path, weights) if path.exists() else {"step": 0, "seconds": 0.0}
     model.train()
-    journal = PretrainingJournal(settings, tokenizer, weights) if rank == 0 else None
-    stream = Conversations(tokenizer, settings.pictures, settings.rows)
+    journal = PretrainingJournal(settings, course, tokenizer, weights) if rank == 0 else None
+    stream = course.stream(tokenizer, settings.pictures, settings.rows)
     step, spent, started = state["step"], state["seconds"], time.monotonic()
     progress = share_spent(settings, step, spent)
     while progress < 1.0:
@@ -219,7 +217,7 @@ def _run(rank: int, settings: PretrainingSettings) -> None:
             # Rows are sorted by length, so deal them out like cards, changing hands with every round and step.
             if (number + number // settings.processes + step) % settings.processes != rank:
                 continue
-            losses = losses_of(model, batch)
+            losses = losses_of(model, batch, course.read)
             loss = losses.answers.sum() / answers + settings.patch_weight * losses.patches.sum() / settings.pictures
             (loss * settings.processes).backward()
             if journal:
@@ -238,9 +236,15 @@ def _run(rank: int, settings: PretrainingSettings) -> None:
 class PretrainingJournal:
     """Records of the first process: losses per task (of its share), validation metrics, checkpoints."""
 
-    def __init__(self, settings: PretrainingSettings, tokenizer: PreTrainedTokenizerFast, weights: MasterWeights):
-        self.settings, self.tokenizer, self.weights = settings, tokenizer, weights
-        self.totals, self.counts = torch.zeros(len(TASKS) + 1), torch.zeros(len(TASKS) + 1)
+    def __init__(
+        self,
+        settings: PretrainingSettings,
+        course: Course,
+        tokenizer: PreTrainedTokenizerFast,
+        weights: MasterWeights,
+    ):
+        self.settings, self.course, self.tokenizer, self.weights = settings, course, tokenizer, weights
+        self.totals, self.counts = torch.zeros(len(course.tasks) + 1), torch.zeros(len(course.tasks) + 1)
         self.saved = self.validated = time.monotonic()
 
     def write(self, record: dict) -> None:
@@ -253,7 +257,7 @@ class PretrainingJournal:
     def note(self, losses: Losses, tasks: torch.Tensor) -> None:
         """Add the losses of a micro-batch to the means of its tasks and of the patches."""
         values = torch.cat([losses.answers, losses.patches]).detach()
-        kinds = torch.cat([tasks[losses.rows], torch.full_like(tasks, len(TASKS))])
+        kinds = torch.cat([tasks[losses.rows], torch.full_like(tasks, len(self.course.tasks))])
         self.totals.index_add_(0, kinds, values)
         self.counts.index_add_(0, kinds, torch.ones_like(values))
 
@@ -261,7 +265,7 @@ class PretrainingJournal:
         """Log every tenth step, save and validate when it is time, and after the last step."""
         if state["step"] % 10 == 0:
             means = (self.totals / self.counts.clamp(min=1)).tolist()
-            losses = {task: round(mean, 4) for task, mean in zip((*TASKS, "patches"), means, strict=True)}
+            losses = {task: round(mean, 4) for task, mean in zip((*self.course.tasks, "patches"), means, strict=True)}
             self.write({**state, "rate": round(schedule, 4), "norm": round(norm, 3), **losses})
             self.totals.zero_()
             self.counts.zero_()
@@ -278,7 +282,7 @@ class PretrainingJournal:
         model = self.weights.model
         model.eval()
         model.set_attn_implementation("sdpa")
-        report = evaluate(model, build_processor(self.tokenizer), "validation", self.settings.validate_examples)
+        report = self.course.evaluate(model, self.tokenizer, self.settings.validate_examples)
         model.set_attn_implementation("mmspec_dense")
         model.train()
         self.write({**state, "validation": report})

@@ -7,7 +7,7 @@ own, which keeps transcription honest: one token, one character to read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,40 +45,56 @@ def _corpus(examples: int) -> Iterator[str]:
             yield reference
 
 
-def build_tokenizer(examples: int = 1500) -> PreTrainedTokenizerFast:
-    """Learn the merges from the training split. The result is the same tokenizer on every machine."""
+def learn_tokenizer(
+    corpus: Iterable[str], pieces: str, special: tuple[str, ...], **tokens: str
+) -> PreTrainedTokenizerFast:
+    """Learn the merges of a byte-level BPE, whose words take the place of single tokens.
+
+    Args:
+        corpus: texts to learn from.
+        pieces: regular expression of what a token may span.
+        special: tokens with a meaning of their own, first of all that of padding.
+        tokens: names that the tokenizer knows some of them by, such as `image_token`.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(_corpus(examples), trainer)
+    core.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens=tokens,
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
         padding_side="left",
     )
 
 
-def kept_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def build_tokenizer(examples: int = 1500) -> PreTrainedTokenizerFast:
+    """Learn the merges from the training split. The result is the same tokenizer on every machine."""
+    return learn_tokenizer(_corpus(examples), PIECES, SPECIAL, image_token=IMAGE)
+
+
+def kept_tokenizer(
+    folder: Path, build: Callable[[], PreTrainedTokenizerFast] = build_tokenizer
+) -> PreTrainedTokenizerFast:
     """Return the tokenizer saved in a folder, built and saved first if there is none: a run keeps the one it began
     with."""
     if not (folder / "tokenizer.json").exists():
-        build_tokenizer().save_pretrained(folder)
+        build().save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
