@@ -3,12 +3,14 @@
     python benchmarks/ablations.py gate sage
     python benchmarks/ablations.py trained runs/vispec runs/vispec_without_summary ...
     python benchmarks/ablations.py imitation runs/fastvlm_mlp
+    python benchmarks/ablations.py passes runs/specflash_k1 runs/specflash_k4 ...
 
 `gate`: which branch the elastic compressor of `tiny/specvlm` chooses, by task. `sage`: depth, width and what was
 accepted of SAGE's trees, by the confidence that shaped them. `trained`: the simulated acceptance that finished
 trainings have reached on the same held-out answers, side by side. `imitation`: what the first four layers guess
-by themselves, with the imitation networks of finished trainings, and with that of `tiny/fastvlm`. Prints Markdown, and
-draws into `--plots FOLDER`.
+by themselves, with the imitation networks of finished trainings, and with that of `tiny/fastvlm`. `passes`: what heads
+that guess several tokens a pass accept, how often they run, and how long that takes. Prints Markdown, and draws into
+`--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -167,47 +170,83 @@ def imitation(target: mmspec.Target, folders: list[str], plots: Path | None) -> 
     drafters["tiny/fastvlm"] = embedded
     lengths, rows = {}, []
     for name, drafter in drafters.items():
-        by_task: dict[str, list[Any]] = {task: [] for task in mmspec.zoo.TASKS}
-        for task in mmspec.zoo.TASKS:
-            for request in islice(requests_of(target, task), PICTURES):
-                out = mmspec.generate(target, drafter, inputs=request.inputs, max_new_tokens=96, tree=Chain(5))
-                by_task[task] += out.stats.rounds
+        by_task = rounds_of(target, drafter, Chain(5))
         everything = [one for found in by_task.values() for one in found]
-        lengths[name] = [
-            statistics.mean(emitted for one in found for emitted in one.emitted)
-            for found in (everything, *by_task.values())
-        ]
+        lengths[name] = emitted_of(by_task)
         first = statistics.mean(accepted > 0 for one in everything for accepted in one.accepted)
         rows.append([name, *(f"{length:.2f}" for length in lengths[name]), f"{100 * first:.0f} %"])
     table(["imitation", "all", *mmspec.zoo.TASKS, "first guess right"], rows)
     draw("imitation", plots, lambda figure: bars(figure, lengths), (8, 3))
 
 
-def bars(figure: Any, lengths: dict[str, list[float]]) -> None:
+def passes(target: mmspec.Target, folders: list[str], plots: Path | None) -> None:
+    """Tokens a pass of the target, passes of the head a round, and the time of drafting, with chains of eight."""
+    drafters = {Path(folder).name: mmspec.load_drafter(str(Path(folder) / "best"), target) for folder in folders}
+    drafters |= {f"tiny/{name}": mmspec.load_drafter(f"tiny/{name}", target) for name in ("specflash", "eagle3")}
+    lengths, rows = {}, []
+    for name, drafter in drafters.items():
+        kind, ran = type(drafter), Counter[str]()
+        layers = kind._layers
+
+        def counting(self, *args, layers=layers, ran=ran):
+            ran["passes"] += 1
+            return layers(self, *args)
+
+        with patch.object(kind, "_layers", counting):
+            by_task = rounds_of(target, drafter, Chain(8))
+        everything = [one for found in by_task.values() for one in found]
+        lengths[name] = emitted_of(by_task)
+        cost = f"{ran['passes'] / len(everything):.1f}"
+        time = f"{1e3 * statistics.median(one.seconds['draft'] for one in everything):.1f}"
+        rows.append([name, *(f"{length:.2f}" for length in lengths[name]), cost, time])
+    table(["head", "all", *mmspec.zoo.TASKS, "its passes a round", "drafting a round, ms"], rows)
+    draw("passes", plots, lambda figure: bars(figure, lengths, "chain of 8"), (9, 3))
+
+
+def rounds_of(target: mmspec.Target, drafter: Drafter, tree: mmspec.trees.TreeBuilder) -> dict[str, list[Any]]:
+    """Return the rounds in which a drafter answers some pictures, by task."""
+    found: dict[str, list[Any]] = {task: [] for task in mmspec.zoo.TASKS}
+    for task in mmspec.zoo.TASKS:
+        for request in islice(requests_of(target, task), PICTURES):
+            out = mmspec.generate(target, drafter, inputs=request.inputs, max_new_tokens=96, tree=tree)
+            found[task] += out.stats.rounds
+    return found
+
+
+def emitted_of(by_task: dict[str, list[Any]]) -> list[float]:
+    """Return tokens a pass, of all tasks and of each."""
+    everything = [one for found in by_task.values() for one in found]
+    return [
+        statistics.mean(emitted for one in found for emitted in one.emitted)
+        for found in (everything, *by_task.values())
+    ]
+
+
+def bars(figure: Any, lengths: dict[str, list[float]], tree: str = "chain of 5") -> None:
     """Tokens a pass, of all tasks and of each, side by side."""
     axes, width = figure.subplots(), 0.8 / len(lengths)
     for number, (name, values) in enumerate(lengths.items()):
         axes.bar([place + number * width for place in range(len(values))], values, width, label=name)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(1 + len(mmspec.zoo.TASKS))])
     axes.set_xticklabels(["all", *mmspec.zoo.TASKS])
-    axes.set_ylabel("tokens a pass, chain of 5")
+    axes.set_ylabel(f"tokens a pass, {tree}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="gate, sage, or trained or imitation and folders")
+    parser.add_argument("what", nargs="+", help="gate, sage, or trained, imitation or passes and folders")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw a plot of each there")
     options = parser.parse_args()
     if options.what[0] == "trained":
         trained(options.what[1:], options.plots)
         return
-    if options.what[0] == "imitation":
-        imitation(mmspec.load_target("tiny"), options.what[1:], options.plots)
+    if measured := {"imitation": imitation, "passes": passes}.get(options.what[0]):
+        measured(mmspec.load_target("tiny"), options.what[1:], options.plots)
         return
     known = {"gate": gate, "sage": sage}
     if strange := set(options.what) - set(known):
-        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained, imitation")
+        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained, imitation, passes")
     target = mmspec.load_target("tiny")
     for name in options.what:
         known[name](target, options.plots)
