@@ -68,7 +68,7 @@ def answered_by_vllm(drafter: Drafter, made: Exported, python: str | None) -> st
     ours = generate(target, drafter, inputs=request, tree=Chain(made.speculative_tokens), max_new_tokens=TOKENS).stats
     length = sum(sum(one.emitted) for one in theirs.rounds) / max(1, len(theirs.rounds))
     same = "its token ids are the target's own" if not found else f"the same up to a near-tie at {found[0]['position']}"
-    version, count = engine.versions["vllm"], len(theirs.token_ids[0])
+    version, count = (engine.versions or {}).get("vllm"), len(theirs.token_ids[0])
     return (
         f"vLLM {version} answers with it, {same}: {count} tokens, {length:.2f} a pass (here, in chains of "
         f"{made.speculative_tokens}: {ours.mean_acceptance_length:.2f})"

@@ -76,7 +76,7 @@ class Question:
 class Said:
     """The answers to a batch, an entry per row, and why rows have none."""
 
-    text: list[str]
+    text: list[str | None]
     token_ids: list[list[int]]
     finish: list[str | None]
     unanswered: Mapping[int, str] = field(default_factory=dict)
@@ -261,7 +261,7 @@ class Asking:
             out = generate(self.target, self.drafter, prompts, **media, **self.options | {"seed": seed})
             return Said(out.text, out.token_ids, out.finish_reason)
         answer = self.engine.answer(prepare(self.target, prompts, **media), seed % 2**63)
-        texts = [whole_text(self.target.tokenizer, row) or "" for row in answer.token_ids]
+        texts = [whole_text(self.target.tokenizer, row) for row in answer.token_ids]
         return Said(texts, answer.token_ids, answer.finish, answer.unanswered)
 
     def _readable(self, question: Question) -> bool:
