@@ -63,7 +63,7 @@ def compared(target, side, tasks=TASKS) -> tuple[int, int, list]:
     return total, same, found
 
 
-@pytest.mark.parametrize("name", [None, "ngram", "eagle3", "dspark", "text_only"])
+@pytest.mark.parametrize("name", [None, "ngram", "eagle3", "text_only"])
 def test_in_float32_every_id_is_ours_on_eight_pictures_of_each_task(name):
     target = tiny()
     drafter = NGramDrafter(target) if name == "ngram" else name and mmspec.load_drafter(f"tiny/{name}", target)
