@@ -3,12 +3,15 @@
     python benchmarks/rounds.py viskip --count 6
     python benchmarks/rounds.py routing --drafter tiny/eagle --plots FOLDER
     python benchmarks/rounds.py arms --drafter tiny/text_only
+    python benchmarks/rounds.py routed runs/learned_8 runs/attention_8 ...
+    python benchmarks/rounds.py scores --drafter tiny/eagle
 
 `viskip`: the embedded model with several thresholds of `VisualAttention`. For every threshold and task: the share of
 rounds that are plain steps, tokens per pass, and drafted tokens per new one; and how many guesses were accepted in
 rounds by the share of attention before them. `arms`: chains of several lengths, and bandits that choose among them, by
-tokens per estimated cost. `routing`: tokens per pass by the number of visual tokens that `Routing` shows. Text is
-checked to be the same. Prints Markdown, and draws into `--plots FOLDER`.
+tokens per estimated cost. `routing`: tokens per pass by the number of visual tokens that `Routing` shows. `routed`: the
+same of heads that were trained so. `scores`: tokens per pass by the share of visual tokens that is kept, and by what
+says which. Text is checked to be the same. Prints Markdown, and draws into `--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from typing import Any
 import torch
 
 import mmspec
-from mmspec.compressors import Hide, Routing
+from mmspec.compressors import FeatureGuided, Hide, LearnedRouting, Prune, Routing, VisualCompressor
 from mmspec.inputs import prepare
 from mmspec.rounds import ArmSelector, GatedTree, Unimodal, UpperConfidence, VisualAttention
 from mmspec.rounds.arms import NODE
 from mmspec.trees import Chain, TreeBuilder
+from mmspec.twigs import TwigScore
 
 TASKS = ("scenes", "charts", "documents", "questions")
 THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.35)
@@ -142,6 +146,8 @@ def viskip(target: mmspec.Target, options: argparse.Namespace) -> None:
 
 
 SHOWN = (2, 4, 8, 16, 32)
+ALL = 1000  # as many visual tokens as there are, or more
+KEPT = (0.05, 0.25, 0.5)
 LENGTHS = (1, 2, 3, 5, 8, 12, 16)
 
 
@@ -211,10 +217,72 @@ def routing(target: mmspec.Target, options: argparse.Namespace) -> None:
     draw("routing", options.plots, lines)
 
 
+def routed(target: mmspec.Target, options: argparse.Namespace) -> None:
+    """Heads that were trained with what they are shown: by learned maps, by the target's attention, or everything."""
+    heads = {}
+    for folder in options.folders:
+        drafter = mmspec.load_drafter(str(Path(folder) / "best"), target)
+        router = drafter.compressor
+        if not isinstance(router, Routing):
+            raise SystemExit(f"{folder}: its drafter has no compressor that routes")
+        how = "learned maps" if isinstance(router, LearnedRouting) else "the target's attention"
+        heads[how, router.k] = drafter
+    lengths: dict[tuple[str, int], list[float]] = {key: [] for key in sorted(heads)}
+    for task in TASKS:
+        requests = requests_of(target, task, options.count)
+        runs = {key: Run(target, heads[key], requests, Chain(5), options.tokens) for key in lengths}
+        assert len({str(run.texts) for run in runs.values()}) == 1
+        for key, run in runs.items():
+            lengths[key].append(run.tau)
+    means = {key: sum(values) / len(values) for key, values in lengths.items()}
+    rows = []
+    for how, k in sorted(lengths, key=lambda key: (key[1], key[0])):
+        shown = ["all", "-"] if k >= ALL else [str(k), how]
+        rows.append([*shown, f"{means[how, k]:.2f}", *(f"{tau:.2f}" for tau in lengths[how, k])])
+    table(["shown", "chosen by", "mean", *TASKS], rows)
+
+    def lines(figure) -> None:
+        axes = figure.subplots()
+        for way in sorted({how for how, _ in heads}):
+            found = sorted((k, means[how, k]) for how, k in heads if how == way and k < ALL)
+            axes.plot(*zip(*found, strict=True), marker="o", label=way)
+        for (_, k), mean in means.items():
+            if k >= ALL:
+                axes.axhline(mean, linestyle=":", color="gray", label="all tokens")
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="visual tokens that are shown", ylabel="tokens a pass", title="Routing, heads trained with it")
+        axes.legend()
+
+    draw("learned_routing", options.plots, lines)
+
+
+def scores(target: mmspec.Target, options: argparse.Namespace) -> None:
+    """Shares of the visual tokens, chosen once: evenly spaced, by the target's last layer, and by twigs."""
+    drafter = mmspec.load_drafter(options.drafter, target)
+    makes: dict[str, Callable[[float], VisualCompressor]] = {
+        "evenly spaced": Prune,
+        "guided, last layer": FeatureGuided,
+        "twig, untrained": TwigScore,
+        "twig, tiny/fastvlm": lambda keep: TwigScore(keep, "tiny/fastvlm"),
+    }
+    views = {"no compressor": drafter}
+    for name, make in makes.items():
+        views |= {f"{name}, {keep:g}": drafter.with_compressor(make(keep)) for keep in KEPT}
+    rows: dict[str, list[str]] = {name: [name] for name in views}
+    for task in TASKS:
+        requests = requests_of(target, task, options.count)
+        runs = {name: Run(target, view, requests, Chain(5), options.tokens) for name, view in views.items()}
+        assert len({str(run.texts) for run in runs.values()}) == 1
+        for name, run in runs.items():
+            rows[name].append(f"{run.tau:.2f}")
+    table(["tokens per pass, share kept", *TASKS], list(rows.values()))
+
+
 def main() -> None:
-    known = {"viskip": viskip, "arms": arms, "routing": routing}
+    known = {"viskip": viskip, "arms": arms, "routing": routing, "routed": routed, "scores": scores}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=known)
+    parser.add_argument("folders", nargs="*", help="of trainings, for routed")
     parser.add_argument("--drafter", default="tiny/eagle3")
     parser.add_argument("--count", type=int, default=6, help="prompts of a task")
     parser.add_argument("--tokens", type=int, default=64)

@@ -7,12 +7,14 @@ from .guided import FeatureGuided
 from .hide import Hide
 from .latent import LatentQueries
 from .layout import Layout, layout_of
+from .learned_routing import LearnedRouting
 from .pool import Conv, Pool
 from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
 from .resampler import Resampler
 from .routing import Routing
 from .token_assignment import Sources
+from .view import TargetView
 
 __all__ = [
     "Compressed",
@@ -24,11 +26,13 @@ __all__ = [
     "Hide",
     "LatentQueries",
     "Layout",
+    "LearnedRouting",
     "Pool",
     "Prune",
     "Resampler",
     "Routing",
     "Sources",
+    "TargetView",
     "VisualCompressor",
     "VisualSpan",
     "compressed_prompt",

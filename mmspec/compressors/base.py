@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import MMSpecError, shown
 from ..families.vision import Grid
+from ..models.attention import attention_weights, layers_of_attention, received_attention
+from ..models.newest import NewestLook, deepest
 from ..per_request import PerRequest
 from ..settings.calls import Named
 from ..settings.trust import named_class
 from .token_assignment import Sources
+from .view import TargetView
+
+if TYPE_CHECKING:
+    from ..target import Target
 
 
 @dataclass
@@ -28,8 +34,8 @@ class VisualSpan:
             follows.
         states: `[words, target hidden]` the target's last hidden states at that text, which have seen the picture; None
             for drafters that read no states.
-        attention: `[tokens]` attention that each token receives in the target's last layer, see
-            `mmspec.models.attention.received_attention`; None unless the compressor sets `needs_attention`.
+        attention: `[tokens]` attention that each token receives, see `VisualCompressor.attention`; None unless the
+            compressor sets `needs_attention`.
         kind: `"image"`, `"video"` or `"audio"`.
         features: `[tokens, target hidden]` the target's last hidden states at the picture's tokens; None for drafters
             that read no states.
@@ -82,7 +88,7 @@ class VisualCompressor(nn.Module, Named, PerRequest):
     settings: tuple[str, ...] = ()
 
     needs_attention = False
-    """True if the compressor reads `VisualSpan.attention`, for which the state that enters the last layer is needed."""
+    """True if the compressor reads `VisualSpan.attention`, for which the states of `layers_seen` are needed."""
 
     routes = False
     """True if it leaves all tokens in the prompt, and says before every round which of them are seen, see `route`. The
@@ -90,6 +96,29 @@ class VisualCompressor(nn.Module, Named, PerRequest):
 
     anew = True
     """False if one that routes keeps its first choice."""
+
+    def meet(self, target: Target) -> None:
+        """Look up what is needed of the target that is drafted for, before `attach`; does nothing by default.
+
+        Raises:
+            MMSpecError: if the target has nothing of the kind.
+        """
+
+    def layers_seen(self, target: Target) -> list[int]:
+        """Return the layers of the target whose entering states it looks at, beside the last states: by default what
+        the attention of the last layer needs, if it `needs_attention` or `routes`, and none otherwise."""
+        return layers_of_attention(target, deepest(target)) if self.needs_attention or self.routes else []
+
+    def attention(self, target: Target, view: TargetView, words: Tensor) -> Tensor:
+        """Return the attention that every token receives, `[batch, length]`, asked if it `needs_attention`: by default
+        that of the target's last layer, averaged over the heads and the prompt's text.
+
+        Args:
+            target: the model.
+            view: the text.
+            words: `[batch, length]` True at the text of the prompt.
+        """
+        return received_attention(target, deepest(target), view.features, view.request.inputs, words)
 
     def attach(self, hidden: int, state: int) -> None:
         """Create weights for embeddings of width `hidden` and target states of width `state`."""
@@ -102,13 +131,33 @@ class VisualCompressor(nn.Module, Named, PerRequest):
         """
         raise NotImplementedError
 
-    def route(self, attention: Tensor, visual: Tensor) -> Tensor:
-        """Return which visual tokens the drafter sees in the coming round, `[batch, length]`; asked if it `routes`.
+    asks: int | None = None
+    """If it routes, the layer that the newest state enters by which it chooses, see `NewestLook`; None for the last
+    one."""
+
+    def relevance(self, look: NewestLook) -> Tensor:
+        """Return how much each token of the prompt matters now, `[batch, length]`; asked before every round if it
+        `routes`. By default this is the attention of the newest token that the target has read, in the last layer,
+        averaged over the heads."""
+        return look.on_media()
+
+    def relevance_at(self, target: Target, view: TargetView, places: Tensor) -> Tensor:
+        """Return what `relevance` is in rounds of a text that is known, `[batch, count, length]`, for training.
 
         Args:
-            attention: `[batch, length]` attention that the newest token which the target has read pays to each token of
-                the prompt in the last layer, averaged over the heads.
-            visual: `[batch, length]` True at the tokens of pictures, videos and sounds.
+            target: the model.
+            view: the text.
+            places: `[batch, count]` the newest token that the target has read, in each of these rounds.
+        """
+        last = deepest(target)
+        return attention_weights(target, last, view.features, view.request.inputs, places).float().mean(1)
+
+    def route(self, relevance: Tensor, visual: Tensor) -> Tensor:
+        """Return which visual tokens the drafter sees in the coming round, `[..., length]`; asked if it `routes`.
+
+        Args:
+            relevance: `[..., length]` how much each token of the prompt matters.
+            visual: `[..., length]` True at the tokens of pictures, videos and sounds.
         """
         raise NotImplementedError
 

@@ -18,9 +18,9 @@ class Routing(VisualCompressor):
     shown follows the text, and changes nothing that was computed before.
 
     Faithful: a query from the newest state scores all visual tokens, the k largest scores are shown, chosen anew at
-    every block. Ours: TIGER's learned query and key are not public, and a head would have to be trained with them; here
-    the target's own in its last layer are taken, so a score is its attention, averaged over the heads, and nothing is
-    trained. Each row of a batch is routed by itself, over all of its pictures together.
+    every block. Ours: query and key are the target's own in its last layer, so a score is its attention, averaged over
+    the heads, and nothing has to be trained; `LearnedRouting` has maps that are. Each row of a batch is routed by
+    itself, over all of its pictures together. A drafter that is trained with it sees what it will see when it drafts.
 
     Args:
         k: visual tokens to show, 1 or more.
@@ -30,7 +30,7 @@ class Routing(VisualCompressor):
         MMSpecError: for a value out of range.
     """
 
-    settings = ("k", "anew")
+    settings: tuple[str, ...] = ("k", "anew")
     routes = True
 
     def __init__(self, k: int = 8, anew: bool = True):
@@ -43,7 +43,8 @@ class Routing(VisualCompressor):
         """Leave every token where it is."""
         return Compressed(span.embeds, Sources.some(torch.arange(len(span), device=span.embeds.device), len(span)))
 
-    def route(self, attention: Tensor, visual: Tensor) -> Tensor:
-        """Show the k visual tokens with the most attention; among equals the first."""
-        order = attention.masked_fill(~visual, -1.0).sort(dim=1, descending=True, stable=True).indices
-        return visual & torch.zeros_like(visual).scatter(1, order[:, : self.k], True)
+    def route(self, relevance: Tensor, visual: Tensor) -> Tensor:
+        """Show the k visual tokens that matter most; among equals the first."""
+        visual = visual.expand(relevance.shape)
+        order = relevance.detach().masked_fill(~visual, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+        return visual & torch.zeros_like(visual).scatter(-1, order[..., : self.k], True)

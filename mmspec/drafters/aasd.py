@@ -133,9 +133,11 @@ class AasdDrafter(FeatureDrafter):
         """Let a compressor say what is left of the keys and values of pictures: it reads keys in place of embeddings.
 
         Raises:
-            MMSpecError: if it does not fit their width.
+            MMSpecError: if it does not fit their width, or chooses anew before every round.
         """
         keys, _ = self._shapes
+        self.refuse_routing(compressor)
+        compressor.meet(self.target)
         compressor.attach(keys.heads * keys.dim, self.target.hidden_size)
         self.compressor = compressor
         self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, *layers_for(compressor, self.target)]))

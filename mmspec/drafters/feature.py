@@ -13,7 +13,6 @@ from ..lesson import Guess, Lesson
 from ..models.cache import TreeCache
 from ..models.cache_layer import shape_of
 from ..models.masks import MaskForm
-from ..models.newest import NewestLook
 from ..models.session import Session
 from ..models.slots import pick, pick_numbers
 from ..models.transfer import to_device
@@ -25,6 +24,7 @@ from .feature_head import FeatureHead
 from .layer import DraftLayer, Rope, attend, attend_unrolled
 from .layer_pass import LayerPass
 from .reading import view_of
+from .router import Router, Shown, router_of, shown_at
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -60,7 +60,7 @@ class FeatureDrafter(FeatureHead):
 
     drafts_unread = True
 
-    _look: NewestLook | None = None  # of a request whose compressor routes
+    _router: Router | None = None  # of a request whose compressor routes
 
     first_slot = 0
     """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
@@ -91,8 +91,7 @@ class FeatureDrafter(FeatureHead):
         # `[batch, pending, hidden]`.
         self.session.follow(context.history, context.active)
         self._states = pick(prompt.states, last[:, None])
-        routes = self.compressor is not None and self.compressor.routes and context.vision is not None
-        self._look = NewestLook(context) if routes else None
+        self._router = router_of(self.compressor, context)
         self._steps: int | Tensor = 0  # of these states, see `layer_input`
         self._guessed = [0] * context.batch_size  # the last slots of the cache, whose states are its own
 
@@ -112,20 +111,10 @@ class FeatureDrafter(FeatureHead):
         parts = ("start", "prefill_kv", "expand_root", "_layers")
         return all(getattr(type(self), part) is getattr(FeatureDrafter, part) for part in parts)
 
-    def _route(self, look: NewestLook) -> None:
-        """Ask the compressor which visual tokens are seen in this round; the slots of the others are hidden."""
-        compressor = self.compressor
-        assert compressor is not None, "it routes"
-        if not compressor.anew and self.session.masks.hidden is not None:
-            return
-        seen = compressor.route(look.on_media(), look.visual)
-        # Slot t pairs the state of token t with the embedding of token t + 1.
-        self.session.hide((look.visual & ~seen)[:, 1:])
-
     def expand_root(self, root: Tensor) -> Tensor:
         """Enter what the target has confirmed, with true features; the last of it is the root."""
-        if self._look is not None:
-            self._route(self._look)
+        if self._router is not None and (hidden := self._router.choose()) is not None:
+            self.session.hide(hidden[:, 1:])  # slot t pairs the state of token t with the embedding of token t + 1
         trunk, steps = self.newest(root, self.session.pending), self._steps
         width = trunk.tokens.shape[1]
         step = steps[:, :width] if isinstance(steps, Tensor) else steps
@@ -149,8 +138,8 @@ class FeatureDrafter(FeatureHead):
         """Take the true states of the accepted path in place of the draft's own."""
         super().observe(tree, scores, verdict)
         self.refuse_tail(verdict)
-        if self._look is not None:
-            self._look.observe(scores, verdict)
+        if self._router is not None:
+            self._router.observe(scores, verdict)
         self.session.drop()
         path = verdict.path[:, : max(self.session.pending)]
         if scores is None:
@@ -218,9 +207,11 @@ class FeatureDrafter(FeatureHead):
         prompt contributes keys and values.
         """
         self._prepare()
-        prompt = self.read(view_of(lesson))
+        view = view_of(lesson)
+        prompt = self.read(view)
         entered, positions = self.prompt_input(prompt), self.slot_positions(prompt)
-        yield from self._chains(self.layer, lesson, prompt, entered, positions, range(steps), detach)
+        shown = shown_at(self.compressor, self.target, view, lesson.root_slots)
+        yield from self._chains(self.layer, lesson, prompt, entered, positions, range(steps), detach, shown)
 
     def _chains(
         self,
@@ -231,6 +222,7 @@ class FeatureDrafter(FeatureHead):
         positions: Tensor,
         steps: range,
         detach: bool,
+        shown: Shown | None = None,
     ) -> Iterator[Guess]:
         """Yield the guesses of steps that one layer makes, which feeds itself.
 
@@ -243,6 +235,7 @@ class FeatureDrafter(FeatureHead):
             positions: positions of these slots.
             steps: numbers of the steps, of which the first is about true slots.
             detach: whether to stop gradients from a step into earlier ones.
+            shown: the tokens that are seen from each root, if not all are.
         """
         attention, slots = layer.self_attn, lesson.root_slots - prompt.removed[:, None]
         mixed, residual = entered
@@ -251,7 +244,10 @@ class FeatureDrafter(FeatureHead):
         # Of a layer that begins behind the first one, the last slots may lie beyond what was read.
         within = slots.clamp(max=max(mixed.shape[1] - 1, 0))
         positions = pick_numbers(positions, within)
-        visible = columns <= slots[:, None, :, None]
+        visible, gain = columns <= slots[:, None, :, None], None
+        if shown is not None:  # slot t has the embedding of token t + 1
+            visible = visible & ~shown.hidden[:, None, :, 1:]
+            gain = None if shown.gain is None else shown.gain[:, None, :, 1:]
         mixed, residual = pick(mixed, within), pick(residual, within)
         own: list[tuple[Tensor, Tensor]] = []
         for step in steps:
@@ -261,7 +257,7 @@ class FeatureDrafter(FeatureHead):
             rope = self._rope(mixed, positions + (step - steps.start))
             if step > steps.start:
                 own.append(attention.keys_values(mixed, rope))
-            attended = attend_unrolled(attention.queries(mixed, rope), prefix, own, visible)
+            attended = attend_unrolled(attention.queries(mixed, rope), prefix, own, visible, gain)
             output = layer.finish(residual, attended)
             chosen = self.corrected(output, step)[valid]
             features = chosen if self.guesses_features else None

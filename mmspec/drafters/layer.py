@@ -218,7 +218,11 @@ def attend_causally(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def attend_unrolled(
-    queries: Tensor, prefix: tuple[Tensor, Tensor], own: list[tuple[Tensor, Tensor]], visible: Tensor
+    queries: Tensor,
+    prefix: tuple[Tensor, Tensor],
+    own: list[tuple[Tensor, Tensor]],
+    visible: Tensor,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """Attend as the unrolled steps of training-time test do (EAGLE-3, arXiv 2503.01840, section 3.2).
 
@@ -231,11 +235,13 @@ def attend_unrolled(
         own: keys and values of the draft steps so far, this one included: each `[batch, key_value_heads, slots,
             head_dim]`.
         visible: `[batch, 1, slots, length]`, True where a slot sees an entry of the prefix.
+        gain: `[batch, 1, slots, length]` what is added to the scores of the prefix; None for nothing.
     """
     groups = queries.shape[1] // prefix[0].shape[1]
     keys, values = (repeat(part, "batch head ... -> batch (head group) ...", group=groups) for part in prefix)
     queries = queries * queries.shape[-1] ** -0.5
-    scores = (queries @ keys.transpose(2, 3)).masked_fill(~visible, float("-inf"))
+    scores = queries @ keys.transpose(2, 3)
+    scores = (scores if gain is None else scores + gain).masked_fill(~visible, float("-inf"))
     if not own:
         return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
     own_keys, own_values = (

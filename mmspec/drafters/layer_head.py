@@ -121,6 +121,7 @@ class LayerDrafter(HeadDrafter):
             MMSpecError: if it does not fit the target's hidden size.
         """
         self.refuse_routing(compressor)
+        compressor.meet(self.target)
         compressor.attach(self.head.hidden_size, self.target.hidden_size)
         self.compressor = compressor
         self.feature_layers = tuple(dict.fromkeys([*self.feature_layers, *layers_for(compressor, self.target)]))

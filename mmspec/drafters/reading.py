@@ -3,17 +3,11 @@ pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-from ..compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
+from ..compressors import DraftPrompt, TargetView, VisualCompressor, compressed_prompt, layout_of
 from ..context import Context
-from ..families import Vision
-from ..inputs import Request
 from ..lesson import Lesson
-from ..models.attention import layers_of_attention, received_attention
-from ..models.newest import deepest
 from ..models.states import LAST
 from ..target import Target
 
@@ -29,27 +23,7 @@ class OwnEmbedding(nn.Embedding):
 
 def layers_for(compressor: VisualCompressor, target: Target) -> list[int]:
     """Return the layers of the target whose entering states a compressor looks at."""
-    looks = compressor.needs_attention or compressor.routes
-    return [LAST, *layers_of_attention(target, deepest(target))] if looks else [LAST]
-
-
-@dataclass
-class TargetView:
-    """A text as the target has read it.
-
-    Args:
-        request: the prompt, or the prompt and an answer.
-        prompt: the prompt alone.
-        embeds: `[batch, length, hidden]` embeddings that the target read.
-        features: layer to `[batch, length, hidden]` states that enter it, for all `feature_layers` of the drafter.
-        vision: the encoded pictures, or None.
-    """
-
-    request: Request
-    prompt: Request
-    embeds: Tensor
-    features: dict[int, Tensor]
-    vision: Vision | None
+    return [LAST, *compressor.layers_seen(target)]
 
 
 def view_of(source: Context | Lesson) -> TargetView:
@@ -68,6 +42,5 @@ def compress(compressor: VisualCompressor | None, target: Target, whole: DraftPr
         return whole
     layout, attention = layout_of(target.family, view.request, view.prompt, view.vision), None
     if compressor.needs_attention:
-        last = deepest(target)
-        attention = received_attention(target, last, view.features, view.request.inputs, layout.words)
+        attention = compressor.attention(target, view, layout.words)
     return compressed_prompt(compressor, whole, layout, view.features[LAST], attention)

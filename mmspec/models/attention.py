@@ -25,12 +25,13 @@ from .whole_texts import read_states
 
 if TYPE_CHECKING:
     from ..target import Target
+    from .model import Model
     from .session import ModelSession
 
 
 @torch.no_grad()
 def attention_weights(
-    target: Target, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None = None
+    target: Model, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None = None
 ) -> Tensor:
     """Return the attention weights of right-padded prompts in one layer.
 
@@ -55,7 +56,7 @@ def attention_weights(
 
 
 @torch.no_grad()
-def newest_attention(target: Target, layer: int, states: Tensor, session: ModelSession) -> Tensor:
+def newest_attention(target: Model, layer: int, states: Tensor, session: ModelSession) -> Tensor:
     """Return the attention that the newest committed token of every row pays in one layer, to all committed tokens.
 
     The keys are those in the cache, so this costs one row of the attention of one layer and no pass.
@@ -132,13 +133,13 @@ class _Committed(DynamicCache):
         return self._there
 
 
-def layers_of_attention(target: Target, layer: int) -> list[int]:
+def layers_of_attention(target: Model, layer: int) -> list[int]:
     """Return the layers whose entering states `attention_weights` of a layer reads."""
     return list(dict.fromkeys([layer, target.family.keys_layer(layer)]))
 
 
 def _attention_weights(
-    target: Target, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None
+    target: Model, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None
 ) -> Tensor:
     block: Any = target.family.layers[layer]  # its parts have the same names in all families
     states, further = features[layer], target.family.attention_inputs(layer)
@@ -172,7 +173,7 @@ def _attention_weights(
 
 
 def received_attention(
-    target: Target, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], words: Tensor
+    target: Model, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], words: Tensor
 ) -> Tensor:
     """Return the attention that every token receives in one layer, averaged over the heads and over some words.
 
@@ -230,7 +231,7 @@ def _eager(attention: nn.Module) -> nn.Module:
     return module
 
 
-def turning(target: Target, layer: int, states: Tensor, positions: Tensor) -> Any:
+def turning(target: Model, layer: int, states: Tensor, positions: Tensor) -> Any:
     """Return the cosines and sines of a layer, as it takes them.
 
     Args:
@@ -247,7 +248,7 @@ def turning(target: Target, layer: int, states: Tensor, positions: Tensor) -> An
     return rotary(states, positions)
 
 
-def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: dict[str, Any]) -> Tensor:
+def _visible(target: Model, layer: int, places: Tensor, length: int, inputs: dict[str, Any]) -> Tensor:
     """Return which tokens each of `[batch, count]` places sees in a layer, `[batch, count, length]`.
 
     Padding needs no care: it is on the right, behind everything.
@@ -267,7 +268,7 @@ def _visible(target: Target, layer: int, places: Tensor, length: int, inputs: di
     return visible | (together & near if family.window_bounds_groups and near is not None else together)
 
 
-def _window(target: Target, layer: int) -> tuple[str, int | None]:
+def _window(target: Model, layer: int) -> tuple[str, int | None]:
     """Return the kind of attention of a layer, and its sliding window in tokens, or None."""
     windows, kinds = target.family.attention_windows(), getattr(target.family.text_config, "layer_types", None)
     kind = kinds[layer] if kinds else next(iter(windows))

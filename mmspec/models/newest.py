@@ -27,29 +27,32 @@ class NewestLook:
     Only what is committed is looked at, so whatever follows from it is known before the round is drafted.
 
     Attributes:
+        context: the request.
         visual: `[batch, length]` True at the tokens of media in the prompt.
+        state: `[batch, 1, hidden]` the state of these tokens that enters the layer.
 
     Args:
         context: the request, whose prompt has been read; the state that enters the layer is among its features.
-        layer: number of the layer; None for the last one.
+        layer: number of the layer, None for the last one; `LAST` for the states behind the final norm, which pay no
+            attention.
     """
 
     def __init__(self, context: Context, layer: int | None = None):
-        self._context, self._layer = context, deepest(context.target) if layer is None else layer
+        self.context, self._layer = context, deepest(context.target) if layer is None else layer
         self.visual = context.target.family.is_visual(context.request.inputs["input_ids"])
         states = context.features[self._layer]
         last = torch.tensor(context.request.lengths, device=states.device) - 1
-        self._state = pick(states, last[:, None])
+        self.state = pick(states, last[:, None])
 
     def observe(self, scores: Scores | None, verdict: Verdict) -> None:
         """Go on to the last token of the accepted path; a round that was settled without the target changes nothing."""
         if scores is not None:
-            self._state = pick(scores.features[self._layer], verdict.last)
+            self.state = pick(scores.features[self._layer], verdict.last)
 
     def attention(self) -> Tensor:
         """Return the attention of these tokens, averaged over the heads, `[batch, longest]`: a row sums to one."""
-        context = self._context
-        return newest_attention(context.target, self._layer, self._state, context).mean(1)  # type: ignore[arg-type]
+        context = self.context
+        return newest_attention(context.target, self._layer, self.state, context).mean(1)  # type: ignore[arg-type]
 
     def on_media(self) -> Tensor:
         """Return the attention that falls on each token of the prompt that belongs to a picture, a video or a sound,

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ..compressors import VisualCompressor
 from ..drafters import FeatureDrafter, HiVisDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
 from ..errors import MMSpecError
 from ..loading import load_drafter
@@ -216,4 +217,36 @@ def corrected(
     made = type(first).from_config(first.config() | {"corrector": dict(corrector)}, target)
     lacking = made.load_state_dict(first.state_dict(), strict=False).missing_keys
     assert all(key.startswith("corrector.") for key in lacking), lacking
+    return cast(FeatureDrafter, made.fork(tree))
+
+
+def routed(
+    target: Target, compressor: VisualCompressor, name: str = "tiny/eagle", tree: TreeBuilder | None = None
+) -> FeatureDrafter:
+    """Let a compressor choose anew before every round what a trained head sees of pictures (TIGER, arXiv 2607.11131).
+    The head begins with its weights, which it had from seeing everything.
+
+    Args:
+        target: the model to draft for.
+        compressor: the compressor, such as `LearnedRouting`, whose weights are new.
+        name: the head, as for `mmspec.load_drafter`.
+        tree: builder of the drafter's trees; the drafter's default if None.
+
+    Raises:
+        MMSpecError: if it is no head on the target's states, has a compressor already, or takes none that routes.
+    """
+    first = load_drafter(name, target)
+    if not isinstance(first, FeatureDrafter):
+        raise MMSpecError(
+            f"{name!r} is a {type(first).__name__}, which is not taught to see some visual tokens alone: name a head "
+            "such as tiny/eagle"
+        )
+    if first.compressor is not None:
+        raise MMSpecError(
+            f"{name!r} has {type(first.compressor).__name__} already: train it on with start={name}, or name a head "
+            "without a compressor"
+        )
+    made = type(first).from_config(first.config() | {"compressor": compressor.config()}, target)
+    lacking = made.load_state_dict(first.state_dict(), strict=False).missing_keys
+    assert all(key.startswith("compressor.") for key in lacking), lacking
     return cast(FeatureDrafter, made.fork(tree))

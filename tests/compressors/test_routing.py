@@ -113,8 +113,7 @@ def test_refusals():
         Routing(0)
     with pytest.raises(MMSpecError, match="Routing: anew=3 must be true or false"):
         Routing(anew=3)
-    for make in ("own model", "dream, guided", "dflash", "mtp"):
+    for make in ("dflash", "mtp", "aasd"):
         drafter = TINY_DRAFTERS[make]("llava", "sdpa")
-        if drafter.compressor is None:
-            with pytest.raises(MMSpecError, match="Routing chooses anew before every round"):
-                drafter.with_compressor(Routing())
+        with pytest.raises(MMSpecError, match="Routing chooses anew before every round"):
+            drafter.with_compressor(Routing())

@@ -12,8 +12,12 @@ from tiny_requests import RAGGED, case, target_of
 
 import mmspec
 from mmspec import MMSpecError, Target
+from mmspec.compressors import Routing
 from mmspec.drafters import Eagle3Drafter, EagleDrafter, OwnEncoderDrafter, as_drafter
+from mmspec.exactness import described, divergences, excused
+from mmspec.inputs import prepare
 from mmspec.models import compiled
+from mmspec.settings import configuration
 from mmspec.trees import Chain, DynamicTree
 
 NEW = 20
@@ -153,3 +157,39 @@ def test_the_embedded_target_compiled_for_real():
         mmspec.generate(target, drafter, prompt, [image], max_new_tokens=60, tree=Chain(4)),
     ):
         assert out.token_ids == plain.token_ids
+
+
+def configured(*options: str):
+    """The drafter of a configuration, for any target."""
+    config = configuration.compose("generate", list(options))
+    return lambda target: configuration.build(config.drafter, target=target)
+
+
+IN_HALF = {
+    "early exit": (True, configured("drafter=early_exit", "drafter.layers=4")),
+    "early exit, mlp": (True, configured("drafter=early_exit", "drafter.layers=4", "+drafter.imitation=mlp")),
+    "fastvlm": (False, configured("drafter=fastvlm")),  # a block has entries that a compiled pass would not make
+    "sp2ec": (True, configured("drafter=sp2ec")),
+    "routing": (True, lambda target: mmspec.load_drafter("tiny/eagle", target).with_compressor(Routing(8))),
+    "routing, draft model": (
+        True,
+        lambda target: mmspec.load_drafter("tiny/draft_model", target).with_compressor(Routing(8)),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", IN_HALF)
+def test_compiled_in_half_precision_texts_differ_at_near_ties_alone(traced, label):
+    """What drafts with the target's own layers, and what is shown other tokens in every round."""
+    compile, make = IN_HALF[label]
+    target = mmspec.load_target("tiny", "bfloat16", compile=compile)
+    drafter = make(target)
+    samples = [mmspec.zoo.sample(task, "test", 5) for task in ("scenes", "documents")]
+    request = prepare(target, [prompt for _, prompt, _ in samples], [[image] for image, _, _ in samples])
+    plain = mmspec.generate(target, inputs=request, max_new_tokens=40).token_ids
+    for tree in (Chain(4), DynamicTree(3, 2, 6)):
+        out = mmspec.generate(target, drafter, inputs=request, max_new_tokens=40, tree=tree)
+        assert out.stats.num_accepted_draft_tokens and (target.compiled is not None) == compile
+        for one in divergences(target, request, plain, out.token_ids):
+            assert excused(target, one), described(target, one)

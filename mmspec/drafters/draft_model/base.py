@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...compressors import DraftPrompt, VisualCompressor, compressed_prompt, layout_of
+from ...compressors import DraftPrompt, Layout, TargetView, VisualCompressor, compressed_prompt, layout_of
 from ...compressors.base import compressor_of
 from ...errors import MMSpecError, shown
 from ...families import Family, Vision
@@ -21,9 +21,14 @@ from ...models.session import ModelSession
 from ...models.states import LAST
 from ...models.weights import is_adapted
 from ...models.whole_texts import read_states
+from ...outcome import Scores, Verdict
+from ...tree import DraftTree
 from ...trees import TreeBuilder
 from ...trees.growth import Block
+from ..reading import view_of
+from ..router import Router, router_of
 from ..session_step import SessionDrafter
+from ..step import StepDrafter
 from .outline import check_outline, model_of
 from .vocabulary import check_vocabulary
 
@@ -58,6 +63,10 @@ class DraftModelDrafter(SessionDrafter):
 
     encodes: ClassVar[bool] = False
     """True if encoders of the model's own are part of the drafter."""
+
+    drafts_unread = True
+
+    _router: Router | None = None  # of a request whose compressor routes
 
     def __init__(
         self,
@@ -112,7 +121,22 @@ class DraftModelDrafter(SessionDrafter):
         """Return the error that the model is not made for this class."""
         return MMSpecError(f"{type(self).__name__} cannot draft with {type(self.model).__name__}: {why}")
 
+    @property
+    def asks_anew(self) -> bool:  # type: ignore[override]
+        """True where it reads pictures: those of its prompt's tokens that do not matter now can be hidden from what it
+        reads, although later layers of other tokens have seen them."""
+        return self.reads_pictures
+
     # Reading and drafting.
+
+    def join(self, others: Sequence[StepDrafter]) -> None:
+        """Refuse a mixture with a compressor that routes, see `StepDrafter.join`: its members read by themselves, or as
+        rows of one batch, and nobody asks it there."""
+        if self.compressor is not None and self.compressor.routes:
+            raise MMSpecError(
+                f"MixtureDrafter: {type(self.compressor).__name__} chooses anew before every round what a "
+                f"{type(self).__name__} sees, and a mixture does not ask it: choose Prune, or draft with this one alone"
+            )
 
     def take_compressor(self, compressor: VisualCompressor) -> None:
         """Read the pictures through a compressor; refuse it where the model reads none."""
@@ -122,8 +146,15 @@ class DraftModelDrafter(SessionDrafter):
                 f"{type(compressor).__name__} to compress: leave the compressor out"
             )
         self.refuse_routing(compressor)
+        compressor.meet(self.target)
         compressor.attach(self.draft_target.hidden_size, self.target.hidden_size)
+        if compressor.routes and next(compressor.parameters(), None) is not None:
+            raise MMSpecError(
+                f"{type(compressor).__name__} is learned with a head of one layer (recipe=tiger), whose entries do not "
+                f"hang on what was seen before them, as those of a {type(self).__name__} do: choose Routing"
+            )
         self.compressor = compressor
+        self.feature_layers = tuple(compressor.layers_seen(self.target))
 
     def start(self, context: Context) -> None:
         """Read the prompt, in a session of the draft model."""
@@ -132,8 +163,21 @@ class DraftModelDrafter(SessionDrafter):
         # Under guidance it reads the other prompts too, and is led as the target is.
         read = context.rows_of(request, self.draft_target.family)
         self.session = context.sibling(self.draft_target, read.batch_size, read.max_length + context.spare_capacity)
-        self.session.prefill(*self._read(read, read, vision))
+        self.session.prefill(*self._read(read, read, vision, view_of(context)))
         self.session.follow(context.history, context.active)
+        self._router = router_of(self.compressor, context)
+
+    def expand_root(self, root: Tensor) -> Tensor:
+        """Read what is still unread, and the root; what is not to be seen in this round is hidden before."""
+        if self._router is not None and (hidden := self._router.choose()) is not None:
+            self.session.hide(hidden)
+        return super().expand_root(root)
+
+    def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
+        """Keep the accepted path, and go on to the newest state."""
+        super().observe(tree, scores, verdict)
+        if self._router is not None:
+            self._router.observe(scores, verdict)
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits after a block of nodes, over the target's vocabulary."""
@@ -142,8 +186,17 @@ class DraftModelDrafter(SessionDrafter):
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """Yield the guesses of all steps, see `Drafter.unroll`. A chain of right guesses is the answer itself, so one
-        pass gives the guesses of all steps; those of a later step are the first step's at later roots."""
-        prompt, lengths, states = self.states_of(lesson.prompt, lesson.vision, lesson.answers)
+        pass gives the guesses of all steps; those of a later step are the first step's at later roots.
+
+        Raises:
+            MMSpecError: with a compressor that routes.
+        """
+        if self.compressor is not None and self.compressor.routes:
+            raise MMSpecError(
+                f"a {type(self).__name__} is trained in one pass over an answer, where what is seen cannot change from "
+                f"round to round: train it without {type(self.compressor).__name__}, and draft with it"
+            )
+        prompt, lengths, states = self.states_of(lesson.prompt, lesson.vision, lesson.answers, view_of(lesson))
         family, features = self.draft_target.family, {LAST: states}
         # A state is wanted at every answer token but the last of its row.
         starts = [left - len(answer) for left, answer in zip(lengths, lesson.answers, strict=True)]
@@ -154,7 +207,11 @@ class DraftModelDrafter(SessionDrafter):
             yield Guess(guesses[chosen], None, places, roots)
 
     def states_of(
-        self, request: Request, vision: Vision | None, answers: Sequence[Sequence[int]]
+        self,
+        request: Request,
+        vision: Vision | None,
+        answers: Sequence[Sequence[int]],
+        view: TargetView | None = None,
     ) -> tuple[Request, list[int], Tensor]:
         """Read answers behind the target's prompts, in one pass without a cache.
 
@@ -162,6 +219,7 @@ class DraftModelDrafter(SessionDrafter):
             request: prompts of the target.
             vision: what the target's encoders made of their media.
             answers: token ids per row.
+            view: what the target knows of all this, for compressors that ask.
 
         Returns:
             prompt: as this model reads it.
@@ -171,7 +229,7 @@ class DraftModelDrafter(SessionDrafter):
         prompt, vision = self._prompt(request, vision)
         read = append(prompt, answers, WIDTHS)
         family = self.draft_target.family
-        embeds, position_ids, _, lengths, once, extra = self._read(read, prompt, vision)
+        embeds, position_ids, _, lengths, once, extra = self._read(read, prompt, vision, view)
         mask = whole_mask(lengths, embeds.shape[1], embeds.device)
         features = read_states(family, [LAST], embeds, mask, position_ids, once | extra)
         return prompt, lengths, features[LAST]
@@ -212,7 +270,7 @@ class DraftModelDrafter(SessionDrafter):
         self.draft_target.family.add_missing_inputs(inputs)
         return replace(request, inputs=inputs), vision
 
-    def _read(self, request: Request, prompt: Request, vision: Vision | None) -> tuple:
+    def _read(self, request: Request, prompt: Request, vision: Vision | None, view: TargetView | None = None) -> tuple:
         """Return the arguments of `ModelSession.prefill`: embeddings, positions, their offset, lengths, further
         arguments of this pass, and further arguments of all passes.
 
@@ -220,6 +278,7 @@ class DraftModelDrafter(SessionDrafter):
             request: the draft model's prompt, or prompt and answer.
             prompt: the prompt alone.
             vision: the encoded pictures.
+            view: what the target knows of the same text, for compressors that ask.
         """
         family, embeds = self.draft_target.family, self.embed(request, vision)
         positions, position_offset = family.positions_until(prompt.inputs, embeds.shape[1])
@@ -234,7 +293,10 @@ class DraftModelDrafter(SessionDrafter):
             further = deep.new_zeros(*embeds.shape[:2], deep[0].numel())
             further[layout.visual] = deep.flatten(1)
         left = compressed_prompt(
-            self.compressor, DraftPrompt(embeds, further, positions, layout.visual, none, position_offset), layout
+            self.compressor,
+            DraftPrompt(embeds, further, positions, layout.visual, none, position_offset),
+            layout,
+            attention=None if view is None else self._attention(view, layout),
         )
         removed = left.removed.tolist()
         lengths = [n - m for n, m in zip(request.lengths, removed, strict=True)]
@@ -244,6 +306,28 @@ class DraftModelDrafter(SessionDrafter):
         kinds = {name: value.gather(1, left.origin) for name, value in kinds.items()}
         once = family.prefill_inputs(kinds, Vision([], None, deep=kept), left.visual)
         return left.embeds, left.positions, left.position_offset, lengths, once, {}
+
+    def _attention(self, view: TargetView, layout: Layout) -> Tensor | None:
+        """Return the attention that the target pays to each token, `[batch, length]`, if the compressor asks for it.
+
+        Args:
+            view: what the target knows of the text.
+            layout: the places of the pictures in this model's own prompt.
+
+        Raises:
+            MMSpecError: if that is another one than the target's.
+        """
+        compressor = self.compressor
+        assert compressor is not None and view.vision is not None
+        if not (compressor.needs_attention or compressor.routes):
+            return None
+        theirs = layout_of(self.target.family, view.request, view.prompt, view.vision)
+        if layout.spans != theirs.spans:
+            raise MMSpecError(
+                f"{type(compressor).__name__} goes by what the target looks at, and this {type(self).__name__} reads "
+                "other prompts than the target (by a processor of its own, or guided ones): choose Prune or Pool"
+            )
+        return compressor.attention(self.target, view, theirs.words) if compressor.needs_attention else None
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Return tokens that this model can read. What only the target's padded table holds is read as token 0: the

@@ -1,0 +1,29 @@
+"""TargetView: what the target knows of a text, for drafters and compressors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..families import Vision
+from ..inputs import Request
+
+
+@dataclass
+class TargetView:
+    """A text as the target has read it.
+
+    Args:
+        request: the prompt, or the prompt and an answer.
+        prompt: the prompt alone.
+        embeds: `[batch, length, hidden]` embeddings that the target read.
+        features: layer to `[batch, length, hidden]` states that enter it, for all `feature_layers` of the drafter.
+        vision: the encoded pictures, or None.
+    """
+
+    request: Request
+    prompt: Request
+    embeds: Tensor
+    features: dict[int, Tensor]
+    vision: Vision | None
