@@ -78,7 +78,7 @@ def newest_attention(target: Model, layer: int, states: Tensor, session: ModelSe
 
 
 @torch.no_grad()
-def cached_attention(target: Target, layer: int, states: Tensor, entries: Tensor, session: ModelSession) -> Tensor:
+def cached_attention(target: Model, layer: int, states: Tensor, entries: Tensor, session: ModelSession) -> Tensor:
     """Return the attention that some committed tokens pay in one layer, to all committed tokens.
 
     The keys are those in the cache, so this costs the attention of these tokens alone. Their positions follow one
