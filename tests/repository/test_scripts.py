@@ -23,7 +23,7 @@ SMALL = {
     "prefill": ["--repeats", "1"],
 }
 """Options with which a program takes seconds or a minute. `compile` takes many, `training` needs answers, and
-`train_tiny_target` is tested in tests/zoo."""
+`train_tiny_target`, `train_tiny_video_target` and `evaluate_tiny_video` are tested in tests/zoo."""
 
 pytestmark = pytest.mark.skipif(not (ROOT / "scripts").exists(), reason="not a checkout")
 
