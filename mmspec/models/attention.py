@@ -118,7 +118,7 @@ def cached_attention(target: Model, layer: int, states: Tensor, entries: Tensor,
             **{CACHE: _Committed(keys, values)},
             **target.family.attention_inputs(layer, (keys, values)),
         )
-    return weights[..., : keys.shape[2]].float()
+    return weights[..., : keys.shape[2]].float().to(states.device)
 
 
 class _Committed(DynamicCache):
@@ -169,7 +169,7 @@ def _attention_weights(
     _, weights = _eager(block.self_attn)(
         hidden_states=normed, position_embeddings=rope, attention_mask=mask, **{CACHE: cache}, **further
     )
-    return weights[..., :length]
+    return weights[..., :length].to(states.device)
 
 
 def received_attention(
@@ -224,8 +224,15 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
 
 
 def _eager(attention: nn.Module) -> nn.Module:
-    """Return a copy of an attention module that shares its weights and returns attention weights."""
+    """Return a copy of an attention module that shares its weights and returns attention weights, on the same device
+    where accelerate has spread the layers: its hook is bound to the module itself, so the copy gets one of its own."""
     module: Any = copy.copy(attention)
+    if (hook := vars(module).pop("_hf_hook", None)) is not None:
+        from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+        for wrapped in ("forward", "_old_forward"):
+            vars(module).pop(wrapped, None)
+        add_hook_to_module(module, AlignDevicesHook(getattr(hook, "execution_device", None)))
     module.config = copy.copy(module.config)
     module.config._attn_implementation = "eager"
     return module
