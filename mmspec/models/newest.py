@@ -52,7 +52,7 @@ class NewestLook:
     def attention(self) -> Tensor:
         """Return the attention of these tokens, averaged over the heads, `[batch, longest]`: a row sums to one."""
         context = self.context
-        return newest_attention(context.target, self._layer, self.state, context).mean(1)  # type: ignore[arg-type]
+        return newest_attention(context.target, self._layer, self.state, context).mean(1)
 
     def on_media(self) -> Tensor:
         """Return the attention that falls on each token of the prompt that belongs to a picture, a video or a sound,
