@@ -14,6 +14,7 @@ from .prune import Prune
 from .resampler import Resampler
 from .routing import Routing
 from .token_assignment import Sources
+from .top_p import TopPUniform
 from .view import TargetView
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Routing",
     "Sources",
     "TargetView",
+    "TopPUniform",
     "VisualCompressor",
     "VisualSpan",
     "compressed_prompt",

@@ -40,8 +40,7 @@ class MostAttended(VisualCompressor):
         index = self.choose(span.attention, max(1, round(self.keep * len(span))))
         return Compressed(span.embeds[index], Sources.some(index, len(span)))
 
-    @staticmethod
-    def choose(attention: Tensor, count: int) -> Tensor:
+    def choose(self, attention: Tensor, count: int) -> Tensor:
         """Return the numbers of the tokens with the most attention, `[count]` in reading order; among equals the
         first."""
         return torch.sort(attention, descending=True, stable=True).indices[:count].sort().values
