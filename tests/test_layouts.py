@@ -70,6 +70,7 @@ def test_settings_are_refused(engine):
     refused(lambda: OcrLayout(least=2), "OcrLayout: least=2 must be a number from 0 to 1")
 
 
+@pytest.mark.product
 def test_the_rows_pictures_are_read_where_they_bring_no_text():
     target = mmspec.load_target("tiny")
     pages = [zoo.sample("documents", "test", number) for number in (100, 101)]

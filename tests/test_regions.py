@@ -28,6 +28,7 @@ def plain(image):
     return mmspec.generate(reader().target, None, reader().prompt, [image], max_new_tokens=96)
 
 
+@pytest.mark.product
 def test_regions_are_read_in_one_batch_and_then_the_page():
     image, _, text = zoo.sample("documents", "test", 100)
     expected = plain(image)
@@ -40,6 +41,7 @@ def test_regions_are_read_in_one_batch_and_then_the_page():
     assert len(found.page.stats.rounds) < len(expected.token_ids[0]) / 3
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("wrong", ["", "THE SUN 123\n" * 4, zoo.misread(TRUE[0].text, 0.4)])
 def test_a_parser_that_is_wrong_changes_nothing(wrong):
     image = zoo.sample("documents", "test", 100).image

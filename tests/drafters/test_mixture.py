@@ -343,6 +343,7 @@ def embedded():
     return mmspec.load_target("tiny")
 
 
+@pytest.mark.product
 def test_views_of_the_embedded_model_with_captions(embedded):
     """Two pictures, one and none in a batch; the caption of another picture changes what is guessed, not the text."""
     one, two = (mmspec.zoo.sample(task, "test", 3) for task in ("scenes", "documents"))

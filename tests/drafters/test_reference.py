@@ -165,6 +165,7 @@ ANYTHING = [
 ]
 
 
+@pytest.mark.product
 def test_no_reference_changes_the_text():
     """One, two and no pictures, greedy and drawn, alone and in a ragged batch."""
     drafter = ReferenceDrafter(embedded(), references=ANYTHING, least=0, nodes=40)

@@ -99,6 +99,7 @@ def test_other_lengths_and_requests_need_no_new_program(traced):
     assert first == ask(2, 12, 25) == ask(0, 30, 70) == ask(1, 5, 300)
 
 
+@pytest.mark.product
 def test_a_chain_of_any_length_behind_any_text_is_one_program(traced):
     """Also where the window is the whole storage, where the mask is the whole buffer, and behind a longer text."""
     target = compiled_target("llama")

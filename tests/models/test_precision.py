@@ -135,6 +135,7 @@ def test_margins_are_those_of_decoding_token_by_token():
 # What `mmspec generate compare=true` says.
 
 
+@pytest.mark.product
 def test_the_command_says_where_a_text_differs_and_by_how_much(capsys, monkeypatch):
     """The embedded target in bfloat16, whose drafted text is made to differ at one place."""
     from mmspec.cli import main

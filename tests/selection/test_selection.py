@@ -85,6 +85,7 @@ def inputs_of(name: str, answer: list[int]) -> tuple:
     return drafter.model, {"inputs_embeds": embeds}
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("name", ["large", "other", "draft_model", "text_only"])
 def test_likelihoods_of_many_answers_in_one_pass_are_those_of_plain_forward_passes(name):
     by_name = {"large": Member(large(), "large"), "other": Member(other(), "other")}
@@ -153,6 +154,7 @@ def own_text(member, new=24) -> str:
     return large().tokenizer.decode(written, skip_special_tokens=True)
 
 
+@pytest.mark.product
 def test_a_cascade_keeps_what_is_sure_and_asks_the_large_model_otherwise():
     small = members()[0]
     never, always = (Cascade(large(), small, Answerability(threshold)) for threshold in (1.0, 0.0))
@@ -170,6 +172,7 @@ def test_a_cascade_keeps_what_is_sure_and_asks_the_large_model_otherwise():
     assert fast.text == asked_large.text and fast.passes < asked_large.passes
 
 
+@pytest.mark.product
 def test_a_verdict_keeps_the_closest_answers_and_takes_one_of_them():
     panel = [*members(), Member(large(), "large")]
     chosen = Verdict(large(), panel, keep=2, decide="choose")
@@ -184,6 +187,7 @@ def test_a_verdict_keeps_the_closest_answers_and_takes_one_of_them():
     assert found.by == min(judged, key=judged.get) and found.text == found.answers[found.by] and found.passes == 1
 
 
+@pytest.mark.product
 def test_a_written_verdict_reads_the_reasons_of_the_kept_members_alone(monkeypatch):
     heard = []
     from mmspec.selection import panel as inside

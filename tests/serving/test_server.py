@@ -164,6 +164,7 @@ def test_an_engine_of_another_text_teaches_nothing(tmp_path):
     assert not (tmp_path / "it").exists()
 
 
+@pytest.mark.product
 def test_the_command_takes_a_url(tmp_path, capsys):
     ours = ["distill", "source.count=1", "max_new_tokens=4"]
     assert main([*ours, "--output", str(tmp_path / "ours")]) == 0

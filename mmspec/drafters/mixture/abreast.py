@@ -11,8 +11,11 @@ from torch.nn import functional
 from ...models.session import ModelSession, Pass
 from ...trees.growth import Block
 from ..draft_model import DraftModelDrafter
-from ..session_step import SessionDrafter
 from ..step import StepDrafter
+
+
+VERBS = ("expand_root", "expand", "observe")
+"""What a member does in a round, and leaves to the first of those that it reads with."""
 
 
 class AbreastSession(ModelSession):
@@ -84,7 +87,7 @@ class Abreast:
             member.session = session
 
     def expand_root(self, root: Tensor) -> list[Tensor]:
-        """Return each member's `[batch, vocab]` logits; see `SessionDrafter.expand_root`."""
+        """Return each member's `[batch, vocab]` logits; see `DraftModelDrafter.expand_root`."""
         session = self.first.session
         trunk = self.first.newest(root, session.pending)
         logits = self.first.expand(trunk)
@@ -144,11 +147,9 @@ def _one_pass(one: StepDrafter, other: StepDrafter) -> bool:
     """Return True if two members can be rows of one batch: one model, nothing beside the text to attend to, no pairs of
     prompts (guidance). A class that reads in a way of its own goes alone."""
     for member in (one, other):
-        if not isinstance(member, DraftModelDrafter) or type(member).expand is not DraftModelDrafter.expand:
+        if not isinstance(member, DraftModelDrafter):
             return False
-        if type(member).expand_root is not SessionDrafter.expand_root:
-            return False
-        if type(member).observe is not SessionDrafter.observe:
+        if any(getattr(type(member), verb) is not getattr(DraftModelDrafter, verb) for verb in VERBS):
             return False
         session = member.session
         if type(session) is not ModelSession or session.extra or session.beside is not None:
