@@ -13,7 +13,6 @@ from ...trees.growth import Block
 from ..draft_model import DraftModelDrafter
 from ..step import StepDrafter
 
-
 VERBS = ("expand_root", "expand", "observe")
 """What a member does in a round, and leaves to the first of those that it reads with."""
 
