@@ -73,11 +73,11 @@ def test_guided_pictures_keep_what_the_target_looks_at(monkeypatch):
     seen = []
     choose = FeatureGuided.choose
 
-    def watching(attention, count):
+    def watching(self, attention, count):
         seen.append((attention.clone(), count))
-        return choose(attention, count)
+        return choose(self, attention, count)
 
-    monkeypatch.setattr(FeatureGuided, "choose", staticmethod(watching))
+    monkeypatch.setattr(FeatureGuided, "choose", watching)
     only = one(embedded("dream"))
     ((attention, count),) = seen
     left = only.weights.flatten() > 0
