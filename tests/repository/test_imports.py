@@ -1,8 +1,10 @@
-"""The import graph of the package: no cycle, whether the imports are at the top, in functions or for types alone."""
+"""The import graph of the package: no cycle, whether the imports are at the top, in functions or for types alone; and
+all that a module offers is there."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -67,6 +69,14 @@ def cycles(graph: Graph) -> list[list[str]]:
         if name not in numbers:
             visit(name)
     return found
+
+
+def test_all_names_that_a_module_offers_are_there():
+    offering = [name for name, file in modules(PACKAGE).items() if "__all__ = [" in file.read_text(encoding="utf-8")]
+    assert "mmspec.drafters.reference" in offering
+    for name in offering:
+        module = importlib.import_module(name)
+        assert [one for one in module.__all__ if not hasattr(module, one)] == [], name
 
 
 def test_no_module_imports_itself_through_others():

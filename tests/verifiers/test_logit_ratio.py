@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,11 +111,17 @@ def test_between_strict_tokens_only_the_targets_choice_passes(answer, tokens, pa
 
 def test_strict_texts_are_tokens_of_the_target():
     target = asked()[0]
-    rule = LogitRatio(strict=["A", "\n"])
+    another = SimpleNamespace(speller=SimpleNamespace(encode=lambda text, **_: [7]))
+    rule = LogitRatio(strict=iter(["A", "\n"]))
     rule.check(target)
-    assert rule._ends == [target.tokenizer.encode(text)[0] for text in ("A", "\n")]
+    rule.check(another)  # a request to another target has begun meanwhile
+    for one, tokens in ((target, [target.tokenizer.encode(text)[0] for text in ("A", "\n")]), (another, [7, 7])):
+        own = rule.fork()
+        own.start(SimpleNamespace(target=one))
+        assert own._ends == tokens
     refused(lambda: LogitRatio(strict=["quantum"]).check(target), "strict has 'quantum', which is ... tokens")
-    refused(lambda: LogitRatio(strict="$"), "strict='$' must be a list of texts")
+    for wrong in ("$", b"$", 3, [""], [1]):
+        refused(lambda wrong=wrong: LogitRatio(strict=wrong), f"strict={wrong!r} must be a list of texts")
     refused(
         lambda: LogitRatio(margin=-1),
         "margin=-1 must be a number",

@@ -9,7 +9,6 @@ __all__ = [
     "REFERENCES",
     "Alignment",
     "Guess",
-    "Odds",
     "ReferenceDrafter",
     "ReferenceText",
     "Windows",

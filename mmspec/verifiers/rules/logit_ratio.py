@@ -13,6 +13,7 @@ from .base import ChoiceRule, Judged
 from .words import tokens_of, words
 
 if TYPE_CHECKING:
+    from ...context import Context
     from ...target import Target
 
 
@@ -57,7 +58,11 @@ class LogitRatio(ChoiceRule):
 
     def check(self, target: Target) -> None:
         """Refuse a target in whose vocabulary the strict texts are no single tokens."""
-        self._ends = tokens_of(self, self.strict, target)
+        tokens_of(self, self.strict, target)
+
+    def start(self, context: Context) -> None:
+        """Look up the tokens of the strict texts."""
+        self._ends = tokens_of(self, self.strict, context.target)
 
     def accept(self, at: Judged) -> Tensor:
         """Accept tokens whose logit is close to the best, outside of what is strict."""

@@ -73,10 +73,11 @@ class VisualRelevance(ChoiceRule):
 
     def check(self, target: Target) -> None:
         """Refuse a target in whose vocabulary the strict texts are no single tokens."""
-        self._exact = tokens_of(self, self.strict, target)
+        tokens_of(self, self.strict, target)
 
     def start(self, context: Context) -> None:
-        """Keep the directions of the visual tokens' states."""
+        """Look up the tokens of the strict texts, and keep the directions of the visual tokens' states."""
+        self._exact = tokens_of(self, self.strict, context.target)
         visual = context.target.family.is_visual(context.request.inputs["input_ids"])
         visual &= torch.arange(visual.shape[1], device=visual.device) < context.lengths[:, None]
         self._visual, self._sees = visual, visual.any(-1)

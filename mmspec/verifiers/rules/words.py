@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import MMSpecError, shown
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from ...target import Target
 
 
-def words(owner: object, strict: Sequence[str]) -> list[str]:
+def words(owner: object, strict: Iterable[str]) -> list[str]:
     """Return the texts that a rule was given as `strict`.
 
     Raises:
         MMSpecError: for what is no list of texts.
     """
-    if isinstance(strict, str) or not all(isinstance(text, str) and text for text in strict):
+    texts = [*strict] if isinstance(strict, Iterable) and not isinstance(strict, str) else [""]
+    if not all(isinstance(text, str) and text for text in texts):
         raise MMSpecError(f"{type(owner).__name__}: strict={shown(strict, 60)} must be a list of texts, such as ['$']")
-    return [*strict]
+    return texts
 
 
 def tokens_of(owner: object, strict: Sequence[str], target: Target) -> list[int]:
