@@ -46,7 +46,7 @@ class CorrectorSettings:
     def __post_init__(self) -> None:
         check_fields(self)
         sizes = {name: getattr(self, name) for name in ("depth", "inner", "least", "most")}
-        positive(self, **sizes, width=self.width or 1)
+        positive(self, **sizes, width=1 if self.width is None else self.width)
         if not 0 < self.share <= 1:
             raise MMSpecError(f"CorrectorSettings: share={self.share} must be above 0 and at most 1")
         if self.least > self.most:

@@ -46,7 +46,7 @@ class Arm(PerRequest):
                 raise MMSpecError(
                     f"Arm: {name}={shown(value)} is no {kind.__name__}; pass an instance, or leave it out"
                 )
-        if not isinstance(self.settings, Mapping):
+        if not isinstance(self.settings, Mapping) or not all(isinstance(name, str) for name in self.settings):
             raise MMSpecError(f"Arm: settings={shown(self.settings)} must be settings of the drafter by name")
         if self.cost is not None:
             self.cost = number(self, above=0, cost=self.cost)

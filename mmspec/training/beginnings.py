@@ -3,6 +3,7 @@ given eyes, or the drafter of a first stage."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..compressors import VisualCompressor
 from ..drafters import FeatureDrafter, HiVisDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
-from ..errors import MMSpecError
+from ..errors import MMSpecError, shown
 from ..loading import load_drafter
 from ..models.weights import is_adapted, is_plain
 from ..target import Target
@@ -203,7 +204,7 @@ def corrected(
         tree: builder of the drafter's trees; the drafter's default if None.
 
     Raises:
-        MMSpecError: if it is no head on the target's states, or has a corrector already.
+        MMSpecError: if it is no head on the target's states, or has a corrector already; for settings that are none.
     """
     first = load_drafter(name, target)
     if not isinstance(first, FeatureDrafter):
@@ -214,7 +215,8 @@ def corrected(
         return cast(FeatureDrafter, first.fork(tree))
     if first.corrector is not None:
         raise MMSpecError(f"{name!r} has a corrector already: train it on with start={name}, or name one without")
-    made = type(first).from_config(first.config() | {"corrector": dict(corrector)}, target)
+    told = dict(corrector) if isinstance(corrector, Mapping) else corrector
+    made = type(first).from_config(first.config() | {"corrector": told}, target)
     lacking = made.load_state_dict(first.state_dict(), strict=False).missing_keys
     assert all(key.startswith("corrector.") for key in lacking), lacking
     return cast(FeatureDrafter, made.fork(tree))
@@ -233,8 +235,13 @@ def routed(
         tree: builder of the drafter's trees; the drafter's default if None.
 
     Raises:
-        MMSpecError: if it is no head on the target's states, has a compressor already, or takes none that routes.
+        MMSpecError: if it is no head on the target's states, has a compressor already, or takes none that routes; for
+            what is no compressor.
     """
+    if not isinstance(compressor, VisualCompressor):
+        raise MMSpecError(
+            f"routed: compressor={shown(compressor)} is no VisualCompressor; pass an instance, such as LearnedRouting()"
+        )
     first = load_drafter(name, target)
     if not isinstance(first, FeatureDrafter):
         raise MMSpecError(

@@ -115,6 +115,7 @@ def test_maps_are_saved_and_a_trained_head_begins_with_its_weights(tmp_path):
     assert isinstance(made.compressor, LearnedRouting) and made.compressor.k == 3
     assert all(made.state_dict()[name].equal(weight) for name, weight in head.state_dict().items())
     refused(lambda: routed_head(target, Routing(3), str(tmp_path / "routed")), "has LearnedRouting already ... start=")
+    refused(lambda: routed_head(target, None, str(tmp_path / "head")), "routed: compressor=None is no VisualCompressor")
     twin = routed("llava")
     twin.load_state_dict(mmspec.load_drafter(str(tmp_path / "routed"), target).state_dict())
     refused(lambda: head.with_compressor(LearnedRouting()), "LearnedRouting has weights of its own")

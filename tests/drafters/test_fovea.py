@@ -212,6 +212,7 @@ def test_bad_settings_and_heads_are_refused(tmp_path):
 
     refused(with_(depths=1), "EagleDrafter: corrector: there is no setting 'depths' ... 'depth'")
     refused(with_(depth=0), "EagleDrafter: corrector: depth=0 must be a positive integer")
+    refused(with_(width=0), "EagleDrafter: corrector: width=0 must be a positive integer")
     refused(with_(share=1.5), "corrector: share=1.5 must be above 0 and at most 1")
     refused(with_(least=9, most=3), "corrector: least=9 must not exceed most=3")
     refused(with_(reads="embed"), "corrector: reads='embed' is unknown ... 'embeds'")
@@ -219,6 +220,8 @@ def test_bad_settings_and_heads_are_refused(tmp_path):
     refused(lambda: MtpDrafter(target, layers=2, corrector={}), "MtpDrafter: corrector= ... leave it out")
     refused(lambda: SpecFlashDrafter(target, corrector={}), "SpecFlashDrafter: corrector= ... another head")
     refused(lambda: corrected(target, "ngram_", {}), "'ngram_'")
+    EagleDrafter(target).save_pretrained(tmp_path / "plain")
+    refused(lambda: corrected(target, str(tmp_path / "plain"), 2), "corrector=2 must be settings by name or None")
     build(target, "eagle3, fovea").save_pretrained(tmp_path)
     refused(lambda: corrected(target, str(tmp_path), {}), "has a corrector already ... start=")
     fovea = Eagle3Drafter(target, corrector={"inner": 8})

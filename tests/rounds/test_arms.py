@@ -251,6 +251,7 @@ def test_refusals():
         (lambda: Arm(tree=0), "Arm: tree=0 is no TreeBuilder"),
         (lambda: Arm(drafter="eagle"), "Arm: drafter='eagle' is no Drafter"),
         (lambda: Arm(settings=3), "Arm: settings=3 must be settings of the drafter by name"),
+        (lambda: Arm(settings={1: 2}), "Arm: settings={1: 2} must be settings of the drafter by name"),
         (lambda: Arm(cost=0), "Arm: cost=0 must be a number above 0"),
         (lambda: Unimodal(beta=-1), "Unimodal: beta=-1"),
         (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...errors import MMSpecError, shown
 
 if TYPE_CHECKING:
-    from ...target import Target
+    from ...models.model import Model
 
 
 def words(owner: object, strict: Iterable[str]) -> list[str]:
@@ -23,7 +23,7 @@ def words(owner: object, strict: Iterable[str]) -> list[str]:
     return texts
 
 
-def tokens_of(owner: object, strict: Sequence[str], target: Target) -> list[int]:
+def tokens_of(owner: object, strict: Sequence[str], target: Model) -> list[int]:
     """Return the tokens of texts.
 
     Raises:
