@@ -14,7 +14,7 @@ from ..draft_model import DraftModelDrafter
 from ..step import StepDrafter
 
 VERBS = ("expand_root", "expand", "observe")
-"""What a member does in a round, and leaves to the first of those that it reads with."""
+"""The methods that draft in a round, which members leave to the first of those that they read with."""
 
 
 class AbreastSession(ModelSession):
