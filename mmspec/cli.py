@@ -39,7 +39,7 @@ COMMANDS = {
     "list": "print everything that can be chosen, one line each",
     "completion": "make the Tab key complete mmspec in bash or zsh",
     "check": "compare a model's logits in tree passes with those of its own generate",
-    "export": "write an EAGLE-3 drafter in the format that vLLM serves",
+    "export": "write a drafter, and its target where need be, as vLLM serves them",
 }
 
 USAGE_ERROR, INTERRUPTED = 2, 130

@@ -13,14 +13,17 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
 
 ROOT = Path(__file__).resolve().parent.parent
-SAVING_SECONDS = 90
-"""Time for the training to end its step and save; Slurm warns two minutes before a job's time ends."""
+WARNED_SECONDS, SAVING_SECONDS = 120, 90
+"""How long before a job's time ends Slurm warns, and how long the training may then take to end its step and save."""
+TIMES = 1000
+"""How often a job whose time has ended queues up again; submitit's own limit is three."""
 
 
 @dataclass
@@ -55,10 +58,11 @@ class Machine:
         }
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
         launch += [word for name, value in places.items() for word in (f"--{name}", str(value))]
+        if machines * self.processes == 1:  # the launcher would not hand on the signal that asks to save
+            launch = launch[:1]
         paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path)
-        self.running = subprocess.Popen(
-            [*launch, "-m", "mmspec", "train", *self.arguments], env=os.environ | {"PYTHONPATH": paths}
-        )
+        variables = {"PYTHONPATH": paths, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS - 5)}
+        self.running = subprocess.Popen([*launch, "-m", "mmspec", "train", *self.arguments], env=os.environ | variables)
         while self.running.poll() is None:  # a signal that arrives meanwhile is handled between two looks
             time.sleep(0.5)
         if self.running.returncode:
@@ -67,7 +71,8 @@ class Machine:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Let the training save, and queue the same job again: submitit calls this shortly before the time ends."""
         self.running.terminate()
-        self.running.wait(SAVING_SECONDS)
+        with suppress(subprocess.TimeoutExpired):  # then the job goes on from the last state that was saved
+            self.running.wait(SAVING_SECONDS)
         return submitit.helpers.DelayedSubmission(Machine(self.arguments, self.config, self.processes))
 
 
@@ -88,13 +93,15 @@ def main() -> None:
     config = shipped if shipped.exists() else Path(options.config).resolve()
     if not config.exists():
         parser.error(f"--config {options.config}: there is no such file; choose from {shipped.parent}")
-    executor = submitit.AutoExecutor(options.logs, cluster="local" if options.local else "slurm")
+    cluster = "local" if options.local else "slurm"
+    executor = submitit.AutoExecutor(options.logs, cluster, slurm_max_num_timeout=TIMES, local_max_num_timeout=TIMES)
     executor.update_parameters(
         name="mmspec-train",
         nodes=options.machines,
         tasks_per_node=1,
         gpus_per_node=options.gpus,
-        timeout_min=round(60 * options.hours),
+        timeout_min=max(1, round(60 * options.hours)),
+        slurm_signal_delay_s=WARNED_SECONDS,
     )
     if options.partition:
         executor.update_parameters(slurm_partition=options.partition)

@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 def at_server(overrides: Sequence[str]) -> list[str]:
     """Return overrides with `url=URL` spelt out: it chooses the engine that asks a running server."""
     given = [override for override in overrides if override.startswith("url=")]
-    address = given[-1].removeprefix("url=") if given else "null"
+    address = given[-1].removeprefix("url=").strip("'\"") if given else "null"
     if address in ("", "null"):
         return list(overrides)
     engines = [override for override in overrides if override.startswith("engine=")]

@@ -7,6 +7,7 @@ order of the rounds is not known, and none of our figures asks for it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,11 +29,12 @@ def rounds_of(counts: Mapping[str, Any], emitted: int) -> list[Round]:
     accepted = [sum(count > number for count in reached) for number in range(drafts)]
     lengths = [drafted // drafts + (number < drafted % drafts) for number in range(drafts)]
     tokens = [count + 1 for count in accepted]
-    beyond = sum(tokens) - emitted
-    while beyond > 0:
-        longest = max(range(drafts), key=tokens.__getitem__)
-        tokens[longest] -= 1
-        beyond -= 1
+    longest = [(-count, number) for number, count in enumerate(tokens)]
+    heapq.heapify(longest)  # of a batch there are tens of thousands
+    for _ in range(sum(tokens) - emitted):
+        _, number = longest[0]
+        tokens[number] -= 1
+        heapq.heapreplace(longest, (-tokens[number], number))
     rounds = [
         Round([length], [min(count, out)], [out], length)
         for length, count, out in zip(lengths, accepted, tokens, strict=True)

@@ -101,7 +101,8 @@ class VLLMEngine(Engine):
         return name, {"method": "ngram", "num_speculative_tokens": length or drafter.length, **lookup}
 
     def answer(self, request: Request, seed: int) -> Answer:
-        """Decode a request; the preparation of the prompt is vLLM's own part, as far as it processes pictures."""
+        """Decode a request; the preparation of the prompt is vLLM's own part, as far as it processes pictures.
+        `Answer.unanswered` has the rows that it does not take."""
         asked, rows = asked_of(self.target, request), request.batch_size
         answered = self._worker.ask(
             {
@@ -112,18 +113,25 @@ class VLLMEngine(Engine):
             self.patience,
         )
         answers, wall = answered["answers"], answered["wall"]
-        check_prompts(request, [one["prompt_ids"] for one in answers], "vLLM")
-        ids = [one["ids"] for one in answers]
-        first = min(wall, max((one["first_token"] or 0.0) for one in answers))
-        rounds = rounds_of(answered["counts"] if self.drafts else {}, sum(map(len, ids)) - rows)
+        unanswered = {
+            row: f"vLLM does not take the prompt: {one['refused']}"
+            for row, one in enumerate(answers)
+            if "refused" in one
+        }
+        read = zip(answers, request.token_ids(), strict=True)
+        check_prompts(request, [one.get("prompt_ids", ours) for one, ours in read], "vLLM")
+        ids = [one.get("ids", []) for one in answers]
+        first = min(wall, max((one.get("first_token") or 0.0) for one in answers))
+        rounds = rounds_of(answered["counts"] if self.drafts else {}, sum(max(0, len(row) - 1) for row in ids))
         return Answer(
             token_ids=ids,
-            finish=["eos" if one["finish"] == "stop" else "length" for one in answers],
+            finish=["eos" if one.get("finish") == "stop" else "length" for one in answers],
             wall=wall,
             seconds={"prefill": first, "vllm": wall - first},
-            first_tokens=[1] * rows,
+            first_tokens=[min(1, len(row)) for row in ids],
             passes=len(rounds),
             rounds=rounds,
+            unanswered=unanswered,
         )
 
 

@@ -103,7 +103,13 @@ class WorkerProcess:
         if line is None:
             self.close()
             raise MMSpecError(f"the process of {self.python} has ended while it was asked {what!r}{self._last_words()}")
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or not answer.keys() & {"done", "error"}:
+            self.close()
+            raise MMSpecError(f"{self.python} runs no Python here, it says {cut(line.strip(), 100)!r}: correct python=")
         if "error" in answer:
             raise MMSpecError(f"vLLM in {self.python} failed at {what!r}: {answer['error']}{self._last_words()}")
         return answer["done"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 from collections import Counter
@@ -25,8 +26,14 @@ OF_THE_PROMPT = (400, 413, 422)
 """Statuses that say that this one prompt cannot be answered."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first retry, which double from retry to retry, and at most."""
-CONNECTING = 10.0
-"""Seconds that a connection may take to come about."""
+CONNECTING, ABOUT_ITSELF = 10.0, 30.0
+"""Seconds that a connection may take to come about, and that a question may take that needs no model."""
+WAYS_OUT = {
+    401: "; put its key into the variable {key} (engine.key names another)",
+    403: "; put another key into the variable {key} (engine.key names another)",
+    404: "; url= is its address up to /v1",
+}
+"""The ways out that are told with a refusal, by its status."""
 METRIC = re.compile(r"^(vllm:spec_decode_\w+?)_total(?:\{(.*)\})? ([0-9.e+-]+)$", re.MULTILINE)
 POSITION = re.compile(r'position="(\d+)"')
 
@@ -62,7 +69,7 @@ class Server:
         model: the model's name there; None for the only one that it has.
         key: variable of the environment that holds the server's key, if it wants one.
         concurrency: requests in flight at most.
-        patience: seconds that one request may take at most.
+        patience: seconds that one request may take at most, its further tries included.
         retries: further tries of a request that a busy server has refused, or that was lost on the way.
 
     Raises:
@@ -82,7 +89,7 @@ class Server:
             import httpx2  # noqa: F401
         except ModuleNotFoundError:
             raise MMSpecError(missing("url=", "httpx2")) from None
-        if not isinstance(url, str) or not re.match(r"https?://[^/]+", url):
+        if not _is_address(url):
             raise MMSpecError(f"url={url!r} is no address of a server: give one such as http://localhost:8000")
         self.root = url.rstrip("/").removesuffix("/v1")
         self.model, self.key = model, key
@@ -92,8 +99,11 @@ class Server:
 
     def models(self) -> list[str]:
         """Return the names of the models that the server has."""
-        found = self._run(lambda client: self._sent(client, "GET", "/v1/models"))
-        return [str(one.get("id")) for one in found.get("data", ()) if isinstance(one, dict)]
+        found = self._run(lambda client: self._sent(client, "GET", "/v1/models", seconds=ABOUT_ITSELF))
+        ones = found.get("data")
+        if not isinstance(ones, list):
+            raise _not_the_protocol(self.root, str(found))
+        return [str(one.get("id")) for one in ones if isinstance(one, dict)]
 
     def choose_model(self) -> None:
         """Take the model that was named, or the only one that there is.
@@ -117,16 +127,16 @@ class Server:
         """Return the tokens of a text by the server's tokenizer, without special tokens; None if it does not say."""
         try:
             asked = {"model": self.model, "prompt": text, "add_special_tokens": False}
-            found = self._run(lambda client: self._sent(client, "POST", "/tokenize", asked))
+            found = self._run(lambda client: self._sent(client, "POST", "/tokenize", asked, seconds=ABOUT_ITSELF))
         except RefusedError:
             return None
         tokens = found.get("tokens")
-        return tokens if isinstance(tokens, list) else None
+        return tokens if isinstance(tokens, list) and tokens else None  # others look for the text elsewhere
 
     def counts(self) -> dict[str, Any]:
         """Return the counters of speculative decoding that vLLM publishes; nothing of another server."""
         try:
-            text = self._run(lambda client: self._sent(client, "GET", "/metrics", as_text=True))
+            text = self._run(lambda client: self._sent(client, "GET", "/metrics", as_text=True, seconds=ABOUT_ITSELF))
         except RefusedError:
             return {}
         found: dict[str, Any] = {}
@@ -177,7 +187,7 @@ class Server:
             raise
         try:
             choice, usage = found["choices"][0], found.get("usage") or {}
-            return Served(
+            served = Served(
                 text=choice["message"]["content"] or "",
                 ids=choice.get("token_ids"),
                 finish=choice.get("finish_reason"),
@@ -186,9 +196,16 @@ class Server:
                 prompt_ids=found.get("prompt_token_ids"),
             )
         except (KeyError, IndexError, TypeError, AttributeError):
+            served = None
+        if (
+            served is None
+            or not isinstance(served.text, str)
+            or not all(map(_ids_or_none, (served.ids, served.prompt_ids)))
+        ):
             raise MMSpecError(
                 f"the server at {self.root} has answered what is no chat completion: {cut(str(found), 200)}"
-            ) from None
+            )
+        return served
 
     # How it is sent.
 
@@ -200,7 +217,7 @@ class Server:
             key = os.environ.get(self.key)
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             limits = httpx2.Limits(max_connections=self.concurrency)
-            timeout = httpx2.Timeout(self.patience, connect=min(CONNECTING, self.patience))
+            timeout = httpx2.Timeout(None, connect=CONNECTING)  # of the whole request: `_sent`
             async with httpx2.AsyncClient(
                 base_url=self.root, headers=headers, limits=limits, timeout=timeout
             ) as client:
@@ -218,39 +235,60 @@ class Server:
             raise errors[0] from None
 
     async def _sent(
-        self, client: httpx2.AsyncClient, method: str, path: str, body: Any = None, as_text: bool = False
+        self,
+        client: httpx2.AsyncClient,
+        method: str,
+        path: str,
+        body: Any = None,
+        as_text: bool = False,
+        seconds: float = math.inf,
     ) -> Any:
         """Return what the server answers to one request, which is tried again while it is busy.
+
+        All tries together take `seconds` at most, and never more than `patience`.
 
         Raises:
             RefusedError: if it refuses, with its words.
             MMSpecError: if it cannot be reached, or takes too long.
         """
-        import httpx2
-
-        wrong = ""
-        for number in range(self.retries + 1):
-            pause = min(FIRST_PAUSE * 2**number, LONGEST_PAUSE)
-            try:
-                answer = await client.request(method, path, json=body)
-            except httpx2.TimeoutException:
-                wrong = f"has not answered within {self.patience:g} s"
-            except httpx2.TransportError as error:
-                wrong = f"cannot be reached ({first_line(error)})"
-            else:
-                if answer.status_code < 400:
-                    return answer.text if as_text else _json(answer, self.root)
-                said = f"says {answer.status_code}: {_words(answer)}"
-                if answer.status_code not in BUSY:
-                    raise RefusedError(f"the server at {self.root} {said}", answer.status_code)
-                wrong = said
-                pause = min(_number(answer.headers.get("retry-after")) or pause, LONGEST_PAUSE)
-            if number < self.retries:
-                await asyncio.sleep(pause)
+        limit, tries, wrong = min(self.patience, seconds), 0, ""
+        try:
+            async with asyncio.timeout(limit):
+                while tries <= self.retries:
+                    tries += 1
+                    answer, wrong, wished = await self._tried(client, method, path, body)
+                    if answer is not None:
+                        return answer.text if as_text else _json(answer, self.root)
+                    if tries <= self.retries:
+                        await asyncio.sleep(min(wished or FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE))
+        except TimeoutError:
+            wrong = wrong or f"has not answered within {limit:g} s"
         raise MMSpecError(
-            f"the server at {self.root} {wrong}, tried {self.retries + 1} times: start it (vllm serve MODEL), "
+            f"the server at {self.root} {wrong}, tried {tries} times: start it (vllm serve MODEL), "
             "correct url=, or lower engine.concurrency; what was answered is kept"
         )
+
+    async def _tried(
+        self, client: httpx2.AsyncClient, method: str, path: str, body: Any
+    ) -> tuple[httpx2.Response | None, str, float | None]:
+        """Return the answer to one try, or what went wrong and the seconds that the server wants to be left alone.
+
+        Raises:
+            RefusedError: if it refuses, with its words.
+        """
+        import httpx2
+
+        try:
+            answer = await client.request(method, path, json=body)
+        except httpx2.RequestError as error:
+            return None, f"cannot be reached ({first_line(error)})", None
+        if answer.status_code < 400:
+            return answer, "", None
+        said = f"says {answer.status_code}: {_words(answer)}"
+        if answer.status_code in BUSY:
+            return None, said, _number(answer.headers.get("retry-after"))
+        said += WAYS_OUT.get(answer.status_code, "").format(key=self.key)
+        raise RefusedError(f"the server at {self.root} {said}", answer.status_code)
 
 
 class RefusedError(MMSpecError):
@@ -264,6 +302,16 @@ class RefusedError(MMSpecError):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def _is_address(url: Any) -> bool:
+    import httpx2
+
+    try:
+        found = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError):
+        return False
+    return found.scheme in ("http", "https") and bool(found.host) and (found.port or 0) < 2**16
 
 
 def _in_a_loop() -> bool:
@@ -281,8 +329,16 @@ def _json(answer: Any, root: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise MMSpecError(f"{root} answers, but not in OpenAI's protocol: {cut(answer.text, 100)!r}; correct url=")
+        raise _not_the_protocol(root, answer.text)
     return found
+
+
+def _not_the_protocol(root: str, said: str) -> MMSpecError:
+    return MMSpecError(f"{root} answers, but not in OpenAI's protocol: {cut(said, 100)!r}; correct url=")
+
+
+def _ids_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(type(one) is int for one in value))
 
 
 def _words(answer: Any) -> str:

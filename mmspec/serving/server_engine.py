@@ -145,6 +145,11 @@ class ServerEngine(Engine):
         if served.text is None:
             raise MMSpecError(served.reason)
         if served.ids is not None:
+            if strange := [token for token in served.ids if not 0 <= token < self.target.vocab_size]:
+                raise MMSpecError(
+                    f"the answer has the token id {strange[0]}, but those of the target go from 0 to "
+                    f"{self.target.vocab_size - 1}"
+                )
             return list(served.ids)
         tokenizer, ends = self.target.tokenizer, self.target.eos_token_ids
         ids = list(tokenizer(served.text, add_special_tokens=False)["input_ids"])

@@ -70,22 +70,25 @@ class Worker:
             asked.append(one)
         parameters = [SamplingParams(**sampling, seed=seed) for seed in seeds]
         before, started = self.counts(), time.perf_counter()
-        outputs = self.llm.generate(asked, parameters, use_tqdm=False)
+        outputs = self.outputs(asked, parameters)
         wall = time.perf_counter() - started
         after = self.counts()
         return {
             "wall": wall,
-            "answers": [
-                {
-                    "prompt_ids": list(output.prompt_token_ids or ()),
-                    "ids": list(output.outputs[0].token_ids),
-                    "finish": output.outputs[0].finish_reason,
-                    "first_token": getattr(output.metrics, "first_token_latency", None),
-                }
-                for output in outputs
-            ],
+            "answers": [_plain(output) for output in outputs],
             "counts": {name: _less(value, before.get(name)) for name, value in after.items()},
         }
+
+    def outputs(self, asked: list[Any], parameters: list[Any]) -> list[Any]:
+        """Return vLLM's outputs, and its error in the place of a prompt that it does not take, such as one that is too
+        long: it then takes none that are asked together with it, so that is found out by halves."""
+        try:
+            return self.llm.generate(asked, parameters, use_tqdm=False)
+        except _refusals() as error:
+            if len(asked) == 1:
+                return [error]
+        half = len(asked) // 2
+        return self.outputs(asked[:half], parameters[:half]) + self.outputs(asked[half:], parameters[half:])
 
     def counts(self) -> dict[str, Any]:
         """Return the counters of speculative decoding; none of an engine that does not draft."""
@@ -104,6 +107,27 @@ def _version(distributions: tuple[str, ...]) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return the errors with which vLLM says that it does not take a prompt."""
+    try:
+        from vllm.exceptions import VLLMClientError
+    except ImportError:  # older versions have no error of their own
+        return (ValueError,)
+    return (ValueError, VLLMClientError)
+
+
+def _plain(output: Any) -> dict[str, Any]:
+    """Return an output of vLLM, or an error in its place, as values of JSON."""
+    if isinstance(output, Exception):
+        return {"refused": _one_line(output)}
+    return {
+        "prompt_ids": list(output.prompt_token_ids or ()),
+        "ids": list(output.outputs[0].token_ids),
+        "finish": output.outputs[0].finish_reason,
+        "first_token": getattr(output.metrics, "first_token_latency", None),
+    }
 
 
 def _less(value: Any, before: Any) -> Any:

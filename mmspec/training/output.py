@@ -132,8 +132,14 @@ class OutputFolder:
             divided = trainee if is_sharded(self.accelerator) else None
             return read_state(self.folder / STATE, drafter, optimizer, divided)
         if (self.folder / SHARDED / PROGRESS).exists():
+            progress = read_json_object(self.folder / SHARDED / PROGRESS)
+            if progress is None:
+                raise MMSpecError(
+                    f"the checkpoint {str(self.folder / SHARDED)!r} is damaged: its {PROGRESS} cannot be read; delete "
+                    "it to begin again, or choose another output folder"
+                )
             read_shards(self.folder / SHARDED, trainee, optimizer)
-            return json.loads((self.folder / SHARDED / PROGRESS).read_text())
+            return progress
         return None
 
     def _has_state(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,7 +50,16 @@ def test_other_layouts_stay_as_they_are():
     assert served_name("model.vision_tower.encoder.x", clip) == "model.vision_tower.vision_model.encoder.x"
     for name in ("vision_tower.vision_model.encoder.x", "language_model.x", "multi_modal_projector.x"):
         assert served_name(name, clip) == name
-    assert served_name("vision_tower.encoder.x", other) == served_name("vision_tower.encoder.x", {}).strip()
+    for config in (other, {}, {"vision_config": None}):
+        assert served_name("vision_tower.encoder.x", config) == "vision_tower.encoder.x"
+
+
+def test_older_files_have_the_names_that_servers_read(tmp_path):
+    shutil.copy(EMBEDDED / "target" / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert not needs_rewriting(tmp_path)
+    with pytest.raises(MMSpecError, match=r"has no weights in \.safetensors beside its config.json"):
+        write_target(tmp_path, tmp_path / "served")
 
 
 def test_heads_name_the_target_that_was_written_or_another(tmp_path):

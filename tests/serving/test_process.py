@@ -28,7 +28,9 @@ for line in sys.stdin:
         time.sleep(60)
     if "die" in asked:
         os._exit(3)
-    if "fail" in asked:
+    if "chat" in asked:
+        print(asked["chat"], flush=True)
+    elif "fail" in asked:
         print(json.dumps({"error": "ValueError: no"}), flush=True)
     else:
         print(json.dumps({"done": [os.environ.get(name) for name in asked["variables"]]}), flush=True)
@@ -68,6 +70,11 @@ def test_one_that_ends_or_hangs_is_not_waited_for(what, words, talking):
     with pytest.raises(ProcessLookupError):
         os.kill(process._process.pid, 0)
     refused(lambda: process.ask({"variables": []}, 30), "has ended")
+
+
+@pytest.mark.parametrize("line", ["hello", "5", '{"other": 1}'])
+def test_a_program_that_is_no_python(line, talking):
+    refused(lambda: talking().ask({"chat": line}, 30), f"runs no Python here, it says {line!r}: correct python=")
 
 
 def test_it_ends_with_the_object(talking):

@@ -30,6 +30,14 @@ def soon(monkeypatch):
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
 
 
+CHATS = "/v1/chat/completions"
+
+
+def chat(content: object = "", **more: object) -> dict:
+    """Return a chat completion."""
+    return {"choices": [{"message": {"content": content}, "finish_reason": "stop", **more}]}
+
+
 def engine_at(how, **settings) -> ServerEngine:
     given = {"patience": 60, "retries": 2} | settings
     return ServerEngine(tiny_training.target(), None, None, None, Sampling(), 4, url=how.url, **given)
@@ -68,7 +76,24 @@ def test_a_busy_server_is_asked_again_and_a_lost_request_too():
         ({"sees": False}, {}, "does not take a picture and a question (the server at"),
         ({"page": "<html>"}, {}, "answers, but not in OpenAI's protocol"),
         ({"busy": 9}, {}, "says 503: queue is full, tried 3 times"),
-        ({"slow": 0.5}, {"patience": 0.1, "retries": 0}, "has not answered within 0.1 s, tried 1 times"),
+        ({"slow": 0.5}, {"patience": 0.3}, "has not answered within 0.3 s, tried 1 times"),
+        ({"replies": {"/v1/models": (200, None)}}, {"patience": 0.3}, "has not answered within 0.3 s, tried 1 times"),
+        ({"replies": {CHATS: (200, None)}}, {"patience": 0.3}, "has not answered within 0.3 s, tried 1 times"),
+        ({"replies": {"/v1/models": (200, {"data": None})}}, {}, "answers, but not in OpenAI's protocol"),
+        ({"replies": {"/v1/models": (200, {"data": 5})}}, {}, "answers, but not in OpenAI's protocol"),
+        ({"replies": {"/v1/models": (404, "gone")}}, {}, "says 404: gone; url= is its address up to /v1"),
+        (
+            {"replies": {CHATS: (401, {"error": "no"})}},
+            {},
+            "says 401: no; put its key into the variable OPENAI_API_KEY",
+        ),
+        ({"replies": {CHATS: (429, {"error": {"message": "slower"}})}}, {}, "says 429: slower, tried 3 times"),
+        ({"replies": {CHATS: (500, "")}}, {}, "says 500: , tried 3 times"),
+        ({"replies": {CHATS: (200, [])}}, {}, "answers, but not in OpenAI's protocol"),
+        ({"replies": {CHATS: (200, {"choices": []})}}, {}, "no chat completion"),
+        ({"replies": {CHATS: (200, chat(content=["a"]))}}, {}, "no chat completion"),
+        ({"replies": {CHATS: (200, chat(token_ids=["a"]))}}, {}, "no chat completion"),
+        ({"replies": {CHATS: (200, chat(token_ids=[10**6]))}}, {}, "has the token id 1000000"),
     ],
 )
 def test_what_is_wrong_with_a_server_is_said_before_anything_is_asked(behaviour, settings, words):
@@ -88,7 +113,28 @@ def test_a_server_that_is_not_there_is_given_up_on():
     started = time.perf_counter()
     refused(lambda: engine_at(how), "cannot be reached")
     assert time.perf_counter() - started < 10
-    refused(lambda: module.Server("localhost:8000"), "is no address of a server")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "http//localhost:8000",
+        "http:/localhost",
+        "http://",
+        "ftp://a",
+        "http://a:b",
+        "http://a:99999",
+        8,
+    ],
+)
+def test_what_is_no_address_is_not_asked(url):
+    refused(lambda: module.Server(url), f"url={url!r} is no address of a server: give one such as")
+
+
+def test_a_tokenizer_that_looks_for_the_text_elsewhere_says_nothing():
+    with serving(tiny_training.target(), replies={"/tokenize": (200, {"tokens": []})}) as how:
+        assert all(engine_at(how).answer(requests(), 0).token_ids)
 
 
 def test_what_only_the_server_decides_is_not_chosen_here():
@@ -169,7 +215,7 @@ def test_the_command_takes_a_url(tmp_path, capsys):
     ours = ["distill", "source.count=1", "max_new_tokens=4"]
     assert main([*ours, "--output", str(tmp_path / "ours")]) == 0
     with serving(mmspec.load_target("tiny")) as how:
-        assert main([*ours, f"url={how.url}", "--output", str(tmp_path / "it")]) == 0
+        assert main([*ours, f"url='{how.url}'", "--output", str(tmp_path / "it")]) == 0
         assert main([*ours, f"url={how.url}", "engine=vllm", "--output", str(tmp_path / "it")]) == 2
     assert lines(tmp_path / "it") == lines(tmp_path / "ours")
     assert "leave one of them out" in capsys.readouterr().err

@@ -80,6 +80,16 @@ def test_counters_are_those_of_the_request_alone(requested):
         ]  # fmt: skip
 
 
+def test_a_prompt_that_it_does_not_take_leaves_the_others_alone(requested, tmp_path):
+    request, plain, answers, variables = requested
+    list(answers.values())[1]["refused"] = True
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    answer = engine(variables).answer(request, 0)
+    assert answer.token_ids == [plain[0], []] and answer.first_tokens == [1, 0] and len(answer.rounds) == TOKENS - 1
+    assert answer.unanswered == {1: "vLLM does not take the prompt: ValueError: this prompt is too long"}
+    refused(answer.complete, "vLLM does not take the prompt")
+
+
 def test_an_engine_that_reads_other_prompts_is_found_out(requested, tmp_path):
     request, _, answers, variables = requested
     next(iter(answers.values()))["prompt"].append(5)

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +34,7 @@ class Behaviour:
         miscounted: added to the number of tokens that it says it wrote.
         slow: seconds before every answer.
         page: a text that it answers to everything, in place of JSON.
+        replies: status and answer to everything on a path, in place of its own; None has no end.
         drafts: whether it publishes counters of speculative decoding: one draft of 3 tokens, 2 of them accepted, each.
     """
 
@@ -49,6 +50,7 @@ class Behaviour:
     miscounted: int = 0
     slow: float = 0.0
     page: str | None = None
+    replies: dict[str, tuple[int, Any]] = field(default_factory=dict)
     drafts: bool = False
     url: str = ""
     chats: list[dict] = field(default_factory=list)
@@ -69,6 +71,8 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
 
         def do_GET(self) -> None:
             how.paths.append(self.path)
+            if self.path in how.replies:
+                return self.reply(*how.replies[self.path])
             if how.page is not None:
                 return self.reply(200, how.page)
             if self.path == "/v1/models":
@@ -80,6 +84,8 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
         def do_POST(self) -> None:
             how.paths.append(self.path)
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path in how.replies:
+                return self.reply(*how.replies[self.path])
             if self.path == "/tokenize":
                 if not how.ids:
                     return self.reply(404, {"detail": "Not Found"})
@@ -103,6 +109,8 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
             return self.reply(status, said)
 
         def reply(self, status: int, said: Any, headers: dict[str, str] | None = None) -> None:
+            if said is None:
+                return self.drip(status)
             data = (said if isinstance(said, str) else json.dumps(said)).encode()
             self.send_response(status)
             for name, value in {**(headers or {}), "content-length": str(len(data))}.items():
@@ -110,6 +118,15 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
             self.end_headers()
             self.wfile.write(data)
 
+        def drip(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("content-length", "1000000")
+            self.end_headers()
+            with suppress(OSError):  # the client has left
+                while not ended.wait(0.02):
+                    self.wfile.write(b" ")
+
+    ended = threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     how.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -117,6 +134,7 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
     try:
         yield how
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -29,6 +29,9 @@ class LLM:
         self.said = json.load(open(FOLDER + "/answers.json"))
 
     def generate(self, asked, parameters, use_tqdm):
+        for prompt in asked:
+            if "refused" in self.said[json.dumps(prompt["prompt_token_ids"])]:
+                raise ValueError("this prompt is too long")
         with open(FOLDER + "/asked.jsonl", "a") as file:
             for prompt, one in zip(asked, parameters, strict=True):
                 sizes = [picture.size for picture in prompt.get("multi_modal_data", {}).get("image", ())]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,9 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "train_on_slurm.py"
 FEW = ["steps=3", "warmup_steps=0", "batch_size=4", "rows=2", "held_out=2", "measured_prompts=0", "device=cpu"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SCRIPT.exists(), reason="not a checkout")]
+pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="not a checkout")
 
 
+@pytest.mark.slow
 def test_a_job_trains_with_two_processes(tmp_path):
     pytest.importorskip("submitit")
     target = mmspec.load_target("tiny")
@@ -43,6 +46,50 @@ def test_a_job_trains_with_two_processes(tmp_path):
     assert "accepted by position" in log.read_text()
 
 
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module, on the first of so many machines."""
+    submitit = pytest.importorskip("submitit")
+    job = SimpleNamespace(rank=0, master_addr="first", master_port=29500, num_nodes=1)
+    monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", lambda: job)
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: job)
+    spec = importlib.util.spec_from_file_location("train_on_slurm", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_on_slurm", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("processes", "launched"), [(1, False), (2, True)])
+def test_the_training_hears_the_signal_that_asks_to_save(script, monkeypatch, processes, launched):
+    """accelerate's launcher of a single process ends alone when it is asked to, and leaves the training running."""
+    started = []
+    monkeypatch.setattr(
+        script.subprocess,
+        "Popen",
+        lambda command, env: started.append(command) or SimpleNamespace(poll=int, returncode=0),
+    )
+    script.Machine(["steps=1"], "a.yaml", processes)()
+    (command,) = started
+    assert command[-4:] == ["-m", "mmspec", "train", "steps=1"]
+    assert ("accelerate.commands.launch" in command) == launched == (len(command) > 5)
+
+
+def test_a_training_that_does_not_end_in_time_is_queued_again(script, monkeypatch):
+    monkeypatch.setattr(script, "SAVING_SECONDS", 0.1)
+    machine = script.Machine(["steps=1"], "a.yaml", 1)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    machine.running = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    machine.running.stdout.readline()
+    try:
+        again = machine.checkpoint()
+        assert machine.running.poll() is None and again.function == script.Machine(["steps=1"], "a.yaml", 1)
+    finally:
+        machine.running.kill()
+        machine.running.communicate()
+
+
+@pytest.mark.slow
 def test_a_file_that_is_not_there():
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--local", "--config", "fsdp9", "--", "steps=1"], capture_output=True, text=True

@@ -134,8 +134,9 @@ def test_other_ways_are_refused():
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_a_damaged_state_in_parts(tmp_path):
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "progress.json").write_text('{"step": 1}')
-    refused(lambda: trainer(tmp_path, steps=1), "cannot be read, or is of another drafter")
+    for progress, words in {'{"step": 1}': "cannot be read, or is of another drafter", '{"st': "is damaged"}.items():
+        (tmp_path / "state" / "progress.json").write_text(progress)
+        refused(lambda: trainer(tmp_path, steps=1), words)
 
 
 # The files of configs/accelerate

@@ -47,7 +47,8 @@ def served_name(name: str, config: Mapping[str, Any]) -> str:
 
 
 def needs_rewriting(folder: Path) -> bool:
-    """Return True if a server would not find the weights of a target's folder by their names.
+    """Return True if a server would not find the weights of a target's folder by their names. What is not in
+    safetensors was saved before the names changed.
 
     Raises:
         MMSpecError: if the folder cannot be read.
@@ -72,6 +73,11 @@ def write_target(folder: Path, output: Path) -> Path:
         MMSpecError: if the folder has no weights in safetensors, or the copy cannot be written.
     """
     config, files = read_config(folder), weight_files(folder)
+    if not files:
+        raise MMSpecError(
+            f"the target's folder {str(folder)!r} has no weights in {ENDING} beside its {CONFIG}: save it with "
+            "model.save_pretrained"
+        )
     if output.resolve() == folder.resolve():
         raise MMSpecError(f"{output} is the target's own folder: name another one for its copy")
 
@@ -98,23 +104,12 @@ def write_target(folder: Path, output: Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold a target's weights.
-
-    Raises:
-        MMSpecError: if there are none in safetensors.
-    """
+    """Return the files that hold a target's weights, as far as they are in safetensors."""
     if (folder / INDEX).exists():
         named = read_json(folder / INDEX).get("weight_map")
         names = set(named.values()) if isinstance(named, dict) else set()
-        files = sorted(named_file(folder, name, str(folder / INDEX)) for name in names)
-    else:
-        files = sorted(folder.glob(f"*{ENDING}"))
-    if not files:
-        raise MMSpecError(
-            f"the target's folder {str(folder)!r} has no weights in {ENDING} beside its {CONFIG}: save it with "
-            "model.save_pretrained"
-        )
-    return files
+        return sorted(named_file(folder, name, str(folder / INDEX)) for name in names)
+    return sorted(folder.glob(f"*{ENDING}"))
 
 
 def names_in(file: Path) -> list[str]:
