@@ -76,7 +76,7 @@ class Objective:
 
     Raises:
         MMSpecError: without losses, for something else among them, for a number of steps or anchors below 1, or for
-            shares that are none.
+            shares and a part that are none.
     """
 
     def __init__(
@@ -108,6 +108,8 @@ class Objective:
         arguments.number(self, above=0, highest=1, keep=keep)
         arguments.number(self, lowest=0, highest=1, keep_least=keep_least)
         self.steps, self.decay, self.detach = steps, decay, detach
+        if part is not None and not callable(part):
+            raise MMSpecError(f"Objective: part={shown(part)} must be a function such as SubNetworks(), or None")
         self.keep, self.keep_least, self.part = keep, keep_least, part
         self.noise, self.keep_within, self.anchors = noise, keep_within, anchors
 

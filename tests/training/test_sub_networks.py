@@ -70,5 +70,6 @@ def test_other_drafters_and_bad_shares_are_refused(drafter):
     refused(lambda: SubNetworks(keeps=[0.5, 1.5]), "SubNetworks: keeps.1=1.5 must be a number above 0")
     refused(lambda: SubNetworks(head_shares=[]), "SubNetworks: head_shares=[] must be a list of shares")
     refused(lambda: SubNetworks(keeps=0.5), "SubNetworks: keeps=0.5 must be a list of shares")
+    refused(lambda: Objective([KullbackLeibler()], part=5), "part=5 must be a function such as SubNetworks()")
     eagle = EagleDrafter(target_of("llava", "sdpa"))
     refused(lambda: SubNetworks()(eagle, 1.0), "EagleDrafter has no sub-networks ... leave recipe.objective.part out")
