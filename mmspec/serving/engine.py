@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class VLLMEngine(Engine):
     """
 
     python: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
+    environment: Mapping[str, str] | None = None
     patience: float = 600.0
     made: Exported | None = None
 
@@ -78,8 +78,8 @@ class VLLMEngine(Engine):
         if self.target.device.type == "cpu":
             options |= {"enforce_eager": True}
             threads, defaults = {"OMP_NUM_THREADS": str(torch.get_num_threads())}, ON_A_PROCESSOR
-        self._worker = WorkerProcess(self.python, threads | dict(self.environment), defaults)
-        self.versions = self._worker.ask({"load": options | dict(self.options)}, self.patience)
+        self._worker = WorkerProcess(self.python, threads | dict(self.environment or {}), defaults)
+        self.versions = self._worker.ask({"load": options | dict(self.options or {})}, self.patience)
 
     def _written(self, folder: Path) -> tuple[str, dict[str, Any] | None]:
         """Write what vLLM cannot read as it is; return the target's name and the `speculative_config`."""

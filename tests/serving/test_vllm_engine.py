@@ -15,6 +15,7 @@ from mmspec.drafters import NGramDrafter
 from mmspec.inputs import prepare
 from mmspec.serving.asking import asked_of
 from mmspec.serving.engine import VLLMEngine
+from mmspec.settings import configuration
 from mmspec.trees import Chain
 
 TOKENS = 6
@@ -46,6 +47,12 @@ def test_plain_answers_arrive_with_what_they_took(requested, tmp_path):
     assert options["model"].endswith("target") and options["dtype"] == "float32" and options["max_model_len"] == 512
     assert options["speculative_config"] is None and not options["enable_prefix_caching"]
     assert [one[1] for one in asked] == [[[96, 96]]] * 2 and [one[2]["seed"] for one in asked] == [3, 4]
+
+
+@pytest.mark.parametrize("given", ["engine.options={max_model_len: 180}", "+engine.options.max_model_len=180"])
+def test_options_can_be_typed(given):
+    config = configuration.compose("distill", ["engine=vllm", given])
+    assert config.engine.options == {"max_model_len": 180}
 
 
 @pytest.mark.parametrize(
