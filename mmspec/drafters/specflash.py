@@ -116,6 +116,7 @@ class SpecFlashDrafter(EagleDrafter):
             self.layer.input_layernorm = nn.RMSNorm(hidden, eps=self.head.rms_norm_eps)
         self.independent = self.cheap_levels = not settings.chained
         self.max_depth = None if settings.chained else settings.tokens
+        self.drafts_unread = settings.chained  # a tree of a single block leaves no states of its own to go on from
         initialise(self)
 
     @property

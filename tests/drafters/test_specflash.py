@@ -21,15 +21,19 @@ from heads import (
     trained_by_recipe,
 )
 from originals import Original
+from refusals import refused
 from scripted_rounds import Script, Told, expect_true_features_only, guesses_compared
 from tiny_requests import target_of
 from torch.nn import functional
 
+import mmspec
 from mmspec import MMSpecError
 from mmspec.compressors import LatentQueries, VisualSpan
 from mmspec.drafters import SpecFlashDrafter
 from mmspec.models.states import LAST
 from mmspec.trees import BestFirstTree, Chain, DynamicTree
+from mmspec.verifiers import Gated, Greedy
+from mmspec.verifiers.gates import Every
 
 VARIANTS = {
     "released": {"tokens": 3},
@@ -193,6 +197,14 @@ def test_the_text_is_the_targets_with_pictures_without_and_interleaved():
 
 def test_it_goes_on_behind_tokens_that_the_target_has_not_read():
     expect_own_behind_gates(drafter_of("llava", "released"), "llava", Chain(4))
+    one_block, settling = (
+        SpecFlashDrafter(target_of("llava"), tokens=4, chained=False),
+        Gated(Greedy(), Every(rounds=3)),
+    )
+    refused(
+        lambda: mmspec.generate(one_block.target, one_block, inputs=inputs_of("llava"), verifier=settling),
+        "SpecFlashDrafter drafts from the target's hidden states alone ... leave the gate out",
+    )
 
 
 # The compressor.
