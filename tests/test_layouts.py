@@ -87,9 +87,12 @@ def test_the_rows_pictures_are_read_where_they_bring_no_text():
     out = mmspec.generate(target, drafter, prompts, images, max_new_tokens=64, extras=told)
     assert out.token_ids == plain.token_ids and len(read) == 1
     assert len(out.stats.rounds) < len(plain.stats.rounds) / 4
+    drawn = {"temperature": 1.0, "num_return_sequences": 2, "max_new_tokens": 2}
+    mmspec.generate(target, drafter, prompts[0], images[0], **drawn)
+    assert len(read) == 2, "once for both answers"
     # Without a picture there is nothing to read, and with a wrong layout there is a line that says what is wrong.
     mmspec.generate(target, drafter, "hello", max_new_tokens=2)
-    assert len(read) == 1
+    assert len(read) == 2
     lying = ReferenceDrafter(target, layout=lambda picture: [("no box", 3)])
     refused(lambda: mmspec.generate(target, lying, *pages[0][1::-1], max_new_tokens=2), "region 0 is ('no box', 3)")
     refused(lambda: ReferenceDrafter(target, layout="ocr"), "layout='ocr' must be a function of a picture, or None")

@@ -126,7 +126,8 @@ class ReferenceDrafter(Drafter):
         given = request.extras.get(REFERENCES, [None for _ in rows])
         self._begins = [*request.lengths]
         self._heard = [*request.lengths]
-        self._pages = request.images or [[] for _ in rows]
+        self._pages: list[list[Any]] = request.images or [[] for _ in rows]
+        self._found: dict[int, list[str]] = {}
         self._streams = [TextStream(context.target.speller) for _ in rows]
         self._alignments = [
             Alignment([*self._of_row(row, given[row]), *self.skeletons], self.windows, self._spelling(row))
@@ -182,8 +183,12 @@ class ReferenceDrafter(Drafter):
             name = f"extras[{REFERENCES!r}] of row {row}"
             return self._all_prepared(_listed(given, name), name)
         if self.layout is not None and (pages := self._pages[row]):
-            found = [region.text for page in pages for region in regions_of(self.layout(page), page)]
-            return self._all_prepared(found, f"the layout of row {row}")
+            for page in pages:  # several answers to one prompt show the same one
+                if id(page) not in self._found:
+                    self._found[id(page)] = [region.text for region in regions_of(self.layout(page), page)]
+            return self._all_prepared(
+                [text for page in pages for text in self._found[id(page)]], f"layout of row {row}"
+            )
         if self.references is not None:
             return self.references
         prompt = self.context.history[row][: self._begins[row]]
