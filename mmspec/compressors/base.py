@@ -92,7 +92,7 @@ class VisualCompressor(nn.Module, Named, PerRequest):
 
     routes = False
     """True if it leaves all tokens in the prompt, and says before every round which of them are seen, see `route`. The
-    state that enters the target's last layer is then needed."""
+    states of `layers_seen` are then needed."""
 
     anew = True
     """False if one that routes keeps its first choice."""

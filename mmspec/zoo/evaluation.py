@@ -23,7 +23,6 @@ def chat(processor: LlavaProcessor, prompt: str, pictures: int = 1) -> str:
     return processor.apply_chat_template(conversation, add_generation_prompt=True)
 
 
-@torch.inference_mode()
 def answer(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
@@ -34,15 +33,21 @@ def answer(
     """Generate greedy answers to a batch of pictures with one prompt each: pairs of (text, number of tokens)."""
     texts = [chat(processor, prompt) for prompt in prompts]
     inputs = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
-    inputs = inputs.to(model.device, model.dtype)
+    return written(model, processor, inputs, longest)
+
+
+@torch.inference_mode()
+def written(model: Any, processor: Any, inputs: Any, longest: int) -> list[tuple[str, int]]:
+    """Let a model write greedily behind a processor's output, padded on the left: pairs of (text, number of tokens)."""
+    tokenizer = processor.tokenizer
     ids = model.generate(
-        **inputs,
+        **inputs.to(model.device, model.dtype),
         do_sample=False,
         max_new_tokens=longest,
-        eos_token_id=processor.tokenizer.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )[:, inputs["input_ids"].shape[1] :]
-    lengths = (ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
+    lengths = (ids != tokenizer.pad_token_id).sum(dim=1).tolist()
     return list(zip(processor.batch_decode(ids, skip_special_tokens=True), lengths, strict=True))
 
 

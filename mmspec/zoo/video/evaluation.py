@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import numpy
-import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.video_utils import VideoMetadata
 
+from mmspec.zoo.evaluation import written
 from mmspec.zoo.metrics import total
 from mmspec.zoo.video.data import CLIP_TASKS, watch
 from mmspec.zoo.video.frames import FRAMES_PER_SECOND
@@ -42,7 +42,6 @@ def clip_inputs(processor: Qwen2_5_VLProcessor, clips: list[numpy.ndarray], prom
     )
 
 
-@torch.inference_mode()
 def answer_clips(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
@@ -51,16 +50,7 @@ def answer_clips(
     longest: int = LONGEST_ACCOUNT,
 ) -> list[tuple[str, int]]:
     """Generate greedy answers to a batch of clips with one prompt each: pairs of (text, number of tokens)."""
-    inputs = clip_inputs(processor, clips, prompts).to(model.device, model.dtype)
-    ids = model.generate(
-        **inputs,
-        do_sample=False,
-        max_new_tokens=longest,
-        eos_token_id=processor.tokenizer.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )[:, inputs["input_ids"].shape[1] :]
-    lengths = (ids != processor.tokenizer.pad_token_id).sum(dim=1).tolist()
-    return list(zip(processor.batch_decode(ids, skip_special_tokens=True), lengths, strict=True))
+    return written(model, processor, clip_inputs(processor, clips, prompts), longest)
 
 
 def evaluate_clips(
