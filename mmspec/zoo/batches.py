@@ -9,6 +9,7 @@ Rows are padded on the right, so a causal model needs no padding mask: what stan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec.zoo.architecture import VISUAL_TOKENS
 from mmspec.zoo.data import TASKS, Conversation, conversation
-from mmspec.zoo.vocabulary import token_id
+from mmspec.zoo.vocabulary import ASSISTANT, USER, token_id
 
 IGNORE = -100
 IMAGE_START = 2  # the image stands behind <s> and <|user|>
@@ -54,11 +55,23 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 def encode(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """Return token ids and labels of a conversation; the labels are the ids in the answers and `IGNORE` elsewhere."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    image, user, assistant = (token_id(tokenizer, token) for token in ("<image>", "<|user|>", "<|assistant|>"))
-    ids = [bos, user] + [image] * VISUAL_TOKENS
+    return encode_turns(example.turns, [token_id(tokenizer, "<image>")] * VISUAL_TOKENS, tokenizer)
+
+
+def encode_turns(
+    turns: Sequence[tuple[str, str]], seen: Sequence[int], tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Return token ids and labels of questions with their answers, as `encode` does.
+
+    Args:
+        turns: the questions and answers.
+        seen: tokens of what the first question is about, which stand before it.
+        tokenizer: the model's.
+    """
+    eos, (user, assistant) = tokenizer.eos_token_id, (token_id(tokenizer, token) for token in (USER, ASSISTANT))
+    ids = [tokenizer.bos_token_id, user, *seen]
     labels = [IGNORE] * len(ids)
-    for turn, (prompt, answer) in enumerate(example.turns):
+    for turn, (prompt, answer) in enumerate(turns):
         asked = [user] * (turn > 0) + tokenizer.encode(prompt, add_special_tokens=False) + [assistant]
         answered = [*tokenizer.encode(answer, add_special_tokens=False), eos]
         ids += asked + answered

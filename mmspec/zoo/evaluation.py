@@ -15,9 +15,9 @@ from mmspec.zoo.metrics import measure, total
 LONGEST_ANSWER = 192
 
 
-def chat(processor: LlavaProcessor, prompt: str, pictures: int = 1) -> str:
-    """Return the text of a user turn with pictures, ready for the processor."""
-    content: list[dict[str, str]] = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
+def chat(processor: Any, prompt: str, media: int = 1, kind: str = "image") -> str:
+    """Return the text of a user turn with pictures, or media of another kind, ready for the processor."""
+    content: list[dict[str, str]] = [{"type": kind}] * media + [{"type": "text", "text": prompt}]
     # The annotation knows of no content in parts, which is what processors of vision-language models take.
     conversation: list[Any] = [{"role": "user", "content": content}]
     return processor.apply_chat_template(conversation, add_generation_prompt=True)

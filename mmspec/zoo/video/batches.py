@@ -17,12 +17,12 @@ import torch
 from einops import rearrange
 from transformers import PreTrainedTokenizerFast
 
-from mmspec.zoo.batches import IGNORE
+from mmspec.zoo.batches import IGNORE, encode_turns
 from mmspec.zoo.video.architecture import MERGE, PATCH
 from mmspec.zoo.video.data import ClipConversation, clip_conversation
 from mmspec.zoo.video.frames import CELL, FRAMES_PER_STEP
 from mmspec.zoo.video.vocabulary import VIDEO, VISION_END, VISION_START
-from mmspec.zoo.vocabulary import ASSISTANT, USER, token_id
+from mmspec.zoo.vocabulary import token_id
 
 CLIP_START = 3  # the clip stands behind <s>, <|user|> and <|vision_start|>
 MOST_WORDS = 5  # for one visual token: colour, shape, place in two words, verb
@@ -67,17 +67,8 @@ def patches(frames: numpy.ndarray) -> torch.Tensor:
 
 def encode_clip(example: ClipConversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """Return token ids and labels of a conversation; the labels are the ids in the answers and `IGNORE` elsewhere."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     video, start, end = (token_id(tokenizer, token) for token in (VIDEO, VISION_START, VISION_END))
-    user, assistant = (token_id(tokenizer, token) for token in (USER, ASSISTANT))
-    ids = [bos, user, start] + [video] * example.clip.visual_tokens + [end]
-    labels = [IGNORE] * len(ids)
-    for turn, (prompt, answer) in enumerate(example.turns):
-        asked = [user] * (turn > 0) + tokenizer.encode(prompt, add_special_tokens=False) + [assistant]
-        answered = [*tokenizer.encode(answer, add_special_tokens=False), eos]
-        ids += asked + answered
-        labels += [IGNORE] * len(asked) + answered
-    return ids, labels
+    return encode_turns(example.turns, [start, *[video] * example.clip.visual_tokens, end], tokenizer)
 
 
 def shape_of(clip: int, rng: random.Random) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import numpy
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.video_utils import VideoMetadata
 
-from mmspec.zoo.evaluation import written
+from mmspec.zoo.evaluation import chat, written
 from mmspec.zoo.metrics import total
 from mmspec.zoo.video.data import CLIP_TASKS, watch
 from mmspec.zoo.video.frames import FRAMES_PER_SECOND
@@ -19,13 +19,6 @@ from mmspec.zoo.video.processing import build_clip_processor
 LONGEST_ACCOUNT = 320
 
 
-def asked(processor: Qwen2_5_VLProcessor, prompt: str) -> str:
-    """Return the text of a user turn with one video, ready for the processor."""
-    content: list[dict[str, str]] = [{"type": "video"}, {"type": "text", "text": prompt}]
-    conversation: list[Any] = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(conversation, add_generation_prompt=True)
-
-
 def clip_inputs(processor: Qwen2_5_VLProcessor, clips: list[numpy.ndarray], prompts: list[str]) -> Any:
     """Return the model's inputs for clips with one prompt each, padded on the left."""
     known = [
@@ -33,7 +26,7 @@ def clip_inputs(processor: Qwen2_5_VLProcessor, clips: list[numpy.ndarray], prom
         for clip in clips
     ]
     return processor(
-        text=[asked(processor, prompt) for prompt in prompts],
+        text=[chat(processor, prompt, kind="video") for prompt in prompts],
         videos=clips,
         video_metadata=known,
         do_sample_frames=False,
