@@ -90,7 +90,7 @@ def read_pictures(model: LlavaForConditionalGeneration, batch: Batch) -> Embedde
     return Embedded(visual, torch.cat([embeddings[:, :start], visual, embeddings[:, end:]], dim=1))
 
 
-def losses_of(model: Any, batch: TrainingBatch, read: Reader = read_pictures) -> Losses:
+def losses_of(model: Any, batch: TrainingBatch, read: Reader = read_pictures, towers_alone: bool = False) -> Losses:
     """Run one forward pass and return its losses. Logits are computed only where there is something to predict.
 
     The loss on the patches asks the projector to make the embedding of a patch resemble the words for what the patch
@@ -102,8 +102,12 @@ def losses_of(model: Any, batch: TrainingBatch, read: Reader = read_pictures) ->
         model: a vision-language model with `model.language_model` and `lm_head`.
         batch: conversations of the kind that `read` reads.
         read: see `Reader`.
+        towers_alone: leaves the language model out, and so the loss on the answers, which is empty then.
     """
     visual, embeddings, position_ids = read(model, batch)
+    if towers_alone:
+        nothing = embeddings.new_zeros(0, dtype=torch.float32)
+        return Losses(nothing, nothing.long(), _of_patches(model, batch, visual))
     hidden = model.model.language_model(
         inputs_embeds=embeddings, position_ids=position_ids, use_cache=False
     ).last_hidden_state
@@ -111,6 +115,11 @@ def losses_of(model: Any, batch: TrainingBatch, read: Reader = read_pictures) ->
     wanted = targets != IGNORE
     logits = model.lm_head(hidden[:, :-1][wanted]).float()
     answers = functional.cross_entropy(logits, targets[wanted], reduction="none")
+    return Losses(answers, wanted.nonzero()[:, 0], _of_patches(model, batch, visual))
+
+
+def _of_patches(model: Any, batch: TrainingBatch, visual: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss on the patches of every row."""
     labelled = (batch.patch_labels != IGNORE).any(dim=-1)
     shown = batch.patch_labels[labelled]  # [patches, words]
     words = model.lm_head(functional.rms_norm(visual[labelled], visual.shape[-1:])).float().log_softmax(dim=-1)
@@ -119,4 +128,4 @@ def losses_of(model: Any, batch: TrainingBatch, read: Reader = read_pictures) ->
     seen = -said / number - number.log()
     # A mean per picture: a page labels ten times as many patches as a scene, whose few must not be lost in the crowd.
     sums = seen.new_zeros(len(labelled)).index_add(0, labelled.nonzero()[:, 0], seen)
-    return Losses(answers, wanted.nonzero()[:, 0], sums / labelled.sum(dim=1).clamp(min=1))
+    return sums / labelled.sum(dim=1).clamp(min=1)

@@ -2,10 +2,13 @@
 
 These measures make an hour on two CPU cores enough:
 
-- the forward and backward pass run in bf16, the weights that the optimizer changes are fp32;
+- the forward and backward pass run in bf16 where the processor has instructions for it (elsewhere that is thirty times
+  slower than fp32, which is taken instead), the weights that the optimizer changes are fp32;
 - one single-threaded process per core, each with its share of the pictures, and gradients averaged once per step:
   faster than one process with several threads, which meet after every operation, and far faster on a busy machine;
-- attention is two plain matrix products, which on a CPU and at these lengths beat the fused kernel by far;
+- in bf16, attention is two plain matrix products, which at these lengths beat the fused kernel by far;
+- the vision tower may begin alone, on the loss of the patches: what a patch shows needs no language model to be learnt,
+  and a step of the tower costs a twentieth;
 - Muon for the hidden matrices, AdamW for everything else;
 - the learning rate warms up, stays, and decays at the end (warmup-stable-decay), so that a run can be extended or cut
   short by resuming it with another budget.
@@ -32,6 +35,7 @@ from mmspec.files.storage import replacing
 from mmspec.zoo.batches import IGNORE
 from mmspec.zoo.courses import PICTURES, Course
 from mmspec.zoo.losses import Losses, losses_of
+from mmspec.zoo.muon import StackedMuon
 from mmspec.zoo.vocabulary import kept_tokenizer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -39,7 +43,11 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass
 class PretrainingSettings:
-    """Everything that a run depends on. Its length is `minutes` of training if given, and `steps` otherwise."""
+    """Everything that a run depends on. Its length is `minutes` of training if given, and `steps` otherwise.
+
+    `dtype` is that of the two passes: `bfloat16`, `float32`, or `auto` for the one that this processor is made for. The
+    first `tower_steps` steps train on the loss of the patches alone, without the language model.
+    """
 
     output: Path
     steps: int = 2500
@@ -55,19 +63,33 @@ class PretrainingSettings:
     warmup_steps: int = 60
     decay: float = 0.25
     optimizer: str = "muon"
+    dtype: str = "auto"
+    tower_steps: int = 0
     save_minutes: float = 4.0
     validate_minutes: float = 10.0
     validate_examples: int = 12
     seed: int = 0
 
+    def working_dtype(self) -> torch.dtype:
+        """Return the dtype of the two passes.
+
+        Raises:
+            ValueError: for a name that is not one of the three.
+        """
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise ValueError(f"unknown dtype {self.dtype!r}: choose auto, bfloat16 or float32")
+        if self.dtype == "auto":
+            return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        return getattr(torch, self.dtype)
+
 
 class MasterWeights:
-    """Copies in fp32 of the bf16 model's parameters, and the optimizers that update them."""
+    """Copies in fp32 of the parameters of the model that runs, and the optimizers that update them."""
 
     def __init__(self, model: PreTrainedModel, settings: PretrainingSettings):
         self.settings = settings
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in model.named_parameters()}
-        self.model = model.bfloat16()
+        self.model = model.to(settings.working_dtype())
         self.parameters = dict(self.model.named_parameters())
         hidden: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
@@ -81,12 +103,12 @@ class MasterWeights:
             torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
         ]
         if hidden:
-            muon = torch.optim.Muon(
-                hidden,
-                lr=settings.muon_learning_rate,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            muon: torch.optim.Optimizer
+            rates = {"lr": settings.muon_learning_rate, "weight_decay": settings.weight_decay}
+            if self.model.dtype == torch.bfloat16:
+                muon = torch.optim.Muon(hidden, **rates, adjust_lr_fn="match_rms_adamw")
+            else:
+                muon = StackedMuon(hidden, **rates)
             self.optimizers.append(muon)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -121,7 +143,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Round the fp32 weights into the bf16 model."""
+        """Round the fp32 weights into the model that runs."""
         for name, master in self.masters.items():
             self.parameters[name].copy_(master)
 
@@ -201,7 +223,8 @@ def _run(rank: int, settings: PretrainingSettings, course: Course) -> None:
     """Run one process with its share of every step. The first process also saves, logs and validates."""
     tokenizer = kept_tokenizer(settings.output / "tokenizer", course.tokenizer)
     model = course.model(tokenizer, settings.seed)
-    model.set_attn_implementation("mmspec_dense")
+    attention = "mmspec_dense" if settings.working_dtype() == torch.bfloat16 else "sdpa"
+    model.set_attn_implementation(attention)
     weights = MasterWeights(model, settings)
     path = settings.output / CHECKPOINT
     state: dict[str, Any] = read_checkpoint(path, weights) if path.exists() else {"step": 0, "seconds": 0.0}
@@ -217,7 +240,7 @@ def _run(rank: int, settings: PretrainingSettings, course: Course) -> None:
             # Rows are sorted by length, so deal them out like cards, changing hands with every round and step.
             if (number + number // settings.processes + step) % settings.processes != rank:
                 continue
-            losses = losses_of(model, batch, course.read)
+            losses = losses_of(model, batch, course.read, towers_alone=step < settings.tower_steps)
             loss = losses.answers.sum() / answers + settings.patch_weight * losses.patches.sum() / settings.pictures
             (loss * settings.processes).backward()
             if journal:
@@ -281,8 +304,9 @@ class PretrainingJournal:
         """Compute the metrics over a few greedy answers per task of the validation split."""
         model = self.weights.model
         model.eval()
+        attention = model.config._attn_implementation
         model.set_attn_implementation("sdpa")
         report = self.course.evaluate(model, self.tokenizer, self.settings.validate_examples)
-        model.set_attn_implementation("mmspec_dense")
+        model.set_attn_implementation(attention)
         model.train()
         self.write({**state, "validation": report})

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mmspec import zoo
@@ -13,6 +14,7 @@ from mmspec.zoo.batches import IGNORE, Conversations
 from mmspec.zoo.evaluation import answer, evaluate
 from mmspec.zoo.export import export
 from mmspec.zoo.losses import losses_of
+from mmspec.zoo.muon import StackedMuon
 from mmspec.zoo.pretraining import MasterWeights, PretrainingSettings, rate, read_checkpoint, train, write_checkpoint
 from mmspec.zoo.vocabulary import build_tokenizer
 
@@ -65,6 +67,31 @@ def test_steps_reduce_the_loss_of_a_batch(tokenizer, tmp_path, optimizer):
         assert weights.average_gradients(0.5) == 0.5
         weights.step(0.5)
     assert values[-1] < 0.8 * values[0]
+
+
+def test_stacked_muon_is_muon_in_float32():
+    torch.manual_seed(0)
+    shapes = [(6, 10), (10, 6), (6, 10), (8, 8)]
+    ours, theirs = ([nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    settings = {"lr": 0.02, "weight_decay": 0.1}
+    pair = StackedMuon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0.02)  # theirs rounds to bfloat16
+
+
+def test_the_two_passes_run_in_what_the_processor_is_made_for(tmp_path, monkeypatch):
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert PretrainingSettings(output=tmp_path).working_dtype() == dtype
+    assert PretrainingSettings(output=tmp_path, dtype="bfloat16").working_dtype() == torch.bfloat16
+    with pytest.raises(ValueError, match="unknown dtype 'half': choose auto, bfloat16 or float32"):
+        PretrainingSettings(output=tmp_path, dtype="half").working_dtype()
 
 
 def test_checkpoints_restore_weights_and_optimizer(tokenizer, tmp_path):

@@ -19,9 +19,9 @@ from mmspec.zoo.video import architecture
 from mmspec.zoo.video.architecture import build_clip_config, build_clip_model
 from mmspec.zoo.video.batches import EASY_CLIPS, MOST_WORDS, WatchingConversations, encode_clip, patches, shape_of
 from mmspec.zoo.video.course import CLIPS
-from mmspec.zoo.video.data import clip_conversation, watch
+from mmspec.zoo.video.data import CLIP_TASKS, clip_conversation, watch
 from mmspec.zoo.video.evaluation import clip_inputs, evaluate_clips
-from mmspec.zoo.video.export import export_clips, load_clips
+from mmspec.zoo.video.export import export_clips, load_clips, read_clip_model
 from mmspec.zoo.video.processing import SIZES, FrameProcessor, build_clip_processor
 from mmspec.zoo.video.reading import positions, read_clips
 from mmspec.zoo.video.vocabulary import build_clip_tokenizer
@@ -69,8 +69,18 @@ def test_rows_are_what_the_processor_makes(tokenizer, processor):
     assert tokenizer.decode(answered) == "".join(reference + "</s>" for _, reference in example.turns)
 
 
+def test_rows_of_pictures_are_what_the_processor_makes(tokenizer, processor):
+    example = clip_conversation(7, steps=1, edge=2, picture=True)
+    inputs = clip_inputs(processor, [example.frames[:1]], [example.turns[0][0]])
+    ids, _ = encode_clip(example, tokenizer)
+    assert ids[: inputs["input_ids"].shape[1]] == inputs["input_ids"][0].tolist()
+    assert torch.equal(inputs["pixel_values"], patches(example.frames).flatten(0, 1))
+    assert inputs["image_grid_thw"].tolist() == [[1, 14, 12]]
+    assert any(re.fullmatch(r"The number is \d+\. There is an? .*\.", reference) for _, reference in example.turns)
+
+
 def test_every_word_of_the_answers_and_every_number_is_one_token(tokenizer):
-    texts = [watch(task, "test", index, "short").reference for task in ("accounts", "moments") for index in range(30)]
+    texts = [watch(task, "test", index, "short").reference for task in CLIP_TASKS for index in range(30)]
     words = {word for text in texts for word in re.findall(r" [a-z]+|[0-9]+", text)}
     assert len(words) > 40
     assert [word for word in words if len(tokenizer.encode(word)) != 1] == []
@@ -93,7 +103,8 @@ def test_the_processor_is_stock_and_saves_stock_names(processor, tmp_path):
     assert '"Qwen2VLVideoProcessor"' in saved and '"Qwen2_5_VLProcessor"' in saved
 
 
-def test_the_loss_and_the_positions_are_those_of_the_model(tokenizer, model):
+@pytest.mark.parametrize("attention", ["mmspec_dense", "sdpa"])
+def test_the_loss_and_the_positions_are_those_of_the_model(tokenizer, model, attention):
     batch = WatchingConversations(tokenizer, clips=3, rows=3).step(0)[0]
     mask = (batch.input_ids != tokenizer.pad_token_id).long()
     grids = torch.tensor([batch.grid] * len(mask))
@@ -107,11 +118,14 @@ def test_the_loss_and_the_positions_are_those_of_the_model(tokenizer, model):
     assert torch.equal(positions(batch), model.model.get_rope_index(**seen)[0])
     pixels = batch.pixel_values.flatten(0, 2)
     expected = model(**seen | {"attention_mask": mask}, pixel_values_videos=pixels, labels=batch.labels).loss
-    model.set_attn_implementation("mmspec_dense")
+    model.set_attn_implementation(attention)
     losses = losses_of(model, batch, read_clips)
     model.set_attn_implementation("sdpa")
     assert losses.patches.shape == (len(mask),)
     torch.testing.assert_close(losses.answers.mean(), expected, atol=1e-4, rtol=1e-4)
+    alone = losses_of(model, batch, read_clips, towers_alone=True)
+    assert len(alone.answers) == len(alone.rows) == 0
+    torch.testing.assert_close(alone.patches, losses.patches)
 
 
 def test_batches_have_one_shape_and_grow(tokenizer):
@@ -123,15 +137,20 @@ def test_batches_have_one_shape_and_grow(tokenizer):
             steps, height, width = batch.grid
             tokens = steps * height * width // 4
             assert batch.patch_labels.shape == (len(batch.input_ids), tokens, MOST_WORDS)
-            assert ((batch.input_ids == model_video(tokenizer)).sum(dim=1) == tokens).all()
+            shown = [(batch.input_ids == placeholder(tokenizer, kind)).sum(dim=1) for kind in ("image", "video")]
+            assert (sum(shown) == tokens).all() and (shown[0][0] == 0 or steps == 1)
             assert (batch.patch_labels[:, :, 0] != IGNORE).sum(dim=1).min() >= steps
-    early, late = ({shape_of(clip, random.Random(seed)) for seed in range(80)} for clip in (0, EASY_CLIPS))
-    assert max(steps for steps, _, _ in early) == 4 and max(steps for steps, _, _ in late) == 12
-    assert {edge for _, edge, _ in early} == {1} and {edge for _, edge, _ in late} == {1, 2}
+    early, late = ([shape_of(clip, random.Random(seed)) for seed in range(400)] for clip in (0, EASY_CLIPS))
+    assert max(shape.steps for shape in early) == 4 and max(shape.steps for shape in late) == 16
+    assert {shape.edge for shape in early if not shape.picture} == {1}
+    assert {shape.edge for shape in late if not shape.picture and shape.steps > 8} == {1, 2, 3, 4}
+    for shapes in early, late:
+        assert 0.06 < sum(shape.picture for shape in shapes) / len(shapes) < 0.2
+        assert {shape.edge for shape in shapes if shape.picture} == {1, 2, 3, 4}
 
 
-def model_video(tokenizer):
-    return tokenizer.convert_tokens_to_ids("<video>")
+def placeholder(tokenizer, kind):
+    return tokenizer.convert_tokens_to_ids(f"<{kind}>")
 
 
 def test_steps_reduce_the_loss_of_a_batch(tokenizer, tmp_path):
@@ -159,6 +178,22 @@ def test_train_resume_export_and_evaluate(tokenizer, tmp_path):
     assert model.dtype == torch.float32
     report = evaluate_clips(model, tokenizer, "test", examples=2, length="short", longest=4)
     assert report["accounts"]["events_in_order"] == 0.0 and report["moments"]["answer_accuracy"] == 0.0
+    assert report["pictures"]["right_captions"] == 0.0
+
+
+def test_the_tower_begins_alone(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    settings = PretrainingSettings(
+        output=tmp_path, steps=2, pictures=2, rows=2, processes=1, validate_minutes=0, tower_steps=2, weight_decay=0.0
+    )
+    fresh = build_clip_model(build_clip_config(tokenizer), settings.seed)
+    trained, _ = read_clip_model(train(settings, spawn=False, course=CLIPS))
+    changed = {
+        name.split(".")[1]
+        for (name, before), after in zip(fresh.named_parameters(), trained.parameters(), strict=True)
+        if not torch.equal(before, after) and "embed_tokens" not in name
+    }
+    assert changed == {"visual"}
 
 
 def test_mmspec_decodes_clips_as_the_model_does(model, processor):

@@ -20,6 +20,11 @@ PROMPTS = (
     "Give a full account of the clip.",
 )
 
+PICTURE_PROMPTS = (
+    "What is in the picture?",
+    "Describe the picture.",
+)
+
 
 def called(name: Name) -> str:
     """Return a figure's name, as in `the red star`."""
@@ -61,6 +66,11 @@ def account(clip: Clip) -> str:
     lines += [f"{step.number}: {told(step.event, clip.edge)}." for step in steps]
     lines.append(f"At last: {_scene(steps[-1].after, clip.edge)}.")
     return "\n".join(lines)
+
+
+def caption(clip: Clip) -> str:
+    """Return what the first frame of a clip shows: the number, and every figure with its place."""
+    return f"The number is {clip.first}. There is {_scene(dict(clip.opening), clip.edge)}."
 
 
 def _still(step: Step) -> dict[Name, Cell]:

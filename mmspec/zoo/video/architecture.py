@@ -17,7 +17,7 @@ from mmspec.zoo.video.frames import FRAMES_PER_STEP
 from mmspec.zoo.video.vocabulary import IMAGE, VIDEO, VISION_END, VISION_START
 from mmspec.zoo.vocabulary import token_id
 
-LAYERS, WIDTH, HEADS, INNER = 12, 160, 5, 416
+LAYERS, WIDTH, HEADS, INNER = 12, 128, 4, 344
 SECTIONS = (6, 5, 5)  # of the sixteen frequencies of a head: time, row, column
 ROPE_BASE = 1000.0
 VISION_LAYERS, VISION_WIDTH, VISION_HEADS, VISION_INNER = 3, 96, 3, 256

@@ -4,6 +4,8 @@ The layout of a row is that of the chat template, spelled out token by token:
 
     <s> <|user|> <|vision_start|> <video> x N <|vision_end|> prompt <|assistant|> answer </s> <|user|> prompt ...
 
+A picture is a clip of one step whose frames are the same, with `<image>` in the place of `<video>`.
+
 Rows are padded on the right, so a causal model needs no padding mask.
 """
 
@@ -21,7 +23,7 @@ from mmspec.zoo.batches import IGNORE, encode_turns
 from mmspec.zoo.video.architecture import MERGE, PATCH
 from mmspec.zoo.video.data import ClipConversation, clip_conversation
 from mmspec.zoo.video.frames import CELL, FRAMES_PER_STEP
-from mmspec.zoo.video.vocabulary import VIDEO, VISION_END, VISION_START
+from mmspec.zoo.video.vocabulary import IMAGE, VIDEO, VISION_END, VISION_START
 from mmspec.zoo.vocabulary import token_id
 
 CLIP_START = 3  # the clip stands behind <s>, <|user|> and <|vision_start|>
@@ -32,8 +34,18 @@ ROW_TOKENS = 320  # a micro-batch of longer rows has fewer of them
 EASY_CLIPS = 12_000
 
 
+class Shape(NamedTuple):
+    """What the clips of a micro-batch have in common: steps, the edge of a tile, the most figures, whether they are
+    pictures."""
+
+    steps: int
+    edge: int = 1
+    most: int = 3
+    picture: bool = False
+
+
 class ClipBatch(NamedTuple):
-    """Rows of one forward pass, all of clips with one number of steps on floors of one size.
+    """Rows of one forward pass, all of clips of one shape.
 
     Shapes: ids and labels `[rows, length]`, pixels `[rows, steps, patches, 384]`, labels of the visual tokens
     `[rows, tokens, words]`, tasks `[rows]` (always 0). `grid` is steps, rows and columns of patches.
@@ -67,18 +79,29 @@ def patches(frames: numpy.ndarray) -> torch.Tensor:
 
 def encode_clip(example: ClipConversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """Return token ids and labels of a conversation; the labels are the ids in the answers and `IGNORE` elsewhere."""
-    video, start, end = (token_id(tokenizer, token) for token in (VIDEO, VISION_START, VISION_END))
-    return encode_turns(example.turns, [start, *[video] * example.clip.visual_tokens, end], tokenizer)
+    shown = IMAGE if example.picture else VIDEO
+    visual, start, end = (token_id(tokenizer, token) for token in (shown, VISION_START, VISION_END))
+    return encode_turns(example.turns, [start, *[visual] * example.clip.visual_tokens, end], tokenizer)
 
 
-def shape_of(clip: int, rng: random.Random) -> tuple[int, int, int]:
-    """Choose the number of steps, the edge of a tile and the most figures of the micro-batch that begins with training
-    clip number `clip`."""
+def shape_of(clip: int, rng: random.Random) -> Shape:
+    """Choose the shape of the micro-batch that begins with training clip number `clip`.
+
+    One in eight is of pictures on floors of any size. Once clips are no longer easy, one in eight has more steps, one
+    in eight a larger floor, and one in thirty-two is as long as clips of the length `long` are.
+    """
     ease = max(0.0, 1.0 - clip / EASY_CLIPS)
     most = 2 if rng.random() < ease else 3
-    if ease == 0.0 and rng.random() < 0.15:
-        return rng.randint(4, 12), 2, most
-    return rng.randint(2, 4 + round(4 * (1.0 - ease))), 1, most
+    kind = rng.random()
+    if kind < 4 / 32:
+        return Shape(1, rng.randint(1, 4), most, picture=True)
+    if ease == 0.0 and kind < 5 / 32:
+        return Shape(rng.randint(8, 16), rng.randint(2, 4), most)
+    if ease == 0.0 and kind < 9 / 32:
+        return Shape(rng.randint(2, 6), rng.randint(2, 4), most)
+    if ease == 0.0 and kind < 13 / 32:
+        return Shape(rng.randint(8, 16), 1, most)
+    return Shape(rng.randint(2, 4 + round(4 * (1.0 - ease))), 1, most)
 
 
 class WatchingConversations:
@@ -91,10 +114,11 @@ class WatchingConversations:
         """Return the micro-batches of step `number`: `clips` clips in all, at most `rows` in each."""
         batches, index, last = [], number * self.clips, (number + 1) * self.clips
         while index < last:
-            steps, edge, most = shape_of(index, random.Random(f"mmspec/watching/{index}"))
-            tokens = steps * (3 * edge * (3 * edge + 1) + 24)  # some 24 of text for every step
+            shape = shape_of(index, random.Random(f"mmspec/watching/{index}"))
+            floor = 3 * shape.edge * (3 * shape.edge + 1)
+            tokens = shape.steps * (floor + 24)  # some 24 of text for every step
             rows = min(last - index, max(1, min(self.rows, self.rows * ROW_TOKENS // tokens)))
-            examples = [clip_conversation(index + row, steps, edge, most) for row in range(rows)]
+            examples = [clip_conversation(index + row, **shape._asdict()) for row in range(rows)]
             batches.append(self._collate(examples))
             index += rows
         return batches

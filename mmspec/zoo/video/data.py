@@ -13,10 +13,10 @@ import numpy
 
 from mmspec.zoo.data import SPLITS, belongs
 from mmspec.zoo.video import accounts
-from mmspec.zoo.video.clips import Clip, draw_clip
+from mmspec.zoo.video.clips import Clip, Event, draw_clip
 from mmspec.zoo.video.frames import patch_words, render
 
-CLIP_TASKS = ("accounts", "moments")
+CLIP_TASKS = ("accounts", "moments", "pictures")
 LENGTHS = {"short": ((4, 8), (1, 1)), "long": ((8, 16), (2, 4))}
 """Name of a length to the fewest and most steps, and the smallest and largest floor."""
 FEWEST_TOKENS = 500  # of a long clip
@@ -31,12 +31,14 @@ class ClipSample(NamedTuple):
 
 
 class ClipConversation(NamedTuple):
-    """One training example: a clip, several turns of (prompt, reference), and the words that single tokens show."""
+    """One training example: a clip, several turns of (prompt, reference), and the words that single tokens show. A
+    picture is a clip of one step in which nothing happens."""
 
     clip: Clip
     frames: numpy.ndarray
     turns: tuple[tuple[str, str], ...]
     patch_words: dict[int, list[str]]
+    picture: bool = False
 
 
 def _check(task: str, split: str, index: int, length: str) -> None:
@@ -53,6 +55,11 @@ def clip_in(split: str, rng: random.Random, steps: int, edge: int, most: int = 3
         clip = draw_clip(rng, steps, edge, most, allow_held_out=split == "test")
         if belongs(clip, split):
             return clip
+
+
+def still(clip: Clip) -> Clip:
+    """Return the clip in which nothing happens to what is there at first: the content of a picture."""
+    return clip._replace(events=(Event("nothing"),))
 
 
 def _drawn(split: str, length: str, rng: random.Random) -> Clip:
@@ -73,7 +80,7 @@ def watch(task: str, split: str, index: int, length: str = "long") -> ClipSample
     """Return example number `index` of a task: `frames, prompt, reference = watch("moments", "test", 7)`.
 
     Args:
-        task: `accounts` or `moments`.
+        task: `accounts`, `moments`, or `pictures`, which show one frame alone.
         split: `train`, `validation` or `test`.
         index: number of the example, 0 or more.
         length: `long` for 500 to 2,496 visual tokens, `short` for 48 to 96.
@@ -84,18 +91,26 @@ def watch(task: str, split: str, index: int, length: str = "long") -> ClipSample
     _check(task, split, index, length)
     rng = random.Random(f"mmspec/{task}/{length}/{split}/{index}")
     clip = _drawn(split, length, rng)
+    if task == "pictures":
+        return ClipSample(render(still(clip))[:1], rng.choice(accounts.PICTURE_PROMPTS), accounts.caption(clip))
     turn = (rng.choice(accounts.PROMPTS), accounts.account(clip)) if task == "accounts" else accounts.ask(clip, rng)
     return ClipSample(render(clip), *turn)
 
 
-def clip_conversation(index: int, steps: int, edge: int, most: int = 3, questions: int = 3) -> ClipConversation:
-    """Return a training example: one clip with its account and several questions.
+def clip_conversation(
+    index: int, steps: int, edge: int, most: int = 3, questions: int = 3, picture: bool = False
+) -> ClipConversation:
+    """Return a training example: one clip, or its first frame, with its account and several questions.
 
     In half of the conversations the questions come first, so that they have to be answered from the clip and not from
     the account that is already there.
     """
     rng = random.Random(f"mmspec/watching/{steps}/{edge}/{index}")
     clip = clip_in("train", rng, steps, edge, most)
+    if picture:
+        clip, whole = still(clip), (rng.choice(accounts.PICTURE_PROMPTS), accounts.caption(clip))
+    else:
+        whole = (rng.choice(accounts.PROMPTS), accounts.account(clip))
     turns = list(dict(accounts.ask(clip, rng) for _ in range(questions)).items())
-    turns.insert(rng.choice((0, len(turns))), (rng.choice(accounts.PROMPTS), accounts.account(clip)))
-    return ClipConversation(clip, render(clip), tuple(turns), patch_words(clip))
+    turns.insert(rng.choice((0, len(turns))), whole)
+    return ClipConversation(clip, render(clip), tuple(turns), patch_words(clip), picture)

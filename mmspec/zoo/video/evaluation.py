@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy
+from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -20,7 +21,11 @@ LONGEST_ACCOUNT = 320
 
 
 def clip_inputs(processor: Qwen2_5_VLProcessor, clips: list[numpy.ndarray], prompts: list[str]) -> Any:
-    """Return the model's inputs for clips with one prompt each, padded on the left."""
+    """Return the model's inputs for clips with one prompt each, padded on the left. Clips of one frame are pictures."""
+    if all(len(clip) == 1 for clip in clips):
+        texts = [chat(processor, prompt) for prompt in prompts]
+        images: list[Any] = [[Image.fromarray(clip[0])] for clip in clips]
+        return processor(text=texts, images=images, padding=True, return_tensors="pt")
     known = [
         VideoMetadata(total_num_frames=len(clip), fps=FRAMES_PER_SECOND, frames_indices=list(range(len(clip))))
         for clip in clips

@@ -3,6 +3,7 @@
 - accounts: `events_in_order`, the longest common subsequence of the lines about events, number and all, out of the
   lines of the reference, or of the answer if it has more; steps at which nothing changes are left out on both sides.
   `endings`: the two lines on what is there at first and at last.
+- pictures: `right_captions`, word for word: the caption has one order.
 - moments: `answer_accuracy`, on the words behind "So the answer is".
 """
 
@@ -49,4 +50,6 @@ def measure_clip(task: str, reference: str, answer: str) -> Counts:
         }
     if task == "moments":
         return {"answer_accuracy": (int(parse_conclusion(reference) == parse_conclusion(answer)), 1)}
+    if task == "pictures":
+        return {"right_captions": (int(reference == answer), 1)}
     raise ValueError(f"unknown task {task!r}: choose one of {', '.join(CLIP_TASKS)}")
