@@ -19,6 +19,7 @@ from transformers import (
 
 from . import drafters, extras
 from .drafters import Drafter, as_drafter
+from .embedded import EMBEDDED, EMBEDDED_TARGET, EMBEDDED_TARGETS, EMBEDDED_VIDEO_TARGET
 from .errors import MMSpecError, did_you_mean, first_line, listed
 from .families import class_for
 from .files.checkpoints import FETCHED, fetch_drafter, load_saved_drafter, read_config
@@ -26,10 +27,6 @@ from .files.sources import base_of_adapter, check_weights, own_processor, put_on
 from .formats import FORMATS, load_published
 from .settings.calls import named_arguments
 from .target import Target, expect_target
-
-EMBEDDED = Path(__file__).parent / "zoo" / "weights"
-EMBEDDED_TARGET = "tiny"
-
 
 OF_THE_HUB = (
     "revision",
@@ -57,8 +54,8 @@ def load_target(
     """Load a target with its processor.
 
     Args:
-        name: `"tiny"` (the embedded model), a local folder, or a hub id; also that of an adapter written by peft, which
-            is put on its base model.
+        name: `"tiny"` (the embedded model), `"tiny-video"` (the embedded model that watches clips), a local folder, or
+            a hub id; also that of an adapter written by peft, which is put on its base model.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype. Exactness is only promised in float32.
         device: device to load to; by default a GPU if there is one. Not with `device_map` or `tp_plan`.
         compile, check, writes: see `Target`.
@@ -155,6 +152,10 @@ def _read_processor(what: str, source: str, multimodal: bool, hub: dict[str, Any
     Raises:
         MMSpecError: if it does not exist or cannot be read.
     """
+    if source == str(EMBEDDED / EMBEDDED_VIDEO_TARGET / "target"):
+        from .zoo.video.processing import load_clip_processor  # the stock one needs torchvision
+
+        return load_clip_processor(source)
     try:
         return (AutoProcessor if multimodal else AutoTokenizer).from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
@@ -224,24 +225,20 @@ def load_drafter(
 
 def _resolve(name: str, kind: str) -> str:
     """Return the folder or hub id for the name that the user typed."""
-    folders = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()) if EMBEDDED.is_dir() else []
-    if name == EMBEDDED_TARGET and kind == "target":
-        if not (EMBEDDED / "target").is_dir():
-            raise MMSpecError(f"the embedded model is missing from {str(EMBEDDED)!r}: install mmspec again")
-        return str(EMBEDDED / "target")
+    if name in EMBEDDED_TARGETS and kind == "target":
+        folder = EMBEDDED / name / "target"
+        if not folder.is_dir():
+            raise MMSpecError(f"the embedded model {name!r} is missing from {str(EMBEDDED)!r}: install mmspec again")
+        return str(folder)
     if Path(name).is_dir():
         return str(name)
     prefix, _, embedded = str(name).partition("/")
-    if prefix == EMBEDDED_TARGET and kind == "drafter":
-        options = [f for f in folders if f != "target"]
-        if embedded not in options:
-            hint = did_you_mean(name, [f"{EMBEDDED_TARGET}/{option}" for option in options])
-            raise MMSpecError(f"embedded drafter {name!r} is unknown.{hint}")
-        return str(EMBEDDED / embedded)
+    if prefix in EMBEDDED_TARGETS and kind == "drafter":
+        if str(name) not in (options := _embedded_drafters(prefix)):
+            raise MMSpecError(f"embedded drafter {name!r} is unknown.{did_you_mean(name, options)}")
+        return str(EMBEDDED / prefix / embedded)
     if "/" not in str(name) or Path(name).is_absolute() or str(name).startswith("."):
-        options = (
-            [EMBEDDED_TARGET] if kind == "target" else [f"{EMBEDDED_TARGET}/{f}" for f in folders if f != "target"]
-        )
+        options = [*EMBEDDED_TARGETS] if kind == "target" else _embedded_drafters(*EMBEDDED_TARGETS)
         if kind == "drafter" and (call := made_without_weights(str(name))) is not None:
             raise MMSpecError(f"drafter {str(name)!r} is not loaded but made: {call}")
         raise MMSpecError(
@@ -249,6 +246,12 @@ def _resolve(name: str, kind: str) -> str:
             f"(owner/name).{did_you_mean(str(name), options)}"
         )
     return str(name)
+
+
+def _embedded_drafters(*targets: str) -> list[str]:
+    """Return the names of the drafters that ship for some embedded targets, such as `tiny/eagle3`."""
+    folders = (path for target in targets for path in sorted((EMBEDDED / target).glob("*/")))
+    return [f"{path.parent.name}/{path.name}" for path in folders if path.name != "target"]
 
 
 def made_without_weights(name: str) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..embedded import with_own_questions
 from ..errors import MMSpecError
 from ..settings import configuration
 
@@ -62,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compose the configuration, load the models, ask the questions and report."""
     chosen, flags = source_settings(arguments)
-    overrides = [*chosen, *at_server(arguments.overrides)]
+    overrides = with_own_questions([*chosen, *at_server(arguments.overrides)], "source")
     config = configuration.compose("distill", overrides, arguments.config_dir)
     settings = configuration.typed(config, DistillSettings)
     for key, (flag, _) in flags.items():

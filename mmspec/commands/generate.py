@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.draining import drain
 from ..decoding.stats import speed_in_words
+from ..embedded import EMBEDDED_TARGET, EMBEDDED_TARGETS, EMBEDDED_VIDEO_TARGET
 from ..metrics import SHOWN, SPEEDUPS
 from ..settings import configuration
 from ..similarity import similarity
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ..memory import Memories
 
         transformers.utils.logging.disable_progress_bar()
-        asked = question.asked(arguments)
+        asked = question.asked(arguments, watches=config.target.name == EMBEDDED_VIDEO_TARGET)
         shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
         settings.check(shape["verifier"])
         target = configuration.build(config.target)
@@ -132,10 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def completed(overrides: list[str]) -> list[str]:
-    """Return overrides with `drafter=ngram` for a target of the user's own: the configured drafter fits the embedded
-    target only."""
+    """Return overrides with `drafter=ngram` for a target of the user's own: the configured drafter fits embedded
+    targets only."""
     chosen = dict(override.partition("=")[::2] for override in overrides)
-    own = chosen.get("target", "tiny") != "tiny" and "drafter" not in chosen
+    own = chosen.get("target", EMBEDDED_TARGET) not in EMBEDDED_TARGETS and "drafter" not in chosen
     return [*(["drafter=ngram"] if own else []), *overrides]
 
 

@@ -29,8 +29,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def asked(arguments: argparse.Namespace) -> dict[str, Any]:
+def asked(arguments: argparse.Namespace, watches: bool = False) -> dict[str, Any]:
     """Return the arguments of `mmspec.generate`: the question of the flags, or the one that ships with mmspec.
+
+    Args:
+        arguments: the flags.
+        watches: whether the target is the embedded one that watches clips: what ships is a clip then.
 
     Raises:
         MMSpecError: for flags that exclude one another, and for a picture or a file that cannot be read.
@@ -48,7 +52,13 @@ def asked(arguments: argparse.Namespace) -> dict[str, Any]:
     question |= {MEDIA[kind]: given or None for kind, given in media.items()}
     if arguments.image:  # before the model is loaded, which takes its time
         question["images"] = [load_image(path) for path in arguments.image]
-    if arguments.prompt is None and not (arguments.video or arguments.audio):
+    if arguments.prompt is None and watches and not arguments.audio:
+        from ..zoo import DEMO_CLIP_PROMPT, DEMO_FRAME_PROMPT, demo_clip
+
+        question["prompt"] = DEMO_FRAME_PROMPT if arguments.image and not arguments.video else DEMO_CLIP_PROMPT
+        if not (arguments.image or arguments.video):
+            question["videos"] = [demo_clip()]
+    elif arguments.prompt is None and not (arguments.video or arguments.audio):
         from ..zoo import DEMO_PROMPT, demo_image
 
         question["prompt"] = DEMO_PROMPT

@@ -4,6 +4,7 @@ Importing this package loads neither torch nor transformers, nor any file of dat
 """
 
 from .accuracy import METRICS, Metric
+from .clips import ClipSource
 from .conversations import ConversationFile
 from .examples import Example, Source, from_record, to_record
 from .folder_prompts import FolderPrompts
@@ -13,6 +14,7 @@ from .sources import EmbeddedSource, MediaFolder
 
 __all__ = [
     "METRICS",
+    "ClipSource",
     "ConversationFile",
     "EmbeddedSource",
     "Example",

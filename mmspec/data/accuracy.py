@@ -80,7 +80,8 @@ class ANLS(Metric):
 
 
 class Drawn(Metric):
-    """A metric of the embedded generator, which knows the content of its pictures; see `mmspec.zoo.metrics`."""
+    """A metric of the embedded generator, which knows the content of its pictures; see `mmspec.zoo.metrics` and
+    `mmspec.zoo.video.metrics`."""
 
     def __init__(self, name: str, task: str, count: str):
         self.name, self.task, self.count = name, task, count
@@ -88,8 +89,11 @@ class Drawn(Metric):
     def points(self, reference: str, answer: str) -> Points:
         """Compare an answer with one reference."""
         from ..zoo.metrics import measure
+        from ..zoo.video.data import CLIP_TASKS
+        from ..zoo.video.metrics import measure_clip
 
-        right, of = measure(self.task, reference, answer)[self.count]
+        judge = measure_clip if self.task in CLIP_TASKS else measure
+        right, of = judge(self.task, reference, answer)[self.count]
         return float(right), float(of)
 
 
@@ -103,6 +107,7 @@ METRICS: dict[str, Metric] = {
         Drawn("scene_attributes", "scenes", "attribute_accuracy"),
         Drawn("chart_cells", "charts", "cell_accuracy"),
         Drawn("conclusion", "questions", "answer_accuracy"),
+        Drawn("clip_events", "accounts", "events_in_order"),
     )
 }
 """Metrics that a configuration may name."""

@@ -14,8 +14,10 @@ from .accuracy import Metric
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EMBEDDED = "tiny:"
-"""Prefix of a reference to a picture that the embedded generator draws: `tiny:TASK/SPLIT/INDEX`."""
+DRAWN_PICTURE, DRAWN_CLIP = "tiny:", "tiny-video:"
+"""Prefixes of references to what the embedded generators draw: to a picture, `tiny:TASK/SPLIT/INDEX`, and to a clip or
+a frame of one, `tiny-video:TASK/SPLIT/LENGTH/INDEX`."""
+DRAWN = (DRAWN_PICTURE, DRAWN_CLIP)
 
 MEDIA = ("images", "videos", "audio")
 """Fields of an example that hold media, in the order of `mmspec.media.KINDS`."""
@@ -29,8 +31,8 @@ class Example:
         id: name of the example, unique within its data set.
         prompt: the question. It has a marker, `<image>`, `<video>` or `<audio>`, for every medium, or none: then they
             come before the text, pictures first, then videos, then sounds.
-        images: pictures or references to them: a path, absolute or relative to the `folder` of the source, or
-            `tiny:scenes/train/12`, which the embedded generator draws.
+        images: pictures or references to them: a path, absolute or relative to the `folder` of the source, or what an
+            embedded generator draws, such as `tiny:scenes/train/12`, see `DRAWN`.
         task: label by which reports group examples.
         answer: the text of the answer.
         answer_ids: token ids of the answer, the end token included where there was one.
@@ -39,7 +41,7 @@ class Example:
         references: texts that are right answers to `prompt`, whoever answers; accuracy is measured with them.
         regions: texts of the parts of a page in the order in which they are read, as a layout parser has them, right or
             wrong; `ReferenceDrafter` drafts from them.
-        videos: paths of videos, or of the frames of a video, a tuple of paths.
+        videos: paths of videos, or of the frames of a video, a tuple of paths; or what is drawn, see `DRAWN`.
         audio: paths of sounds.
     """
 

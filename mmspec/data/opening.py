@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MMSpecError
-from ..media import load_image
+from ..media import Video, load_image
 from ..media.places import data_url
-from .examples import EMBEDDED, MEDIA, Example
+from .examples import DRAWN, DRAWN_CLIP, DRAWN_PICTURE, MEDIA, Example
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,16 +25,18 @@ def open_image(reference: str | Image, folder: str | Path | None = None) -> Imag
     Raises:
         MMSpecError: if there is no such picture or it cannot be read.
     """
-    if isinstance(reference, str) and reference.startswith(EMBEDDED):
-        return _drawn(reference)
-    return load_image(located(reference, folder))
+    if not is_drawn(reference):
+        return load_image(located(reference, folder))
+    if str(reference).startswith(DRAWN_PICTURE):
+        return _picture(str(reference))
+    return load_image(_frames(str(reference))[0])
 
 
 def open_media(example: Example, folder: str | Path | None = None) -> dict[str, Any]:
     """Return the media of an example as lists by kind, as `mmspec.inputs.prepare` takes them for one prompt.
 
-    Only the kinds that the example has are there. Pictures are opened here. Videos and sounds stay files: the processor
-    of the model that reads them decides about frames and sampling rate.
+    Only the kinds that the example has are there. Pictures are opened and drawn here, clips drawn. Videos and sounds
+    stay files: the processor of the model that reads them decides about frames and sampling rate.
 
     Args:
         example: the example.
@@ -54,20 +56,40 @@ def batched(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: [list(row.get(name, ())) for row in rows] for name in MEDIA if any(name in row for row in rows)}
 
 
+def is_drawn(reference: Any) -> bool:
+    """Return whether a reference is to something that an embedded generator draws."""
+    return isinstance(reference, str) and reference.startswith(DRAWN)
+
+
 def located(reference: Any, folder: str | Path | None) -> Any:
-    """Return a reference with a relative path joined to its folder; for a list of frames, each of them."""
+    """Return a reference with a relative path joined to its folder, for a list of frames each of them; or the clip that
+    is drawn."""
     if isinstance(reference, (list, tuple)) and all(isinstance(frame, str) for frame in reference):
         return [located(frame, folder) for frame in reference]
+    if is_drawn(reference):
+        return Video(_frames(reference), fps=2.0)
     if not isinstance(reference, str) or data_url(reference) or "://" in reference:
         return reference
     return Path(folder or "", reference)
 
 
-def _drawn(reference: str) -> Image:
+def _picture(reference: str) -> Image:
     from ..zoo import sample
 
     try:
-        task, split, index = reference.removeprefix(EMBEDDED).split("/")
+        task, split, index = reference.removeprefix(DRAWN_PICTURE).split("/")
         return sample(task, split, int(index)).image
     except ValueError as error:
-        raise MMSpecError(f"image {reference!r} is not of the form {EMBEDDED}TASK/SPLIT/INDEX: {error}") from None
+        form = f"{DRAWN_PICTURE}TASK/SPLIT/INDEX"
+        raise MMSpecError(f"image {reference!r} is not of the form {form}: {error}") from None
+
+
+def _frames(reference: str) -> Any:
+    from ..zoo.video.data import watch
+
+    try:
+        task, split, length, index = reference.removeprefix(DRAWN_CLIP).split("/")
+        return watch(task, split, int(index), length).frames
+    except ValueError as error:
+        form = f"{DRAWN_CLIP}TASK/SPLIT/LENGTH/INDEX"
+        raise MMSpecError(f"clip {reference!r} is not of the form {form}: {error}") from None

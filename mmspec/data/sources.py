@@ -11,7 +11,20 @@ from ..errors import MMSpecError, did_you_mean
 from ..files.identity import content_hash
 from ..settings.arguments import number
 from .accuracy import MetricSetting, metrics_of
-from .examples import EMBEDDED, Example, Source
+from .examples import DRAWN_PICTURE, Example, Source
+
+
+def check_drawn(tasks: Sequence[str], known: Sequence[str], split: str, count: int, start: int) -> None:
+    """Refuse what no embedded generator draws."""
+    for task in tasks:
+        if task not in known:
+            raise MMSpecError(f"task {task!r} is unknown.{did_you_mean(task, known)}")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise MMSpecError(f"tasks={list(tasks)} must name at least one task, and none twice")
+    if split not in zoo.SPLITS:
+        raise MMSpecError(f"split {split!r} is unknown.{did_you_mean(split, zoo.SPLITS)}")
+    if count < 1 or start < 0:
+        raise MMSpecError(f"count={count} must be at least 1 and start={start} at least 0")
 
 
 class EmbeddedSource(Source):
@@ -38,15 +51,7 @@ class EmbeddedSource(Source):
         metric: MetricSetting = None,
         misread: float | None = 0.0,
     ):
-        for task in tasks:
-            if task not in zoo.TASKS:
-                raise MMSpecError(f"task {task!r} is unknown.{did_you_mean(task, zoo.TASKS)}")
-        if not tasks or len(set(tasks)) < len(tasks):
-            raise MMSpecError(f"tasks={list(tasks)} must name at least one task, and none twice")
-        if split not in zoo.SPLITS:
-            raise MMSpecError(f"split {split!r} is unknown.{did_you_mean(split, zoo.SPLITS)}")
-        if count < 1 or start < 0:
-            raise MMSpecError(f"count={count} must be at least 1 and start={start} at least 0")
+        check_drawn(tasks, zoo.TASKS, split, count, start)
         self.tasks, self.split, self.count, self.start = list(tasks), split, count, start
         self.metric = metrics_of(metric)
         self.misread = None if misread is None else number(self, misread=misread, lowest=0, highest=1)
@@ -63,7 +68,9 @@ class EmbeddedSource(Source):
         if task == "documents" and self.misread is not None:
             blocks = enumerate(zoo.page_regions(self.split, self.start + number))
             regions = [zoo.misread(text, self.misread, seed=f"{place}/{block}") for block, (text, _) in blocks]
-        return Example(place, prompt, (f"{EMBEDDED}{place}",), task, references=(reference,), regions=tuple(regions))
+        return Example(
+            place, prompt, (f"{DRAWN_PICTURE}{place}",), task, references=(reference,), regions=tuple(regions)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""

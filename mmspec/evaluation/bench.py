@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from ..data import Source
 from ..decoding.sampling import Sampling
+from ..embedded import EMBEDDED_TARGET, EMBEDDED_VIDEO_TARGET, with_own_questions
 from ..errors import MMSpecError
 from ..settings import configuration
 from ..version import __version__
@@ -26,8 +27,8 @@ from .methods import GROUPS, Method, build_engines, plan
 from .questions import grouped
 
 EXPERIMENT, BATCH_SIZE, COUNT = "experiment=", "batch_size", "task.count"
-EMBEDDED = ("tiny", "scenes", "charts", "documents", "questions")
-"""Tasks of pictures that mmspec draws itself, any number of them."""
+DRAWN_TASKS = ("tiny", "scenes", "charts", "documents", "questions", "tiny-video")
+"""Tasks of pictures and clips that mmspec draws itself, any number of them."""
 QUESTIONS = 4
 """Pictures of each kind that they ask about, if nothing else is said."""
 
@@ -69,16 +70,17 @@ def complete(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with what they imply: several batch sizes as a list, and an experiment unless one is chosen.
 
     Who chooses a drafter means that one method, and who lists methods those; who chooses another target cannot use the
-    embedded drafters. And the embedded tasks get as many questions as the largest batch holds.
+    embedded drafters, but the one that watches clips has its own. And the embedded tasks get as many questions as the
+    largest batch holds.
     """
-    overrides = [*map(listed, overrides), *enough_questions(overrides)]
+    overrides = with_own_questions([*map(listed, overrides), *enough_questions(overrides)], "task")
     keys = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     if "experiment" in keys:
         return list(overrides)
     if any(key.partition(".")[0] in (*GROUPS, "methods") for key in keys):
         return [*overrides, f"{EXPERIMENT}one"]
-    if keys.get("target", "tiny") != "tiny":
-        return [*overrides, f"{EXPERIMENT}untrained"]
+    if (target := keys.get("target", EMBEDDED_TARGET)) != EMBEDDED_TARGET:
+        return [*overrides, f"{EXPERIMENT}{'clips' if target == EMBEDDED_VIDEO_TARGET else 'untrained'}"]
     return list(overrides)
 
 
@@ -94,7 +96,7 @@ def enough_questions(overrides: Sequence[str]) -> list[str]:
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     largest = max((int(word) for word in re.findall(r"\d+", given.get(BATCH_SIZE, ""))), default=1)
     ours = "experiment" not in given or given["experiment"] in configuration.option_files("bench", "experiment")
-    if not ours or given.get("task", "tiny") not in EMBEDDED or COUNT in given or largest <= QUESTIONS:
+    if not ours or given.get("task", "tiny") not in DRAWN_TASKS or COUNT in given or largest <= QUESTIONS:
         return []
     return [f"{COUNT}={largest}"]
 

@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from ..embedded import drafter_for
 from ..errors import MMSpecError, did_you_mean
 from . import options
 from .building import build, build_drafter, check_method
@@ -97,6 +98,7 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    OmegaConf.register_new_resolver("embedded", _embedded, replace=True)
     try:
         config = _compose(name, [*_pairs(name, choices), *values], folders)
         for key, value in literals.items():
@@ -106,6 +108,13 @@ def compose(name: str, overrides: Sequence[str] = (), config_dir: str | Path | N
         reason = _unknown_key(name, choices, [*values, *literals], folders, left) or " ".join(str(error).split())
         raise MMSpecError(reason) from error
     return config
+
+
+def _embedded(drafter: str, *, _root_: Any) -> str:
+    """Return the name of an embedded drafter for the chosen target, as `${embedded:eagle3}` asks for it."""
+    from omegaconf import OmegaConf
+
+    return drafter_for(OmegaConf.select(_root_, "target.name"), drafter)
 
 
 def _pairs(name: str, choices: dict[str, str]) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.conversations import ConversationFile
-from ..data.examples import EMBEDDED, MEDIA, Example, Source, from_record
+from ..data.examples import DRAWN, MEDIA, Example, Source, from_record
 from ..data.rows import JsonLines
 from ..errors import MMSpecError
 
@@ -117,7 +117,7 @@ class Answers(Source):
     def _resolved(self, reference: Any) -> Any:
         if isinstance(reference, list):  # the frames of a video
             return [self._resolved(frame) for frame in reference]
-        if reference.startswith(EMBEDDED) or "://" in reference:
+        if reference.startswith(DRAWN) or "://" in reference:
             return reference
         if reference.startswith(SAVED):
             return str(self.answers_folder / PICTURES / reference.removeprefix(SAVED))

@@ -17,15 +17,34 @@ from mmspec.zoo.data import SPLITS, TASKS, DrawnSample, misread, page_regions, s
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ASSETS = Path(__file__).parent / "assets"
 DEMO_PROMPT = "Describe the picture."
+DEMO_CLIP_PROMPT, DEMO_FRAME_PROMPT = "Tell what happens in the clip.", "What is in the picture?"
 
 
 def demo_image() -> Image:
     """Return the picture that `mmspec generate` describes when it is given none: a PIL image."""
     import PIL.Image
 
-    with PIL.Image.open(Path(__file__).parent / "assets" / "demo.png") as image:
+    with PIL.Image.open(ASSETS / "demo.png") as image:
         return image.convert("RGB")
 
 
-__all__ = ["DEMO_PROMPT", "SPLITS", "TASKS", "DrawnSample", "demo_image", "misread", "page_regions", "sample"]
+def demo_clip() -> Path:
+    """Return the file of the clip that `mmspec generate target=tiny-video` tells of when it is given none."""
+    return ASSETS / "demo.mp4"
+
+
+__all__ = [
+    "DEMO_CLIP_PROMPT",
+    "DEMO_FRAME_PROMPT",
+    "DEMO_PROMPT",
+    "SPLITS",
+    "TASKS",
+    "DrawnSample",
+    "demo_clip",
+    "demo_image",
+    "misread",
+    "page_regions",
+    "sample",
+]

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from mmspec.zoo.architecture import build_config, build_model
 from mmspec.zoo.vocabulary import build_processor, kept_tokenizer
 
-DESTINATION = Path(__file__).parent / "weights" / "target"
+DESTINATION = Path(__file__).parent / "weights" / "tiny" / "target"
 
 
 def put_weights(model: PreTrainedModel, checkpoint: Path) -> dict:

@@ -89,7 +89,7 @@ class MasterWeights:
     def __init__(self, model: PreTrainedModel, settings: PretrainingSettings):
         self.settings = settings
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in model.named_parameters()}
-        self.model = model.to(settings.working_dtype())
+        self.model = model.bfloat16() if settings.working_dtype() == torch.bfloat16 else model.float()
         self.parameters = dict(self.model.named_parameters())
         hidden: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
@@ -104,11 +104,11 @@ class MasterWeights:
         ]
         if hidden:
             muon: torch.optim.Optimizer
-            rates = {"lr": settings.muon_learning_rate, "weight_decay": settings.weight_decay}
+            pace, decay = settings.muon_learning_rate, settings.weight_decay
             if self.model.dtype == torch.bfloat16:
-                muon = torch.optim.Muon(hidden, **rates, adjust_lr_fn="match_rms_adamw")
+                muon = torch.optim.Muon(hidden, lr=pace, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             else:
-                muon = StackedMuon(hidden, **rates)
+                muon = StackedMuon(hidden, lr=pace, weight_decay=decay)
             self.optimizers.append(muon)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

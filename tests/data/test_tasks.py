@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mmspec import zoo
-from mmspec.data import Source, open_image
+from mmspec.data import Source, open_media
 from mmspec.settings import configuration
 
 FOLDER = configuration.shipped_folder() / "task"
@@ -33,15 +33,18 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_task_gives_examples_with_pictures(option, data):
+def test_every_task_gives_examples_with_a_medium(option, data):
     config = OmegaConf.load(FOLDER / f"{option}.yaml")
     if option in GIVEN:
         assert OmegaConf.missing_keys(config) == {GIVEN[option]}
         config[GIVEN[option]] = str(data / "test" / "mmspec.jsonl" if option == "conversations" else data)
     source = configuration.build(config)
     assert isinstance(source, Source) and len(source) and source.describe()
-    assert all(example.prompt and len(example.images) == 1 for example in source)
-    assert open_image(source[0].images[0], source.folder).mode == "RGB"
+    assert all(example.prompt and len(example.images + example.videos) == 1 for example in source)
+    for example in list(source)[:3]:
+        media = open_media(example, source.folder)
+        assert [one.mode for one in media.get("images", [])] == ["RGB"] * len(example.images)
+        assert all(len(clip.frames) > 1 for clip in media.get("videos", []))
 
 
 def test_drawn_tasks_are_the_parts_of_tiny():

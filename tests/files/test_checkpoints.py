@@ -248,9 +248,9 @@ def test_nothing_in_the_package_unpickles():
 @pytest.fixture
 def embedded(tmp_path, monkeypatch) -> Path:
     for name in ("target", "draft_model", "text_only"):
-        (tmp_path / "zoo" / name).mkdir(parents=True)
+        (tmp_path / "zoo" / "tiny" / name).mkdir(parents=True)
     monkeypatch.setattr(loading, "EMBEDDED", tmp_path / "zoo")
-    return tmp_path / "zoo"
+    return tmp_path / "zoo" / "tiny"
 
 
 def test_unknown_names_suggest_the_nearest(target, embedded):

@@ -25,12 +25,12 @@ from mmspec.models.weights import fingerprint
 
 def test_a_tower_without_its_level_is_written_with_it_and_is_the_same_model(tmp_path):
     folder = export_target(tiny(), tmp_path / "target")
-    before, after = (load_file(one / "model.safetensors") for one in (EMBEDDED / "target", folder))
+    before, after = (load_file(one / "model.safetensors") for one in (EMBEDDED / "tiny" / "target", folder))
     assert len(before) == len(after) and not needs_rewriting(folder)
     for name, tensor in before.items():
         moved = name.replace("vision_tower.", "vision_tower.vision_model.")
         assert torch.equal(tensor, after[moved])
-    assert {file.name for file in folder.iterdir()} == {file.name for file in (EMBEDDED / "target").iterdir()}
+    assert {file.name for file in folder.iterdir()} == {file.name for file in (EMBEDDED / "tiny" / "target").iterdir()}
     assert fingerprint(mmspec.load_target(str(folder)).model) == fingerprint(tiny().model)
 
 
@@ -55,7 +55,7 @@ def test_other_layouts_stay_as_they_are():
 
 
 def test_older_files_have_the_names_that_servers_read(tmp_path):
-    shutil.copy(EMBEDDED / "target" / "config.json", tmp_path)
+    shutil.copy(EMBEDDED / "tiny" / "target" / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     assert not needs_rewriting(tmp_path)
     with pytest.raises(MMSpecError, match=r"has no weights in \.safetensors beside its config.json"):

@@ -169,7 +169,7 @@ def test_overrides_reach_groups_and_keys():
         ("verifier=greedy,auto", "verifier 'greedy,auto' is unknown."),
         ("max_new_token=3", "setting 'max_new_token' is unknown. Did you mean"),
         ("drafter.nam=x", "setting 'drafter.nam' is unknown. Did you mean"),
-        ("target=llava", "pretrained, tiny. Or name a folder, or a hub id"),
+        ("target=llava", "pretrained, tiny, tiny-video. Or name a folder, or a hub id"),
         ("tree.depth=3", "setting 'tree.depth' is unknown ... choose tree=best_first or"),
         ("drafter=/no/such folder", "drafter=/no/such folder: there is no such folder"),
         ("describe", "'describe' is not of the form key=value; text goes to --prompt"),

@@ -33,7 +33,7 @@ def small_model(seed: int = 0) -> tuple[LlavaForConditionalGeneration, Any]:
     """A random LLaVA of four narrow layers, and the processor of the embedded model."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(EMBEDDED / "target")
+    processor = AutoProcessor.from_pretrained(EMBEDDED / "tiny" / "target")
     tokenizer = processor.tokenizer
     config = LlavaConfig(
         text_config=LlamaConfig(**{**models.TEXT, "vocab_size": len(tokenizer), "num_hidden_layers": 4}),

@@ -14,11 +14,29 @@ import numpy
 from mmspec.zoo.data import SPLITS, belongs
 from mmspec.zoo.video import accounts
 from mmspec.zoo.video.clips import Clip, Event, draw_clip
-from mmspec.zoo.video.frames import patch_words, render
+from mmspec.zoo.video.frames import FRAMES_PER_STEP, patch_words, render
 
 CLIP_TASKS = ("accounts", "moments", "pictures")
-LENGTHS = {"short": ((4, 8), (1, 1)), "long": ((8, 16), (2, 4))}
-"""Name of a length to the fewest and most steps, and the smallest and largest floor."""
+
+
+class Length(NamedTuple):
+    """The fewest and most steps, the smallest and largest edge of a tile, and how often every step is shown."""
+
+    steps: tuple[int, int]
+    edges: tuple[int, int]
+    repeat: int = 1
+
+
+LENGTHS = {
+    "short": Length((4, 8), (1, 1)),
+    "long": Length((8, 16), (2, 4)),
+    "500": Length((12, 12), (2, 2)),
+    "2k": Length((13, 13), (4, 4)),
+    "8k": Length((13, 13), (4, 4), repeat=4),
+    "25k": Length((13, 13), (4, 4), repeat=12),
+}
+"""Lengths by name. The last four are for measurements of cost: 504, 2,028, 8,112 and 24,336 visual tokens. The last two
+show every step several times, which the model was not trained on."""
 FEWEST_TOKENS = 500  # of a long clip
 
 
@@ -57,13 +75,19 @@ def clip_in(split: str, rng: random.Random, steps: int, edge: int, most: int = 3
             return clip
 
 
+def repeated(frames: numpy.ndarray, times: int) -> numpy.ndarray:
+    """Show every step of a clip so many times, one after the other."""
+    pairs = frames.reshape(-1, FRAMES_PER_STEP, *frames.shape[1:])
+    return pairs.repeat(times, axis=0).reshape(-1, *frames.shape[1:])
+
+
 def still(clip: Clip) -> Clip:
     """Return the clip in which nothing happens to what is there at first: the content of a picture."""
     return clip._replace(events=(Event("nothing"),))
 
 
 def _drawn(split: str, length: str, rng: random.Random) -> Clip:
-    steps, edges = LENGTHS[length]
+    steps, edges, _ = LENGTHS[length]
     while True:
         clip = clip_in(split, rng, rng.randint(*steps), rng.randint(*edges))
         if length == "short" or clip.visual_tokens >= FEWEST_TOKENS:
@@ -83,7 +107,7 @@ def watch(task: str, split: str, index: int, length: str = "long") -> ClipSample
         task: `accounts`, `moments`, or `pictures`, which show one frame alone.
         split: `train`, `validation` or `test`.
         index: number of the example, 0 or more.
-        length: `long` for 500 to 2,496 visual tokens, `short` for 48 to 96.
+        length: `long` for 500 to 2,496 visual tokens, `short` for 48 to 96; see `LENGTHS` for the others.
 
     Raises:
         ValueError: for a task, split or length that there is not, or a negative index.
@@ -94,7 +118,7 @@ def watch(task: str, split: str, index: int, length: str = "long") -> ClipSample
     if task == "pictures":
         return ClipSample(render(still(clip))[:1], rng.choice(accounts.PICTURE_PROMPTS), accounts.caption(clip))
     turn = (rng.choice(accounts.PROMPTS), accounts.account(clip)) if task == "accounts" else accounts.ask(clip, rng)
-    return ClipSample(render(clip), *turn)
+    return ClipSample(repeated(render(clip), LENGTHS[length].repeat), *turn)
 
 
 def clip_conversation(

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of the video target into a folder: `python -m mmspec.zoo.video.export CHECKPOINT FOLDER`."""
+"""Turn a checkpoint of the video target into a folder: `python -m mmspec.zoo.video.export CHECKPOINT`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from mmspec import zoo
 from mmspec.zoo.export import put_weights, save_model
 from mmspec.zoo.video.architecture import build_clip_config, build_clip_model
 from mmspec.zoo.video.processing import build_clip_processor
 from mmspec.zoo.video.vocabulary import build_clip_tokenizer
 from mmspec.zoo.vocabulary import kept_tokenizer
+
+DESTINATION = Path(zoo.__file__).parent / "weights" / "tiny-video" / "target"
 
 
 def read_clip_model(checkpoint: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, dict]:
@@ -42,9 +45,9 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="the checkpoint.safetensors of a training run")
-    parser.add_argument("folder", type=Path, help="where the model goes")
+    parser.add_argument("--output", type=Path, default=DESTINATION, help="default: the weights folder of the package")
     arguments = parser.parse_args()
-    export_clips(arguments.checkpoint, arguments.folder)
+    export_clips(arguments.checkpoint, arguments.output)
 
 
 if __name__ == "__main__":

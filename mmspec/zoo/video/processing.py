@@ -8,6 +8,7 @@ same of a video wherever torchvision is installed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -126,3 +127,8 @@ def build_clip_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Qw
     )
     processor.__class__ = Qwen2_5_VLProcessor  # made without the question, it is the stock one, and saved as that
     return processor
+
+
+def load_clip_processor(folder: str | Path) -> Qwen2_5_VLProcessor:
+    """Return the processor of a saved video target, with or without torchvision."""
+    return build_clip_processor(PreTrainedTokenizerFast.from_pretrained(folder))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerFast
 
-from mmspec.zoo.video.data import CLIP_TASKS, LENGTHS, watch
+from mmspec.zoo.video.data import CLIP_TASKS, watch
 from mmspec.zoo.vocabulary import ASSISTANT, BOS, EOS, IMAGE, PAD, USER, learn_tokenizer
 
 VIDEO, VISION_START, VISION_END = "<video>", "<|vision_start|>", "<|vision_end|>"
@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 
 def _corpus(examples: int) -> Iterator[str]:
     for task in CLIP_TASKS:
-        for length in LENGTHS:
+        for length in ("short", "long"):
             for index in range(examples):
                 _, prompt, reference = watch(task, "train", index, length)
                 yield prompt
