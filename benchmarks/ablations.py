@@ -4,13 +4,15 @@
     python benchmarks/ablations.py trained runs/vispec runs/vispec_without_summary ...
     python benchmarks/ablations.py imitation runs/fastvlm_mlp
     python benchmarks/ablations.py passes runs/specflash_k1 runs/specflash_k4 ...
+    python benchmarks/ablations.py scopes runs/answers runs/sparrow runs/sparrow_single ...
 
 `gate`: which branch the elastic compressor of `tiny/specvlm` chooses, by task. `sage`: depth, width and what was
 accepted of SAGE's trees, by the confidence that shaped them. `trained`: the simulated acceptance that finished
 trainings have reached on the same held-out answers, side by side. `imitation`: what the first four layers guess
 by themselves, with the imitation networks of finished trainings, and with that of `tiny/fastvlm`. `passes`: what heads
-that guess several tokens a pass accept, how often they run, and how long that takes. Prints Markdown, and draws into
-`--plots FOLDER`.
+that guess several tokens a pass accept, how often they run, and how long that takes. `scopes`: what heads accept that
+attend to all of a prompt, and to its text alone: simulated on the answers that their trainings held out, and in real
+rounds on test pictures. Prints Markdown, and draws into `--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -31,11 +33,16 @@ import mmspec
 from mmspec.compressors import Elastic
 from mmspec.drafters import Drafter, EarlyExitDrafter
 from mmspec.inputs import prepare
+from mmspec.training.answers import open_source
+from mmspec.training.data import Loader, split
+from mmspec.training.teacher import Teacher
+from mmspec.training.validation import SimulatedAcceptance
 from mmspec.trees import Chain
 from mmspec.trees.sage import confidence
 
 EXAMPLES = 24
 PICTURES = 6  # of each task, where every drafter writes an answer to each
+FEW = 2  # of each task, where every drafter does so twice
 CONFIDENCES = (0.0, 0.6, 0.8, 0.9, 0.97, 1.01)  # where the rows of SAGE's table begin and end
 
 
@@ -203,11 +210,40 @@ def passes(target: mmspec.Target, folders: list[str], plots: Path | None) -> Non
     draw("passes", plots, lambda figure: bars(figure, lengths, "chain of 8"), (9, 3))
 
 
-def rounds_of(target: mmspec.Target, drafter: Drafter, tree: mmspec.trees.TreeBuilder) -> dict[str, list[Any]]:
+@torch.no_grad()
+def scopes(target: mmspec.Target, folders: list[str], plots: Path | None) -> None:
+    """Simulated acceptance and real rounds of heads, by what they attend to; the first folder holds the answers."""
+    answers, *trainings = folders
+    lengths, rows = {}, []
+    for folder in trainings:
+        head = mmspec.load_drafter(str(Path(folder) / "best"), target)
+        metadata = json.loads((Path(folder) / "best" / "config.json").read_text())["metadata"]
+        examples = open_source(answers)
+        settings = json.loads((Path(folder) / "training.json").read_text())["settings"]
+        _, held_out = split(len(examples), settings["held_out"], settings["seed"])
+        passes = list(Loader(target, examples, settings["max_length"], pools=[held_out]).passes(held_out, 8))
+        for scope in ("all", "text"):
+            drafter, simulated = head.with_scope(scope), SimulatedAcceptance(5)
+            teacher = Teacher(target, drafter.lesson_layers)
+            for batch in passes:
+                simulated.add(drafter, teacher.lesson_of(batch))
+            name, by_task = f"{Path(folder).name}, {scope}", rounds_of(target, drafter, Chain(5), FEW)
+            tasks = [simulated.summary(task)["mean_acceptance_length"] for task in mmspec.zoo.TASKS]
+            lengths[name] = [simulated.summary()["mean_acceptance_length"], *tasks]
+            rates = " ".join(f"{100 * rate:.0f}" for rate in simulated.summary()["acceptance_by_position"])
+            measured = f"{emitted_of(by_task)[0]:.2f}"
+            rows.append([name, str(metadata["steps"]), *(f"{one:.2f}" for one in lengths[name]), rates, measured])
+    table(["head, sees", "steps", "all", *mmspec.zoo.TASKS, "by position, %", "real rounds"], rows)
+    draw("scopes", plots, lambda figure: bars(figure, lengths), (9, 3))
+
+
+def rounds_of(
+    target: mmspec.Target, drafter: Drafter, tree: mmspec.trees.TreeBuilder, pictures: int = PICTURES
+) -> dict[str, list[Any]]:
     """Return the rounds in which a drafter answers some pictures, by task."""
     found: dict[str, list[Any]] = {task: [] for task in mmspec.zoo.TASKS}
     for task in mmspec.zoo.TASKS:
-        for request in islice(requests_of(target, task), PICTURES):
+        for request in islice(requests_of(target, task), pictures):
             out = mmspec.generate(target, drafter, inputs=request.inputs, max_new_tokens=96, tree=tree)
             found[task] += out.stats.rounds
     return found
@@ -235,18 +271,18 @@ def bars(figure: Any, lengths: dict[str, list[float]], tree: str = "chain of 5")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="gate, sage, or trained, imitation or passes and folders")
+    parser.add_argument("what", nargs="+", help="gate, sage, or trained, imitation, passes or scopes and folders")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw a plot of each there")
     options = parser.parse_args()
     if options.what[0] == "trained":
         trained(options.what[1:], options.plots)
         return
-    if measured := {"imitation": imitation, "passes": passes}.get(options.what[0]):
+    if measured := {"imitation": imitation, "passes": passes, "scopes": scopes}.get(options.what[0]):
         measured(mmspec.load_target("tiny"), options.what[1:], options.plots)
         return
     known = {"gate": gate, "sage": sage}
     if strange := set(options.what) - set(known):
-        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained, imitation, passes")
+        parser.error(f"{', '.join(sorted(strange))} is none of gate, sage, trained, imitation, passes, scopes")
     target = mmspec.load_target("tiny")
     for name in options.what:
         known[name](target, options.plots)

@@ -29,6 +29,7 @@ from mmspec.drafters import (
     HiVisDrafter,
     MsdDrafter,
     SharedVisionDrafter,
+    SparrowDrafter,
     SpecFlashDrafter,
     ViSpecDrafter,
 )
@@ -56,6 +57,7 @@ def methods(target: mmspec.Target) -> dict:
         "specvlm": EagleDrafter(target, input_norm=True, compressor=Elastic(), **chain),
         "vispec": ViSpecDrafter(target, **chain),
         "hivis": HiVisDrafter(target, **chain),
+        "sparrow": SparrowDrafter(target, **chain),
         "aasd": AasdDrafter(target, **chain),
         "specflash, no queries": SpecFlashDrafter(target, tokens=4, residual=True, **chain),
         "specflash, 64 queries": SpecFlashDrafter(

@@ -13,6 +13,7 @@ from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
 from .resampler import Resampler
 from .routing import Routing
+from .text_scope import text_alone
 from .token_assignment import Sources
 from .top_p import TopPUniform
 from .view import TargetView
@@ -39,5 +40,6 @@ __all__ = [
     "VisualSpan",
     "compressed_prompt",
     "layout_of",
+    "text_alone",
     "whole_prompt",
 ]

@@ -14,7 +14,8 @@ from .token_assignment import Sources
 
 class Hide(VisualCompressor):
     """Leaves every visual token out. What the target saw reaches the drafter through the hidden states at the text
-    (HiViS, arXiv 2509.23928, section 3).
+    (HiViS, arXiv 2509.23928, section 3). It does so before states and embeddings are paired; heads on text alone
+    (`attention_scope="text"`) leave slots out that are paired, see `text_alone`.
 
     Args:
         packed: True if the text moves up (as released for LLaVA), False if it keeps its positions (as released for

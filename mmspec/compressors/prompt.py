@@ -31,6 +31,8 @@ class DraftPrompt:
             picture that it is left of; None for the whole prompt.
         summary: `[batch, entries, hidden]` summary of the latest picture before or at each entry, 0 before the first;
             None if the compressor makes none.
+        state_positions: positions of the states, shaped like `positions`, where a state is that of what stood directly
+            before the next entry (`text_alone`); None where it is that of its own entry.
     """
 
     embeds: Tensor
@@ -41,6 +43,7 @@ class DraftPrompt:
     position_offset: Tensor
     origin: Tensor | None = None
     summary: Tensor | None = None
+    state_positions: Tensor | None = None
 
 
 def whole_prompt(embeds: Tensor, states: Tensor, visual: Tensor) -> DraftPrompt:

@@ -20,6 +20,7 @@ class TargetView:
         embeds: `[batch, length, hidden]` embeddings that the target read.
         features: layer to `[batch, length, hidden]` states that enter it, for all `feature_layers` of the drafter.
         vision: the encoded pictures, or None.
+        taught: True for answers that are learnt from, or validated on.
     """
 
     request: Request
@@ -27,3 +28,4 @@ class TargetView:
     embeds: Tensor
     features: dict[int, Tensor]
     vision: Vision | None
+    taught: bool = False

@@ -49,6 +49,7 @@ from .peagle import PEagleDrafter, PEagleSettings
 from .reference import ReferenceDrafter
 from .session_step import SessionDrafter
 from .skipping import SkippingDrafter, SkippingSettings
+from .sparrow import SparrowDrafter, SparrowSettings
 from .sparse_to_dense import SparseSettings, SparseToDenseDrafter
 from .specflash import SpecFlashDrafter, SpecFlashSettings
 from .step import StepDrafter
@@ -115,6 +116,8 @@ __all__ = [
     "SharedVisionDrafter",
     "SkippingDrafter",
     "SkippingSettings",
+    "SparrowDrafter",
+    "SparrowSettings",
     "SparseSettings",
     "SparseToDenseDrafter",
     "SpecFlashDrafter",

@@ -62,9 +62,6 @@ class FeatureDrafter(FeatureHead):
 
     _router: Router | None = None  # of a request whose compressor routes
 
-    first_slot = 0
-    """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
-
     def native_tree(self) -> TreeBuilder:
         """Return EAGLE-2's dynamic tree."""
         return DynamicTree()

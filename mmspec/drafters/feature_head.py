@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..compressors import DraftPrompt, VisualCompressor, whole_prompt
+from ..compressors import DraftPrompt, VisualCompressor, text_alone, whole_prompt
 from ..errors import MMSpecError, shown
 from ..models.states import LAST
 from ..trees import TreeBuilder
@@ -42,6 +43,9 @@ class FeatureHead(LayerDrafter):
 
     guesses_features = True
     """True if the layer's output stands for a state of the target, with which a loss can compare it."""
+
+    first_slot = 0
+    """Slots before the first one that has a state: 1 where the first token has a slot of its own."""
 
     _looked: Looked | None = None  # what the corrector can look at, of the request or batch of lessons at hand
 
@@ -101,7 +105,8 @@ class FeatureHead(LayerDrafter):
 
     def slot_positions(self, prompt: DraftPrompt) -> Tensor:
         """Return positions `[batch, slots]`, or `[axes, batch, slots]`: a slot stands where its state does."""
-        return prompt.positions[..., :-1]
+        positions = prompt.positions if prompt.state_positions is None else prompt.state_positions
+        return positions[..., :-1]
 
     def next_state(self, output: Tensor) -> Tensor:
         """Return the state of the next draft step, from the layer's output."""
@@ -137,8 +142,10 @@ class FeatureHead(LayerDrafter):
         Raises:
             MMSpecError: for a prompt without text, or a picture that does not have what the compressor needs.
         """
+        scope = self._scope_of(view)
         ids, family = view.request.inputs["input_ids"], self.target.family
-        embeds, visual = view.embeds.to(self._dtype), family.is_visual(ids)
+        visual = family.is_visual(ids)
+        embeds = self.entering(view, visual, scope).to(self._dtype)
         if self.corrector is not None:  # it sees all of a picture, whatever a compressor leaves
             seen = view.embeds if self.corrector.settings.reads == "embeds" else view.features[LAST]
             self._looked = self.corrector.look_at(seen, visual)
@@ -149,7 +156,71 @@ class FeatureHead(LayerDrafter):
         whole = whole_prompt(embeds, self.fuse_features(view.features), visual)
         if self.axes is not None:
             whole.positions, whole.position_offset = family.positions_until(view.prompt.inputs, ids.shape[1])
-        return compress(self.compressor, self.target, whole, view)
+        read = compress(self.compressor, self.target, whole, view)
+        if scope == "all" or view.vision is None:
+            return read
+        ends = torch.tensor(view.prompt.lengths, device=read.removed.device) - read.removed
+        columns = torch.arange(read.visual.shape[1], device=ends.device)
+        if not (~read.visual & (columns < ends[:, None])).any(1).all():
+            name = type(self).__name__
+            raise MMSpecError(
+                f"{name}: a prompt has no text beside its pictures, so nothing is left to read; ask a question"
+            )
+        return text_alone(read, ends, keep_first=not self.first_slot)
+
+    def entering(self, view: TargetView, visual: Tensor, scope: str) -> Tensor:
+        """Return what enters at all tokens, before a compressor, `[batch, length, hidden]`: the target's embeddings.
+
+        Args:
+            view: the text.
+            visual: `[batch, length]` True at the tokens of pictures, videos and sounds.
+            scope: what will be seen of it, `all` or `text`.
+        """
+        return view.embeds
+
+    # What is attended to.
+
+    def with_scope(self, scope: Literal["all", "text"]) -> Self:
+        """Return this drafter with another `attention_scope`: a copy that shares its weights.
+
+        Raises:
+            MMSpecError: for what is no scope, or a drafter that has none.
+        """
+        name = type(self).__name__
+        if not isinstance(self.settings, FeatureSettings):
+            raise MMSpecError(
+                f"{name} has no attention_scope: it pairs no states with tokens, so compressor=hide leaves text alone"
+            )
+        drafter = cast(Self, self.fork())
+        drafter.take_scope(scope)
+        return drafter
+
+    def take_scope(self, scope: Literal["all", "text"]) -> None:
+        """Attend to another part of the prompt from now on.
+
+        Raises:
+            MMSpecError: for what is no scope; for text alone, where a compressor is to choose among visual tokens.
+        """
+        self.settings = replace(self.settings, attention_scope=scope)
+        if self.compressor is not None:
+            self.refuse_routing(self.compressor)
+
+    def refuse_routing(self, compressor: VisualCompressor) -> None:
+        """Refuse a compressor that is asked before every round what is seen, see `Drafter.refuse_routing`: also where
+        text alone is seen."""
+        super().refuse_routing(compressor)
+        told = self.settings
+        scopes = (told.attention_scope, told.training_scope) if isinstance(told, FeatureSettings) else ()
+        if compressor.routes and "text" in scopes:
+            raise MMSpecError(
+                f"{type(compressor).__name__} chooses what is seen of pictures, and this {type(self).__name__} attends "
+                "to text alone: leave the compressor out, or say attention_scope=all"
+            )
+
+    def _scope_of(self, view: TargetView) -> Literal["all", "text"]:
+        """Return what is seen of a text: in training as the settings say, and else as in drafting."""
+        told = self.settings
+        return (told.training_scope if view.taught and self.training else None) or told.attention_scope
 
     @property
     def _dtype(self) -> torch.dtype:

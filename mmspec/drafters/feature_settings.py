@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import MMSpecError
 from ..settings.fields import settings_from
@@ -22,10 +22,15 @@ class FeatureSettings(LayerSettings):
         visual: whether image tokens have the target's visual embeddings. Otherwise they have that of the placeholder.
         corrector: settings of a corrector that looks at the picture at every node, see
             `mmspec.drafters.corrector.CorrectorSettings`; null for none.
+        attention_scope: what its attention sees of a prompt when it drafts: `all` of it, or `text` alone, at the cost
+            of the text (Sparrow, arXiv 2602.15318), see `mmspec.compressors.text_alone`.
+        training_scope: what it sees in training; null for the same.
     """
 
     visual: bool = True
     corrector: dict[str, Any] | None = None
+    attention_scope: Literal["all", "text"] = "all"
+    training_scope: Literal["all", "text"] | None = None
 
     def fit(self, target: Target) -> Self:
         """Complete the settings of the corrector, besides what all layers leave to the target."""

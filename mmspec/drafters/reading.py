@@ -29,7 +29,8 @@ def layers_for(compressor: VisualCompressor, target: Target) -> list[int]:
 def view_of(source: Context | Lesson) -> TargetView:
     """Return what the target knows of a prompt that it has just read, or of the answers of a lesson."""
     prompt = source.prompt if isinstance(source, Lesson) else source.request
-    return TargetView(source.request, prompt, source.embeds, source.features, source.vision)
+    taught = isinstance(source, Lesson)
+    return TargetView(source.request, prompt, source.embeds, source.features, source.vision, taught)
 
 
 def compress(compressor: VisualCompressor | None, target: Target, whole: DraftPrompt, view: TargetView) -> DraftPrompt:

@@ -66,6 +66,11 @@ MISTAKES = [
     ("vispec", "raw"),
     ("vispec", "summary"),
     ("vispec", "positions"),
+    ("vispec, text", "summary"),
+    ("sparrow", "unpaired"),
+    ("sparrow", "positions"),
+    ("sparrow, whole", "raw"),
+    ("sparrow, whole", "bridge"),
     ("eagle3, fovea", "all looked at"),
     ("eagle3, fovea", "corrected on"),
 ]

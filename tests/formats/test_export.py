@@ -143,6 +143,7 @@ def test_what_cannot_be_expressed_is_refused(tmp_path):
     for drafter, reason in (
         (EagleDrafter(target), "EagleDrafter has no counterpart"),
         (Eagle3Drafter(target, visual=True), "reads visual embeddings"),
+        (Eagle3Drafter(target, attention_scope="text"), "attends to text alone"),
         (Eagle3Drafter(target, feature_layers=[0, 1, 1]), r"feature_layers=\[0, 1, 1\], one of them twice"),
         (Eagle3Drafter(target, head={"hidden_act": "gelu"}), "hidden_act='gelu'"),
         (

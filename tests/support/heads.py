@@ -22,6 +22,7 @@ from mmspec.drafters import (
     HiVisDrafter,
     MsdDrafter,
     MtpDrafter,
+    SparrowDrafter,
     ViSpecDrafter,
 )
 from mmspec.inputs import append, prepare
@@ -94,6 +95,9 @@ VARIANTS = {
     ),
     "dream, without memory": (DreamDrafter, {"cross_attention": False}),
     "dream, hidden": (DreamDrafter, compressor("hide.Hide", packed=False, margin=[0, 0])),
+    "vispec, text": (ViSpecDrafter, {"queries": 3, "heads": 2, "attention_scope": "text"}),
+    "sparrow": (SparrowDrafter, {}),
+    "sparrow, whole": (SparrowDrafter, {"attention_scope": "all", "input_norm": True}),
 }
 # The choice hangs on the question, and a prompt with an answer behind it asks another one: no yardstick for these. Nor
 # is there one for a memory without pictures.

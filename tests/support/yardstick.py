@@ -74,7 +74,7 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
         drafter: of which only weights and switches are used.
         row: of the lesson.
         root: see above.
-        wrong: a mistake to make: `unshifted`, `positions`, `raw` or `summary`.
+        wrong: a mistake to make: `unshifted`, `positions`, `raw`, `summary`, `unpaired` or `bridge`.
     """
     states, merged, plain = full_pass(name, row)
     ids = lesson_of(name).request.token_ids()[row][: lesson_of(name).prompt.lengths[row] + root + 1]
@@ -85,6 +85,7 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
     def mean(tensor: torch.Tensor, groups: list[list[int]]) -> torch.Tensor:
         return torch.stack([tensor[group].mean(0) for group in groups])
 
+    bridge = drafter.settings.bridge_layer if getattr(drafter.settings, "bridge", False) else None
     embeds, summary = mean(table, entries), torch.zeros(len(entries), table.shape[1])
     seen = torch.tensor([visual[group[0]] for group in entries])
     places = [round(sum(group) / len(group)) for group in entries]
@@ -96,6 +97,14 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
                 outputs = adaptor(drafter, merged[start : group[0] + 2])
                 embeds[number : number + 2], latest = outputs[:2], outputs[2]
             summary[number] = latest if wrong != "summary" else 0
+    blind = drafter.settings.attention_scope == "text"
+    if bridge is not None and not blind:
+        layer = bridge + 1 if wrong == "bridge" else bridge
+        embeds = torch.where(seen[:, None], mean(states[layer], entries), embeds)
+    if blind and wrong == "unpaired":  # hides first, as HiViS does
+        left = [number for number in range(len(entries)) if not seen[number]]
+        entries, places = [entries[number] for number in left], [places[number] for number in left]
+        embeds, summary, seen = embeds[left], summary[left], seen[left]
     slots = entries[:-1]
     following = embeds[1:]
     if wrong == "unshifted":  # pairs first, hides then
@@ -105,9 +114,15 @@ def sequence_of(name: str, drafter, row: int, root: int, wrong: str = "") -> Seq
         before, packed = False, not before and not packed
     at = [place - 1 for place in places[1:]] if before else places[:-1]  # ViSpec counts from the embedding
     at = list(range(len(slots))) if packed else at
-    raw = seen[1:] & (isinstance(drafter, (MsdDrafter, ViSpecDrafter)) and wrong != "raw")
+    whole = getattr(drafter.settings, "bridge", True)
+    raw = seen[1:] & (isinstance(drafter, (MsdDrafter, ViSpecDrafter)) and whole and wrong != "raw")
     features = {layer: mean(part, slots) for layer, part in states.items()}
-    return Sequence(features, following, at, raw, summary[:-1], looked_at(name, drafter, row))
+    kept = [number for number in range(len(slots)) if not (blind and seen[number + 1])]
+    at = [at[number] for number in kept]
+    if blind and wrong == "positions":
+        at = list(range(len(kept)))
+    features = {layer: part[kept] for layer, part in features.items()}
+    return Sequence(features, following[kept], at, raw[kept], summary[:-1][kept], looked_at(name, drafter, row))
 
 
 def looked_at(name: str, drafter, row: int) -> torch.Tensor:

@@ -60,6 +60,11 @@ class Writer(Generic[Kind]):
                 f"this {name} sees pictures through {seen}, which speculators cannot express: train one without a "
                 "compressor"
             )
+        if getattr(drafter.settings, "attention_scope", "all") != "all":
+            raise MMSpecError(
+                f"this {name} attends to text alone (attention_scope='text'), which no server does: export "
+                "drafter.with_scope('all'), or train one with attention_scope=all"
+            )
         if drafter.head.hidden_act != SERVED_ACTIVATION:
             raise MMSpecError(
                 f"this {name} has hidden_act={drafter.head.hidden_act!r}, but vLLM's layer computes "
