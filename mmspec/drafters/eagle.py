@@ -45,7 +45,7 @@ class EagleDrafter(FeatureDrafter):
 
     Settings = EagleSettings
     settings: EagleSettings
-    feature_layers = (LAST,)
+    feature_layers: tuple[int, ...] = (LAST,)
 
     fused = 2
     """Vectors that the fusion puts side by side."""
