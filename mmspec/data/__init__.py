@@ -7,6 +7,7 @@ from .accuracy import METRICS, Metric
 from .clips import ClipSource
 from .conversations import ConversationFile
 from .examples import Example, Source, from_record, to_record
+from .facts import FactSource
 from .folder_prompts import FolderPrompts
 from .mmspec_benchmark import MMSpecBenchmark
 from .opening import open_image, open_media
@@ -18,6 +19,7 @@ __all__ = [
     "ConversationFile",
     "EmbeddedSource",
     "Example",
+    "FactSource",
     "FolderPrompts",
     "MMSpecBenchmark",
     "MediaFolder",

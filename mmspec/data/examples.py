@@ -19,6 +19,9 @@ DRAWN_PICTURE, DRAWN_CLIP = "tiny:", "tiny-video:"
 a frame of one, `tiny-video:TASK/SPLIT/LENGTH/INDEX`."""
 DRAWN = (DRAWN_PICTURE, DRAWN_CLIP)
 
+DOCUMENTS = "documents"
+"""Name of an example's documents among the extras of a request: per row a list of texts."""
+
 MEDIA = ("images", "videos", "audio")
 """Fields of an example that hold media, in the order of `mmspec.media.KINDS`."""
 
@@ -41,6 +44,8 @@ class Example:
         references: texts that are right answers to `prompt`, whoever answers; accuracy is measured with them.
         regions: texts of the parts of a page in the order in which they are read, as a layout parser has them, right or
             wrong; `ReferenceDrafter` drafts from them.
+        documents: texts to read beside the question, right or wrong; `mmspec.selection.VideoSpeculateRAG` answers from
+            them.
         videos: paths of videos, or of the frames of a video, a tuple of paths; or what is drawn, see `DRAWN`.
         audio: paths of sounds.
     """
@@ -56,6 +61,7 @@ class Example:
     videos: tuple[Any, ...] = ()
     audio: tuple[Any, ...] = ()
     regions: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
 
 
 class Source(ABC):
@@ -122,6 +128,7 @@ def to_record(example: Example) -> dict[str, Any]:
         **({"videos": [list(v) if isinstance(v, tuple) else v for v in example.videos]} if example.videos else {}),
         **({"audio": list(example.audio)} if example.audio else {}),
         **({"regions": list(example.regions)} if example.regions else {}),
+        **({"documents": list(example.documents)} if example.documents else {}),
     }
 
 
@@ -145,6 +152,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         "videos": [],
         "audio": [],
         "regions": [],
+        "documents": [],
     }
     # A table has an entry in every row, where a file of objects may leave one out: null is as good as missing.
     values |= {key: value for key, value in record.items() if value is not None}
@@ -163,6 +171,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         ("videos", "a list of paths, or of lists of paths", _are_videos),
         ("audio", "a list of paths", _are_texts),
         ("regions", "a list of texts", _are_texts),
+        ("documents", "a list of texts", _are_texts),
     ):
         if not fits(values[key]):
             raise MMSpecError(f"{where}: {key} must be {wanted}, not {_short(values[key])}")
@@ -179,6 +188,7 @@ def from_record(record: Mapping[str, Any], where: str = "a record") -> Example:
         tuple(video if _is_text(video) else tuple(video) for video in values["videos"]),
         tuple(values["audio"]),
         tuple(values["regions"]),
+        tuple(values["documents"]),
     )
 
 

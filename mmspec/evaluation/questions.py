@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ..data import Example, Source, open_media
+from ..data.examples import DOCUMENTS
 from ..data.opening import batched
 from ..drafters.reference import REFERENCES
 from ..errors import MMSpecError
@@ -130,7 +131,7 @@ class Questions:
             prompt = group.prompt(example, turn)
             try:
                 media = batched([open_media(example, self.folder)])
-                prepared.append(prepare(self.target, [prompt], **media, extras=drafted_from([example])))
+                prepared.append(prepare(self.target, [prompt], **media, extras=told([example])))
             except MMSpecError as error:
                 self.skipped[example.id] = str(error)
                 continue
@@ -139,7 +140,7 @@ class Questions:
             return (prepared[0] if prepared else None), asked
         # The media are in the conversations, so that no file is read twice.
         talks = [talk for one in prepared for talk in one.conversations or []]
-        return prepare(self.target, messages=talks, extras=drafted_from(asked)), asked
+        return prepare(self.target, messages=talks, extras=told(asked)), asked
 
     def judged(self, group: QuestionGroup, turn: int, said: dict[str, str | None]) -> dict[str, Any]:
         """Return how right answers are, as a record has it: the metric, and for each prompt points and their limit.
@@ -168,8 +169,11 @@ class Questions:
         return [{"id": name, "reason": reason} for name, reason in self.skipped.items()]
 
 
-def drafted_from(examples: Sequence[Example]) -> dict[str, list[Any]] | None:
-    """Return what drafters are told of questions: the texts of their regions, where they have any."""
-    if not any(example.regions for example in examples):
-        return None
-    return {REFERENCES: [list(example.regions) or None for example in examples]}
+def told(examples: Sequence[Example]) -> dict[str, list[Any]] | None:
+    """Return what drafters and selectors are told of questions: the texts of their regions, and their documents, where
+    they have any."""
+    found = {
+        REFERENCES: [list(example.regions) or None for example in examples],
+        DOCUMENTS: [list(example.documents) or None for example in examples],
+    }
+    return {name: rows for name, rows in found.items() if any(rows)} or None

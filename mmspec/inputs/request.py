@@ -31,7 +31,7 @@ class Request:
         extras: whatever else drafters want to know, such as a reference text: name to one entry per row.
         template_settings: further arguments that the chat template was given.
         appended_type: see `Family.appended_type`.
-        copies: so many rows in succession are the same.
+        copies: so many rows in succession are about the same media, and mostly of the same text (`of_one_text`).
         once: where there are copies, the request in which every row stands once. What `inputs` has of media is that
             request's: it is not repeated, so that a medium is held and encoded once.
 
@@ -77,6 +77,14 @@ class Request:
     def distinct(self) -> Request:
         """The request without copies: itself, if there are none."""
         return self.once or self
+
+    @property
+    def of_one_text(self) -> bool:
+        """True if rows that share their media are copies of one another; False for questions about one medium."""
+        if self.copies == 1 or self.conversations is None:
+            return True
+        first = self.conversations[:: self.copies]
+        return all(row is first[number // self.copies] for number, row in enumerate(self.conversations))
 
     def showing(self, media: Mapping[str, Any]) -> Request:
         """Return the same prompts with other inputs of media, of every distinct row."""

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..errors import MMSpecError
 from ..families import Family, Vision, family_of
-from ..inputs import Request
+from ..inputs import PER_TOKEN, Request
 from .cache_layer import SlotShape, shape_of, stored
 from .compiled import CompiledModel
 from .masks import MaskForm
@@ -180,10 +180,26 @@ class Model:
         """
         if copies == 1:
             return request
+        return self._placed(request).repeated(copies)
+
+    def sharing(self, request: Request, first: Request) -> Request:
+        """Return the request of different questions about the same media, which are then held and encoded once.
+
+        Args:
+            request: prepared for this model, with the media in every row.
+            first: its first row, prepared alone.
+        """
+        if request.batch_size == 1:
+            return request
+        own = self._placed(request).inputs
+        inputs = {name: own[name] for name in PER_TOKEN if name in own}
+        inputs |= {name: value for name, value in first.inputs.items() if name not in PER_TOKEN}
+        return replace(request, inputs=inputs, copies=request.batch_size, once=first)
+
+    def _placed(self, request: Request) -> Request:
+        """Return a request with its positions, where they depend on the sizes of pictures, which may then go."""
         positions, _ = self.family.positions(request.inputs)
-        if positions.ndim > 2:  # they depend on the sizes of pictures, which are there once
-            request = replace(request, inputs={**request.inputs, "position_ids": positions})
-        return request.repeated(copies)
+        return replace(request, inputs={**request.inputs, "position_ids": positions}) if positions.ndim > 2 else request
 
     def first_layers(self, count: int, above: Sequence[nn.Module] = ()) -> Model:
         """Return the model of the first `count` layers, with the final norm and the head: every weight is shared.

@@ -52,14 +52,18 @@ class Member:
         Raises:
             MMSpecError: for a model with a processor of its own, if the request was made from inputs.
         """
+        return self.write_all(request, large, max_new_tokens)[0]
+
+    def write_all(self, request: Request, large: Target, max_new_tokens: int) -> list[list[int]]:
+        """Return an answer to every row of a batch, see `write`."""
         model = self.model
         if isinstance(model, DraftModelDrafter):
             with torch.inference_mode():
                 return model.write(request, large.encode(request), max_new_tokens, large.eos_token_ids)
         read = self._read(model, request, large)
         out = generate(model, self.drafter, inputs=read, max_new_tokens=max_new_tokens)
-        ids = [token for token in out.token_ids[0] if token not in model.eos_token_ids]
-        return ids if model is large else _translated(ids, model, large)
+        rows = [[token for token in ids if token not in model.eos_token_ids] for ids in out.token_ids]
+        return rows if model is large else [_translated(ids, model, large) for ids in rows]
 
     @torch.inference_mode()
     def logits(self, request: Request, answers: Sequence[Sequence[int]], large: Target) -> list[Tensor]:
@@ -142,7 +146,10 @@ class Member:
             raise MMSpecError(
                 f"Member {self.name!r} reads questions by its own processor: ask with prompt= and images=, not inputs="
             )
-        return prepare(model, messages=request.conversations)
+        own = prepare(model, messages=request.conversations)
+        if request.of_one_text:
+            return own
+        return model.sharing(own, prepare(model, messages=request.conversations[:1]))
 
 
 def with_words(conversation: Conversation, words: str) -> Conversation:

@@ -234,29 +234,34 @@ class DraftModelDrafter(SessionDrafter):
         features = read_states(family, [LAST], embeds, mask, position_ids, once | extra)
         return prompt, lengths, features[LAST]
 
-    def write(self, request: Request, vision: Vision | None, longest: int, ends: Collection[int]) -> list[int]:
-        """Return what this model writes by itself to a prompt of one row: its likeliest token every time, up to an end
-        token, which is not among them.
+    def write(self, request: Request, vision: Vision | None, longest: int, ends: Collection[int]) -> list[list[int]]:
+        """Return what this model writes by itself to every prompt: its likeliest token every time, up to an end token,
+        which is not among them.
 
         Args:
-            request: the target's prompt.
-            vision: what the target's encoders made of its media.
+            request: the target's prompts.
+            vision: what the target's encoders made of their media.
             longest: at most so many tokens.
             ends: end tokens.
         """
         read, vision = self._prompt(request, vision)
-        session = ModelSession(self.draft_target, 1, read.max_length + longest)
+        session = ModelSession(self.draft_target, read.batch_size, read.max_length + longest)
         logits, device = session.prefill(*self._read(read, read, vision)).logits, self.draft_target.device
-        written: list[int] = []
-        one = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
-        while len(written) < longest:
-            token = int(self._fit(logits).argmax(-1))
-            if token in ends:
+        written: list[list[int]] = [[] for _ in read.lengths]
+        going = [True for _ in read.lengths]
+        session.follow(written, going, pending=0)
+        one = torch.ones(len(going), 1, 1, dtype=torch.bool, device=device)
+        for step in range(1, longest + 1):
+            chosen = self._fit(logits).argmax(-1)
+            for row, token in enumerate(chosen.tolist()):
+                going[row] = going[row] and token not in ends
+                if going[row]:
+                    written[row].append(token)
+            if step == longest or not any(going):
                 break
-            written.append(token)
-            block = self._known(torch.tensor([[token]], device=device))
+            block = self._known(chosen[:, None])
             logits = session.read(block, one, torch.zeros_like(block), extends_chain=True).logits[:, 0]
-            session.keep([1])
+            session.keep([int(on) for on in going])
         return written
 
     def logits_of(self, states: Tensor) -> Tensor:

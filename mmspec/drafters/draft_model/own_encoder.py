@@ -59,11 +59,12 @@ class OwnEncoderDrafter(DraftModelDrafter):
             inputs = {name: value.to(own.family.dtype_of(name, value)) for name, value in heard.items()}
             request = request.showing({name: value.to(own.device) for name, value in inputs.items()})
         else:
+            once = request.distinct if request.of_one_text else request
             asked: dict[str, Any] = {
-                "messages": request.distinct.conversations,
+                "messages": once.conversations,
                 "chat_template_kwargs": request.template_settings or None,
             }
-            request = own.repeat(prepare(own, **asked), request.copies)
+            request = own.repeat(prepare(own, **asked), request.batch_size // once.batch_size)
         return request, own.encode(request)
 
     def embed(self, request: Request, vision: Vision | None) -> Tensor:
