@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .. import zoo
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError
 from ..settings.arguments import whole_number
 from ..zoo.facts import MOST, fact
 from .accuracy import MetricSetting, metrics_of
 from .examples import DRAWN_PICTURE, Example, Source
+from .sources import check_drawn
 
 
 class FactSource(Source):
@@ -26,10 +27,8 @@ class FactSource(Source):
     def __init__(
         self, split: str = "test", count: int = 8, start: int = 0, documents: int = 6, metric: MetricSetting = None
     ):
-        if split not in zoo.SPLITS:
-            raise MMSpecError(f"split {split!r} is unknown.{did_you_mean(split, zoo.SPLITS)}")
-        self.split, self.count = split, whole_number(self, lowest=1, count=count)
-        self.start = whole_number(self, lowest=0, start=start)
+        check_drawn(["scenes"], zoo.TASKS, split, count, start)
+        self.split, self.count, self.start = split, count, start
         self.documents = whole_number(self, lowest=1, documents=documents)
         if documents > MOST:
             raise MMSpecError(f"FactSource: documents={documents} must be at most {MOST}")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import MMSpecError
 from ..settings.arguments import is_number
 from .pictures import load_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 GREYS = 256
 
@@ -56,14 +53,3 @@ def keyframes(frames: Sequence[Any], below: float = 0.8) -> list[int]:
         for number, histogram in enumerate(histograms)
         if number == 0 or histogram_correlation(histograms[number - 1], histogram) < below
     ]
-
-
-def pictures_of(media: dict[str, list[list[Any]]], row: int = 0) -> tuple[list[Image], list[list[Image]]]:
-    """Return what a row shows: its pictures, and the frames of each of its videos.
-
-    Args:
-        media: kind to the loaded media of each row, see `mmspec.inputs.Request.media`.
-        row: number of the row.
-    """
-    images, videos = (media[kind][row] if media else [] for kind in ("image", "video"))
-    return list(images), [[load_image(frame) for frame in video.frames] for video in videos]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..chat import Conversation
 from ..data.examples import DOCUMENTS
 from ..drafters import Drafter, DraftModelDrafter
 from ..errors import MMSpecError, shown
 from ..inputs import Request, prepare
-from ..media.keyframes import keyframes, pictures_of
+from ..media import keyframes, load_image
 from ..settings.arguments import number
 from ..target import Target
 from .alignment import Scorer, TowerScorer, scored
@@ -110,8 +110,8 @@ class DocumentSelector(Selector):
         extras = None if documents is None else {DOCUMENTS: [texts_of(documents)]}
         return self.answer(prepare(self.target, prompt, images, videos=videos, extras=extras), **options)
 
-    def read(self, request: Request, found: Selected) -> tuple[Conversation, list[str], list[Image]]:
-        """Return the question of a request, its documents, and all that it shows.
+    def read(self, request: Request, found: Selected) -> tuple[Conversation, list[str]]:
+        """Return the question of a request, and its documents.
 
         Args:
             request: one row with pictures or a video.
@@ -124,21 +124,19 @@ class DocumentSelector(Selector):
         name = type(self).__name__
         if request.conversations is None:
             raise MMSpecError(f"{name} writes documents into the question: ask with prompt= or messages=, not inputs=")
-        pictures, videos = pictures_of(request.media)
-        shown_all = [*pictures, *(frame for video in videos for frame in video)]
-        if not shown_all:
+        if not any(request.media[kind][0] for kind in ("image", "video")):
             raise MMSpecError(f"{name} reads documents beside a picture or a video, and there is none: give one")
         documents = documents_of(request)
         if documents is None and self.retriever is not None:
             with found.stage("retrieval"):
                 asked = "\n".join(request.conversations[0][-1].texts)
-                documents = texts_of(self.retriever(asked, shown_all))
+                documents = texts_of(self.retriever(asked, seen_in(request)))
         if not documents:
             raise MMSpecError(
                 f"{name}: the question has no documents: give documents=, extras={{'{DOCUMENTS}': [[...]]}}, or a "
                 "retriever that finds some"
             )
-        return request.conversations[0], documents, shown_all
+        return request.conversations[0], documents
 
     def with_all(self, conversation: Conversation, documents: Sequence[str], request: Request) -> Request:
         """Return the request for the large model to read all documents."""
@@ -164,7 +162,7 @@ class StandardRAG(DocumentSelector):
     def answer(self, request: Request, max_new_tokens: int = LONGEST, seed: int = 0) -> Selected:
         """Answer a request of one row, see `Selector.answer`."""
         found = Selected("", [], "large")
-        conversation, documents, _ = self.read(request, found)
+        conversation, documents = self.read(request, found)
         asked = self.with_all(conversation, documents, request)
         large_answer(self.target, self.drafter, asked, max_new_tokens, found)
         return found
@@ -228,7 +226,7 @@ class VideoSpeculateRAG(DocumentSelector):
         """Answer a request of one row, see `Selector.answer`. Drafts have so many tokens at most, all of their parts
         together."""
         found = SelectedDraft("", [], "large")
-        conversation, documents, _ = self.read(request, found)
+        conversation, documents = self.read(request, found)
         with found.stage("drafts"):
             texts = self._write(conversation, documents, request, max_new_tokens, found)
         found.drafts = [
@@ -248,7 +246,7 @@ class VideoSpeculateRAG(DocumentSelector):
             )
         found.passes += 1
         with found.stage("keyframes"):
-            seen = self._keyframes(request)
+            seen = seen_in(request, self.keyframe)
         found.keyframes = len(seen)
         with found.stage("alignment"):
             alignment = self._align([draft.parts.subject for draft in drafts], seen)
@@ -281,11 +279,6 @@ class VideoSpeculateRAG(DocumentSelector):
         found.tokens["members"] = sum(map(len, large.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
         return list(texts)
 
-    def _keyframes(self, request: Request) -> list[Image]:
-        """Return the pictures of a row, and the keyframes of its videos."""
-        pictures, videos = pictures_of(request.media)
-        return [*pictures, *(video[place] for video in videos for place in keyframes(video, self.keyframe))]
-
     def _align(self, subjects: Sequence[str], seen: Sequence[Image]) -> list[float]:
         """Return the largest score of each subject with anything that is seen."""
         named = [subject for subject in subjects if subject]
@@ -293,5 +286,20 @@ class VideoSpeculateRAG(DocumentSelector):
         return [next(scores) if subject else float("-inf") for subject in subjects]
 
 
-def _is_function(small: Any) -> bool:
-    return callable(small) and not isinstance(small, Member | Target | DraftModelDrafter | type | Drafter)
+def seen_in(request: Request, keyframe: float | None = None) -> list[Image]:
+    """Return the pictures of a request of one row, and the frames of its videos.
+
+    Args:
+        request: with its media.
+        keyframe: the limit of `mmspec.media.keyframes`; None for all frames.
+    """
+    (images,), (videos,) = request.media["image"], request.media["video"]
+    found = list(images)
+    for video in videos:
+        chosen = range(len(video)) if keyframe is None else keyframes(video.frames, keyframe)
+        found += [load_image(video.frames[place]) for place in chosen]
+    return found
+
+
+def _is_function(small: Any) -> TypeGuard[Writer]:
+    return callable(small) and not isinstance(small, Member | Target | Drafter | type)

@@ -77,7 +77,7 @@ class FactReader:
         """Return a draft for each question, see `mmspec.selection.VideoSpeculateRAG`.
 
         Args:
-            conversations: of which the last message has the document in its text.
+            conversations: questions whose last message has the document in its text.
         """
         return [self._draft("\n".join(conversation[-1].texts)) for conversation in conversations]
 

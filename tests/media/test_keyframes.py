@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mmspec import MMSpecError
-from mmspec.media import Video, keyframes
-from mmspec.media.keyframes import grey_histogram, histogram_correlation, pictures_of
+from mmspec.media import keyframes
+from mmspec.media.keyframes import grey_histogram, histogram_correlation
 
 
 def noise(low: int, high: int, seed: int = 0) -> np.ndarray:
@@ -42,14 +42,6 @@ def test_a_keyframe_differs_from_the_frame_before_it():
     between = histogram_correlation(grey_histogram(dark), grey_histogram(touched))
     assert 0 < between < 0.8
     assert keyframes([dark, touched], between + 1e-6) == [0, 1] and keyframes([dark, touched], between - 1e-6) == [0]
-
-
-def test_what_a_row_shows_is_its_pictures_and_the_frames_of_each_video():
-    picture, video = Image.fromarray(noise(0, 9)), Video(np.stack([noise(0, 100), noise(0, 200)]))
-    pictures, videos = pictures_of({"image": [[], [picture]], "video": [[video], [video, video]]}, row=1)
-    assert pictures == [picture] and [len(frames) for frames in videos] == [2, 2]
-    assert np.array_equal(np.asarray(videos[1][1]), video.frames[1])
-    assert pictures_of({"image": [[]], "video": [[]], "audio": [[]]}) == ([], []) == pictures_of({})
 
 
 @pytest.mark.parametrize("below", [1.5, -2, "0.8", float("nan"), True])

@@ -75,7 +75,7 @@ def test_the_task_and_how_documents_are_told():
     for settings, message in (
         ({"split": "tests"}, "split 'tests' is unknown. Did you mean"),
         ({"documents": 41}, "documents=41 must be at most 40"),
-        ({"count": 0}, "FactSource: count=0 must be a positive integer"),
+        ({"count": 0}, "count=0 must be at least 1"),
     ):
         with pytest.raises(MMSpecError, match=message):
             FactSource(**settings)

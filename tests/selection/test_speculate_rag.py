@@ -16,6 +16,7 @@ from tiny_families import FAMILIES
 
 import mmspec
 from mmspec import MMSpecError, Target
+from mmspec.chat import Medium, Message
 from mmspec.drafters import NGramDrafter, OwnEncoderDrafter, TextOnlyDrafter
 from mmspec.inputs import prepare
 from mmspec.media import Video
@@ -33,6 +34,7 @@ from mmspec.selection import (
 )
 from mmspec.selection.documents import DRAFT, JUDGE, all_documents, prepare_together
 from mmspec.selection.member import with_words
+from mmspec.selection.speculate_rag import seen_in
 
 QUESTION = "who is it?"
 DOCS = ["a red dog, called rex.", "bo, a cat.", "all about the blue bird, who sings and is called al."]
@@ -207,6 +209,16 @@ def test_the_best_aligned_of_the_reliable_drafts_is_the_answer():
     for delta, answer in ((0.0, "rex"), (1.0, "al"), (0.1, "rex")):
         chooser.delta = delta
         assert chooser.ask(QUESTION, videos=[clip()], documents=[*DOCS, "nothing"]).text == answer
+
+
+def test_all_pictures_and_the_keyframes_of_every_video_are_seen():
+    request, picture = asked(), Image.fromarray(clip().frames[0])
+    shown = [Medium("image", picture), Medium("video", clip()), Medium("video", clip()), QUESTION]
+    request.conversations = [[Message("user", tuple(shown))]]
+    assert seen_in(request, 0.8)[0] is picture
+    red = [np.asarray(one)[0, 0, 0] for one in seen_in(request, 0.8)]
+    first, cut = (clip().frames[place][0, 0, 0] for place in (0, 3))
+    assert red == [first, first, cut, first, cut] and len(seen_in(request)) == 1 + 6 + 6
 
 
 def ids_of(text: str):
