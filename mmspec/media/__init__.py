@@ -1,6 +1,6 @@
 """Media as models read them: pictures, videos and sounds, from whatever a user has them in."""
 
-from .keyframes import keyframes
+from .histograms import keyframes
 from .pictures import load_image
 from .sounds import load_sound
 from .videos import Chooser, Video, evenly, load_video

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MMSpecError, shown
-from ..media.keyframes import keyframes
+from ..media import keyframes
 from ..settings.arguments import number, whole_number
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmspec import MMSpecError
 from mmspec.media import keyframes
-from mmspec.media.keyframes import grey_histogram, histogram_correlation
+from mmspec.media.histograms import grey_histogram, histogram_correlation
 
 
 def noise(low: int, high: int, seed: int = 0) -> np.ndarray:
