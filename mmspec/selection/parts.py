@@ -9,14 +9,14 @@ from typing import NamedTuple
 NAMES = ("subject", "reasoning", "answer")
 AT_START = 2
 _DECORATION = r"[^\w\n]|_"
-"""What models put around labels: the signs of headings, lists and bold type."""
+"""Signs that models put around labels: those of headings, lists and bold type."""
 _LABEL = rf"(?:final[ ]+)?({'|'.join(NAMES)})(?:[ ]|[*_])*[:\uff1a][*_]*"  # \uff1a is the colon of CJK texts
 _AT_START = re.compile(rf"^(?:{_DECORATION})*(?:\d+[.)](?:{_DECORATION})*)?{_LABEL}", re.IGNORECASE | re.MULTILINE)
 _INSIDE = re.compile(rf"(?<![\w])[*_]*{_LABEL}", re.IGNORECASE)
 
 
 class Parts(NamedTuple):
-    """What a draft says.
+    """The subject, the reasoning and the answer of a draft.
 
     Args:
         subject: what the document is about; empty if the draft does not say.

@@ -61,7 +61,7 @@ def admitted(reliability: Sequence[float], delta: float) -> list[int]:
     """Return the places of the drafts that are nearly as reliable as the most reliable: `rel >= max rel - delta`.
 
     Args:
-        reliability: of each draft.
+        reliability: number of each draft, from 0 to 1.
         delta: 0 admits the most reliable alone, and 1 all of them.
     """
     least = max(reliability) - delta
@@ -73,7 +73,7 @@ def best_draft(reliability: Sequence[float], alignment: Sequence[float], delta: 
     the more reliable, and then the first.
 
     Args:
-        reliability, alignment: of each draft.
+        reliability, alignment: numbers of each draft.
         delta: see `admitted`.
     """
     return max(admitted(reliability, delta), key=lambda place: (alignment[place], reliability[place], -place))

@@ -35,13 +35,13 @@ LONGEST = 200
 
 @dataclass
 class DocumentDraft:
-    """What was drafted from one document.
+    """A draft from one document.
 
     Args:
         name: `document 1` and so on, in the order in which they came.
         document: its text.
         text: what was written.
-        parts: what it says.
+        parts: its subject, reasoning and answer.
         reliability: see `Reliability`; None if there is no answer to judge.
         alignment: the largest score of its subject with any keyframe; minus infinity if it names no subject, and None
             if there is no answer.
