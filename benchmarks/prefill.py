@@ -98,6 +98,7 @@ def context_of(target: mmspec.Target, tokens: int) -> SimpleNamespace:
         sibling=ModelSession,
         proposals=Proposals(),
         target=target,
+        clock=None,
     )
 
 

@@ -29,6 +29,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--limits", action="store_true", help="also say what share of its limit each method reaches, and what is left"
     )
     parser.add_argument(
+        "--prompt", action="store_true", help="also say what the prompt costs, task by task: time by phase, and memory"
+    )
+    parser.add_argument(
         "--baseline", metavar="LABEL", default="plain", help="the method to compare with; plain, if not given"
     )
     parser.add_argument(
@@ -67,14 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
         output = None if arguments.output is None else Path(arguments.output) / name
         written: list[Path] = []
         if output is not None:
-            written += made.save(output, arguments.limits)
+            written += made.save(output, arguments.limits, arguments.prompt)
         if arguments.into is not None:
-            written += made.put_into(arguments.into, name or arguments.section, arguments.limits)
+            written += made.put_into(arguments.into, name or arguments.section, arguments.limits, arguments.prompt)
         if name:
             console.rule(Text(name))
         console.print(made.table() if arguments.units is None else made.units(arguments.units))
         if arguments.limits:
             console.print(made.limits())
+        if arguments.prompt:
+            console.print(made.prompt())
         for path in written:
             console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     return 0

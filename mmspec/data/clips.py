@@ -23,6 +23,7 @@ class ClipSource(Source):
         start: index of the first example.
         length: length of the clips, a name from `mmspec.zoo.video.data.LENGTHS`: `short`, `long`, `500`, `2k`, `8k`,
             `25k`; or a list of names, of which every example takes the next one.
+        by_length: whether the label of an example, by which reports group, is the length of its clip and not its task.
         metric: metric that compares answers with the generator's own, see `mmspec.data.accuracy`; None computes no
             accuracy.
 
@@ -37,6 +38,7 @@ class ClipSource(Source):
         count: int = 64,
         start: int = 0,
         length: str | Sequence[str] = "long",
+        by_length: bool = False,
         metric: MetricSetting = None,
     ):
         check_drawn(tasks, CLIP_TASKS, split, count, start)
@@ -48,7 +50,7 @@ class ClipSource(Source):
         if not self.lengths:
             raise MMSpecError(f"length=[] must name at least one of {', '.join(LENGTHS)}")
         self.tasks, self.split, self.count, self.start = list(tasks), split, count, start
-        self.metric = metrics_of(metric)
+        self.by_length, self.metric = by_length, metrics_of(metric)
 
     def __len__(self) -> int:
         return len(self.tasks) * self.count
@@ -59,9 +61,11 @@ class ClipSource(Source):
         place = f"{task}/{self.split}/{length}/{self.start + number}"
         _, prompt, reference = watch(task, self.split, self.start + number, length)
         shown: dict[str, Any] = {"images" if task == "pictures" else "videos": (f"{DRAWN_CLIP}{place}",)}
-        return Example(place, prompt, task=task, references=(reference,), **shown)
+        label = length if self.by_length else task
+        return Example(place, prompt, task=label, references=(reference,), **shown)
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that change when other examples stand at the same places."""
+        labels = {"by_length": True} if self.by_length else {}
         plain = {"tasks": self.tasks, "split": self.split, "start": self.start, "length": self.lengths}
-        return {"source": "tiny-video", **plain}
+        return {"source": "tiny-video", **plain, **labels}

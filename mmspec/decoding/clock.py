@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch  # here alone: what prints figures needs no torch
 
-PHASES = ("vision", "prefill", "draft", "score", "verify", "commit", "observe", "other")
-PROMPT_PHASES = ("vision", "prefill")
+PROMPT_PHASES = ("vision", "prefill", "prune", "draft_prefill")
+"""Phases before the first round: the target's encoders, its pass over the prompt, the choice of what a drafter sees of
+the media, and all else that the drafter does with the prompt."""
+PHASES = (*PROMPT_PHASES, "draft", "score", "verify", "commit", "observe", "other")
 
 
 class Time(Protocol):

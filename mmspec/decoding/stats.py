@@ -50,6 +50,8 @@ class Stats:
         seconds: time by phase over the whole call; its values add up to `total_seconds`. On a GPU they are complete
             when the call is, see `mmspec.decoding.clock`.
         lossless: True if the verifier keeps the target's distribution.
+        cache_bytes: bytes of the keys and values of the prompt, as they are before the first round, of the `target` and
+            of the `drafter`. A drafter that is a part of the target may read the target's own.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -57,6 +59,7 @@ class Stats:
     new_tokens: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     lossless: bool = True
+    cache_bytes: dict[str, int] = field(default_factory=dict)
 
     def _per_row_rounds(self) -> list[tuple[int, int, int, int]]:
         """Return (drafted, accepted, emitted, depth) of every row in every round in which it was active and the target

@@ -7,6 +7,7 @@ import torch
 from ..drafters import Drafter, NoDrafter
 from ..inputs import Request
 from ..loop import Run
+from ..models.caches import caches_in
 from ..models.guidance import Guidance
 from ..seeds import random_stream
 from ..target import Target
@@ -74,6 +75,14 @@ class TokenRun(Run):
         generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
         barred = torch.tensor(ids, device=self.target.device) if (ids := self.pipeline.barred) else None
         context.proposals = Proposals(sampled, self.pipeline, context.history, generator, barred)
-        drafter.start(context)
         clock.lap("prefill")
+        drafter.start(context)
+        clock.lap("draft_prefill")
+        self.transcript.stats.cache_bytes = self._cache_bytes()
         return self.closed(self.transcript.begin(emitted))
+
+    def _cache_bytes(self) -> dict[str, int]:
+        """Return the bytes of the keys and values of the prompt, those of the target and those of the drafter's own."""
+        cache = self.context.cache
+        own = sum(other.bytes_in_use for other in caches_in(self.drafter) if other is not cache)
+        return {"target": cache.bytes_in_use, "drafter": own}

@@ -28,9 +28,9 @@ def layers_for(compressor: VisualCompressor, target: Target) -> list[int]:
 
 def view_of(source: Context | Lesson) -> TargetView:
     """Return what the target knows of a prompt that it has just read, or of the answers of a lesson."""
-    prompt = source.prompt if isinstance(source, Lesson) else source.request
     taught = isinstance(source, Lesson)
-    return TargetView(source.request, prompt, source.embeds, source.features, source.vision, taught)
+    prompt, clock = (source.prompt, None) if isinstance(source, Lesson) else (source.request, source.clock)
+    return TargetView(source.request, prompt, source.embeds, source.features, source.vision, taught, clock)
 
 
 def compress(compressor: VisualCompressor | None, target: Target, whole: DraftPrompt, view: TargetView) -> DraftPrompt:
@@ -41,7 +41,10 @@ def compress(compressor: VisualCompressor | None, target: Target, whole: DraftPr
     """
     if compressor is None or view.vision is None:
         return whole
+    view.lap("draft_prefill")
     layout, attention = layout_of(target.family, view.request, view.prompt, view.vision), None
     if compressor.needs_attention:
         attention = compressor.attention(target, view, layout.words)
-    return compressed_prompt(compressor, whole, layout, view.features[LAST], attention)
+    left = compressed_prompt(compressor, whole, layout, view.features[LAST], attention)
+    view.lap("prune")
+    return left

@@ -45,6 +45,7 @@ class Answer:
         passes: target passes that verified something; see `TransformersEngine`.
         rounds: records of the loop where it is ours, or what follows of them from another engine's counters.
         unanswered: rows that could not be answered, with the reasons; their tokens are empty.
+        cache_bytes: what the caches take, see `mmspec.decoding.stats.Stats`; empty where nobody knows.
     """
 
     token_ids: list[list[int]]
@@ -55,6 +56,7 @@ class Answer:
     passes: int
     rounds: list[Round] = field(default_factory=list)
     unanswered: dict[int, str] = field(default_factory=dict)
+    cache_bytes: dict[str, int] = field(default_factory=dict)
 
     def complete(self) -> Answer:
         """Return it if all rows were answered.
@@ -132,7 +134,17 @@ class MMSpecEngine(Engine):
         )
         wall, out = timed(self.target.device, lambda: drain(pieces))
         rounds, first = out.stats.rounds, [1] * request.batch_size
-        return Answer(out.token_ids, out.finish_reason, wall, dict(out.stats.seconds), first, len(rounds), rounds)
+        held = dict(out.stats.cache_bytes)
+        return Answer(
+            out.token_ids,
+            out.finish_reason,
+            wall,
+            dict(out.stats.seconds),
+            first,
+            len(rounds),
+            rounds,
+            cache_bytes=held,
+        )
 
     def attribute(self, request: Request, seed: int) -> Attribution | None:
         """Decode a prompt node by node, see `mmspec.exactness.attribute`."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..decoding.clock import PROMPT_PHASES
 from ..metrics import METRICS
 from .grouping import PLAIN, BundleGroup
 
@@ -210,6 +211,8 @@ def figures(sample: Sample, side: Mapping[str, Any]) -> Figures:
     - `ttft`: median over requests; `unaccounted`: share of the wall time that no phase explains, over all repeats;
     - `conditional_acceptance_rate`: where an end token or the length limit cut a round, what was cut counts as not
       accepted;
+    - `prompt_tokens`: median over requests; `prompt_seconds`: medians by phase of what comes before the first round;
+      `cache_bytes`: medians of what the caches of the target and of the drafter take, None where nobody knows;
     - `round_seconds`: seconds per round of the batch by phase, without the prompt's part;
     - `exact`: how the answers compare with plain decoding, see `exactness`;
     - `metric`: by which accuracy was measured; several names where runs or tasks have different ones;
@@ -235,6 +238,14 @@ def figures(sample: Sample, side: Mapping[str, Any]) -> Figures:
         acceptance_histogram=accepted.value_counts().sort_index().to_dict(),
         nodes_max=int(passes["drafted"].max()) if known else None,
         budget=side.get("budget"),
+        prompt_tokens=float(requests["prompt_tokens"].median()),
+        prompt_seconds={phase: float(requests[f"prompt_{phase}_seconds"].median()) for phase in PROMPT_PHASES},
+        cache_bytes={
+            who: None if (held := requests[f"{who}_bytes"].dropna()).empty else float(held.median())
+            for who in ("target", "drafter")
+        },
+        decode_seconds=float(requests["decode_seconds"].median()),
+        seconds=float(requests["seconds"].median()),
         round_seconds={str(name)[len("round_") : -len("_seconds")]: float(value) for name, value in phases.items()},
         unaccounted=float(answers["unbooked"].sum() / wall) if wall else 0.0,
         exact=exactness(sample, side),

@@ -6,8 +6,10 @@
 - `task`, `ids` of the prompts in the request, `request` (the same joined by spaces), `turn`, and `repeat` from 0; a
   request that occurs in several bundles has the repeats of all;
 - seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, of the baseline beside it
-  `plain_seconds` and `plain_decode_seconds`, and those of all rounds by phase (`round_draft_seconds`, ...);
-- counts, which are those of the first repeat: `tokens`, `decode_tokens`, `steps` (target passes), `emitted`,
+  `plain_seconds` and `plain_decode_seconds`, those before the first round by phase (`prompt_prune_seconds`, ...), and
+  those of all rounds by phase (`round_draft_seconds`, ...);
+- counts, which are those of the first repeat: `prompt_tokens`, `target_bytes` and `drafter_bytes` of their caches (None
+  where nobody knows), `tokens`, `decode_tokens`, `steps` (target passes), `emitted`,
   `accepted`, `drafted`, `levels`, `rounds`, `known_steps` (passes of which there is a record), the baseline's
   `plain_tokens`, `plain_decode_tokens` and `plain_passes`, `retokenized` (tokens of the baseline's text when it is
   tokenized again), and what was judged: `points` of `points_of` by `metric`, `similarity` of `similarity_of`, `alike`
@@ -144,6 +146,7 @@ def _timings(record: Record, plain: Record, rounds: list[Record]) -> dict[str, f
         "plain_seconds": plain["wall"],
         "plain_decode_seconds": plain["wall"] - plain_prompt,
         "unbooked": record["wall"] - math.fsum(record["seconds"].values()),
+        **{f"prompt_{phase}_seconds": record["seconds"].get(phase, 0.0) for phase in PROMPT_PHASES},
         **{f"round_{phase}_seconds": seconds for phase, seconds in by_phase.items()},
     }
 
@@ -162,7 +165,11 @@ def _counts(
     if engine == "transformers":
         steps = record["passes"] if len(record["new_tokens"]) == 1 else tokens
         emitted, accepted = tokens, tokens - steps
+    held = record.get("cache_bytes") or {}
     return {
+        "prompt_tokens": sum(record["prompt_tokens"]),
+        "target_bytes": held.get("target"),
+        "drafter_bytes": held.get("drafter"),
         "tokens": tokens,
         "decode_tokens": tokens - first,
         "plain_tokens": sum(plain["new_tokens"]),

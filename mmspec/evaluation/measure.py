@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..data import Source
-from ..decoding.clock import PHASES, PhaseClock
+from ..decoding.clock import PHASES, PROMPT_PHASES, PhaseClock
 from ..decoding.stats import Round
 from ..decoding.text import whole_text
 from ..errors import MMSpecError, cut
@@ -355,6 +355,7 @@ def _timed(request: Request, answer: Answer) -> dict[str, Any]:
     return {
         "wall": answer.wall,
         "seconds": answer.seconds,
+        **({"cache_bytes": answer.cache_bytes} if answer.cache_bytes else {}),
         "prompt_tokens": request.lengths,
         "new_tokens": [len(row) for row in answer.token_ids],
         "first_tokens": answer.first_tokens,
@@ -365,7 +366,7 @@ def _timed(request: Request, answer: Answer) -> dict[str, Any]:
 
 def booking_seconds(rounds: int = 2000) -> float:
     """Return the seconds that keeping the records of a round takes: all that measuring adds to the measured time."""
-    clock, phases, entries = PhaseClock(), PHASES[2:], []
+    clock, phases, entries = PhaseClock(), [phase for phase in PHASES if phase not in PROMPT_PHASES], []
     started = time.perf_counter()
     for _ in range(rounds):
         seconds = clock.begin_round()

@@ -39,6 +39,7 @@ FILLS = ("full", "none", "left", "top", "right", "bottom")
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++", "--", "OO", "**", "/.", "-o")
 BESIDE = {"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none"}  # hides a line behind a text
 DPI = 110
+SPREAD = 4  # of the longest prompts over the shortest, for a plot against their length
 
 
 class Look(NamedTuple):
@@ -295,6 +296,29 @@ def plot_batches(rows: Sequence[Row], looks: Looks) -> Plot | None:
     return plot
 
 
+def plot_lengths(rows: Sequence[Row], looks: Looks) -> Plot | None:
+    """Draw the end-to-end speed-up against the length of the prompt, a line per method and a point per task, where the
+    longest prompts have at least `SPREAD` times the tokens of the shortest."""
+    shown = [(row, [one for one in row.tasks.values() if one is not None]) for row in rows if row.competes]
+    lengths = sorted({one.prompt_tokens for _, found in shown for one in found})
+    if not lengths or lengths[-1] < SPREAD * max(lengths[0], 1):
+        return None
+    plot, axes = _canvas(4.8, f"{SHOWN['speedup'].capitalize()}, against the tokens of the prompt")
+    for row, found in shown:
+        look, found = looks[id(row)], sorted(found, key=lambda one: one.prompt_tokens)
+        ends = [one.prompt_tokens for one in found], [one.speedup.value for one in found]
+        axes.plot(*ends, label=name_of(row, rows), ms=6, lw=1.4, ls=look.line, **look.point)
+    axes.set_xscale("log")
+    axes.set_xticks(lengths, [f"{length:.0f}" for length in lengths], fontsize=8)
+    axes.minorticks_off()
+    axes.axhline(1, color="black", lw=0.8, ls=":")
+    axes.set(xlabel="tokens of the prompt, visual ones included, median of the task", ylabel="over the baseline")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    legend(axes)
+    return plot
+
+
 def _batch(row: Row) -> int:
     return int(row.conditions["batch"])
 
@@ -359,6 +383,7 @@ PLOTS = {
     "positions": Drawn("Acceptance by position", plot_positions),
     "rounds": Drawn("Where a round's time goes", plot_rounds),
     "budget": Drawn("Speed-up against tree budget", plot_budget),
+    "lengths": Drawn("Speed-up, end to end, against the tokens of the prompt", plot_lengths),
     "batches": Drawn("Speed-up against batch size", plot_batches),
     "pareto": Drawn("Tokens per pass against draft cost", plot_pareto),
 }

@@ -20,6 +20,7 @@ from .figures import Row, rows_of
 from .grouping import PLAIN, BundleGroup, columns_of, open_groups
 from .limits import LimitsTable
 from .plots import PLOTS, save_plots
+from .prompt_costs import PromptTable
 from .table import MethodTable
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ class Report:
         """Return what share of its own limit every method reaches, and what each lever would buy."""
         return LimitsTable(self.rows, self.groups)
 
+    def prompt(self) -> PromptTable:
+        """Return what the prompt costs every method, task by task: time by phase, and memory."""
+        return PromptTable(self.rows, self.groups)
+
     def units(self, name: str) -> UnitTable:
         """Return the same runs as EAGLE, MMSpec, ViSpec or vLLM count them; see `mmspec.evaluation.conventions`."""
         return in_units(self.groups, name)
@@ -91,12 +96,13 @@ class Report:
         bundles = [{"folder": str(folder), **manifest} for folder, manifest in whole.items()]
         return {"notes": self.table().notes, "rows": [asdict(row) for row in self.rows], "bundles": bundles}
 
-    def save(self, folder: str | Path, limits: bool = False) -> list[Path]:
+    def save(self, folder: str | Path, limits: bool = False, prompt: bool = False) -> list[Path]:
         """Write table.md, table.csv, report.json and the plots into a folder; return the files.
 
         Args:
             folder: made if it does not exist.
             limits: also write limits.md and limits.json.
+            prompt: also write prompt.md.
 
         Raises:
             MMSpecError: if it cannot be written.
@@ -110,6 +116,8 @@ class Report:
         if limits:
             table = self.limits()
             texts |= {"limits.md": table.markdown(), "limits.json": json.dumps(table.as_json(), indent=1) + "\n"}
+        if prompt:
+            texts["prompt.md"] = self.prompt().markdown()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
@@ -118,7 +126,7 @@ class Report:
         except OSError as error:
             raise MMSpecError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
 
-    def put_into(self, file: str | Path, section: str = "", limits: bool = False) -> list[Path]:
+    def put_into(self, file: str | Path, section: str = "", limits: bool = False, prompt: bool = False) -> list[Path]:
         """Put the table and the plots into a Markdown file, in place of those of an earlier time.
 
         What stands between the two comments is replaced; without them it goes to the end of the file, which is made if
@@ -128,6 +136,7 @@ class Report:
             file: to write to.
             section: a word that tells this report from others in the same file.
             limits: also the table of limits, between table and plots.
+            prompt: also the table of what the prompt costs.
 
         Raises:
             MMSpecError: if the file has one of the comments only, or cannot be written.
@@ -144,7 +153,11 @@ class Report:
                 f"![{PLOTS[path.stem].caption}]({quote(os.path.relpath(path, file.parent).replace(os.sep, '/'))})"
                 for path in pictures
             ]
-            tables: list[MethodTable | LimitsTable] = [self.table(), *([self.limits()] if limits else [])]
+            tables: list[MethodTable | LimitsTable | PromptTable] = [
+                self.table(),
+                *([self.limits()] if limits else []),
+                *([self.prompt()] if prompt else []),
+            ]
             parts = [begin, *(table.markdown().rstrip("\n") for table in tables), *links, end]
             atomic_write_text(file.resolve(), before + "\n\n".join(parts) + after)
         except (OSError, UnicodeDecodeError) as error:

@@ -386,3 +386,8 @@ class TreeCache(Cache):
     def memory_bytes(self) -> int:
         """Bytes of storage allocated."""
         return sum(storage.nbytes for storage in self._storage)
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the entries that are committed, every row as long as the longest."""
+        return self.memory_bytes // self.capacity * self.longest

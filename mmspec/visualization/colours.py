@@ -24,6 +24,8 @@ LINES = ("-", "--", ":", "-.")
 PHASE_COLOURS = {
     "vision": "#56B4E9",
     "prefill": "#D55E00",
+    "prune": "#44AA99",
+    "draft_prefill": "#882255",
     "draft": "#E69F00",
     "score": "#0072B2",
     "verify": "#CC79A7",

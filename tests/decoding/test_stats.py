@@ -12,8 +12,9 @@ from toys import Scripted
 
 import mmspec
 from mmspec import Target, loop
+from mmspec.compressors import Pool
 from mmspec.decoding import clock
-from mmspec.decoding.clock import PHASES, HostTime, PhaseClock
+from mmspec.decoding.clock import PHASES, PROMPT_PHASES, HostTime, PhaseClock
 from mmspec.decoding.draining import drain
 from mmspec.decoding.stats import Round, Stats, speed_in_words, tokens_by_origin
 from mmspec.drafters import EagleDrafter, NGramDrafter, OwnEncoderDrafter, TextOnlyDrafter
@@ -199,8 +200,8 @@ def test_the_device_is_waited_for_once_a_round_and_its_time_is_booked_later(monk
         assert then == {**dict.fromkeys(PHASES, 0.0), "draft": 1, "score": 1, "verify": 2}
     assert record.seconds == {
         **{name: n * len(seen) for name, n in laps.items()},
-        "vision": 1,
-        "prefill": 1,
+        **dict.fromkeys(("vision", "prefill", "draft_prefill"), 1),
+        "prune": 0,
         "other": len(seen) + 1,
     }
 
@@ -209,7 +210,7 @@ def test_time_is_accounted_for():
     """The phases add up to the total, and the total is the time that a caller measures (best of three: others use this
     machine too)."""
     target = Target(llava())
-    drafter = OwnEncoderDrafter(target, llava(seed=1), tree=Chain(3))
+    drafter = OwnEncoderDrafter(target, llava(seed=1), tree=Chain(3)).with_compressor(Pool(2))
     inputs = inputs_for("llava", [1, 2])
     missing = []
     for _ in range(3):
@@ -222,11 +223,31 @@ def test_time_is_accounted_for():
         assert set(record.seconds) == set(PHASES) and all(seconds > 0 for seconds in record.seconds.values())
         assert record.total_seconds == pytest.approx(sum(record.seconds.values()))
         decoding = sum(sum(r.seconds.values()) for r in record.rounds)
-        prompt = record.seconds["vision"] + record.seconds["prefill"]
+        prompt = sum(record.seconds[phase] for phase in PROMPT_PHASES)
         assert decoding <= record.decode_seconds + 1e-9, "a round counts time of the prompt"
         assert record.total_seconds - decoding - prompt < 0.05 * wall + 0.005, "the rounds miss time"
-        assert all(r.seconds["vision"] == r.seconds["prefill"] == 0.0 for r in record.rounds)
+        assert all(r.seconds[phase] == 0.0 for r in record.rounds for phase in PROMPT_PHASES)
     assert min(missing) < 0.005
+
+
+def test_pruning_is_told_from_reading():
+    """The choice of what a drafter sees, and what it then reads, are phases of their own; caches are counted apart."""
+    target = Target(llava())
+
+    class Slow(Pool):
+        def forward(self, span):
+            time.sleep(0.05)
+            return super().forward(span)
+
+    whole = OwnEncoderDrafter(target, llava(seed=1), tree=Chain(3))
+    held = {}
+    for name, drafter in {"plain": None, "whole": whole, "pruned": whole.with_compressor(Slow(2))}.items():
+        record = mmspec.generate(target, drafter, inputs=inputs_for("llava", [1, 2]), max_new_tokens=9).stats
+        seconds, held[name] = record.seconds, record.cache_bytes
+        assert (seconds["prune"] > 0) == (name == "pruned")
+    assert seconds["prune"] > 0.15 > max(seconds["prefill"], seconds["draft_prefill"])  # three pictures
+    assert held["plain"]["drafter"] == 0 < held["plain"]["target"]
+    assert 0 < held["pruned"]["drafter"] < held["whole"]["drafter"], held
 
 
 def test_time_of_the_consumer_is_not_counted():

@@ -290,6 +290,8 @@ class DraftModelDrafter(SessionDrafter):
         if self.compressor is None or vision is None:
             once = family.prefill_inputs(request.inputs, vision)
             return embeds, positions, position_offset, request.lengths, once, family.lasting_inputs(vision)
+        if view is not None:
+            view.lap("draft_prefill")
         layout = layout_of(self.eyes, request, prompt, vision)
         none, further = position_offset.new_zeros(len(embeds)), embeds[..., :0]
         deep = None
@@ -303,6 +305,8 @@ class DraftModelDrafter(SessionDrafter):
             layout,
             attention=None if view is None else self._attention(view, layout),
         )
+        if view is not None:
+            view.lap("prune")
         removed = left.removed.tolist()
         lengths = [n - m for n, m in zip(request.lengths, removed, strict=True)]
         kept = None if deep is None else [left.states[left.visual].unflatten(-1, deep.shape[1:]).movedim(1, 0)]
