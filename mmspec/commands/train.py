@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..drafters import Drafter
     from ..training.trainer import Trainer
 
-PRECISIONS = ("no", "bf16")
+PRECISIONS = ("auto", "no", "bf16")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from accelerate import Accelerator
     from omegaconf import OmegaConf
 
+    from ..models.precision import computes_in_bfloat16
     from ..training.answers import open_source
     from ..training.settings import TrainingSettings
     from ..training.trainer import Trainer
@@ -57,6 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise MMSpecError(f"mixed_precision={config.mixed_precision} must be one of {', '.join(PRECISIONS)}")
     examples = open_source(config.answers, images=config.images)
     check_tracker(config.tracker)
+    suits = computes_in_bfloat16(config.device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    if config.mixed_precision == "auto":
+        config.mixed_precision = "bf16" if suits else "no"
+    if config.dtype == "auto":
+        config.dtype = "bfloat16" if suits else "float32"
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=config.device == "cpu",

@@ -32,6 +32,7 @@ from torch import distributed, multiprocessing, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mmspec.files.storage import replacing
+from mmspec.models.precision import computes_in_bfloat16
 from mmspec.zoo.batches import IGNORE
 from mmspec.zoo.courses import PICTURES, Course
 from mmspec.zoo.losses import Losses, losses_of
@@ -79,7 +80,7 @@ class PretrainingSettings:
         if self.dtype not in ("auto", "bfloat16", "float32"):
             raise ValueError(f"unknown dtype {self.dtype!r}: choose auto, bfloat16 or float32")
         if self.dtype == "auto":
-            return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+            return torch.bfloat16 if computes_in_bfloat16() else torch.float32
         return getattr(torch, self.dtype)
 
 

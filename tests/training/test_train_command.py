@@ -8,12 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import mmspec
 from mmspec import cli
 from mmspec.commands import progress
 from mmspec.data import EmbeddedSource
+from mmspec.models import precision
 from mmspec.settings import configuration
 from mmspec.training.distill import distill
 
@@ -160,7 +163,7 @@ def test_a_trained_drafter_goes_on_with_other_losses(loss, answers, tmp_path, ca
         ),
         (["recipe.objective.losses=[{alpha: 1}]"], "losses.0={'alpha': 1} is no loss; name its class as _target_"),
         (["--data", "nowhere"], "nowhere"),
-        (["mixed_precision=fp8"], "mixed_precision=fp8 must be one of no, bf16"),
+        (["mixed_precision=fp8"], "mixed_precision=fp8 must be one of auto, no, bf16"),
         (["steps=0"], "steps=0 must be at least 1"),
         (["text_steps=1"], "none of the examples is without pictures; leave text_steps and picture_steps at 0"),
         (["recipe.drafter.draft_vocab_size=100000"], "draft_vocab_size=100000 must lie between 1 and"),
@@ -182,3 +185,13 @@ def test_a_data_set_without_answers(tmp_path, capsys):
     data.write_text(json.dumps([{"id": "1", "conversations": [{"from": "human", "value": "What?"}]}] * 9))
     assert cli.main(["train", "--data", str(data), "--output", str(tmp_path / "run"), *FEW]) == 2
     assert "mmspec distill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("made_for", "dtype", "passes"), [(True, "bfloat16", "bf16"), (False, "float32", "no")])
+def test_the_number_format_suits_the_device(answers, tmp_path, monkeypatch, made_for, dtype, passes):
+    monkeypatch.setattr(precision, "computes_in_bfloat16", lambda device: made_for)
+    out = tmp_path / "out"
+    run = ["train", "--data", str(answers), "--output", str(out), *FEW, "steps=1", "validate_every=1"]
+    assert cli.main(run) == 0
+    assert load_file(out / "best" / "model.safetensors").popitem()[1].dtype == getattr(torch, dtype)
+    assert Accelerator().mixed_precision == passes
