@@ -3,6 +3,7 @@ given eyes, or the drafter of a first stage."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -11,9 +12,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..compressors import VisualCompressor
-from ..drafters import FeatureDrafter, HiVisDrafter, SharedVisionDrafter, TextOnlyDrafter, VisualProjector
+from ..drafters import (
+    FeatureDrafter,
+    HiVisDrafter,
+    OwnEncoderDrafter,
+    SharedVisionDrafter,
+    TextOnlyDrafter,
+    VisualProjector,
+)
 from ..errors import MMSpecError, shown
 from ..loading import load_drafter
+from ..models.twins import with_layers
 from ..models.weights import is_adapted, is_plain
 from ..target import Target
 from ..trees import TreeBuilder
@@ -50,6 +59,24 @@ def cut_shared_vision(target: Target, layers: int = 2, tree: TreeBuilder | None 
     theirs = _vision_projector(target, "cut_shared_vision")
     model = _cut(target, layers)
     return SharedVisionDrafter(target, model, _projector(theirs, target.hidden_size), tree=tree)
+
+
+def cut_own_encoder(target: Target, layers: int = 2, tree: TreeBuilder | None = None) -> OwnEncoderDrafter:
+    """Return a draft model of the target's own class, to be trained: copies of its encoders, which stay as they are, of
+    its embeddings and of its bottom layers. So it reads whatever the target reads, with the target's positions: videos
+    by M-RoPE, for instance.
+
+    Args:
+        target, layers, tree: see `cut_text_only`.
+
+    Raises:
+        MMSpecError: for a target whose layers depend on one another, whose weights are quantised or not in memory, that
+            takes no media, or has fewer layers.
+    """
+    family = target.family
+    _refuse_cutting(target, layers)
+    kept = with_layers(target.model, family.decoder, [*family.layers[:layers]], [*range(layers)])
+    return OwnEncoderDrafter(target, copy.deepcopy(kept).requires_grad_(True), tree=tree)
 
 
 def give_eyes(target: Target, model: str, tree: TreeBuilder | None = None) -> SharedVisionDrafter:
@@ -94,9 +121,8 @@ def _vision_projector(target: Target, by: str) -> nn.Module:
     return family.vision_projector
 
 
-def _cut(target: Target, layers: int) -> nn.Module:
-    """Return a causal language model of the target's bottom layers."""
-    text = target.family.text_config
+def _refuse_cutting(target: Target, layers: int) -> None:
+    """Refuse a target of whose layers none can be copied, or not so many."""
     if any(map(is_adapted, target.model.modules())):
         raise MMSpecError(
             f"this {type(target.model).__name__} has an adapter, whose layers cannot be copied: merge it with "
@@ -115,6 +141,12 @@ def _cut(target: Target, layers: int) -> nn.Module:
         )
     if not 0 < layers <= len(target.family.layers):
         raise MMSpecError(f"layers={layers} must lie between 1 and the target's {len(target.family.layers)}")
+
+
+def _cut(target: Target, layers: int) -> nn.Module:
+    """Return a causal language model of the target's bottom layers."""
+    _refuse_cutting(target, layers)
+    text = target.family.text_config
     embedding, head = target.model.get_input_embeddings(), target.model.get_output_embeddings()
     tied = head.weight is embedding.weight  # a VLM's text configuration may say otherwise
     settings = text.to_dict() | {"num_hidden_layers": layers, "tie_word_embeddings": tied}
@@ -128,7 +160,8 @@ def _cut(target: Target, layers: int) -> nn.Module:
     except ValueError:
         raise MMSpecError(
             f"transformers has no causal language model for {text.model_type!r}, so none can be cut from this target; "
-            "give mmspec.load_drafter the folder of a small model of the same family"
+            "cut one of the target's own class (recipe=small_copy), or give mmspec.load_drafter the folder of a small "
+            "model of the same family"
         ) from None
     pairs = [
         (model.get_input_embeddings(), embedding),
@@ -137,8 +170,8 @@ def _cut(target: Target, layers: int) -> nn.Module:
     ]
     if not tied:
         pairs.append((model.get_output_embeddings(), head))
-    for copy, original in pairs:
-        copy.load_state_dict(original.state_dict())
+    for ours, theirs in pairs:
+        ours.load_state_dict(theirs.state_dict())
     return model
 
 

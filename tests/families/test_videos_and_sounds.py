@@ -20,7 +20,8 @@ from mmspec.drafters import EagleDrafter, NGramDrafter
 from mmspec.inputs import prepare
 from mmspec.media import Video
 from mmspec.target import Target
-from mmspec.trees import DynamicTree
+from mmspec.training.beginnings import cut_own_encoder
+from mmspec.trees import Chain, DynamicTree
 
 NEW = 12
 
@@ -204,3 +205,26 @@ def test_real_processors(name, clip):
     batch = prepare(target, ["what?", "what?"], videos=[[clip], [backwards]])
     first, second = target.prefill(batch, target.encode(batch)).logits
     assert (first - second).abs().max() > 1e-2, "what is seen matters"
+
+
+def test_a_small_copy_of_the_target_watches_what_its_target_watches(clip):
+    """With all layers it is the target, and guesses every token; with one it guesses, and the text stays. Trained, its
+    encoders stay what they are."""
+    target = qwen()
+    said = by_itself(target, "what?", [decoded(clip, range(11))])
+    layers = len(target.family.layers)
+    whole, small = (cut_own_encoder(target, count, tree=Chain(3)) for count in (layers, 1))
+    for drafter in whole, small:
+        out = mmspec.generate(target, drafter, "what?", videos=[clip], max_new_tokens=NEW, eos_token_id=[])
+        assert out.token_ids == [said]
+        if drafter is whole:
+            assert out.stats.num_spec_steps == -(-(NEW - 1) // 4), "chains of three, all of them accepted"
+    assert type(small.model) is type(target.model)
+    learning, all_of_it = (
+        sum(map(torch.Tensor.numel, ones)) for ones in (small.trainable_parameters(), small.parameters())
+    )
+    assert 0 < learning < all_of_it
+    weight = small.model.get_input_embeddings().weight
+    assert torch.equal(weight, target.model.get_input_embeddings().weight)
+    assert weight.data_ptr() != target.model.get_input_embeddings().weight.data_ptr()
+    refused(lambda: cut_own_encoder(target, layers + 1), f"layers={layers + 1} must lie between 1 and the target's")
