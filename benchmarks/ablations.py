@@ -11,8 +11,8 @@ accepted of SAGE's trees, by the confidence that shaped them. `trained`: the sim
 trainings have reached on the same held-out answers, side by side. `imitation`: what the first four layers guess
 by themselves, with the imitation networks of finished trainings, and with that of `tiny/fastvlm`. `passes`: what heads
 that guess several tokens a pass accept, how often they run, and how long that takes. `scopes`: what heads accept that
-attend to all of a prompt, and to its text alone: simulated on the answers that their trainings held out, and in real
-rounds on test pictures. Prints Markdown, and draws into `--plots FOLDER`.
+attend to all of a prompt, and to its text alone, simulated on the answers that their trainings held out. Prints
+Markdown, and draws into `--plots FOLDER`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from mmspec.trees.sage import confidence
 
 EXAMPLES = 24
 PICTURES = 6  # of each task, where every drafter writes an answer to each
-FEW = 2  # of each task, where every drafter does so twice
 CONFIDENCES = (0.0, 0.6, 0.8, 0.9, 0.97, 1.01)  # where the rows of SAGE's table begin and end
 
 
@@ -212,38 +211,39 @@ def passes(target: mmspec.Target, folders: list[str], plots: Path | None) -> Non
 
 @torch.no_grad()
 def scopes(target: mmspec.Target, folders: list[str], plots: Path | None) -> None:
-    """Simulated acceptance and real rounds of heads, by what they attend to; the first folder holds the answers."""
+    """Simulated acceptance of heads by what they attend to, on what their trainings held out of the first folder's
+    answers."""
     answers, *trainings = folders
+    told = [json.loads((Path(folder) / "training.json").read_text())["settings"] for folder in trainings]
+    chosen = {(each["held_out"], each["seed"], each["max_length"]) for each in told}
+    if len(chosen) != 1:
+        raise SystemExit(f"these trainings held out other answers than one another: {sorted(chosen)}")
+    ((count, seed, longest),) = chosen
+    examples = open_source(answers)
+    _, held_out = split(len(examples), count, seed)
+    heads = {Path(folder).name: mmspec.load_drafter(str(Path(folder) / "best"), target) for folder in trainings}
+    drafters = {f"{name}, {scope}": head.with_scope(scope) for name, head in heads.items() for scope in ("all", "text")}
+    teacher = Teacher(target, [layer for drafter in drafters.values() for layer in drafter.lesson_layers])
+    found = {name: SimulatedAcceptance(5) for name in drafters}
+    for batch in Loader(target, examples, longest, pools=[held_out]).passes(held_out, 8):
+        lesson = teacher.lesson_of(batch)
+        for name, drafter in drafters.items():
+            found[name].add(drafter, lesson)
     lengths, rows = {}, []
-    for folder in trainings:
-        head = mmspec.load_drafter(str(Path(folder) / "best"), target)
-        metadata = json.loads((Path(folder) / "best" / "config.json").read_text())["metadata"]
-        examples = open_source(answers)
-        settings = json.loads((Path(folder) / "training.json").read_text())["settings"]
-        _, held_out = split(len(examples), settings["held_out"], settings["seed"])
-        passes = list(Loader(target, examples, settings["max_length"], pools=[held_out]).passes(held_out, 8))
-        for scope in ("all", "text"):
-            drafter, simulated = head.with_scope(scope), SimulatedAcceptance(5)
-            teacher = Teacher(target, drafter.lesson_layers)
-            for batch in passes:
-                simulated.add(drafter, teacher.lesson_of(batch))
-            name, by_task = f"{Path(folder).name}, {scope}", rounds_of(target, drafter, Chain(5), FEW)
-            tasks = [simulated.summary(task)["mean_acceptance_length"] for task in mmspec.zoo.TASKS]
-            lengths[name] = [simulated.summary()["mean_acceptance_length"], *tasks]
-            rates = " ".join(f"{100 * rate:.0f}" for rate in simulated.summary()["acceptance_by_position"])
-            measured = f"{emitted_of(by_task)[0]:.2f}"
-            rows.append([name, str(metadata["steps"]), *(f"{one:.2f}" for one in lengths[name]), rates, measured])
-    table(["head, sees", "steps", "all", *mmspec.zoo.TASKS, "by position, %", "real rounds"], rows)
+    for name, simulated in found.items():
+        summaries = [simulated.summary(), *(simulated.summary(task) for task in mmspec.zoo.TASKS)]
+        lengths[name] = [one["mean_acceptance_length"] for one in summaries]
+        rates = " ".join(f"{100 * rate:.0f}" for rate in summaries[0]["acceptance_by_position"])
+        rows.append([name, *(f"{one:.2f}" for one in lengths[name]), rates])
+    table(["head, sees", "all", *mmspec.zoo.TASKS, "by position, %"], rows)
     draw("scopes", plots, lambda figure: bars(figure, lengths), (9, 3))
 
 
-def rounds_of(
-    target: mmspec.Target, drafter: Drafter, tree: mmspec.trees.TreeBuilder, pictures: int = PICTURES
-) -> dict[str, list[Any]]:
+def rounds_of(target: mmspec.Target, drafter: Drafter, tree: mmspec.trees.TreeBuilder) -> dict[str, list[Any]]:
     """Return the rounds in which a drafter answers some pictures, by task."""
     found: dict[str, list[Any]] = {task: [] for task in mmspec.zoo.TASKS}
     for task in mmspec.zoo.TASKS:
-        for request in islice(requests_of(target, task), pictures):
+        for request in islice(requests_of(target, task), PICTURES):
             out = mmspec.generate(target, drafter, inputs=request.inputs, max_new_tokens=96, tree=tree)
             found[task] += out.stats.rounds
     return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..compressors import DraftPrompt, VisualCompressor, text_alone, whole_prompt
 from ..errors import MMSpecError, shown
+from ..models.slots import pick
 from ..models.states import LAST
 from ..trees import TreeBuilder
 from .corrector import CorrectorSettings, Looked, VisualCorrector
@@ -153,12 +154,20 @@ class FeatureHead(LayerDrafter):
             embeds = self.token_embeds(ids)
         elif self.embed_tokens is not None:
             embeds = torch.where(visual[..., None], embeds, self.token_embeds(ids))
-        whole = whole_prompt(embeds, self.fuse_features(view.features), visual)
+        blind = scope == "text" and view.vision is not None
+        if blind and self.compressor is None:  # only states that are left are fused: these are their numbers
+            states = torch.arange(ids.shape[1], device=ids.device)[:, None].expand(len(ids), -1, -1)
+        else:
+            states = self.fuse_features(view.features)
+        whole = whole_prompt(embeds, states, visual)
         if self.axes is not None:
             whole.positions, whole.position_offset = family.positions_until(view.prompt.inputs, ids.shape[1])
         read = compress(self.compressor, self.target, whole, view)
-        if scope == "all" or view.vision is None:
-            return read
+        return self._text_of(read, view) if blind else read
+
+    def _text_of(self, read: DraftPrompt, view: TargetView) -> DraftPrompt:
+        """Return what is left of a text as it was read where text alone is seen; without a compressor its states are
+        numbers of tokens until now."""
         ends = torch.tensor(view.prompt.lengths, device=read.removed.device) - read.removed
         columns = torch.arange(read.visual.shape[1], device=ends.device)
         if not (~read.visual & (columns < ends[:, None])).any(1).all():
@@ -166,7 +175,12 @@ class FeatureHead(LayerDrafter):
             raise MMSpecError(
                 f"{name}: a prompt has no text beside its pictures, so nothing is left to read; ask a question"
             )
-        return text_alone(read, ends, keep_first=not self.first_slot)
+        left = text_alone(read, ends, keep_first=not self.first_slot)
+        if self.compressor is None:
+            numbers = left.states[..., 0]
+            features = {layer: pick(view.features[layer], numbers) for layer in self.feature_layers}
+            left.states = self.fuse_features(features)
+        return left
 
     def entering(self, view: TargetView, visual: Tensor, scope: str) -> Tensor:
         """Return what enters at all tokens, before a compressor, `[batch, length, hidden]`: the target's embeddings.
