@@ -34,7 +34,8 @@ class Context(ModelSession):
         history: per row, all token ids so far, prompt included, the newest (the root) last.
         active: per row, False once it has finished.
         proposals: how a drafter is to choose children.
-        clock: the clock of the run, for those who learn from how long rounds take; None outside a run.
+        clock: the clock of the run, for those who learn from how long rounds take; None outside a run, and where
+            the target is divided among processes, each of which has another time.
         logits: `[batch, vocab]` after the prompt.
         vision: the encoded pictures, or None.
         embeds: `[batch, length, hidden]` what the language model read as its prompt.

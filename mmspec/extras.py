@@ -7,6 +7,7 @@ import re
 EXTRAS = {
     "audio": ("soundfile",),
     "cluster": ("submitit", "hydra_submitit_launcher", "hydra-submitit-launcher"),
+    "deepspeed": ("deepspeed",),
     "demo": ("gradio",),
     "ocr": ("rapidocr", "onnxruntime"),
     "server": ("httpx2",),

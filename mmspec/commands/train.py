@@ -44,12 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
     import transformers
-    from accelerate import Accelerator
     from omegaconf import OmegaConf
 
     from ..models.precision import computes_in_bfloat16
     from ..training.answers import open_source
     from ..training.settings import TrainingSettings
+    from ..training.sharding import check_parallelism, make_accelerator
     from ..training.trainer import Trainer
 
     transformers.utils.logging.disable_progress_bar()
@@ -63,12 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
         config.mixed_precision = "bf16" if suits else "no"
     if config.dtype == "auto":
         config.dtype = "bfloat16" if suits else "float32"
-    accelerator = Accelerator(
+    accelerator = make_accelerator(
         mixed_precision=config.mixed_precision,
         cpu=config.device == "cpu",
         log_with=config.tracker,
         project_dir=str(Path(config.output)),
     )
+    check_parallelism(accelerator)  # before a large target is loaded
     config.device = config.device or str(accelerator.device)
     target = configuration.build(config.target)
     torch.manual_seed(settings.seed)

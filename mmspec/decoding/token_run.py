@@ -9,6 +9,7 @@ from ..inputs import Request
 from ..loop import Run
 from ..models.caches import caches_in
 from ..models.guidance import Guidance
+from ..models.tensor_parallel import is_divided
 from ..seeds import random_stream
 from ..target import Target
 from ..trees import Proposals
@@ -65,7 +66,7 @@ class TokenRun(Run):
         states = dict.fromkeys([*drafter.states_read, *self.verifier.feature_layers(self.target)])
         context = self.target.prefill(request, vision, capacity, states, self.guidance, self.node_by_node)
         self.context = context
-        context.clock = clock
+        context.clock = None if is_divided(self.target) else clock
         self.verifier = self.verifier.fork_for(context, self.pipeline, self.seed)
         self.transcript = Transcript(context, self.stopping, self.pipeline, self.verifier.lossless, self.trace)
         self.root = self.verifier.first_token(context)

@@ -61,7 +61,7 @@ class ArmSelector(Drafter):
         bandit: what chooses: `Unimodal()` or `UpperConfidence()`, or one of your own.
         cost: `"time"` measures what a round takes from its beginning to its end; `"work"` estimates it, so that
             choices repeat everywhere: a step of the target, the drafter's share of its parameters for every level, and
-            a hundredth of a step for every node.
+            a hundredth of a step for every node. The processes of a divided target always estimate.
         lasting: whether what one request teaches holds for the next ones; else each begins anew.
 
     Attributes:

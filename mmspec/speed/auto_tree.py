@@ -13,6 +13,7 @@ from ..decoding.clock import PhaseClock
 from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..inputs import Request
+from ..models.tensor_parallel import is_divided
 from ..outcome import Scores, Verdict
 from ..settings.arguments import flags, number, positive
 from ..tree import DraftTree
@@ -63,7 +64,8 @@ class AutoTree(TreeBuilder):
     so no timing can change it. With drawn children (`RejectionSampling`) only chains and static trees are used, for
     whether a level is drafted depends on the tokens before it; the law is then the target's, but which sample is drawn
     depends on the shapes. There nothing is remembered and no time is looked at, so that a seed repeats its text: the
-    costs are `costs`, or a fixed guess.
+    costs are `costs`, or a fixed guess. The same holds for a target that tensor parallelism divides: its processes have
+    to draft the same trees.
 
     Args:
         limit: largest number of drafted nodes.
@@ -213,7 +215,7 @@ class AutoTree(TreeBuilder):
         context: Any = drafter.context
         conditions = _conditions(drafter, context.request)
         share = conditions["drafter_parameters"] / max(conditions["target_parameters"], 1)
-        if self.costs is not None or self.sampled:
+        if self.costs is not None or self.sampled or is_divided(drafter.target):
             return Knowledge(self.costs or RoundCosts(share, drafter.cheap_levels).costs)
         self._clock = context.clock
         if not self.remember:

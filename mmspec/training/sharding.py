@@ -1,29 +1,51 @@
-"""FSDP2: weights, gradients and the optimizer's averages are divided among the processes, and the saved state with
-them."""
+"""Weights, gradients and the optimizer's averages are divided among the processes, by FSDP2 or by DeepSpeed, and the
+saved state with them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
+from transformers.integrations import unset_hf_deepspeed_config
 
 from ..errors import MMSpecError, first_line
+from . import zero
 
 READY = "take a file of configs/accelerate"
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Return True if the weights of the trainee are divided among the processes."""
-    return accelerator.distributed_type == DistributedType.FSDP
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def make_accelerator(cpu: bool = False, **options: Any) -> Accelerator:
+    """Return accelerate's object, made so that DeepSpeed divides nothing but what is trained, and runs on processors.
+
+    Args:
+        cpu: whether to train on processors though there are GPUs.
+        options: what else `Accelerator` takes.
+    """
+    handlers = list(options.pop("kwargs_handlers", None) or [])
+    deepspeed = options.get("deepspeed_plugin") is not None or _launched_with("DEEPSPEED")
+    if deepspeed and not torch.accelerator.is_available():
+        zero.exchange_over_gloo()
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        cpu = False  # with True accelerate would leave DeepSpeed out
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers, **options)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        unset_hf_deepspeed_config()  # at stage 3 transformers would divide every model that it loads, the target first
+    return accelerator
 
 
 def check_parallelism(accelerator: Accelerator) -> None:
@@ -39,8 +61,14 @@ def check_parallelism(accelerator: Accelerator) -> None:
             "batch_size (examples per step, over all processes) and rows (examples per pass)"
         )
     kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if kind == DistributedType.MEGATRON_LM:
         raise MMSpecError(f"{kind.value} trains no head here: {READY}, such as fsdp2.yaml")
+    for name in ("FSDP", "DEEPSPEED"):
+        if _launched_with(name) and kind.value != name:  # accelerate says nothing, and divides nothing
+            raise MMSpecError(
+                f"accelerate was started for {name}, but would train with {kind.value} on {accelerator.device}: leave "
+                "device out, and for FSDP have GPUs, or take another file of configs/accelerate"
+            )
     if kind != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
@@ -66,13 +94,18 @@ def whole(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def whole_weights(accelerator: Accelerator, trainee: nn.Module) -> dict[str, Tensor]:
+    """Return all weights of the trainee by name; complete in the first process."""
+    return zero.whole_weights(trainee) if zero.is_zero(accelerator) else accelerator.get_state_dict(trainee)
+
+
 def write_shards(folder: Path, trainee: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write weights and optimizer state into a folder, every process its own part.
 
     Raises:
         MMSpecError: if a part cannot be written.
     """
-    weights, averages = get_state_dict(trainee, optimizer)
+    weights, averages = zero.divided_state(trainee) if zero.is_engine(trainee) else get_state_dict(trainee, optimizer)
     try:
         checkpoint.save({"weights": weights, "optimizer": averages}, checkpoint_id=folder)
     except (OSError, CheckpointException) as error:
@@ -87,9 +120,11 @@ def read_shards(folder: Path, trainee: nn.Module, optimizer: torch.optim.Optimiz
     Raises:
         MMSpecError: if it is damaged or holds another drafter.
     """
-    weights, averages = get_state_dict(trainee, optimizer)
-    state: dict[str, Any] = {"weights": weights, "optimizer": averages}
     try:
+        if zero.is_engine(trainee):
+            return zero.read_state(folder, trainee)
+        weights, averages = get_state_dict(trainee, optimizer)
+        state: dict[str, Any] = {"weights": weights, "optimizer": averages}
         checkpoint.load(state, checkpoint_id=folder, no_dist=not distributed.is_initialized())
     except (OSError, CheckpointException) as error:
         raise MMSpecError(
@@ -114,16 +149,24 @@ def divide_state(
     state: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
     for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        own = [names[id(parameter)] for parameter in group["params"]]
+        own = group.get(zero.NAMES) or [names[id(parameter)] for parameter in group["params"]]
         state |= {name: saved["state"][number] for name, number in zip(own, old["params"], strict=True)}
         groups.append(old | {"params": own})
+    weights = {f"drafter.{name}": tensor for name, tensor in weights.items()}
+    if zero.is_engine(trainee):
+        return zero.put_state(trainee, weights, {"state": state, "param_groups": groups})
     set_state_dict(
         trainee,
         optimizer,
-        model_state_dict={f"drafter.{name}": tensor for name, tensor in weights.items()},
+        model_state_dict=weights,
         optim_state_dict={"state": state, "param_groups": groups},
         options=StateDictOptions(full_state_dict=True),
     )
+
+
+def _launched_with(name: str) -> bool:
+    """Return True if `accelerate launch` was told to divide the weights in this way."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
 
 
 def _said(error: BaseException) -> str:

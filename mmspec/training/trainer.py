@@ -29,6 +29,7 @@ from ..drafters import Drafter
 from ..errors import MMSpecError
 from ..files.storage import read_json_object
 from ..lesson import Lesson
+from . import zero
 from .author import check_author
 from .curriculum import order_of
 from .data import Loader, TrainingPass, split
@@ -37,7 +38,7 @@ from .journal import Sums, TrainingJournal
 from .objective import Objective
 from .output import BEST, LAST_DRAFTER, OutputFolder
 from .settings import TrainingSettings
-from .sharding import check_parallelism, whole
+from .sharding import check_parallelism, whole, whole_weights
 from .state import save_folder
 from .teacher import Teacher
 from .validation import Validator
@@ -50,12 +51,15 @@ class Trainee(nn.Module):
         super().__init__()
         self.drafter, self.objective = drafter, objective
 
-    def forward(self, lesson: Lesson, seed: str, progress: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return the loss and the sums to log, see `Objective`."""
+    def forward(
+        self, lesson: Lesson, seed: str, progress: float = 0.0, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and the sums to log, see `Objective`; a `gate` is a zero that is added, see `zero.gate`."""
         total, marks = self.objective(self.drafter, lesson, seed, progress)
         # A weight that these answers do not reach has a gradient of 0, not none: all processes exchange the same ones.
         learning = [parameter.sum() for parameter in self.drafter.parameters() if parameter.requires_grad]
-        return total + 0 * torch.stack(learning).sum(), marks
+        total = total + 0 * torch.stack(learning).sum()
+        return total if gate is None else total + gate, marks
 
 
 class Trainer:
@@ -68,7 +72,8 @@ class Trainer:
         output: folder for the log, the state to resume from, and the drafters `best` and `last`.
         settings: how the training runs, see `TrainingSettings`.
         optimizer: function that makes the optimizer from the parameters; AdamW by default.
-        accelerator: Hugging Face accelerate's object, which knows about processes, devices and precision.
+        accelerator: Hugging Face accelerate's object, which knows about processes, devices and precision; for DeepSpeed
+            made by `mmspec.training.sharding.make_accelerator`.
         feature_cache: folder to keep the target's states in, instead of computing them at every step; see
             `CachedTeacher`.
         parts: names of the drafter's modules that are trained, such as `projector`, while all others stay as they are;
@@ -96,6 +101,8 @@ class Trainer:
         self.settings = settings or TrainingSettings()
         self.accelerator = accelerator or Accelerator()
         check_parallelism(self.accelerator)
+        if zero.is_zero(self.accelerator):
+            zero.check_zero(self.accelerator, drafter.target.model, self.settings.clip_value)
         self.output = Path(output)
         self._folder = OutputFolder(self.output, self.accelerator)
         try:
@@ -145,13 +152,16 @@ class Trainer:
         if not any(parameter.requires_grad for parameter in drafter.parameters()):
             raise MMSpecError(f"{type(drafter).__name__} has no weights to train")
         make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95)))
+        trainee, made = Trainee(drafter, objective), make([p for p in drafter.parameters() if p.requires_grad])
+        self._zero = zero.is_zero(self.accelerator)
+        if self._zero:
+            zero.set_up(self.accelerator, trainee, made, settings.clip_norm)
         # Rebuilt by every process alike, and stepped by hand: its place follows from the number of the step.
-        self.trainee, self.optimizer = self.accelerator.prepare(
-            Trainee(drafter, objective), make([p for p in drafter.parameters() if p.requires_grad])
-        )
+        self.trainee, self.optimizer = self.accelerator.prepare(trainee, made)
+        self._torch_optimizer = made if self._zero else self.optimizer.optimizer
         try:
             self.scheduler = get_scheduler(
-                settings.schedule, self.optimizer.optimizer, settings.warmup_steps, settings.steps
+                settings.schedule, self._torch_optimizer, settings.warmup_steps, settings.steps
             )
         except ValueError as error:
             raise MMSpecError(f"schedule={settings.schedule!r}: {error}") from None
@@ -232,18 +242,29 @@ class Trainer:
         # Divided weights are put together by all processes in every pass, so one that is through repeats its last pass,
         # which then counts nothing.
         most = int(accelerator.gather(torch.tensor([len(passes)], device=accelerator.device)).max())
+        gate = zero.gate(accelerator.device) if self._zero else None
         for number in range(most):
             counts = number < len(passes)
             lesson = self.teacher.lesson_of(passes[number] if counts else passes[-1])
-            with nullcontext() if number + 1 == most else accelerator.no_sync(self.trainee):
+            last = number + 1 == most
+            with nullcontext() if last or self._zero else accelerator.no_sync(self.trainee):
                 with accelerator.autocast():  # FSDP2 leaves that to its caller
-                    total, counted = self.trainee(lesson, f"{settings.seed}/{self.step}", self.step / settings.steps)
+                    total, counted = self.trainee(
+                        lesson, f"{settings.seed}/{self.step}", self.step / settings.steps, gate
+                    )
                 # Data parallelism averages over the processes; the loss is a mean over the tokens of all of them.
-                accelerator.backward(counts * total * accelerator.num_processes / tokens)
+                loss = counts * total * accelerator.num_processes / tokens
+                if self._zero:
+                    zero.add_gradient(self.trainee, loss, last)
+                else:
+                    accelerator.backward(loss)
             if counts:
                 marks += torch.cat([total.detach()[None], counted])
         marks = accelerator.reduce(marks, "sum")
-        norm = float(whole(accelerator.clip_grad_norm_(self.trainee.parameters(), settings.clip_norm or math.inf)))
+        if self._zero:  # which does not step where the norm is not finite
+            norm = zero.clip_and_step(self.trainee)
+        else:
+            norm = float(whole(accelerator.clip_grad_norm_(self.trainee.parameters(), settings.clip_norm or math.inf)))
         if settings.clip_value is not None:
             nn.utils.clip_grad_value_(self.trainee.parameters(), settings.clip_value)  # each number by itself
         if not math.isfinite(marks[0].item()) or not math.isfinite(norm):
@@ -271,7 +292,7 @@ class Trainer:
     def _validate(self) -> dict:
         """Measure a copy in the target's own precision, and save it as `best` if it is the best so far."""
         self.accelerator.wait_for_everyone()
-        state = self.accelerator.get_state_dict(self.trainee)
+        state = whole_weights(self.accelerator, self.trainee)
         report: dict = {}
         if self.accelerator.is_main_process:
             if self._validator is None:
@@ -328,14 +349,14 @@ class Trainer:
 
     def _save(self) -> None:
         progress = {"step": self.step, "best": self.best, "seconds": self.seconds}
-        self._folder.save(self.trainee, self.drafter, self.optimizer.optimizer, progress)
+        self._folder.save(self.trainee, self.drafter, self._torch_optimizer, progress)
 
     def _resume(self) -> None:
-        progress = self._folder.load(self.trainee, self.drafter, self.optimizer.optimizer)
+        progress = self._folder.load(self.trainee, self.drafter, self._torch_optimizer)
         if progress is None:
             return
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]
-        rates = [group["lr"] for group in self.optimizer.param_groups]  # already those of the next step
+        rates = [group["lr"] for group in self._torch_optimizer.param_groups]  # already those of the next step
         self.scheduler.load_state_dict({"last_epoch": self.step, "_last_lr": rates, "lr_lambdas": [None] * len(rates)})
 
     def _choose_vocabulary(self, drafter: Drafter, training: list[int]) -> None:

@@ -10,9 +10,21 @@ import torch
 
 import mmspec
 from mmspec.drafters import as_drafter
-from mmspec.trees import DynamicTree, StaticTree
+from mmspec.rounds import ArmSelector, UpperConfidence
+from mmspec.speed import AutoTree
+from mmspec.trees import Chain, DynamicTree, StaticTree
 
 TREES = {"static": StaticTree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]), "dynamic": DynamicTree(3, 2, 6)}
+
+
+def arms(name: str, attention: str) -> ArmSelector:
+    """A bandit over trees of a head, which would learn from the time that rounds take."""
+    head = tiny_drafters.eagle_drafter(name, attention)
+    return ArmSelector(head.target, head, [Chain(1), Chain(3), DynamicTree(3, 2, 6)], UpperConfidence())
+
+
+BY_TIME = {"eagle, tree=auto": tiny_drafters.eagle_drafter, "arms": arms}
+"""What chooses by the time that rounds take: what is accepted differs from run to run, and the greedy text does not."""
 
 
 def found_with(target: mmspec.Target, whole: torch.nn.Module, name: str) -> dict[str, dict]:
@@ -24,9 +36,11 @@ def found_with(target: mmspec.Target, whole: torch.nn.Module, name: str) -> dict
         name: the family.
 
     Returns:
-        By drafter, tree and temperature: the texts and how many drafted tokens they have, or why it is refused.
+        By drafter, tree and temperature: the texts and how many drafted tokens they have (of those in `BY_TIME` the
+        greedy texts alone), or why it is refused.
     """
     drafters = {key: build for key, build in tiny_drafters.TINY_DRAFTERS.items() if key != "own model"}
+    drafters |= tiny_drafters.WITHOUT_WEIGHTS
     if name not in models.VISUAL:
         drafters = {key: build for key, build in drafters.items() if key not in tiny_drafters.NEED_PICTURES}
     pictures = [1, 0, 2] if name in models.VISUAL else [0, 0, 0]
@@ -41,11 +55,14 @@ def found_with(target: mmspec.Target, whole: torch.nn.Module, name: str) -> dict
             try:
                 torch.manual_seed(0)  # for what is drawn before the weights are drawn anew
                 drafter = build(name, "sdpa")
-                for label, tree in TREES.items():
+                for label, tree in (TREES if drafter.tree is not None else {"own tree": None}).items():
                     for temperature in (0.0, 0.9):
                         out = mmspec.generate(target, drafter, tree=tree, temperature=temperature, **ask)
                         result = {"texts": out.token_ids, "accepted": out.stats.num_accepted_draft_tokens}
                         found[f"{key}, {label}, {temperature}"] = result
             except mmspec.MMSpecError as error:
                 found[key] = {"refused": str(error)}
+        for key, build in BY_TIME.items():
+            drafter, tree = build(name, "sdpa"), AutoTree(remember=False) if "auto" in key else None
+            found[f"{key}, 0.0"] = {"texts": mmspec.generate(target, drafter, tree=tree, **ask).token_ids}
     return found

@@ -22,14 +22,21 @@ from mmspec.drafters import (
     EarlyExitDrafter,
     Gemma4AssistantDrafter,
     HiVisDrafter,
+    JacobiDrafter,
     LiLiCorrDrafter,
+    LookaheadDrafter,
     MedusaDrafter,
     MixtureDrafter,
     MsdDrafter,
     MtpDrafter,
+    NGramDrafter,
     PEagleDrafter,
+    ReferenceDrafter,
     SharedVisionDrafter,
+    SkippingDrafter,
+    SparseToDenseDrafter,
     SpecFlashDrafter,
+    SuffixDrafter,
     TextOnlyDrafter,
     V5e0Drafter,
     ViSpecDrafter,
@@ -130,6 +137,19 @@ TINY_DRAFTERS = {
     "early exit, block": head_of(lambda target: EarlyExitDrafter(target, layers=1, imitation="block", blocks=2), 21),
     "early exit, mlp": head_of(lambda target: EarlyExitDrafter(target, layers=2, imitation="mlp", inner=24), 22),
     **VISUAL_HEADS,
+}
+
+
+# What needs no weights: the text so far, or the target itself.
+WITHOUT_WEIGHTS = {
+    "ngram": lambda name, attention: NGramDrafter(target_of(name, attention)),
+    "suffix": lambda name, attention: SuffixDrafter(target_of(name, attention)),
+    "reference": lambda name, attention: ReferenceDrafter(target_of(name, attention)),
+    "jacobi": lambda name, attention: JacobiDrafter(target_of(name, attention), window=4),
+    "lookahead": lambda name, attention: LookaheadDrafter(target_of(name, attention), window=4, ngram=3),
+    "sp2ec": lambda name, attention: SkippingDrafter(target_of(name, attention)),
+    "std": lambda name, attention: SparseToDenseDrafter(target_of(name, attention), keep=0.5),
+    "early exit": lambda name, attention: EarlyExitDrafter(target_of(name, attention), layers=2),
 }
 
 
