@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import mmspec
@@ -22,28 +25,57 @@ FEW = ["steps=3", "warmup_steps=0", "batch_size=4", "rows=2", "held_out=2", "mea
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="not a checkout")
 
 
-@pytest.mark.slow
-def test_a_job_trains_with_two_processes(tmp_path):
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("answers")
+    distill(mmspec.load_target("tiny"), EmbeddedSource(count=3), folder, max_new_tokens=12)
+    return folder
+
+
+def submitted(answers: Path, folder: Path, *settings: str) -> subprocess.Popen:
+    """Start a job of two processes on this machine."""
     pytest.importorskip("submitit")
-    target = mmspec.load_target("tiny")
-    distill(target, EmbeddedSource(count=3), tmp_path / "answers", max_new_tokens=12)
-    places = ["--data", str(tmp_path / "answers"), "--output", str(tmp_path / "run")]
-    job = ["--local", "--gpus", "0", "--processes", "2", "--logs", str(tmp_path / "logs")]
+    places = ["--data", str(answers), "--output", str(folder / "run")]
+    job = ["--local", "--gpus", "0", "--processes", "2", "--logs", str(folder / "logs")]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *job, "--", "recipe=eagle3", *places, *FEW],
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *job, "--", "recipe=eagle3", *places, *FEW, *settings],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert str(tmp_path / "logs") in done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_trains_with_two_processes(answers, tmp_path):
+    job = submitted(answers, tmp_path)
+    said, errors = job.communicate(timeout=500)
+    assert job.returncode == 0, errors[-3000:]
+    assert str(tmp_path / "logs") in said
     assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 2, "the header and the last step"
     assert {path.name for path in (tmp_path / "run").glob("dropped-*")} <= {"dropped-0.jsonl", "dropped-1.jsonl"}
-    mmspec.load_drafter(str(tmp_path / "run" / "best"), target)
+    mmspec.load_drafter(str(tmp_path / "run" / "best"), mmspec.load_target("tiny"))
     (log,) = (tmp_path / "logs").glob("*.out")
     assert "accepted by position" in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_ends_saves_queues_up_again_and_goes_on(answers, tmp_path):
+    """submitit's executor for one machine sends the signal that Slurm sends, and starts the job anew as Slurm would."""
+    job = submitted(answers, tmp_path, "steps=40", "save_every=1000", "log_every=1", "dtype=float32")
+    log, end = tmp_path / "run" / "log.csv", time.monotonic() + 500
+    while job.poll() is None and time.monotonic() < end and not (log.exists() and len(log.read_text().split()) > 2):
+        time.sleep(0.1)
+    (machine,) = (
+        each for each in psutil.Process(job.pid).children(recursive=True) if "submitit.core._submit" in each.cmdline()
+    )
+    machine.send_signal(signal.SIGUSR2)
+    _, errors = job.communicate(timeout=500)
+    assert job.returncode == 0, errors[-3000:]
+    said = "".join(path.read_text() for path in (tmp_path / "logs").iterdir() if path.suffix in (".out", ".err"))
+    assert said.count("going on in") == 1 and "Requeued job" in said
+    assert [int(line.split(",")[0]) for line in log.read_text().split()[1:]] == list(range(1, 41))
 
 
 @pytest.fixture
