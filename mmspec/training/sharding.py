@@ -152,13 +152,13 @@ def divide_state(
         own = group.get(zero.NAMES) or [names[id(parameter)] for parameter in group["params"]]
         state |= {name: saved["state"][number] for name, number in zip(own, old["params"], strict=True)}
         groups.append(old | {"params": own})
-    weights = {f"drafter.{name}": tensor for name, tensor in weights.items()}
+    named: dict[str, Any] = {f"drafter.{name}": tensor for name, tensor in weights.items()}
     if zero.is_engine(trainee):
-        return zero.put_state(trainee, weights, {"state": state, "param_groups": groups})
+        return zero.put_state(trainee, named, {"state": state, "param_groups": groups})
     set_state_dict(
         trainee,
         optimizer,
-        model_state_dict=weights,
+        model_state_dict=named,
         optim_state_dict={"state": state, "param_groups": groups},
         options=StateDictOptions(full_state_dict=True),
     )

@@ -187,7 +187,7 @@ def put_state(engine: Any, weights: dict[str, Tensor], saved: dict[str, Any]) ->
 
     with zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=0):
         engine.module.load_state_dict(weights)
-    example = next(iter(saved["state"].values()), {})
+    example: dict[str, Any] = next(iter(saved["state"].values()), {})
     _make_room(engine, example)
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
