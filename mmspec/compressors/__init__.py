@@ -5,6 +5,7 @@ from .elastic import Elastic
 from .frames import Frames
 from .guided import FeatureGuided
 from .hide import Hide
+from .holistic import Holistic
 from .latent import LatentQueries
 from .layout import Layout, layout_of
 from .learned_routing import LearnedRouting
@@ -13,9 +14,11 @@ from .prompt import DraftPrompt, compressed_prompt, whole_prompt
 from .prune import Prune
 from .resampler import Resampler
 from .routing import Routing
+from .sink_aware import SinkAware
 from .text_scope import text_alone
 from .token_assignment import Sources
 from .top_p import TopPUniform
+from .uv_prune import UVPrune
 from .view import TargetView
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "FeatureGuided",
     "Frames",
     "Hide",
+    "Holistic",
     "LatentQueries",
     "Layout",
     "LearnedRouting",
@@ -33,9 +37,11 @@ __all__ = [
     "Prune",
     "Resampler",
     "Routing",
+    "SinkAware",
     "Sources",
     "TargetView",
     "TopPUniform",
+    "UVPrune",
     "VisualCompressor",
     "VisualSpan",
     "compressed_prompt",

@@ -20,6 +20,7 @@ from .view import TargetView
 
 if TYPE_CHECKING:
     from ..target import Target
+    from .layout import Layout
 
 
 @dataclass
@@ -34,8 +35,8 @@ class VisualSpan:
             follows.
         states: `[words, target hidden]` the target's last hidden states at that text, which have seen the picture; None
             for drafters that read no states.
-        attention: `[tokens]` attention that each token receives, see `VisualCompressor.attention`; None unless the
-            compressor sets `needs_attention`.
+        attention: `[tokens]` attention that each token receives, or what else `VisualCompressor.token_scores` says of
+            it; None unless the compressor sets `needs_attention`.
         kind: `"image"`, `"video"` or `"audio"`.
         features: `[tokens, target hidden]` the target's last hidden states at the picture's tokens; None for drafters
             that read no states.
@@ -88,7 +89,8 @@ class VisualCompressor(nn.Module, Named, PerRequest):
     settings: tuple[str, ...] = ()
 
     needs_attention = False
-    """True if the compressor reads `VisualSpan.attention`, for which the states of `layers_seen` are needed."""
+    """True if the compressor reads `VisualSpan.attention`, and so asks for `token_scores`, for which the states of
+    `layers_seen` are needed."""
 
     routes = False
     """True if it leaves all tokens in the prompt, and says before every round which of them are seen, see `route`. The
@@ -119,6 +121,17 @@ class VisualCompressor(nn.Module, Named, PerRequest):
             words: `[batch, length]` True at the text of the prompt.
         """
         return received_attention(target, deepest(target), view.features, view.request.inputs, words)
+
+    def token_scores(self, target: Target, view: TargetView, layout: Layout) -> Tensor:
+        """Return what `VisualSpan.attention` is to hold of every token, `[batch, length]`, asked if it
+        `needs_attention`: by default the `attention`.
+
+        Args:
+            target: the model.
+            view: the text.
+            layout: the places of its pictures and of the prompt's text.
+        """
+        return self.attention(target, view, layout.words)
 
     def attach(self, hidden: int, state: int) -> None:
         """Create weights for embeddings of width `hidden` and target states of width `state`."""
@@ -205,3 +218,25 @@ def grid_of(span: VisualSpan, name: str) -> Grid:
             f"kind {span.kind} have none (they do not form a rectangle); use Prune, Resampler or Hide"
         )
     return span.grid
+
+
+def whole_frames(grid: Grid | None, count: int, kind: str, name: str) -> Grid:
+    """Return the numbers of frames, rows and columns of a picture or a video, behind which a video may have one token
+    more, the line break of LLaVA-OneVision.
+
+    Args:
+        grid: what is known of it.
+        count: its tokens.
+        kind: `"image"`, `"video"` or `"audio"`.
+        name: who asks.
+
+    Raises:
+        MMSpecError: if the tokens are arranged in another way, or it is not known how.
+    """
+    ends = (0, 1) if kind == "video" else (0,)
+    if kind == "audio" or grid is None or count - math.prod(grid) not in ends:
+        raise MMSpecError(
+            f"{name} works on the frames, rows and columns of a picture or a video, but these {count} tokens of "
+            f"kind {kind} have none (they do not form a rectangle); use Prune, TopPUniform or Hide"
+        )
+    return grid

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..settings.arguments import number, one_of
 from .base import Compressed, VisualCompressor, VisualSpan, grid_of
+from .budgets import evenly_spaced
 from .token_assignment import Sources
 
 WAYS = ("uniform", "change")
@@ -49,8 +50,7 @@ class Frames(VisualCompressor):
     def choose(self, frames: Tensor, count: int) -> Tensor:
         """Return the numbers of the frames that stay, `[count]` in order, for `[frames, tokens, hidden]` embeddings."""
         if self.by == "uniform":
-            numbers = torch.arange(count, device=frames.device)
-            return (2 * numbers + 1) * len(frames) // (2 * count)
+            return evenly_spaced(count, len(frames), frames.device)
         alike = functional.cosine_similarity(frames[1:].float(), frames[:-1].float(), dim=-1).mean(-1)
         unlike = torch.cat([alike.new_full((1,), torch.inf), 1 - alike])
         return torch.sort(unlike, descending=True, stable=True).indices[:count].sort().values

@@ -30,6 +30,22 @@ class Layout(NamedTuple):
     kinds: Sequence[Sequence[str]]
     words: Tensor
 
+    def pictures(self) -> Iterator[tuple[int, int]]:
+        """Yield the row of every picture, and its number in that row."""
+        yield from ((row, number) for row, spans in enumerate(self.spans) for number in range(len(spans)))
+
+    def tokens(self, row: int, number: int) -> Tensor:
+        """Return the places of a picture's tokens in its row, `[tokens]` in order."""
+        start, end = self.spans[row][number]
+        return start + self.visual[row, start:end].nonzero()[:, 0]
+
+    def asked(self, row: int, number: int) -> Tensor:
+        """Return True at the text that asks about a picture, `[length]`: all text behind it, or all text if there is
+        none behind it."""
+        words, (_, end) = self.words[row], self.spans[row][number]
+        behind = words & (torch.arange(len(words), device=words.device) >= end)
+        return behind if behind.any() else words
+
 
 def layout_of(family: Family, request: Request, prompt: Request, vision: Vision) -> Layout:
     """Return the layout of a request with pictures.

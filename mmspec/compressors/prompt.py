@@ -58,7 +58,7 @@ def compressed_prompt(
     whole: DraftPrompt,
     layout: Layout,
     last: Tensor | None = None,
-    attention: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> DraftPrompt:
     """Compress every picture of every row.
 
@@ -67,15 +67,14 @@ def compressed_prompt(
         whole: the prompt with all of its tokens.
         layout: places of the pictures.
         last: `[batch, length, target hidden]` the target's last hidden states, for compressors that read the question.
-        attention: `[batch, length]` attention that every token receives in the target's last layer, for compressors
-            that need it.
+        scores: `[batch, length]` what `VisualCompressor.token_scores` returned, for compressors that need it.
 
     Raises:
         MMSpecError: for a prompt without text.
     """
     if not layout.words.any(-1).all():
         raise MMSpecError(f"{type(compressor).__name__}: a prompt has no text beside its pictures; ask a question")
-    rows = [_row(compressor, whole, layout, last, attention, row) for row in range(len(whole.embeds))]
+    rows = [_row(compressor, whole, layout, last, scores, row) for row in range(len(whole.embeds))]
     parts = ([row.embeds for row in rows], [row.states for row in rows], [row.visual for row in rows])
     embeds, states, visual = (pad_sequence(part, batch_first=True) for part in parts)
     positions = pad_sequence([row.positions.movedim(-1, 0) for row in rows], batch_first=True)
@@ -109,7 +108,7 @@ def _row(
     whole: DraftPrompt,
     layout: Layout,
     last: Tensor | None,
-    attention: Tensor | None,
+    scores: Tensor | None,
     row: int,
 ) -> DraftPrompt:
     """Compress one row, without the batch dimension; the padding behind it stays."""
@@ -126,16 +125,15 @@ def _row(
         parts.append((embeds, states, positions, origin, torch.full((len(embeds),), seen, device=embeds.device)))
         count += len(embeds)
 
-    for (start, end), grid, kind in zip(layout.spans[row], layout.grids[row], layout.kinds[row], strict=True):
+    shown = zip(layout.spans[row], layout.grids[row], layout.kinds[row], strict=True)
+    for number, ((start, end), grid, kind) in enumerate(shown):
         first = max(start - before, cursor)
         keep(embeds[cursor:first], states[cursor:first], places[..., cursor:first], numbers[cursor:first], False)
-        index = start + layout.visual[row, start:end].nonzero()[:, 0]
-        following = layout.words[row] & (numbers >= end)
-        asked = following if following.any() else layout.words[row]
+        index, asked = layout.tokens(row, number), layout.asked(row, number)
         said = None if last is None else last[row, asked]
-        received = None if attention is None else attention[row, index]
+        scored = None if scores is None else scores[row, index]
         seen = None if last is None else last[row, index]
-        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, received, kind, seen))
+        left = compressor(VisualSpan(embeds[index], grid, embeds[asked], said, scored, kind, seen))
         if compressor.positions == "gap":
             positions = places[..., end - len(left.embeds) : end]
         else:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..settings.arguments import number, one_of
 from .base import Compressed, VisualCompressor, VisualSpan
+from .budgets import evenly_spaced
 from .token_assignment import Sources
 
 WAYS = ("random", "uniform", "similarity")
@@ -47,6 +48,6 @@ class Prune(VisualCompressor):
             generator = torch.Generator().manual_seed(self.seed)
             return torch.randperm(len(span), generator=generator, device="cpu")[:count]
         if self.by == "uniform":
-            return (2 * torch.arange(count, device="cpu") + 1) * len(span) // (2 * count)
+            return evenly_spaced(count, len(span), "cpu")
         seen, said = (functional.normalize(states.float(), dim=-1) for states in (span.embeds, span.text))
         return (seen @ said.T).amax(-1).topk(count).indices

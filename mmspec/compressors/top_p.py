@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import MMSpecError, shown
-from ..models.attention import layers_of_attention, received_attention
-from ..settings.arguments import number, whole_number
-from .guided import MostAttended
-from .view import TargetView
-
-if TYPE_CHECKING:
-    from ..target import Target
+from ..settings.arguments import number
+from .asked_layers import InLayers
+from .budgets import evenly_spaced
 
 
-class TopPUniform(MostAttended):
+class TopPUniform(InLayers):
     """Keeps the visual tokens that carry most of the attention of the prompt's text, and evenly spaced ones of the rest
     (SpecVLM for videos, arXiv 2508.16201).
 
@@ -36,44 +30,27 @@ class TopPUniform(MostAttended):
             those of most attention alone.
         layers: numbers of the target's layers whose attention counts; None for all. Their entering states are kept
             while the prompt is read.
+        budget, bounds, frames: how the places are divided among the frames of a video, see `MostAttended`; both stages
+            then choose within a frame.
 
     Raises:
         MMSpecError: for values out of range; in use, for layers that the target does not have, and with a drafter that
             does not hand on what the target knows.
     """
 
-    settings = ("keep", "mass", "layers")
+    settings: tuple[str, ...] = ("keep", "mass", "layers", "budget", "bounds", "frames")
 
-    def __init__(self, keep: float = 0.1, mass: float = 0.4, layers: Sequence[int] | None = None):
-        super().__init__(keep)
+    def __init__(
+        self,
+        keep: float = 0.1,
+        mass: float = 0.4,
+        layers: Sequence[int] | None = None,
+        budget: str = "all",
+        bounds: Sequence[float] = (0.5, 2.0),
+        frames: float = 1.0,
+    ):
+        super().__init__(layers, keep=keep, budget=budget, bounds=bounds, frames=frames)
         self.mass = number(self, mass=mass, lowest=0, highest=1)
-        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence) or not layers):
-            raise MMSpecError(f"TopPUniform: layers={shown(layers)} must be a list of layers, or None for all")
-        self.layers = None if layers is None else [whole_number(self, lowest=0, layers=layer) for layer in layers]
-
-    def meet(self, target: Target) -> None:
-        """Refuse layers that there are not."""
-        total = len(target.family.layers)
-        if beyond := [layer for layer in self.layers or [] if layer >= total]:
-            raise MMSpecError(
-                f"TopPUniform: layers has {beyond[0]}, which is none of the {total} of {type(target.model).__name__}"
-            )
-
-    def _asked(self, target: Target) -> list[int]:
-        """Return the layers whose attention counts."""
-        return [*range(len(target.family.layers))] if self.layers is None else self.layers
-
-    def layers_seen(self, target: Target) -> list[int]:
-        """Return the layers that their attention needs."""
-        return [
-            *dict.fromkeys(needed for layer in self._asked(target) for needed in layers_of_attention(target, layer))
-        ]
-
-    def attention(self, target: Target, view: TargetView, words: Tensor) -> Tensor:
-        """Return the attention that every token receives, `[batch, length]`, the mean over the layers."""
-        inputs = view.request.inputs
-        layers = [received_attention(target, one, view.features, inputs, words) for one in self._asked(target)]
-        return torch.stack(layers).mean(0)
 
     def choose(self, attention: Tensor, count: int) -> Tensor:
         """Return the numbers of the tokens that stay, `[count]` in reading order."""
@@ -85,6 +62,5 @@ class TopPUniform(MostAttended):
         rest = torch.ones_like(attention, dtype=torch.bool)
         rest[first] = False
         others, more = rest.nonzero()[:, 0], count - len(first)
-        steps = torch.arange(more, device=attention.device)
-        spread = others[(2 * steps + 1) * len(others) // (2 * max(more, 1))]
+        spread = others[evenly_spaced(more, len(others), attention.device)]
         return torch.cat([first, spread]).sort().values

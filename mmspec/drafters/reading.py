@@ -42,9 +42,9 @@ def compress(compressor: VisualCompressor | None, target: Target, whole: DraftPr
     if compressor is None or view.vision is None:
         return whole
     view.lap("draft_prefill")
-    layout, attention = layout_of(target.family, view.request, view.prompt, view.vision), None
+    layout, scores = layout_of(target.family, view.request, view.prompt, view.vision), None
     if compressor.needs_attention:
-        attention = compressor.attention(target, view, layout.words)
-    left = compressed_prompt(compressor, whole, layout, view.features[LAST], attention)
+        scores = compressor.token_scores(target, view, layout)
+    left = compressed_prompt(compressor, whole, layout, view.features[LAST], scores)
     view.lap("prune")
     return left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -91,6 +92,18 @@ class PooledFrames(Encoder):
         frames = self.model.model.apply_pooling(features)
         videos = rearrange(frames, "(video frame) token size -> video (frame token) size", video=len(embeds))
         return [torch.cat([video, video.new_zeros(1, video.shape[-1])]) for video in videos]
+
+    def grids(self, sizes: list[int], inputs: dict[str, Any]) -> list[Grid | None]:
+        """Return the frames, and their rows and columns, behind which the line break is left over."""
+        given = inputs.get(self.samples)
+        if given is None:  # consumed by `generate`
+            return [None] * len(sizes)
+        frames = given.shape[1]
+        edges = [math.isqrt((size - 1) // frames) for size in sizes]
+        return [
+            (frames, edge, edge) if frames * edge**2 == size - 1 else None
+            for edge, size in zip(edges, sizes, strict=True)
+        ]
 
 
 class LlavaOneVision(Family):

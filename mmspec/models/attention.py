@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 
 from ..compat import CACHE
 from ..inputs import Request
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from ..target import Target
     from .model import Model
     from .session import ModelSession
+
+KEYS_ALONE = "mmspec_keys_alone"
+"""The back end of a layer that is run for its keys and values."""
+
+PORTION = 64
+"""Words whose attention is computed at a time."""
 
 
 @torch.no_grad()
@@ -50,9 +56,10 @@ def attention_weights(
     Raises:
         MMSpecError: if the heads are divided among processes.
     """
-    refuse_divided(target)
-    with target.family.passing():
-        return _attention_weights(target, layer, features, inputs, queries)
+    states = features[layer]
+    if queries is None:
+        queries = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
+    return LayerLook(target, layer, features, inputs).weights(queries)
 
 
 @torch.no_grad()
@@ -111,7 +118,7 @@ def cached_attention(target: Model, layer: int, states: Tensor, entries: Tensor,
     mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
     with target.family.passing():
-        _, weights = _eager(block.self_attn)(
+        _, weights = _copied(block.self_attn, "eager")(
             hidden_states=block.input_layernorm(states),
             position_embeddings=turning(target, layer, states, positions),
             attention_mask=mask,
@@ -138,38 +145,112 @@ def layers_of_attention(target: Model, layer: int) -> list[int]:
     return list(dict.fromkeys([layer, target.family.keys_layer(layer)]))
 
 
-def _attention_weights(
-    target: Model, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any], queries: Tensor | None
-) -> Tensor:
-    block: Any = target.family.layers[layer]  # its parts have the same names in all families
-    states, further = features[layer], target.family.attention_inputs(layer)
-    length, source = states.shape[1], target.family.keys_layer(layer)
-    positions = target.family.positions(inputs)[0][..., :length]
-    normed, rope = block.input_layernorm(states), turning(target, layer, states, positions)
-    places = torch.arange(length, device=states.device).expand(states.shape[:2]) if queries is None else queries
-    cache, own = None, source == layer
-    if not own:  # the layer whose keys are read leaves them in `further`
-        other: Any = target.family.layers[source]
-        others = other.input_layernorm(features[source])
-        other.self_attn(hidden_states=others, position_embeddings=rope, attention_mask=None, **{CACHE: None}, **further)
-    elif queries is not None:
-        # A first pass leaves the keys of all tokens in a cache, and the second asks them. What the second one writes
-        # there itself is hidden.
-        cache = DynamicCache()
-        passed = {CACHE: cache, **further}
-        block.self_attn(hidden_states=normed, position_embeddings=rope, attention_mask=None, **passed)
-    if queries is not None:
-        normed = pick(normed, queries)
-        rope = tuple(part.take_along_dim(queries[..., None], dim=-2) for part in rope)
-    visible = _visible(target, layer, places, length, inputs)
-    if queries is not None and own:
-        visible = torch.cat([visible, visible.new_zeros(*queries.shape, queries.shape[1])], dim=-1)
-    mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
-    mask = mask.masked_fill(~visible, torch.finfo(states.dtype).min)[:, None]
-    _, weights = _eager(block.self_attn)(
-        hidden_states=normed, position_embeddings=rope, attention_mask=mask, **{CACHE: cache}, **further
-    )
-    return weights[..., :length].to(states.device)
+class LayerLook:
+    """The keys of right-padded prompts in one layer, of which the attention of any tokens can be asked, any number of
+    times. Memory and time grow with the length of the prompts, and with the tokens that are asked.
+
+    Args:
+        target: the model.
+        layer: number of the layer.
+        features: layer to `[batch, length, hidden]` states that enter it, see `attention_weights`.
+        inputs: inputs of the request.
+
+    Raises:
+        MMSpecError: if the heads are divided among processes.
+    """
+
+    @torch.no_grad()
+    def __init__(self, target: Model, layer: int, features: Mapping[int, Tensor], inputs: dict[str, Any]):
+        refuse_divided(target)
+        self.target, self.layer, self.inputs = target, layer, inputs
+        block: Any = target.family.layers[layer]  # its parts have the same names in all families
+        keyed: Any = block
+        states, source = features[layer], target.family.keys_layer(layer)
+        positions = target.family.positions(inputs)[0][..., : states.shape[1]]
+        with target.family.passing():
+            self._normed, self._rope = block.input_layernorm(states), turning(target, layer, states, positions)
+            self._further, self._cache = target.family.attention_inputs(layer), None
+            if source == layer:
+                normed, self._cache = self._normed, _FirstKeys()
+            else:  # the layer whose keys are read leaves them in `_further`
+                keyed = target.family.layers[source]
+                normed = keyed.input_layernorm(features[source])
+            _copied(keyed.self_attn, KEYS_ALONE)(
+                hidden_states=normed,
+                position_embeddings=self._rope,
+                attention_mask=None,
+                **{CACHE: self._cache},
+                **self._further,
+            )
+
+    @torch.no_grad()
+    def weights(self, queries: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the attention weights of some tokens.
+
+        Args:
+            queries: `[batch, count]` indices of the tokens.
+            keys: `[batch, length]` True at the tokens among which the attention is divided, whatever a token sees; by
+                default all those that it sees. Rows in which it is False everywhere mean nothing.
+
+        Returns:
+            `[batch, heads, count, length]` weights; every row sums to one.
+        """
+        length = self._normed.shape[1]
+        normed = pick(self._normed, queries)
+        rope = tuple(part.take_along_dim(queries[..., None], dim=-2) for part in self._rope)
+        if keys is None:
+            visible = _visible(self.target, self.layer, queries, length, self.inputs)
+        else:
+            visible = keys[:, None].expand(-1, queries.shape[1], -1)
+        mask = torch.zeros(visible.shape, dtype=normed.dtype, device=normed.device)
+        mask = mask.masked_fill(~visible, torch.finfo(normed.dtype).min)[:, None]
+        block: Any = self.target.family.layers[self.layer]
+        with self.target.family.passing():
+            _, weights = _copied(block.self_attn, "eager")(
+                hidden_states=normed,
+                position_embeddings=rope,
+                attention_mask=mask,
+                **{CACHE: self._cache},
+                **self._further,
+            )
+        return weights[..., :length].to(normed.device)
+
+    def by_word(self, words: Tensor, keys: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `[batch, some, length]` the attention of some of the words, averaged over the heads, and `[batch,
+        some]` False where a row has no more words; until it was that of all. Only so many words are asked at a time
+        that no matrix of all tokens is made, however long the text is.
+
+        Args:
+            words: `[batch, length]` True at the tokens that are asked.
+            keys: see `weights`.
+        """
+        counts = words.sum(1)
+        queries = words.long().argsort(dim=1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
+        asked = torch.arange(queries.shape[1], device=words.device) < counts[:, None]
+        for some, real in zip(queries.split(PORTION, dim=1), asked.split(PORTION, dim=1), strict=True):
+            yield self.weights(some, keys).float().mean(1), real
+
+    def received(self, words: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the attention that every token receives, `[batch, length]`, averaged over the heads and some words.
+
+        Args:
+            words: `[batch, length]` True at the tokens whose attention is averaged.
+            keys: see `weights`.
+        """
+        total = sum((weights * real[..., None]).sum(1) for weights, real in self.by_word(words, keys))
+        return cast(Tensor, total) / words.sum(1)[:, None].clamp(min=1)
+
+
+class _FirstKeys(DynamicCache):
+    """A cache that keeps the first keys and values that it is given, and returns them ever after."""
+
+    _there: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return the first keys and values."""
+        if self._there is None:
+            self._there = key_states, value_states
+        return self._there
 
 
 def received_attention(
@@ -187,11 +268,7 @@ def received_attention(
     Returns:
         `[batch, length]` mean weights.
     """
-    counts = words.sum(1)
-    queries = words.long().argsort(dim=1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
-    asked = torch.arange(queries.shape[1], device=words.device) < counts[:, None]
-    weights = attention_weights(target, layer, features, inputs, queries).float().mean(1)
-    return (weights * asked[..., None]).sum(1) / counts[:, None].clamp(min=1)
+    return LayerLook(target, layer, features, inputs).received(words)
 
 
 @torch.no_grad()
@@ -223,9 +300,23 @@ def entropy_of_layers(target: Target, requests: Iterable[Request]) -> list[float
     return [total / max(tokens, 1) for total in sums]
 
 
-def _eager(attention: nn.Module) -> nn.Module:
-    """Return a copy of an attention module that shares its weights and returns attention weights, on the same device
-    where accelerate has spread the layers: its hook is bound to the module itself, so the copy gets one of its own."""
+def _keys_alone(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Attend to nothing, so that a layer computes its keys and values and no more."""
+    batch, heads, length, _ = query.shape
+    return value.new_zeros(1).expand(batch, length, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(KEYS_ALONE, _keys_alone)
+
+
+def _copied(attention: nn.Module, back_end: str) -> nn.Module:
+    """Return a copy of an attention module that shares its weights and has a back end of its own, on the same device
+    where accelerate has spread the layers: its hook is bound to the module itself, so the copy gets one of its own.
+
+    Args:
+        attention: the module.
+        back_end: `eager`, which returns attention weights, or `KEYS_ALONE`.
+    """
     module: Any = copy.copy(attention)
     if (hook := vars(module).pop("_hf_hook", None)) is not None:
         from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -234,7 +325,7 @@ def _eager(attention: nn.Module) -> nn.Module:
             vars(module).pop(wrapped, None)
         add_hook_to_module(module, AlignDevicesHook(getattr(hook, "execution_device", None)))
     module.config = copy.copy(module.config)
-    module.config._attn_implementation = "eager"
+    module.config._attn_implementation = back_end
     return module
 
 

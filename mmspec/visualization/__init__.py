@@ -1,5 +1,5 @@
-"""Pictures of what happened: the answer coloured by origin, the tree of any round, plots, and the part of an image that
-a drafter saw."""
+"""Pictures of what happened: the answer coloured by origin, the tree of any round, plots, and the part of an image or
+of a clip that a drafter saw."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _LAZY = {
     "acceptance_by_position": "plots",
     "acceptance_over_time": "plots",
     "draw_kept": "pictures",
+    "draw_kept_frames": "pictures",
     "entropy_and_depth": "plots",
     "figure": "figures",
+    "kept_frames": "pictures",
     "kept_tokens": "pictures",
     "phase_times": "plots",
     "show": "saving",

@@ -20,11 +20,14 @@ from mmspec.compressors import (
     Elastic,
     Frames,
     Hide,
+    Holistic,
     Layout,
     Pool,
     Prune,
     Resampler,
+    SinkAware,
     Sources,
+    UVPrune,
     VisualCompressor,
     VisualSpan,
     compressed_prompt,
@@ -581,7 +584,18 @@ def test_a_configuration_chooses_drafter_and_compressor():
     refused(lambda: build(None, pool), "drafter=none: choose a drafter")
 
 
-@pytest.mark.parametrize("compressor", [Hide(), Hide(packed=True), Pool(2), Prune(0.5, "similarity")])
+WITHOUT_WEIGHTS = [
+    Hide(),
+    Hide(packed=True),
+    Pool(2),
+    Prune(0.5, "similarity"),
+    Holistic(0.5),
+    UVPrune(0.5),
+    SinkAware(0.5),
+]
+
+
+@pytest.mark.parametrize("compressor", WITHOUT_WEIGHTS)
 @pytest.mark.parametrize("name", models.VISUAL)
 def test_text_stays_that_of_the_target(name, compressor):
     inputs, expected = case(name, "sdpa", *RAGGED, 14)

@@ -85,9 +85,9 @@ def with_twig(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_last_words_attend_to_most_is_kept(name, folders, monkeypatch):
     """Against the attention that the model itself returns; a ragged batch with none, one and two pictures."""
-    shapes, weigh = [], attention.attention_weights
+    shapes, weigh = [], attention.LayerLook.weights
     monkeypatch.setattr(
-        attention, "attention_weights", lambda *given: shapes.append((found := weigh(*given)).shape[2]) or found
+        attention.LayerLook, "weights", lambda *given: shapes.append((found := weigh(*given)).shape[2]) or found
     )
     inputs, _ = case(name, "sdpa", *RAGGED, NEW)
     eager, twig = models.eager_twin(name, target_of(name, "sdpa").model), with_twig(name)

@@ -78,7 +78,8 @@ def test_spans_kinds_and_grids(name):
             assert ids[start] in target.family.placeholders and ids[end - 1] in target.family.placeholders
     assert next(kinds, None) is None
     for grid, size in zip(target.family.grids(request.inputs, vision), vision.sizes, strict=True):
-        assert grid is None or math.prod(grid) == size
+        line_break = name == "llava_onevision" and grid is not None and grid[0] > 1  # behind the frames of a video
+        assert grid is None or math.prod(grid) + line_break == size
 
 
 @pytest.mark.parametrize("name", VISUAL)

@@ -303,7 +303,7 @@ class DraftModelDrafter(SessionDrafter):
             self.compressor,
             DraftPrompt(embeds, further, positions, layout.visual, none, position_offset),
             layout,
-            attention=None if view is None else self._attention(view, layout),
+            scores=None if view is None else self._scores(view, layout),
         )
         if view is not None:
             view.lap("prune")
@@ -316,8 +316,8 @@ class DraftModelDrafter(SessionDrafter):
         once = family.prefill_inputs(kinds, Vision([], None, deep=kept), left.visual)
         return left.embeds, left.positions, left.position_offset, lengths, once, {}
 
-    def _attention(self, view: TargetView, layout: Layout) -> Tensor | None:
-        """Return the attention that the target pays to each token, `[batch, length]`, if the compressor asks for it.
+    def _scores(self, view: TargetView, layout: Layout) -> Tensor | None:
+        """Return what the target makes of each token, `[batch, length]`, if the compressor asks for it.
 
         Args:
             view: what the target knows of the text.
@@ -336,7 +336,7 @@ class DraftModelDrafter(SessionDrafter):
                 f"{type(compressor).__name__} goes by what the target looks at, and this {type(self).__name__} reads "
                 "other prompts than the target (by a processor of its own, or guided ones): choose Prune or Pool"
             )
-        return compressor.attention(self.target, view, theirs.words) if compressor.needs_attention else None
+        return compressor.token_scores(self.target, view, theirs) if compressor.needs_attention else None
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Return tokens that this model can read. What only the target's padded table holds is read as token 0: the
