@@ -1,4 +1,4 @@
-"""Draw docs/methods/video_pruning.png, what each pruner keeps of a clip frame by frame, and print how many tokens.
+"""Draw docs/methods/clips/video_pruning.png, what each pruner keeps of a clip frame by frame, and print the numbers.
 
     python scripts/draw_pruners.py
 
@@ -20,7 +20,7 @@ from mmspec.zoo.video import watch
 from mmspec.zoo.video.architecture import build_clip_config, build_clip_model
 from mmspec.zoo.video.processing import build_clip_processor
 
-OUTPUT = Path(__file__).parents[1] / "docs" / "methods" / "video_pruning.png"
+OUTPUT = Path(__file__).parents[1] / "docs" / "methods" / "clips"
 KEEP = 0.1
 
 
@@ -51,8 +51,7 @@ def main() -> None:
     for name, drafter in drafters.items():
         kept = [step.entries for step in kept_frames(drafter, prompt, frames)]
         print(f"{name:28} {sum(kept):4}: {' '.join(map(str, kept))}")
-    OUTPUT.write_bytes(draw_kept_frames(drafters, prompt, frames)._repr_png_())
-    print(f"saved {OUTPUT.name}")
+    (OUTPUT / "video_pruning.png").write_bytes(draw_kept_frames(drafters, prompt, frames)._repr_png_())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_a_program_runs_to_its_end(path, monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["draw_concepts", "draw_methods"])
+@pytest.mark.parametrize("name", ["draw_concepts", "draw_methods", "draw_pruners"])
 def test_the_figures_of_the_pages_are_drawn_anew(name, monkeypatch, tmp_path):
     program = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name=name)
     pages, main = program["OUTPUT"], program["main"]
