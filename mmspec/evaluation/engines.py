@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -69,6 +69,23 @@ class Answer:
         return self
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """One row of an answer, as it arrives.
+
+    Args:
+        row: number of the row in the request.
+        token_ids: the new tokens, the end token included; none of a row that could not be answered.
+        finish: why the row ended.
+        reason: why it could not be answered; None if it was.
+    """
+
+    row: int
+    token_ids: list[int]
+    finish: str | None
+    reason: str | None = None
+
+
 @dataclass(eq=False)
 class Engine:
     """One side of a comparison: a way to answer requests.
@@ -84,6 +101,7 @@ class Engine:
         exact: whether it must be, token for token, the text of plain decoding with the same seed.
         budget: drafted nodes a round at most; None if unknown.
         one_row: whether it takes one prompt at a time only.
+        one_by_one: whether rows are answered each by itself, so that `answer_each` can hand them on as they come.
         versions: versions of the libraries of an engine in a process of its own; None for this one.
     """
 
@@ -97,10 +115,18 @@ class Engine:
     exact: bool = field(init=False, default=True)
     budget: int | None = field(init=False, default=0)
     one_row: bool = field(init=False, default=False)
+    one_by_one: bool = field(init=False, default=False)
     versions: dict[str, str] | None = field(init=False, default=None)
 
     def answer(self, request: Request, seed: int) -> Answer:
         """Decode a request; the preparation of the prompt is not part of it, everything after it is."""
+        raise NotImplementedError
+
+    def answer_each(self, request: Request, seeds: Sequence[int], arrived: Callable[[Arrival], None]) -> None:
+        """Decode a request, with a seed for each row, and hand on every row as soon as it is there.
+
+        Only engines with `one_by_one` do that. What `arrived` raises ends it.
+        """
         raise NotImplementedError
 
     def attribute(self, request: Request, seed: int) -> Attribution | None:

@@ -79,20 +79,49 @@ def png_of(image: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def check_prompts(request: Request, read: Sequence[Sequence[int]], who: str) -> None:
-    """Refuse an engine that has read other prompts than the target would.
+def check_prompt(row: int, ours: Sequence[int], read: Sequence[int], who: str) -> None:
+    """Refuse an engine that has read another prompt than the target would.
 
     Args:
-        request: what was asked.
-        read: the token ids that the engine has read, per row, placeholders of media included.
+        row: number of the prompt's row.
+        ours: token ids of the prompt as the target reads it, placeholders of media included.
+        read: those that the engine has read.
         who: names the engine in the error.
 
     Raises:
-        MMSpecError: for the first row that differs.
+        MMSpecError: if they differ.
     """
-    for row, (ours, theirs) in enumerate(zip(request.token_ids(), read, strict=True)):
-        if list(theirs) != ours:
-            raise MMSpecError(
-                f"{who} has read row {row} as {len(theirs)} tokens, and this target reads {len(ours)}, or other ones: "
-                "it serves another model, or the files of its tokenizer and processor are of another version"
-            )
+    if list(read) != list(ours):
+        raise MMSpecError(
+            f"{who} has read row {row} as {len(read)} tokens, and this target reads {len(ours)}, or other ones: it "
+            "serves another model, or the files of its tokenizer and processor are of another version"
+        )
+
+
+def check_room(who: str, room: int, max_new_tokens: int, way_out: str) -> None:
+    """Refuse an engine in which no prompt leaves room for the longest answer that is asked for.
+
+    Args:
+        who: names the engine in the error.
+        room: tokens that a prompt and its answer may have together.
+        max_new_tokens: length of the longest answer.
+        way_out: how the engine gets more room.
+
+    Raises:
+        MMSpecError: if there is none.
+    """
+    if max_new_tokens >= room:
+        raise MMSpecError(
+            f"{who} has room for {room} tokens, prompt and answer together, and max_new_tokens={max_new_tokens}: "
+            f"{way_out}, or lower max_new_tokens"
+        )
+
+
+def cut_short(who: str, room: int | None, written: int, max_new_tokens: int, way_out: str) -> str:
+    """Return the reason why an answer is none that ended for want of room, before its end and before
+    `max_new_tokens`."""
+    has = "" if room is None else f", having room for {room}, prompt and answer together"
+    return (
+        f"{who} has cut the answer after {written} of max_new_tokens={max_new_tokens} tokens{has}: {way_out}, or lower "
+        "max_new_tokens"
+    )

@@ -18,9 +18,12 @@ from ..formats.export import TARGET, Exported, export_drafter, export_target
 from ..inputs import Request
 from ..settings.arguments import number
 from ..trees import Chain
-from .asking import asked_of, check_prompts
+from .asking import asked_of, check_prompt, check_room, cut_short
 from .counters import rounds_of
 from .process import ON_A_PROCESSOR, WorkerProcess
+
+MORE_ROOM = "give it more (engine.options={max_model_len: N})"
+"""The way out where its answers are cut short."""
 
 
 @dataclass(eq=False)
@@ -79,7 +82,9 @@ class VLLMEngine(Engine):
             options |= {"enforce_eager": True}
             threads, defaults = {"OMP_NUM_THREADS": str(torch.get_num_threads())}, ON_A_PROCESSOR
         self._worker = WorkerProcess(self.python, threads | dict(self.environment or {}), defaults)
-        self.versions = self._worker.ask({"load": options | dict(self.options or {})}, self.patience)
+        loaded = self._worker.ask({"load": options | dict(self.options or {})}, self.patience)
+        self.versions, self._room = loaded["versions"], loaded["room"]
+        check_room("vLLM", self._room, self.max_new_tokens, MORE_ROOM)
 
     def _written(self, folder: Path) -> tuple[str, dict[str, Any] | None]:
         """Write what vLLM cannot read as it is; return the target's name and the `speculative_config`."""
@@ -118,9 +123,11 @@ class VLLMEngine(Engine):
             for row, one in enumerate(answers)
             if "refused" in one
         }
-        read = zip(answers, request.token_ids(), strict=True)
-        check_prompts(request, [one.get("prompt_ids", ours) for one, ours in read], "vLLM")
-        ids = [one.get("ids", []) for one in answers]
+        for row, (one, ours) in enumerate(zip(answers, request.token_ids(), strict=True)):
+            check_prompt(row, ours, one.get("prompt_ids", ours), "vLLM")
+            if one.get("finish") == "length" and len(one["ids"]) < self.max_new_tokens:
+                unanswered[row] = cut_short("vLLM", self._room, len(one["ids"]), self.max_new_tokens, MORE_ROOM)
+        ids = [[] if row in unanswered else one["ids"] for row, one in enumerate(answers)]
         first = min(wall, max((one.get("first_token") or 0.0) for one in answers))
         rounds = rounds_of(answered["counts"] if self.drafts else {}, sum(max(0, len(row) - 1) for row in ids))
         return Answer(

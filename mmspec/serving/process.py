@@ -36,6 +36,17 @@ PATIENCE = 5.0
 REMEMBERED = 40
 """Lines of what it has printed that are kept, for an error."""
 
+MEANINGS = {
+    "SIGILL": ": this processor lacks instructions that a library there was built for (AVX-512?): install a build "
+    "for it",
+    "SIGKILL": ": most likely the memory ran out: take a smaller model, engine.options={max_model_len: N}, or lower "
+    "VLLM_CPU_KVCACHE_SPACE",
+    "SIGSEGV": ": a compiled library there is broken, or made for another version: make the environment anew",
+    "SIGABRT": ": a compiled library there has given up",
+    "SIGTERM": ": somebody has ended it",
+}
+"""What ends a process from outside, and what to do about it."""
+
 
 class WorkerProcess:
     """A process that is asked one thing at a time, and ends with the object, or with this process.
@@ -102,7 +113,9 @@ class WorkerProcess:
             line = None
         if line is None:
             self.close()
-            raise MMSpecError(f"the process of {self.python} has ended while it was asked {what!r}{self._last_words()}")
+            raise MMSpecError(
+                f"the process of {self.python} has ended while it was asked {what!r}{self._death()}{self._last_words()}"
+            )
         try:
             answer = json.loads(line)
         except ValueError:
@@ -113,6 +126,14 @@ class WorkerProcess:
         if "error" in answer:
             raise MMSpecError(f"vLLM in {self.python} failed at {what!r}: {answer['error']}{self._last_words()}")
         return answer["done"]
+
+    def _death(self) -> str:
+        """Return the signal that has ended the process, and what that mostly means, for a message."""
+        number = -(self._process.returncode or 0)
+        if number <= 0:
+            return ""
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f", by {name}{MEANINGS.get(name, '')}"
 
     def _last_words(self) -> str:
         """Return the last line that the process has printed about an error, for a message."""

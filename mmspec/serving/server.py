@@ -93,25 +93,30 @@ class Server:
             raise MMSpecError(f"url={url!r} is no address of a server: give one such as http://localhost:8000")
         self.root = url.rstrip("/").removesuffix("/v1")
         self.model, self.key = model, key
+        self.room: int | None = None
+        """Tokens that a prompt and its answer may have together; None if the server does not say."""
         self.concurrency, self.patience, self.retries = concurrency, patience, retries
 
     # What is asked.
 
-    def models(self) -> list[str]:
-        """Return the names of the models that the server has."""
+    def models(self) -> dict[str, int | None]:
+        """Return the names of the models that the server has, and how many tokens a prompt and its answer may have
+        together there (vLLM says so); None where it does not say."""
         found = self._run(lambda client: self._sent(client, "GET", "/v1/models", seconds=ABOUT_ITSELF))
         ones = found.get("data")
         if not isinstance(ones, list):
             raise _not_the_protocol(self.root, str(found))
-        return [str(one.get("id")) for one in ones if isinstance(one, dict)]
+        rooms = {str(one.get("id")): one.get("max_model_len") for one in ones if isinstance(one, dict)}
+        return {name: room if type(room) is int else None for name, room in rooms.items()}
 
     def choose_model(self) -> None:
-        """Take the model that was named, or the only one that there is.
+        """Take the model that was named, or the only one that there is, and note how much room it has.
 
         Raises:
             MMSpecError: if the server has no such model, or several and none was named.
         """
-        names = self.models()
+        rooms = self.models()
+        names = list(rooms)
         if self.model is None:
             if len(names) != 1:
                 raise MMSpecError(
@@ -122,6 +127,7 @@ class Server:
             raise MMSpecError(
                 f"the server at {self.root} has no model {self.model!r}.{did_you_mean(self.model, names)}"
             )
+        self.room = rooms[self.model]
 
     def tokenized(self, text: str) -> list[int] | None:
         """Return the tokens of a text by the server's tokenizer, without special tokens; None if it does not say."""
@@ -152,13 +158,21 @@ class Server:
             found["per_position"] = [per_position[place] for place in range(max(per_position) + 1)]
         return found
 
-    def answers(self, asked: Sequence[Asked], sampling: dict[str, Any], seeds: Sequence[int]) -> list[Served]:
+    def answers(
+        self,
+        asked: Sequence[Asked],
+        sampling: dict[str, Any],
+        seeds: Sequence[int],
+        arrived: Callable[[int, Served], None] = lambda number, served: None,
+    ) -> list[Served]:
         """Return the answers to prompts, in their order. At most `concurrency` of them are asked at once.
 
         Args:
             asked: the prompts.
             sampling: arguments about sampling, as vLLM names them.
             seeds: one per prompt.
+            arrived: function that is called with each answer as soon as it is there, and the number of its prompt. What
+                it raises ends the asking.
 
         Raises:
             MMSpecError: if the server cannot be reached, or refuses more than one prompt's own fault.
@@ -167,12 +181,15 @@ class Server:
         async def all_of(client: httpx2.AsyncClient) -> list[Served]:
             free = asyncio.Semaphore(self.concurrency)
 
-            async def one(prompt: Asked, seed: int) -> Served:
+            async def one(number: int, prompt: Asked, seed: int) -> Served:
                 async with free:
-                    return await self._answer(client, prompt, sampling, seed)
+                    served = await self._answer(client, prompt, sampling, seed)
+                arrived(number, served)
+                return served
 
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(*pair)) for pair in zip(asked, seeds, strict=True)]
+                pairs = enumerate(zip(asked, seeds, strict=True))
+                tasks = [group.create_task(one(number, *pair)) for number, pair in pairs]
             return [task.result() for task in tasks]
 
         return self._run(all_of)
@@ -210,7 +227,7 @@ class Server:
     # How it is sent.
 
     def _run(self, ask: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, Any]]) -> Any:
-        """Return what is asked with a client of its own; an error of a group is raised as the first one in it."""
+        """Return what is asked with a client of its own; of a group of errors, one is raised alone."""
         import httpx2
 
         async def asked() -> Any:
@@ -229,9 +246,7 @@ class Server:
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(lambda: asyncio.run(asked())).result()
         except BaseExceptionGroup as group:
-            errors = [error for error in _flat(group) if isinstance(error, MMSpecError)]
-            if not errors:
-                raise
+            errors = sorted(_flat(group), key=lambda error: not isinstance(error, MMSpecError))
             raise errors[0] from None
 
     async def _sent(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..decoding.sampling import Sampling
 from ..decoding.text import whole_text
 from ..errors import MMSpecError
-from ..evaluation.engines import Answer, Engine
+from ..evaluation.engines import Answer, Arrival, Engine
 from ..exactness import divergences
 from ..generation import generate
 from ..inputs import Request, prepare
 from ..settings.arguments import number, positive, whole_number
-from .asking import asked_of, check_prompts
+from .asking import asked_of, check_prompt, check_room, cut_short
 from .counters import rounds_of
 from .engine import sampling_of
 from .server import Served, Server
@@ -23,6 +24,9 @@ PROBE, PROBED = "Describe the picture.", 8
 """The question that every server is asked first, and the number of tokens of its answer that are compared."""
 SAMPLE = "What is left of the red square? 17 blue circles: naïve, α + β."
 """A text that tells tokenizers apart."""
+
+MORE_ROOM = "start it with more (vllm serve --max-model-len N)"
+"""The way out where a server's answers are cut short."""
 
 
 @dataclass(eq=False)
@@ -54,7 +58,7 @@ class ServerEngine(Engine):
     probe: bool = True
 
     def __post_init__(self) -> None:
-        self.exact, self.budget = self.sampling.temperature == 0, None
+        self.exact, self.budget, self.one_by_one = self.sampling.temperature == 0, None, True
         number(self, above=0, patience=self.patience)
         positive(self, concurrency=self.concurrency)
         whole_number(self, lowest=0, retries=self.retries)
@@ -65,6 +69,8 @@ class ServerEngine(Engine):
             )
         self.server = Server(self.url, self.model, self.key, self.concurrency, self.patience, self.retries)
         self.server.choose_model()
+        if self.server.room is not None:
+            check_room(f"the server at {self.server.root}", self.server.room, self.max_new_tokens, MORE_ROOM)
         if self.probe:
             self._check_tokenizer()
             self._check_answers()
@@ -108,33 +114,52 @@ class ServerEngine(Engine):
 
     def answer(self, request: Request, seed: int) -> Answer:
         """Ask all rows at once; `Answer.unanswered` has those that the server, or the tokenizer, had trouble with."""
-        rows, asked, before = request.batch_size, asked_of(self.target, request), self.server.counts()
-        seeds = [(seed + row) % 2**63 for row in range(rows)]
+        rows, before, arrived = request.batch_size, self.server.counts(), list[Arrival]()
         started = time.perf_counter()
-        served = self.server.answers(asked, sampling_of(self.sampling, self.max_new_tokens), seeds)
+        self.answer_each(request, [seed + row for row in range(rows)], arrived.append)
         wall = time.perf_counter() - started
-        ids, unanswered = [], {}
-        for row, one in enumerate(served):
-            try:
-                ids.append(self._ids(one))
-            except MMSpecError as error:
-                ids.append([])
-                unanswered[row] = str(error)
-        if all(one.prompt_ids is not None for one in served):
-            check_prompts(request, [one.prompt_ids or [] for one in served], f"the server at {self.server.root}")
+        arrived.sort(key=lambda one: one.row)
         after = self.server.counts() if before else {}
-        emitted = sum(max(0, len(row) - 1) for row in ids)
-        rounds = rounds_of(_grown(before, after), emitted) if before else []
+        ids = [one.token_ids for one in arrived]
+        rounds = rounds_of(_grown(before, after), sum(max(0, len(row) - 1) for row in ids)) if before else []
         return Answer(
             token_ids=ids,
-            finish=["eos" if one.finish == "stop" else "length" for one in served],
+            finish=[one.finish for one in arrived],
             wall=wall,
             seconds={"server": wall},
             first_tokens=[min(1, len(row)) for row in ids],
             passes=len(rounds),
             rounds=rounds,
-            unanswered=unanswered,
+            unanswered={one.row: one.reason for one in arrived if one.reason is not None},
         )
+
+    def answer_each(self, request: Request, seeds: Sequence[int], arrived: Callable[[Arrival], None]) -> None:
+        """Ask all rows at once, and hand on every one as its answer comes.
+
+        Raises:
+            MMSpecError: if the server cannot be reached any more, or has read another prompt than the target would.
+        """
+        ours, where = request.token_ids(), f"the server at {self.server.root}"
+
+        def read(row: int, served: Served) -> None:
+            if served.prompt_ids is not None:
+                check_prompt(row, ours[row], served.prompt_ids, where)
+            arrived(self._arrival(row, served))
+
+        sampling = sampling_of(self.sampling, self.max_new_tokens)
+        self.server.answers(asked_of(self.target, request), sampling, [seed % 2**63 for seed in seeds], read)
+
+    def _arrival(self, row: int, served: Served) -> Arrival:
+        finish = "eos" if served.finish == "stop" else "length"
+        try:
+            ids = self._ids(served)
+        except MMSpecError as error:
+            return Arrival(row, [], finish, str(error))
+        written = served.tokens if served.ids is None else len(ids)
+        if finish == "length" and written is not None and written < self.max_new_tokens:
+            where = f"the server at {self.server.root}"
+            return Arrival(row, [], finish, cut_short(where, self.server.room, written, self.max_new_tokens, MORE_ROOM))
+        return Arrival(row, ids, finish)
 
     def _ids(self, served: Served) -> list[int]:
         """Return the token ids of an answer.

@@ -49,12 +49,14 @@ class Worker:
         return self.generate(asked["prompts"], asked["sampling"], asked["seeds"])
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Start the engine and return the versions that answer."""
+        """Start the engine; return the versions that answer, and how many tokens a prompt and its answer may have
+        together."""
         import vllm
 
         self.llm = vllm.LLM(**options)
         found = {"vllm": vllm.__version__, "torch": _version(("torch",)), "transformers": _version(("transformers",))}
-        return {name: said for name, said in found.items() if said is not None}
+        versions = {name: said for name, said in found.items() if said is not None}
+        return {"versions": versions, "room": self.llm.llm_engine.model_config.max_model_len}
 
     def generate(self, prompts: list[dict[str, Any]], sampling: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
         """Answer prompts together; return the answers, the seconds of the call, and what the counters have counted."""

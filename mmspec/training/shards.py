@@ -44,7 +44,7 @@ class ShardWriter:
         self.tokens = 0
         self._file: BinaryIO | None = None
         self.complete = False
-        """True when no example of the shard is left; set by the caller."""
+        """True when no example of the shard is left, see `finish`."""
 
     def __enter__(self) -> ShardWriter:
         with _writing(self.folder):
@@ -92,6 +92,17 @@ class ShardWriter:
                 f"{self.info_file} is missing, so the settings of the answers beside it are unknown: write to another "
                 "folder, or delete this one"
             )
+
+    def has(self, indices: Iterable[int]) -> bool:
+        """Return True if all these examples are answered or skipped."""
+        return all(index in self.answered or index in self.skipped for index in indices)
+
+    def finish(self) -> None:
+        """Mark the shard as complete, with its rows in the order of the source, in whatever order they came."""
+        for file in (self.answers_file, self.skipped_file):
+            with _writing(file):
+                _put_in_order(file)
+        self.complete = True
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
         """Write the records of finished answers."""
@@ -144,6 +155,20 @@ def _whole_rows(file: Path) -> Iterator[dict[str, Any]]:
         if type(row.get("index")) is not int:
             raise MMSpecError(f"{file}, row {number} has no index: delete the row, to answer it again")
         yield row
+
+
+def _put_in_order(file: Path) -> None:
+    """Replace a file of records by one in which they stand in the order of their examples."""
+    if not file.exists():
+        return
+    rows = JsonLines(file)
+    indices = [row["index"] for row in rows.scan()]
+    if indices == sorted(indices):
+        return
+    with replacing(file) as unfinished, unfinished.open("wb") as ordered, file.open("rb") as old:
+        for number in sorted(range(len(indices)), key=indices.__getitem__):
+            old.seek(rows.starts[number])
+            ordered.write(old.read(rows.ends[number] - rows.starts[number]))
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_heads_name_the_target_that_was_written_or_another(tmp_path):
     named = json.loads((tmp_path / "config.json").read_text())["speculators_config"]["verifier"]["name_or_path"]
     assert named == made.target == str((tmp_path / "target").resolve())
     assert made.speculative_config == {"method": "eagle3", "model": str(tmp_path), "num_speculative_tokens": 5}
-    assert made.command.startswith(f"vllm serve {tmp_path}/target --speculative-config ")
+    assert made.command.startswith(f"vllm serve {tmp_path}/target --dtype float32 --speculative-config ")
     assert export_drafter(drafter, tmp_path, "there/served").target == "there/served"
 
 
@@ -112,4 +112,7 @@ def test_what_would_be_served_as_something_else_is_refused(tmp_path):
 def test_the_command_says_how_to_serve(tmp_path, capsys):
     assert main(["export", "--output", str(tmp_path), "drafter=text_only"]) == 0
     said = capsys.readouterr().out
-    assert f"serve it with: vllm serve {tmp_path}/target --speculative-config" in said and "draft_model" in said
+    assert (
+        f"serve it with: vllm serve {tmp_path}/target --dtype bfloat16 --speculative-config" in said
+        and "draft_model" in said
+    )

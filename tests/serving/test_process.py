@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -28,6 +29,8 @@ for line in sys.stdin:
         time.sleep(60)
     if "die" in asked:
         os._exit(3)
+    if "killed" in asked:
+        os.kill(os.getpid(), asked["killed"])
     if "chat" in asked:
         print(asked["chat"], flush=True)
     elif "fail" in asked:
@@ -70,6 +73,18 @@ def test_one_that_ends_or_hangs_is_not_waited_for(what, words, talking):
     with pytest.raises(ProcessLookupError):
         os.kill(process._process.pid, 0)
     refused(lambda: process.ask({"variables": []}, 30), "has ended")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGILL, ", by SIGILL: this processor lacks instructions that a library there was built for"),
+        (signal.SIGKILL, ", by SIGKILL: most likely the memory ran out"),
+        (signal.SIGUSR1, "while it was asked 'killed', by SIGUSR1"),
+    ],
+)
+def test_one_that_a_signal_ends_says_which(number, words, talking):
+    refused(lambda: talking().ask({"killed": number}, 30), words)
 
 
 @pytest.mark.parametrize("line", ["hello", "5", '{"other": 1}'])

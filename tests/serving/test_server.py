@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import tiny_training
 from fake_server import serving
 from refusals import refused
-from tiny_training import lines
+from tiny_training import ANSWERS, INFO, SKIPPED, lines
 
 import mmspec
 from mmspec import zoo
@@ -71,6 +74,11 @@ def test_a_busy_server_is_asked_again_and_a_lost_request_too():
     [
         ({"names": ("one", "two")}, {}, "has the models ['one', 'two']: name one"),
         ({}, {"model": "serve"}, "has no model 'serve'. Did you mean 'served'?"),
+        (
+            {"room": 4},
+            {},
+            "has room for 4 tokens, prompt and answer together, and max_new_tokens=4: start it with more",
+        ),
         ({"shifted": 1}, {}, "has another tokenizer than the target"),
         ({"other": "something else", "ids": False}, {}, "it serves another model"),
         ({"sees": False}, {}, "does not take a picture and a question (the server at"),
@@ -181,6 +189,73 @@ def test_a_distillation_is_that_of_our_own_loop_and_goes_on_where_it_stopped(tmp
         distill(target, source, tmp_path / "it", **options)
         assert len(how.chats) == 1 + len(source)  # the probe, and every prompt once
     assert lines(tmp_path / "it") == lines(tmp_path / "ours")
+
+
+class Stopped(Exception):
+    """What ends a distillation in a test."""
+
+
+def test_answers_are_written_as_they_come_and_stand_in_order_at_the_end(tmp_path):
+    target, held = tiny_training.target(), "Who is held back?"
+    first, *others = tiny_training.SOURCE
+    source = [replace(first, prompt=held), *others]
+    options = {"batch_size": len(source), "max_new_tokens": 4}
+    distill(target, source, tmp_path / "ours", **options)
+    with serving(target, held=held) as how:
+        engine = engine_at(how, concurrency=3)
+
+        def stops(progress):
+            if progress.answers == len(source) - 1:
+                raise Stopped
+
+        def goes_on(progress):
+            if progress.answers == len(source) - 1:
+                assert {row["index"] for row in lines(tmp_path / "it")} == set(range(1, len(source)))
+                how.released.set()
+
+        with pytest.raises(Stopped):
+            distill(target, source, tmp_path / "stopped", engine=engine, progress=stops, **options)
+        distill(target, source, tmp_path / "it", engine=engine, progress=goes_on, **options)
+        whole = (tmp_path / "ours" / ANSWERS).read_bytes()
+        assert (tmp_path / "it" / ANSWERS).read_bytes() == whole
+        seeds = {json.dumps(chat["messages"]): chat["seed"] for chat in how.chats}
+        kept = (tmp_path / "stopped" / ANSWERS).read_bytes()
+        assert kept.count(b"\n") == len(source) - 1
+        for size in (len(kept) // 3, len(kept)):  # killed in the middle of a line, and between two
+            how.chats.clear()
+            shutil.copytree(tmp_path / "stopped", tmp_path / str(size))
+            (tmp_path / str(size) / ANSWERS).write_bytes(kept[:size])
+            distill(target, source, tmp_path / str(size), engine=engine, **options)
+            assert (tmp_path / str(size) / ANSWERS).read_bytes() == whole
+            assert len(how.chats) == len(source) - kept[:size].count(b"\n"), "what is there is not asked again"
+            assert all(seeds[json.dumps(chat["messages"])] == chat["seed"] for chat in how.chats)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_answers_that_the_server_cuts_are_skipped_and_named(ids, tmp_path):
+    target, source = tiny_training.target(), tiny_training.SOURCE
+    with serving(target, ids=ids, room=180) as how:
+        engine = engine_at(how)
+        how.cut = 2
+        done = distill(target, source, tmp_path, max_new_tokens=4, engine=engine)
+    assert (done.answers, done.skipped) == (0, len(source))
+    assert all(
+        "has cut the answer after 2 of max_new_tokens=4 tokens, having room for 180" in row["reason"]
+        for row in lines(tmp_path, SKIPPED)
+    )
+
+
+def test_the_folder_is_looked_at_before_the_engine_is_made(tmp_path):
+    target, source, made = tiny_training.target(), tiny_training.SOURCE, []
+    options = {"max_new_tokens": 4, "engine": lambda: made.append(1)}
+    distill(target, source, tmp_path, max_new_tokens=4)
+    assert distill(target, source, tmp_path, **options).answers == len(source)
+    refused(lambda: distill(target, source, tmp_path, **options | {"max_new_tokens": 5}), "under other settings")
+    assert not made
+    with serving(target) as how:
+        done = distill(target, source, tmp_path / "it", max_new_tokens=4, engine=lambda: engine_at(how))
+    assert done.answers == len(source) and lines(tmp_path / "it") == lines(tmp_path)
+    assert json.loads((tmp_path / "it" / INFO).read_text())["engine"] == "ServerEngine"
 
 
 def test_a_prompt_that_the_server_does_not_take_is_skipped(tmp_path):

@@ -103,3 +103,26 @@ def test_an_engine_that_reads_other_prompts_is_found_out(requested, tmp_path):
     (tmp_path / "answers.json").write_text(json.dumps(answers))
     side = engine(variables)
     refused(lambda: side.answer(request, 0), "vLLM has read row 0 as ... it serves another model")
+
+
+def test_an_answer_that_is_cut_for_want_of_room_is_none(requested, tmp_path):
+    request, plain, answers, variables = requested
+    first, second = answers.values()
+    first["ids"], second["ids"] = plain[0][:2], plain[1][:2]
+    second["finish"] = "stop"  # as short, but whole
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    side = engine(variables, options={"max_model_len": 180})
+    answer = side.answer(request, 0)
+    assert answer.token_ids == [[], plain[1][:2]] and answer.finish[1] == "eos"
+    assert answer.unanswered == {
+        0: f"vLLM has cut the answer after 2 of max_new_tokens={TOKENS} tokens, having room for 180, prompt and answer "
+        "together: give it more (engine.options={max_model_len: N}), or lower max_new_tokens"
+    }
+
+
+def test_no_room_for_any_answer_is_said_at_once(requested):
+    variables = requested[-1]
+    refused(
+        lambda: engine(variables, options={"max_model_len": TOKENS}),
+        f"vLLM has room for {TOKENS} tokens, prompt and answer together, and max_new_tokens={TOKENS}: give it more",
+    )

@@ -29,10 +29,13 @@ class Behaviour:
         sees: whether it takes pictures.
         refuses: a text of a prompt that it does not take.
         names: its models.
+        room: tokens that it says a prompt and its answer may have together; None does not say.
+        cut: answers are cut after so many tokens, and said to have ended by their length.
         shifted: added to every token that its tokenizer gives.
         other: the text that it answers in place of the target's.
         miscounted: added to the number of tokens that it says it wrote.
         slow: seconds before every answer.
+        held: a text of a prompt whose answer waits until `released` is set.
         page: a text that it answers to everything, in place of JSON.
         replies: status and answer to everything on a path, in place of its own; None has no end.
         drafts: whether it publishes counters of speculative decoding: one draft of 3 tokens, 2 of them accepted, each.
@@ -45,10 +48,14 @@ class Behaviour:
     sees: bool = True
     refuses: str | None = None
     names: tuple[str, ...] = ("served",)
+    room: int | None = None
+    cut: int | None = None
     shifted: int = 0
     other: str | None = None
     miscounted: int = 0
     slow: float = 0.0
+    held: str | None = None
+    released: threading.Event = field(default_factory=threading.Event)
     page: str | None = None
     replies: dict[str, tuple[int, Any]] = field(default_factory=dict)
     drafts: bool = False
@@ -76,7 +83,8 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
             if how.page is not None:
                 return self.reply(200, how.page)
             if self.path == "/v1/models":
-                return self.reply(200, {"data": [{"id": name} for name in how.names]})
+                room = {} if how.room is None else {"max_model_len": how.room}
+                return self.reply(200, {"data": [{"id": name, **room} for name in how.names]})
             if self.path == "/metrics" and how.drafts:
                 return self.reply(200, counters(len(how.chats)))
             return self.reply(404, {"error": {"message": "no such page"}})
@@ -102,6 +110,8 @@ def serving(target: Any, **behaviour: Any) -> Iterator[Behaviour]:
             how.most_at_once = max(how.most_at_once, busy[0])
             try:
                 time.sleep(how.slow)
+                if how.held is not None and how.held in json.dumps(body["messages"]):
+                    how.released.wait(60)
                 with lock:
                     status, said = chat(how, body)
             finally:
@@ -148,7 +158,8 @@ def chat(how: Behaviour, body: dict[str, Any]) -> tuple[int, Any]:
     if how.refuses is not None and how.refuses in json.dumps(body["messages"]):
         return 400, {"error": {"message": "this prompt is not taken"}}
     how.chats.append(body)
-    out = mmspec.generate(how.target, messages=body["messages"], max_new_tokens=body["max_tokens"])
+    longest = body["max_tokens"] if how.cut is None else min(how.cut, body["max_tokens"])
+    out = mmspec.generate(how.target, messages=body["messages"], max_new_tokens=longest)
     text = out.text[0] if how.other is None else how.other
     choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
     choice["finish_reason"] = "stop" if out.finish_reason[0] == "eos" else "length"

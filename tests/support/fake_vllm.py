@@ -25,6 +25,7 @@ class LLM:
         with open(FOLDER + "/options.json", "w") as file:
             json.dump(options, file)
         self.files = sorted(os.listdir(options["model"]))
+        self.llm_engine = Made(model_config=Made(max_model_len=options.get("max_model_len", 512)))
         self.counts = [0, 0, 0, [0, 0, 0]]
         self.said = json.load(open(FOLDER + "/answers.json"))
 
@@ -44,7 +45,7 @@ class LLM:
         return [
             Made(
                 prompt_token_ids=one["prompt"],
-                outputs=[Made(token_ids=one["ids"], finish_reason="length")],
+                outputs=[Made(token_ids=one["ids"], finish_reason=one.get("finish", "length"))],
                 metrics=Made(first_token_latency=0.0),
             )
             for one in found
@@ -63,7 +64,8 @@ def install(folder: Path, answers: dict[str, dict[str, list[int]]]) -> dict[str,
 
     Args:
         folder: where it is written.
-        answers: token ids of a prompt, as JSON, to those that it is read as (`prompt`) and those of its answer (`ids`).
+        answers: token ids of a prompt, as JSON, to those that it is read as (`prompt`), those of its answer (`ids`),
+            and why it ends (`finish`, by default `length`).
     """
     (folder / "vllm").mkdir()
     (folder / "vllm" / "__init__.py").write_text(PACKAGE)

@@ -5,7 +5,7 @@ import tiny_training
 from tiny_training import OPTIONS, SAMPLED, SOURCE
 
 import mmspec
-from mmspec.training import distill as module
+from mmspec.training import asking as module
 from mmspec.training.distill import distill
 
 

@@ -57,12 +57,14 @@ class Exported:
         method: name of its kind in vLLM.
         speculative_tokens: length of the chains that are drafted.
         target: name or folder by which the server finds the target.
+        dtype: number format of the drafter, and of the target beside it, such as `"float32"`.
     """
 
     folder: Path
     method: str
     speculative_tokens: int
     target: str
+    dtype: str
 
     @property
     def speculative_config(self) -> dict[str, Any]:
@@ -75,8 +77,9 @@ class Exported:
 
     @property
     def command(self) -> str:
-        """The command that serves the target with this drafter."""
-        return shlex.join(["vllm", "serve", self.target, "--speculative-config", json.dumps(self.speculative_config)])
+        """The command that serves the target with this drafter, in the number format that both were tried in here."""
+        drafting = ["--speculative-config", json.dumps(self.speculative_config)]
+        return shlex.join(["vllm", "serve", self.target, "--dtype", self.dtype, *drafting])
 
 
 def export_drafter(
@@ -104,13 +107,14 @@ def export_drafter(
     length = None if writer is None else writer.length(speculative_tokens)
     written = export_target(drafter.target, folder / TARGET)
     target = _name_of_target(drafter, verifier_name or (None if written is None else str(written)))
+    dtype = str(drafter.target.dtype).removeprefix("torch.")
     if isinstance(drafter, MedusaDrafter):
-        return Exported(folder, "medusa", write_medusa(drafter, folder, speculative_tokens), target)
+        return Exported(folder, "medusa", write_medusa(drafter, folder, speculative_tokens), target, dtype)
     if isinstance(drafter, DraftModelDrafter):
-        return Exported(folder, "draft_model", write_draft_model(drafter, folder, speculative_tokens), target)
+        return Exported(folder, "draft_model", write_draft_model(drafter, folder, speculative_tokens), target, dtype)
     assert writer is not None and length is not None
     write_files(folder, writer.config(target, length), writer.weights())
-    return Exported(folder, writer.kind, length, target)
+    return Exported(folder, writer.kind, length, target, dtype)
 
 
 def export_speculators(
