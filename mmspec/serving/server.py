@@ -116,18 +116,16 @@ class Server:
             MMSpecError: if the server has no such model, or several and none was named.
         """
         rooms = self.models()
-        names = list(rooms)
-        if self.model is None:
+        names, name = list(rooms), self.model
+        if name is None:
             if len(names) != 1:
                 raise MMSpecError(
                     f"the server at {self.root} has the models {listed(names)}: name one, engine.model=NAME"
                 )
-            (self.model,) = names
-        elif self.model not in names:
-            raise MMSpecError(
-                f"the server at {self.root} has no model {self.model!r}.{did_you_mean(self.model, names)}"
-            )
-        self.room = rooms[self.model]
+            name = names[0]
+        elif name not in names:
+            raise MMSpecError(f"the server at {self.root} has no model {name!r}.{did_you_mean(name, names)}")
+        self.model, self.room = name, rooms[name]
 
     def tokenized(self, text: str) -> list[int] | None:
         """Return the tokens of a text by the server's tokenizer, without special tokens; None if it does not say."""
