@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .decoding.anticipation import score_while
+from .decoding.anticipation import OtherSide
 from .decoding.clock import PhaseClock, time_of
 
 
@@ -18,7 +18,8 @@ class Run:
     A subclass implements `begin`, which says who takes part. They meet in these verbs alone:
 
     - `context`: `active`, `check(draft, root, by)`, `score(draft)`, `commit(draft, verdict)`;
-    - `drafter`: `draft(root)`, `anticipate(draft)`, `observe(draft, scores, verdict)`;
+    - `drafter`: `draft(root)`, `observe(draft, scores, verdict)`; if it `anticipates`, also `anticipate(draft)` beside
+      the target, `hear(draft, verdict)` as soon as that is known, and `in_turn`;
     - `verifier`: `skim(draft)`, `verify(draft, scores)`; a verdict has `only(active)`, `bonus` and `settled`;
     - `transcript`: `add(emitted, draft, settled)` and `stats`;
     - `trace`: `record(draft, scores, verdict, active)`, or None.
@@ -39,6 +40,7 @@ class Run:
 
     def __init__(self, device: torch.device):
         self.clock = PhaseClock(time_of(device))
+        self.other_side = OtherSide()
 
     def begin(self) -> list:
         """Read what was given, set the attributes, and return what is there before the first round.
@@ -49,11 +51,14 @@ class Run:
 
     def rounds(self) -> Iterator[list]:
         """Yield what the beginning and then every round add, until all rows have ended."""
-        yield self.begin()
-        while any(self.context.active):
-            self.clock.resume()
-            yield self.round()
-        self.clock.settle()
+        try:
+            yield self.begin()
+            while any(self.context.active):
+                self.clock.resume()
+                yield self.round()
+            self.clock.settle()
+        finally:
+            self.other_side.close()
 
     @torch.inference_mode()
     def round(self) -> list:
@@ -65,8 +70,10 @@ class Run:
         clock.lap("draft")
         verdict = verifier.skim(draft)
         clock.lap("verify")
-        if verdict is None:
-            scores, anticipated = score_while(context, drafter, draft)
+        if verdict is None and drafter.anticipates:
+            scores, verdict, anticipated = self.score_beside(draft)
+        elif verdict is None:
+            scores = context.score(draft)
             clock.lap("score")
             verdict = verifier.verify(draft, scores)
         verdict = verdict.only(context.active)
@@ -81,8 +88,31 @@ class Run:
         self.root = verdict.bonus
         pieces = self.closed(self.transcript.add(emitted, draft, verdict.settled))
         record = self.transcript.stats.rounds[-1]
-        record.seconds, record.anticipated = seconds, anticipated
+        record.seconds, record.anticipated, record.in_turn = seconds, anticipated, self.other_side.in_turn
         return pieces
+
+    def score_beside(self, draft: Any) -> tuple[Any, Any, float]:
+        """Let the target score a draft while the drafter works on what it expects to come after it.
+
+        Returns:
+            The scores, the verdict, and the seconds for which the drafter worked. Where the sides take turns, they are
+            part of the phase `draft`; else only that part is for which the target has waited.
+        """
+        context, drafter, clock, other = self.context, self.drafter, self.clock, self.other_side
+        other.in_turn = drafter.in_turn
+        other.begin(lambda: drafter.anticipate(draft))
+        try:
+            scores = context.score(draft)
+            clock.lap("score")
+            if other.take_turn():
+                clock.lap("draft")
+            verdict = self.verifier.verify(draft, scores)
+            drafter.hear(draft, verdict)
+        finally:  # nobody works on a request that has failed
+            clock.lap("verify")
+            anticipated = other.join()
+        clock.lap("draft")
+        return scores, verdict, anticipated
 
     def closed(self, pieces: list) -> list:
         """Book the time until now, and return the same pieces."""

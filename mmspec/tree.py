@@ -6,9 +6,9 @@ children (topological order), so the ancestors of a node, sorted by index, are i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from .models.read_ahead import ReadAhead
 
 Known = TypeVar("Known")
+
+
+class Foreseen(NamedTuple):
+    """Guesses of the tokens behind the drafts of a round, drawn while the target scores them.
+
+    Args:
+        tokens: `[batch]` the guess behind the last node of each row; -1 where there is none.
+        probs: `[batch, vocab]` the distribution that it was drawn from.
+    """
+
+    tokens: Tensor
+    probs: Tensor
 
 
 @dataclass
@@ -47,6 +59,10 @@ class DraftTree:
             nothing of that.
         read: per row, how many nodes of the accepted path (the root not counted) its drafter had expanded, and so read;
             None until the host has heard the verdict.
+        foreseen: function that gives the drafter's guess of the token behind every row's last node, see `Foreseen`; a
+            verifier calls it while the drafter may still be at work, and then waits for that guess alone. None if there
+            is none, or nobody needs its distribution.
+        drafted_ahead: per row, how many of its nodes the drafter had drafted before the round began; empty for none.
     """
 
     tokens: Tensor
@@ -62,6 +78,8 @@ class DraftTree:
     lost: Tensor | None = None
     ahead: ReadAhead | None = None
     read: list[int] | None = None
+    foreseen: Callable[[], Foreseen | None] | None = None
+    drafted_ahead: Sequence[int] = ()
     _cache: dict = field(default_factory=dict, repr=False)
 
     @property

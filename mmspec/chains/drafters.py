@@ -26,7 +26,7 @@ class StateDrafter(PerRequest):
         MMSpecError: for a value out of range.
     """
 
-    anticipates = False
+    anticipates = in_turn = False
 
     def __init__(self, length: int = 0):
         self.length = whole_number(self, length=length, lowest=0)
@@ -59,6 +59,9 @@ class StateDrafter(PerRequest):
 
     def anticipate(self, draft: StateDraft) -> None:
         """Do nothing while the target works."""
+
+    def hear(self, draft: StateDraft, verdict: Verdict) -> None:
+        """Do nothing."""
 
     def observe(self, draft: StateDraft, scores: StateScores, verdict: Verdict) -> None:
         """Update the state from the verdict on the last draft."""

@@ -229,6 +229,10 @@ def summary_line(stats: Any, comparison: dict[str, Any] | None, sampled: bool) -
     """Return the line under the answer, in the words of `docs/metrics.md`."""
     # With a comparison the speed is its median: the answer printed above was also the warm-up.
     parts = [speed_in_words(comparison["tokens_per_second"] if comparison else stats.tokens_per_second), stats.origin]
+    if stats.windows_ahead:
+        parts.append(f"windows written ahead and judged: {stats.windows_ahead}")
+    if (projected := stats.projected_tokens_per_second) is not None:
+        parts.append(f"projected, with both models side by side: {speed_in_words(projected)}")
     if not stats.lossless:
         parts.append("NOT lossless, so the text may be another than the target's")
     if stats.num_unverified_tokens:

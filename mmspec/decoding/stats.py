@@ -23,7 +23,11 @@ class Round:
         seconds: time by phase.
         unusable: guesses that came from logits which are no distribution, see `DraftTree.unusable`.
         settled: True if the target was not asked, see `Verifier.skim`.
-        anticipated: seconds for which the drafter worked while the target scored; they are part of no phase.
+        anticipated: seconds for which the drafter worked on what was to come after this round's draft
+            (`Drafter.anticipate`). Beside the target's pass they are part of no phase; in turn with it, of `draft`.
+        in_turn: True if the two sides took turns, see `Drafter.in_turn`.
+        drafted_ahead: per row, how many of the drafted nodes were there before the round began, see
+            `DraftTree.drafted_ahead`; empty where none were.
     """
 
     drafted: list[int]
@@ -34,6 +38,8 @@ class Round:
     unusable: list[int] = field(default_factory=list)
     settled: bool = False
     anticipated: float = 0.0
+    in_turn: bool = False
+    drafted_ahead: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -52,6 +58,8 @@ class Stats:
         lossless: True if the verifier keeps the target's distribution.
         cache_bytes: bytes of the keys and values of the prompt, as they are before the first round, of the `target` and
             of the `drafter`. A drafter that is a part of the target may read the target's own.
+        prompt_anticipated: seconds for which the drafter worked while, or right after, the target read the prompt
+            (`Drafter.anticipate_prompt`).
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -60,6 +68,7 @@ class Stats:
     seconds: dict[str, float] = field(default_factory=dict)
     lossless: bool = True
     cache_bytes: dict[str, int] = field(default_factory=dict)
+    prompt_anticipated: float = 0.0
 
     def _per_row_rounds(self) -> list[tuple[int, int, int, int]]:
         """Return (drafted, accepted, emitted, depth) of every row in every round in which it was active and the target
@@ -160,8 +169,30 @@ class Stats:
         """New tokens of all rows per second, vision and prefill included."""
         return _ratio(sum(self.new_tokens), self.total_seconds)
 
+    @property
+    def windows_ahead(self) -> int:
+        """Drafts that were there before their round began, counted per row: written while the target judged the draft
+        before, or read the prompt."""
+        return sum(count > 0 for record in self.rounds for count in record.drafted_ahead)
+
+    @property
+    def projected_decode_seconds(self) -> float | None:
+        """`decode_seconds`, had the two sides worked side by side on devices of their own: in every round the longer
+        of both counts, `max(draft, score)`. A projection, and None unless the sides have taken turns
+        (`Drafter.in_turn`): beside each other they have worked as fast as they do."""
+        turns = [record for record in self.rounds if record.in_turn and record.anticipated]
+        if not turns:
+            return None
+        return self.decode_seconds - sum(min(one.anticipated, one.seconds.get("score", 0.0)) for one in turns)
+
+    @property
+    def projected_tokens_per_second(self) -> float | None:
+        """`tokens_per_second`, had the two sides worked side by side, see `projected_decode_seconds`."""
+        seconds = self.projected_decode_seconds
+        return None if seconds is None else _ratio(sum(self.new_tokens) - len(self.new_tokens), seconds)
+
     def summary(self) -> dict:
-        """Return the figures as plain JSON values."""
+        """Return the figures as plain JSON values. Those that are projected are there if they can be."""
         names = (
             "num_spec_steps",
             "num_draft_tokens",
@@ -183,9 +214,17 @@ class Stats:
             "new_tokens": self.new_tokens,
             "lossless": self.lossless,
             **{name: getattr(self, name) for name in names},
+            **self._of_both_sides(),
             "acceptance_histogram": {str(k): v for k, v in self.acceptance_histogram.items()},
             "seconds": dict(self.seconds),
         }
+
+    def _of_both_sides(self) -> dict[str, float]:
+        """Return the figures of a drafter that works beside its target; nothing of others."""
+        if not any(record.anticipated for record in self.rounds):
+            return {}
+        names = "windows_ahead", "projected_decode_seconds", "projected_tokens_per_second"
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def tokens_by_origin(tokens: int, rounds: int, rows: int = 1) -> str:

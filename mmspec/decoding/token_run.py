@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..drafters import Drafter, NoDrafter
@@ -64,18 +66,29 @@ class TokenRun(Run):
         clock.lap("vision")
         capacity = self.target.first_capacity(request.max_length, self.stopping.max_new_tokens)
         states = dict.fromkeys([*drafter.states_read, *self.verifier.feature_layers(self.target)])
-        context = self.target.prefill(request, vision, capacity, states, self.guidance, self.node_by_node)
+        sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
+        generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
+        barred = torch.tensor(ids, device=self.target.device) if (ids := self.pipeline.barred) else None
+        proposals = Proposals(sampled, self.pipeline, None, generator, barred)
+        if drafter.anticipates and self.guidance is None:
+            self.other_side.in_turn, spare = drafter.in_turn, capacity - request.max_length
+            self.other_side.begin(lambda: drafter.anticipate_prompt(request, vision, spare, proposals))
+        try:
+            context = self.target.prefill(request, vision, capacity, states, self.guidance, self.node_by_node)
+            clock.lap("prefill")
+            self.other_side.take_turn()
+        finally:
+            prompt_anticipated = self.other_side.join()
+        clock.lap("draft_prefill")
         self.context = context
         context.clock = None if is_divided(self.target) else clock
         self.verifier = self.verifier.fork_for(context, self.pipeline, self.seed)
         self.transcript = Transcript(context, self.stopping, self.pipeline, self.verifier.lossless, self.trace)
+        self.transcript.stats.prompt_anticipated = prompt_anticipated
         self.root = self.verifier.first_token(context)
         emitted = self.root[:, None].tolist()
         context.admit(emitted)
-        sampled = self.verifier.proposal_under(self.pipeline) == "sampled"
-        generator = random_stream(self.target.device, self.seed, "drafter") if sampled else None
-        barred = torch.tensor(ids, device=self.target.device) if (ids := self.pipeline.barred) else None
-        context.proposals = Proposals(sampled, self.pipeline, context.history, generator, barred)
+        context.proposals = replace(proposals, history=context.history)
         clock.lap("prefill")
         drafter.start(context)
         clock.lap("draft_prefill")

@@ -148,6 +148,7 @@ class Transcript:
         """
         batch = len(emitted)
         record = Round([0] * batch, [0] * batch, [0] * batch, tree.max_depth, unusable=[0] * batch, settled=settled)
+        record.drafted_ahead = list(tree.drafted_ahead)
         self.stats.rounds.append(record)
         pieces, account = [], tree.account()
         for row, tokens in enumerate(emitted):

@@ -45,6 +45,7 @@ from .msd import MsdDrafter
 from .mtp import MtpDrafter, MtpSettings
 from .ngram import NGramDrafter
 from .nothing import NoDrafter
+from .parallel import ParallelDrafter
 from .peagle import PEagleDrafter, PEagleSettings
 from .reference import ReferenceDrafter
 from .session_step import SessionDrafter
@@ -110,6 +111,7 @@ __all__ = [
     "OwnEncoderDrafter",
     "PEagleDrafter",
     "PEagleSettings",
+    "ParallelDrafter",
     "ReferenceDrafter",
     "SessionDrafter",
     "SharedEncoderDrafter",

@@ -25,7 +25,10 @@ from ..trees import TreeBuilder
 
 if TYPE_CHECKING:
     from ..context import Context
+    from ..families import Vision
+    from ..inputs import Request
     from ..target import Target
+    from ..trees import Proposals
 
 CONVENTION = (
     "the state that enters the layer of this number, counted from 0; -1 is the state after the final norm; -2, -3, ... "
@@ -218,6 +221,27 @@ class Drafter(nn.Module, Named, PerRequest):
 
         `observe` then gets the verdict; what turns out to be of no use has to be rolled back. Nothing of the
         target's context may be changed.
+        """
+
+    in_turn = False
+    """True if `anticipate` is to run behind the target's pass instead of beside it: on one device each side would only
+    slow down the other, and in turns the clock tells what both would take side by side
+    (`Stats.projected_decode_seconds`)."""
+
+    def hear(self, tree: DraftTree, verdict: Verdict) -> None:
+        """Hear the verdict on a tree while `anticipate` may still be at work, and end that work if it is in vain; does
+        nothing by default. `observe` follows once it has ended."""
+
+    def anticipate_prompt(self, request: Request, vision: Vision | None, spare: int, proposals: Proposals) -> None:
+        """Read a prompt in a thread of its own, while the target reads it; does nothing by default. `start` follows.
+
+        It is not called under guidance, nor if the drafter does not `anticipate`.
+
+        Args:
+            request: the prompt, as the target reads it.
+            vision: its media, encoded by the target.
+            spare: tokens per row to reserve behind the longest prompt.
+            proposals: how children are to be chosen; it has no history yet.
         """
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:

@@ -81,16 +81,7 @@ class StepDrafter(Drafter):
             root: `[batch]` last token of every row.
             counts: tokens per row, the root included; 0 for a row that has ended. Shorter rows are right-padded.
         """
-        width, device = max(counts), root.device
-        if min(counts) == width == 1:
-            tokens, kept = root[:, None], None
-        else:  # in one copy to the device
-            rows = [history[len(history) - n :] for history, n in zip(self.context.history, counts, strict=True)]
-            rows = [[n, *row, *[0] * (width - n)] for n, row in zip(counts, rows, strict=True)]
-            kept, tokens = to_device(rows, device).split([1, width], dim=1)
-        depth = torch.arange(width, device=device).expand_as(tokens)
-        visible = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(root), -1, -1)
-        return Trunk(tokens, depth, visible, depth, counts=counts, kept=None if kept is None else kept[:, 0])
+        return Trunk.of(self.context.history, counts, root.device, root)
 
     def expand_root(self, root: Tensor) -> Tensor:
         """Bring the drafter's state up to the root, `[batch]`; return `[batch, vocab]` logits after it."""
@@ -146,6 +137,29 @@ class Trunk(Block):
 
     counts: list[int] = field(default_factory=list)
     kept: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[list[int]], counts: list[int], device: torch.device, last: Tensor | None = None
+    ) -> Trunk:
+        """Return the last tokens of some texts.
+
+        Args:
+            texts: token ids per row.
+            counts: tokens per row; at least one row has some.
+            device: the drafter's.
+            last: `[batch]` the very last token of every row, if it is on the device already.
+        """
+        width = max(counts)
+        if last is not None and min(counts) == width == 1:
+            tokens, kept = last[:, None], None
+        else:  # in one copy to the device
+            rows = [text[len(text) - n :] for text, n in zip(texts, counts, strict=True)]
+            rows = [[n, *row, *[0] * (width - n)] for n, row in zip(counts, rows, strict=True)]
+            kept, tokens = to_device(rows, device).split([1, width], dim=1)
+        depth = torch.arange(width, device=device).expand_as(tokens)
+        visible = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(texts), -1, -1)
+        return cls(tokens, depth, visible, depth, counts=counts, kept=None if kept is None else kept[:, 0])
 
     def last_of(self, states: Tensor) -> Tensor:
         """Return `[batch, size]` of the last token in each row, out of `[batch, width, size]`; of a row without any,

@@ -13,6 +13,7 @@ from ..drafters import (
     EarlyExitDrafter,
     FeatureDrafter,
     MedusaDrafter,
+    ParallelDrafter,
     SkippingDrafter,
     V5e0Drafter,
 )
@@ -26,6 +27,8 @@ def structure_of(drafter: Drafter | None) -> dict[str, Any] | None:
     """Return how a drafter is made next to its target, as `mmspec.speed.structure.structure_from` takes it."""
     if drafter is None:
         return None
+    if isinstance(drafter, ParallelDrafter):  # in turn; that it works beside its target is left out
+        drafter = drafter.inner
     if isinstance(drafter, BlockDrafter | MedusaDrafter | V5e0Drafter):
         return {"kind": BLOCK, **_one_pass(drafter)}
     target, family = drafter.target, drafter.target.family

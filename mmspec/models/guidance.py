@@ -91,6 +91,10 @@ class Pairs(ModelSession):
         path, kept = None if path is None else twice(path), None if kept is None else twice(kept)
         super().keep([*counts, *counts], path, kept)
 
+    def take_back(self, counts: list[int]) -> None:
+        """Forget the last tokens in both rows of every pair; see `Session.take_back`."""
+        super().take_back([*counts, *counts])
+
     def _judged(self, read: Pass) -> Pass:
         features = {layer: states.chunk(2)[0] for layer, states in read.features.items()}
         return Pass(self.guidance.combine(read.logits), features)

@@ -100,6 +100,11 @@ class ArmSelector(Drafter):
             expect_drafter(base, "ArmSelector")
             if base.target is not target and base.target.model is not target.model:
                 raise MMSpecError(f"ArmSelector: a {type(base).__name__} was made for another target: make it anew")
+            if base.anticipates:
+                raise MMSpecError(
+                    f"ArmSelector: {type(base).__name__} works while the target does, and arms that rest cannot: give "
+                    "its draft model"
+                )
             if arm.tree is not None and base.tree is None:
                 raise MMSpecError(f"ArmSelector: {type(base).__name__} proposes whole trees of its own, and takes none")
             # Whoever was adjusted stays so: an arm that leaves a setting out needs a drafter that nobody adjusts.

@@ -12,10 +12,10 @@ from ..errors import MMSpecError
 from ..outcome import Scores, Verdict, one_hot
 from ..seeds import random_stream
 from ..settings.arguments import instance
-from ..tree import DraftTree
+from ..tree import DraftTree, Foreseen
 from .base import Verifier
 from .rules import ChoiceRule, CoinRule, Judged, Match, Rule
-from .rules.base import reached
+from .rules.base import of_token, reached
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -147,7 +147,34 @@ class TreeWalk(Verifier):
             if not walking.any():
                 break
         path, length = tree.path_to(current)
-        return Verdict(path, length, self._draw(p_all[rows, current]))
+        foreseen = None if tree.foreseen is None else tree.foreseen()
+        bonus = self._bonus(rule, tree, current, p_all[rows, current], foreseen)
+        return Verdict(path, length, bonus)
+
+    def _bonus(self, rule: CoinRule, tree: DraftTree, last: Tensor, p: Tensor, foreseen: Foreseen | None) -> Tensor:
+        """Return the token behind the path, `[batch]`.
+
+        Behind a draft that was accepted to its end it may have been foreseen, as a draw from q. Then it is judged as
+        any drafted token is, and what is left of p decides if it is refused: the bonus still has the law p, and is the
+        guess with probability sum(min(p, q)) instead of sum(p * q).
+
+        Args:
+            rule: judges the guess.
+            tree: the draft.
+            last: `[batch]` last node of every path.
+            p: `[batch, vocab]` what is left of the target's distribution behind it.
+            foreseen: the guesses; None for none.
+        """
+        if foreseen is None:
+            return self._draw(p)
+        below = tree.parents == last[:, None]
+        if tree.valid is not None:
+            below &= tree.valid
+        trying = ~below.any(-1) & (foreseen.tokens >= 0)
+        guess, q = foreseen.tokens.clamp(min=0), foreseen.probs.to(p)
+        accepted = trying & rule.accept(p, q, guess, self._uniform(p[:, 0])) & (of_token(q, guess) > 0)
+        p = torch.where((trying & ~accepted)[:, None], rule.residual(p, q, guess), p)
+        return torch.where(accepted, guess, self._draw(p))
 
     def _written(self) -> list[int]:
         """Return, for each row, the number of tokens of the answer before the root."""

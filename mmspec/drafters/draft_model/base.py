@@ -30,7 +30,7 @@ from ..router import Router, router_of
 from ..session_step import SessionDrafter
 from ..step import StepDrafter
 from .outline import check_outline, model_of
-from .vocabulary import check_vocabulary
+from .vocabulary import check_vocabulary, fitted, known_tokens, read_block
 
 if TYPE_CHECKING:
     from ...context import Context
@@ -167,6 +167,25 @@ class DraftModelDrafter(SessionDrafter):
         self.session.follow(context.history, context.active)
         self._router = router_of(self.compressor, context)
 
+    @property
+    def reads_target(self) -> bool:
+        """True if its prompt takes shape by what the target has made of its own, so that it has to be read after it."""
+        compressor = self.compressor
+        return compressor is not None and (compressor.needs_attention or compressor.routes or bool(self.feature_layers))
+
+    def opening(
+        self, request: Request, vision: Vision | None, view: TargetView | None = None
+    ) -> tuple[Request, tuple[Any, ...]]:
+        """Return the prompt as this model reads it, and the arguments of the pass over it, `ModelSession.prefill`.
+
+        Args:
+            request: the target's prompt.
+            vision: what the target's encoders made of its media.
+            view: what the target knows of the prompt; None where it has not read it, see `reads_target`.
+        """
+        read, vision = self._prompt(request, vision)
+        return read, self._read(read, read, vision, view)
+
     def expand_root(self, root: Tensor) -> Tensor:
         """Read what is still unread, and the root; what is not to be seen in this round is hidden before."""
         if self._router is not None and (hidden := self._router.choose()) is not None:
@@ -181,8 +200,7 @@ class DraftModelDrafter(SessionDrafter):
 
     def expand(self, block: Block) -> Tensor:
         """Return the logits after a block of nodes, over the target's vocabulary."""
-        read = self.session.read(self._known(block.tokens), block.visible, block.depth, block.extends_chain)
-        return self._fit(read.logits)
+        return read_block(self.session, block, self.target.vocab_size)
 
     def unroll(self, lesson: Lesson, steps: int = 1, detach: bool = False) -> Iterator[Guess]:
         """Yield the guesses of all steps, see `Drafter.unroll`. A chain of right guesses is the answer itself, so one
@@ -244,9 +262,9 @@ class DraftModelDrafter(SessionDrafter):
             longest: at most so many tokens.
             ends: end tokens.
         """
-        read, vision = self._prompt(request, vision)
+        read, opening = self.opening(request, vision)
         session = ModelSession(self.draft_target, read.batch_size, read.max_length + longest)
-        logits, device = session.prefill(*self._read(read, read, vision)).logits, self.draft_target.device
+        logits, device = session.prefill(*opening).logits, self.draft_target.device
         written: list[list[int]] = [[] for _ in read.lengths]
         going = [True for _ in read.lengths]
         session.follow(written, going, pending=0)
@@ -341,14 +359,11 @@ class DraftModelDrafter(SessionDrafter):
     def _known(self, tokens: Tensor) -> Tensor:
         """Return tokens that this model can read. What only the target's padded table holds is read as token 0: the
         target may emit it all the same, and a guess after it may be wrong."""
-        return tokens.masked_fill(tokens >= self.draft_target.family.known_ids, 0)
+        return known_tokens(tokens, self.draft_target.family)
 
     def _fit(self, logits: Tensor) -> Tensor:
-        """Return logits over the target's vocabulary: models pad their embedding tables differently."""
-        vocab = self.target.vocab_size
-        if logits.shape[-1] >= vocab:
-            return logits[..., :vocab]
-        return nn.functional.pad(logits, (0, vocab - logits.shape[-1]), value=float("-inf"))
+        """Return logits over the target's vocabulary."""
+        return fitted(logits, self.target.vocab_size)
 
     # Training, saving and loading.
 

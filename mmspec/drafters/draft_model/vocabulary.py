@@ -1,12 +1,18 @@
-"""The check that a draft model speaks of the same tokens as its target."""
+"""A draft model speaks of the same tokens as its target: the check, and the passes of one whose table is padded
+otherwise."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+
 from ...errors import MMSpecError
+from ...families import Family
+from ...trees.growth import Block
 
 if TYPE_CHECKING:
+    from ...models.session import ModelSession
     from ...target import Target
 
 
@@ -24,3 +30,27 @@ def check_vocabulary(target: Target, draft: Target) -> None:
             f"target vocab is {target.vocab_size} but the drafter's is {draft.vocab_size}: they must share a "
             "tokenizer; if they do and only their padding differs, give both models their processor to compare"
         )
+
+
+def known_tokens(tokens: Tensor, family: Family) -> Tensor:
+    """Return tokens that a model of this family can read; token 0 in the place of others."""
+    return tokens.masked_fill(tokens >= family.known_ids, 0)
+
+
+def fitted(logits: Tensor, vocab_size: int) -> Tensor:
+    """Return logits over the target's vocabulary: models pad their embedding tables differently."""
+    if logits.shape[-1] >= vocab_size:
+        return logits[..., :vocab_size]
+    return nn.functional.pad(logits, (0, vocab_size - logits.shape[-1]), value=float("-inf"))
+
+
+def read_block(session: ModelSession, block: Block, vocab_size: int) -> Tensor:
+    """Return a draft model's logits after the nodes of a block, `[batch, new, vocab]`, over the target's vocabulary.
+
+    Args:
+        session: where the model reads.
+        block: the nodes.
+        vocab_size: size of the target's vocabulary.
+    """
+    tokens = known_tokens(block.tokens, session.model.family)
+    return fitted(session.read(tokens, block.visible, block.depth, block.extends_chain).logits, vocab_size)
