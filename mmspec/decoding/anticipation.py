@@ -11,8 +11,8 @@ import torch
 
 
 class OtherSide:
-    """What a drafter does while the target is busy: in a thread of its own, the same one for a whole request, or, where
-    the two sides take turns, in the caller's as soon as the target is done.
+    """The work of a drafter while the target is busy: in a thread of its own, the same one for a whole request, or,
+    where the two sides take turns, in the caller's as soon as the target is done.
 
     One piece of work at a time is begun (`begin`), goes on (`take_turn`, where it has waited for the target), and is
     waited for (`join`).

@@ -331,7 +331,7 @@ class ParallelDrafter(Drafter):
 
     @property
     def _ahead(self) -> Foresight:
-        """What is written ahead of the text."""
+        """The windows that are written ahead of the text."""
         assert self._foresight is not None, "the prompt was read"
         return self._foresight
 

@@ -67,7 +67,7 @@ class Guesses:
 
 
 class Foresight:
-    """What a writer has written behind the text of every row, as the text grows.
+    """The guesses behind the text of every row, as a writer has written them and the text grows.
 
     Attributes:
         rows: the guesses of every row.

@@ -155,7 +155,7 @@ class DraftProcess:
 
         Args:
             verb: what it is to do.
-            number: of the request.
+            number: the request's.
             arguments: what the verb takes.
             told: called when the first tokens are there.
 
@@ -220,7 +220,7 @@ class RemoteWriter:
 
     Args:
         process: where it is.
-        number: of the request.
+        number: the request's.
         board: memory that both share.
         active: per row, False once it has ended.
     """

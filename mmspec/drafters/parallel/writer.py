@@ -47,7 +47,7 @@ class First(NamedTuple):
 
 @dataclass
 class Written:
-    """What was written in one go.
+    """The tokens that were written in one go.
 
     Args:
         tokens: per row, the same number of tokens; none in rows that did not write.
