@@ -327,6 +327,11 @@ def test_what_is_refused(target):
         refused(call, said)
 
 
+def test_a_target_that_is_divided_among_processes_is_refused(target, monkeypatch):
+    monkeypatch.setattr("mmspec.drafters.parallel.drafter.is_divided", lambda model: model is target)
+    refused(lambda: drafter_of(target, "near"), "the heads of LlamaForCausalLM are divided among processes")
+
+
 @pytest.mark.product
 def test_a_process_of_its_own(target, plain):
     """Exact, with the text and the windows of the thread; one that is killed is named in one line, and replaced."""

@@ -16,6 +16,7 @@ from ...errors import MMSpecError, shown
 from ...families import Vision
 from ...inputs import Request
 from ...models.session import ModelSession
+from ...models.tensor_parallel import is_divided
 from ...models.transfer import to_device
 from ...models.weights import count_weights
 from ...outcome import Scores, Verdict
@@ -81,7 +82,8 @@ class ParallelDrafter(Drafter):
 
     Raises:
         MMSpecError: for a drafter that is no draft model, one for another target, a compressor that chooses anew before
-            every round, a process for a model on an accelerator, and values out of range.
+            every round, a process for a model on an accelerator, a target under tensor parallelism, and values out of
+            range.
     """
 
     shared = ("known", "helpers")  # type: ignore[assignment]
@@ -118,6 +120,11 @@ class ParallelDrafter(Drafter):
             raise MMSpecError(
                 f"ParallelDrafter: process=true is for draft models on a processor, and this one is on {device}; leave "
                 "process=false"
+            )
+        if is_divided(target):
+            raise MMSpecError(
+                f"ParallelDrafter: the heads of {type(target.model).__name__} are divided among processes, which would "
+                "stop drafting at different times; draft with the draft model alone, or load the target with device_map"
             )
         self.helpers: dict[str, DraftProcess] = {}
         self._foresight: Foresight | None = None
