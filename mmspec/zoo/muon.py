@@ -3,7 +3,7 @@
 `torch.optim.Muon` orthogonalises in bfloat16, matrix by matrix. On a processor that has no such instructions this
 takes longer than the forward and backward pass of a small model. Here the matrices of one shape are orthogonalised
 together, in float32. Everything else, the state included, is that of `torch.optim.Muon` with the learning rate that
-matches AdamW's ("Muon is Scalable for LLM Training", arXiv 2502.16982).
+matches AdamW's (its option `match_rms_adamw`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StackedMuon(torch.optim.Optimizer):
         params: parameters `[rows, columns]`.
         lr: learning rate, of AdamW's size.
         weight_decay: decoupled decay.
-        momentum: of the running mean of the gradients, in Nesterov's form.
+        momentum: the share of the past in the running mean of the gradients, which is Nesterov's.
     """
 
     def __init__(

@@ -10,8 +10,8 @@ from covering import covering
 import mmspec
 from mmspec import zoo
 from mmspec.drafters import NGramDrafter
+from mmspec.embedded import EMBEDDED, EMBEDDED_TARGETS
 from mmspec.inputs import prepare
-from mmspec.loading import EMBEDDED
 from mmspec.trees import Chain, DynamicTree, StaticTree
 
 pytestmark = pytest.mark.product
@@ -110,8 +110,11 @@ def test_sampling_is_coupled_across_drafters():
 def test_weights_are_small_safetensors():
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
     weights = [path for path in files if path.suffix == ".safetensors"]
-    assert {path.parent.name for path in weights} == {"target", *DRAFTERS} - {"ngram"}
-    assert sum(path.stat().st_size for path in files) < 45e6
+    of_pictures = [path.parent.name for path in weights if path.parent.parent.name == "tiny"]
+    assert set(of_pictures) == {"target", *DRAFTERS} - {"ngram"}
+    sizes = {name: sum(path.stat().st_size for path in (EMBEDDED / name).rglob("*")) for name in EMBEDDED_TARGETS}
+    assert sizes["tiny"] < 45e6 and 0 < sizes["tiny-video"] < 12e6
+    assert len(files) == sum(path.is_file() for name in EMBEDDED_TARGETS for path in (EMBEDDED / name).rglob("*"))
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
 

@@ -35,8 +35,14 @@ EASY_CLIPS = 12_000
 
 
 class Shape(NamedTuple):
-    """What the clips of a micro-batch have in common: steps, the edge of a tile, the most figures, whether they are
-    pictures."""
+    """Shape of all clips of a micro-batch.
+
+    Args:
+        steps: steps of a clip.
+        edge: cells along the edge of a tile.
+        most: most figures at a time.
+        picture: whether only the first frame is shown.
+    """
 
     steps: int
     edge: int = 1
