@@ -45,7 +45,7 @@ MEANINGS = {
     "SIGABRT": ": a compiled library there has given up",
     "SIGTERM": ": somebody has ended it",
 }
-"""What ends a process from outside, and what to do about it."""
+"""Names of signals that end a process, and the end of a sentence about it: the likely cause, and the way out."""
 
 
 class WorkerProcess:
