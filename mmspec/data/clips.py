@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import MMSpecError, did_you_mean
+from ..errors import MMSpecError, did_you_mean, shown
 from ..zoo.video.data import CLIP_TASKS, LENGTHS, watch
 from .accuracy import MetricSetting, metrics_of
 from .examples import DRAWN_CLIP, Example, Source
@@ -43,7 +43,10 @@ class ClipSource(Source):
     ):
         check_drawn(tasks, CLIP_TASKS, split, count, start)
         # A configuration may have read 500 as a number.
-        self.lengths = [str(length)] if isinstance(length, str | int) else [str(one) for one in length]
+        given: Any = [length] if isinstance(length, str | int) else length
+        if not isinstance(given, Sequence):
+            raise MMSpecError(f"length={shown(length)} must be one of {', '.join(LENGTHS)}, or a list of them")
+        self.lengths = [str(one) for one in given]
         for one in self.lengths:
             if one not in LENGTHS:
                 raise MMSpecError(f"length {one!r} is unknown.{did_you_mean(one, LENGTHS)}")

@@ -54,6 +54,7 @@ def test_what_is_not_there_is_refused():
     refused(lambda: ClipSource(tasks=["scenes"]), "task 'scenes' is unknown. Available: accounts, moments, pictures.")
     refused(lambda: ClipSource(length="shrot"), "length 'shrot' is unknown. Did you mean 'short'?")
     refused(lambda: ClipSource(length=[]), "length=[] must name at least one of short, long")
+    refused(lambda: ClipSource(length=None), "length=None must be one of short, long, 500, 2k, 8k, 25k, or a list")
     refused(lambda: ClipSource(count=0), "count=0 must be at least 1")
     refused(lambda: open_image("tiny-video:pictures/test/short"), "is not of the form tiny-video:TASK/SPLIT/LENGTH/IN")
     refused(lambda: open_image("tiny-video:pictures/test/tall/1"), "unknown length 'tall'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import cache
 
@@ -22,6 +23,7 @@ from mmspec.compressors import Prune, Routing, TopPUniform
 from mmspec.drafters import NGramDrafter, ParallelDrafter, TextOnlyDrafter
 from mmspec.drafters.parallel.guesses import Guesses
 from mmspec.drafters.parallel.pace import Pace
+from mmspec.drafters.parallel.process import DraftProcess
 from mmspec.drafters.parallel.writer import ChainWriter
 from mmspec.parallel import parallel_of
 from mmspec.rounds import ArmSelector
@@ -332,9 +334,14 @@ def test_a_target_that_is_divided_among_processes_is_refused(target, monkeypatch
     refused(lambda: drafter_of(target, "near"), "the heads of LlamaForCausalLM are divided among processes")
 
 
+def interrupted(self):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.product
-def test_a_process_of_its_own(target, plain):
-    """Exact, with the text and the windows of the thread; one that is killed is named in one line, and replaced."""
+def test_a_process_of_its_own(target, plain, monkeypatch):
+    """Exact, with the text and the windows of the thread; one that is killed is named in one line, and replaced, as is
+    one whose answer nobody has waited for."""
     beside, apart = drafter_of(target, "near"), drafter_of(target, "near", process=True)
     for options in (
         {},
@@ -356,6 +363,13 @@ def test_a_process_of_its_own(target, plain):
     assert mmspec.generate(target, apart, **ragged()).token_ids == plain
     again = apart.helpers["process"]
     assert again.pid != helper.pid
+    with monkeypatch.context() as patch:
+        patch.setattr(DraftProcess, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mmspec.generate(target, apart, **ragged())
+    assert mmspec.generate(target, apart, **ragged()).token_ids == plain, "an answer to what was asked before"
+    again = apart.helpers["process"]
+    assert os.getpgid(again.pid) != os.getpgid(0), "a terminal interrupts it while it starts"
     apart.close()
     assert not again.alive and again._child.returncode == 0 and not apart.helpers
     refused(lambda: mmspec.generate(target, apart, **ragged(guidance_scale=2.0)), "process=true has no guidance")

@@ -94,7 +94,10 @@ class DraftProcess:
         # Classes of others that are sent along are imported from where this process has them.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-m", MODULE, str(theirs.fileno())]
-        self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        # In a group of its own, so that a terminal interrupts this end alone, which closes the pipe.
+        self._child = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, process_group=0
+        )
         theirs.close()
         self._pipe = ours
         self._end = weakref.finalize(self, end, self._child, ours)
@@ -164,10 +167,16 @@ class DraftProcess:
         """
         with self._lock:
             forgotten, self._forgotten = self._forgotten, []
-            self._send((verb, number, forgotten, arguments), "the request, or one of its logits processors,")
-            while (answer := self._answer()) == "first":
-                if told is not None:
-                    told()
+            try:
+                self._send((verb, number, forgotten, arguments), "the request, or one of its logits processors,")
+                while (answer := self._answer()) == "first":
+                    if told is not None:
+                        told()
+            except MMSpecError:
+                raise
+            except BaseException:  # interrupted: the answer would be taken for that to the next question
+                self._end()
+                raise
             return answer
 
     def forget(self, number: int) -> None:
