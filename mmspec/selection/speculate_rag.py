@@ -272,7 +272,8 @@ class VideoSpeculateRAG(DocumentSelector):
             found.tokens["members"] = sum(map(len, rows))
             return [large.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
         texts = self.small(asked)
-        if len(texts) != len(asked) or not all(isinstance(text, str) for text in texts):
+        table = isinstance(texts, Sequence) and not isinstance(texts, str)
+        if not table or len(texts) != len(asked) or not all(isinstance(text, str) for text in texts):
             raise MMSpecError(
                 f"small: the function returned {shown(texts, 40)} for {len(asked)} documents: return a text for each"
             )

@@ -323,6 +323,8 @@ def test_refusals():
         (lambda: rag(lambda *_: "well").answer(asked()), "'well', which is no table of numbers"),
         (lambda: rag(lambda s, p: np.full((3, len(p)), np.nan)).answer(asked()), "not finite"),
         (lambda: rag(small=short).answer(asked()), "for 3 documents: return a text for each"),
+        (lambda: rag(small=lambda _: None).answer(asked()), "returned None for 3 documents"),
+        (lambda: rag(small=lambda _: "abc").answer(asked()), "returned 'abc' for 3 documents"),
         (lambda: rag(yes_words="yes"), r"yes_words='yes' has no word that is one token of the target \('yes' is"),
         (lambda: rag(no_words=()), "there is none"),
         (lambda: rag(yes_words=("y", "n")), "both have 'n'"),
