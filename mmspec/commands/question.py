@@ -37,7 +37,8 @@ def asked(arguments: argparse.Namespace, watches: bool = False) -> dict[str, Any
         watches: whether the target is the embedded one that watches clips: what ships is a clip then.
 
     Raises:
-        MMSpecError: for flags that exclude one another, and for a picture or a file that cannot be read.
+        MMSpecError: for flags that exclude one another, a video without a question, and for a picture or a file that
+            cannot be read.
     """
     media = {kind: getattr(arguments, kind) for kind in MEDIA}
     if arguments.messages is not None:
@@ -58,7 +59,11 @@ def asked(arguments: argparse.Namespace, watches: bool = False) -> dict[str, Any
         question["prompt"] = DEMO_FRAME_PROMPT if arguments.image and not arguments.video else DEMO_CLIP_PROMPT
         if not (arguments.image or arguments.video):
             question["videos"] = [demo_clip()]
-    elif arguments.prompt is None and not (arguments.video or arguments.audio):
+    elif arguments.prompt is None and arguments.video:
+        raise MMSpecError(
+            "--video was given without a question: add --prompt TEXT; only target=tiny-video is asked one of its own"
+        )
+    elif arguments.prompt is None and not arguments.audio:
         from ..zoo import DEMO_PROMPT, demo_image
 
         question["prompt"] = DEMO_PROMPT

@@ -65,6 +65,7 @@ def test_several_answers_and_stop_strings(capsys):
         (["--messages", "{}/two.json"], "two.json has 2 conversations: give a file with one"),
         (["--messages", "{}/none.json"], "messages=[] is no conversation"),
         (["--prompt", "What?", "--video", "a.mp4"], "1 videos were given but LlavaForConditionalGeneration takes none"),
+        (["--video", "a.mp4"], "--video was given without a question: add --prompt TEXT"),
         (["--audio", "a.wav"], "give either prompt= (and images=), or messages="),
         (["num_return_sequences=2"], "num_return_sequences=2 at temperature 0 would give the same answer 2 times"),
         (["stop=''"], "stop='' must be a text, or a list of texts"),
