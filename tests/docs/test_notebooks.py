@@ -30,6 +30,7 @@ SMALL = {
     "07_write_your_own_drafter": {"LENGTH": 40},
     "08_sampling_and_losslessness": {"ROWS": 6, "SEEDS": 1},
     "10_a_block_in_one_pass": {"QUESTIONS": 1},
+    "11_what_a_pruner_keeps": {"SHARES": (0.1,)},
 }
 """Values of parameters with which a notebook runs through in seconds and shows nothing of interest."""
 

@@ -77,6 +77,9 @@ KEYS["mtp, in a row and on"] |= {
 }
 KEYS["vispec"] = KEYS["eagle"] | {"img_fc.weight", "img_fc.bias", "compressor.q"}
 KEYS["vispec"] |= {f"compressor.{part}_proj.weight" for part in "kvo"}
+KEYS["vispec, text"] = KEYS["vispec"]
+KEYS["sparrow"] = KEYS["eagle"]
+KEYS["sparrow, whole"] = KEYS["eagle"] | {"layers.0.input_layernorm.weight"}
 KEYS["dream"] = {"layers.2.input_layernorm.weight", "norm.weight"}
 KEYS["dream"] |= {f"layers.{layer}.{name}" for layer in (0, 2) for name in LAYER}
 KEYS["dream, without memory"] = set(KEYS["dream"])

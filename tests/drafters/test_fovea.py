@@ -28,6 +28,7 @@ from mmspec.drafters import (
     MsdDrafter,
     MtpDrafter,
     PEagleDrafter,
+    SparrowDrafter,
     SpecFlashDrafter,
     ViSpecDrafter,
 )
@@ -48,6 +49,7 @@ HEADS = {
     "vispec": (ViSpecDrafter, {"queries": 3, "heads": 2}),
     "dream, pool": (DreamDrafter, compressor("pool.Pool", size=2)),
     "mtp": (MtpDrafter, {}),
+    "sparrow": (SparrowDrafter, {}),
     "peagle": (PEagleDrafter, {"layers": 2, "depths": 4}),
 }
 

@@ -26,6 +26,7 @@ from mmspec.drafters import (
     HeadDrafter,
     LayerDrafter,
     NoDrafter,
+    ParallelDrafter,
     SessionDrafter,
     SharedEncoderDrafter,
     StepDrafter,
@@ -212,6 +213,7 @@ def test_every_exported_drafter_is_in_this_suite():
     interfaces = {Drafter, DraftModelDrafter, FeatureDrafter, HeadDrafter, SessionDrafter, StepDrafter, NoDrafter}
     interfaces |= {BlockDrafter, LayerDrafter}
     interfaces |= {SharedEncoderDrafter}  # for models that attend to sound: tests/families/test_whisper.py
+    interfaces |= {ParallelDrafter}  # it grows no trees: tests/drafters/test_parallel_drafting.py
     interfaces |= {CaptionedDrafter}  # for requests that bring captions: tests/drafters/test_mixture.py
     tested = {type(drafter_of(label, models.VISUAL[0], "sdpa")) for label in LABELS}
     tested |= {cls for _, cls, *_ in OF_ONE_TARGET.values()}

@@ -22,8 +22,8 @@ from mmspec.zoo.video.frames import FRAMES_PER_STEP
 from mmspec.zoo.video.vocabulary import CHAT_TEMPLATE, build_clip_tokenizer
 
 STOCK = "Qwen2VLVideoProcessor"
-SIZES = {"shortest_edge": 4 * (PATCH * MERGE) ** 2, "longest_edge": 64 * 64 * (PATCH * MERGE) ** 2}
-"""Fewest and most pixels of a frame: those of 4 and of 4,096 visual tokens."""
+SIZES = {"shortest_edge": 4 * (PATCH * MERGE) ** 2, "longest_edge": 16 * 16 * (PATCH * MERGE) ** 2}
+"""Fewest and most pixels of a frame: those of 4 and of 256 visual tokens. Larger frames are made smaller."""
 
 
 class FrameProcessor(PushToHubMixin):
