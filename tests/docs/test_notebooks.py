@@ -88,9 +88,9 @@ def results_of(path: Path) -> set[int]:
     return {number for number, one in outputs_of(path) if one["output_type"] == "execute_result"}
 
 
-def test_there_are_ten_and_a_readme_with_a_line_for_each():
+def test_there_are_eleven_and_a_readme_with_a_line_for_each():
     text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 11)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 12)]
     assert re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M) == [path.name for path in NOTEBOOKS]
 
 

@@ -53,7 +53,7 @@ def things(tmp_path_factory):
             assert main(["distill", "source.count=2", "max_new_tokens=24", "--output", str(path)]) == 0
         elif thing in ("target", "drafter"):
             embedded = {"target": "target", "drafter": "eagle"}[thing]
-            shutil.copytree(Path(zoo.__file__).parent / "weights" / embedded, path)
+            shutil.copytree(Path(zoo.__file__).parent / "weights" / "tiny" / embedded, path)
         else:
             short = ["task=scenes", "limit=1", "repeats=1", "warmup=0", "max_new_tokens=16"]
             assert main(["bench", "drafter=eagle3", "tree=chain", *short, "--output", str(path)]) == 0

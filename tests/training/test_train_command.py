@@ -62,7 +62,7 @@ def test_every_recipe_trains_a_drafter_that_generates(recipe, answers, tmp_path,
 
 def test_the_last_line_can_be_typed(answers, tmp_path, capsys):
     folder = tmp_path / "a target"
-    shutil.copytree(Path(mmspec.zoo.__file__).parent / "weights" / "target", folder)
+    shutil.copytree(Path(mmspec.zoo.__file__).parent / "weights" / "tiny" / "target", folder)
     out = tmp_path / "run"
     chosen = [f"target={folder}", "target.device=null", "+target.device_map=cpu"]
     argv = ["train", *chosen, "recipe=eagle2", "--data", str(answers), "--output", str(out), *FEW]
