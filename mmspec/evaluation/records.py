@@ -165,7 +165,7 @@ class AnswerRecord(Place):
     order: NotRequired[Count]
     wall: Amount
     seconds: dict[str, Amount]
-    cache_bytes: NotRequired[dict[str, Amount]]
+    cache_bytes: NotRequired[dict[str, Count]]
     prompt_tokens: list[Count]
     new_tokens: list[Count]
     first_tokens: list[Count]
