@@ -87,13 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     with Console(stderr=True).status("loading"):
         import transformers
+        from omegaconf import OmegaConf
 
         import mmspec
 
         from ..memory import Memories
 
         transformers.utils.logging.disable_progress_bar()
-        asked = question.asked(arguments, watches=config.target.name == EMBEDDED_VIDEO_TARGET)
+        watches = OmegaConf.select(config, "target.name") == EMBEDDED_VIDEO_TARGET
+        asked = question.asked(arguments, watches)
         shape = {"tree": configuration.build(config.tree), "verifier": configuration.build(config.verifier)}
         settings.check(shape["verifier"])
         target = configuration.build(config.target)
