@@ -67,7 +67,9 @@ def located(reference: Any, folder: str | Path | None) -> Any:
     if isinstance(reference, (list, tuple)) and all(isinstance(frame, str) for frame in reference):
         return [located(frame, folder) for frame in reference]
     if is_drawn(reference):
-        return Video(_frames(reference), fps=2.0)
+        from ..zoo.video.frames import FRAMES_PER_SECOND
+
+        return Video(_frames(reference), fps=FRAMES_PER_SECOND)
     if not isinstance(reference, str) or data_url(reference) or "://" in reference:
         return reference
     return Path(folder or "", reference)

@@ -284,15 +284,8 @@ def plot_batches(rows: Sequence[Row], looks: Looks) -> Plot | None:
     for name, found in lines.items():
         look, heights = looks[id(found[0])], [row.mean.speedup_decode.value for row in found if row.mean]
         axes.plot(list(map(_batch, found)), heights, label=literal(name), ms=6, lw=1.4, ls=look.line, **look.point)
-    sizes = sorted({_batch(row) for found in lines.values() for row in found})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, list(map(str, sizes)))
-    axes.minorticks_off()
-    axes.axhline(1, color="black", lw=0.8, ls=":")
+    _scaled(axes, sorted({_batch(row) for found in lines.values() for row in found}))
     axes.set(xlabel="prompts answered together", ylabel="over plain decoding of the same batch, mean of tasks")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    legend(axes)
     return plot
 
 
@@ -308,15 +301,20 @@ def plot_lengths(rows: Sequence[Row], looks: Looks) -> Plot | None:
         look, found = looks[id(row)], sorted(found, key=lambda one: one.prompt_tokens)
         ends = [one.prompt_tokens for one in found], [one.speedup.value for one in found]
         axes.plot(*ends, label=name_of(row, rows), ms=6, lw=1.4, ls=look.line, **look.point)
-    axes.set_xscale("log")
-    axes.set_xticks(lengths, [f"{length:.0f}" for length in lengths], fontsize=8)
+    _scaled(axes, lengths)
+    axes.set(xlabel="tokens of the prompt, visual ones included, median of the task", ylabel="over the baseline")
+    return plot
+
+
+def _scaled(axes: Axes, sizes: Sequence[float]) -> None:
+    """Draw the logarithmic axis of the sizes that were measured, the baseline and the legend."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     axes.minorticks_off()
     axes.axhline(1, color="black", lw=0.8, ls=":")
-    axes.set(xlabel="tokens of the prompt, visual ones included, median of the task", ylabel="over the baseline")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     legend(axes)
-    return plot
 
 
 def _batch(row: Row) -> int:
