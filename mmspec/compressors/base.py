@@ -92,6 +92,9 @@ class VisualCompressor(nn.Module, Named, PerRequest):
     """True if the compressor reads `VisualSpan.attention`, and so asks for `token_scores`, for which the states of
     `layers_seen` are needed."""
 
+    blind = False
+    """True if nothing that an encoder made is left, so that nobody need make it for the drafter."""
+
     routes = False
     """True if it leaves all tokens in the prompt, and says before every round which of them are seen, see `route`. The
     states of `layers_seen` are then needed."""

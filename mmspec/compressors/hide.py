@@ -28,6 +28,7 @@ class Hide(VisualCompressor):
     """
 
     settings = ("packed", "margin")
+    blind = True
 
     def __init__(self, packed: bool = False, margin: Sequence[int] = (0, 0)):
         super().__init__()

@@ -179,6 +179,17 @@ def blurred(model: torch.nn.Module, amount: float = 0.25, seed: int = 7) -> torc
     return copied
 
 
+def short_sighted(model: torch.nn.Module, amount: float = 0.05, seed: int = 8) -> torch.nn.Module:
+    """The same model, whose encoders are a little off, if it has any; so it has to look for itself."""
+    generator, spared = torch.Generator().manual_seed(seed), {id(p) for p in model.get_decoder().parameters()}
+    spared |= {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if id(parameter) not in spared and parameter.ndim > 1:
+                parameter += amount * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
 def of_class(config: str, model: str, attention: str = "eager", **settings) -> torch.nn.Module:
     """Build a language model by the names of its classes in transformers."""
     config = getattr(transformers, config)(**{**TEXT, "sliding_window": WINDOW, **settings})

@@ -50,9 +50,10 @@ from mmspec.tree import DraftTree
 
 @cache
 def blurred_drafter(name: str, attention: str) -> DraftModelDrafter:
-    """A drafter that is right some of the time: the target's own model with noise on its weights."""
+    """A drafter that is right some of the time: the target's own model with noise on its weights, also on those of its
+    encoders."""
     target = target_of(name, attention)
-    return as_drafter(target, models.blurred(target.model))
+    return as_drafter(target, models.short_sighted(models.blurred(target.model)))
 
 
 def text_drafter(name: str, attention: str) -> DraftModelDrafter:

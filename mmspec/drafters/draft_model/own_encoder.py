@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ...compressors import VisualCompressor
 from ...errors import MMSpecError
 from ...families import Family, Vision
 from ...inputs import Request, prepare
+from ...trees import TreeBuilder
 from .base import DraftModelDrafter
+from .same_encoders import SameEncoders
+
+if TYPE_CHECKING:
+    from ...target import Target
 
 
 class OwnEncoderDrafter(DraftModelDrafter):
     """A model with encoders of its own, with which it looks at the pictures, or hears the sound, anew.
 
     If its processor is another one than the target's, it reads the whole conversation by that one. A Whisper, whose
-    tokens are the target's, only hears the sound anew.
+    tokens are the target's, only hears the sound anew. Encoders run only where their work is of use: those that are
+    copies of the target's (`recipe=small_copy`) take what the target's have made, and behind a compressor that leaves
+    nothing of a picture (`Hide`) a model that reads the target's prompt looks at none.
 
     Lossless with every lossless verifier. Any smaller model of the target's family will do.
     """
 
     mode = "own_vision"
     encodes = True
+
+    def __init__(
+        self,
+        target: Target,
+        model: nn.Module,
+        processor: Any = None,
+        tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
+    ):
+        super().__init__(target, model, processor, tree, compressor)
+        self._same_encoders = SameEncoders()
 
     def check_model(self, draft: Family, target: Family) -> None:
         """Refuse a model without encoders, and one that attends to sound beside a target that does not."""
@@ -40,8 +60,15 @@ class OwnEncoderDrafter(DraftModelDrafter):
         return not self.draft_target.family.cross_attends
 
     def prompt_of(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
-        """Return the prompt with its media, encoded by the draft model itself."""
+        """Return the prompt with its media, encoded by the draft model itself unless that is of no use."""
         own = self.draft_target
+        if own.processor is None and not own.family.cross_attends and vision is not None:
+            if self._same_encoders.between(own.family, self.target.family):
+                return request, vision
+            if self.compressor is not None and self.compressor.blind:
+                like = {"dtype": own.dtype, "device": own.device}
+                blank = [torch.zeros(size, own.hidden_size, **like) for size in vision.sizes]
+                return request, Vision(blank, None, vision.kinds)
         if own.processor is None or (own.family.cross_attends and request.conversations is None):
             pixels = own.family.sample_inputs
             if vision is not None and all(request.inputs.get(name) is None for name in pixels):
