@@ -66,7 +66,7 @@ class OwnEncoderDrafter(DraftModelDrafter):
             if self._same_encoders.between(own.family, self.target.family):
                 return request, vision
             if self.compressor is not None and self.compressor.blind:
-                like = {"dtype": own.dtype, "device": own.device}
+                like: dict[str, Any] = {"dtype": own.dtype, "device": own.device}
                 blank = [torch.zeros(size, own.hidden_size, **like) for size in vision.sizes]
                 return request, Vision(blank, None, vision.kinds)
         if own.processor is None or (own.family.cross_attends and request.conversations is None):

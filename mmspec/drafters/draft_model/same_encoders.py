@@ -29,7 +29,10 @@ class SameEncoders:
         if type(draft.model) is not type(target.model):
             return False
         ours, theirs = encoder_weights(draft), encoder_weights(target)
-        seen = [(weight.data_ptr(), _version(weight)) for weight in [*ours.values(), *theirs.values()]]
+        weights = [*ours.values(), *theirs.values()]
+        if not all(map(_is_readable, weights)):  # quantised, divided among devices, or not in memory
+            return False
+        seen = [(weight.data_ptr(), _version(weight)) for weight in weights]
         if seen != self._seen:
             self._seen, self._same = seen, _equal(draft, target, ours, theirs)
         return self._same
@@ -60,9 +63,6 @@ def _equal(draft: Family, target: Family, ours: dict[str, Tensor], theirs: dict[
     if not ours or list(ours) != list(theirs):
         return False
     if _settings(draft.model.config.to_dict()) != _settings(target.model.config.to_dict()):
-        return False
-    everything = [*ours.values(), *theirs.values()]
-    if not all(map(_is_readable, everything)):  # quantised, divided among devices, or not in memory
         return False
     pairs = [(ours[name], theirs[name]) for name in ours]
     return all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in pairs)
