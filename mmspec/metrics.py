@@ -46,6 +46,12 @@ METRICS = {
         ("decode_seconds", "plain_decode_tokens"),
         nothing=1.0,
     ),
+    "speedup_projected": Metric(
+        "speed-up, decoding, projected",
+        ("decode_tokens", "plain_decode_seconds"),
+        ("projected_seconds", "plain_decode_tokens"),
+        nothing=1.0,
+    ),
     "tokens_per_second": Metric("tokens/s, decoding", ("decode_tokens",), ("decode_seconds",)),
     "tokens_per_second_end_to_end": Metric("tokens/s, end to end", ("tokens",), ("seconds",)),
     "ttft": Metric("time to first token"),

@@ -46,6 +46,8 @@ class Answer:
         rounds: records of the loop where it is ours, or what follows of them from another engine's counters.
         unanswered: rows that could not be answered, with the reasons; their tokens are empty.
         cache_bytes: what the caches take, see `mmspec.decoding.stats.Stats`; empty where nobody knows.
+        overlap_seconds: by how much decoding would be shorter, had a drafter and a target that took turns worked side
+            by side, see `mmspec.decoding.stats.Stats.projected_decode_seconds`; None where none took turns.
     """
 
     token_ids: list[list[int]]
@@ -57,6 +59,7 @@ class Answer:
     rounds: list[Round] = field(default_factory=list)
     unanswered: dict[int, str] = field(default_factory=dict)
     cache_bytes: dict[str, int] = field(default_factory=dict)
+    overlap_seconds: float | None = None
 
     def complete(self) -> Answer:
         """Return it if all rows were answered.
@@ -160,7 +163,7 @@ class MMSpecEngine(Engine):
         )
         wall, out = timed(self.target.device, lambda: drain(pieces))
         rounds, first = out.stats.rounds, [1] * request.batch_size
-        held = dict(out.stats.cache_bytes)
+        held, projected = dict(out.stats.cache_bytes), out.stats.projected_decode_seconds
         return Answer(
             out.token_ids,
             out.finish_reason,
@@ -170,6 +173,7 @@ class MMSpecEngine(Engine):
             len(rounds),
             rounds,
             cache_bytes=held,
+            overlap_seconds=None if projected is None else out.stats.decode_seconds - projected,
         )
 
     def attribute(self, request: Request, seed: int) -> Attribution | None:

@@ -158,6 +158,7 @@ def means(samples: Sequence[Sample]) -> Figures:
     - `speedup_geometric`: the geometric mean over tasks;
     - `..._per_prompt`: mean over requests of the request's own ratio, and `..._per_prompt_geometric`;
     - `spread`, `spread_decode`: lowest and highest speed-up of a single repeat; None with fewer than two;
+    - `speedup_projected`: None where no drafter took turns with its target;
     - `nodes`, `levels`, `draft_cost`: None where the rounds are unknown;
     - `accuracy`: over the tasks that have a metric; None without one, or where runs were judged by different ones;
     - `similarity`: None of lossless methods and of sampled text.
@@ -183,6 +184,7 @@ def means(samples: Sequence[Sample]) -> Figures:
         found = [one for one in samples if one.informs(name)]
         return estimate(name, found) if found else None
 
+    took_turns = any(one.requests["in_turn"].any() for one in samples)
     one_metric = all(len(one.metrics) < 2 for one in samples)  # points of one do not add to those of another
     return Figures(
         speedup=estimate("speedup", samples),
@@ -193,6 +195,7 @@ def means(samples: Sequence[Sample]) -> Figures:
         speedup_decode=estimate("speedup_decode", samples),
         speedup_decode_per_prompt=per_prompt("speedup_decode", "decode_tokens"),
         spread_decode=spread("speedup_decode"),
+        speedup_projected=estimate("speedup_projected", samples) if took_turns else None,
         mean_acceptance_length=estimate("mean_acceptance_length", samples),
         mean_accepted_draft_tokens=estimate("mean_accepted_draft_tokens", samples),
         nodes=if_known("nodes"),

@@ -24,6 +24,10 @@ MATCHES = (
     "; the exact match with single prompts is the share of the answers that are, token for token, what plain decoding "
     "writes when it answers that prompt alone (arXiv 2510.22876): plain decoding's own says what the batch changes"
 )
+PROJECTED = (
+    "Projected: no measurement, but what the clock says of a drafter and a target that took turns here, had each a "
+    "device of its own: every round counts as the longer of both."
+)
 REPEATS = "; single repeats: the lowest and the highest mean that one repeat alone gave"
 
 
@@ -66,6 +70,8 @@ def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> Iterator[str]:
     yield _budgets(answered)
     yield from _elsewhere(answered)
     yield from dict.fromkeys(line for group in groups for line in _warnings(group))
+    if any(row.mean is not None and row.mean.speedup_projected for row in answered):
+        yield PROJECTED
     if loose := [row for row in answered if not row.side.get("lossless", True)]:
         names = _joined(row.method for row in loose)
         yield f"Not lossless, so its text may differ by design: {names}.{_judged(answered)}"

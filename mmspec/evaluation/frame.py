@@ -5,7 +5,8 @@
 - `side` (number of the method) and `answer` (number of the request, the same for all methods);
 - `task`, `ids` of the prompts in the request, `request` (the same joined by spaces), `turn`, and `repeat` from 0; a
   request that occurs in several bundles has the repeats of all;
-- seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, of the baseline beside it
+- seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, `projected_seconds` (of decoding, had
+  both sides worked side by side that took turns; `in_turn` of the request is 0 where none did), of the baseline beside it
   `plain_seconds` and `plain_decode_seconds`, those before the first round by phase (`prompt_prune_seconds`, ...), and
   those of all rounds by phase (`round_draft_seconds`, ...);
 - counts, which are those of the first repeat: `prompt_tokens`, `target_bytes` and `drafter_bytes` of their caches (None
@@ -138,9 +139,11 @@ def _timings(record: Record, plain: Record, rounds: list[Record]) -> dict[str, f
         for phase, seconds in one["seconds"].items():
             if phase not in PROMPT_PHASES:
                 by_phase[phase] = by_phase.get(phase, 0.0) + seconds
+    decoding = record["wall"] - prompt
     return {
         "seconds": record["wall"],
-        "decode_seconds": record["wall"] - prompt,
+        "decode_seconds": decoding,
+        "projected_seconds": decoding - record.get("overlap_seconds", 0.0),
         "ttft": prompt,
         "draft_seconds": by_phase.get("draft", 0.0) + by_phase.get("observe", 0.0),
         "plain_seconds": plain["wall"],
@@ -167,6 +170,7 @@ def _counts(
         emitted, accepted = tokens, tokens - steps
     held = record.get("cache_bytes") or {}
     return {
+        "in_turn": int("overlap_seconds" in record),
         "prompt_tokens": sum(record["prompt_tokens"]),
         "target_bytes": held.get("target"),
         "drafter_bytes": held.get("drafter"),

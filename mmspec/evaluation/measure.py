@@ -356,6 +356,7 @@ def _timed(request: Request, answer: Answer) -> dict[str, Any]:
         "wall": answer.wall,
         "seconds": answer.seconds,
         **({"cache_bytes": answer.cache_bytes} if answer.cache_bytes else {}),
+        **({} if answer.overlap_seconds is None else {"overlap_seconds": answer.overlap_seconds}),
         "prompt_tokens": request.lengths,
         "new_tokens": [len(row) for row in answer.token_ids],
         "first_tokens": answer.first_tokens,

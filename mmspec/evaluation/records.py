@@ -166,6 +166,7 @@ class AnswerRecord(Place):
     wall: Amount
     seconds: dict[str, Amount]
     cache_bytes: NotRequired[dict[str, Count]]
+    overlap_seconds: NotRequired[Amount]
     prompt_tokens: list[Count]
     new_tokens: list[Count]
     first_tokens: list[Count]

@@ -45,12 +45,13 @@ class MethodTable(Shown):
         elif len(groups) > 1:
             names.append(("measured on", lambda row: conditions_shown(row.conditions, groups)))
         matched = any(one.exact.single_compared and row.conditions["batch"] > 1 for row in rows if (one := row.overall))
+        projected = any(row.mean is not None and row.mean.speedup_projected for row in rows)
         baselines = " and ".join(dict.fromkeys(row.side["label"] for row in rows if row.baseline))
         first = len(names) + 1
         sheets = [
             _sheet(
                 f"{SHOWN['speedup']}, over {baselines}",
-                [*names, *_columns(tasks, repeated(rows), self.judged, matched)],
+                [*names, *_columns(tasks, repeated(rows), self.judged, matched, projected)],
                 rows,
                 len(names),
                 range(first, first + len(tasks)),
@@ -75,9 +76,10 @@ def _sheet(title: str, columns: Sequence[Column], rows: Sequence[Row], *places: 
     return Sheet(title, [heading for heading, _ in columns], cells, *places)
 
 
-def _columns(tasks: Sequence[str], repeats: bool, judged: bool, matched: bool) -> list[Column]:
-    """Return the columns behind the names. One task has no geometric mean and no pool beside its figure, and texts of
-    single prompts are only compared with those of larger batches."""
+def _columns(tasks: Sequence[str], repeats: bool, judged: bool, matched: bool, projected: bool) -> list[Column]:
+    """Return the columns behind the names. One task has no geometric mean and no pool beside its figure, texts of
+    single prompts are only compared with those of larger batches, and a projection stands beside what was measured only
+    where there is one."""
     several = len(tasks) > 1
     return [
         (f"{SHOWN['nodes']} (limit)", _nodes),
@@ -86,6 +88,7 @@ def _columns(tasks: Sequence[str], repeats: bool, judged: bool, matched: bool) -
         *([_shown("speedup_geometric")] if several else []),
         *([("single repeats", _mean("spread", _spread))] if repeats else []),
         _shown("speedup_decode"),
+        *([_shown("speedup_projected")] if projected else []),
         *([_shown("accuracy", _interval)] if judged else []),
         _shown("mean_acceptance_length"),
         *([_shown("pooled_acceptance_length")] if several else []),

@@ -1,4 +1,4 @@
-"""Whether a draft model's encoders are copies of its target's, so that running them once serves both."""
+"""Finds out if a draft model's encoders are copies of its target's: then running them once serves both."""
 
 from __future__ import annotations
 
