@@ -6,7 +6,7 @@
 - `task`, `ids` of the prompts in the request, `request` (the same joined by spaces), `turn`, and `repeat` from 0; a
   request that occurs in several bundles has the repeats of all;
 - seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, `projected_seconds` (of decoding, had
-  both sides worked side by side that took turns; `in_turn` of the request is 0 where none did), of the baseline beside it
+  both sides worked side by side that took turns; `in_turn` is 0 where none did), of the baseline beside it
   `plain_seconds` and `plain_decode_seconds`, those before the first round by phase (`prompt_prune_seconds`, ...), and
   those of all rounds by phase (`round_draft_seconds`, ...);
 - counts, which are those of the first repeat: `prompt_tokens`, `target_bytes` and `drafter_bytes` of their caches (None
