@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .drafters import DreamDrafter
-from .errors import MMSpecError
-from .loading import load_drafter
+from .loading import load_drafter_as
 from .target import Target
 
 
@@ -28,10 +27,5 @@ def load_sub_network(
     Raises:
         MMSpecError: see `load_drafter` and `DreamDrafter.sub_network`; for a drafter of another kind.
     """
-    drafter = load_drafter(name, target, **kwargs)
-    if not isinstance(drafter, DreamDrafter):
-        raise MMSpecError(
-            f"{name!r} is a {type(drafter).__name__}, which has no sub-networks: name a DREAM or DREAM-S checkpoint, "
-            "or tiny/dream"
-        )
-    return drafter.sub_network(head_share, keep)
+    lacking = "has no sub-networks: name a DREAM or DREAM-S checkpoint, or tiny/dream"
+    return load_drafter_as(DreamDrafter, name, target, lacking, **kwargs).sub_network(head_share, keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -40,6 +40,8 @@ OF_THE_HUB = (
     "code_revision",
 )
 """Arguments that say where files come from, and so apply to all files of a model."""
+
+Kind = TypeVar("Kind", bound=Drafter)
 
 
 def load_target(
@@ -221,6 +223,24 @@ def load_drafter(
         known = ", ".join(format.name for format in FORMATS)
         raise MMSpecError(f"{error}; nor has it the keys of a published drafter ({known})") from error
     return as_drafter(target, model, processor)
+
+
+def load_drafter_as(kind: type[Kind], name: str, target: Target, otherwise: str, **kwargs: Any) -> Kind:
+    """Load a drafter that has to be of one kind.
+
+    Args:
+        kind: its class, or one that it inherits from.
+        name, target, kwargs: see `load_drafter`.
+        otherwise: what drafters of another kind lack, and what to name instead; it stands in the error behind "is a
+            ..., which".
+
+    Raises:
+        MMSpecError: see `load_drafter`; for a drafter of another kind.
+    """
+    drafter = load_drafter(name, target, **kwargs)
+    if not isinstance(drafter, kind):
+        raise MMSpecError(f"{name!r} is a {type(drafter).__name__}, which {otherwise}")
+    return drafter
 
 
 def _resolve(name: str, kind: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from .drafters import DraftModelDrafter, ParallelDrafter
-from .errors import MMSpecError, shown
-from .loading import load_drafter
+from .loading import load_drafter_as
 
 if TYPE_CHECKING:
     from .target import Target
@@ -31,10 +30,8 @@ def parallel_of(
     Raises:
         MMSpecError: for a drafter that is no draft model, and what `ParallelDrafter` refuses.
     """
-    drafter = load_drafter(name, target)
-    if not isinstance(drafter, DraftModelDrafter):
-        raise MMSpecError(
-            f"parallel_of: name={shown(name)} is a {type(drafter).__name__}, which is no model of its own and cannot "
-            "work while the target does; choose a draft model, such as tiny/draft_model"
-        )
+    lacking = (
+        "is no model of its own and cannot work while the target does: name a draft model, such as tiny/draft_model"
+    )
+    drafter = load_drafter_as(DraftModelDrafter, name, target, lacking)
     return ParallelDrafter(target, drafter, window, after_rejection, process, overlap, longest)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from .drafters import FeatureDrafter
-from .errors import MMSpecError
-from .loading import load_drafter
+from .loading import load_drafter_as
 from .target import Target
 
 
@@ -25,10 +24,8 @@ def load_scoped(
     Raises:
         MMSpecError: see `load_drafter` and `FeatureDrafter.with_scope`; for a drafter of another kind.
     """
-    drafter = load_drafter(name, target, **kwargs)
-    if not isinstance(drafter, FeatureDrafter):
-        raise MMSpecError(
-            f"{name!r} is a {type(drafter).__name__}, which pairs no states with tokens and has no attention_scope: "
-            "name a head such as tiny/eagle, or leave pictures out with compressor=hide"
-        )
-    return drafter.with_scope(attention_scope)
+    lacking = (
+        "pairs no states with tokens and has no attention_scope: name a head such as tiny/eagle, or leave pictures out "
+        "with compressor=hide"
+    )
+    return load_drafter_as(FeatureDrafter, name, target, lacking, **kwargs).with_scope(attention_scope)

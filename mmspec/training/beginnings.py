@@ -21,7 +21,7 @@ from ..drafters import (
     VisualProjector,
 )
 from ..errors import MMSpecError, shown
-from ..loading import load_drafter
+from ..loading import load_drafter, load_drafter_as
 from ..models.twins import with_layers
 from ..models.weights import is_adapted, is_plain
 from ..target import Target
@@ -93,12 +93,11 @@ def give_eyes(target: Target, model: str, tree: TreeBuilder | None = None) -> Sh
         MMSpecError: if it is no such model; for a target that takes no pictures, or is of no listed family.
     """
     theirs = _vision_projector(target, "give_eyes")
-    blind = load_drafter(model, target)
-    if not isinstance(blind, TextOnlyDrafter):
-        raise MMSpecError(
-            f"give_eyes: {model!r} is a {type(blind).__name__}, but eyes are for a model that reads text alone: name a "
-            "language model with the target's tokenizer, such as what recipe=text_only trains"
-        )
+    lacking = (
+        "gets no eyes: name a language model with the target's tokenizer that reads text alone, such as what "
+        "recipe=text_only trains"
+    )
+    blind = load_drafter_as(TextOnlyDrafter, model, target, lacking)
     projector = VisualProjector(_vision_width(theirs), blind.draft_target.hidden_size)
     return SharedVisionDrafter(target, blind.model, projector, tree=tree)
 
@@ -239,11 +238,7 @@ def corrected(
     Raises:
         MMSpecError: if it is no head on the target's states, or has a corrector already; for settings that are none.
     """
-    first = load_drafter(name, target)
-    if not isinstance(first, FeatureDrafter):
-        raise MMSpecError(
-            f"{name!r} is a {type(first).__name__}, which has no states to correct: name a head such as tiny/eagle3"
-        )
+    first = load_drafter_as(FeatureDrafter, name, target, "has no states to correct: name a head such as tiny/eagle3")
     if corrector is None:
         return cast(FeatureDrafter, first.fork(tree))
     if first.corrector is not None:
@@ -275,12 +270,8 @@ def routed(
         raise MMSpecError(
             f"routed: compressor={shown(compressor)} is no VisualCompressor; pass an instance, such as LearnedRouting()"
         )
-    first = load_drafter(name, target)
-    if not isinstance(first, FeatureDrafter):
-        raise MMSpecError(
-            f"{name!r} is a {type(first).__name__}, which is not taught to see some visual tokens alone: name a head "
-            "such as tiny/eagle"
-        )
+    lacking = "is not taught to see some visual tokens alone: name a head such as tiny/eagle"
+    first = load_drafter_as(FeatureDrafter, name, target, lacking)
     if first.compressor is not None:
         raise MMSpecError(
             f"{name!r} has {type(first.compressor).__name__} already: train it on with start={name}, or name a head "

@@ -61,6 +61,6 @@ def test_eyes_are_new_and_the_language_model_is_what_it_was(blind):
 
 def test_what_cannot_be_given_eyes_is_refused(blind, tmp_path):
     cut_shared_vision(target(), 1).save_pretrained(tmp_path / "sees")
-    refused(lambda: give_eyes(target(), str(tmp_path / "sees")), "is a SharedVisionDrafter, but eyes are for a model")
+    refused(lambda: give_eyes(target(), str(tmp_path / "sees")), "is a SharedVisionDrafter, which gets no eyes")
     with pytest.raises(mmspec.MMSpecError, match="has no 'eyes'; it consists of \\['model', 'projector'\\]"):
         trained(give_eyes(target(), blind), tmp_path / "run", parts=["eyes"])
