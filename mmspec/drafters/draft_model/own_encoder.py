@@ -62,13 +62,8 @@ class OwnEncoderDrafter(DraftModelDrafter):
     def prompt_of(self, request: Request, vision: Vision | None) -> tuple[Request, Vision | None]:
         """Return the prompt with its media, encoded by the draft model itself unless that is of no use."""
         own = self.draft_target
-        if own.processor is None and not own.family.cross_attends and vision is not None:
-            if self._same_encoders.between(own.family, self.target.family):
-                return request, vision
-            if self.compressor is not None and self.compressor.blind:
-                like: dict[str, Any] = {"dtype": own.dtype, "device": own.device}
-                blank = [torch.zeros(size, own.hidden_size, **like) for size in vision.sizes]
-                return request, Vision(blank, None, vision.kinds)
+        if (known := self._seen_already(vision)) is not None:
+            return request, known
         if own.processor is None or (own.family.cross_attends and request.conversations is None):
             pixels = own.family.sample_inputs
             if vision is not None and all(request.inputs.get(name) is None for name in pixels):
@@ -93,6 +88,18 @@ class OwnEncoderDrafter(DraftModelDrafter):
             }
             request = own.repeat(prepare(own, **asked), request.batch_size // once.batch_size)
         return request, own.encode(request)
+
+    def _seen_already(self, vision: Vision | None) -> Vision | None:
+        """Return what its encoders would make of the target's media, or what will do for it, if they need not run."""
+        own = self.draft_target
+        if vision is None or own.processor is not None or own.family.cross_attends:
+            return None
+        if self._same_encoders.between(own.family, self.target.family):
+            return vision
+        if self.compressor is None or not self.compressor.blind:
+            return None
+        like: dict[str, Any] = {"dtype": own.dtype, "device": own.device}
+        return Vision([torch.zeros(size, own.hidden_size, **like) for size in vision.sizes], None, vision.kinds)
 
     def embed(self, request: Request, vision: Vision | None) -> Tensor:
         """Return embeddings with its own encodings in place of the pictures."""
