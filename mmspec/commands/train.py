@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.tracker:
         accelerator.init_trackers("mmspec", config=trainer.identity())
     report = follow(trainer)
-    accelerator.end_training()
+    trainer.end()
     if accelerator.is_main_process:
         print(summary(trainer, report, arguments.overrides))
         if config.json:

@@ -66,8 +66,8 @@ def check_parallelism(accelerator: Accelerator) -> None:
     for name in ("FSDP", "DEEPSPEED"):
         if _launched_with(name) and kind.value != name:  # accelerate says nothing, and divides nothing
             raise MMSpecError(
-                f"accelerate was started for {name}, but would train with {kind.value} on {accelerator.device}: leave "
-                "device out, and for FSDP have GPUs, or take another file of configs/accelerate"
+                f"accelerate was started for {name}, but would train with {kind.value} on {accelerator.device.type}: "
+                "leave device out, and for FSDP have GPUs, or take another file of configs/accelerate"
             )
     if kind != DistributedType.FSDP:
         return

@@ -197,6 +197,15 @@ class Trainer:
                 signal.signal(name, handler)
             self._folder.release()
 
+    def end(self) -> None:
+        """Finish trackers and the exchange among processes, as the last thing that a program does with the trainer."""
+        # torch's reducer, in the trainee of data parallelism, has to go while others hold the group of the processes.
+        # As the last to hold it, the reducer would wait, with Python's lock held, for a thread of the group that may be
+        # waiting for that lock.
+        del self.trainee
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def _train(self, progress: Callable[[int, dict[str, float]], None] | None, interrupted: list[bool]) -> dict:
         """Run all steps that are left, and return the last validation; nothing where no step was left."""
         settings, report = self.settings, {}

@@ -53,4 +53,6 @@ def die(step: int, _: dict) -> None:
 drafter, objective = getattr(tiny_training, arguments.head)()
 limit = {"clip_norm": 0.3} if arguments.norm or arguments.zero is not None else {"clip_value": 0.01}
 settings = tiny_training.settings(steps=20, batch_size=5, validate_every=20, save_every=6, **limit)
-Trainer(drafter, objective, Answered(), arguments.folder, settings, adam, accelerator=accelerator).run(die)
+trainer = Trainer(drafter, objective, Answered(), arguments.folder, settings, adam, accelerator=accelerator)
+trainer.run(die)
+trainer.end()

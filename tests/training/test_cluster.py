@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from processes import finish
+from tiny_training import logged
 
 import mmspec
 from mmspec.data import EmbeddedSource
@@ -50,7 +52,7 @@ def submitted(answers: Path, folder: Path, *settings: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_a_job_trains_with_two_processes(answers, tmp_path):
     job = submitted(answers, tmp_path)
-    said, errors = job.communicate(timeout=500)
+    said, errors = finish(job)
     assert job.returncode == 0, errors[-3000:]
     assert str(tmp_path / "logs") in said
     assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 2, "the header and the last step"
@@ -65,17 +67,17 @@ def test_a_job_whose_time_ends_saves_queues_up_again_and_goes_on(answers, tmp_pa
     """submitit's executor for one machine sends the signal that Slurm sends, and starts the job anew as Slurm would."""
     job = submitted(answers, tmp_path, "steps=40", "save_every=1000", "log_every=1", "dtype=float32")
     log, end = tmp_path / "run" / "log.csv", time.monotonic() + 500
-    while job.poll() is None and time.monotonic() < end and not (log.exists() and len(log.read_text().split()) > 2):
+    while job.poll() is None and time.monotonic() < end and not (log.exists() and log.read_text().count("\n") > 2):
         time.sleep(0.1)
     (machine,) = (
         each for each in psutil.Process(job.pid).children(recursive=True) if "submitit.core._submit" in each.cmdline()
     )
     machine.send_signal(signal.SIGUSR2)
-    _, errors = job.communicate(timeout=500)
+    _, errors = finish(job)
     assert job.returncode == 0, errors[-3000:]
     said = "".join(path.read_text() for path in (tmp_path / "logs").iterdir() if path.suffix in (".out", ".err"))
     assert said.count("going on in") == 1 and "Requeued job" in said
-    assert [int(line.split(",")[0]) for line in log.read_text().split()[1:]] == list(range(1, 41))
+    assert [int(float(row["step"])) for row in logged(tmp_path / "run")] == list(range(1, 41))
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from accelerate.commands import launch
+from processes import finish, kill_all
 from tiny_training import logged
 
 import mmspec
@@ -40,7 +40,7 @@ def answers(tmp_path_factory) -> Path:
 def alone(answers, tmp_path_factory) -> Path:
     """The training of the command by itself."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    finish(start([sys.executable, "-m", "mmspec"], answers, run, "device=cpu"))
+    said_by(start([sys.executable, "-m", "mmspec"], answers, run, "device=cpu"))
     return run
 
 
@@ -56,9 +56,9 @@ def start(words: list[str], answers: Path, run: Path, *settings: str) -> subproc
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
+def said_by(process: subprocess.Popen, code: int = 0) -> str:
     """Wait for the end, and return what was said."""
-    said, _ = process.communicate(timeout=500)
+    said, _ = finish(process)
     assert process.returncode == code, said[-3000:]
     return said
 
@@ -69,9 +69,7 @@ def kill_after(process: subprocess.Popen, file: Path) -> None:
     while not file.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     assert file.exists() and process.poll() is None, "it ended before it could be killed"
-    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        each.kill()
-    process.communicate()
+    kill_all(process)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_two_processes_killed_and_resumed(file, stage, answers, alone, tmp_path)
     words += [str(HERE / "as_gpus.py")] if stage is None else ["--zero_stage", str(stage), "-m", "mmspec"]
     kill_after(start(words, answers, run), run / "state" / "progress.json")
     assert len(logged(run)) < 10
-    said = finish(start(words, answers, run))
+    said = said_by(start(words, answers, run))
     assert "going on in" in said and "accepted by position" in said
     ours, theirs = logged(alone), logged(run)
     assert len(ours) == len(theirs) == 10
@@ -114,5 +112,5 @@ def test_fsdp_without_gpus_is_refused(answers, tmp_path):
     """accelerate would train with every weight in every process, and say nothing."""
     config = shipped_folder() / "accelerate" / "fsdp2.yaml"
     words = [sys.executable, "-m", launch.__name__, "--config_file", str(config), *PLACES, "-m", "mmspec"]
-    said = finish(start(words, answers, tmp_path / "run", "device=cpu"), 1)
+    said = said_by(start(words, answers, tmp_path / "run", "device=cpu"), 1)
     assert "accelerate was started for FSDP, but would train with MULTI_CPU on cpu: leave device out" in said

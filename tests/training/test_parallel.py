@@ -20,6 +20,7 @@ from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from processes import finish
 from refusals import refused
 from safetensors.torch import load_file
 from tiny_training import logged, target, trainer
@@ -38,14 +39,15 @@ def train(folder: Path, head: str, processes: int = 1, *flags: str, killed: bool
     """Run the training of 20 steps."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     paths = [str(HERE.parents[1]), str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *(several if processes > 1 else []), str(HERE / "several_processes.py"), folder, head, *flags],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
     )
-    assert (done.returncode != 0) == killed, done.stderr[-3000:]
+    _, errors = finish(process)
+    assert (process.returncode != 0) == killed, errors[-3000:]
     return folder
 
 
@@ -197,8 +199,9 @@ def test_settings_of_deepspeed_that_are_refused(setting, message):
 def test_a_division_that_accelerate_leaves_out(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     left_out = accelerator(DistributedType.MULTI_CPU)
-    left_out.device = "cpu"
-    refused(lambda: check_parallelism(left_out), f"accelerate was started for {name}, but would train with MULTI_CPU")
+    left_out.device = torch.device("cpu:0")  # as accelerate numbers the processor where it has started processes
+    said = f"accelerate was started for {name}, but would train with MULTI_CPU on cpu: leave device out"
+    refused(lambda: check_parallelism(left_out), said)
 
 
 def test_other_ways_are_refused():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from refusals import refused
 from safetensors.torch import load_file
 from tiny_training import (
@@ -74,6 +76,16 @@ def test_an_interrupt_ends_the_step_and_saves(whole, tmp_path, name):
     assert again.step == 4
     again.run()
     assert same_weights(whole, tmp_path)
+
+
+def test_nothing_of_the_trainee_is_left_when_the_exchange_among_processes_ends(tmp_path, monkeypatch):
+    """torch's reducer in it, as the last to hold the group of the processes, waits for ever now and then."""
+    ended, left = trainer(tmp_path, steps=1), []
+    ended.run()
+    trainee = weakref.ref(ended.trainee)
+    monkeypatch.setattr(AcceleratorState, "destroy_process_group", lambda *_: left.append(trainee()))
+    ended.end()
+    assert left == [None]
 
 
 def test_passes_of_any_size_make_the_same_step(whole, tmp_path):
