@@ -13,6 +13,7 @@ from ..compat import CACHE
 from ..errors import MMSpecError
 from ..models.slots import pick_numbers
 from ..models.weights import changes_while_running
+from .encoders import check_layers
 from .frequencies import Switch, check_reach, switches_of
 from .head import Head
 from .media import Media
@@ -59,6 +60,7 @@ class Family(Media, Head, Writing):
                 "mmspec/families"
             )
         self.decoder = decoder
+        check_layers(model)
         self.encoders = {encoder.kind: encoder for encoder in self.encoders_of(model)}
         self.one_at_a_time = changes_while_running(model)
         self.switches: tuple[Switch, ...] = switches_of(decoder)

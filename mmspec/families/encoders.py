@@ -9,8 +9,30 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..errors import MMSpecError, shown
 from ..models.hooks import Ear, listening
 from .vision import Grid, Vision, runs
+
+LAYERS = ("vision_feature_layers", "vision_feature_layer")
+"""Settings of configurations that say which states of a tower are read. Where the first is there, the second is another
+name of it."""
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Refuse a configuration that reads states which the tower has not; transformers finds that with the first picture.
+
+    Raises:
+        MMSpecError: for such a configuration.
+    """
+    count = getattr(getattr(model.config, "vision_config", None), "num_hidden_layers", None)
+    for name in LAYERS:
+        value = getattr(model.config, name, None)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(count, int) and isinstance(number, int) and not -count - 1 <= number <= count:
+                raise MMSpecError(
+                    f"{type(model).__name__}: {name} {shown(number)} of its configuration is none of the states of "
+                    f"the {count} layers of its tower; set {-count - 1} to {count}"
+                )
 
 
 class Encoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import models
 import pytest
+import tiny_families
 import torch
 import transformers
 from full_recompute import recompute, start
@@ -65,6 +66,24 @@ def qwen_inputs(grids: list[list[int]]) -> dict:
         "pixel_values": torch.randn(sum(h * w for _, h, w in grids), 96, generator=generator),
         "image_grid_thw": torch.tensor(grids),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "number"),
+    [
+        ("Llava", "vision_feature_layer", 10**9, 10**9),
+        ("Llava", "vision_feature_layer", -4, -4),
+        ("VipLlava", "vision_feature_layers", [-1, 3], 3),
+    ],
+)
+def test_states_that_the_tower_has_not(name, setting, value, number):
+    def built(value):
+        return tiny_families.builder(name, tiny_families.LLAMA, tiny_families.CLIP_VISION, **{setting: value})("sdpa")
+
+    assert built(value).config.vision_config.num_hidden_layers == 2
+    said = f"{setting} {number} of its configuration is none of the states of the 2 layers of its tower; set -3 to 2"
+    refused(lambda: Target(built(value)), said)
+    assert Target(built([-3, 2] if isinstance(value, list) else -3)).family.kinds == {"image"}
 
 
 def vision_of(target: Target, inputs: dict):
