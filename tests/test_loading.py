@@ -10,6 +10,8 @@ import pytest
 import torch
 from refusals import refused
 from safetensors.torch import load_file, save_file
+from tiny_drafters import TINY_DRAFTERS
+from tiny_requests import case, target_of
 from toys import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -143,3 +145,18 @@ def test_nothing_random_is_taken_for_a_model(monkeypatch, folder, settings, kept
 def test_what_was_meant_is_said_in_one_line(call, message):
     target = mmspec.Target(models.llama())
     refused(lambda: call(target), message)
+
+
+@pytest.mark.parametrize("name", ["eagle", "eagle3, fewer tokens"])
+def test_a_drafter_that_is_loaded_in_inference_mode_works_there_and_elsewhere(tmp_path, name):
+    """Its weights are moved next to one another when it first drafts, and count no versions before and after."""
+    inputs, expected = case("llava", "sdpa", (1,), (9,), 8)
+    TINY_DRAFTERS[name]("llava", "sdpa").save_pretrained(tmp_path / "drafter")
+    target = target_of("llava", "sdpa")
+    with torch.inference_mode():
+        drafter = mmspec.load_drafter(str(tmp_path / "drafter"), target)
+        assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=8).token_ids == expected
+    assert mmspec.generate(target, drafter, inputs=inputs, max_new_tokens=8).token_ids == expected
+    drafter.save_pretrained(tmp_path / "again")
+    again = mmspec.load_drafter(str(tmp_path / "again"), target)
+    assert mmspec.generate(target, again, inputs=inputs, max_new_tokens=8).token_ids == expected

@@ -189,13 +189,14 @@ def joined(parameters: Sequence[Tensor]) -> Tensor:
     return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
 
 
-@torch.inference_mode(False)
 @torch.no_grad()
 def _move_together(parameters: Sequence[Tensor]) -> None:
-    """Give parameters a storage in which they lie one behind the other."""
-    parts = torch.cat([parameter.data for parameter in parameters]).split([len(one) for one in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.data = part
+    """Give parameters a storage in which they lie one behind the other. Those of a drafter that was made in inference
+    mode keep to it: they count no versions, and torch refuses to detach one that claims to."""
+    with torch.inference_mode(all(parameter.is_inference() for parameter in parameters)):
+        parts = torch.cat([parameter.data for parameter in parameters]).split([len(one) for one in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.data = part
 
 
 def rotate(states: Tensor, rope: Rope) -> Tensor:
