@@ -124,8 +124,8 @@ def _load(
         lacking = {one for key in ("missing_keys", "mismatched_keys") for one in info.get(key) or ()}
         if lacking:  # transformers would go on with random numbers in their place
             raise MMSpecError(
-                f"{what} lacks weights of {type(model).__name__}: missing keys {listed(lacking)}, unexpected keys "
-                f"{listed(info['unexpected_keys'])}; fetch it again, or load the model yourself and pass it to "
+                f"{what} lacks weights of {type(model).__name__}: missing keys {listed(lacking, 3)}, unexpected keys "
+                f"{listed(info['unexpected_keys'], 3)}; fetch it again, or load the model yourself and pass it to "
                 "mmspec.Target"
             )
         processor = _read_processor(what, source, loader is not AutoModelForCausalLM, hub)
