@@ -80,7 +80,7 @@ def plain(target: mmspec.Target, repeats: int, tokens: int) -> dict:
     return result
 
 
-def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
+def prefix(dtype: torch.dtype, lengths: list[int], rounds: int = 40) -> dict:
     """Round time by prefix length, with the embedded target's text shape, random weights and forced acceptance.
 
     What is not a forward pass (drafting and scoring are) should not depend on the prefix, and no round should allocate
@@ -102,7 +102,7 @@ def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
     target = mmspec.Target(model)
     drafter = TextOnlyDrafter(target, draft, tree=DynamicTree(5, 4, 24))
     result = {}
-    for length in PREFIXES:
+    for length in lengths:
         ids = torch.randint(0, shape["vocab_size"], (1, length))
         pieces = mmspec.stream(
             target, drafter, inputs={"input_ids": ids}, max_new_tokens=5 * rounds, verifier=Synthetic(0.8)
@@ -121,7 +121,7 @@ def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
             "largest_allocation_in_a_round_mb": largest / 2**20,
         }
         result[str(length)] = entry
-    first, last = (result[str(n)]["outside_forward_ms"] for n in (PREFIXES[0], PREFIXES[-1]))
+    first, last = (result[str(n)]["outside_forward_ms"] for n in (lengths[0], lengths[-1]))
     result["outside_forward_growth"] = last / first
     return result
 
@@ -129,7 +129,7 @@ def prefix(dtype: torch.dtype, rounds: int = 40) -> dict:
 def run_section(section: str, dtype: str, options: argparse.Namespace) -> dict:
     """One of the comparisons, in one dtype."""
     if section == "prefix":
-        return prefix(getattr(torch, dtype))
+        return prefix(getattr(torch, dtype), options.prefixes)
     return plain(mmspec.load_target("tiny", dtype), options.repeats, options.tokens)
 
 
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128, help="tokens per answer in plain")
+    parser.add_argument("--prefixes", type=int, nargs="+", default=PREFIXES, help="tokens of prompts in prefix")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

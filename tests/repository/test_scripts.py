@@ -18,7 +18,7 @@ SMALL = {
     "choose_dream_layer": ["--examples", "1"],
     "cost_model": ["--drafters", "eagle3", "--tokens", "8", "--repeats", "1"],
     "evaluate_tiny": ["--examples", "1"],
-    "loop": ["--sections", "prefix", "--dtypes", "float32", "--repeats", "1", "--tokens", "8"],
+    "loop": ["--sections", "prefix", "--dtypes", "float32", "--prefixes", "64", "512"],
     "overhead": ["--pictures", "1", "--trees", "chain5", "--dtypes", "float32"],
     "prefill": ["--repeats", "1"],
 }

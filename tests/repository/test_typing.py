@@ -38,7 +38,7 @@ out.txet
 REVEALED = [
     "mmspec.target.Target",
     "mmspec.drafters.base.Drafter",
-    "mmspec.generation.Output",
+    "mmspec.decoding.transcript.Output",
     "str | None",
     "str",
     "float",
