@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -90,7 +91,8 @@ class Relay:
         context: Context,
         recursive: bool,
     ):
-        self._drafter, self._passes, self._recursive = drafter, passes, recursive
+        self._drafter: InARow = weakref.proxy(drafter)  # which has this: as a circle both would outlive the request
+        self._passes, self._recursive = passes, recursive
         counts, size = first.entries, context.request.max_length + context.spare_capacity
         self.sessions = [first]
         self._handed: list[Tensor] = []  # by every layer, in the slot of the newest certain token it has read

@@ -68,7 +68,9 @@ class StepDrafter(Drafter):
             self.target.vocab_size,
             self,
         )
-        return self.tree.build(growth)
+        tree = self.tree.build(growth)
+        growth.close()
+        return tree
 
     def observe(self, tree: DraftTree, scores: Scores | None, verdict: Verdict) -> None:
         """Tell the builder of the verdict."""

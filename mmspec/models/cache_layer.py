@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,8 +53,17 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def __init__(self, cache: Slots):
         super().__init__()
-        self.cache = cache
+        # A cache holds its layers. Were it held by them too, its keys and values would stay in memory until Python
+        # looks for circles, which it does by the number of objects, and these are few and large.
+        self._cache = weakref.ref(cache)
         self.is_initialized = True
+
+    @property
+    def cache(self) -> Slots:
+        """The cache that has this layer."""
+        cache = self._cache()
+        assert cache is not None, "a layer is used as long as its cache is there"
+        return cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the storage was allocated with the cache."""

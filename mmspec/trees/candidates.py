@@ -141,13 +141,12 @@ class Candidates:
         """`[batch, 1]` log-probability of the root, 0."""
         return torch.zeros(self._root.shape, dtype=torch.float32, device=self._root.device)
 
-    def _all(self, name: str, first: Tensor, of: Callable[[Level], Tensor], levels: int | None = None) -> Tensor:
-        """Return a property of the root and of every level (or of so many levels at least), along the nodes."""
-        levels = self.levels if levels is None else levels
+    def _all(self, name: str, first: Tensor, of: Callable[[Level], Tensor]) -> Tensor:
+        """Return a property of the root and of every level, along the nodes."""
         count, values = self._known.get(name, (0, first))
-        if count < levels:
-            values = torch.cat([values, *map(of, self._grown[count:levels])], dim=1)
-            self._known[name] = levels, values
+        if count < self.levels:
+            values = torch.cat([values, *map(of, self._grown[count:])], dim=1)
+            self._known[name] = self.levels, values
         return values
 
     @property

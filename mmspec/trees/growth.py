@@ -99,6 +99,12 @@ class Growth(Candidates):
         self._eyes: dict[int, Tensor] = {}
         self._numbers = torch.zeros(0)
 
+    def close(self) -> None:
+        """Let the drafter go, once the tree is built: the tree may ask for what is known of the candidates, and would
+        keep the drafter, and all that it has read, in memory as long as itself."""
+        self.drafter, self._expand_root, self._expand = None, _ended, _ended
+        self.__dict__.pop("logits", None)
+
     def limit_depth(self, depth: int) -> int:
         """Return the number of levels, out of `depth`, that the drafter can draft (`Drafter.max_depth`). Builders stop
         there."""
@@ -132,13 +138,14 @@ class Growth(Candidates):
         """
         if self.limit_depth(self.levels + 1) <= self.levels:  # looked into only where it may be so: the device is asked
             self._check_depth(nodes)
-        first, levels = (self._grown[-1].end, self.levels) if self._grown else (1, 0)
+        first = self._grown[-1].end if self._grown else 1
         below: int | None
+        certain = self._certain  # no level refers to this object: as a circle they would outlive the round
         if not self._grown:
             logits, below = self._expand_root()[:, None], 1
             visible = torch.zeros(len(nodes), 1, 0, dtype=torch.bool, device=nodes.device)
             depth = self._number(1, nodes)
-            above = lambda: self._certain  # noqa: E731
+            above = lambda: certain  # noqa: E731
         elif places is not None:
             last = self._grown[-1]
             block = self._block_below(last, places)
@@ -149,8 +156,8 @@ class Growth(Candidates):
         else:
             block = self._block_of(nodes)
             logits, visible, below, depth = self._expand(block), block.visible, None, block.depth + 2
-            paths = lambda level: level.path  # noqa: E731
-            above = lambda: self._all("path", self._certain, paths, levels).gather(1, nodes)  # noqa: E731
+            earlier = self._grown[:]
+            above = lambda: torch.cat([certain, *(one.path for one in earlier)], dim=1).gather(1, nodes)  # noqa: E731
         self.logits = logits
         children = self._choose(logits, count, lambda: self._paths(nodes))
         self._grown.append(Level(first, nodes, visible, below, depth, children, above))
@@ -330,6 +337,10 @@ class Growth(Candidates):
             logits, vocabulary = everything.index_copy(-1, vocabulary, logits), None
         children = self._proposals.choose(logits, count, paths, vocabulary)
         return children if vocabulary is None else children._replace(tokens=vocabulary[children.tokens])
+
+
+def _ended(*_: Any) -> Tensor:
+    raise MMSpecError("a tree that is built does not grow: a builder expands nodes before its build() returns")
 
 
 def _end_of(levels: Sequence[Children], go_on: Callable[[list[float]], bool]) -> int | None:
