@@ -80,7 +80,10 @@ class VLLMEngine(Engine):
         threads, defaults = {}, {}
         if self.target.device.type == "cpu":
             options |= {"enforce_eager": True}
-            threads, defaults = {"OMP_NUM_THREADS": str(torch.get_num_threads())}, ON_A_PROCESSOR
+            # numba, with which vLLM looks up n-grams, sets the number for the whole process, by itself to that of the
+            # cores, and threads that wait for each other spin while others run: thirty times as slow on two busy cores.
+            threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(torch.get_num_threads()))
+            defaults = ON_A_PROCESSOR
         self._worker = WorkerProcess(self.python, threads | dict(self.environment or {}), defaults)
         loaded = self._worker.ask({"load": options | dict(self.options or {})}, self.patience)
         self.versions, self._room = loaded["versions"], loaded["room"]

@@ -6,6 +6,7 @@ import json
 
 import fake_vllm
 import pytest
+import torch
 from refusals import refused
 from running import tiny
 
@@ -47,6 +48,13 @@ def test_plain_answers_arrive_with_what_they_took(requested, tmp_path):
     assert options["model"].endswith("target") and options["dtype"] == "float32" and options["max_model_len"] == 512
     assert options["speculative_config"] is None and not options["enable_prefix_caching"]
     assert [one[1] for one in asked] == [[[96, 96]]] * 2 and [one[2]["seed"] for one in asked] == [3, 4]
+
+
+def test_the_process_has_as_many_threads_as_this_one_whichever_library_starts_them(requested, tmp_path):
+    variables, threads = requested[-1], torch.get_num_threads()
+    for more, wanted in (({}, [str(threads)] * 2), ({"NUMBA_NUM_THREADS": "7"}, [str(threads), "7"])):
+        engine(variables | more)
+        assert json.loads((tmp_path / "threads.json").read_text()) == wanted
 
 
 @pytest.mark.parametrize("given", ["engine.options={max_model_len: 180}", "+engine.options.max_model_len=180"])

@@ -24,6 +24,8 @@ class LLM:
         print("what libraries print")
         with open(FOLDER + "/options.json", "w") as file:
             json.dump(options, file)
+        with open(FOLDER + "/threads.json", "w") as file:
+            json.dump([os.environ.get(library + "_NUM_THREADS") for library in ("OMP", "NUMBA")], file)
         self.files = sorted(os.listdir(options["model"]))
         self.llm_engine = Made(model_config=Made(max_model_len=options.get("max_model_len", 512)))
         self.counts = [0, 0, 0, [0, 0, 0]]
