@@ -141,9 +141,9 @@ def _nodes(row: Row) -> str:
     budget = row.side.get("budget")
     if row.overall is None:
         return DASH
-    if row.side.get("drafter") is None:
-        return "0"
     nodes = row.mean and row.mean.nodes
+    if row.side.get("drafter") is None and not nodes:  # a running server drafts without a drafter of ours
+        return "0"
     shown = [*([] if nodes is None else [f"{nodes:.1f}"]), *([] if budget is None else [f"({budget})"])]
     return " ".join(shown) or DASH
 

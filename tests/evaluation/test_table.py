@@ -33,6 +33,12 @@ def test_markdown_rows(tmp_path):
     assert rows[2][:2] == ["transformers lookup", "(5)"] and lines[5] == "" and lines[6].startswith("- Speed-ups are")
 
 
+def test_of_a_server_that_drafts_the_nodes_are_shown_though_no_drafter_is_here(tmp_path):
+    served = eagle3(label="served", drafter=None, tree=None, budget=None)
+    sides = [plain(), served, plain(label="a server that does not", budget=None)]
+    assert [row[1] for row in made(tmp_path, sides).table().cells()[1]] == ["0", "4.0", "0"]
+
+
 def test_what_is_shown_where_there_is_something_to_show(tmp_path):
     tie = {"row": 0, "position": 7, "margin": 0.001, "tie": True, "token": 1, "plain": 2}
     ties = {"charts/test/0": [tie], "scenes/test/0": [tie], "scenes/test/1": [tie | {"tie": False}]}
