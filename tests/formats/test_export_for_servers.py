@@ -80,6 +80,8 @@ def test_medusa_is_what_vllm_computes(tmp_path):
     made = export_drafter(drafter, tmp_path, "a/target", speculative_tokens=2)
     config, weights = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
     assert (made.method, config["medusa_num_heads"], config["medusa_num_layers"]) == ("medusa", 2, 2)
+    # Told the method, vLLM asks the configuration of a vision-language target for a vocabulary that is not at its top.
+    assert config["model_type"] == "medusa" and made.speculative_config.keys() == {"model", "num_speculative_tokens"}
     states = torch.randn(4, drafter.target.hidden_size)
     for head in range(2):
         ours, x = drafter.medusa_head[head](states), states
@@ -100,6 +102,16 @@ def test_a_draft_model_is_an_ordinary_folder(tmp_path):
     read = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(read(ids).logits, drafter.model(ids).logits)
     assert (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("name", ["my-eagle-1", "Eagle3", "dflash/blind", "DSPARK"])
+def test_folders_by_whose_names_a_server_goes_are_refused(name, tmp_path):
+    blind = mmspec.load_drafter("tiny/text_only", tiny())
+    for drafter in (blind, MedusaDrafter(target_of("llava", "sdpa"), heads=1)):
+        with pytest.raises(MMSpecError, match=r"would take what lies in .* for a drafter of another kind"):
+            export_drafter(drafter, tmp_path / name, "a/target")
+    assert not (tmp_path / name).exists()
+    assert export_drafter(mmspec.load_drafter("tiny/eagle3", tiny()), tmp_path / name).method == "eagle3"
 
 
 def test_what_would_be_served_as_something_else_is_refused(tmp_path):

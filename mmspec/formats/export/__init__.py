@@ -31,6 +31,9 @@ WRITERS: dict[type[Drafter], type[Writer]] = {
 }
 """The writer of every class that can be exported. A subclass is another method, and needs a writer of its own."""
 
+NAMED = ("eagle-", "eagle3", "dflash", "dspark")
+"""Parts of a path by which vLLM takes a drafter that lies there for one of that kind, whatever kind it is told."""
+
 TARGET = "target"
 """Folder of an export that holds the target, where it had to be written."""
 
@@ -69,11 +72,10 @@ class Exported:
     @property
     def speculative_config(self) -> dict[str, Any]:
         """vLLM's `speculative_config`."""
-        return {
-            "method": self.method,
-            "model": str(self.folder.resolve()),
-            "num_speculative_tokens": self.speculative_tokens,
-        }
+        # Told that it is Medusa, vLLM 0.32 looks for the vocabulary's size at the top of the target's configuration,
+        # where vision-language models have none. Not told, it finds the kind in the export's own configuration.
+        method = {} if self.method == "medusa" else {"method": self.method}
+        return method | {"model": str(self.folder.resolve()), "num_speculative_tokens": self.speculative_tokens}
 
     @property
     def command(self) -> str:
@@ -99,10 +101,13 @@ def export_drafter(
         speculative_tokens, mask_token_id: see `export_speculators`.
 
     Raises:
-        MMSpecError: for a drafter that no server can run as it is, or a target without a name.
+        MMSpecError: for a drafter that no server can run as it is, a folder whose path would have it taken for another
+            kind, or a target without a name.
     """
     folder = Path(folder)
     writer = writer_of(drafter, mask_token_id)  # refused here, before anything is written
+    if writer is None:
+        _check_path(folder)
     check_length(speculative_tokens)
     length = None if writer is None else writer.length(speculative_tokens)
     written = export_target(drafter.target, folder / TARGET)
@@ -192,6 +197,17 @@ def writer_of(drafter: Drafter, mask_token_id: int | None = None) -> Writer | No
         f"{type(drafter).__name__} has no counterpart in speculators {FORMAT}: {exported()} can be exported, and to "
         "vLLM also MedusaDrafter and TextOnlyDrafter"
     )
+
+
+def _check_path(folder: Path) -> None:
+    """Refuse a folder in which vLLM would take Medusa's heads, or a draft model, for a head of another kind."""
+    path = str(folder.resolve())
+    for part in NAMED:
+        if part in path.lower():
+            raise MMSpecError(
+                f"vLLM goes by the name of a folder, and would take what lies in {path} for a drafter of another kind, "
+                f"because of {part!r}: name another folder (output=)"
+            )
 
 
 def _name_of_target(drafter: Drafter, given: str | None) -> str:
