@@ -16,7 +16,7 @@ from .grouping import BundleGroup, columns_of, conditions_shown, sizes_of
 from .sheets import BATCH_SIZE, DASH, MATCH, SAME, Sheet, Shown
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-REASON = 100  # characters of why a method failed that stand in its row
+REASON = 150  # characters of why a method failed that stand in its row
 PHASE_COLUMNS = ("draft", "score", "verify", "commit", "observe", "other")
 
 Cell = Callable[[Row], str]

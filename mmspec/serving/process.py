@@ -124,7 +124,7 @@ class WorkerProcess:
             self.close()
             raise MMSpecError(f"{self.python} runs no Python here, it says {cut(line.strip(), 100)!r}: correct python=")
         if "error" in answer:
-            raise MMSpecError(f"vLLM in {self.python} failed at {what!r}: {answer['error']}{self._last_words()}")
+            raise MMSpecError(f"vLLM failed at {what!r}: {answer['error']}{self._last_words()} (python={self.python})")
         return answer["done"]
 
     def _death(self) -> str:

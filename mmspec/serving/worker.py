@@ -140,8 +140,12 @@ def _less(value: Any, before: Any) -> Any:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return an error as one line, with its kind."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:1500]}"
+    """Return an error as one line, with its kind. One of pydantic, with which vLLM refuses settings, has its own words
+    between a count and all values that it was given: they alone are kept."""
+    said = str(error)
+    if type(error).__module__.startswith("pydantic"):
+        said = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())  # type: ignore[attr-defined]
+    return f"{type(error).__name__}: {' '.join(said.split())[:1500]}"
 
 
 def main() -> None:

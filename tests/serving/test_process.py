@@ -17,6 +17,7 @@ from mmspec.serving import process as module
 from mmspec.serving.asking import asked_of
 from mmspec.serving.engine import VLLMEngine, sampling_of
 from mmspec.serving.process import WORKER, WorkerProcess
+from mmspec.serving.worker import _one_line
 from mmspec.trees import Chain, DynamicTree
 from mmspec.verifiers import Greedy
 
@@ -105,6 +106,14 @@ def test_the_worker_says_what_is_installed_and_what_fails():
     assert set(process.ask({"installed": None}, 60)) == {"vllm", "speculators"}
     refused(lambda: process.ask({"load": {"model": "none"}}, 60), "failed at 'load': ModuleNotFoundError")
     assert WORKER.name == "worker.py"
+
+
+def test_settings_that_vllm_refuses_are_told_in_its_own_words():
+    words = [{"msg": "Value error, V1 does not support: this"}, {"msg": "Field\nrequired"}]
+    refusal = type("ValidationError", (ValueError,), {"errors": lambda self: words, "__module__": "pydantic_core"})
+    told = _one_line(refusal("2 validation errors for Config ... input_value=ArgsKwargs(...)"))
+    assert told == "ValidationError: V1 does not support: this; Field required"
+    assert _one_line(ValueError("no\nsuch thing")) == "ValueError: no such thing"
 
 
 def test_a_python_that_is_not_there(monkeypatch):
