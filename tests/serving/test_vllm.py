@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -15,17 +18,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from running import tiny
+from safetensors.torch import load_file, save_file
 
 import mmspec
 from mmspec.cli import main
 from mmspec.decoding.sampling import Sampling
-from mmspec.drafters import NGramDrafter
+from mmspec.drafters import MedusaDrafter, NGramDrafter
 from mmspec.exactness import divergences
-from mmspec.formats.export import export_target
+from mmspec.formats.export import export_drafter
 from mmspec.inputs import prepare
 from mmspec.serving.engine import VLLMEngine
-from mmspec.serving.process import ON_A_PROCESSOR
 from mmspec.serving.server_engine import ServerEngine
 from mmspec.trees import Chain
 
@@ -63,10 +67,11 @@ def compared(target, side, tasks=TASKS) -> tuple[int, int, list]:
     return total, same, found
 
 
-@pytest.mark.parametrize("name", [None, "ngram", "eagle3", "text_only"])
+@pytest.mark.parametrize("name", [None, "ngram", "eagle3", "text_only", "medusa"])
 def test_in_float32_every_id_is_ours_on_eight_pictures_of_each_task(name):
     target = tiny()
-    drafter = NGramDrafter(target) if name == "ngram" else name and mmspec.load_drafter(f"tiny/{name}", target)
+    made = {None: lambda: None, "ngram": lambda: NGramDrafter(target), "medusa": lambda: MedusaDrafter(target)}
+    drafter = made.get(name, lambda: mmspec.load_drafter(f"tiny/{name}", target))()
     total, same, found = compared(target, engine(target, drafter))
     print(f"{name}: {same} of {total} answers are the same; {found}")
     assert total == len(TASKS) * PICTURES and same == total
@@ -98,14 +103,16 @@ def test_an_export_is_checked_by_the_programs_that_read_it(tmp_path, capsys):
 
 def test_a_server_that_was_started_by_the_printed_command(tmp_path):
     target = tiny()
-    folder = export_target(target, tmp_path / "target")
+    drafter = mmspec.load_drafter("tiny/eagle3", target)
+    made = export_drafter(drafter, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = shutil.which(str(Path(WHERE or "", "bin", "vllm")))
-    command = [program, "serve", folder, "--dtype", "float32", "--enforce-eager", "--port", port, "--host", "127.0.0.1"]
-    variables = ON_A_PROCESSOR | dict(os.environ)
-    server = subprocess.Popen(list(map(str, command)), env=variables, start_new_session=True)
+    program, *printed = shlex.split(made.command)
+    command = [str(Path(WHERE or "", "bin", program)), *printed, "--enforce-eager", "--port", str(port)]
+    # What the page has a reader type on a processor, and no more.
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1"} | dict(os.environ)
+    server = subprocess.Popen(command, env=variables, start_new_session=True)
     try:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + STARTING
         while True:
@@ -118,6 +125,26 @@ def test_a_server_that_was_started_by_the_printed_command(tmp_path):
         side = ServerEngine(target, None, None, None, Sampling(), TOKENS, url=url)
         total, same, found = compared(target, side, TASKS[:1])
         assert same == total, found
+        (request, *_) = requests(target, TASKS[:1])
+        rounds = side.answer(request, 0).rounds
+        ours = mmspec.generate(target, drafter, inputs=request, tree=Chain(5), max_new_tokens=TOKENS).stats
+        length = sum(one.emitted[0] for one in rounds) / len(rounds)
+        print(f"server: {same} of {total} answers are the same, {length:.2f} tokens a pass")
+        assert length == pytest.approx(ours.mean_acceptance_length, rel=0.1)
+        export_other(target, tmp_path / "other")
+        other = mmspec.load_target(str(tmp_path / "other"))
+        refused(lambda: ServerEngine(other, None, None, None, Sampling(), TOKENS, url=url), "it serves another model")
     finally:
-        server.terminate()
-        server.wait(30)
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def export_other(target, folder: Path) -> None:
+    """Write the target with other weights, and so another model with the same tokenizer."""
+    shutil.copytree(target.model.config.name_or_path, folder)
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if "language_model" in name and re.search(r"\.layers\.[6-9]\.", name) and weight.ndim == 2:
+            weights[name] = torch.randn(weight.shape, generator=generator).mul(0.1).to(weight.dtype)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
