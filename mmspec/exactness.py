@@ -6,9 +6,10 @@ decoding, but only from a place on where the target is undecided: a near-tie. In
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -82,12 +83,51 @@ def divergences(
         difference |= {"margin": None, "top2": None, "tie": False}
         if a is not None and b is not None:
             scores = next_scores(target, request, row, ours[:position], sampling, seed)
-            margin = float(scores[a] - scores[b])
-            step = torch.finfo(target.arithmetic).eps * float(scores[[a, b]].abs().max())
+            margin, near = _margin(target, scores, a, b, tie)
             best, second = scores.topk(2).values.tolist()
-            difference |= {"margin": margin, "top2": best - second, "tie": abs(margin) <= tie * step}
+            difference |= {"margin": margin, "top2": best - second, "tie": near}
         differences.append(difference)
     return differences
+
+
+def departures(target: Target, request: Request, written: list[int], tie: float = TIE) -> Iterator[dict[str, Any]]:
+    """Yield where a text is not what the target prefers after the tokens before it.
+
+    The target reads the text in one pass, whoever has written it. Where the pass prefers another token, it decodes up
+    to there token by token, which has the last word.
+
+    Args:
+        target: the model that is to have written it.
+        request: a prompt of one row.
+        written: token ids of a greedy answer, up to the first placeholder of a picture if there is one.
+        tie: see `divergences`.
+
+    Yields:
+        `position` among the new tokens, `token`, `plain` (what the target prefers), `margin` and `tie`, as in
+            `divergences`; `row` is 0.
+    """
+    ids = list(takewhile(lambda token: token not in target.family.placeholders, written))
+    if not ids:
+        return
+    with torch.inference_mode():
+        whole, first = append(request, [ids]), request.lengths[0] - 1
+        context = target.prefill(whole, target.encode(whole), feature_layers=(LAST,))
+        preferred = target.family.head(context.features[LAST][0, first : first + len(ids)]).argmax(-1).tolist()
+    for position, (token, other) in enumerate(zip(ids, preferred, strict=True)):
+        if token == other:
+            continue
+        scores = next_scores(target, request, 0, ids[:position], Sampling(), 0)
+        best = int(scores.argmax())
+        if best != token:
+            margin, near = _margin(target, scores, best, token, tie)
+            yield {"row": 0, "position": position, "token": token, "plain": best, "margin": margin, "tie": near}
+
+
+def _margin(target: Target, scores: Tensor, preferred: int, other: int, tie: float) -> tuple[float, bool]:
+    """Return by how much one token is preferred to another, and whether that is a near-tie."""
+    margin = float(scores[preferred] - scores[other])
+    step = torch.finfo(target.arithmetic).eps * float(scores[[preferred, other]].abs().max())
+    return margin, abs(margin) <= tie * step
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class DistillSettings:
     seed: int
     shard: int
     shards: int
+    compared: int
     max_failures: int | None
     url: str | None
     json: bool
@@ -184,4 +185,8 @@ def summary_line(result: Progress, folder: str) -> str:
     """Return the line at the end of a run."""
     speed = f"{result.tokens_per_second:.1f} tokens/s" if result.new_tokens else "nothing was left to ask"
     answers = f"{result.answers} answers of {result.mean_tokens:.1f} tokens on average"
-    return " | ".join([answers, f"{result.skipped} skipped", speed, folder])
+    own = []
+    if result.compared:
+        ties = f"{result.near_ties} near-tie{'s' * (result.near_ties != 1)}"
+        own = [f"{result.compared} answers held against the target: its own, {ties}"]
+    return " | ".join([answers, f"{result.skipped} skipped", *own, speed, folder])

@@ -22,6 +22,7 @@ from .shards import ShardWriter
 
 if TYPE_CHECKING:
     from ..evaluation.engines import Arrival, Engine
+    from .own_text import OwnText
 
 Result = TypeVar("Result")
 
@@ -58,8 +59,9 @@ class Asking:
         options: dict[str, Any],
         max_failures: int | None,
         engine: Engine | None = None,
+        own_text: OwnText | None = None,
     ):
-        self.engine = engine
+        self.engine, self.own_text = engine, own_text
         self.target, self.drafter, self.source, self.folder = target, drafter, source, folder
         self.writer, self.options, self.max_failures = writer, options, max_failures
 
@@ -91,6 +93,7 @@ class Asking:
                 self._skip(question.index, question.example.id, MMSpecError(one.reason))
             else:
                 text = whole_text(self.target.tokenizer, one.token_ids)
+                self._check(question, one.token_ids)
                 self.writer.add([self._record(question, text, one.token_ids, one.finish)])
             arrived()
 
@@ -117,11 +120,19 @@ class Asking:
             return []
         for row, reason in out.unanswered.items():
             self._skip(questions[row].index, questions[row].example.id, MMSpecError(reason))
-        return [
-            self._record(question, out.text[row], out.token_ids[row], out.finish[row])
+        new = [
+            (row, question)
             for row, question in enumerate(questions)
             if question.index not in self.writer.answered and row not in out.unanswered
         ]
+        for row, question in new:
+            self._check(question, out.token_ids[row])
+        return [self._record(question, out.text[row], out.token_ids[row], out.finish[row]) for row, question in new]
+
+    def _check(self, question: Question, ids: Sequence[int]) -> None:
+        """Hold the answer of another engine against the target, if it is one of the first."""
+        if self.engine is not None and self.own_text is not None and self.own_text.wanted:
+            self.own_text.check(question.example.id, self._prepared([question]), ids, type(self.engine).__name__)
 
     def check_failures(self) -> None:
         """Stop if too many examples failed, counting earlier runs too."""

@@ -21,6 +21,7 @@ from ..target import Target
 from ..version import __version__
 from .asking import Asking
 from .author import describe_target, rounded_weights
+from .own_text import OwnText
 from .shards import ShardWriter
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Progress:
         tokens: number of tokens in all answers.
         new_tokens: number of tokens in the answers of this run.
         seconds: time since this run began.
+        compared: number of answers of another engine that this run has held against the target.
+        near_ties: places in them where the engine took a token that the target holds as good as equal to its own.
     """
 
     total: int
@@ -45,6 +48,8 @@ class Progress:
     tokens: int
     new_tokens: int
     seconds: float
+    compared: int = 0
+    near_ties: int = 0
 
     @property
     def mean_tokens(self) -> float:
@@ -72,6 +77,7 @@ def distill(
     shards: int = 1,
     drafter: Drafter | None = None,
     engine: Engine | Callable[[], Engine] | None = None,
+    compared: int = 8,
     max_failures: int | None = 100,
     progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
@@ -97,6 +103,8 @@ def distill(
             own up to near-ties. What an engine could not answer is skipped, like what the target cannot read. A
             function that makes the engine is called when the folder has been found to be free and of the same settings,
             and not at all if nothing is left to ask.
+        compared: number of answers of another engine, the first of a run, that are held against what the target
+            prefers, token by token, before they are written; near-ties are counted (`Progress`). Greedy ones only.
         max_failures: number of examples that may fail (no such picture, a prompt that is too long) before the run
             stops; None never stops.
         progress: function that is called at the beginning and after each batch; after each answer where an engine gives
@@ -108,7 +116,7 @@ def distill(
     # Refused here, because later the folder would have been begun already.
     LogitsPipeline(temperature, top_k, top_p)
     Stopping(max_new_tokens)
-    _check_numbers(batch_size, shard, shards, max_failures)
+    _check_numbers(batch_size, shard, shards, max_failures, compared)
     ready = None if callable(engine) else _of_the_target(engine)
     if target.tokenizer is None:
         raise MMSpecError("the target has no processor, so it reads no text; give Target(model, processor)")
@@ -133,6 +141,7 @@ def distill(
         "images": os.path.relpath(pictures.resolve(), folder.resolve()),
     }
     options = {**sampling, "max_new_tokens": max_new_tokens}
+    own_text = OwnText(target, compared if temperature == 0 else 0)
     with ShardWriter(folder, shard, shards, settings, facts) as writer:
         indices = range(shard, len(source), shards)
         before, started = writer.tokens, time.perf_counter()
@@ -140,7 +149,8 @@ def distill(
         def state() -> Progress:
             seconds = time.perf_counter() - started
             answers, skipped, tokens = len(writer.answered), len(writer.skipped), writer.tokens
-            return Progress(len(indices), answers, skipped, tokens, tokens - before, seconds)
+            found = own_text.compared, own_text.near_ties
+            return Progress(len(indices), answers, skipped, tokens, tokens - before, seconds, *found)
 
         def arrived() -> None:
             if progress is not None and (now := state()).answers + now.skipped < now.total:  # the last one: at the end
@@ -148,7 +158,7 @@ def distill(
 
         batches = [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
         left = [batch for batch in batches if not writer.has(batch)]
-        asking = Asking(target, drafter, source, pictures, writer, options, max_failures, ready)
+        asking = Asking(target, drafter, source, pictures, writer, options, max_failures, ready, own_text)
         asking.check_failures()
         if callable(engine) and left:
             asking.engine = _of_the_target(engine())
@@ -174,10 +184,12 @@ def _of_the_target(engine: Engine | None) -> Engine | None:
     return engine
 
 
-def _check_numbers(batch_size: int, shard: int, shards: int, max_failures: int | None) -> None:
+def _check_numbers(batch_size: int, shard: int, shards: int, max_failures: int | None, compared: int) -> None:
     if batch_size < 1:
         raise MMSpecError(f"batch_size={batch_size} must be at least 1")
     if shards < 1 or not 0 <= shard < shards:
         raise MMSpecError(f"shard={shard} of shards={shards}: shards are numbered from 0 to shards - 1")
+    if compared < 0:
+        raise MMSpecError(f"compared={compared} must not be negative; 0 compares nothing")
     if max_failures is not None and max_failures < 0:
         raise MMSpecError(f"max_failures={max_failures} must not be negative; null never stops")

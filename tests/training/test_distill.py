@@ -190,6 +190,7 @@ def test_pictures_that_are_not_files_are_kept_with_the_answers(target, tmp_path,
         ({"shard": 1}, "shard=1 of shards=1"),
         ({"shards": 0}, "shards=0"),
         ({"max_failures": -1}, "max_failures=-1"),
+        ({"compared": -1}, "compared=-1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
     ],
 )
