@@ -89,7 +89,7 @@ class CachedTeacher(Teacher):
 
     def _vision(self, batch: TrainingPass, rows: Sequence[dict[str, Tensor]], embeds: Tensor) -> Vision | None:
         """Return the media of a batch, of which the language model read what stands at their places in `embeds`."""
-        family, seen, shown, kinds = self.target.family, [], [], []
+        family, seen, shown, deep, kinds = self.target.family, [], [], [], []
         for number, (row, ids) in enumerate(zip(rows, batch.prompt.token_ids(), strict=True)):
             if "tokens" not in row:
                 continue
@@ -100,7 +100,14 @@ class CachedTeacher(Teacher):
             shown += embeds[number, : len(ids)][places].split(sizes)
             if "vision" in row:
                 seen += row["vision"].to(embeds.device).split(sizes)
-        return Vision(shown, seen or None, kinds) if shown else None
+            if "deep" in row:
+                deep += row["deep"].to(embeds.device).split(sizes, dim=1)
+            elif family.joined_layers:  # a draft model with copies of the target's encoders would learn without it
+                raise MMSpecError(
+                    f"the feature cache {str(self.folder)!r} lacks what pictures add behind the first layers, of "
+                    f"example {batch.numbers[number]}: delete the folder, and it is made again"
+                )
+        return Vision(shown, seen or None, kinds, deep or None) if shown else None
 
     def _write(self, shard: int, numbers: Sequence[int], rows: int) -> None:
         tensors: dict[str, Tensor] = {}
@@ -108,16 +115,22 @@ class CachedTeacher(Teacher):
             wanted = numbers[start : start + rows]
             batch = self.loader.prepare(wanted)
             lesson = super().lesson_of(batch)
-            sizes, features = ([], None) if lesson.vision is None else (lesson.vision.sizes, lesson.vision.features)
-            spans = visual_spans(batch.prompt.token_ids(), self.target.family.placeholders, sizes)
-            sizes_left, features_left = iter(sizes), iter(features or ())
+            vision = lesson.vision or Vision([], None)
+            spans = visual_spans(batch.prompt.token_ids(), self.target.family.placeholders, vision.sizes)
+            sizes_left, features_left, deep_left = (
+                iter(vision.sizes),
+                iter(vision.features or ()),
+                iter(vision.deep or ()),
+            )
             for row, (number, length) in enumerate(zip(batch.numbers, lesson.request.lengths, strict=True)):
                 states = {f"layer {layer}": part[row, :length] for layer, part in lesson.features.items()}
                 states["embeds"] = lesson.embeds[row, :length]
                 if spans[row]:
                     states["tokens"] = torch.tensor([next(sizes_left) for _ in spans[row]])
-                    if features is not None:
+                    if vision.features is not None:
                         states["vision"] = torch.cat([next(features_left) for _ in spans[row]])
+                    if vision.deep is not None:
+                        states["deep"] = torch.cat([next(deep_left) for _ in spans[row]], dim=1)
                 # Where another example took the place of a spoilt one, it is that one's states that are kept.
                 tensors |= {f"{number}/{name}": part.cpu().contiguous() for name, part in states.items()}
         with replacing(self._path(shard)) as unfinished:
@@ -129,7 +142,7 @@ class CachedTeacher(Teacher):
             raise MMSpecError(
                 f"the feature cache {str(self.folder)!r} lacks example {number}: delete it, and it is made again"
             )
-        wanted = {f"layer {layer}" for layer in self.feature_layers} | {"embeds", "vision", "tokens"}
+        wanted = {f"layer {layer}" for layer in self.feature_layers} | {"embeds", "vision", "deep", "tokens"}
         return {name: file.get_tensor(f"{number}/{name}") for name in keys[number] if name in wanted}
 
     def _opened(self, shard: int) -> tuple[Any, dict[int, list[str]]]:
