@@ -1,4 +1,4 @@
-"""What a stored lesson holds of pictures is what the target saw: draft models whose encoders are copies learn from that."""
+"""What a stored lesson holds of pictures is what the target saw: draft models with copies of its encoders use it."""
 
 from __future__ import annotations
 
