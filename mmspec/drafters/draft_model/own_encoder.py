@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...compressors import VisualCompressor
 from ...errors import MMSpecError
 from ...families import Family, Vision
 from ...inputs import Request, prepare
-from ...trees import TreeBuilder
 from .base import DraftModelDrafter
 from .same_encoders import SameEncoders
-
-if TYPE_CHECKING:
-    from ...target import Target
 
 
 class OwnEncoderDrafter(DraftModelDrafter):
@@ -33,16 +29,9 @@ class OwnEncoderDrafter(DraftModelDrafter):
     mode = "own_vision"
     encodes = True
 
-    def __init__(
-        self,
-        target: Target,
-        model: nn.Module,
-        processor: Any = None,
-        tree: TreeBuilder | None = None,
-        compressor: VisualCompressor | None = None,
-    ):
-        super().__init__(target, model, processor, tree, compressor)
-        self._same_encoders = SameEncoders()
+    @cached_property
+    def _same_encoders(self) -> SameEncoders:
+        return SameEncoders()
 
     def check_model(self, draft: Family, target: Family) -> None:
         """Refuse a model without encoders, and one that attends to sound beside a target that does not."""
