@@ -96,3 +96,14 @@ def test_models_that_are_no_copies_look_for_themselves(monkeypatch):
     target = target_of("llava", "sdpa")
     assert not SameEncoders().between(mmspec.Target(models.MODELS["qwen_vl"](seed=4)).family, target.family)
     assert decoded(blurred_drafter("llava", "sdpa"), "llava", monkeypatch)[1] == 1
+
+
+def test_weights_are_compared_once_for_all_requests(monkeypatch):
+    """Every request drafts with a fork."""
+    drafter, compared, whole = cut_own_encoder(target_of("llava", "sdpa"), 1), [], torch.equal
+    monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(1) or whole(a, b))
+    decoded(drafter, "llava", monkeypatch)
+    once = len(compared)
+    assert once > 0
+    decoded(drafter, "llava", monkeypatch)
+    assert len(compared) == once

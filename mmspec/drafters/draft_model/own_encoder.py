@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...compressors import VisualCompressor
 from ...errors import MMSpecError
 from ...families import Family, Vision
 from ...inputs import Request, prepare
+from ...trees import TreeBuilder
 from .base import DraftModelDrafter
 from .same_encoders import SameEncoders
+
+if TYPE_CHECKING:
+    from ...target import Target
 
 
 class OwnEncoderDrafter(DraftModelDrafter):
@@ -29,9 +33,16 @@ class OwnEncoderDrafter(DraftModelDrafter):
     mode = "own_vision"
     encodes = True
 
-    @cached_property
-    def _same_encoders(self) -> SameEncoders:
-        return SameEncoders()
+    def __init__(
+        self,
+        target: Target,
+        model: nn.Module,
+        processor: Any = None,
+        tree: TreeBuilder | None = None,
+        compressor: VisualCompressor | None = None,
+    ):
+        super().__init__(target, model, processor, tree, compressor)
+        self._same_encoders = SameEncoders()
 
     def check_model(self, draft: Family, target: Family) -> None:
         """Refuse a model without encoders, and one that attends to sound beside a target that does not."""
