@@ -158,7 +158,7 @@ def means(samples: Sequence[Sample]) -> Figures:
     - `speedup_geometric`: the geometric mean over tasks;
     - `..._per_prompt`: mean over requests of the request's own ratio, and `..._per_prompt_geometric`;
     - `spread`, `spread_decode`: lowest and highest speed-up of a single repeat; None with fewer than two;
-    - `speedup_projected`: None where no drafter took turns with its target;
+    - `speedup_projected`: None where no drafter took turns with its target, and where not all bundles say how long;
     - `nodes`, `levels`, `draft_cost`: None where the rounds are unknown;
     - `accuracy`: over the tasks that have a metric; None without one, or where runs were judged by different ones;
     - `similarity`: None of lossless methods and of sampled text.
@@ -184,7 +184,9 @@ def means(samples: Sequence[Sample]) -> Figures:
         found = [one for one in samples if one.informs(name)]
         return estimate(name, found) if found else None
 
-    took_turns = any(one.requests["in_turn"].any() for one in samples)
+    # All or nothing: of an older bundle nobody knows what would have overlapped, and it would count as nothing.
+    in_turn = pd.concat([one.answers["in_turn"].dropna() for one in samples])
+    took_turns = len(in_turn) > 0 and bool(in_turn.all())
     one_metric = all(len(one.metrics) < 2 for one in samples)  # points of one do not add to those of another
     return Figures(
         speedup=estimate("speedup", samples),

@@ -6,9 +6,9 @@
 - `task`, `ids` of the prompts in the request, `request` (the same joined by spaces), `turn`, and `repeat` from 0; a
   request that occurs in several bundles has the repeats of all;
 - seconds of this repeat: `seconds`, `decode_seconds`, `ttft`, `draft_seconds`, `projected_seconds` (of decoding, had
-  both sides worked side by side that took turns; `in_turn` is 0 where none did), of the baseline beside it
-  `plain_seconds` and `plain_decode_seconds`, those before the first round by phase (`prompt_prune_seconds`, ...), and
-  those of all rounds by phase (`round_draft_seconds`, ...);
+  both sides worked side by side that took turns; `in_turn` is 0 where none did or a bundle is too old to say so, and
+  None without rounds), of the baseline beside it `plain_seconds` and `plain_decode_seconds`, those before the first
+  round by phase (`prompt_prune_seconds`, ...), and those of all rounds by phase (`round_draft_seconds`, ...);
 - counts, which are those of the first repeat: `prompt_tokens`, `target_bytes` and `drafter_bytes` of their caches (None
   where nobody knows), `tokens`, `decode_tokens`, `steps` (target passes), `emitted`,
   `accepted`, `drafted`, `levels`, `rounds`, `known_steps` (passes of which there is a record), the baseline's
@@ -127,7 +127,7 @@ def _runs(bundle: Bundle) -> Runs:
     return found
 
 
-def _timings(record: Record, plain: Record, rounds: list[Record]) -> dict[str, float]:
+def _timings(record: Record, plain: Record, rounds: list[Record]) -> dict[str, float | None]:
     """Return the seconds of one answer and of the baseline's beside it.
 
     The whole is the wall time, which is measured alike for every engine; decoding is what remains of it after vision
@@ -144,6 +144,7 @@ def _timings(record: Record, plain: Record, rounds: list[Record]) -> dict[str, f
         "seconds": record["wall"],
         "decode_seconds": decoding,
         "projected_seconds": decoding - record.get("overlap_seconds", 0.0),
+        "in_turn": int("overlap_seconds" in record) if rounds else None,
         "ttft": prompt,
         "draft_seconds": by_phase.get("draft", 0.0) + by_phase.get("observe", 0.0),
         "plain_seconds": plain["wall"],
@@ -170,7 +171,6 @@ def _counts(
         emitted, accepted = tokens, tokens - steps
     held = record.get("cache_bytes") or {}
     return {
-        "in_turn": int("overlap_seconds" in record),
         "prompt_tokens": sum(record["prompt_tokens"]),
         "target_bytes": held.get("target"),
         "drafter_bytes": held.get("drafter"),
