@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,14 @@ class TreeCacheLayer(CacheLayerMixin):
         cache = self._cache()
         assert cache is not None, "a layer is used as long as its cache is there"
         return cache
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what there is to copy or to store, with the cache itself, so that the layers of a copy are
+        the copy's."""
+        return vars(self) | {"_cache": self.cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _cache=weakref.ref(state["_cache"]))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the storage was allocated with the cache."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from unittest import mock
 
 import pytest
@@ -222,3 +224,27 @@ def test_a_growing_cache_is_copied_a_few_times_only(monkeypatch):
         sizes.add(cache.capacity)
         assert slots <= cache.capacity < slots * 1.25 + 8
     assert len(sizes) < 30
+
+
+@pytest.mark.parametrize(
+    "another", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))], ids=["copied", "stored"]
+)
+def test_another_cache_has_layers_of_its_own(another):
+    """What is written to it, it commits, and the first one is as it was."""
+
+    def write(cache: TreeCache, value: float) -> None:
+        cache.begin(1)
+        for layer, (keys, values) in zip(cache.tree_layers, SHAPES, strict=True):
+            layer.update(*(torch.full((2, one.heads, 1, one.dim), value, dtype=one.dtype) for one in (keys, values)))
+        cache.end()
+        cache.commit([1, 1])
+
+    first = TreeCache(SHAPES, 2)
+    write(first, 1)
+    second = another(first)
+    write(second, 2)
+    assert all(layer.cache is second for layer in second.tree_layers)
+    assert (first.lengths_list, second.lengths_list) == ([1, 1], [2, 2])
+    for before, after in zip(first.tree_layers, second.tree_layers, strict=True):
+        assert (after.keys[:, :, 0] == 1).all() and (after.keys[:, :, 1] == 2).all()
+        assert (before.keys[:, :, 0] == 1).all() and not (before.keys[:, :, 1] == 2).any()
