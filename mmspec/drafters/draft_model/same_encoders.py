@@ -17,8 +17,8 @@ OF_NO_ENCODER = {"text_config", "architectures", "transformers_version", "dtype"
 class SameEncoders:
     """The answer for one pair of models, looked up anew once a weight of theirs was written or replaced.
 
-    Copies are what `recipe=small_copy` begins with, and training leaves them as they are. Writes that torch does not count
-    are not noticed: those through `weight.data`, and in inference mode to weights that were made in it.
+    Copies are what `recipe=small_copy` begins with, and training leaves them as they are. Writes that torch does not
+    count are not noticed: those through `weight.data`, and in inference mode to weights that were made in it.
     """
 
     def __init__(self) -> None:
