@@ -24,6 +24,7 @@ import torch
 import torch.multiprocessing  # which teaches multiprocessing to share tensors
 
 from ...errors import MMSpecError, first_line
+from ...models.capturing import without_capturing
 from ...models.model import Model
 from ...trees import Proposals
 from .writer import First, Written
@@ -106,7 +107,8 @@ class DraftProcess:
         except OSError:
             raise self._dead() from None
         settings = {"compile": model.compiled is not None, "writes": model.family.writes}
-        self._send((model.model, settings, vocab_size, torch.get_num_threads()), "the draft model")
+        with without_capturing(model.model):
+            self._send((model.model, settings, vocab_size, torch.get_num_threads()), "the draft model")
         self._answer()
 
     @property
