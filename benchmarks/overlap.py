@@ -23,10 +23,11 @@ PROMPTS = ("Describe the picture.", "What is left of the red square?", "How many
 
 
 def questions(length: str | None) -> list[dict]:
-    """Return what is asked: about the picture that ships, or about clips of a length."""
+    """Return what is asked: about the picture that ships, or about a clip of a length."""
     if length is None:
         return [{"prompt": prompt, "images": [demo_image()]} for prompt in PROMPTS]
-    return [{"prompt": one.prompt, "videos": [one.frames]} for one in (watch("accounts", "test", 0, length),)]
+    clip = watch("accounts", "test", 0, length)
+    return [{"prompt": clip.prompt, "videos": [clip.frames]}]
 
 
 def sides(target, name: str, window: int | str, mode: str) -> dict:
@@ -82,10 +83,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     given = parser.parse_args()
     window = given.window if given.window == "auto" else int(given.window)
-    target = mmspec.load_target("tiny" if given.length is None else "tiny-video")
-    names = given.names or (
-        ["tiny/draft_model", "tiny/text_only"] if given.length is None else ["tiny-video/draft_model"]
-    )
+    models = ("tiny", "draft_model", "text_only") if given.length is None else ("tiny-video", "draft_model")
+    target = mmspec.load_target(models[0])
+    names = given.names or [f"{models[0]}/{name}" for name in models[1:]]
     print("| draft model | after a rejection | side | tokens per pass | windows used | over plain | over in turn |")
     print("|---|---|---|--:|--:|--:|--:|")
     for name in names:

@@ -106,13 +106,11 @@ def departures(target: Target, request: Request, written: list[int], tie: float 
         `position` among the new tokens, `token`, `plain` (what the target prefers), `margin` and `tie`, as in
             `divergences`; `row` is 0.
     """
-    ids = list(takewhile(lambda token: token not in target.family.placeholders, written))
+    ids = _before_pictures(target, written)
     if not ids:
         return
     with torch.inference_mode():
-        whole, first = append(request, [ids]), request.lengths[0] - 1
-        context = target.prefill(whole, target.encode(whole), feature_layers=(LAST,))
-        preferred = target.family.head(context.features[LAST][0, first : first + len(ids)]).argmax(-1).tolist()
+        preferred = target.family.head(_read(target, request, ids)[:-1]).argmax(-1).tolist()
     for position, (token, other) in enumerate(zip(ids, preferred, strict=True)):
         if token == other:
             continue
@@ -121,6 +119,20 @@ def departures(target: Target, request: Request, written: list[int], tie: float 
         if best != token:
             margin, near = _margin(target, scores, best, token, tie)
             yield {"row": 0, "position": position, "token": token, "plain": best, "margin": margin, "tie": near}
+
+
+def _before_pictures(target: Target, written: list[int]) -> list[int]:
+    """Return a text up to its first placeholder: what a target wrote has no pictures, and a pass would look for
+    them."""
+    return list(takewhile(lambda token: token not in target.family.placeholders, written))
+
+
+def _read(target: Target, request: Request, written: list[int]) -> Tensor:
+    """Return the last states `[1 + tokens, hidden]` behind a prompt of one row and behind every token of a text, from
+    one pass over both."""
+    whole = append(request, [written])
+    context = target.prefill(whole, target.encode(whole), feature_layers=(LAST,))
+    return context.features[LAST][0, request.lengths[0] - 1 :]
 
 
 def _margin(target: Target, scores: Tensor, preferred: int, other: int, tie: float) -> tuple[float, bool]:
@@ -211,17 +223,13 @@ def attribute(target: Target, drafter: Drafter, request: Request, **options: Any
 @torch.inference_mode()
 def _rounding(target: Target, request: Request, tokens: list[int], written: list[Tensor]) -> float:
     """Return how far one pass over a text is from decoding it token by token, see `Attribution`."""
+    tokens = _before_pictures(target, tokens)
     length = min(len(tokens), len(written))
-    pictures = [place for place, token in enumerate(tokens) if token in target.family.placeholders]
-    # What the target wrote has no pictures, and the pass would look for them.
-    length = min([length, *pictures])
     plain = torch.stack(written[: max(length, 1)]).float()
     least = QUARTER_STEP * torch.finfo(target.arithmetic).eps * float(plain.square().mean().sqrt())
     if not length:
         return least
-    whole = append(request, [tokens[:length]])
-    context = target.prefill(whole, target.encode(whole), feature_layers=(LAST,))
-    logits = target.family.head(context.features[LAST][0, request.lengths[0] :]).float()
+    logits = target.family.head(_read(target, request, tokens[:length])[1:]).float()
     return max(least, float((logits - plain).square().mean().sqrt()))
 
 

@@ -330,6 +330,11 @@ class Row:
         return self.side.get("control") is True
 
     @property
+    def projected(self) -> bool:
+        """True for a method with a projection: its drafter took turns with its target."""
+        return self.mean is not None and self.mean.speedup_projected is not None
+
+    @property
     def competes(self) -> bool:
         """True for a method that is compared: neither the baseline nor the control, with figures of every task."""
         return not self.baseline and not self.control and self.mean is not None

@@ -70,7 +70,7 @@ def notes(groups: Sequence[BundleGroup], rows: Sequence[Row]) -> Iterator[str]:
     yield _budgets(answered)
     yield from _elsewhere(answered)
     yield from dict.fromkeys(line for group in groups for line in _warnings(group))
-    if any(row.mean is not None and row.mean.speedup_projected for row in answered):
+    if any(row.projected for row in answered):
         yield PROJECTED
     if loose := [row for row in answered if not row.side.get("lossless", True)]:
         names = _joined(row.method for row in loose)

@@ -45,7 +45,7 @@ class MethodTable(Shown):
         elif len(groups) > 1:
             names.append(("measured on", lambda row: conditions_shown(row.conditions, groups)))
         matched = any(one.exact.single_compared and row.conditions["batch"] > 1 for row in rows if (one := row.overall))
-        projected = any(row.mean is not None and row.mean.speedup_projected for row in rows)
+        projected = any(row.projected for row in rows)
         baselines = " and ".join(dict.fromkeys(row.side["label"] for row in rows if row.baseline))
         first = len(names) + 1
         sheets = [
